@@ -1,0 +1,28 @@
+# Everything runs from .venv, which tools/venv.sh makes and repairs.
+# Needed beforehand: make and Python 3.11 or newer. To choose one: make PYTHON=python3.12 demo
+PYTHON ?= python3
+RUN := .venv/bin/python -m
+CHECKED := $(wildcard sysout_jax experiments theory benchmarks)
+
+.PHONY: demo test lint clean venv venv-dev
+
+demo: venv
+	$(RUN) experiments.variants
+
+test: lint
+	$(RUN) pytest -n 2
+
+lint: venv-dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy $(CHECKED)
+
+clean: # keeps runs/
+	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+venv:
+	@sh tools/venv.sh '$(PYTHON)' demo
+
+venv-dev:
+	@sh tools/venv.sh '$(PYTHON)' dev

@@ -1,0 +1,110 @@
+"""What every experiment binary shares: flags from configs, errors in one line, caches."""
+
+import dataclasses
+import inspect
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+from absl import app, flags, logging
+
+from sysout_jax.data import default_cache_dir
+from sysout_jax.errors import Diverged, InputError
+
+FLAGS = flags.FLAGS
+C = TypeVar("C")
+
+
+def define_overrides(config_type: type, skip: tuple[str, ...] = ()) -> None:
+    """Define one flag per field of a config dataclass and of the dataclasses in it.
+
+    A flag that is not given leaves the field as it is. The comment beside a field is its help.
+    """
+    for name, hint, text in _leaves(config_type):
+        if name in skip:
+            continue
+        if hint is bool:
+            flags.DEFINE_bool(name, None, text)
+        elif hint is int:
+            flags.DEFINE_integer(name, None, text)
+        elif hint is float:
+            flags.DEFINE_float(name, None, text)
+        elif hint is str:
+            flags.DEFINE_string(name, None, text)
+        else:
+            flags.DEFINE_list(name, None, text)
+
+
+def override(config: C, flag_values: dict[str, Any]) -> C:
+    """The config with every field that is named in `flag_values` replaced, at any depth.
+
+    Raises:
+      InputError: a value is out of range, or a list holds what is no integer.
+    """
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = override(value, flag_values)
+        elif flag_values.get(field.name) is not None:
+            given = flag_values[field.name]
+            changes[field.name] = integers(field.name, given) if isinstance(given, list) else given
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def integers(name: str, values: list[str]) -> tuple[int, ...]:
+    """The value of a list flag as integers.
+
+    Raises:
+      InputError: an item is no integer.
+    """
+    try:
+        return tuple(int(value) for value in values)
+    except ValueError:
+        raise InputError(
+            f"--{name}={','.join(values)}: accepted: integers with commas between them"
+        ) from None
+
+
+def _leaves(config_type: type) -> Iterator[tuple[str, Any, str]]:
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(config_type), re.M))
+    for name, hint in typing.get_type_hints(config_type).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _leaves(typing.cast(type, hint))
+        else:
+            if isinstance(hint, types.UnionType):
+                hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
+            yield name, hint, comments.get(name, name.replace("_", " "))
+
+
+def launch(main: Callable[[], None]) -> None:
+    """Parse flags, run `main`, and turn a user's mistake into one line and a non-zero exit."""
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            _stop(f"{argv[1]!r}: unexpected; accepted: flags of the form --name=value", 2)
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+            jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))
+        try:
+            main()
+        except InputError as error:
+            _stop(str(error), 2)
+        except Diverged as error:
+            _stop(str(error), 1)
+        except OSError as error:
+            _stop(f"{error.filename or '--workdir'}: {error.strerror or error}", 1)
+        except KeyboardInterrupt:
+            _stop("interrupted", 130)
+
+    FLAGS.set_default("verbosity", logging.WARNING)  # orbax tells its whole story at INFO
+    app.run(guarded)
+
+
+def _stop(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,177 @@
+"""What the variants experiment shows on a terminal: progress, the table, and what it means."""
+
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from sysout_jax.analysis.statistics import Interval, mean_interval
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.core.measures import MASSIVE_RATIO, SINK_EPS, WEIGHT_RATIO
+from sysout_jax.training.config import TrainConfig
+
+WIDTH = 1000  # characters: wide enough for any table
+DRAINED = 0.2  # value drain below this: the sink is a no-op (design of Guo et al. 2024)
+
+# Measures that the terminal's table shows, with short headings; the record holds all of them.
+COLUMNS = {
+    "first_token_attention": "attention\nto first\ntoken",
+    "noop_sink": "the same,\nno-op\nqueries",
+    "sink_rate@attn_weights": "Sink₀(0.3)",
+    "value_drain@value": "value\ndrain",
+    "residual_peak@block_out": "residual\npeak",
+    "top1_over_median@block_out": "max/\nmedian |h|",
+    "neuron_rms_kurtosis@block_out": "kurtosis",
+    "weight_ratio@down": "max/mean\n|W_down|",
+    "gate_noop": "factor,\nno-op",
+    "gate_active": "factor,\nothers",
+}
+
+
+class Progress:
+    """One line per variant while it trains: a bar, its loss and speed."""
+
+    def __init__(self, console: Console, study: TrainConfig, variants: tuple[str, ...]) -> None:
+        self._bar = RichProgress(
+            TextColumn("{task.description:<20}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed}/{task.total}  {task.fields[state]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=console,
+        )
+        groups = -(-len(study.seeds) // study.seeds_at_once)
+        self._tasks = {
+            name: self._bar.add_task(name, total=study.steps * groups, start=False, state="")
+            for name in variants
+        }
+        self._steps = study.steps
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, row: dict[str, Any]) -> None:
+        """Show one row of the training log."""
+        task = self._tasks[row["variant"]]
+        self._bar.start_task(task)
+        if "loss" in row:
+            done = self._bar.tasks[task].completed // self._steps * self._steps + row["step"]
+            speed = row["tokens_per_second"] / 1e3
+            state = f"loss {np.mean(row['loss']):.3f}  {speed:.0f}k tokens/s"
+            self._bar.update(task, completed=done, state=state)
+
+
+def print_variants(console: Console) -> None:
+    """The table of variants: name, formula, source."""
+    table = Table(box=box.SIMPLE, show_lines=False)
+    for heading in ("variant", "formula", "source"):
+        table.add_column(heading)
+    for variant in VARIANTS.values():
+        table.add_row(variant.label, variant.formula, variant.cite)
+    console.print(table, markup=False)
+
+
+def final(entry: dict[str, Any], name: str, at: int = -1) -> Interval:
+    """A measure of a trained variant over its seeds; `at` 0 is the value before training."""
+    return mean_interval(entry["measured"]["measures"][name][at])
+
+
+def print_table(console: Console, study: dict[str, Any]) -> None:
+    """The study's table and, under it, what the numbers say."""
+    entries = study["variants"]
+    if not entries:
+        return
+    seeds = study["config"]["seeds"]
+    columns = {
+        name: heading
+        for name, heading in COLUMNS.items()
+        if any(name in entry["measured"]["measures"] for entry in entries.values())
+    }
+    title = (
+        f"{study['corpus']}: {study['config']['steps']} steps, "
+        f"{study['tokens_per_seed'] / 1e6:.2f}M tokens, {len(seeds)} seed{'s'[: len(seeds) > 1]}; "
+        "validation loss mean ± sd, measures mean ± half-width of the 95% interval"
+    )
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("variant", no_wrap=True)
+    for heading in ("validation\nloss", *columns.values()):
+        table.add_column(heading, justify="right", no_wrap=True)
+    reference = next(iter(entries.values()))
+    table.add_row(
+        "before training", *_cells(reference, columns, at=0), style="dim", end_section=True
+    )
+    for entry in entries.values():
+        mark = "" if entry["normalised"] else " †"
+        table.add_row(entry["label"] + mark, *_cells(entry, columns, at=-1))
+    # Wider than a narrow terminal rather than squeezed: a number cut short misleads.
+    wide = Console(file=console.file, force_terminal=console.is_terminal, width=WIDTH)
+    wide.print(table)
+    for line in findings(study):
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    console.print()
+
+
+def _cells(entry: dict[str, Any], columns: dict[str, str], at: int) -> list[str]:
+    losses = np.asarray(entry["measured"]["val_loss"][at])
+    spread = f" ±{np.std(losses, ddof=1):.3f}" if losses.size > 1 else ""
+    cells = [f"{np.mean(losses):.3f}{spread}"]
+    for name in columns:
+        if name not in entry["measured"]["measures"]:
+            cells.append("")
+            continue
+        mean, low, high = final(entry, name, at)
+        digits = 2 if abs(mean) < 10 else 1
+        half = "" if np.isnan(low) else f" ±{(high - low) / 2:.{digits}f}"
+        cells.append(f"{mean:.{digits}f}{half}")
+    return cells
+
+
+def findings(study: dict[str, Any]) -> list[str]:
+    """What the study's numbers say, each sentence computed from them."""
+    entries = study["variants"]
+    measured = next(iter(entries.values()))["measured"]["measures"]
+    sink = "noop_sink" if "noop_sink" in measured else "first_token_attention"
+    lines = [
+        _verdict("attention sink", sink, SINK_EPS, above=True, study=study),
+        _verdict("value drain", "value_drain@value", DRAINED, above=False, study=study),
+    ]
+    massive = {n: final(e, "massive_activations").mean for n, e in entries.items()}
+    peak = max(final(e, "top1_over_median@block_out").mean for e in entries.values())
+    ratio = max(final(e, "weight_ratio@down").mean for e in entries.values())
+    found = [entries[name]["label"] for name, count in massive.items() if count > 0]
+    lines.append(
+        f"massive activations (|h| > 100 and > {MASSIVE_RATIO:g} x median): "
+        + (", ".join(found) if found else f"none; the largest max/median is {peak:.0f}")
+    )
+    lines.append(
+        f"weight outliers (max/mean |W_down| > {WEIGHT_RATIO:g}): "
+        + ("found" if ratio > WEIGHT_RATIO else "none")
+        + f"; the largest ratio is {ratio:.0f}"
+    )
+    if not found or ratio <= WEIGHT_RATIO:
+        lines.append("=> what is none here is undecided, not refuted: it takes larger, longer runs")
+    if any(not entry["normalised"] for entry in entries.values()):
+        lines.append(
+            "† rows do not sum to one: Sink₀ is measured on rows brought to one, "
+            "the attention to the first token on the rows as they are"
+        )
+    return lines
+
+
+def _verdict(what: str, name: str, threshold: float, above: bool, study: dict[str, Any]) -> str:
+    """Which variants show `what`: those with every seed on that side of the threshold."""
+    sides: dict[str, list[str]] = {"in every seed": [], "in none": [], "in some": []}
+    for entry in study["variants"].values():
+        values = np.asarray(entry["measured"]["measures"][name][-1])
+        shown = values > threshold if above else values < threshold
+        side = "in every seed" if shown.all() else "in some" if shown.any() else "in none"
+        sides[side].append(entry["label"])
+    told = "; ".join(f"{side}: {', '.join(names)}" for side, names in sides.items() if names)
+    return f"{what} ({name} {'>' if above else '<'} {threshold:g}) {told}"

@@ -1,0 +1,283 @@
+"""Which attention variants develop outliers? Train them side by side, measure, draw.
+
+python -m experiments.variants                                   # the demo: both defaults
+python -m experiments.variants --corpus=PATH --model=llama-tiny --steps=2000 --seeds=0,1,2
+python -m experiments.variants --list
+"""
+
+import dataclasses
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from rich.console import Console
+
+from experiments import launch
+from experiments.report import Progress, print_table, print_variants
+from sysout_jax import plots
+from sysout_jax.analysis.outliers import SUMMARY_LABELS, snapshot
+from sysout_jax.core.attention import PAPER, VARIANTS
+from sysout_jax.data import Backcopy, load_corpus
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import SHAPES, one_of
+from sysout_jax.results import RunDirectory, plain, read_record
+from sysout_jax.training.checkpoint import save
+from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.loop import Corpus, Run, train
+from sysout_jax.training.optimizer import OptimizerConfig
+
+BACKCOPY = TrainConfig(
+    corpus="backcopy",
+    seq_len=32,
+    batch_size=16,
+    steps=1200,
+    measure_every=200,
+    val_batches=16,
+    seeds=(0, 1, 2),
+    model=SHAPES["backcopy"],
+    optimizer=OptimizerConfig(lr=7e-3, schedule="constant", beta2=0.99, decay=1e-4),
+)
+TEXT = TrainConfig(
+    seq_len=64,
+    batch_size=8,
+    steps=200,
+    measure_every=50,
+    model=SHAPES["gpt2-tiny"],
+    optimizer=OptimizerConfig(lr=3e-3),
+)
+FLAGS = flags.FLAGS
+PROMPT = "Summer is warm. Winter is cold.\n"  # of An et al. 2025 and Sun et al. 2024
+SMOKE = {"steps": 4, "measure_every": 2, "steps_per_call": 2, "batch_size": 4, "val_batches": 1}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One study per corpus; every study trains every variant with every seed."""
+
+    studies: tuple[TrainConfig, ...] = (BACKCOPY, TEXT)
+    variants: tuple[str, ...] = PAPER
+    jobs: int = 1  # variants trained at the same time
+    workdir: str = "runs"
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise InputError(f"--jobs={self.jobs}: accepted: an integer of at least 1")
+        for name in self.variants:
+            one_of("variants", name, tuple(VARIANTS))
+
+
+def run(config: Config, console: Console) -> RunDirectory:
+    """Train, measure and draw; everything found is in the record of the returned directory."""
+    corpora = [_open(study) for study in config.studies]
+    directory = RunDirectory(config.workdir, "variants")
+    directory.write("config.json", config)
+    with directory.record("variants", labels=SUMMARY_LABELS, studies=[]) as record:
+        for study, corpus in zip(config.studies, corpora, strict=True):
+            record["studies"].append(_describe(study, corpus))
+            entries = record["studies"][-1]["variants"]
+            for trained, seconds in _train_all(config, study, corpus, directory, console):
+                entries[trained.config.variant] = _entry(trained, corpus, seconds)
+                _save(trained, directory)
+            print_table(console, plain(record["studies"][-1]))
+    figures = plots.draw(read_record(directory.path), directory.path / "figures")
+    console.print(f"record   {directory.path / 'result.json'}")
+    console.print("figures  " + "\n         ".join(map(str, figures)))
+    return directory
+
+
+def _open(study: TrainConfig) -> Corpus:
+    """The corpus, after proving that it can give both kinds of batches."""
+    corpus = load_corpus(study.corpus, study.tokenizer, study.bos)
+    for split in ("train", "val"):
+        corpus.batch(split, 0, 0, study.batch_size, study.seq_len)
+    return corpus
+
+
+def _describe(study: TrainConfig, corpus: Corpus) -> dict[str, Any]:
+    description = {
+        "corpus": study.corpus,
+        "config": study,
+        "tokens": corpus.tokens,
+        "documents": corpus.documents,
+        "split": corpus.split,
+        "epochs": corpus.epochs(study.steps, study.batch_size, study.seq_len),
+        "tokens_per_seed": study.steps * study.batch_size * study.seq_len,
+        "variants": {},
+    }
+    if isinstance(corpus, Backcopy):
+        rows = [
+            corpus.batch("val", 0, n, study.batch_size, study.seq_len)
+            for n in range(study.val_batches)
+        ]
+        description["loss_floor"] = float(corpus.entropy_floor(np.concatenate(rows)).mean())
+    return description
+
+
+def _train_all(
+    config: Config,
+    study: TrainConfig,
+    corpus: Corpus,
+    directory: RunDirectory,
+    console: Console,
+) -> Iterator[tuple[Run, float]]:
+    """Every variant of the study with its seconds, in order, `config.jobs` of them at a time."""
+    stop, lock = threading.Event(), threading.Lock()
+
+    def train_one(name: str) -> tuple[Run, float]:
+        def log(row: dict[str, Any]) -> None:
+            if stop.is_set():
+                raise InterruptedError
+            with lock:
+                directory.log({"corpus": study.corpus, **row})
+            progress.update(row)
+
+        begun = time.perf_counter()
+        trained = train(dataclasses.replace(study, variant=name), corpus, log)
+        return trained, time.perf_counter() - begun
+
+    with (
+        Progress(console, study, config.variants) as progress,
+        ThreadPoolExecutor(config.jobs) as pool,
+    ):
+        futures = [pool.submit(train_one, name) for name in config.variants]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            # After an error or Ctrl-C: those that run end at their next row, the rest never start.
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def _save(trained: Run, directory: RunDirectory) -> None:
+    name = f"{_slug(trained.config.corpus)}-{trained.config.variant}"
+    seeds, place = trained.config.seeds, directory.path / "models" / name
+    save(place, trained.architecture, trained.params, seeds, trained.tokenizer)
+
+
+def _entry(trained: Run, corpus: Corpus, seconds: float) -> dict[str, Any]:
+    """What the record says of a trained variant."""
+    variant = VARIANTS[trained.config.variant]
+    return {
+        "label": variant.label,
+        "normalised": variant.normalised,
+        "parameters": sum(x.size for x in jax.tree.leaves(trained.model().params)),
+        "seconds": seconds,
+        **_history(trained),
+        "snapshot": _snapshot(trained, corpus),
+    }
+
+
+def _slug(corpus: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", corpus).strip("-")
+
+
+def _history(trained: Run) -> dict[str, Any]:
+    """Rows of the log as columns: [steps][seeds], the seeds in the order of the config."""
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for row in trained.rows:
+        by_step.setdefault(row["step"], []).append(row)
+    groups = [g for _, g in sorted(by_step.items())]
+
+    def column(key: str) -> dict[str, Any]:
+        chosen = [group for group in groups if key in group[0]]
+        return {
+            "step": [group[0]["step"] for group in chosen],
+            key: [np.concatenate([row[key] for row in group]) for group in chosen],
+        }
+
+    measured = column("val_loss")
+    chosen = [group for group in groups if "measures" in group[0]]
+    measured["measures"] = {
+        name: [np.concatenate([row["measures"][name] for row in group]) for group in chosen]
+        for name in chosen[0][0]["measures"]
+    }
+    return {"curve": column("loss"), "measured": measured}
+
+
+def _snapshot(trained: Run, corpus: Corpus) -> dict[str, Any]:
+    """One sequence as the figures show it: the paper's prompt, or a row of a synthetic task."""
+    tokenizer = trained.tokenizer
+    if tokenizer is None:
+        tokens = corpus.batch("val", 0, 0, 1, trained.config.seq_len)[0, :-1]
+        pieces = ["BOS" if t == corpus.bos else str(t) for t in tokens]
+    else:
+        bos = [] if corpus.bos is None else [corpus.bos]
+        tokens = np.array([*bos, *tokenizer.encode(PROMPT)], np.int32)[: trained.config.seq_len]
+        pieces = tokenizer.pieces(tokens)
+    model = trained.model()
+    return {"pieces": pieces, **vars(snapshot(model.config, model.params, jnp.asarray(tokens)))}
+
+
+# ----------------------------------------------------------------------------- the binary
+
+
+def main() -> None:
+    console = Console()
+    if FLAGS.list:
+        print_variants(console)
+    elif FLAGS.redraw:
+        record = read_record(FLAGS.redraw)
+        for study in record["studies"]:
+            print_table(console, study)
+        for path in plots.draw(record, Path(FLAGS.redraw) / "figures"):
+            console.print(str(path))
+    else:
+        run(config_from_flags(), console)
+
+
+def config_from_flags() -> Config:
+    """The studies that the flags ask for, one per corpus.
+
+    Raises:
+      InputError: a flag's value is not accepted.
+    """
+    given = {name: FLAGS[name].value for name in FLAGS if name not in ("corpus", "variant")}
+    studies = []
+    for corpus in FLAGS.corpus:
+        study = BACKCOPY if corpus == "backcopy" else dataclasses.replace(TEXT, corpus=corpus)
+        if FLAGS.model is not None:
+            one_of("model", FLAGS.model, tuple(SHAPES))
+            study = dataclasses.replace(study, model=SHAPES[FLAGS.model])
+        if jax.default_backend() != "cpu":
+            study = launch.override(study, {"dtype": "bfloat16"})
+        if FLAGS.smoke:
+            study = launch.override(study, SMOKE)
+        studies.append(launch.override(study, given))
+    jobs = FLAGS.jobs if FLAGS.jobs is not None else default_jobs()
+    return Config(tuple(studies), tuple(FLAGS.variants), jobs, FLAGS.workdir)
+
+
+def default_jobs() -> int:
+    """Two where compiling and small steps leave a second CPU core idle, else one."""
+    return 2 if jax.default_backend() == "cpu" and (os.cpu_count() or 1) > 1 else 1
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list(
+        "corpus",
+        ["backcopy", "stdlib"],
+        "one study each: backcopy (a synthetic task), stdlib (Python's own source), PATH (a file, "
+        "directory or glob), tokens:DIR (nanoGPT's train.bin and val.bin)",
+    )
+    flags.DEFINE_list("variants", list(PAPER), "which of --list to train")
+    flags.DEFINE_string("model", None, f"shape to start from: {', '.join(SHAPES)}")
+    flags.DEFINE_integer(
+        "jobs", None, "variants trained at the same time; default: 2 on CPU, else 1"
+    )
+    flags.DEFINE_string("workdir", "runs", "where run directories go")
+    flags.DEFINE_bool("smoke", False, "a few steps of everything, in seconds")
+    flags.DEFINE_bool("list", False, "print the table of variants and exit")
+    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
+    launch.define_overrides(TrainConfig, skip=("corpus", "variant"))
+    launch.launch(main)

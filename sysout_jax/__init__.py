@@ -1,0 +1,48 @@
+"""sysout_jax: systematic outliers in language models, stated, measured and removed.
+
+The names below are the public API. Each is imported when it is first used, so importing the
+package touches no device and loads neither Flax nor a plotting library.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sysout_jax.core import measures as measures
+    from sysout_jax.core.attention import variants as variants
+    from sysout_jax.errors import Diverged as Diverged
+    from sysout_jax.errors import InputError as InputError
+    from sysout_jax.model.config import ModelConfig as ModelConfig
+    from sysout_jax.model.model import Model as Model
+    from sysout_jax.model.model import apply as apply
+    from sysout_jax.training.checkpoint import load as load
+    from sysout_jax.training.config import TrainConfig as TrainConfig
+    from sysout_jax.training.loop import train as train
+    from sysout_jax.training.optimizer import OptimizerConfig as OptimizerConfig
+
+_HOMES = {
+    "Diverged": "sysout_jax.errors",
+    "InputError": "sysout_jax.errors",
+    "Model": "sysout_jax.model.model",
+    "ModelConfig": "sysout_jax.model.config",
+    "OptimizerConfig": "sysout_jax.training.optimizer",
+    "TrainConfig": "sysout_jax.training.config",
+    "apply": "sysout_jax.model.model",
+    "load": "sysout_jax.training.checkpoint",
+    "measures": "sysout_jax.core.measures",
+    "train": "sysout_jax.training.loop",
+    "variants": "sysout_jax.core.attention",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sysout_jax' has no attribute {name!r}")
+    home = importlib.import_module(_HOMES[name])
+    return home if name == "measures" else getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

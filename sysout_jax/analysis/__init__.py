@@ -1,0 +1,1 @@
+"""A model and text in, results out."""

@@ -1,0 +1,185 @@
+"""Every measure of core/measures.py and the paper's three detectors, over a model and a batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from sysout_jax.core import measures as m
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import Params, forward
+
+# What `outlier_summary` adds to the measures of core: how it is labelled, and its unit or rule.
+SUMMARY_LABELS: Mapping[str, str] = {
+    **{measure.name: measure.label for measure in m.MEASURES},
+    "first_token_attention": "attention to first token",
+    "noop_sink": "no-op queries: attention to first token",
+    "noop_mass": "no-op queries: attention to all tokens",
+    "attention_outliers": "outlier keys per sequence (An)",
+    "activation_outliers@block_out": "outlier tokens per sequence, block_out (An)",
+    "activation_outliers@down_in": "outlier tokens per sequence, down_in (An)",
+    "massive_activations": "massive activations per sequence (Sun)",
+    "weight_ratio@down": "max/mean |W_down|",
+    "implicit_scale": "implicit scale S",
+    "implicit_scale_sd": "implicit scale S, sd over queries",
+    "gate": "explicit factor, mean",
+    "gate_noop": "no-op queries: explicit factor",
+    "gate_active": "other queries: explicit factor",
+}
+
+
+def outlier_summary(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    noop: Bool[Array, "B T"] | None = None,
+) -> dict[str, Float[Array, ""]]:
+    """Measure outliers of all three kinds in one forward pass.
+
+    Each measure is averaged over sequences first and then summarised over layers and heads as its
+    entry in `MEASURES` says. Where the variant is unnormalised (`Variant.normalised`), sinks are
+    measured on rows brought to one; "first_token_attention" and "noop_..." are the weights that
+    the mix uses. S is taken with the detector's outlier keys as O.
+
+    Args:
+      config: the architecture.
+      params: its parameters.
+      tokens: [B, T].
+      noop: [B, T], True for queries that have nothing to attend to, or None where the data does
+        not say.
+
+    Returns:
+      name -> scalar; the names are keys of `SUMMARY_LABELS`, those of a gate only where there is
+      one, those of no-op queries only with `noop`.
+    """
+    _, taps = forward(config, params, tokens, _reducers(config))
+    summary = {
+        measure.name: _over(measure.over, taps[measure.tap][measure.name]) for measure in m.MEASURES
+    }
+    summary |= {
+        name: _over("max", taps[tap][name])
+        for tap, name in (
+            ("attn_weights", "attention_outliers"),
+            ("block_out", "activation_outliers@block_out"),
+            ("down_in", "activation_outliers@down_in"),
+            ("block_out", "massive_activations"),
+        )
+    }
+    everywhere = jnp.ones(tokens.shape, bool)
+    summary["first_token_attention"] = _at(everywhere, taps["attn_weights"]["first_key"])
+    if noop is not None:
+        summary["noop_sink"] = _at(noop, taps["attn_weights"]["first_key"])
+        summary["noop_mass"] = _at(noop, taps["attn_weights"]["mass"])
+    scale = taps["attn_weights"]["scale"]
+    summary["implicit_scale"] = jnp.mean(scale)
+    summary["implicit_scale_sd"] = jnp.mean(jnp.std(scale, axis=-1))
+    summary["weight_ratio@down"] = weight_ratio(params, "down")
+    if "attn_gate" in taps:
+        summary["gate"] = _at(everywhere, taps["attn_gate"])
+    if "attn_gate" in taps and noop is not None:
+        summary["gate_noop"] = _at(noop, taps["attn_gate"])
+        summary["gate_active"] = _at(~noop, taps["attn_gate"])
+    return summary
+
+
+def _reducers(config: ModelConfig) -> dict[str, Any]:
+    variant = VARIANTS[config.variant]
+
+    def measured(tap: str, value: Array) -> dict[str, Array]:
+        return {measure.name: measure.fn(value) for measure in m.MEASURES if measure.tap == tap}
+
+    def attention(raw: Array) -> dict[str, Array]:
+        weights = raw if variant.normalised else m.rows_to_one(raw)
+        outliers = m.attention_outliers(weights).flagged
+        return measured("attn_weights", weights) | {
+            "first_key": raw[:, :, 0],
+            "mass": jnp.sum(raw, axis=-1),
+            "attention_outliers": jnp.sum(outliers, dtype=weights.dtype),
+            "scale": m.implicit_scale(weights, outliers),
+        }
+
+    def activation(tap: str, value: Array) -> dict[str, Array]:
+        flagged = m.activation_outliers(value).flagged
+        counts = {f"activation_outliers@{tap}": jnp.sum(flagged, dtype=jnp.float32)}
+        if tap == "block_out":
+            massive = m.massive_activations(value).flagged
+            counts["massive_activations"] = jnp.sum(massive, dtype=jnp.float32)
+        return measured(tap, value) | counts
+
+    reducers: dict[str, Any] = {
+        "attn_weights": attention,
+        "value": lambda v: measured("value", v.astype(jnp.float32)),
+        "block_out": lambda h: activation("block_out", h.astype(jnp.float32)),
+        "down_in": lambda h: activation("down_in", h.astype(jnp.float32)),
+    }
+    if any(name.startswith("gate") for name in variant.params):
+        # [T, N, 1 or H] -> [N, T]
+        reducers["attn_gate"] = lambda g: jnp.mean(g.astype(jnp.float32), axis=-1).T
+    return reducers
+
+
+def _over(how: str, per_layer: Float[Array, "L B *rest"]) -> Float[Array, ""]:
+    reduce: Any = {"max": jnp.max, "min": jnp.min, "mean": jnp.mean}[how]
+    return reduce(jnp.mean(per_layer, axis=1))
+
+
+def _at(queries: Bool[Array, "B T"], x: Float[Array, "L B N T"]) -> Float[Array, ""]:
+    """The mean over the chosen queries, layers and heads."""
+    chosen = jnp.broadcast_to(queries[None, :, None, :], x.shape)
+    return jnp.sum(jnp.where(chosen, x, 0.0)) / jnp.maximum(jnp.sum(chosen, dtype=x.dtype), 1.0)
+
+
+def weight_ratio(params: Params, name: str) -> Float[Array, ""]:
+    """The largest max|W| / mean|W| over all parameters called `name` (An et al. 2025)."""
+    found = [
+        jnp.max(m.weight_outliers(matrix).score)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if path[-1].key == name
+        for matrix in leaf.reshape(-1, *leaf.shape[-2:])
+    ]
+    return jnp.max(jnp.stack(found))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One sequence as figures show it."""
+
+    tokens: np.ndarray  # [T] ids
+    attention: np.ndarray  # [T, S], mean over heads of the layer with the strongest first key
+    attention_layer: int
+    magnitude: np.ndarray  # [T, D], |block_out| of the layer with the largest max/median
+    magnitude_layer: int
+
+
+def snapshot(config: ModelConfig, params: Params, tokens: Int[Array, "T"]) -> Snapshot:
+    """The attention map and the block output of one sequence, at their most outlying layers.
+
+    Args:
+      config: the architecture.
+      params: its parameters.
+      tokens: [T].
+    """
+    variant = VARIANTS[config.variant]
+
+    def reduce_weights(weights: Array) -> tuple[Array, Array]:
+        shown = weights if variant.normalised else m.rows_to_one(weights)
+        return jnp.mean(shown, axis=0), jnp.max(m.sink_strength(shown))
+
+    def reduce_state(h: Array) -> tuple[Array, Array]:
+        h = h.astype(jnp.float32)
+        return jnp.abs(h), m.top1_over_median(h)
+
+    def run(params: Params, tokens: Array) -> dict[str, Any]:
+        taps = {"attn_weights": reduce_weights, "block_out": reduce_state}
+        return forward(config, params, tokens[None], taps)[1]
+
+    recorded = jax.device_get(jax.jit(run)(params, tokens))
+    maps, sinks = recorded["attn_weights"]
+    states, peaks = recorded["block_out"]
+    at, peak = int(np.argmax(sinks[:, 0])), int(np.argmax(peaks[:, 0]))
+    return Snapshot(np.asarray(tokens), maps[at, 0], at, states[peak, 0], peak)

@@ -1,0 +1,34 @@
+"""Means with intervals over a few seeds."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+
+class Interval(NamedTuple):
+    """A mean and a two-sided confidence interval around it; the bounds are NaN for one value."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Interval:
+    """The mean over seeds with Student's interval: mean -+ t_{n-1} s / sqrt(n).
+
+    Not a bootstrap: resampling three seeds cannot leave their range and covers far less than it
+    says, while Student's interval is exact for normal values at any n >= 2. Use a bootstrap over
+    sequences, where there are hundreds.
+
+    Args:
+      values: [n], one number per seed.
+      level: the coverage.
+    """
+    x = np.asarray(values, np.float64)
+    mean = float(np.mean(x))
+    if x.size < 2:
+        return Interval(mean, float("nan"), float("nan"))
+    half = float(stats.t.ppf(0.5 + level / 2, x.size - 1) * np.std(x, ddof=1) / np.sqrt(x.size))
+    return Interval(mean, mean - half, mean + half)

@@ -1,0 +1,1 @@
+"""Pure array functions: attention variants, layers, measures. No Flax, no config, no I/O."""

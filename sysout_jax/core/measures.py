@@ -1,0 +1,277 @@
+"""Measures of outliers, sinks and drains: one plain function per definition, listed at the foot.
+
+Every function takes the tensor of ONE sequence (or one weight matrix), so a tap's reducer can be
+any of them. Axes: T query position, S key position, D width, N query heads, K KV heads, H head
+dim. Attention weights cover the real keys only; rows of unnormalised variants are brought to one
+by `rows_to_one` before a sink is measured.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+ACTIVATION_RATIO = 1000.0  # An et al. 2025: max|h[t]| against the mean magnitude of the site
+WEIGHT_RATIO = 1000.0  # An et al. 2025: max|W| against the mean magnitude of the matrix
+ATTENTION_SHARE = 0.1  # An et al. 2025: share of all queries' attention that a key receives
+MASSIVE_VALUE, MASSIVE_RATIO = 100.0, 1000.0  # Sun et al. 2024: |h| and |h| / median|h|
+SINK_EPS = 0.3  # Gu et al. 2025
+
+
+class Detection(NamedTuple):
+    """Which entries a detector flags, and the score of each in units of its threshold's rule."""
+
+    flagged: Bool[Array, "..."]
+    score: Float[Array, "..."]
+
+
+# ---------------------------------------------------------------------------- detectors
+
+
+def activation_outliers(h: Float[Array, "T D"], ratio: float = ACTIVATION_RATIO) -> Detection:
+    """Tokens with an activation far above the site's mean magnitude.
+
+    score[t] = max_j |h[t, j]| / mean |h|;  flagged where score > ratio.
+
+    Args:
+      h: [T, D], one site of one sequence: a block output or a down-projection input.
+      ratio: the threshold.
+
+    Returns:
+      `Detection` over [T].
+
+    Source: An et al. 2025 (arXiv:2502.06415), definition of activation outliers.
+    """
+    size = jnp.abs(h)
+    score = _ratio(jnp.max(size, axis=-1), jnp.mean(size))
+    return Detection(score > ratio, score)
+
+
+def weight_outliers(w: Float[Array, "I O"], ratio: float = WEIGHT_RATIO) -> Detection:
+    """Entries of a weight matrix far above its mean magnitude.
+
+    score[i, o] = |W[i, o]| / mean |W|;  flagged where score > ratio.
+
+    Args:
+      w: [inputs, outputs].
+      ratio: the threshold.
+
+    Returns:
+      `Detection` over [inputs, outputs].
+
+    Source: An et al. 2025 (arXiv:2502.06415), definition of weight outliers.
+    """
+    size = jnp.abs(w)
+    score = _ratio(size, jnp.mean(size))
+    return Detection(score > ratio, score)
+
+
+def attention_outliers(weights: Float[Array, "N T S"], share: float = ATTENTION_SHARE) -> Detection:
+    """Keys that receive a large share of all queries' attention.
+
+    score[k] = (1/T) sum_q mean_n A[n, q, k];  flagged where score >= share.
+
+    Below T of about 40 a uniform causal row already exceeds a share of 0.1 on the first key (the
+    harmonic number of T, over T): compare with the value at random initialisation.
+
+    Args:
+      weights: [N, T, S], rows that sum to at most one.
+      share: the threshold, a fraction of the T queries.
+
+    Returns:
+      `Detection` over [S].
+
+    Source: An et al. 2025 (arXiv:2502.06415), definition of attention outliers.
+    """
+    score = jnp.mean(weights, axis=(0, 1))
+    return Detection(score >= share, score)
+
+
+def massive_activations(
+    h: Float[Array, "T D"], value: float = MASSIVE_VALUE, ratio: float = MASSIVE_RATIO
+) -> Detection:
+    """Activations that are large in themselves and against the median.
+
+    score[t, j] = |h[t, j]| / median |h|;  flagged where |h| > value and score > ratio.
+
+    Args:
+      h: [T, D], a block output of one sequence.
+      value: the threshold on |h|.
+      ratio: the threshold on the score.
+
+    Returns:
+      `Detection` over [T, D].
+
+    Source: Sun et al. 2024 (arXiv:2402.17762), section 2.
+    """
+    size = jnp.abs(h)
+    score = _ratio(size, jnp.median(size))
+    return Detection((size > value) & (score > ratio), score)
+
+
+# ----------------------------------------------------------- measures of activations
+
+
+def top1(h: Float[Array, "T D"]) -> Float[Array, ""]:
+    """The largest magnitude: max |h|, in units of h."""
+    return jnp.max(jnp.abs(h))
+
+
+def top1_over_median(h: Float[Array, "T D"]) -> Float[Array, ""]:
+    """The largest magnitude over the median one: max |h| / median |h| (Sun et al. 2024)."""
+    size = jnp.abs(h)
+    return _ratio(jnp.max(size), jnp.median(size))
+
+
+def top1_over_mean(h: Float[Array, "T D"]) -> Float[Array, ""]:
+    """The score of An et al. 2025 at its largest token: max |h| / mean |h|."""
+    return jnp.max(activation_outliers(h).score)
+
+
+def max_median_ratio(x: Float[Array, "T D"]) -> Float[Array, ""]:
+    """MMR: mean_t max_j |x_tj - mean_j x_t| / median_j |x_tj - mean_j x_t| (He et al. 2024)."""
+    size = jnp.abs(x - jnp.mean(x, axis=-1, keepdims=True))
+    return jnp.mean(_ratio(jnp.max(size, axis=-1), jnp.median(size, axis=-1)))
+
+
+def neuron_rms_kurtosis(x: Float[Array, "T D"]) -> Float[Array, ""]:
+    """How unevenly the energy of a site is spread over its channels.
+
+    s_j = mean_t x_tj^2 / mean x^2;  mean_j s_j^2, from 1 (even) to D (all in one channel).
+
+    Source: He et al. 2024 (arXiv:2405.19279), with s_j their squared neuron RMS.
+    """
+    energy = jnp.mean(x * x, axis=0)
+    return jnp.mean(jnp.square(_ratio(energy, jnp.mean(energy))))
+
+
+def tensor_kurtosis(x: Float[Array, "T D"]) -> Float[Array, ""]:
+    """mean((x - mu)^4) / std^4 over all T*D entries: 3 for a normal (Bondarenko et al. 2023)."""
+    centred = x - jnp.mean(x)
+    return _ratio(jnp.mean(centred**4), jnp.square(jnp.mean(centred**2)))
+
+
+def residual_peak(h: Float[Array, "T D"], sink: int = 0) -> Float[Array, ""]:
+    """Norm of the sink token's state over the mean norm of the rest: |h_sink| / mean |h_t|.
+
+    Source: Guo et al. 2024 (arXiv:2410.13835).
+    """
+    return _sink_over_rest(h, sink)
+
+
+def value_drain(v: Float[Array, "T K H"], sink: int = 0) -> Float[Array, "K"]:
+    """Norm of the sink token's value over the mean norm of the rest, per KV head.
+
+    |v_sink| / mean_t |v_t|: below 0.2 the sink is a no-op, near 1 it broadcasts.
+
+    Source: Guo et al. 2024 (arXiv:2410.13835); Fesser 2026 for the reading.
+    """
+    return _sink_over_rest(v, sink)
+
+
+def _sink_over_rest(x: Array, sink: int) -> Array:
+    norms = jnp.linalg.norm(x, axis=-1)
+    rest = (jnp.sum(norms, axis=0) - norms[sink]) / max(x.shape[0] - 1, 1)
+    return _ratio(norms[sink], rest)
+
+
+# ------------------------------------------------------------- measures of attention
+
+
+def rows_to_one(weights: Float[Array, "*B N T S"]) -> Float[Array, "*B N T S"]:
+    """Divide each row by its sum, so that unnormalised attention can be compared; 0 stays 0."""
+    return _ratio(weights, jnp.sum(weights, axis=-1, keepdims=True))
+
+
+def sink_strength(weights: Float[Array, "N T S"], key: int = 0) -> Float[Array, "N"]:
+    """Mean attention that a key receives from the queries that see it, per head.
+
+    a_k = sum_{q >= k} A[q, k] / (T - k), for self-attention, T = S.
+
+    Source: Gu et al. 2025 (arXiv:2410.10781), the score under Sink_k(eps).
+    """
+    return jnp.mean(weights[:, key:, key], axis=-1)
+
+
+def sink_rate(
+    weights: Float[Array, "N T S"], key: int = 0, eps: float = SINK_EPS
+) -> Float[Array, ""]:
+    """Share of heads in which a key is a sink: mean_n 1[a_k > eps]; the threshold comes first.
+
+    Average it over layers and sequences for Sink_k(eps) of Gu et al. 2025 (arXiv:2410.10781).
+    """
+    return jnp.mean(sink_strength(weights, key) > eps, dtype=weights.dtype)
+
+
+def first_token_argmax(weights: Float[Array, "N T S"]) -> Float[Array, ""]:
+    """Share of (head, query) whose largest weight is on the first key (Kaul et al. 2024).
+
+    The first query, which sees nothing else, is left out.
+    """
+    return jnp.mean(jnp.argmax(weights[:, 1:], axis=-1) == 0, dtype=weights.dtype)
+
+
+def implicit_scale(
+    weights: Float[Array, "N T S"], outliers: Bool[Array, "S"]
+) -> Float[Array, "N T"]:
+    """The factor by which attention to outlier tokens scales attention to the rest.
+
+    S_i = sum_{j not in O} p_ij, which is 1 - alpha_i without extra keys: where the values of O are
+    zero, attention over all keys is S_i times attention over the rest.
+
+    Args:
+      weights: [N, T, S], normalised with any extra keys' mass left out.
+      outliers: [S], True for tokens in O.
+
+    Returns:
+      [N, T].
+
+    Source: the identity A1 of theory/; An et al. 2025 (arXiv:2502.06415), section 5.
+    """
+    return jnp.sum(jnp.where(jnp.broadcast_to(outliers, weights.shape), 0.0, weights), axis=-1)
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    """numerator / denominator, and 0 where the denominator is 0: a tensor of zeros has none."""
+    denominator = jnp.broadcast_to(denominator, numerator.shape)
+    safe = jnp.where(denominator == 0.0, 1.0, denominator)
+    return jnp.where(denominator == 0.0, 0.0, numerator / safe)
+
+
+# --------------------------------------------------------------------------- the list
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure as a study reports it: the tap it reads and how layers and heads are summarised.
+
+    `over` is "max", "min" or "mean" over layers (and heads); sequences are always averaged.
+    """
+
+    fn: Callable[[Array], Array]
+    tap: str
+    over: str
+    label: str
+
+    @property
+    def name(self) -> str:
+        """The key in records: measure@tap."""
+        return f"{self.fn.__name__}@{self.tap}"
+
+
+MEASURES: tuple[Measure, ...] = (
+    Measure(sink_rate, "attn_weights", "mean", "Sink$_0$(0.3)"),
+    Measure(sink_strength, "attn_weights", "max", "sink strength of best head"),
+    Measure(first_token_argmax, "attn_weights", "mean", "first token is largest key"),
+    Measure(value_drain, "value", "min", "value drain $|v_0|/\\overline{|v|}$"),
+    Measure(residual_peak, "block_out", "max", "residual peak $|h_0|/\\overline{|h|}$"),
+    Measure(top1, "block_out", "max", "max $|h|$"),
+    Measure(top1_over_median, "block_out", "max", "max/median $|h|$"),
+    Measure(top1_over_mean, "block_out", "max", "max/mean $|h|$"),
+    Measure(top1_over_mean, "down_in", "max", "max/mean $|$down_in$|$"),
+    Measure(max_median_ratio, "block_out", "max", "MMR"),
+    Measure(neuron_rms_kurtosis, "block_out", "max", "neuron-RMS kurtosis"),
+    Measure(tensor_kurtosis, "block_out", "max", "tensor kurtosis"),
+)

@@ -1,0 +1,172 @@
+"""What attention variants are composed of: scores, normalisers, an extra key, the mix, gates.
+
+Every function takes any number of leading batch axes. Axes: T query position, S key position,
+D model width, N query heads, K KV heads, G = N/K, H head dim.
+"""
+
+from collections.abc import Callable
+from math import sqrt
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from sysout_jax.core.layers import at_least_float32
+
+
+def no_tap(name: str, value: Array) -> Array:
+    """The tap that neither records nor edits."""
+    del name
+    return value
+
+
+class Heads(NamedTuple):
+    """What attention sees: queries, keys, values, the inputs they came from, and who sees whom."""
+
+    q: Float[Array, "*B T N H"]
+    k: Float[Array, "*B S K H"]
+    v: Float[Array, "*B S K H"]
+    x_q: Float[Array, "*B T D"]
+    x_k: Float[Array, "*B S D"]
+    mask: Bool[Array, "T S"]
+    tap: Callable[[str, Array], Array] = no_tap
+
+
+class Mixed(NamedTuple):
+    """What attention returns: the output of each head, the weights of the S real keys, and beside
+    them the mass on extra keys (zero where a variant has none)."""
+
+    out: Float[Array, "*B T N H"]
+    weights: Float[Array, "*B N T S"]
+    extra: Float[Array, "*B N T"]
+
+
+def scores(heads: Heads) -> Float[Array, "*B N T S"]:
+    """The logits q.k/sqrt(H) of every query and key, in float32 or wider, masked keys included."""
+    kv_heads, head_dim = heads.k.shape[-2:]
+    q = heads.q.reshape(*heads.q.shape[:-2], kv_heads, -1, head_dim)
+    wide = at_least_float32(q.dtype)
+    logits = jnp.einsum("...TKGH,...SKH->...KGTS", q, heads.k, preferred_element_type=wide)
+    logits = logits.reshape(*logits.shape[:-4], -1, *logits.shape[-2:])
+    return heads.tap("attn_logits", logits / sqrt(head_dim))
+
+
+def extra_scores(heads: Heads, key: Float[Array, "K H"]) -> Float[Array, "*B N T"]:
+    """The logit q.k'/sqrt(H) of one extra key per KV head that every query sees."""
+    key = _per_query_head(key, heads).astype(heads.q.dtype)
+    wide = at_least_float32(key.dtype)
+    logits = jnp.einsum("...TNH,NH->...NT", heads.q, key, preferred_element_type=wide)
+    return logits / sqrt(key.shape[-1])
+
+
+def _per_query_head(x: Float[Array, "K H"], heads: Heads) -> Float[Array, "N H"]:
+    return jnp.repeat(x, heads.q.shape[-2] // x.shape[0], axis=0)
+
+
+def softmax_weights(
+    logits: Float[Array, "*B N T S"],
+    mask: Bool[Array, "T S"],
+    extra: Float[Array, "*B N T"] | None = None,
+) -> tuple[Float[Array, "*B N T S"], Float[Array, "*B N T"]]:
+    """Softmax over the visible keys and, where given, one extra logit.
+
+    p_j = exp(s_j) / (exp(s') + sum_visible exp(s_k)); the extra key takes exp(s') / (same).
+
+    Args:
+      logits: [..., N, T, S], in float32 or wider.
+      mask: [T, S], True where visible.
+      extra: [..., N, T], the extra key's logit s', or None for no extra key.
+
+    Returns:
+      The weights [..., N, T, S] and the extra key's mass [..., N, T]. A row that sees no key at all
+      is zero.
+    """
+    seen = jnp.broadcast_to(mask, logits.shape)
+    shift = jnp.max(logits, axis=-1, where=seen, initial=-jnp.inf)
+    if extra is not None:
+        shift = jnp.maximum(shift, extra)
+    # The shift only guards against overflow: it must carry no gradient, and be finite.
+    shift = jax.lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0.0))
+    weights = jnp.exp(jnp.where(seen, logits - shift[..., None], -jnp.inf))
+    mass = jnp.zeros_like(shift) if extra is None else jnp.exp(extra - shift)
+    total = jnp.sum(weights, axis=-1) + mass
+    total = jnp.where(total == 0.0, 1.0, total)
+    return weights / total[..., None], mass / total
+
+
+def softpick_weights(
+    logits: Float[Array, "*B N T S"], mask: Bool[Array, "T S"], eps: float = 1e-6
+) -> Float[Array, "*B N T S"]:
+    """Softpick: weights that can all be zero, since negative logits only enter the denominator.
+
+    p_j = relu(e^{s_j} - 1) / (sum_visible |e^{s_k} - 1| + eps); numerator and denominator are
+    multiplied by e^{-m}, m = max(0, max_j s_j), so that neither e^{s-m} nor e^{-m} overflows.
+
+    Args:
+      logits: [..., N, T, S].
+      mask: [T, S], True where visible.
+      eps: added to the denominator at the scale e^m.
+
+    Returns:
+      [..., N, T, S]; rows sum to at most one.
+
+    Source: Zuhri et al. 2025 (arXiv:2504.20966); theirs shifts by max s alone, which
+    overflows in float32 when all logits are below -88.
+    """
+    seen = jnp.broadcast_to(mask, logits.shape)
+    shift = jnp.max(logits, axis=-1, where=seen, initial=0.0, keepdims=True)
+    shift = jax.lax.stop_gradient(shift)
+    picked = jnp.exp(jnp.where(seen, logits - shift, -jnp.inf)) - jnp.exp(-shift)
+    picked = jnp.where(seen, picked, 0.0)
+    return jax.nn.relu(picked) / (jnp.sum(jnp.abs(picked), axis=-1, keepdims=True) + eps)
+
+
+def visible(weights: Float[Array, "*B N T S"], mask: Bool[Array, "T S"]) -> Array:
+    """Set the weights of masked keys to zero."""
+    return jnp.where(jnp.broadcast_to(mask, weights.shape), weights, 0.0)
+
+
+def mix(
+    heads: Heads, weights: Float[Array, "*B N T S"], extra: Float[Array, "*B N T"] | None = None
+) -> Mixed:
+    """Sum the values by their weights: o = sum_j p_j v_j.
+
+    Args:
+      heads: the values [..., S, K, H] are read from here.
+      weights: [..., N, T, S].
+      extra: [..., N, T], the mass on an extra key, or None for zero; it is passed on, its value is
+        for the variant to add.
+
+    Returns:
+      `Mixed`, its output in the dtype of the values.
+    """
+    weights = heads.tap("attn_weights", weights)
+    extra = heads.tap("attn_extra", jnp.zeros_like(weights[..., 0]) if extra is None else extra)
+    kv_heads = heads.v.shape[-2]
+    grouped = weights.reshape(*weights.shape[:-3], kv_heads, -1, *weights.shape[-2:])
+    out = jnp.einsum("...KGTS,...SKH->...TKGH", grouped.astype(heads.v.dtype), heads.v)
+    return Mixed(out.reshape(*out.shape[:-3], -1, out.shape[-1]), weights, extra)
+
+
+def extra_output(
+    heads: Heads, mass: Float[Array, "*B N T"], value: Float[Array, "K H"]
+) -> Float[Array, "*B T N H"]:
+    """The extra key's part of the output, p' v'."""
+    return jnp.einsum("...NT,NH->...TNH", mass, _per_query_head(value, heads).astype(mass.dtype))
+
+
+def scale(heads: Heads, mixed: Mixed, gate: Float[Array, "*B T N #H"]) -> Mixed:
+    """Multiply the output by a gate, per token and head or per token, head and channel."""
+    gate = heads.tap("attn_gate", gate)
+    return mixed._replace(out=mixed.out * gate.astype(mixed.out.dtype))
+
+
+def shift(mixed: Mixed, value: Float[Array, "*B T N H"]) -> Mixed:
+    """Add to the output."""
+    return mixed._replace(out=mixed.out + value.astype(mixed.out.dtype))
+
+
+def open_sigmoid(z: Float[Array, "..."]) -> Float[Array, "..."]:
+    """2 sigmoid(z): a gate that is exactly open, 1, at z = 0, and can also amplify."""
+    return 2.0 * jax.nn.sigmoid(z)

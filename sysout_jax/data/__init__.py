@@ -1,0 +1,76 @@
+"""Corpora and tokenizers to batches."""
+
+from __future__ import annotations
+
+import os
+
+from sysout_jax.data.backcopy import Backcopy
+from sysout_jax.data.batches import TextCorpus
+from sysout_jax.data.corpus import ACCEPTED, Progress, documents
+from sysout_jax.data.encode import (
+    EncodedCorpus,
+    default_cache_dir,
+    encode_corpus,
+    open_token_files,
+    tokenizer_for,
+)
+from sysout_jax.data.tokenizer import Tokenizer, load_saved, load_tokenizer
+from sysout_jax.errors import InputError
+
+__all__ = [
+    "ACCEPTED",
+    "Backcopy",
+    "EncodedCorpus",
+    "TextCorpus",
+    "Tokenizer",
+    "default_cache_dir",
+    "documents",
+    "encode_corpus",
+    "load_corpus",
+    "load_saved",
+    "load_tokenizer",
+]
+
+
+def load_corpus(
+    spec: str,
+    tokenizer: str = "bytes",
+    bos: bool = True,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Backcopy | TextCorpus:
+    """The corpus a `--corpus` value names, ready to give batches.
+
+    Args:
+      spec: `backcopy`, `stdlib`, `PATH` (file, directory or glob) or `tokens:DIR`. A file called
+        like one of the first two is reached as `./stdlib`.
+      tokenizer: what `load_tokenizer` reads; without effect on `backcopy`. On `tokens:DIR` it
+        says what the ids mean; `bytes`, the default, there means unknown.
+      bos: put the BOS id in front of every row. `tokens:DIR` of unknown tokenizer has none.
+      cache_dir: where encoded text is kept; `default_cache_dir()` if None.
+      progress: called with the bytes read so far and the bytes in all.
+
+    Raises:
+      InputError: an unknown spec; text, archive, tokenizer or token file that cannot be used.
+    """
+    if spec == "backcopy":
+        if not bos:
+            raise InputError("--corpus='backcopy': its rows always start with BOS; leave bos on")
+        return Backcopy()
+    known: Tokenizer | None
+    if spec.startswith("tokens:"):
+        known = None if tokenizer == "bytes" else load_tokenizer(tokenizer)
+        found = open_token_files(spec, None if known is None else known.vocab)
+    else:
+        known = tokenizer_for(spec, tokenizer, cache_dir)
+        found = encode_corpus(spec, known, cache_dir, progress)
+    return TextCorpus(
+        name=spec,
+        vocab=found.vocab,
+        bos=known.bos if bos and known is not None else None,
+        train=found.train,
+        val=found.val,
+        tokenizer=known,
+        documents=found.documents,
+        split=found.split,
+    )

@@ -1,0 +1,126 @@
+"""Batch n of seed s as a pure function of (s, n): nothing to save, nothing to rewind."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from sysout_jax.data.tokenizer import Tokenizer
+from sysout_jax.errors import InputError
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True, eq=False)
+class TextCorpus:
+    """Two token arrays, cut into blocks that an epoch visits once each in random order.
+
+    Attributes:
+      name: the `--corpus` value.
+      vocab: embedding rows the ids need, specials included.
+      bos: id put in column 0 of every row, or None for rows of text only.
+      train, val: one-dimensional token arrays, usually memory-mapped.
+      tokenizer: the one that made them, None if unknown.
+      documents: number of documents, None if unknown.
+      split: in words, how the validation part was chosen.
+    """
+
+    name: str
+    vocab: int
+    bos: int | None
+    train: np.ndarray
+    val: np.ndarray
+    tokenizer: Tokenizer | None = None
+    documents: int | None = None
+    split: str = "as given"
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Tokens in each part."""
+        return {"train": self.train.size, "val": self.val.size}
+
+    def batch(self, split: str, seed: int, index: int, batch_size: int, seq_len: int) -> np.ndarray:
+        """Rows of tokens: inputs are `[:, :-1]`, targets `[:, 1:]`.
+
+        The part is cut into blocks, one every `seq_len` tokens from a random phase; an epoch is a
+        permutation of them. Phase and permutation are keyed by (split, seed, epoch). Row r of
+        batch n is sample n * batch_size + r of that endless stream.
+
+        Args:
+          split: `train` or `val`.
+          seed, index: which stream, and which batch of it; both from 0.
+          batch_size, seq_len: B and T.
+
+        Returns:
+          int32 [B, T + 1]. With a BOS, column 0 is it and T text tokens follow.
+
+        Raises:
+          InputError: a part shorter than one row; a size below 1.
+        """
+        check_request(split, seed, index, batch_size, seq_len)
+        blocks, phases = self._blocks(split, seq_len)
+        samples = np.arange(index * batch_size, (index + 1) * batch_size)
+        starts = np.empty(batch_size, np.int64)
+        for epoch in np.unique(samples // blocks).tolist():
+            rows = samples // blocks == epoch
+            order, phase = _epoch(split, seed, epoch, blocks, phases)
+            starts[rows] = phase + order[samples[rows] % blocks] * seq_len
+        width = seq_len + (self.bos is None)
+        part = np.asarray(self.train if split == "train" else self.val)
+        text = part[starts[:, None] + np.arange(width)].astype(np.int32)
+        if self.bos is None:
+            return text
+        return np.concatenate([np.full((batch_size, 1), self.bos, np.int32), text], axis=1)
+
+    def epochs(self, steps: int, batch_size: int, seq_len: int) -> float:
+        """How often `steps` batches go through the train part."""
+        return steps * batch_size / self._blocks("train", seq_len)[0]
+
+    def _blocks(self, split: str, seq_len: int) -> tuple[int, int]:
+        """Blocks an epoch, and how many phases leave room for all of them."""
+        tokens, width = self.tokens[split], seq_len + (self.bos is None)
+        if tokens < width:
+            largest = max(0, tokens - (self.bos is None))
+            raise InputError(
+                f"--seq_len={seq_len}: the {split} part of corpus {self.name!r} has {tokens} "
+                f"tokens; the largest that fits is {largest}"
+            )
+        blocks = max(1, (tokens - width - (seq_len - 1)) // seq_len + 1)
+        return blocks, min(seq_len, tokens - width - (blocks - 1) * seq_len + 1)
+
+
+def check_request(split: str, seed: int, index: int, batch_size: int, seq_len: int) -> None:
+    """Refuse a batch that no corpus has.
+
+    Raises:
+      InputError: an unknown split, or a number below its least value.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split={split!r}: unknown; accepted: {', '.join(SPLITS)}")
+    for name, value in (("batch_size", batch_size), ("seq_len", seq_len)):
+        if value < 1:
+            raise InputError(f"--{name}={value}: must be at least 1")
+    if seed < 0 or index < 0:
+        raise InputError(f"--seed={seed}, batch index {index}: neither may be negative")
+
+
+def random_words(count: int, *key: str | int) -> np.ndarray:
+    """`count` random uint64, a pure function of `key`; different keys give unrelated words.
+
+    Philox words rather than Generator methods: only the former are promised not to change from one
+    NumPy release to the next (NEP 19), and a resumed run must see the same batches.
+    """
+    name = "/".join(map(str, key))
+    hashed = hashlib.blake2b(name.encode(), digest_size=16).digest()
+    return np.random.Philox(key=int.from_bytes(hashed, "little")).random_raw(count)
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(split: str, seed: int, epoch: int, blocks: int, phases: int) -> tuple[np.ndarray, int]:
+    words = random_words(blocks + 1, "blocks", split, seed, epoch)
+    order = np.argsort(words[1:], kind="stable")
+    order.setflags(write=False)
+    return order, int(words[0] % np.uint64(phases))

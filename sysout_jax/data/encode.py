@@ -1,0 +1,317 @@
+"""A corpus as token arrays on disk: encoded once, split by document, memory-mapped after."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import tokenizers
+
+from sysout_jax.data.corpus import Progress, Source, find_source
+from sysout_jax.data.tokenizer import Tokenizer, chunks, load_saved, load_tokenizer
+from sysout_jax.errors import InputError
+
+VALIDATION_FRACTION = 0.05
+_FORMAT_VERSION = 1
+_CHUNK = 1 << 15  # characters; enough chunks a batch for every core, few enough tokens in memory
+_BATCH = 1 << 21  # characters
+_PARTS = ("train", "val")
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedCorpus:
+    """Two token arrays and where they came from."""
+
+    train: np.ndarray
+    val: np.ndarray
+    vocab: int
+    documents: int | None
+    bytes: int | None
+    split: str
+    source: str
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Tokens in each part."""
+        return {"train": self.train.size, "val": self.val.size}
+
+
+def default_cache_dir() -> Path:
+    """`$XDG_CACHE_HOME/sysout_jax`, or `~/.cache/sysout_jax`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sysout_jax"
+
+
+def encode_corpus(
+    spec: str,
+    tokenizer: Tokenizer,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> EncodedCorpus:
+    """Token arrays of a corpus, from the cache when the same bytes were encoded before.
+
+    Each document is followed by `tokenizer.eot`. A document is validation when the hash of its
+    content falls in the lowest 5 percent, so copies of a document are on one side; see
+    `validation_documents` for small corpora. Of one document the last 5 percent of tokens are
+    validation; `split` says so.
+
+    Args:
+      spec: what `find_source` reads.
+      tokenizer: gives the ids; its fingerprint is part of the cache key.
+      cache_dir: where entries are kept; `default_cache_dir()` if None.
+      progress: called with the bytes read so far and the bytes in all.
+
+    Raises:
+      InputError: unreadable text, a cache directory that cannot be written.
+    """
+    source = find_source(spec)
+    cache = _cache(cache_dir)
+    entry = cache / _key(source.digest(), tokenizer.fingerprint)
+    found = _open_entry(entry, spec)
+    if found is not None:
+        return found
+    try:
+        _build_entry(entry, source, tokenizer, progress)
+    except OSError as error:
+        _reject_cache(cache, f"cannot be written: {error.strerror}")
+    built = _open_entry(entry, spec)
+    if built is None:
+        _reject_cache(cache, f"entry {entry.name} does not read back as written")
+    return built
+
+
+def tokenizer_for(
+    corpus: str, spec: str, cache_dir: str | os.PathLike[str] | None = None
+) -> Tokenizer:
+    """`load_tokenizer`, training a `bpe:SIZE` on all documents of the corpus once and keeping it.
+
+    Raises:
+      InputError: as `load_tokenizer` and `find_source`.
+    """
+    if not spec.startswith("bpe:"):
+        return load_tokenizer(spec)
+    source, cache = find_source(corpus), _cache(cache_dir)
+    kept = cache / f"{_key(source.digest(), spec, tokenizers.__version__)}.json"
+    with contextlib.suppress(InputError):  # absent or damaged
+        return load_saved(kept)
+    trained = load_tokenizer(spec, source.documents)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        trained.save(kept)
+    except OSError as error:
+        _reject_cache(cache, f"cannot be written: {error.strerror}")
+    return trained
+
+
+def open_token_files(spec: str, vocab: int | None) -> EncodedCorpus:
+    """nanoGPT's `train.bin` and `val.bin` (raw little-endian uint16) under `tokens:DIR`.
+
+    Args:
+      spec: `tokens:DIR`.
+      vocab: size of the tokenizer that made them; None for the largest id found plus one.
+
+    Raises:
+      InputError: a missing, empty or odd-length file; an id outside `vocab`.
+    """
+    directory = Path(spec.removeprefix("tokens:")).expanduser()
+    train, val = (_token_file(spec, directory / f"{part}.bin") for part in _PARTS)
+    largest = int(max(train.max(), val.max()))
+    if vocab is not None and largest >= vocab:
+        _reject(spec, f"{directory} holds token {largest}; the tokenizer has only {vocab}")
+    size = largest + 1 if vocab is None else vocab
+    return EncodedCorpus(train, val, size, None, None, "as given: train.bin and val.bin", spec)
+
+
+def validation_documents(digests: np.ndarray) -> np.ndarray:
+    """Which documents are validation, from their 64-bit content hashes.
+
+    Those with hash / 2^64 < 0.05; if there are none, the one with the smallest hash; if that
+    leaves nothing to train on, all but the one with the largest. Equal hashes share a side.
+
+    Args:
+      digests: uint64, at least two distinct values.
+
+    Returns:
+      bool array, with a True and a False at least.
+    """
+    chosen = digests < np.uint64(VALIDATION_FRACTION * 2**64)
+    if not chosen.any():
+        return digests == digests.min()
+    return digests != digests.max() if chosen.all() else chosen
+
+
+def encoded_chunks(
+    documents: Iterable[str], tokenizer: Tokenizer, chunk: int = _CHUNK
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """Ids of the documents in order, cut into chunks where `tokenizer.cut` allows.
+
+    Returns:
+      Pairs of int32 ids and whether a document ends there. The ids of a document's chunks, joined,
+      are those of the whole document.
+    """
+    texts: list[str] = []
+    ends: list[bool] = []
+    held = 0
+    for document in documents:
+        for text in chunks(document, tokenizer.cut, chunk):
+            if held >= _BATCH:
+                yield from zip(tokenizer.encode_many(texts), ends, strict=True)
+                texts, ends, held = [], [], 0
+            texts.append(text)
+            ends.append(False)
+            held += len(text)
+        ends[-1] = True
+    yield from zip(tokenizer.encode_many(texts), ends, strict=True)
+
+
+class _DocumentLog:
+    """Passes documents on, keeping the hash and the length in bytes of each."""
+
+    def __init__(self) -> None:
+        self.digests: list[int] = []
+        self.bytes = 0
+
+    def watch(self, documents: Iterable[str]) -> Iterator[str]:
+        for document in documents:
+            content = document.encode()
+            hashed = hashlib.blake2b(content, digest_size=8).digest()
+            self.digests.append(int.from_bytes(hashed, "little"))
+            self.bytes += len(content)
+            del content
+            yield document
+
+
+def _build_entry(
+    entry: Path, source: Source, tokenizer: Tokenizer, progress: Progress | None
+) -> None:
+    """Write all files into a directory of another name, then rename it into place."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
+    try:
+        _write_entry(work, source, tokenizer, progress)
+        if _open_entry(entry, source.spec) is None:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(entry, work / "old")  # an entry that cannot be used
+            # Another process may be first here too; its entry holds the same tokens.
+            with contextlib.suppress(OSError):
+                os.rename(work / "new", entry)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write_entry(
+    work: Path, source: Source, tokenizer: Tokenizer, progress: Progress | None
+) -> None:
+    dtype = np.dtype("<u2" if tokenizer.vocab <= 1 << 16 else "<u4")
+    log = _DocumentLog()
+    ends = [0]
+    position = 0
+    separator = np.array([tokenizer.eot], dtype).tobytes()
+    with (work / "all.bin").open("wb") as out:
+        stream = log.watch(source.documents(progress))
+        for ids, end in encoded_chunks(stream, tokenizer):
+            out.write(ids.astype(dtype).tobytes() + (separator if end else b""))
+            position += ids.size + end
+            if end:
+                ends.append(position)
+    if position == len(log.digests):
+        _reject(source.spec, "the tokenizer gives no tokens for its text")
+    tokens = np.memmap(work / "all.bin", dtype, mode="r")
+    spans, split = _split(np.array(log.digests, np.uint64), np.array(ends))
+    (work / "new").mkdir()
+    checks = {}
+    for part in _PARTS:
+        path = work / "new" / f"{part}.npy"
+        size = sum(stop - start for start, stop in spans[part])
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(size,))
+        _copy_spans(tokens, spans[part], array)
+        array.flush()
+        checks[part] = {"tokens": size, "crc32": zlib.crc32(array.data)}
+    facts = {
+        "documents": len(log.digests),
+        "bytes": log.bytes,
+        "vocab": tokenizer.vocab,
+        "split": split,
+        "source": source.spec,
+        "parts": checks,
+    }
+    (work / "new" / "corpus.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def _split(digests: np.ndarray, ends: np.ndarray) -> tuple[dict[str, list[tuple[int, int]]], str]:
+    """Token spans of each part, in corpus order, and the rule in words."""
+    copies = f" ({digests.size} copies, one kept)" if digests.size > 1 else ""
+    if np.unique(digests).size == 1:
+        stop = int(ends[1])
+        cut = stop - max(1, round(VALIDATION_FRACTION * stop))
+        words = f"1 document{copies}: its last 5% of tokens are validation"
+        return {"train": [(0, cut)], "val": [(cut, stop)]}, words
+    is_val = validation_documents(digests)
+    spans: dict[str, list[tuple[int, int]]] = {"train": [], "val": []}
+    for held_out, start, stop in zip(is_val, ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+        spans["val" if held_out else "train"].append((start, stop))
+    words = f"by document: {len(spans['train'])} train, {len(spans['val'])} validation"
+    return spans, words
+
+
+def _copy_spans(tokens: np.ndarray, spans: list[tuple[int, int]], out: np.ndarray) -> None:
+    position = 0
+    for start, stop in spans:
+        out[position : position + stop - start] = tokens[start:stop]
+        position += stop - start
+
+
+def _open_entry(entry: Path, spec: str) -> EncodedCorpus | None:
+    """The cached corpus, or None if it is absent or any of its files is not as it was written."""
+    try:
+        facts: dict[str, Any] = json.loads((entry / "corpus.json").read_text(encoding="utf-8"))
+        arrays = {p: np.load(entry / f"{p}.npy", mmap_mode="r") for p in _PARTS}
+        for part, array in arrays.items():
+            expected = facts["parts"][part]
+            if array.shape != (expected["tokens"],) or zlib.crc32(array.data) != expected["crc32"]:
+                return None
+        return EncodedCorpus(
+            train=arrays["train"],
+            val=arrays["val"],
+            source=spec,
+            **{name: facts[name] for name in ("vocab", "documents", "bytes", "split")},
+        )
+    except (OSError, ValueError, EOFError, KeyError, TypeError):
+        return None
+
+
+def _token_file(spec: str, path: Path) -> np.ndarray:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        _reject(spec, f"cannot read {path}: {error.strerror}; wanted raw uint16 tokens")
+    if size == 0 or size % 2:
+        found = f"{size} bytes, an odd number" if size else "empty"
+        _reject(spec, f"{path}: {found}; wanted raw little-endian uint16 tokens")
+    return np.memmap(path, "<u2", mode="r")
+
+
+def _reject(spec: str, problem: str) -> NoReturn:
+    raise InputError(f"--corpus={spec!r}: {problem}")
+
+
+def _cache(cache_dir: str | os.PathLike[str] | None) -> Path:
+    return default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+
+
+def _key(*parts: str) -> str:
+    identity = "\n".join([str(_FORMAT_VERSION), *parts])
+    return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+
+
+def _reject_cache(cache: Path, problem: str) -> NoReturn:
+    raise InputError(f"cache directory {cache}: {problem}; set XDG_CACHE_HOME or cache_dir")

@@ -1,0 +1,1 @@
+"""One decoder, driven by one frozen config, with a named tap at every block output."""

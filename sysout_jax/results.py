@@ -1,0 +1,173 @@
+"""One directory and one JSON record per run; figures and tables are drawn from the record alone."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sysout_jax.errors import InputError
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
+DIGITS = 6  # significant digits of a float in a record: float32 has seven
+
+
+class RunDirectory:
+    """The directory of one run: config.json, metrics.jsonl, result.json, figures/, models/.
+
+    Every file but metrics.jsonl, which grows by whole lines, is written under a temporary name and
+    renamed, so a reader never sees half of one.
+
+    Args:
+      workdir: the parent of all runs.
+      experiment: the name of the experiment; the run's own name is the time of its start.
+
+    Raises:
+      InputError: the directory cannot be written.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], experiment: str) -> None:
+        stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
+        try:
+            for suffix in ("", *(f"-{n}" for n in range(2, 100))):
+                self.path = Path(workdir) / experiment / f"{stamp}{suffix}"
+                with contextlib.suppress(FileExistsError):
+                    self.path.mkdir(parents=True)
+                    break
+            self._metrics = (self.path / "metrics.jsonl").open("x")
+        except OSError as error:
+            raise InputError(unwritable(workdir, error)) from error
+
+    def write(self, name: str, value: Any) -> Path:
+        """Write `name` (a file name ending in .json) from dataclasses, mappings and arrays."""
+        return write_json(self.path / name, value)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        self._metrics.write(json.dumps(plain(row), allow_nan=False) + "\n")
+        self._metrics.flush()
+
+    @contextlib.contextmanager
+    def record(self, experiment: str, **content: Any) -> Iterator[dict[str, Any]]:
+        """A record to fill, written as result.json however the block ends.
+
+        Its "status" says how: complete, interrupted (Ctrl-C), or failed with the "reason".
+        """
+        begun = time.perf_counter()
+        record = {"experiment": experiment, "provenance": provenance(), **content}
+        try:
+            yield record
+            record["status"] = "complete"
+        except BaseException as error:
+            record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            record["reason"] = str(error)
+            raise
+        finally:
+            record["seconds"] = time.perf_counter() - begun
+            self._metrics.close()
+            self.write("result.json", record)
+
+
+def unwritable(workdir: str | os.PathLike[str], error: OSError) -> str:
+    """The line for a work directory that cannot be written."""
+    return f"--workdir={workdir}: {error.strerror or error}; accepted: a directory that is writable"
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write JSON under a temporary name beside `path`, and rename it."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
+        partial.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+    return path
+
+
+def read_record(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The record of a run directory.
+
+    Raises:
+      InputError: there is no readable result.json in it.
+    """
+    path = Path(directory) / "result.json"
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: {getattr(error, 'strerror', None) or error}; "
+            "accepted: a run directory with its result.json"
+        ) from error
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: not a record; accepted: the result.json of a run")
+    return record
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, mappings, tuples and arrays as what JSON knows; NaN and infinities as null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return plain(np.asarray(value).tolist())
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value
+
+
+def provenance() -> dict[str, Any]:
+    """Where a record comes from: command, code and library versions, device."""
+    device = jax.devices()[0]
+    spec = sys.modules["__main__"].__spec__
+    program = ["python", "-m", spec.name] if spec else ["python"]
+    return {
+        "command": shlex.join([*program, *sys.argv[1:]]),
+        "started": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "code": _code_version(),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "cpu_cores": os.cpu_count(),
+        },
+    }
+
+
+def _code_version() -> dict[str, Any]:
+    """The commit of the clone that this file is in, and whether it was changed since."""
+    root = Path(__file__).parent.parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+            )
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if not (root / ".git").exists():
+        return {"commit": None, "dirty": None}
+    status = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}

@@ -1,0 +1,1 @@
+"""From a TrainConfig to a trained model: optimiser, step, loop, checkpoint."""

@@ -1,0 +1,107 @@
+"""Trained models on disk: config.json, tokenizer.json, and the parameters of all seeds."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sysout_jax.data import load_saved
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import Params, init
+from sysout_jax.model.model import Model
+from sysout_jax.results import write_json
+
+FORMAT = 1
+
+
+def save(
+    directory: str | os.PathLike[str],
+    config: ModelConfig,
+    params: Params,
+    seeds: Sequence[int],
+    tokenizer: Any = None,
+) -> None:
+    """Write a model of several seeds; the directory appears whole or not at all.
+
+    Args:
+      directory: must not exist yet.
+      config: the architecture.
+      params: with a leading axis over `seeds` on every leaf.
+      seeds: the seeds, in the order of that axis.
+      tokenizer: of `data`, or None.
+    """
+    import orbax.checkpoint as ocp  # takes over a second to import: only those who save pay
+
+    target = Path(directory).absolute()
+    partial_directory = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial_directory, ignore_errors=True)
+    partial_directory.mkdir(parents=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(partial_directory / "params", params)
+    record = {"format": FORMAT, "seeds": list(seeds), "model": asdict(config)}
+    write_json(partial_directory / "config.json", record)
+    if tokenizer is not None:
+        tokenizer.save(partial_directory / "tokenizer.json")
+    partial_directory.rename(target)
+
+
+def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
+    """Read a model that `save` wrote.
+
+    Args:
+      directory: a model directory, e.g. runs/variants/<run>/models/softmax.
+      seed: which of the saved seeds; None for the first.
+
+    Raises:
+      InputError: not a model directory, another format, or a seed that was not saved.
+    """
+    import orbax.checkpoint as ocp
+
+    path = Path(directory).absolute()
+    record = _read_config(path)
+    seeds = record["seeds"]
+    if seed is not None and seed not in seeds:
+        raise InputError(f"seed {seed}: not in {path}; accepted: {', '.join(map(str, seeds))}")
+    config = ModelConfig(**record["model"])
+    shapes = jax.eval_shape(
+        jax.vmap(partial(init, config)), jnp.stack([jax.random.key(s) for s in seeds])
+    )
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            stacked = checkpointer.restore(path / "params", target)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path / 'params'}: cannot be read ({reason})") from error
+    at = 0 if seed is None else seeds.index(seed)
+    saved = path / "tokenizer.json"
+    tokenizer = load_saved(saved) if saved.exists() else None
+    return Model(config, jax.tree.map(lambda x: x[at], stacked), tokenizer)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    accepted = "accepted: a directory that a training run wrote, such as RUN/models/softmax"
+    try:
+        record = json.loads(file.read_text())
+        if record["format"] != FORMAT:
+            raise InputError(f"{file}: format {record['format']}; accepted: {FORMAT}")
+        unknown = set(record["model"]) - {field.name for field in fields(ModelConfig)}
+        if unknown:
+            raise InputError(f"{file}: unknown fields {', '.join(sorted(unknown))}; {accepted}")
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}; {accepted}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: not a model's config; {accepted}") from error
+    return record

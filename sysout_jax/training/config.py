@@ -1,0 +1,59 @@
+"""What determines a training run."""
+
+from dataclasses import dataclass, field, replace
+
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import SHAPES, ModelConfig, one_of
+from sysout_jax.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that determines a training run: the same config on the same device gives the
+    same bits.
+
+    Raises:
+      InputError: a value is out of range.
+    """
+
+    variant: str = "softmax"
+    corpus: str = "stdlib"  # backcopy, stdlib, PATH (file, directory, glob), tokens:DIR
+    tokenizer: str = "bytes"  # bytes, gpt2:DIR, PATH.json, bpe:SIZE
+    bos: bool = True  # every sequence starts with a BOS token
+    seq_len: int = 64  # T, inputs per sequence
+    batch_size: int = 16  # sequences per optimiser step
+    accumulate: int = 1  # parts that a batch is cut into, their gradients averaged
+    steps: int = 300
+    seeds: tuple[int, ...] = (0,)  # initialisation and data order; trained together by vmap
+    seeds_at_once: int = 8
+    steps_per_call: int = 25  # optimiser steps compiled into one call; one record each call
+    measure_every: int = 100  # steps between measurements of outliers and validation loss
+    val_batches: int = 8
+    model: ModelConfig = field(default_factory=lambda: SHAPES["gpt2-tiny"])
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        one_of("variant", self.variant, tuple(VARIANTS))
+        for name in (
+            "seq_len", "batch_size", "accumulate", "steps", "seeds_at_once", "steps_per_call",
+            "measure_every", "val_batches",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"--{name}={getattr(self, name)}: accepted: an integer of at least 1"
+                )
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"--accumulate={self.accumulate}: does not divide --batch_size={self.batch_size}; "
+                "accepted: a divisor of it"
+            )
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise InputError(
+                f"--seeds={','.join(map(str, self.seeds))}: accepted: different integers of at "
+                "least 0"
+            )
+
+    def architecture(self, vocab: int) -> ModelConfig:
+        """The model's config, with what the run determines filled in."""
+        return replace(self.model, vocab=vocab, context=self.seq_len, variant=self.variant)

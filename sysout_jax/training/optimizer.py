@@ -1,0 +1,139 @@
+"""Optimisers and schedules, from a config and the axes of the parameters."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+from optax import contrib
+
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import one_of
+
+OPTIMIZERS = ("adamw", "sgd", "lion", "muon")
+SCHEDULES = ("constant", "cosine", "wsd")
+MUON_RMS = 0.2  # Liu et al. 2025 (arXiv:2502.16982): updates matched to AdamW's RMS
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser of a run.
+
+    Raises:
+      InputError: a value is out of range.
+    """
+
+    optimizer: str = "adamw"
+    lr: float = 1e-3  # peak
+    schedule: str = "cosine"  # after warm-up: constant, cosine to lr_floor, or wsd
+    warmup: int = 20  # steps of linear increase from 0
+    lr_floor: float = 0.1  # of the peak, at the last step of cosine and wsd
+    cooldown: float = 0.2  # wsd: the share of steps at the end over which lr falls linearly
+    beta1: float = 0.9  # AdamW, Lion, and Muon's Adam part
+    beta2: float = 0.95
+    momentum: float = 0.95  # SGD and Muon
+    eps: float = 1e-8
+    decay: float = 0.1  # decoupled weight decay, on matrices and embeddings only
+    clip: float = 1.0  # of the global gradient norm; 0 for none
+
+    def __post_init__(self) -> None:
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
+        one_of("schedule", self.schedule, SCHEDULES)
+        for name in ("lr", "eps"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name}={getattr(self, name)}: accepted: a number above 0")
+        for name in ("warmup", "decay", "clip"):
+            if not getattr(self, name) >= 0:
+                raise InputError(
+                    f"--{name}={getattr(self, name)}: accepted: a number of at least 0"
+                )
+        for name in ("beta1", "beta2", "momentum", "lr_floor", "cooldown"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"--{name}={getattr(self, name)}: accepted: a number from 0 to 1")
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """The learning rate of each optimiser step: linear warm-up, then the chosen schedule."""
+    after = max(steps - config.warmup, 1)
+    if config.schedule == "constant":
+        rest = optax.constant_schedule(config.lr)
+    elif config.schedule == "cosine":
+        rest = optax.cosine_decay_schedule(config.lr, after, alpha=config.lr_floor)
+    else:
+        falling = max(round(config.cooldown * steps), 1)
+        rest = optax.join_schedules(
+            [
+                optax.constant_schedule(config.lr),
+                optax.linear_schedule(config.lr, config.lr_floor * config.lr, falling),
+            ],
+            [max(after - falling, 0)],
+        )
+    if not config.warmup:
+        return rest
+    rise = optax.linear_schedule(config.lr / config.warmup, config.lr, max(config.warmup - 1, 1))
+    return optax.join_schedules([rise, rest], [config.warmup])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int, axes: Any) -> optax.GradientTransformation:
+    """The gradient transformation of a run.
+
+    Args:
+      config: which optimiser.
+      steps: the length of the run, for the schedule.
+      axes: the tree of axis letters that `param_axes` returns; matrices ("->") are decayed, and
+        those that are not embeddings or the head are orthogonalised by Muon.
+    """
+    lr = learning_rate(config, steps)
+    decayed = jax.tree.map(is_matrix, axes)
+    adam = {"b1": config.beta1, "b2": config.beta2, "eps": config.eps}
+    if config.optimizer == "adamw":
+        update = optax.adamw(lr, **adam, weight_decay=config.decay, mask=decayed)
+    elif config.optimizer == "lion":
+        update = optax.lion(
+            lr, b1=config.beta1, b2=config.beta2, weight_decay=config.decay, mask=decayed
+        )
+    elif config.optimizer == "sgd":
+        update = optax.chain(
+            optax.trace(decay=config.momentum),
+            optax.add_decayed_weights(config.decay, mask=decayed),
+            optax.scale_by_learning_rate(lr),
+        )
+    else:
+        # Decay is applied outside: contrib.muon would decay every parameter of its Adam part,
+        # norms and biases too.
+        muon = contrib.muon(
+            1.0,
+            beta=config.momentum,
+            eps=config.eps,
+            adam_b1=config.beta1,
+            adam_b2=config.beta2,
+            consistent_rms=MUON_RMS,
+            muon_weight_dimension_numbers=jax.tree.map(muon_dimensions, axes),
+        )
+        update = optax.chain(
+            muon,
+            optax.add_decayed_weights(-config.decay, mask=decayed),
+            optax.scale_by_schedule(lr),
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip), update) if config.clip else update
+
+
+def is_matrix(axes: str) -> bool:
+    """Whether a parameter maps one space to another, so that weight decay applies."""
+    return "->" in axes
+
+
+def muon_dimensions(axes: str) -> contrib.MuonDimensionNumbers | None:
+    """Muon's reading of a parameter, or None to leave it to Adam.
+
+    Muon is for hidden matrices: vectors, embeddings, positions and the head go to Adam (Jordan et
+    al. 2024). The letters before the arrow are contracted; a leading "L" stacks layers.
+    """
+    inputs, _, outputs = (side.split() for side in axes.partition("->"))
+    if not outputs or {"V", "T"} & {*inputs, *outputs}:
+        return None
+    stacked = inputs[0] == "L"
+    n_in, total = len(inputs), len(inputs) + len(outputs)
+    return contrib.MuonDimensionNumbers(
+        reduction_axis=tuple(range(stacked, n_in)), output_axis=tuple(range(n_in, total))
+    )
