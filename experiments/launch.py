@@ -7,7 +7,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -83,28 +83,34 @@ def _leaves(config_type: type) -> Iterator[tuple[str, Any, str]]:
 
 
 def launch(main: Callable[[], None]) -> None:
-    """Parse flags, run `main`, and turn a user's mistake into one line and a non-zero exit."""
-
-    def guarded(argv: list[str]) -> None:
-        if len(argv) > 1:
-            _stop(f"{argv[1]!r}: unexpected; accepted: flags of the form --name=value", 2)
-        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-            jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))
-        try:
-            main()
-        except InputError as error:
-            _stop(str(error), 2)
-        except Diverged as error:
-            _stop(str(error), 1)
-        except OSError as error:
-            _stop(f"{error.filename or '--workdir'}: {error.strerror or error}", 1)
-        except KeyboardInterrupt:
-            _stop("interrupted", 130)
-
+    """Parse flags and run `main`; the exit status is that of `guarded`."""
     FLAGS.set_default("verbosity", logging.WARNING)  # orbax tells its whole story at INFO
-    app.run(guarded)
+    app.run(lambda argv: sys.exit(guarded(main, argv)))
 
 
-def _stop(message: str, code: int) -> None:
+def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
+    """Run `main` and turn what may go wrong for a user into one line on stderr.
+
+    Returns:
+      The exit status: 0, 2 for a user's mistake, 1 for a run that failed, 130 for Ctrl-C.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))
+    try:
+        if len(argv) > 1:
+            raise InputError(f"{argv[1]!r}: unexpected; accepted: flags of the form --name=value")
+        main()
+    except InputError as error:
+        return _say(error, 2)
+    except Diverged as error:
+        return _say(error, 1)
+    except OSError as error:
+        return _say(f"{error.filename or '--workdir'}: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+    return 0
+
+
+def _say(message: object, status: int) -> int:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
+    return status

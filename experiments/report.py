@@ -85,37 +85,54 @@ def final(entry: dict[str, Any], name: str, at: int = -1) -> Interval:
 
 def print_table(console: Console, study: dict[str, Any]) -> None:
     """The study's table and, under it, what the numbers say."""
-    entries = study["variants"]
-    if not entries:
+    if not study["variants"]:
         return
-    seeds = study["config"]["seeds"]
-    columns = {
-        name: heading
-        for name, heading in COLUMNS.items()
-        if any(name in entry["measured"]["measures"] for entry in entries.values())
-    }
-    title = (
-        f"{study['corpus']}: {study['config']['steps']} steps, "
-        f"{study['tokens_per_seed'] / 1e6:.2f}M tokens, {len(seeds)} seed{'s'[: len(seeds) > 1]}; "
-        "validation loss mean ± sd, measures mean ± half-width of the 95% interval"
-    )
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("variant", no_wrap=True)
-    for heading in ("validation\nloss", *columns.values()):
-        table.add_column(heading, justify="right", no_wrap=True)
-    reference = next(iter(entries.values()))
-    table.add_row(
-        "before training", *_cells(reference, columns, at=0), style="dim", end_section=True
-    )
-    for entry in entries.values():
-        mark = "" if entry["normalised"] else " †"
-        table.add_row(entry["label"] + mark, *_cells(entry, columns, at=-1))
+    headings, rows = _table(study)
+    table = Table(title=title(study), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == headings[0] else "right")
+    for row in rows:
+        table.add_row(*row, style="dim" if row is rows[0] else "", end_section=row is rows[0])
     # Wider than a narrow terminal rather than squeezed: a number cut short misleads.
     wide = Console(file=console.file, force_terminal=console.is_terminal, width=WIDTH)
     wide.print(table)
     for line in findings(study):
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     console.print()
+
+
+def markdown_table(study: dict[str, Any]) -> str:
+    """The study's table in Markdown, as the README shows it."""
+    headings, rows = _table(study)
+    headings = [heading.replace("\n", " ").replace("|", "\\|") for heading in headings]
+    lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def title(study: dict[str, Any]) -> str:
+    """The table's title: what was trained, and how its numbers are to be read."""
+    config, seeds = study["config"], len(study["config"]["seeds"])
+    tokens = study["tokens_per_seed"] / 1e6
+    return (
+        f"{study['corpus']}: {config['steps']} steps, {tokens:.2f}M tokens, "
+        f"{seeds} seed{'s' * (seeds > 1)}\n"
+        "validation loss: mean ± sd; measures: mean ± half-width of the 95% interval"
+    )
+
+
+def _table(study: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings, and one row of texts for the untrained model and for each variant."""
+    entries = list(study["variants"].values())
+    columns = {
+        name: heading
+        for name, heading in COLUMNS.items()
+        if any(name in entry["measured"]["measures"] for entry in entries)
+    }
+    rows = [["before training", *_cells(entries[0], columns, at=0)]]
+    for entry in entries:
+        mark = "" if entry["normalised"] else " †"
+        rows.append([entry["label"] + mark, *_cells(entry, columns, at=-1)])
+    return ["variant", "validation\nloss", *columns.values()], rows
 
 
 def _cells(entry: dict[str, Any], columns: dict[str, str], at: int) -> list[str]:

@@ -10,9 +10,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import launch
-from experiments.report import Progress, print_table, print_variants
+from experiments.report import Progress, markdown_table, print_table, print_variants
 from sysout_jax import plots
 from sysout_jax.analysis.outliers import SUMMARY_LABELS, snapshot
 from sysout_jax.core.attention import PAPER, VARIANTS
@@ -83,12 +82,10 @@ def run(config: Config, console: Console) -> RunDirectory:
     directory.write("config.json", config)
     with directory.record("variants", labels=SUMMARY_LABELS, studies=[]) as record:
         for study, corpus in zip(config.studies, corpora, strict=True):
-            record["studies"].append(_describe(study, corpus))
-            entries = record["studies"][-1]["variants"]
-            for trained, seconds in _train_all(config, study, corpus, directory, console):
-                entries[trained.config.variant] = _entry(trained, corpus, seconds)
-                _save(trained, directory)
-            print_table(console, plain(record["studies"][-1]))
+            described = _describe(study, corpus)
+            record["studies"].append(described)
+            _train_all(config, study, corpus, directory, console, described["variants"])
+            print_table(console, plain(described))
     figures = plots.draw(read_record(directory.path), directory.path / "figures")
     console.print(f"record   {directory.path / 'result.json'}")
     console.print("figures  " + "\n         ".join(map(str, figures)))
@@ -106,7 +103,7 @@ def _open(study: TrainConfig) -> Corpus:
 def _describe(study: TrainConfig, corpus: Corpus) -> dict[str, Any]:
     description = {
         "corpus": study.corpus,
-        "config": study,
+        "config": {key: value for key, value in asdict(study).items() if key != "variant"},
         "tokens": corpus.tokens,
         "documents": corpus.documents,
         "split": corpus.split,
@@ -129,8 +126,9 @@ def _train_all(
     corpus: Corpus,
     directory: RunDirectory,
     console: Console,
-) -> Iterator[tuple[Run, float]]:
-    """Every variant of the study with its seconds, in order, `config.jobs` of them at a time."""
+    entries: dict[str, Any],
+) -> None:
+    """Train every variant of the study, `config.jobs` at a time, and fill `entries` in order."""
     stop, lock = threading.Event(), threading.Lock()
 
     def train_one(name: str) -> tuple[Run, float]:
@@ -145,18 +143,19 @@ def _train_all(
         trained = train(dataclasses.replace(study, variant=name), corpus, log)
         return trained, time.perf_counter() - begun
 
-    with (
-        Progress(console, study, config.variants) as progress,
-        ThreadPoolExecutor(config.jobs) as pool,
-    ):
-        futures = [pool.submit(train_one, name) for name in config.variants]
+    progress = Progress(console, study, config.variants)
+    with progress, ThreadPoolExecutor(config.jobs) as pool:
         try:
-            for future in futures:
-                yield future.result()
-        finally:
-            # After an error or Ctrl-C: those that run end at their next row, the rest never start.
+            futures = {name: pool.submit(train_one, name) for name in config.variants}
+            for name, future in futures.items():
+                trained, seconds = future.result()
+                entries[name] = _entry(trained, corpus, seconds)
+                _save(trained, directory)
+        except BaseException:
+            # Error or Ctrl-C: what runs ends at its next row, what waits never starts.
             stop.set()
             pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _save(trained: Run, directory: RunDirectory) -> None:
@@ -170,6 +169,7 @@ def _entry(trained: Run, corpus: Corpus, seconds: float) -> dict[str, Any]:
     variant = VARIANTS[trained.config.variant]
     return {
         "label": variant.label,
+        "order": list(VARIANTS).index(variant.name),
         "normalised": variant.normalised,
         "parameters": sum(x.size for x in jax.tree.leaves(trained.model().params)),
         "seconds": seconds,
@@ -216,7 +216,19 @@ def _snapshot(trained: Run, corpus: Corpus) -> dict[str, Any]:
         tokens = np.array([*bos, *tokenizer.encode(PROMPT)], np.int32)[: trained.config.seq_len]
         pieces = tokenizer.pieces(tokens)
     model = trained.model()
-    return {"pieces": pieces, **vars(snapshot(model.config, model.params, jnp.asarray(tokens)))}
+    shot = snapshot(model.config, model.params, jnp.asarray(tokens))
+    return {
+        "pieces": pieces,
+        "attention": _rounded(shot.attention),
+        "attention_layer": shot.attention_layer,
+        "magnitude": _rounded(shot.magnitude),
+        "magnitude_layer": shot.magnitude_layer,
+    }
+
+
+def _rounded(x: np.ndarray) -> list[list[float]]:
+    """Three significant digits: what a figure can show."""
+    return [[float(f"{value:.3g}") for value in row] for row in x.tolist()]
 
 
 # ----------------------------------------------------------------------------- the binary
@@ -229,7 +241,10 @@ def main() -> None:
     elif FLAGS.redraw:
         record = read_record(FLAGS.redraw)
         for study in record["studies"]:
-            print_table(console, study)
+            if FLAGS.markdown:
+                print(markdown_table(study))
+            else:
+                print_table(console, study)
         for path in plots.draw(record, Path(FLAGS.redraw) / "figures"):
             console.print(str(path))
     else:
@@ -242,6 +257,9 @@ def config_from_flags() -> Config:
     Raises:
       InputError: a flag's value is not accepted.
     """
+    variants = tuple(VARIANTS) if FLAGS.variants == ["all"] else tuple(FLAGS.variants)
+    if FLAGS.smoke and FLAGS["variants"].using_default_value:
+        variants = ("softmax", "context_scale")
     given = {name: FLAGS[name].value for name in FLAGS if name not in ("corpus", "variant")}
     studies = []
     for corpus in FLAGS.corpus:
@@ -255,7 +273,7 @@ def config_from_flags() -> Config:
             study = launch.override(study, SMOKE)
         studies.append(launch.override(study, given))
     jobs = FLAGS.jobs if FLAGS.jobs is not None else default_jobs()
-    return Config(tuple(studies), tuple(FLAGS.variants), jobs, FLAGS.workdir)
+    return Config(tuple(studies), variants, jobs, FLAGS.workdir)
 
 
 def default_jobs() -> int:
@@ -263,21 +281,27 @@ def default_jobs() -> int:
     return 2 if jax.default_backend() == "cpu" and (os.cpu_count() or 1) > 1 else 1
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
+    """Define the flags of this binary."""
     flags.DEFINE_list(
         "corpus",
         ["backcopy", "stdlib"],
         "one study each: backcopy (a synthetic task), stdlib (Python's own source), PATH (a file, "
         "directory or glob), tokens:DIR (nanoGPT's train.bin and val.bin)",
     )
-    flags.DEFINE_list("variants", list(PAPER), "which of --list to train")
+    flags.DEFINE_list("variants", list(PAPER), "which of --list to train, or all")
     flags.DEFINE_string("model", None, f"shape to start from: {', '.join(SHAPES)}")
     flags.DEFINE_integer(
         "jobs", None, "variants trained at the same time; default: 2 on CPU, else 1"
     )
     flags.DEFINE_string("workdir", "runs", "where run directories go")
-    flags.DEFINE_bool("smoke", False, "a few steps of everything, in seconds")
+    flags.DEFINE_bool("smoke", False, "a few steps of two variants, in seconds")
     flags.DEFINE_bool("list", False, "print the table of variants and exit")
     flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
+    flags.DEFINE_bool("markdown", False, "print tables in Markdown")
     launch.define_overrides(TrainConfig, skip=("corpus", "variant"))
+
+
+if __name__ == "__main__":
+    define_flags()
     launch.launch(main)

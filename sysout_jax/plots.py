@@ -94,7 +94,7 @@ def _grid(panels: int, width: float, height: float, **kwargs: Any) -> tuple["Fig
     """A figure with room for `panels` axes, three in a row, each of the given size in inches."""
     from matplotlib.figure import Figure
 
-    columns = min(panels, 3)
+    columns = 2 if panels == 4 else min(panels, 3)
     rows = -(-panels // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **kwargs).ravel()
@@ -120,7 +120,8 @@ def _lines(
 
 
 def _colours(study: Mapping[str, Any]) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(len(study["variants"]))]
+    """One colour per variant, the same in every figure."""
+    return [COLOURS[entry["order"] % len(COLOURS)] for entry in study["variants"].values()]
 
 
 def _array(rows: Any) -> np.ndarray:
@@ -224,7 +225,7 @@ def _attention(study: Mapping[str, Any]) -> "Figure":
     bar = figure.colorbar(image, ax=panels, shrink=0.6, aspect=30)
     marks = np.array([0, 0.01, 0.1, 0.3, 0.6, 1.0])
     bar.set_ticks(np.sqrt(marks).tolist(), labels=[f"{mark:g}" for mark in marks])
-    bar.set_label("weight of key (column), mean over heads; rows brought to one where unnormalised")
+    bar.set_label("attention weight, mean over heads; unnormalised rows brought to one", fontsize=8)
     bar.outline.set_visible(False)
     return figure
 
