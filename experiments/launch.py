@@ -84,8 +84,13 @@ def _leaves(config_type: type) -> Iterator[tuple[str, Any, str]]:
 
 def launch(main: Callable[[], None]) -> None:
     """Parse flags and run `main`; the exit status is that of `guarded`."""
-    FLAGS.set_default("verbosity", logging.WARNING)  # orbax tells its whole story at INFO
-    app.run(lambda argv: sys.exit(guarded(main, argv)))
+
+    def run(argv: Sequence[str]) -> None:
+        if not FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # orbax tells its whole story at INFO
+        sys.exit(guarded(main, argv))
+
+    app.run(run)
 
 
 def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:

@@ -8,10 +8,12 @@ python -m experiments.variants --list
 import dataclasses
 import os
 import re
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data import Backcopy, load_corpus
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import SHAPES, one_of
+from sysout_jax.model.decoder import init
 from sysout_jax.results import RunDirectory, plain, read_record
 from sysout_jax.training.checkpoint import save
 from sysout_jax.training.config import TrainConfig
@@ -56,6 +59,7 @@ TEXT = TrainConfig(
 )
 FLAGS = flags.FLAGS
 PROMPT = "Summer is warm. Winter is cold.\n"  # of An et al. 2025 and Sun et al. 2024
+RECORD_BYTES = 8_000_000  # of a study beside its models: record and figures
 SMOKE = {"steps": 4, "measure_every": 2, "steps_per_call": 2, "batch_size": 4, "val_batches": 1}
 
 
@@ -73,22 +77,32 @@ class Config:
             raise InputError(f"--jobs={self.jobs}: accepted: an integer of at least 1")
         for name in self.variants:
             one_of("variants", name, tuple(VARIANTS))
+        corpora = [study.corpus for study in self.studies]
+        for flag, names in (("variants", self.variants), ("corpus", corpora)):
+            if not names or len(set(names)) < len(names):
+                found = ",".join(names)
+                raise InputError(
+                    f"--{flag}={found}: accepted: at least one name, none of them twice"
+                )
 
 
 def run(config: Config, console: Console) -> RunDirectory:
     """Train, measure and draw; everything found is in the record of the returned directory."""
     corpora = [_open(study) for study in config.studies]
+    names = _names([study.corpus for study in config.studies])
+    _check_room(config, corpora)
     directory = RunDirectory(config.workdir, "variants")
     directory.write("config.json", config)
+    console.print(f"run      {directory.path}", soft_wrap=True)
     with directory.record("variants", labels=SUMMARY_LABELS, studies=[]) as record:
-        for study, corpus in zip(config.studies, corpora, strict=True):
-            described = _describe(study, corpus)
+        for name, study, corpus in zip(names, config.studies, corpora, strict=True):
+            described = {"name": name, **_describe(study, corpus)}
             record["studies"].append(described)
-            _train_all(config, study, corpus, directory, console, described["variants"])
+            _train_all(config, study, corpus, directory, console, described)
             print_table(console, plain(described))
     figures = plots.draw(read_record(directory.path), directory.path / "figures")
-    console.print(f"record   {directory.path / 'result.json'}")
-    console.print("figures  " + "\n         ".join(map(str, figures)))
+    console.print(f"record   {directory.path / 'result.json'}", soft_wrap=True)
+    console.print("figures  " + "\n         ".join(map(str, figures)), soft_wrap=True)
     return directory
 
 
@@ -98,6 +112,32 @@ def _open(study: TrainConfig) -> Corpus:
     for split in ("train", "val"):
         corpus.batch(split, 0, 0, study.batch_size, study.seq_len)
     return corpus
+
+
+def _names(corpora: list[str]) -> list[str]:
+    """A name for each study's files: the last part of its corpus, numbered where two agree."""
+    names: list[str] = []
+    for corpus in corpora:
+        name = re.sub(r"[^A-Za-z0-9_]+", "-", Path(corpus).name).strip("-") or "corpus"
+        names.append(f"{name}-{len(names)}" if name in names else name)
+    return names
+
+
+def _check_room(config: Config, corpora: list[Corpus]) -> None:
+    """Refuse to start where the trained models will not fit on the disk."""
+    needed = 0
+    for study, corpus in zip(config.studies, corpora, strict=True):
+        architecture = study.architecture(corpus.vocab)
+        parameters = jax.eval_shape(partial(init, architecture), jax.random.key(0))
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parameters))
+        needed += size * len(study.seeds) * len(config.variants) + RECORD_BYTES
+    existing = next(p for p in (Path(config.workdir).absolute() / "x").parents if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise InputError(
+            f"--workdir={config.workdir}: {free / 1e6:.1f} MB free; accepted: a directory with "
+            f"room for the trained models, {needed / 1e6:.1f} MB"
+        )
 
 
 def _describe(study: TrainConfig, corpus: Corpus) -> dict[str, Any]:
@@ -126,9 +166,9 @@ def _train_all(
     corpus: Corpus,
     directory: RunDirectory,
     console: Console,
-    entries: dict[str, Any],
+    described: dict[str, Any],
 ) -> None:
-    """Train every variant of the study, `config.jobs` at a time, and fill `entries` in order."""
+    """Train every variant of the study, `config.jobs` at a time, and describe them in order."""
     stop, lock = threading.Event(), threading.Lock()
 
     def train_one(name: str) -> tuple[Run, float]:
@@ -149,8 +189,8 @@ def _train_all(
             futures = {name: pool.submit(train_one, name) for name in config.variants}
             for name, future in futures.items():
                 trained, seconds = future.result()
-                entries[name] = _entry(trained, corpus, seconds)
-                _save(trained, directory)
+                described["variants"][name] = _entry(trained, corpus, seconds)
+                _save(trained, directory.path / "models" / f"{described['name']}-{name}")
         except BaseException:
             # Error or Ctrl-C: what runs ends at its next row, what waits never starts.
             stop.set()
@@ -158,10 +198,8 @@ def _train_all(
             raise
 
 
-def _save(trained: Run, directory: RunDirectory) -> None:
-    name = f"{_slug(trained.config.corpus)}-{trained.config.variant}"
-    seeds, place = trained.config.seeds, directory.path / "models" / name
-    save(place, trained.architecture, trained.params, seeds, trained.tokenizer)
+def _save(trained: Run, place: Path) -> None:
+    save(place, trained.architecture, trained.params, trained.config.seeds, trained.tokenizer)
 
 
 def _entry(trained: Run, corpus: Corpus, seconds: float) -> dict[str, Any]:
@@ -176,10 +214,6 @@ def _entry(trained: Run, corpus: Corpus, seconds: float) -> dict[str, Any]:
         **_history(trained),
         "snapshot": _snapshot(trained, corpus),
     }
-
-
-def _slug(corpus: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", corpus).strip("-")
 
 
 def _history(trained: Run) -> dict[str, Any]:
@@ -239,16 +273,31 @@ def main() -> None:
     if FLAGS.list:
         print_variants(console)
     elif FLAGS.redraw:
-        record = read_record(FLAGS.redraw)
+        redraw(Path(FLAGS.redraw), console)
+    else:
+        run(config_from_flags(), console)
+
+
+def redraw(directory: Path, console: Console) -> None:
+    """Print and draw the record of a run.
+
+    Raises:
+      InputError: there is no record of this experiment.
+    """
+    record = read_record(directory)
+    try:
         for study in record["studies"]:
             if FLAGS.markdown:
                 print(markdown_table(study))
             else:
                 print_table(console, study)
-        for path in plots.draw(record, Path(FLAGS.redraw) / "figures"):
-            console.print(str(path))
-    else:
-        run(config_from_flags(), console)
+        figures = plots.draw(record, directory / "figures")
+    except (KeyError, TypeError, IndexError) as error:
+        raise InputError(
+            f"--redraw={directory}: result.json is no record of this experiment ({error!r}); "
+            "accepted: a run directory of experiments.variants"
+        ) from error
+    console.print("\n".join(map(str, figures)))
 
 
 def config_from_flags() -> Config:

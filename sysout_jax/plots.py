@@ -71,7 +71,7 @@ def draw(record: Mapping[str, Any], directory: Path) -> list[Path]:
             if not study["variants"]:
                 continue
             for name, figure in _figures(study, record["labels"]).items():
-                path = directory / f"{Path(study['corpus']).name.replace(':', '-')}-{name}.png"
+                path = directory / f"{study['name']}-{name}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_name(f".{path.name}")
                 FigureCanvasAgg(figure).print_png(str(partial))

@@ -1,5 +1,6 @@
 """Trained models on disk: config.json, tokenizer.json, and the parameters of all seeds."""
 
+import errno
 import json
 import os
 import shutil
@@ -37,6 +38,9 @@ def save(
       params: with a leading axis over `seeds` on every leaf.
       seeds: the seeds, in the order of that axis.
       tokenizer: of `data`, or None.
+
+    Raises:
+      OSError: it cannot be written.
     """
     import orbax.checkpoint as ocp  # takes over a second to import: only those who save pay
 
@@ -44,13 +48,20 @@ def save(
     partial_directory = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial_directory, ignore_errors=True)
     partial_directory.mkdir(parents=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(partial_directory / "params", params)
-    record = {"format": FORMAT, "seeds": list(seeds), "model": asdict(config)}
-    write_json(partial_directory / "config.json", record)
-    if tokenizer is not None:
-        tokenizer.save(partial_directory / "tokenizer.json")
-    partial_directory.rename(target)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial_directory / "params", params)
+        record = {"format": FORMAT, "seeds": list(seeds), "model": asdict(config)}
+        write_json(partial_directory / "config.json", record)
+        if tokenizer is not None:
+            tokenizer.save(partial_directory / "tokenizer.json")
+        partial_directory.rename(target)
+    except BaseException as error:
+        shutil.rmtree(partial_directory, ignore_errors=True)
+        if isinstance(error, ValueError):  # how the storage library reports a failed write
+            reason = str(error).splitlines()[0][:200]
+            raise OSError(errno.EIO, f"model not written: {reason}", str(target)) from error
+        raise
 
 
 def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:

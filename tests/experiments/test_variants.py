@@ -1,0 +1,348 @@
+"""The variants experiment as a user meets it: flags in; record, figures, models or one line out."""
+
+import dataclasses
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sysout_jax as so
+from experiments import launch, variants
+from experiments.report import findings, markdown_table
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.data import load_corpus
+from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.step import token_loss
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = (
+    "--width=8", "--heads=2", "--layers=2", "--steps=5", "--steps_per_call=2", "--measure_every=3",
+    "--batch_size=3", "--val_batches=2", "--seq_len=7",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "some text.txt"
+    words = "Summer is warm. Winter is cold.\n"
+    path.write_text("<|endoftext|>".join(words * n for n in range(1, 9)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(run_variants, tmp_path_factory, text_file):
+    """A complete tiny run on two corpora with two seeds: its directory and what was printed."""
+    workdir = tmp_path_factory.mktemp("runs")
+    outcome = run_variants(
+        *TINY, "--seeds=0,3", f"--corpus=backcopy,{text_file}",
+        "--variants=softmax,context_scale", f"--workdir={workdir}",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    (directory,) = (workdir / "variants").iterdir()
+    return directory, outcome
+
+
+def test_a_run_leaves_a_whole_record(finished, text_file):
+    """Record, log, models and figures agree with each other, and nothing temporary is left."""
+    directory, outcome = finished
+    record = json.loads((directory / "result.json").read_text())
+    assert record["status"] == "complete"
+    assert record["provenance"]["libraries"]["jax"]
+    assert [study["corpus"] for study in record["studies"]] == ["backcopy", str(text_file)]
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    for study in record["studies"]:
+        assert list(study["variants"]) == ["softmax", "context_scale"]
+        for name, entry in study["variants"].items():
+            mine = [r for r in rows if (r["corpus"], r["variant"]) == (study["corpus"], name)]
+            assert entry["curve"]["step"] == [2, 3, 5]
+            assert entry["measured"]["step"] == [0, 3, 5]
+            assert entry["curve"]["loss"] == [r["loss"] for r in mine if "loss" in r]
+            for key, values in entry["measured"]["measures"].items():
+                assert values == [r["measures"][key] for r in mine if "measures" in r]
+    drawn = sorted((directory / "figures").iterdir())
+    assert len(drawn) == 10
+    assert all(path.suffix == ".png" and path.stat().st_size > 5_000 for path in drawn)
+    assert not [path for path in directory.rglob(".*")]
+    assert "(e) context_scale" in outcome.out
+
+
+def test_saved_models_reproduce_the_recorded_loss(finished, text_file):
+    """The validation loss of a loaded model is the last one of the record, for each seed."""
+    directory, _ = finished
+    study = json.loads((directory / "result.json").read_text())["studies"][1]
+    corpus = load_corpus(str(text_file))
+    batches = [jnp.asarray(corpus.batch("val", 0, n, 3, 7)) for n in range(2)]
+    for at, seed in enumerate((0, 3)):
+        model = so.load(directory / "models" / "some-text-txt-context_scale", seed)
+        loss = np.mean([token_loss(model.config, model.params, batch) for batch in batches])
+        recorded = study["variants"]["context_scale"]["measured"]["val_loss"][-1][at]
+        assert loss == pytest.approx(recorded, rel=1e-5)
+        assert model.tokenizer.decode(model.tokenizer.encode("é")) == "é"
+
+
+def test_redraw_needs_the_record_alone(finished, run_variants, tmp_path):
+    """The same table and the same figures come from result.json without a run."""
+    directory, outcome = finished
+    elsewhere = tmp_path / "copy"
+    elsewhere.mkdir()
+    shutil.copy(directory / "result.json", elsewhere)
+    again = run_variants(f"--redraw={elsewhere}")
+    assert again.status == 0
+    table = [line for line in again.out.splitlines() if "softmax" in line and "±" in line]
+    assert table
+    assert all(line in outcome.out for line in table)
+    for path in (directory / "figures").iterdir():
+        assert (elsewhere / "figures" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--variants=softmx"], ("--variants=", "softmx", "context_scale")),
+        (["--variants=softmax,softmax"], ("--variants=", "twice")),
+        (["--variants="], ("--variants=", "at least one")),
+        (["--corpus=nowhere.txt"], ("--corpus=", "nowhere.txt", "stdlib")),
+        (["--corpus="], ("--corpus=", "at least one")),
+        (["--tokenizer=foo", "--corpus=stdlib"], ("--tokenizer=", "foo", "bytes")),
+        (["--model=foo"], ("--model=", "foo", "llama-tiny")),
+        (["--steps=0"], ("--steps=0", "at least 1")),
+        (["--seq_len=0"], ("--seq_len=0", "at least 1")),
+        (["--batch_size=-2"], ("--batch_size=-2", "at least 1")),
+        (["--heads=3"], ("--heads=3", "--width=64", "divisor")),
+        (["--heads=4", "--kv_heads=3"], ("--kv_heads=3", "--heads=4", "divisor")),
+        (["--seeds=a,b"], ("--seeds=a,b", "integers")),
+        (["--seeds=1,1"], ("--seeds=1,1", "different")),
+        (["--lr=nan"], ("--lr=nan", "above 0")),
+        (["--optimizer=adm"], ("--optimizer=", "adm", "muon")),
+        (["--schedule=step"], ("--schedule=", "cosine")),
+        (["--norm=batch"], ("--norm=", "rms")),
+        (["--accumulate=7"], ("--accumulate=7", "--batch_size=16")),
+        (["--jobs=0"], ("--jobs=0", "at least 1")),
+        (["--redraw=nowhere"], ("nowhere", "result.json")),
+        (["extra"], ("extra", "--name=value")),
+    ],
+)
+def test_bad_flags_are_one_line(run_variants, tmp_path, monkeypatch, arguments, told):
+    """The line names the flag and what is accepted; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    outcome = run_variants(*arguments)
+    assert outcome.status == 2
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    assert all(part in outcome.err for part in told), outcome.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "empty"),
+        (b" \n", "empty"),
+        (b"ab\xff\xfecd", "byte"),
+        (b"abc", "--seq_len"),
+    ],
+)
+def test_bad_text_is_one_line(run_variants, tmp_path, content, told):
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    outcome = run_variants(f"--corpus={path}", f"--workdir={tmp_path / 'runs'}", "--smoke")
+    assert (outcome.status, outcome.err.count("\n")) == (2, 1)
+    assert told in outcome.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_work_directory_that_cannot_be_written(run_variants, tmp_path):
+    (tmp_path / "file").write_text("")
+    outcome = run_variants("--smoke", "--corpus=backcopy", f"--workdir={tmp_path / 'file' / 'x'}")
+    assert (outcome.status, outcome.err.count("\n")) == (2, 1)
+    assert "--workdir=" in outcome.err
+
+
+def test_disk_without_room_for_the_models(run_variants, tmp_path, monkeypatch):
+    monkeypatch.setattr(variants.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+    outcome = run_variants("--smoke", "--corpus=backcopy", f"--workdir={tmp_path}")
+    assert (outcome.status, outcome.err.count("\n")) == (2, 1)
+    assert "--workdir=" in outcome.err
+    assert "0.0 MB free" in outcome.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_disk_that_fills_up(run_variants, tmp_path, monkeypatch):
+    """A model that cannot be written ends the run in one line, and leaves no part of itself."""
+
+    def full(path, value):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("sysout_jax.training.checkpoint.write_json", full)
+    outcome = run_variants(
+        *TINY, "--corpus=backcopy", "--variants=softmax", f"--workdir={tmp_path}"
+    )
+    assert outcome.status == 1
+    assert outcome.err.splitlines()[-1].endswith("No space left on device")
+    (directory,) = (tmp_path / "variants").iterdir()
+    assert not list((directory / "models").iterdir())
+    assert json.loads((directory / "result.json").read_text())["status"] == "failed"
+
+
+def test_divergence_names_step_and_seed_and_keeps_the_record(run_variants, tmp_path):
+    outcome = run_variants(
+        *TINY, "--corpus=backcopy", "--seeds=4,2", "--variants=softmax", "--optimizer=sgd",
+        "--lr=1e30", "--clip=0", "--warmup=0", f"--workdir={tmp_path}",
+    )  # fmt: skip
+    assert outcome.status == 1
+    assert re.search(r"loss is (nan|inf) at step [345] of seed 4, variant softmax", outcome.err)
+    (directory,) = (tmp_path / "variants").iterdir()
+    record = json.loads((directory / "result.json").read_text())
+    assert record["status"] == "failed"
+    assert "seed 4" in record["reason"]
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] in ([0, 2, 3], [0, 2, 3, 5])
+    assert rows[-1]["loss"][0] is None
+
+
+def test_interruption_keeps_what_was_finished(run_variants, tmp_path, monkeypatch):
+    real = variants.train
+
+    def interrupted(config, corpus, log):
+        if config.variant == "sigmoid":
+            raise KeyboardInterrupt
+        return real(config, corpus, log)
+
+    monkeypatch.setattr(variants, "train", interrupted)
+    outcome = run_variants(
+        *TINY,
+        "--corpus=backcopy",
+        "--variants=softmax,sigmoid",
+        "--jobs=1",
+        f"--workdir={tmp_path}",
+    )
+    assert outcome.status == 130
+    assert outcome.err == "error: interrupted\n"
+    (directory,) = (tmp_path / "variants").iterdir()
+    record = json.loads((directory / "result.json").read_text())
+    assert record["status"] == "interrupted"
+    assert list(record["studies"][0]["variants"]) == ["softmax"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_signals(tmp_path, sent, status):
+    """Ctrl-C ends a run within seconds; after SIGKILL every file that is there is whole."""
+    command = [sys.executable, "-m", "experiments.variants", "--corpus=backcopy", "--steps=100000"]
+    process = subprocess.Popen([*command, f"--workdir={tmp_path}"], cwd=ROOT)
+    log = None
+    for _ in range(600):
+        time.sleep(0.2)
+        log = next(iter(tmp_path.glob("variants/*/metrics.jsonl")), None)
+        if log and log.read_text().count("\n") > 4:
+            break
+    process.send_signal(sent)
+    assert process.wait(timeout=30) == status
+    for line in log.read_text().splitlines():
+        json.loads(line)
+    result = log.with_name("result.json")
+    assert result.exists() == (sent == signal.SIGINT)
+
+
+def test_list_shows_the_whole_table(run_variants):
+    outcome = run_variants("--list")
+    assert outcome.status == 0
+    for variant in VARIANTS.values():
+        assert variant.name in outcome.out
+
+
+def _leaves(config):
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value)
+        else:
+            yield field.name, value
+
+
+OTHER = {
+    "tokenizer": "bpe:300", "bos": False, "variant": "sigmoid", "norm": "layer", "mlp": "swiglu",
+    "norm_placement": "post", "position": "rope", "dtype": "bfloat16", "optimizer": "lion",
+    "schedule": "wsd", "seeds": (7, 8), "kv_heads": 1, "head_dim": 6, "mlp_width": 5, "window": 3,
+    "accumulate": 2, "heads": 8, "width": 68, "batch_size": 4, "lr_floor": 0.5, "cooldown": 0.5, "beta1": 0.5,
+    "beta2": 0.5, "momentum": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [n for n, _ in _leaves(TrainConfig()) if n != "corpus"])
+@pytest.mark.usefixtures("run_variants")
+def test_every_field_has_a_flag_that_sets_it(name):
+    """`override` reaches every field at any depth, and a flag of that name exists."""
+    config = TrainConfig()
+    before = dict(_leaves(config))
+    value = OTHER.get(name)
+    if value is None:
+        value = (not before[name]) if isinstance(before[name], bool) else before[name] + 1
+    given = list(map(str, value)) if isinstance(value, tuple) else value
+    after = dict(_leaves(launch.override(config, {name: given})))
+    assert after == {**before, name: value}
+    assert name in ("variant",) or name in variants.FLAGS
+
+
+def _study(sink, drain):
+    """A study of made-up numbers: [variant][seed]."""
+    entries = {}
+    for at, (name, label) in enumerate((("softmax", "(a) softmax"), ("sigmoid", "(f) sigmoid"))):
+        measures = {
+            "noop_sink": [sink[at]],
+            "value_drain@value": [drain[at]],
+            "massive_activations": [[0.0] * 3],
+            "top1_over_median@block_out": [[41.0] * 3],
+            "weight_ratio@down": [[12.0] * 3],
+        }
+        entries[name] = {
+            "label": label,
+            "normalised": name == "softmax",
+            "measured": {"val_loss": [[2.0, 2.0, 2.0]], "measures": measures},
+        }
+    return {"variants": entries}
+
+
+def test_findings_say_what_the_numbers_say():
+    study = _study(sink=[[0.9, 0.8, 0.31], [0.1, 0.2, 0.29]], drain=[[0.1, 0.1, 0.3], [0.9] * 3])
+    sink, drain, massive, weight, undecided, rows = findings(study)
+    assert sink.endswith("> 0.3) in every seed: (a) softmax; in none: (f) sigmoid")
+    assert drain.endswith("< 0.2) in none: (f) sigmoid; in some: (a) softmax")
+    assert massive.endswith("none; the largest max/median is 41")
+    assert weight.endswith("none; the largest ratio is 12")
+    assert "larger" in undecided
+    assert rows.startswith("†")
+    study["variants"]["softmax"]["measured"]["measures"]["massive_activations"] = [[1.0, 2.0, 0.0]]
+    assert findings(study)[2].endswith("(a) softmax")
+
+
+def test_table_in_markdown():
+    study = _study(sink=[[0.9, 0.8, 0.7], [0.1, 0.2, 0.3]], drain=[[0.1] * 3, [0.9] * 3])
+    lines = markdown_table(study).splitlines()
+    assert len({line.count(" | ") for line in lines}) == 1
+    assert lines[3].startswith("| (a) softmax | 2.000 ±0.000 | 0.80 ±0.25 | 0.10 ±0.00 |")
+
+
+@pytest.mark.parametrize(
+    ("variant", "sink"), [("softmax", True), ("attention_bias", False), ("sigmoid", False)]
+)
+def test_the_papers_pattern_forms(variant, sink):
+    """A sink forms with softmax and not with the others (one seed, two thirds of the demo).
+
+    The demo's numbers after 1200 steps are 0.97, 0.01 and 0.00 of the no-op queries' attention.
+    """
+    study = dataclasses.replace(
+        variants.BACKCOPY, variant=variant, steps=800, seeds=(0,), measure_every=800
+    )
+    last = so.train(study).rows[-1]["measures"]
+    assert (last["noop_sink"][0] > 0.6) == sink
+    assert (last["noop_sink"][0] < 0.2) == (not sink)
+    assert (last["value_drain@value"][0] < 0.4) == sink
