@@ -174,9 +174,15 @@ def _training(study: Mapping[str, Any], labels: Mapping[str, str]) -> "Figure":
 
 
 def _measured(study: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, ...]:
-    """The first of `names` that every variant of the study was measured by."""
+    """The first of `names` that every variant of the study was measured by.
+
+    Where a task says which queries are no-ops, theirs stand for the attention of all queries.
+    """
     everywhere = [entry["measured"]["measures"] for entry in study["variants"].values()]
-    return tuple(name for name in names if all(name in m for m in everywhere))[:PANELS]
+    found = [name for name in names if all(name in measures for measures in everywhere)]
+    if "noop_sink" in found:
+        found.remove("first_token_attention")
+    return tuple(found[:PANELS])
 
 
 def _bars(study: Mapping[str, Any], labels: Mapping[str, str]) -> "Figure":
@@ -201,8 +207,11 @@ def _bars(study: Mapping[str, Any], labels: Mapping[str, str]) -> "Figure":
         axes.set_title(labels[name], loc="left")
         axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)
-    panels[0].set_yticks(places, [entry["label"] for entry in entries])
+    marks = ["" if entry["normalised"] else " †" for entry in entries]
+    panels[0].set_yticks(places, [e["label"] + m for e, m in zip(entries, marks, strict=True)])
     note = "bars: mean, whiskers: 95% interval over seeds, dots: seeds, dashed: before training"
+    if any(marks):
+        note += "; †: Sink$_0$ of rows brought to one"
     figure.supxlabel(note, fontsize=8, color="#555555")
     return figure
 
