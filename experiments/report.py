@@ -78,6 +78,17 @@ def print_variants(console: Console) -> None:
     console.print(table, markup=False)
 
 
+def markdown_variants() -> str:
+    """The table of variants in Markdown, as the README shows it."""
+    rows = [["variant", "formula", "source"], ["---"] * 3]
+    rows += [[v.label, f"`{v.formula}`", v.cite] for v in VARIANTS.values()]
+    return _markdown(rows)
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def final(entry: dict[str, Any], name: str, at: int = -1) -> Interval:
     """A measure of a trained variant over its seeds; `at` 0 is the value before training."""
     return mean_interval(entry["measured"]["measures"][name][at])
@@ -105,8 +116,7 @@ def markdown_table(study: dict[str, Any]) -> str:
     """The study's table in Markdown, as the README shows it."""
     headings, rows = _table(study)
     headings = [heading.replace("\n", " ").replace("|", "\\|") for heading in headings]
-    lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown([headings, ["---"] + ["---:"] * (len(headings) - 1), *rows])
 
 
 def title(study: dict[str, Any]) -> str:

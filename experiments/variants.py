@@ -24,7 +24,13 @@ from absl import flags
 from rich.console import Console
 
 from experiments import launch
-from experiments.report import Progress, markdown_table, print_table, print_variants
+from experiments.report import (
+    Progress,
+    markdown_table,
+    markdown_variants,
+    print_table,
+    print_variants,
+)
 from sysout_jax import plots
 from sysout_jax.analysis.outliers import SUMMARY_LABELS, snapshot
 from sysout_jax.core.attention import PAPER, VARIANTS
@@ -270,7 +276,9 @@ def _rounded(x: np.ndarray) -> list[list[float]]:
 
 def main() -> None:
     console = Console()
-    if FLAGS.list:
+    if FLAGS.list and FLAGS.markdown:
+        print(markdown_variants())
+    elif FLAGS.list:
         print_variants(console)
     elif FLAGS.redraw:
         redraw(Path(FLAGS.redraw), console)

@@ -262,7 +262,7 @@ def clipped_softmax(heads: Heads, p: Params) -> Mixed:
 
 
 @variant(
-    formula="relu(e^s - 1) / sum |e^s - 1| v",
+    formula="relu(e^s - 1) / sum abs(e^s - 1) v",
     cite="Zuhri et al. 2025 (arXiv:2504.20966)",
 )
 def softpick(heads: Heads, p: Params) -> Mixed:
