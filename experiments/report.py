@@ -1,11 +1,13 @@
 """What the variants experiment shows on a terminal: progress, the table, and what it means."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
@@ -66,6 +68,21 @@ class Progress:
             speed = row["tokens_per_second"] / 1e3
             state = f"loss {np.mean(row['loss']):.3f}  {speed:.0f}k tokens/s"
             self._bar.update(task, completed=done, state=state)
+
+
+@contextlib.contextmanager
+def reading(console: Console, corpus: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar that goes when the corpus is read; yields what to call with bytes done and in all."""
+    bar = RichProgress(
+        TextColumn(f"reading {corpus}"),
+        BarColumn(bar_width=20),
+        DownloadColumn(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(corpus, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_variants(console: Console) -> None:

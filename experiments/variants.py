@@ -30,6 +30,7 @@ from experiments.report import (
     markdown_variants,
     print_table,
     print_variants,
+    reading,
 )
 from sysout_jax import plots
 from sysout_jax.analysis.outliers import SUMMARY_LABELS, snapshot
@@ -94,7 +95,7 @@ class Config:
 
 def run(config: Config, console: Console) -> RunDirectory:
     """Train, measure and draw; everything found is in the record of the returned directory."""
-    corpora = [_open(study) for study in config.studies]
+    corpora = [_open(study, console) for study in config.studies]
     names = _names([study.corpus for study in config.studies])
     _check_room(config, corpora)
     directory = RunDirectory(config.workdir, "variants")
@@ -112,9 +113,10 @@ def run(config: Config, console: Console) -> RunDirectory:
     return directory
 
 
-def _open(study: TrainConfig) -> Corpus:
+def _open(study: TrainConfig, console: Console) -> Corpus:
     """The corpus, after proving that it can give both kinds of batches."""
-    corpus = load_corpus(study.corpus, study.tokenizer, study.bos)
+    with reading(console, study.corpus) as progress:
+        corpus = load_corpus(study.corpus, study.tokenizer, study.bos, progress=progress)
     for split in ("train", "val"):
         corpus.batch(split, 0, 0, study.batch_size, study.seq_len)
     return corpus
@@ -357,6 +359,7 @@ def define_flags() -> None:
     flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
     flags.DEFINE_bool("markdown", False, "print tables in Markdown")
     launch.define_overrides(TrainConfig, skip=("corpus", "variant"))
+    flags.adopt_module_key_flags(launch)  # so that --help lists them
 
 
 if __name__ == "__main__":
