@@ -67,6 +67,7 @@ TEXT = TrainConfig(
 FLAGS = flags.FLAGS
 PROMPT = "Summer is warm. Winter is cold.\n"  # of An et al. 2025 and Sun et al. 2024
 RECORD_BYTES = 8_000_000  # of a study beside its models: record and figures
+FILLED_IN = ("vocab", "context")  # fields of the model that corpus and seq_len determine
 SMOKE = {"steps": 4, "measure_every": 2, "steps_per_call": 2, "batch_size": 4, "val_batches": 1}
 
 
@@ -358,7 +359,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("list", False, "print the table of variants and exit")
     flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
     flags.DEFINE_bool("markdown", False, "print tables in Markdown")
-    launch.define_overrides(TrainConfig, skip=("corpus", "variant"))
+    launch.define_overrides(TrainConfig, skip=("corpus", "variant", *FILLED_IN))
     flags.adopt_module_key_flags(launch)  # so that --help lists them
 
 

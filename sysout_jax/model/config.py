@@ -23,26 +23,26 @@ class ModelConfig:
 
     vocab: int = 256  # V, set by the corpus when training
     context: int = 128  # positions that `learned` has parameters for
-    layers: int = 2  # L
-    width: int = 64  # D
-    heads: int = 2  # N
-    kv_heads: int | None = None  # K; None: as many as heads
+    layers: int = 2  # L, blocks
+    width: int = 64  # D, of the residual stream
+    heads: int = 2  # N, query heads
+    kv_heads: int | None = None  # K, heads of keys and values; None: as many as heads
     head_dim: int | None = None  # H; None: width / heads
     mlp_width: int | None = None  # F; None: 4 * width
-    variant: str = "softmax"
-    norm: str = "rms"
+    variant: str = "softmax"  # a row of core/attention.py
+    norm: str = "rms"  # rms, layer
     norm_placement: str = "pre"  # pre: x + f(n(x)); post: n(x + f(x)); sandwich: x + n(f(n(x)))
-    norm_eps: float = 1e-5
-    position: str = "learned"
-    rope_theta: float = 10_000.0
-    mlp: str = "gelu"
-    bias: bool = False  # of linear maps and of LayerNorm
+    norm_eps: float = 1e-5  # added to the mean square under the root
+    position: str = "learned"  # learned, rope, none
+    rope_theta: float = 10_000.0  # base of the rotary wavelengths
+    mlp: str = "gelu"  # relu, gelu, or gated: geglu, swiglu
+    bias: bool = False  # biases of linear maps and of LayerNorm
     tied: bool = False  # the output head is the embedding, transposed
     window: int | None = None  # keys visible to a query, itself included; None: all of the past
-    init_std: float = 0.02
+    init_std: float = 0.02  # standard deviation of initial weights
     scaled_residual_init: bool = False  # GPT-2's 1/sqrt(2 L) on projections into the residual
     scan_layers: bool = False  # one compiled block for all layers: compiles faster when deep
-    dtype: str = "float32"  # of activations; parameters are float32
+    dtype: str = "float32"  # float32 or bfloat16 activations; parameters are float32
 
     def __post_init__(self) -> None:
         for name in ("vocab", "context", "layers", "width", "heads"):

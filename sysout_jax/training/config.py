@@ -17,19 +17,19 @@ class TrainConfig:
       InputError: a value is out of range.
     """
 
-    variant: str = "softmax"
+    variant: str = "softmax"  # a row of core/attention.py
     corpus: str = "stdlib"  # backcopy, stdlib, PATH (file, directory, glob), tokens:DIR
     tokenizer: str = "bytes"  # bytes, gpt2:DIR, PATH.json, bpe:SIZE
     bos: bool = True  # every sequence starts with a BOS token
     seq_len: int = 64  # T, inputs per sequence
     batch_size: int = 16  # sequences per optimiser step
     accumulate: int = 1  # parts that a batch is cut into, their gradients averaged
-    steps: int = 300
+    steps: int = 300  # optimiser steps
     seeds: tuple[int, ...] = (0,)  # initialisation and data order; trained together by vmap
-    seeds_at_once: int = 8
+    seeds_at_once: int = 8  # of the seeds, how many fit in memory together
     steps_per_call: int = 25  # optimiser steps compiled into one call; one record each call
     measure_every: int = 100  # steps between measurements of outliers and validation loss
-    val_batches: int = 8
+    val_batches: int = 8  # batches of validation text that each measurement uses
     model: ModelConfig = field(default_factory=lambda: SHAPES["gpt2-tiny"])
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 

@@ -23,18 +23,18 @@ class OptimizerConfig:
       InputError: a value is out of range.
     """
 
-    optimizer: str = "adamw"
-    lr: float = 1e-3  # peak
-    schedule: str = "cosine"  # after warm-up: constant, cosine to lr_floor, or wsd
+    optimizer: str = "adamw"  # adamw, sgd, lion, muon
+    lr: float = 1e-3  # peak learning rate
+    schedule: str = "cosine"  # after warm-up: constant, cosine, or wsd (constant, then linear)
     warmup: int = 20  # steps of linear increase from 0
-    lr_floor: float = 0.1  # of the peak, at the last step of cosine and wsd
-    cooldown: float = 0.2  # wsd: the share of steps at the end over which lr falls linearly
-    beta1: float = 0.9  # AdamW, Lion, and Muon's Adam part
-    beta2: float = 0.95
-    momentum: float = 0.95  # SGD and Muon
-    eps: float = 1e-8
+    lr_floor: float = 0.1  # share of the peak left at the last step of cosine and wsd
+    cooldown: float = 0.2  # share of steps at the end over which wsd falls
+    beta1: float = 0.9  # of AdamW, Lion, and Muon's Adam part
+    beta2: float = 0.95  # of the same
+    momentum: float = 0.95  # of SGD and Muon
+    eps: float = 1e-8  # under Adam's quotient
     decay: float = 0.1  # decoupled weight decay, on matrices and embeddings only
-    clip: float = 1.0  # of the global gradient norm; 0 for none
+    clip: float = 1.0  # largest global gradient norm; 0: any
 
     def __post_init__(self) -> None:
         one_of("optimizer", self.optimizer, OPTIMIZERS)
