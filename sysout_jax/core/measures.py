@@ -73,8 +73,8 @@ def attention_outliers(weights: Float[Array, "N T S"], share: float = ATTENTION_
 
     score[k] = (1/T) sum_q mean_n A[n, q, k];  flagged where score >= share.
 
-    Below T of about 40 a uniform causal row already exceeds a share of 0.1 on the first key (the
-    harmonic number of T, over T): compare with the value at random initialisation.
+    Up to T = 43 a uniform causal row already exceeds a share of 0.1 on the first key (the harmonic
+    number of T, over T): compare with the value at random initialisation.
 
     Args:
       weights: [N, T, S], rows that sum to at most one.
