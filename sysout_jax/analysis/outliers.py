@@ -135,12 +135,12 @@ def _at(queries: Bool[Array, "B T"], x: Float[Array, "L B N T"]) -> Float[Array,
 
 
 def weight_ratio(params: Params, name: str) -> Float[Array, ""]:
-    """The largest max|W| / mean|W| over all parameters called `name` (An et al. 2025)."""
+    """The largest max|W| / mean|W| over the layers' matrices called `name` (An et al. 2025)."""
     found = [
-        jnp.max(m.weight_outliers(matrix).score)
+        jnp.max(m.weight_outliers(matrix.reshape(len(matrix), -1)).score)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if path[-1].key == name
-        for matrix in leaf.reshape(-1, *leaf.shape[-2:])
+        for matrix in (leaf if path[0].key == "blocks" else [leaf])  # scanned layers are stacked
     ]
     return jnp.max(jnp.stack(found))
 

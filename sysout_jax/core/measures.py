@@ -94,7 +94,7 @@ def massive_activations(
 ) -> Detection:
     """Activations that are large in themselves and against the median.
 
-    score[t, j] = |h[t, j]| / median |h|;  flagged where |h| > value and score > ratio.
+    score[t, j] = |h[t, j]| / median |h|;  flagged where |h| > value and |h| > ratio * median |h|.
 
     Args:
       h: [T, D], a block output of one sequence.
@@ -107,8 +107,8 @@ def massive_activations(
     Source: Sun et al. 2024 (arXiv:2402.17762), section 2.
     """
     size = jnp.abs(h)
-    score = _ratio(size, jnp.median(size))
-    return Detection((size > value) & (score > ratio), score)
+    median = jnp.median(size)
+    return Detection((size > value) & (size > ratio * median), _ratio(size, median))
 
 
 # ----------------------------------------------------------- measures of activations
@@ -173,7 +173,8 @@ def value_drain(v: Float[Array, "T K H"], sink: int = 0) -> Float[Array, "K"]:
 
 def _sink_over_rest(x: Array, sink: int) -> Array:
     norms = jnp.linalg.norm(x, axis=-1)
-    rest = (jnp.sum(norms, axis=0) - norms[sink]) / max(x.shape[0] - 1, 1)
+    # Not the sum of all less the sink's: a massive sink would swallow the rest in float32.
+    rest = jnp.sum(norms.at[sink].set(0.0), axis=0) / max(x.shape[0] - 1, 1)
     return _ratio(norms[sink], rest)
 
 
@@ -208,9 +209,10 @@ def sink_rate(
 def first_token_argmax(weights: Float[Array, "N T S"]) -> Float[Array, ""]:
     """Share of (head, query) whose largest weight is on the first key (Kaul et al. 2024).
 
-    The first query, which sees nothing else, is left out.
+    The first query, which sees nothing else, is left out; 0 where there is no other.
     """
-    return jnp.mean(jnp.argmax(weights[:, 1:], axis=-1) == 0, dtype=weights.dtype)
+    first = jnp.argmax(weights[:, 1:], axis=-1) == 0
+    return jnp.sum(first, dtype=weights.dtype) / max(first.size, 1)
 
 
 def implicit_scale(

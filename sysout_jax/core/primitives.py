@@ -111,8 +111,7 @@ def softpick_weights(
     Returns:
       [..., N, T, S]; rows sum to at most one.
 
-    Source: Zuhri et al. 2025 (arXiv:2504.20966); theirs shifts by max s alone, which
-    overflows in float32 when all logits are below -88.
+    Source: Zuhri et al. 2025 (arXiv:2504.20966).
     """
     seen = jnp.broadcast_to(mask, logits.shape)
     shift = jnp.max(logits, axis=-1, where=seen, initial=0.0, keepdims=True)

@@ -50,6 +50,11 @@ class ModelConfig:
         for name in ("kv_heads", "head_dim", "mlp_width", "window"):
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
+        for name in ("norm_eps", "rope_theta", "init_std"):
+            if not getattr(self, name) >= 0:
+                raise InputError(
+                    f"--{name}={getattr(self, name)}: accepted: a number of at least 0"
+                )
         for name, accepted in (
             ("variant", VARIANTS),
             ("norm", NORMS),

@@ -160,7 +160,7 @@ class Decoder(Owner):
         if c.norm_placement != "post":
             x = Norm(c, name="final_norm")(x)
         x = probe.at(jnp.asarray(c.layers), recorded)("final_norm", x)
-        probe.check_reached(recorded)
+        probe.check_reached()
         return linear(x, embed.T if c.tied else self.own("head", "D -> V")), recorded
 
     def _blocks(self, x: Array, probe: Probe) -> tuple[Array, dict[str, Any]]:

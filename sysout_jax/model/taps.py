@@ -7,7 +7,7 @@ Axes are those of one sequence: T, S positions, D width, N heads, K KV heads, H 
 width.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -56,6 +56,7 @@ class Probe:
     ) -> None:
         self.taps = dict(taps or {})
         self.edits = dict(edits or {})
+        self._reached: set[str] = set()  # while the decoder is traced
         for name in (*self.taps, *self.edits):
             if name not in TAPS:
                 raise InputError(f"tap {name!r}: unknown; accepted: {', '.join(TAPS)}")
@@ -64,6 +65,7 @@ class Probe:
         """The tap function of one layer: edits a value, records it, and passes it on."""
 
         def tap(name: str, value: Array) -> Array:
+            self._reached.add(name)
             if name in self.edits:
                 value = self.edits[name](value, layer)
             if name in self.taps:
@@ -73,11 +75,11 @@ class Probe:
 
         return tap
 
-    def check_reached(self, recorded: Iterable[str]) -> None:
-        """Refuse a run in which a requested tap does not exist in this architecture."""
-        missing = set(self.taps) - set(recorded)
+    def check_reached(self) -> None:
+        """Refuse a run in which a tap or an edit names what this architecture does not have."""
+        missing = {*self.taps, *self.edits} - self._reached
         if missing:
             raise InputError(
                 f"tap {', '.join(sorted(missing))}: this architecture has none; "
-                f"accepted here: {', '.join(sorted(TAPS))} as far as the config has them"
+                f"accepted: {', '.join(name for name in TAPS if name in self._reached)}"
             )

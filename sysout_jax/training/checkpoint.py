@@ -77,11 +77,9 @@ def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
     import orbax.checkpoint as ocp
 
     path = Path(directory).absolute()
-    record = _read_config(path)
-    seeds = record["seeds"]
+    config, seeds = _read_config(path)
     if seed is not None and seed not in seeds:
         raise InputError(f"seed {seed}: not in {path}; accepted: {', '.join(map(str, seeds))}")
-    config = ModelConfig(**record["model"])
     shapes = jax.eval_shape(
         jax.vmap(partial(init, config)), jnp.stack([jax.random.key(s) for s in seeds])
     )
@@ -90,8 +88,8 @@ def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             stacked = checkpointer.restore(path / "params", target)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # damaged files: the storage library raises what it meets
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path / 'params'}: cannot be read ({reason})") from error
     at = 0 if seed is None else seeds.index(seed)
     saved = path / "tokenizer.json"
@@ -99,7 +97,8 @@ def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
     return Model(config, jax.tree.map(lambda x: x[at], stacked), tokenizer)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> tuple[ModelConfig, list[int]]:
+    """The architecture and the seeds of a model directory."""
     file = path / "config.json"
     accepted = "accepted: a directory that a training run wrote, such as RUN/models/softmax"
     try:
@@ -109,10 +108,13 @@ def _read_config(path: Path) -> dict[str, Any]:
         unknown = set(record["model"]) - {field.name for field in fields(ModelConfig)}
         if unknown:
             raise InputError(f"{file}: unknown fields {', '.join(sorted(unknown))}; {accepted}")
+        seeds = record["seeds"]
+        if not seeds or not all(isinstance(seed, int) for seed in seeds):
+            raise ValueError(seeds)
+        return ModelConfig(**record["model"]), seeds
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}; {accepted}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: not a model's config; {accepted}") from error
-    return record

@@ -48,10 +48,11 @@ class TrainConfig:
                 f"--accumulate={self.accumulate}: does not divide --batch_size={self.batch_size}; "
                 "accepted: a divisor of it"
             )
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+        in_range = all(0 <= seed < 2**32 for seed in self.seeds)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not in_range:
             raise InputError(
-                f"--seeds={','.join(map(str, self.seeds))}: accepted: different integers of at "
-                "least 0"
+                f"--seeds={','.join(map(str, self.seeds))}: accepted: different integers from 0 to "
+                "2**32 - 1"
             )
 
     def architecture(self, vocab: int) -> ModelConfig:

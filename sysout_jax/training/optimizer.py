@@ -47,7 +47,12 @@ class OptimizerConfig:
                 raise InputError(
                     f"--{name}={getattr(self, name)}: accepted: a number of at least 0"
                 )
-        for name in ("beta1", "beta2", "momentum", "lr_floor", "cooldown"):
+        for name in ("beta1", "beta2", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(
+                    f"--{name}={getattr(self, name)}: accepted: a number from 0 to below 1"
+                )
+        for name in ("lr_floor", "cooldown"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{name}={getattr(self, name)}: accepted: a number from 0 to 1")
 
@@ -60,13 +65,13 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     elif config.schedule == "cosine":
         rest = optax.cosine_decay_schedule(config.lr, after, alpha=config.lr_floor)
     else:
-        falling = max(round(config.cooldown * steps), 1)
+        falling = min(max(round(config.cooldown * steps), 1), after)
         rest = optax.join_schedules(
             [
                 optax.constant_schedule(config.lr),
                 optax.linear_schedule(config.lr, config.lr_floor * config.lr, falling),
             ],
-            [max(after - falling, 0)],
+            [after - falling],
         )
     if not config.warmup:
         return rest

@@ -272,8 +272,8 @@ OTHER = {
     "tokenizer": "bpe:300", "bos": False, "variant": "sigmoid", "norm": "layer", "mlp": "swiglu",
     "norm_placement": "post", "position": "rope", "dtype": "bfloat16", "optimizer": "lion",
     "schedule": "wsd", "seeds": (7, 8), "kv_heads": 1, "head_dim": 6, "mlp_width": 5, "window": 3,
-    "accumulate": 2, "heads": 8, "width": 68, "batch_size": 4, "lr_floor": 0.5, "cooldown": 0.5, "beta1": 0.5,
-    "beta2": 0.5, "momentum": 0.5,
+    "accumulate": 2, "heads": 8, "width": 68, "batch_size": 4, "lr_floor": 0.5,
+    "cooldown": 0.5, "beta1": 0.5, "beta2": 0.5, "momentum": 0.5,
 }  # fmt: skip
 
 

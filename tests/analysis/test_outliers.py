@@ -1,0 +1,345 @@
+"""The summary of a model against a recomputation from its raw taps, and planted outliers."""
+
+import dataclasses
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sysout_jax.analysis.outliers import (
+    SUMMARY_LABELS,
+    Snapshot,
+    outlier_summary,
+    snapshot,
+    weight_ratio,
+)
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.core.measures import MEASURES
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import forward, init, stack_blocks
+
+B, T = 3, 67  # T * D > 1000: fewer numbers cannot be 1000 times their mean
+CHANNEL, NEURON = 5, 23
+BASE = ModelConfig(
+    vocab=11, context=T, layers=2, width=16, heads=2, kv_heads=1, mlp="relu", init_std=0.3
+)
+COMPILED = ("softmax", "sigmoid", "attention_bias", "context_scale", "value_gate")
+TAPPED = ("attn_weights", "value", "block_out", "down_in")
+every_compiled = pytest.mark.parametrize("name", COMPILED)
+
+RNG = np.random.default_rng(7)
+TOKENS = RNG.integers(1, 11, (B, T)).astype(np.int32)
+TOKENS[:, 0] = 0  # a token that occurs first and only first
+NOOP = RNG.random((B, T)) < 0.4
+
+
+def config(name):
+    return dataclasses.replace(BASE, variant=name)
+
+
+@cache
+def planted(name):
+    """Random parameters under which token 0 has outliers of all kinds.
+
+    Only token 0 has a value in CHANNEL, and NEURON of layer 0 reads nothing else; it writes to
+    the other channels, so that the state of the first token differs between layers.
+    """
+    rng = np.random.default_rng(list(VARIANTS).index(name))
+
+    def draw(path, leaf):
+        return 0.3 * rng.standard_normal(leaf.shape) + (path[-1].key == "scale")
+
+    shapes = jax.eval_shape(partial(init, config(name)), jax.random.key(0))
+    params = jax.tree_util.tree_map_with_path(draw, shapes)
+    params["embed"][:, CHANNEL] = 0.0
+    params["embed"][0, CHANNEL] = 1e4
+    params["positions"][:, CHANNEL] = 0.0
+    for layer in ("block_0", "block_1"):
+        params[layer]["attn"]["out"][..., CHANNEL] = 0.0
+        params[layer]["mlp"]["down"][:, CHANNEL] = 0.0
+    params["block_0"]["mlp"]["up"][:, NEURON] = 0.0
+    params["block_0"]["mlp"]["up"][CHANNEL, NEURON] = 3e4
+    params["block_0"]["mlp"]["down"][NEURON] *= 1e-3
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+
+
+@cache
+def compiled(name):
+    """The summary, and the raw taps that it is made of."""
+
+    def run(params, tokens, noop):
+        taps = dict.fromkeys((*TAPPED, *(("attn_gate",) if has_gate(name) else ())))
+        raw = forward(config(name), params, tokens, taps)[1]
+        return outlier_summary(config(name), params, tokens, noop), raw
+
+    return jax.jit(run)
+
+
+@cache
+def measured(name):
+    """(summary, raw taps) of the planted model."""
+    summary, raw = compiled(name)(planted(name), jnp.asarray(TOKENS), jnp.asarray(NOOP))
+    return (
+        {key: float(value) for key, value in summary.items()},
+        {key: np.asarray(value, np.float64) for key, value in raw.items()},
+    )
+
+
+def has_gate(name):
+    return any(key.startswith("gate") for key in VARIANTS[name].params)
+
+
+# ------------------------------------------------------------------------- recomputation
+
+
+def top_over_mean(x):
+    return np.abs(x).max() / np.abs(x).mean()
+
+
+def mmr(x):
+    size = np.abs(x - x.mean(-1, keepdims=True))
+    return np.mean(size.max(-1) / np.median(size, axis=-1))
+
+
+def rms_kurtosis(x):
+    energy = (x**2).mean(0)
+    return np.mean((energy / energy.mean()) ** 2)
+
+
+def kurtosis(x):
+    return np.mean((x - x.mean()) ** 4) / x.var() ** 2
+
+
+def first_over_rest(x):
+    lengths = np.sqrt((x**2).sum(-1))
+    return lengths[0] / lengths[1:].mean(0)
+
+
+def column(weights):
+    return weights[:, :, 0].mean(-1)
+
+
+def outlier_tokens(x):
+    return np.sum(np.abs(x).max(-1) > 1000 * np.abs(x).mean())
+
+
+# name -> (tap, function of one sequence in one layer, how layers and heads are summarised)
+DEFINITIONS = {
+    "sink_rate@attn_weights": ("attn_weights", lambda w: np.mean(column(w) > 0.3), np.mean),
+    "sink_strength@attn_weights": ("attn_weights", column, np.max),
+    "first_token_argmax@attn_weights": (
+        "attn_weights",
+        lambda w: np.mean(w[:, 1:, 0] >= w[:, 1:].max(-1)),
+        np.mean,
+    ),
+    "value_drain@value": ("value", first_over_rest, np.min),
+    "residual_peak@block_out": ("block_out", first_over_rest, np.max),
+    "top1@block_out": ("block_out", lambda h: np.abs(h).max(), np.max),
+    "top1_over_median@block_out": (
+        "block_out",
+        lambda h: np.abs(h).max() / np.median(np.abs(h)),
+        np.max,
+    ),
+    "top1_over_mean@block_out": ("block_out", top_over_mean, np.max),
+    "top1_over_mean@down_in": ("down_in", top_over_mean, np.max),
+    "max_median_ratio@block_out": ("block_out", mmr, np.max),
+    "neuron_rms_kurtosis@block_out": ("block_out", rms_kurtosis, np.max),
+    "tensor_kurtosis@block_out": ("block_out", kurtosis, np.max),
+    "attention_outliers": (
+        "attn_weights",
+        lambda w: np.sum(w.mean((0, 1)) >= 0.1),
+        np.max,
+    ),
+    "activation_outliers@block_out": ("block_out", outlier_tokens, np.max),
+    "activation_outliers@down_in": ("down_in", outlier_tokens, np.max),
+    "massive_activations": (
+        "block_out",
+        lambda h: np.sum((np.abs(h) > 100) & (np.abs(h) > 1000 * np.median(np.abs(h)))),
+        np.max,
+    ),
+}
+
+
+def recomputed(name):
+    """Each key of the summary, one layer and one sequence at a time."""
+    raw = measured(name)[1]
+    rows = raw["attn_weights"]
+    if not VARIANTS[name].normalised:
+        total = rows.sum(-1, keepdims=True)
+        rows = rows / np.where(total == 0, 1, total)
+    taps = raw | {"attn_weights": rows}
+    found = {}
+    for key, (tap, of_sequence, over) in DEFINITIONS.items():
+        layers = [np.mean([of_sequence(x) for x in layer], axis=0) for layer in taps[tap]]
+        found[key] = over(layers)
+    kept = [weights[..., weights.mean((0, 1)) < 0.1].sum(-1) for layer in rows for weights in layer]
+    found["implicit_scale"] = np.mean(kept)
+    found["implicit_scale_sd"] = np.mean([np.std(head) for heads in kept for head in heads])
+    found["first_token_attention"] = raw["attn_weights"][..., 0].mean()
+    found["noop_sink"] = of_queries(NOOP, raw["attn_weights"][..., 0])
+    found["noop_mass"] = of_queries(NOOP, raw["attn_weights"].sum(-1))
+    found["weight_ratio@down"] = max(
+        top_over_mean(np.asarray(planted(name)[layer]["mlp"]["down"], np.float64))
+        for layer in ("block_0", "block_1")
+    )
+    if has_gate(name):
+        gate = np.swapaxes(raw["attn_gate"].mean(-1), -1, -2)
+        found["gate"] = gate.mean()
+        found["gate_noop"], found["gate_active"] = of_queries(NOOP, gate), of_queries(~NOOP, gate)
+    return found
+
+
+def of_queries(chosen, x):
+    """The mean of x [L, B, N, T] over the chosen (sequence, query)."""
+    return np.mean([x[:, b, :, t] for b, t in zip(*np.nonzero(chosen), strict=True)])
+
+
+@every_compiled
+def test_summary_equals_a_recomputation_from_raw_taps(name):
+    summary, _ = measured(name)
+    expected = recomputed(name)
+    assert set(summary) == set(expected)
+    assert set(summary) >= {measure.name for measure in MEASURES}
+    for key, value in expected.items():
+        np.testing.assert_allclose(summary[key], value, rtol=2e-4, atol=1e-6, err_msg=key)
+
+
+@every_compiled
+def test_planted_outliers_are_found(name):
+    """In every sequence the first token, in each kind; the model has them nowhere else."""
+    summary, raw = measured(name)
+    assert summary["activation_outliers@down_in"] == 1
+    flagged = np.argwhere(np.abs(raw["down_in"][0]) > 1000 * np.abs(raw["down_in"][0, 0]).mean())
+    assert {(t, f) for _, t, f in flagged.tolist()} == {(0, NEURON)}
+    assert summary["massive_activations"] >= 1
+    assert summary["top1@block_out"] >= 1e4
+    assert 0 < summary["implicit_scale"] < 1
+
+
+@every_compiled
+def test_the_test_can_tell_layers_and_sequences_apart(name):
+    """Otherwise a summary over the wrong axis would pass."""
+    raw = measured(name)[1]
+    for tap in TAPPED:
+        assert raw[tap].shape[:2] == (2, B)
+        assert np.max(np.abs(raw[tap][0] - raw[tap][1])) > 1e-3
+        assert np.max(np.abs(raw[tap][:, 0] - raw[tap][:, 1])) > 1e-3
+
+
+def test_unnormalised_rows_are_brought_to_one():
+    """Sinks are measured on rows of one, but the mass and the first key's weight are raw."""
+    summary, raw = measured("sigmoid")
+    assert abs(summary["noop_mass"] - 1) > 0.01
+    strength = raw["attn_weights"][..., 0].mean((1, 3)).max()
+    assert abs(summary["sink_strength@attn_weights"] - strength) > 0.01
+    assert measured("softmax")[0]["noop_mass"] == pytest.approx(1, abs=1e-5)
+    assert measured("attention_bias")[0]["noop_mass"] < 0.999
+
+
+def names(name, noop):
+    small = dataclasses.replace(config(name), layers=1, context=5)
+    params = jax.eval_shape(partial(init, small), jax.random.key(0))
+    tokens = jax.ShapeDtypeStruct((2, 5), jnp.int32)
+    mask = jax.ShapeDtypeStruct((2, 5), jnp.bool_) if noop else None
+    summary = jax.eval_shape(partial(outlier_summary, small), params, tokens, mask)
+    assert all(value.shape == () for value in summary.values())
+    return set(summary)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_names_are_labelled(name):
+    of_noop = {key for key in SUMMARY_LABELS if key.startswith("noop")}
+    of_gates = {"gate", "gate_noop", "gate_active"}
+    expected = set(SUMMARY_LABELS) - (set() if has_gate(name) else of_gates)
+    assert names(name, noop=True) == expected
+    assert names(name, noop=False) == expected - of_noop - {"gate_noop", "gate_active"}
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_no_query_at_all_is_zero_and_not_nan(everywhere):
+    tokens, noop = jnp.asarray(TOKENS), jnp.full((B, T), everywhere)
+    summary, _ = compiled("context_scale")(planted("context_scale"), tokens, noop)
+    assert all(np.isfinite(value) for value in summary.values())
+    some, none = ("gate_noop", "gate_active") if everywhere else ("gate_active", "gate_noop")
+    np.testing.assert_allclose(summary[some], summary["gate"], rtol=1e-5)
+    assert summary[none] == 0
+    expected = summary["first_token_attention"] if everywhere else 0.0
+    np.testing.assert_allclose(summary["noop_sink"], expected, rtol=1e-5)
+
+
+# -------------------------------------------------------------------------------- weights
+
+PROJECTIONS = ("query", "key", "value", "out", "up", "gate", "down")
+
+
+def small_weights(projection, **fields):
+    fields = {"mlp": "swiglu", "layers": 3, **fields}
+    params = init(dataclasses.replace(BASE, **fields), jax.random.key(1))
+    part = "mlp" if projection in ("up", "gate", "down") else "attn"
+    return params, [params[f"block_{layer}"][part] for layer in range(3)]
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_weight_ratio_is_of_the_whole_matrix(projection):
+    """max|W| / mean|W| over the matrix of a layer, however its axes are split into heads."""
+    params, layers = small_weights(projection)
+    expected = max(top_over_mean(np.asarray(part[projection], np.float64)) for part in layers)
+    np.testing.assert_allclose(weight_ratio(params, projection), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_planted_weight_outlier_is_found(layer):
+    params, layers = small_weights("down")
+    before = float(weight_ratio(params, "down"))
+    down = layers[layer]["down"]
+    layers[layer]["down"] = down.at[3, 7].set(-1e4)
+    mean = (np.abs(down).sum() - abs(down[3, 7]) + 1e4) / down.size
+    assert before < 10
+    np.testing.assert_allclose(weight_ratio(params, "down"), 1e4 / mean, rtol=1e-4)
+    # It is in down and in no other matrix, and scanning the layers does not hide it.
+    assert weight_ratio(params, "up") < 10
+    stacked = stack_blocks(params)
+    np.testing.assert_allclose(weight_ratio(stacked, "down"), 1e4 / mean, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------- snapshot
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+def test_snapshot_shows_the_most_outlying_layers(name):
+    raw = measured(name)[1]
+    rows = raw["attn_weights"][:, 0]
+    if name == "sigmoid":
+        rows = rows / rows.sum(-1, keepdims=True)
+    states = np.abs(raw["block_out"][:, 0])
+    sink = int(np.argmax(rows[..., 0].mean(-1).max(-1)))
+    peak = int(np.argmax([h.max() / np.median(h) for h in states]))
+
+    shown = snapshot(config(name), planted(name), jnp.asarray(TOKENS[0]))
+    assert isinstance(shown, Snapshot)
+    np.testing.assert_array_equal(shown.tokens, TOKENS[0])
+    assert (shown.attention_layer, shown.magnitude_layer) == (sink, peak)
+    assert shown.attention.shape == (T, T)
+    assert shown.magnitude.shape == (T, BASE.width)
+    np.testing.assert_allclose(shown.attention, rows[sink].mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(shown.magnitude, states[peak], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_snapshot_follows_the_sink(layer):
+    """Only the chosen layer looks at the first token: its queries and that key are one channel."""
+    params = jax.tree.map(lambda a: a, planted("softmax"))
+    for at in (0, 1):
+        attention = dict(params[f"block_{at}"]["attn"])
+        attention["query"] = jnp.zeros_like(attention["query"])
+        params[f"block_{at}"] = {**params[f"block_{at}"], "attn": attention}
+    # A constant channel of the state gives every query the same direction.
+    params["embed"] = params["embed"].at[:, 0].set(10.0)
+    attention = params[f"block_{layer}"]["attn"]
+    attention["query"] = attention["query"].at[0].set(10.0)
+    attention["key"] = jnp.zeros_like(attention["key"]).at[CHANNEL].set(10.0)
+    shown = snapshot(config("softmax"), params, jnp.asarray(TOKENS[0]))
+    assert shown.attention_layer == layer
+    assert np.mean(shown.attention[:, 0]) > 0.9

@@ -1,0 +1,54 @@
+"""Student's interval against SciPy, and its coverage by simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sysout_jax.analysis.statistics import Interval, mean_interval
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 50])
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+def test_equals_scipy(n, level):
+    values = np.random.default_rng(n).normal(3.0, 2.0, n)
+    interval = mean_interval(values, level)
+    assert isinstance(interval, Interval)
+    assert interval.mean == pytest.approx(np.mean(values))
+    expected = stats.t.interval(level, n - 1, loc=np.mean(values), scale=stats.sem(values))
+    np.testing.assert_allclose((interval.low, interval.high), expected, rtol=1e-12)
+
+
+def test_three_values_by_hand():
+    """Mean 2, s = 1, and t of two degrees of freedom is 4.302653 at 0.975."""
+    half = 4.302652729696142 / math.sqrt(3)
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - half, 2 + half))
+
+
+@pytest.mark.parametrize(("n", "level"), [(2, 0.95), (3, 0.95), (3, 0.8)])
+def test_covers_as_often_as_it_says(n, level):
+    """Of 4000 intervals within 4 standard deviations; a bootstrap of three seeds would miss."""
+    draws = np.random.default_rng(0).normal(-1.0, 5.0, (4000, n))
+    covered = 0
+    for values in draws:
+        _, low, high = mean_interval(values, level)
+        covered += low <= -1.0 <= high
+    deviation = math.sqrt(level * (1 - level) / len(draws))
+    assert abs(covered / len(draws) - level) < 4 * deviation
+
+
+def test_one_value_has_no_interval():
+    mean, low, high = mean_interval([4.5])
+    assert mean == 4.5
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+def test_equal_values_have_an_interval_of_no_width():
+    assert mean_interval([2.5] * 4) == (2.5, 2.5, 2.5)
+
+
+def test_narrow_inputs_are_averaged_in_float64():
+    values = np.array([1e4, 1e4 + 1, 1e4 + 2], np.float32)
+    assert mean_interval(values) == pytest.approx(mean_interval([1e4, 1e4 + 1, 1e4 + 2]))

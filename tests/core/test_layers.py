@@ -1,0 +1,307 @@
+"""Layers against float64 NumPy and closed forms."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sysout_jax.core.layers import (
+    MLPS,
+    NORMS,
+    at_least_float32,
+    causal_mask,
+    cross_entropy,
+    layer_norm,
+    linear,
+    rms_norm,
+    rope,
+)
+
+
+def draw(*shape, seed=0, scale=1.0):
+    """Random float64 numbers that float32 represents."""
+    x = scale * np.random.default_rng(seed).standard_normal(shape)
+    return x.astype(np.float32).astype(np.float64)
+
+
+def narrow(x, dtype=jnp.float32):
+    return jnp.asarray(x, dtype)
+
+
+def wide(x):
+    return np.asarray(x, np.float64)
+
+
+def test_at_least_float32():
+    found = [at_least_float32(jnp.dtype(d)) for d in ("float64", "float32", "bfloat16", "float16")]
+    assert found == [jnp.float64, jnp.float32, jnp.float32, jnp.float32]
+
+
+# ------------------------------------------------------------------------------- linear
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "inputs", "subscripts"),
+    [
+        ((2, 3, 5), (5, 7), 1, "btd,df->btf"),
+        ((2, 3, 5), (5, 7, 11), 1, "btd,dnh->btnh"),
+        ((2, 3, 5, 7), (5, 7, 11), 2, "btnh,nhd->btd"),
+        ((5, 7), (5, 7, 11, 13), 2, "nh,nhde->de"),
+        ((5,), (5, 7), 1, "d,df->f"),
+        # Equal sizes: only the order of the axes tells them apart.
+        ((3, 3, 3), (3, 3, 3), 1, "btd,dnh->btnh"),
+        ((3, 3, 3), (3, 3, 3), 2, "bnh,nhd->bd"),
+        ((3, 3, 3), (3, 3, 3), 3, "abc,abc->"),
+    ],
+)
+def test_linear_is_the_einsum(x, weight, inputs, subscripts):
+    x, weight = draw(*x), draw(*weight, seed=1)
+    bias = draw(*weight.shape[inputs:], seed=2)
+    expected = np.einsum(subscripts, x, weight)
+    plain = linear(narrow(x), narrow(weight), inputs=inputs)
+    np.testing.assert_allclose(plain, expected, rtol=1e-5, atol=1e-5)
+    biased = linear(narrow(x), narrow(weight), narrow(bias), inputs)
+    np.testing.assert_allclose(biased, expected + bias, rtol=1e-5, atol=1e-5)
+
+
+def test_linear_returns_the_dtype_of_its_input():
+    x, weight, bias = draw(2, 5), draw(5, 7, seed=1), draw(7, seed=2)
+    out = linear(narrow(x, jnp.bfloat16), narrow(weight), narrow(bias))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(wide(out), x @ weight + bias, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "inputs"),
+    [((2, 5), (7, 5), 1), ((2, 5, 7), (7, 5, 3), 2), ((2, 35), (5, 7, 3), 2)],
+)
+def test_linear_refuses_axes_that_do_not_match(x, weight, inputs):
+    with pytest.raises(ValueError, match="does not end in"):
+        linear(narrow(draw(*x)), narrow(draw(*weight)), inputs=inputs)
+
+
+# -------------------------------------------------------------------------------- norms
+
+
+def numpy_rms(x, scale, bias, eps):
+    return np.stack([scale * row / math.sqrt(np.mean(row**2) + eps) for row in x])
+
+
+def numpy_layer(x, scale, bias, eps):
+    return np.stack([scale * (row - row.mean()) / math.sqrt(row.var() + eps) + bias for row in x])
+
+
+NORM_ORACLES = {"rms": (rms_norm, numpy_rms, 1e-6), "layer": (layer_norm, numpy_layer, 1e-5)}
+every_norm = pytest.mark.parametrize("kind", NORM_ORACLES)
+
+
+def test_norms_are_listed():
+    assert {kind: fn for kind, (fn, _, _) in NORM_ORACLES.items()} == NORMS
+
+
+@every_norm
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_norms(kind, size, dtype):
+    """At 1e-3 eps counts; at 1e4 squares are far outside the precision of bfloat16."""
+    fn, oracle, eps = NORM_ORACLES[kind]
+    x = wide(narrow(size * (draw(7, 13) + 0.5), dtype))
+    scale, bias = draw(13, seed=1), draw(13, seed=2)
+    offset = narrow(bias) if kind == "layer" else None
+    out = fn(narrow(x, dtype), narrow(scale), offset)
+    assert out.dtype == dtype
+    tolerance = 2e-6 if dtype == jnp.float32 else 2.0**-8
+    np.testing.assert_allclose(
+        wide(out), oracle(x, scale, bias, eps), rtol=tolerance, atol=tolerance
+    )
+    other = fn(narrow(x, dtype), narrow(scale), offset, eps=0.5)
+    np.testing.assert_allclose(
+        wide(other), oracle(x, scale, bias, 0.5), rtol=tolerance, atol=tolerance
+    )
+
+
+@every_norm
+def test_norms_without_scale_are_those_of_scale_one(kind):
+    fn, oracle, eps = NORM_ORACLES[kind]
+    x = draw(7, 13)
+    np.testing.assert_allclose(fn(narrow(x)), oracle(x, 1.0, 0.0, eps), rtol=2e-6, atol=2e-6)
+
+
+@every_norm
+def test_norms_of_zero_are_zero_with_a_finite_gradient(kind):
+    fn, _, eps = NORM_ORACLES[kind]
+    zeros = jnp.zeros((3, 5), jnp.float32)
+    assert not np.any(fn(zeros))
+    jacobian = jax.jacobian(lambda row: fn(row[None])[0])(zeros[0])
+    centring = 0.0 if kind == "rms" else 1 / 5
+    np.testing.assert_allclose(jacobian, (np.eye(5) - centring) / math.sqrt(eps), rtol=1e-4)
+
+
+def test_layer_norm_ignores_the_mean_and_rms_norm_does_not():
+    x = draw(7, 13)
+    moved = narrow(x + 2)
+    np.testing.assert_allclose(layer_norm(moved), layer_norm(narrow(x)), atol=1e-5)
+    assert np.max(np.abs(rms_norm(moved) - rms_norm(narrow(x)))) > 0.5
+
+
+# --------------------------------------------------------------------------------- rope
+
+
+def turned(x, positions, theta):
+    """Channel pairs (h, h + H/2) as complex numbers, times exp(i t theta^(-2h/H))."""
+    out = np.zeros_like(x)
+    half = x.shape[-1] // 2
+    for row, t in enumerate(positions):
+        for h in range(half):
+            z = (x[:, row, :, h] + 1j * x[:, row, :, h + half]) * np.exp(
+                1j * t * theta ** (-2 * h / x.shape[-1])
+            )
+            out[:, row, :, h], out[:, row, :, h + half] = z.real, z.imag
+    return out
+
+
+POSITIONS = (0, 1, 5, 2, 130)
+
+
+@pytest.mark.parametrize("theta", [10_000.0, 17.0])
+def test_rope_turns_complex_numbers(theta):
+    x = draw(2, 5, 3, 14)
+    out = wide(rope(narrow(x), jnp.asarray(POSITIONS), theta))
+    np.testing.assert_allclose(out, turned(x, POSITIONS, theta), rtol=1e-5, atol=5e-5)
+    np.testing.assert_allclose(np.linalg.norm(out, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-6)
+    np.testing.assert_array_equal(out[:, 0], x[:, 0])
+
+
+def test_rope_uses_ten_thousand_unless_told():
+    x, positions = narrow(draw(2, 5, 3, 14)), jnp.asarray(POSITIONS)
+    np.testing.assert_array_equal(rope(x, positions), rope(x, positions, 10_000.0))
+
+
+def test_rope_products_depend_on_the_distance_alone():
+    q, k = narrow(draw(1, 1, 1, 14)), narrow(draw(1, 1, 1, 14, seed=1))
+
+    def product(i, j):
+        turned_q, turned_k = rope(q, jnp.asarray([i])), rope(k, jnp.asarray([j]))
+        return float(jnp.sum(turned_q * turned_k))
+
+    for i, j in ((3, 1), (7, 7), (2, 9)):
+        np.testing.assert_allclose(product(i, j), product(i + 40, j + 40), rtol=1e-4)
+    assert abs(product(3, 1) - product(1, 3)) > 0.1
+    assert abs(product(3, 1) - product(5, 1)) > 0.1
+
+
+def test_rope_in_bfloat16_rounds_once():
+    x = wide(narrow(draw(2, 5, 3, 14), jnp.bfloat16))
+    out = rope(narrow(x, jnp.bfloat16), jnp.asarray(POSITIONS))
+    assert out.dtype == jnp.bfloat16
+    expected = turned(x, POSITIONS, 10_000.0)
+    np.testing.assert_allclose(wide(out), expected, rtol=2.0**-8, atol=5e-5)
+
+
+def test_rope_needs_pairs_of_channels():
+    with pytest.raises(ValueError, match="equal division"):
+        rope(narrow(draw(1, 2, 1, 7)), jnp.arange(2))
+
+
+# --------------------------------------------------------------------------------- mask
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "window", "expected"),
+    [
+        (range(4), range(4), None, ["1000", "1100", "1110", "1111"]),
+        (range(4), range(4), 1, ["1000", "0100", "0010", "0001"]),
+        (range(4), range(4), 2, ["1000", "1100", "0110", "0011"]),
+        (range(4), range(4), 9, ["1000", "1100", "1110", "1111"]),
+        ((3, 4), range(5), None, ["11110", "11111"]),
+        ((3, 4), range(5), 3, ["01110", "00111"]),
+        ((0, 5), (2, 7), None, ["00", "10"]),
+    ],
+)
+def test_causal_mask(queries, keys, window, expected):
+    mask = causal_mask(jnp.asarray(queries), jnp.asarray(keys), window)
+    assert mask.dtype == bool
+    literal = [[digit == "1" for digit in row] for row in expected]
+    np.testing.assert_array_equal(mask, literal)
+
+
+# -------------------------------------------------------------------------- activations
+
+ACTIVATIONS = {
+    "relu": (lambda x: max(x, 0.0), False),
+    "gelu": (
+        lambda x: x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        False,
+    ),
+    "swiglu": (lambda x: x / (1 + math.exp(-x)), True),
+}
+ACTIVATIONS["geglu"] = (ACTIVATIONS["gelu"][0], True)
+
+
+def test_activations_are_listed():
+    assert set(MLPS) == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_activations_are_their_closed_forms(kind):
+    closed_form, gated = ACTIVATIONS[kind]
+    x = np.linspace(-8, 8, 41)
+    act, is_gated = MLPS[kind]
+    assert is_gated is gated
+    np.testing.assert_allclose(
+        act(narrow(x)), [closed_form(value) for value in x], rtol=2e-5, atol=1e-6
+    )
+    assert np.all(np.isfinite(act(narrow([-1e4, 1e4]))))
+
+
+def test_gelu_is_close_to_its_definition():
+    """x Phi(x); the tanh approximation is off by up to 5e-4, and by no less than 1e-4."""
+    x = np.linspace(-5, 5, 101)
+    exact = np.array([value / 2 * (1 + math.erf(value / math.sqrt(2))) for value in x])
+    error = np.max(np.abs(wide(MLPS["gelu"][0](narrow(x))) - exact))
+    assert 1e-4 < error < 5e-4
+
+
+# --------------------------------------------------------------------------------- loss
+
+
+def negative_log_likelihood(logits, targets):
+    out = np.zeros(targets.shape)
+    for at in np.ndindex(targets.shape):
+        row = logits[at]
+        out[at] = row.max() + math.log(np.sum(np.exp(row - row.max()))) - row[targets[at]]
+    return out
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
+def test_cross_entropy(scale, lead):
+    logits = draw(*lead, 11, scale=scale)
+    targets = np.random.default_rng(1).integers(0, 11, lead)
+    out = cross_entropy(narrow(logits), jnp.asarray(targets))
+    np.testing.assert_allclose(out, negative_log_likelihood(logits, targets), rtol=1e-5, atol=1e-5)
+
+
+def test_cross_entropy_of_even_logits_is_log_v():
+    targets = jnp.arange(11)
+    np.testing.assert_allclose(cross_entropy(jnp.ones((11, 11)), targets), math.log(11), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_gradient_of_cross_entropy_is_probability_minus_target(scale):
+    logits = draw(3, 11, scale=scale)
+    targets = np.array([0, 10, 4])
+    gradient = jax.grad(lambda x: jnp.sum(cross_entropy(x, jnp.asarray(targets))))(narrow(logits))
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    expected = p / p.sum(-1, keepdims=True) - np.eye(11)[targets]
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
+def test_cross_entropy_of_bfloat16_logits_is_float32():
+    logits = wide(narrow(draw(3, 11), jnp.bfloat16))
+    targets = np.array([0, 10, 4])
+    out = cross_entropy(narrow(logits, jnp.bfloat16), jnp.asarray(targets))
+    assert out.dtype == jnp.float32
+    np.testing.assert_allclose(out, negative_log_likelihood(logits, targets), rtol=1e-5)

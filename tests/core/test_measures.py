@@ -1,0 +1,434 @@
+"""Every detector and measure against a loop written from its definition, and on planted truth."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sysout_jax.core import measures as m
+from sysout_jax.model.taps import TAPS
+
+T, D, N, K, H = 7, 13, 3, 2, 5
+
+
+def draw(*shape, seed=0, scale=1.0):
+    """Random float64 numbers that float32 represents."""
+    x = scale * np.random.default_rng(seed).standard_normal(shape)
+    return x.astype(np.float32).astype(np.float64)
+
+
+def narrow(x):
+    return jnp.asarray(x, jnp.float32)
+
+
+def attention(n=N, t=T, seed=0):
+    """Causal rows that sum to one."""
+    weights = np.exp(draw(n, t, t, seed=seed, scale=2.0)) * np.tri(t)
+    return weights / weights.sum(-1, keepdims=True)
+
+
+# ------------------------------------------------------------ definitions, entry by entry
+
+
+def entries(x):
+    return [abs(value) for value in x.ravel().tolist()]
+
+
+def median(values):
+    values = sorted(values)
+    middle = len(values) // 2
+    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+
+
+def mean(values):
+    return math.fsum(values) / len(values)
+
+
+def norms(x):
+    return [math.sqrt(math.fsum(v * v for v in row)) for row in x.tolist()]
+
+
+def activation_scores(h):
+    return [max(entries(row)) / mean(entries(h)) for row in h]
+
+
+def key_scores(weights):
+    """sum over queries of the mean over heads, as a share of the T queries."""
+    n, t, s = weights.shape
+    received = [
+        mean([weights[head, q, key] for head in range(n)]) for key in range(s) for q in range(t)
+    ]
+    return [sum(received[key * t : (key + 1) * t]) / t for key in range(s)]
+
+
+def mmr(x):
+    ratios = []
+    for row in x.tolist():
+        centred = [abs(value - mean(row)) for value in row]
+        ratios.append(max(centred) / median(centred))
+    return mean(ratios)
+
+
+def rms_kurtosis(x):
+    everything = mean([value**2 for value in entries(x)])
+    return mean([(mean([v * v for v in column]) / everything) ** 2 for column in x.T.tolist()])
+
+
+def kurtosis(x):
+    values = x.ravel().tolist()
+    mu = mean(values)
+    variance = mean([(v - mu) ** 2 for v in values])
+    return mean([(v - mu) ** 4 for v in values]) / variance**2
+
+
+def peak(h, sink=0):
+    lengths = norms(h)
+    return lengths[sink] / mean(lengths[:sink] + lengths[sink + 1 :])
+
+
+def drain(v, sink=0):
+    return [peak(v[:, head], sink) for head in range(v.shape[1])]
+
+
+def strength(weights, key=0):
+    n, t, _ = weights.shape
+    return [sum(weights[i, q, key] for q in range(key, t)) / (t - key) for i in range(n)]
+
+
+def rate(weights, key=0, eps=0.3):
+    return mean([float(a > eps) for a in strength(weights, key)])
+
+
+def largest_is_first(weights):
+    n, t, _ = weights.shape
+    hits = [max(weights[i, q]) == weights[i, q, 0] for i in range(n) for q in range(1, t)]
+    return mean([float(hit) for hit in hits])
+
+
+DEFINITIONS = {
+    "top1": (m.top1, lambda h: max(entries(h))),
+    "top1_over_median": (m.top1_over_median, lambda h: max(entries(h)) / median(entries(h))),
+    "top1_over_mean": (m.top1_over_mean, lambda h: max(entries(h)) / mean(entries(h))),
+    "max_median_ratio": (m.max_median_ratio, mmr),
+    "neuron_rms_kurtosis": (m.neuron_rms_kurtosis, rms_kurtosis),
+    "tensor_kurtosis": (m.tensor_kurtosis, kurtosis),
+    "residual_peak": (m.residual_peak, peak),
+}
+OF_VALUES = {"value_drain": (m.value_drain, drain)}
+OF_WEIGHTS = {
+    "sink_strength": (m.sink_strength, strength),
+    "sink_rate": (m.sink_rate, rate),
+    "first_token_argmax": (m.first_token_argmax, largest_is_first),
+}
+every_state_measure = pytest.mark.parametrize("name", DEFINITIONS)
+
+
+def test_every_measure_has_a_definition_here():
+    assert {measure.fn.__name__ for measure in m.MEASURES} <= {
+        *DEFINITIONS,
+        *OF_VALUES,
+        *OF_WEIGHTS,
+    }
+
+
+@every_state_measure
+@pytest.mark.parametrize("shape", [(T, D), (4, 6)], ids=["odd", "even"])
+def test_measures_of_states(name, shape):
+    """Off centre and with uneven channels, so that centring and the axis matter."""
+    fn, definition = DEFINITIONS[name]
+    h = draw(*shape) * np.linspace(0.5, 3, shape[1]) + 0.25
+    h = narrow(h)
+    np.testing.assert_allclose(fn(h), definition(np.asarray(h, np.float64)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("sink", [0, 2, T - 1])
+def test_norms_of_a_sink_over_the_rest(sink):
+    h, v = draw(T, D), draw(T, K, H, seed=1)
+    np.testing.assert_allclose(m.residual_peak(narrow(h), sink), peak(h, sink), rtol=1e-5)
+    np.testing.assert_allclose(m.value_drain(narrow(v), sink), drain(v, sink), rtol=1e-5)
+
+
+def test_a_large_sink_does_not_swallow_the_rest():
+    """Massive activations are why the measure exists: their size must not cost its precision."""
+    h = draw(T, D)
+    h[0] *= 1e5
+    np.testing.assert_allclose(m.residual_peak(narrow(h)), peak(h), rtol=1e-5)
+
+
+@pytest.mark.parametrize("key", [0, 2, T - 1])
+@pytest.mark.parametrize("name", ["sink_strength", "sink_rate"])
+def test_sinks_of_any_key(name, key):
+    fn, definition = OF_WEIGHTS[name]
+    weights = attention()
+    np.testing.assert_allclose(fn(narrow(weights), key), definition(weights, key), rtol=1e-5)
+
+
+@pytest.mark.parametrize("eps", [0.2, 0.3, 0.8])
+def test_sink_rate_thresholds_before_it_averages(eps):
+    """Heads of strength 1, 0.5, 0.25 and 0: the mean, 0.44, would be over or under as a whole."""
+    weights = np.zeros((4, T, T))
+    weights[:, :, 0] = np.array([1.0, 0.5, 0.25, 0.0])[:, None]
+    expected = {0.2: 0.75, 0.3: 0.5, 0.8: 0.25}[eps]
+    assert m.sink_rate(narrow(weights), eps=eps) == expected
+    if eps == 0.3:
+        assert m.sink_rate(narrow(weights)) == expected
+
+
+def test_first_token_argmax():
+    weights = attention()
+    assert 0 < largest_is_first(weights) < 1
+    np.testing.assert_allclose(
+        m.first_token_argmax(narrow(weights)), largest_is_first(weights), rtol=1e-6
+    )
+    diagonal = np.eye(T)[None]
+    assert m.first_token_argmax(narrow(diagonal)) == 0  # the first query's key is no choice
+
+
+# ---------------------------------------------------------------------------- detectors
+
+
+def test_activation_outliers():
+    h = draw(T, 3 * D)
+    h[2, 5] = 1e4
+    found = m.activation_outliers(narrow(h), ratio=50.0)
+    np.testing.assert_allclose(found.score, activation_scores(h), rtol=1e-5)
+    assert np.flatnonzero(found.flagged).tolist() == [2]
+    assert not np.any(m.activation_outliers(narrow(draw(T, 3 * D)), ratio=50.0).flagged)
+
+
+def test_activation_outliers_default_is_a_thousand_times_the_mean():
+    """One entry a among 4999 ones scores a / ((a + 4999) / 5000)."""
+    for wanted, flagged in ((990.0, False), (1010.0, True)):
+        h = np.ones((50, 100))
+        h[7, 3] = wanted * 4999 / (5000 - wanted)
+        found = m.activation_outliers(narrow(-h))
+        np.testing.assert_allclose(np.max(found.score), wanted, rtol=1e-4)
+        assert np.flatnonzero(found.flagged).tolist() == ([7] if flagged else [])
+
+
+def test_weight_outliers():
+    for wanted, flagged in ((990.0, False), (1010.0, True)):
+        w = np.ones((50, 100))
+        w[7, 3] = -wanted * 4999 / (5000 - wanted)
+        found = m.weight_outliers(narrow(w))
+        np.testing.assert_allclose(found.score, np.abs(w) / np.mean(np.abs(w)), rtol=1e-4)
+        assert np.argwhere(found.flagged).tolist() == ([[7, 3]] if flagged else [])
+    assert not np.any(m.weight_outliers(narrow(draw(40, 60)), ratio=6.0).flagged)
+
+
+def test_attention_outliers():
+    weights = attention()
+    found = m.attention_outliers(narrow(weights))
+    expected = key_scores(weights)
+    np.testing.assert_allclose(found.score, expected, rtol=1e-5)
+    assert found.flagged.tolist() == [score >= 0.1 for score in expected]
+    assert 0 < sum(found.flagged.tolist()) < T
+
+
+def test_attention_outliers_of_a_planted_sink():
+    """Diagonal attention gives each of 41 keys 1/41; a sink takes 0.9 of it from key 5 on."""
+    weights = np.eye(41)
+    weights[6:] *= 0.1
+    weights[6:, 5] = 0.9
+    found = m.attention_outliers(narrow(np.stack([weights, weights])))
+    assert np.flatnonzero(found.flagged).tolist() == [5]
+    np.testing.assert_allclose(found.score[5], (1 + 35 * 0.9) / 41, rtol=1e-5)
+    # The threshold itself counts; a quarter is exact in binary.
+    uniform = narrow(np.full((1, 4, 4), 0.25))
+    assert m.attention_outliers(uniform, share=0.25).flagged.all()
+    assert not m.attention_outliers(uniform, share=0.2501).flagged.any()
+
+
+def test_massive_activations_need_the_value_and_the_ratio():
+    h = draw(T, D)
+    h[3, 4], h[5, 1] = -2e3, 900.0
+    found = m.massive_activations(narrow(h))
+    np.testing.assert_allclose(found.score, np.abs(h) / median(entries(h)), rtol=1e-5)
+    expected = (np.abs(h) > 100) & (np.abs(h) > 1000 * median(entries(h)))
+    np.testing.assert_array_equal(found.flagged, expected)
+    assert [3, 4] in np.argwhere(found.flagged).tolist()
+    # Each condition alone is not enough.
+    assert not np.any(m.massive_activations(narrow(h / 50)).flagged)
+    assert not np.any(m.massive_activations(narrow(200 * draw(T, D))).flagged)
+    # The thresholds are arguments.
+    assert np.argwhere(m.massive_activations(narrow(h / 50), value=39.0).flagged).tolist() == [
+        [3, 4]
+    ]
+
+
+@pytest.mark.parametrize(("size", "flagged"), [(990.0, False), (1010.0, True)])
+def test_massive_activations_default_is_a_thousand_times_the_median(size, flagged):
+    h = np.ones((T, D))
+    h[3, 4] = -size
+    found = m.massive_activations(narrow(h)).flagged
+    assert np.argwhere(found).tolist() == ([[3, 4]] if flagged else [])
+
+
+@pytest.mark.parametrize(("size", "flagged"), [(99.0, False), (101.0, True)])
+def test_massive_activations_default_is_a_hundred(size, flagged):
+    h = np.full((T, D), 0.01)
+    h[3, 4] = -size
+    found = m.massive_activations(narrow(h)).flagged
+    assert np.argwhere(found).tolist() == ([[3, 4]] if flagged else [])
+
+
+def test_massive_activation_among_zeros():
+    """Sun et al.: |h| > 100 and |h| > 1000 median |h|, which holds where the median is zero."""
+    h = np.zeros((T, D))
+    h[3, 4] = 200.0
+    assert np.argwhere(m.massive_activations(narrow(h)).flagged).tolist() == [[3, 4]]
+
+
+def test_nothing_is_found_in_noise():
+    noise, w = narrow(draw(64, 64)), narrow(draw(128, 128))
+    assert not np.any(m.activation_outliers(noise).flagged)
+    assert not np.any(m.massive_activations(noise).flagged)
+    assert not np.any(m.weight_outliers(w).flagged)
+    uniform = np.tri(64) / np.arange(1, 65)[:, None]
+    assert not np.any(m.attention_outliers(narrow(uniform[None])).flagged)
+
+
+# -------------------------------------------------------------------- bounds, invariances
+
+
+def test_neuron_rms_kurtosis_is_between_one_and_the_width():
+    even = np.sign(draw(T, D))
+    single = np.zeros((T, D))
+    single[:, 4] = draw(T)
+    np.testing.assert_allclose(m.neuron_rms_kurtosis(narrow(even)), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(m.neuron_rms_kurtosis(narrow(single)), D, rtol=1e-5)
+    for seed in range(5):
+        x = draw(T, D, seed=seed) * np.exp(3 * draw(D, seed=seed + 10))
+        assert 1 <= m.neuron_rms_kurtosis(narrow(x)) <= D
+
+
+def test_tensor_kurtosis_of_known_distributions():
+    np.testing.assert_allclose(m.tensor_kurtosis(narrow(draw(300, 400))), 3.0, atol=0.05)
+    np.testing.assert_allclose(m.tensor_kurtosis(narrow(np.sign(draw(30, 40)))), 1.0, atol=0.01)
+
+
+@every_state_measure
+@pytest.mark.parametrize("scale", [1e-3, -1e4])
+def test_ratios_do_not_depend_on_the_unit(name, scale):
+    fn, _ = DEFINITIONS[name]
+    h = draw(T, D)
+    unit = abs(scale) if name == "top1" else 1.0
+    np.testing.assert_allclose(fn(narrow(scale * h)), unit * fn(narrow(h)), rtol=1e-4)
+
+
+def test_centred_measures_do_not_depend_on_the_mean():
+    h = draw(T, D)
+    shifted = narrow(h + np.arange(T)[:, None])
+    np.testing.assert_allclose(
+        m.max_median_ratio(shifted), m.max_median_ratio(narrow(h)), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        m.tensor_kurtosis(narrow(h + 3)), m.tensor_kurtosis(narrow(h)), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("order", [np.arange(T)[::-1], np.random.default_rng(0).permutation(T)])
+def test_only_the_peak_depends_on_the_order_of_tokens(order):
+    h = draw(T, D)
+    for name, (fn, _) in DEFINITIONS.items():
+        if name != "residual_peak":
+            np.testing.assert_allclose(fn(narrow(h[order])), fn(narrow(h)), rtol=1e-5)
+
+
+# ----------------------------------------------------------------------------- degenerate
+
+DEGENERATE = {
+    "zeros": lambda *shape: np.zeros(shape),
+    "constant": lambda *shape: np.full(shape, 2.5),
+    "one token": lambda _, *shape: draw(1, *shape),
+    "one token, zeros": lambda _, *shape: np.zeros((1, *shape)),
+}
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+@pytest.mark.parametrize("name", [*DEFINITIONS, *OF_VALUES])
+def test_degenerate_states_give_finite_values(name, case):
+    shape = (T, K, H) if name in OF_VALUES else (T, D)
+    fn, _ = {**DEFINITIONS, **OF_VALUES}[name]
+    value = np.asarray(fn(narrow(DEGENERATE[case](*shape))))
+    assert np.all(np.isfinite(value))
+    if "zeros" in case:
+        assert not np.any(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("residual_peak", 1.0), ("value_drain", 1.0), ("neuron_rms_kurtosis", 1.0), ("top1", 2.5)],
+)
+def test_constants_are_even(name, expected):
+    fn, _ = {**DEFINITIONS, **OF_VALUES}[name]
+    constant = np.full((T, K, H) if name in OF_VALUES else (T, D), 2.5)
+    np.testing.assert_allclose(fn(narrow(constant)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", OF_WEIGHTS)
+@pytest.mark.parametrize("weights", [np.zeros((N, T, T)), np.ones((N, 1, 1))], ids=["zero", "T=1"])
+def test_degenerate_attention_gives_finite_values(name, weights):
+    assert np.all(np.isfinite(OF_WEIGHTS[name][0](narrow(weights))))
+
+
+@pytest.mark.parametrize(
+    "detect", [m.activation_outliers, m.weight_outliers, m.massive_activations]
+)
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_nothing_is_found_in_degenerate_tensors(detect, case):
+    found = detect(narrow(DEGENERATE[case](T, D)))
+    assert not np.any(found.flagged)
+    assert np.all(np.isfinite(found.score))
+
+
+# ------------------------------------------------------------------------------ attention
+
+
+def test_rows_to_one():
+    raw = 5 * attention() * draw(N, T, 1) ** 2
+    raw[1, 3] = 0.0
+    rows = np.asarray(m.rows_to_one(narrow(raw)))
+    for head, query in np.ndindex(N, T):
+        total = math.fsum(raw[head, query])
+        expected = raw[head, query] / total if total else np.zeros(T)
+        np.testing.assert_allclose(rows[head, query], expected, rtol=1e-5)
+    np.testing.assert_allclose(m.rows_to_one(narrow(rows)), rows, rtol=1e-6)
+    np.testing.assert_allclose(m.rows_to_one(narrow(raw)[None])[0], rows, rtol=1e-6)
+
+
+@pytest.mark.parametrize("outliers", [(), (0,), (1, 4), range(T)])
+def test_implicit_scale(outliers):
+    """With the mass of an extra key left out, S is what the rest receives and not 1 - alpha."""
+    weights = 0.8 * attention()
+    inside = np.isin(np.arange(T), outliers)
+    expected = [
+        [sum(p for p, out in zip(row, inside, strict=True) if not out) for row in head]
+        for head in weights
+    ]
+    found = m.implicit_scale(narrow(weights), jnp.asarray(inside))
+    assert found.shape == (N, T)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+# -------------------------------------------------------------------------------- the list
+
+
+def test_measures_read_known_taps():
+    for measure in m.MEASURES:
+        assert measure.tap in TAPS
+        assert measure.over in ("max", "min", "mean")
+        assert measure.label
+        assert measure.name == f"{measure.fn.__name__}@{measure.tap}"
+    assert len({measure.name for measure in m.MEASURES}) == len(m.MEASURES)
+    assert len({measure.label for measure in m.MEASURES}) == len(m.MEASURES)
+
+
+@pytest.mark.parametrize("measure", m.MEASURES, ids=lambda measure: measure.name)
+def test_measures_accept_what_their_tap_gives(measure):
+    sizes = {"T": T, "S": T, "N": N, "K": K, "H": H, "D": D, "F": 11}
+    letters = TAPS[measure.tap].split(",")[0].split()
+    value = measure.fn(narrow(np.abs(draw(*(sizes[letter] for letter in letters)))))
+    assert value.ndim <= 1
+    assert np.all(np.isfinite(value))

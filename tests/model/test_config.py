@@ -1,0 +1,176 @@
+"""Every refusal of a config: one line that names the flag, what was found and what is accepted."""
+
+import dataclasses
+import math
+import typing
+
+import pytest
+
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.core.layers import MLPS, NORMS
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import DTYPES, PLACEMENTS, POSITIONS, SHAPES, ModelConfig
+from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.optimizer import OPTIMIZERS, SCHEDULES, OptimizerConfig
+
+CHOICES = {
+    (ModelConfig, "variant"): tuple(VARIANTS),
+    (ModelConfig, "norm"): tuple(NORMS),
+    (ModelConfig, "norm_placement"): PLACEMENTS,
+    (ModelConfig, "position"): POSITIONS,
+    (ModelConfig, "mlp"): tuple(MLPS),
+    (ModelConfig, "dtype"): DTYPES,
+    (TrainConfig, "variant"): tuple(VARIANTS),
+    (OptimizerConfig, "optimizer"): OPTIMIZERS,
+    (OptimizerConfig, "schedule"): SCHEDULES,
+}
+LOADED_LATER = {"corpus", "tokenizer"}  # `load_corpus` refuses those
+MAY_BE_ZERO = {"warmup", "decay", "clip"}
+SHARES = {"beta1", "beta2", "momentum", "lr_floor", "cooldown"}
+
+
+def refusal(config_type: type, **values: object) -> str:
+    """The message with which the config refuses these values."""
+    with pytest.raises(InputError) as caught:
+        config_type(**values)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "accepted:" in message
+    return message
+
+
+def numbers(kind: type) -> list[tuple[type, str]]:
+    """Every field of that kind (int or float, None or not) of every config."""
+    return [
+        (config_type, name)
+        for config_type in (ModelConfig, TrainConfig, OptimizerConfig)
+        for name, hint in typing.get_type_hints(config_type).items()
+        if kind in (hint, *typing.get_args(hint)) and typing.get_origin(hint) is not tuple
+    ]
+
+
+def ids(row: tuple[type, str]) -> str:
+    return f"{row[0].__name__}.{row[1]}"
+
+
+@pytest.mark.parametrize("row", numbers(int), ids=ids)
+def test_integers_have_a_least_value(row):
+    config_type, name = row
+    least = 0 if name in MAY_BE_ZERO else 1
+    for bad in (least - 1, least - 7):
+        assert refusal(config_type, **{name: bad}).startswith(f"--{name}={bad}: accepted: ")
+    # The other sizes fit any: 12 heads of width 1 would not.
+    rest = {"heads": 1, "kv_heads": None} if config_type is ModelConfig and least else {}
+    assert getattr(config_type(**(rest | {name: least})), name) == least
+
+
+@pytest.mark.parametrize("row", numbers(float), ids=ids)
+def test_floats_have_a_range(row):
+    config_type, name = row
+    bad = [-0.5, math.nan] + ([1.5] if name in SHARES else [])
+    for value in bad:
+        assert refusal(config_type, **{name: value}).startswith(f"--{name}={value}: accepted: ")
+
+
+@pytest.mark.parametrize("name", ["lr", "eps"])
+def test_no_learning_rate_and_no_eps_of_zero(name):
+    assert "accepted: a number above 0" in refusal(OptimizerConfig, **{name: 0.0})
+
+
+@pytest.mark.parametrize("row", CHOICES, ids=ids)
+def test_choices(row):
+    config_type, name = row
+    message = refusal(config_type, **{name: "nosuch"})
+    assert message == f"--{name}='nosuch': unknown; accepted: {', '.join(CHOICES[row])}"
+    for value in CHOICES[row]:
+        assert getattr(config_type(**{name: value}), name) == value
+
+
+def test_every_word_is_a_choice():
+    words = {
+        (config_type, name)
+        for config_type in (ModelConfig, TrainConfig, OptimizerConfig)
+        for name, hint in typing.get_type_hints(config_type).items()
+        if hint is str
+    }
+    assert words == {*CHOICES, *((TrainConfig, name) for name in LOADED_LATER)}
+
+
+@pytest.mark.parametrize(
+    ("values", "flag", "wanted"),
+    [
+        ({"heads": 5}, "--heads=5", "--width=64"),
+        ({"width": 65}, "--heads=2", "--width=65"),
+        ({"heads": 4, "kv_heads": 3}, "--kv_heads=3", "--heads=4"),
+        ({"heads": 2, "kv_heads": 4}, "--kv_heads=4", "--heads=2"),
+        ({"position": "rope", "head_dim": 7}, "--position=rope", "heads have 7"),
+        ({"position": "rope", "width": 6, "heads": 2}, "--position=rope", "heads have 3"),
+    ],
+)
+def test_values_that_do_not_fit_together(values, flag, wanted):
+    message = refusal(ModelConfig, **values)
+    assert message.startswith(f"{flag}: ")
+    assert wanted in message
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"heads": 5, "head_dim": 3},
+        {"heads": 6, "kv_heads": 3, "width": 66},
+        {"position": "rope", "width": 7, "heads": 1, "head_dim": 2},
+        {"position": "none", "width": 6, "heads": 2},
+    ],
+)
+def test_values_that_do(values):
+    assert dataclasses.replace(ModelConfig(**values)) == ModelConfig(**values)
+
+
+def test_replacing_checks_again():
+    with pytest.raises(InputError):
+        dataclasses.replace(ModelConfig(), heads=5)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelConfig().heads = 4
+
+
+@pytest.mark.parametrize(
+    ("values", "flag"),
+    [
+        ({"batch_size": 16, "accumulate": 3}, "--accumulate=3: does not divide --batch_size=16"),
+        ({"batch_size": 2, "accumulate": 4}, "--accumulate=4: does not divide --batch_size=2"),
+        ({"seeds": ()}, "--seeds=: accepted"),
+        ({"seeds": (1, 2, 1)}, "--seeds=1,2,1: accepted"),
+        ({"seeds": (0, -1)}, "--seeds=0,-1: accepted"),
+        ({"seeds": (2**32,)}, f"--seeds={2**32}: accepted"),
+    ],
+)
+def test_refusals_of_a_run(values, flag):
+    assert refusal(TrainConfig, **values).startswith(flag)
+
+
+def test_the_greatest_seed_is_its_own():
+    """Keys have 32 bits without x64, so that greater seeds would repeat the small ones."""
+    assert TrainConfig(seeds=(0, 2**32 - 1)).seeds == (0, 2**32 - 1)
+
+
+def test_sizes():
+    given = ModelConfig(
+        vocab=19, context=7, layers=3, width=13, heads=6, kv_heads=2, head_dim=5, mlp_width=11
+    )
+    expected = {"V": 19, "T": 7, "L": 3, "D": 13, "N": 6, "K": 2, "H": 5, "F": 11}
+    assert dict(given.sizes) == expected
+    implied = ModelConfig(width=12, heads=3).sizes
+    assert (implied["K"], implied["H"], implied["F"]) == (3, 4, 48)
+
+
+def test_a_run_fills_in_the_architecture():
+    run = TrainConfig(variant="sigmoid", seq_len=11, model=SHAPES["llama-tiny"])
+    assert run.architecture(23) == dataclasses.replace(
+        SHAPES["llama-tiny"], vocab=23, context=11, variant="sigmoid"
+    )
+
+
+def test_named_shapes():
+    assert SHAPES["gpt2-124m"].sizes["H"] == 64
+    assert SHAPES["llama-57m"].sizes["K"] == 4
+    assert SHAPES["backcopy"].layers == SHAPES["backcopy"].heads == 1

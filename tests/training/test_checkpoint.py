@@ -1,0 +1,259 @@
+"""Models on disk: every bit comes back, nothing half-written stays, every fault gets one line."""
+
+import dataclasses
+import gc
+import json
+import shutil
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sysout_jax as so
+from sysout_jax.data import load_tokenizer
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import init
+from sysout_jax.training import checkpoint
+from sysout_jax.training.checkpoint import load, save
+
+CONFIG = ModelConfig(
+    vocab=258, context=7, layers=2, width=13, heads=4, kv_heads=2, head_dim=6, mlp_width=19,
+    variant="attention_bias", bias=True, norm_eps=1e-6,
+)  # fmt: skip
+SEEDS = (7, 0, 3)
+# A failed read leaves orbax's other reads as coroutines that nobody awaits.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+BYTES = load_tokenizer("bytes")
+
+
+@pytest.fixture(autouse=True)
+def _collected():
+    """What a failed read left behind is collected here, not in another module's test."""
+    yield
+    gc.collect()
+
+
+def noisy(config=CONFIG, seeds=3):
+    """Random bits, of several seeds: NaNs, infinities and denormals must come back too."""
+    rng = np.random.default_rng(0)
+    tree = jax.eval_shape(partial(init, config), jax.random.key(0))
+
+    def draw(leaf):
+        bits = rng.integers(0, 2**32, (seeds, *leaf.shape), dtype=np.uint32)
+        return jnp.asarray(bits.view(np.float32))
+
+    return jax.tree.map(draw, tree)
+
+
+def same_bits(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype == jnp.float32
+        np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("a run") / "models" / "of softmax"
+    save(path, CONFIG, noisy(), SEEDS, BYTES)
+    return path
+
+
+@pytest.fixture
+def copy(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "models" / "of softmax")
+
+
+def refusal(path, **arguments):
+    with pytest.raises(InputError) as caught:
+        load(path, **arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# ------------------------------------------------------------------------- there and back
+
+
+@pytest.mark.parametrize("seed", [None, *SEEDS])
+def test_every_bit_comes_back(written, seed):
+    model = load(written, seed)
+    at = 0 if seed is None else SEEDS.index(seed)
+    same_bits(dict(model.params), jax.tree.map(lambda x: x[at], noisy()))
+    assert model.config == CONFIG
+    assert model.tokenizer == BYTES
+
+
+def test_what_is_on_disk(written):
+    assert {path.name for path in written.iterdir()} == {"config.json", "params", "tokenizer.json"}
+    record = json.loads((written / "config.json").read_text())
+    assert record == {"format": 1, "seeds": [7, 0, 3], "model": dataclasses.asdict(CONFIG)}
+    assert [path.name for path in written.parent.iterdir()] == ["of softmax"]
+
+
+def test_without_a_tokenizer_and_scanned(tmp_path, monkeypatch):
+    config = dataclasses.replace(CONFIG, scan_layers=True, layers=3)
+    monkeypatch.chdir(tmp_path)
+    save("here", config, noisy(config, 1), [5])
+    model = so.load("here", seed=5)
+    assert model.tokenizer is None
+    assert model.config == config
+    same_bits(dict(model.params), jax.tree.map(lambda x: x[0], noisy(config, 1)))
+
+
+def test_a_trained_tokenizer_comes_back(tmp_path):
+    words = load_tokenizer("bpe:300", lambda: [f"line {n} of lines" for n in range(300)])
+    config = ModelConfig(vocab=300, context=2, layers=1, width=2, heads=1, mlp_width=2)
+    save(tmp_path / "model", config, noisy(config, 1), [0], words)
+    back = load(tmp_path / "model").tokenizer
+    assert back.fingerprint == words.fingerprint
+    assert back.encode("a line").tolist() == words.encode("a line").tolist()
+
+
+# ------------------------------------------------------------------------- half-written
+
+
+class Unsaved:
+    """A tokenizer for which the disk is full."""
+
+    def save(self, path):
+        raise OSError(28, "No space left on device", str(path))
+
+
+def test_a_tokenizer_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path / "model", CONFIG, noisy(), SEEDS, Unsaved())
+    assert not (tmp_path / "model").exists()
+    save(tmp_path / "model", CONFIG, noisy(), SEEDS)  # what was left does not disturb
+    assert load(tmp_path / "model").tokenizer is None
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_config_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def fail(path, value):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint, "write_json", fail)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path / "model", CONFIG, noisy(), SEEDS, BYTES)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_model_that_exists_is_kept(copy):
+    with pytest.raises(OSError, match="of softmax"):
+        save(copy, CONFIG, jax.tree.map(lambda x: x[:1], noisy()), [1])
+    same_bits(dict(load(copy, 7).params), jax.tree.map(lambda x: x[0], noisy()))
+
+
+# ------------------------------------------------------------------------- faults
+
+
+def test_an_unknown_seed(written):
+    assert refusal(written, seed=1) == f"seed 1: not in {written}; accepted: 7, 0, 3"
+
+
+def test_not_a_directory(tmp_path):
+    (tmp_path / "file").write_text("")
+    for name in ("nosuch", "file"):
+        message = refusal(tmp_path / name)
+        assert message.startswith(f"{tmp_path / name / 'config.json'}: ")
+        assert "accepted: a directory that a training run wrote" in message
+
+
+def test_no_config(copy):
+    (copy / "config.json").unlink()
+    assert "config.json: No such file or directory; accepted: a directory" in refusal(copy)
+
+
+def edited(record, **changes):
+    return json.dumps(record | changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda r: json.dumps(r)[:40], "config.json: not a model's config; accepted"),
+        (lambda r: "", "config.json: not a model's config; accepted"),
+        (lambda r: "[1]", "config.json: not a model's config; accepted"),
+        (lambda r: "\x00\x01", "config.json: not a model's config; accepted"),
+        (lambda r: edited(r, format=2), "config.json: format 2; accepted: 1"),
+        (
+            lambda r: json.dumps({k: v for k, v in r.items() if k != "format"}),
+            "config.json: not a model's config; accepted",
+        ),
+        (
+            lambda r: json.dumps({k: v for k, v in r.items() if k != "model"}),
+            "config.json: not a model's config; accepted",
+        ),
+        (
+            lambda r: edited(r, model=r["model"] | {"depth": 3, "colour": 1}),
+            "config.json: unknown fields colour, depth; accepted",
+        ),
+        (
+            lambda r: json.dumps({k: v for k, v in r.items() if k != "seeds"}),
+            "config.json: not a model's config; accepted",
+        ),
+        (lambda r: edited(r, seeds="none"), "config.json: not a model's config; accepted"),
+        (lambda r: edited(r, seeds=[]), "config.json: not a model's config; accepted"),
+        (
+            lambda r: edited(r, model=r["model"] | {"width": "wide"}),
+            "config.json: not a model's config; accepted",
+        ),
+    ],
+    ids=[
+        "cut short", "empty", "a list", "binary", "format", "no format", "no model",
+        "unknown field", "no seeds", "seeds of letters", "seeds of none", "width of letters",
+    ],
+)  # fmt: skip
+def test_a_config_that_is_none(copy, change, wanted):
+    file = copy / "config.json"
+    file.write_text(change(json.loads(file.read_text())))
+    assert wanted in refusal(copy)
+
+
+def test_a_config_out_of_range(copy):
+    file = copy / "config.json"
+    record = json.loads(file.read_text())
+    file.write_text(edited(record, model=record["model"] | {"variant": "softer"}))
+    assert "'softer': unknown; accepted: " in refusal(copy)
+
+
+def test_a_config_of_another_model(copy):
+    """Parameters are never padded or cut to the config's shapes."""
+    file = copy / "config.json"
+    record = json.loads(file.read_text())
+    for model in ({"mlp_width": 23}, {"layers": 3}, {"bias": False}):
+        file.write_text(edited(record, model=record["model"] | model))
+        assert "params: cannot be read (" in refusal(copy)
+
+
+def test_no_parameters(copy):
+    shutil.rmtree(copy / "params")
+    assert "params: cannot be read (" in refusal(copy)
+
+
+def test_parameters_cut_short(copy):
+    """Whichever of their larger files it is, and wherever it was cut."""
+    files = [path for path in (copy / "params").rglob("*") if path.is_file()]
+    escaped = []
+    for file in sorted(files, key=lambda path: -path.stat().st_size)[:3]:
+        whole = file.read_bytes()
+        for size in (len(whole) // 2, 0):
+            file.write_bytes(whole[:size])
+            try:
+                assert "params: cannot be read (" in refusal(copy)
+            except Exception as error:
+                escaped.append(f"{file.name} cut to {size}: {type(error).__name__}")
+            gc.collect()
+        file.write_bytes(whole)
+    assert not escaped
+    load(copy)
+
+
+def test_a_corrupt_tokenizer(copy):
+    file = copy / "tokenizer.json"
+    file.write_text(file.read_text()[:10])
+    assert "tokenizer.json" in refusal(copy)

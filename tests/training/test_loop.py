@@ -1,0 +1,221 @@
+"""The loop: reproducible, measured when it says, the seeds independent of their company."""
+
+import dataclasses
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sysout_jax as so
+from sysout_jax.data import Backcopy
+from sysout_jax.errors import Diverged, InputError
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.loop import train
+from sysout_jax.training.optimizer import OptimizerConfig
+from sysout_jax.training.step import token_loss
+
+TINY = TrainConfig(
+    corpus="backcopy",
+    seq_len=8,
+    batch_size=4,
+    steps=7,
+    seeds=(3, 1),
+    steps_per_call=3,
+    measure_every=5,
+    val_batches=2,
+    model=ModelConfig(layers=1, width=8, heads=1, mlp_width=8, mlp="relu", position="none"),
+    optimizer=OptimizerConfig(lr=1e-2, warmup=2),
+)
+ALWAYS = {"variant", "seeds", "step", "tokens_per_second", "loss", "grad_norm"}
+MEASURED = {"val_loss", "measures"}
+
+
+@cache
+def trained(**changes):
+    return train(dataclasses.replace(TINY, **changes))
+
+
+def same(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def without_timing(rows):
+    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+
+
+# ------------------------------------------------------------------------- rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "measured"),
+    [
+        ({}, [0, 3, 5, 7], [0, 5, 7]),  # calls are cut where a measurement is due
+        ({"measure_every": 100}, [0, 3, 6, 7], [0, 7]),
+        ({"steps_per_call": 25, "measure_every": 3, "steps": 6}, [0, 3, 6], [0, 3, 6]),
+        ({"steps_per_call": 1, "measure_every": 2, "steps": 3}, [0, 1, 2, 3], [0, 2, 3]),
+    ],
+    ids=["uneven", "rarely", "long calls", "every step"],
+)
+def test_rows_come_at_the_right_steps(changes, steps, measured):
+    rows = trained(**changes).rows
+    assert [row["step"] for row in rows] == steps
+    assert [row["step"] for row in rows if "measures" in row] == measured
+    for row in rows:
+        expected = (ALWAYS if row["step"] else {"variant", "seeds", "step"}) | (
+            MEASURED if row["step"] in measured else set()
+        )
+        assert set(row) == expected
+        assert (row["variant"], row["seeds"]) == ("softmax", [3, 1])
+        for name in expected & {"loss", "grad_norm", "val_loss"}:
+            assert np.shape(row[name]) == (2,)
+            assert np.isfinite(row[name]).all()
+        assert all(np.shape(values) == (2,) for values in row.get("measures", {}).values())
+    assert all(row["tokens_per_second"] > 0 for row in rows[1:])
+
+
+def test_a_row_of_several_steps_is_their_mean():
+    single, several = trained(steps_per_call=1).rows[1:], trained().rows[1:]
+    assert [row["step"] for row in single] == [1, 2, 3, 4, 5, 6, 7]
+    for row, part in zip(several, (single[:3], single[3:5], single[5:]), strict=True):
+        for name in ("loss", "grad_norm"):
+            mean = np.mean([one[name] for one in part], axis=0)
+            np.testing.assert_allclose(row[name], mean, rtol=1e-5)
+
+
+def test_the_log_gets_each_row_as_it_is_made():
+    heard = []
+    run = train(TINY, log=lambda row: heard.append((row, len(heard))))
+    assert [row for row, _ in heard] == run.rows
+    assert all(row is logged for row, (logged, _) in zip(run.rows, heard, strict=True))
+
+
+def test_validation_loss_is_that_of_the_final_parameters():
+    run, corpus = trained(), Backcopy()
+    loss = jax.jit(lambda p, rows: jnp.mean(token_loss(run.architecture, p, rows)))
+    for at, seed in enumerate(TINY.seeds):
+        batches = [jnp.asarray(corpus.batch("val", 0, n, 4, 8)) for n in range(2)]
+        expected = np.mean([loss(run.model(seed).params, rows) for rows in batches])
+        assert run.rows[-1]["val_loss"][at] == pytest.approx(expected, rel=1e-5)
+
+
+# ------------------------------------------------------------------------- reproducible
+
+
+def test_the_same_config_gives_the_same_bits():
+    again = train(TINY, Backcopy())
+    same(again.params, trained().params)
+    same(without_timing(again.rows), without_timing(trained().rows))
+    other = trained(seeds=(3, 2))
+    same(other.model(3).params, again.model(3).params)
+    assert not np.array_equal(other.params["head"][1], again.params["head"][1])
+
+
+def test_seeds_in_groups_equal_all_at_once():
+    """To 1e-6, not to the bit: a batched matrix product may sum in another order."""
+    grouped, together = trained(seeds_at_once=1), trained()
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), grouped.params, together.params
+    )
+    assert [(row["seeds"], row["step"]) for row in grouped.rows] == [
+        ([seed], step) for seed in (3, 1) for step in (0, 3, 5, 7)
+    ]
+    for at in range(2):
+        for row, whole in zip(grouped.rows[4 * at : 4 * at + 4], together.rows, strict=True):
+            for name in {"loss", "grad_norm", "val_loss"} & set(whole):
+                np.testing.assert_allclose(row[name], [whole[name][at]], rtol=1e-4)
+
+
+def test_groups_need_not_be_of_one_size():
+    run = trained(seeds=(3, 1, 0), seeds_at_once=2, steps=3, measure_every=3)
+    assert [row["seeds"] for row in run.rows] == [[3, 1], [3, 1], [0], [0]]
+    assert jax.tree.leaves(run.params)[0].shape[0] == 3
+
+
+def test_a_model_for_each_seed():
+    run = trained()
+    for at, seed in enumerate(TINY.seeds):
+        same(run.model(seed).params, jax.tree.map(lambda x, at=at: x[at], run.params))
+        assert run.model(seed).config == run.architecture
+    same(run.model().params, run.model(3).params)
+    assert not np.array_equal(run.model(3).params["head"], run.model(1).params["head"])
+    with pytest.raises(InputError) as caught:
+        run.model(0)
+    assert str(caught.value) == "seed 0: not in this run; accepted: 3, 1"
+
+
+def test_loss_falls():
+    fast = OptimizerConfig(lr=0.03, schedule="constant", warmup=0)
+    run = trained(steps=60, measure_every=60, steps_per_call=20, optimizer=fast)
+    first, last = run.rows[0]["val_loss"], run.rows[-1]["val_loss"]
+    np.testing.assert_allclose(first, [np.log(65)] * 2, rtol=0.01)
+    assert (last < first - 0.5).all()
+
+
+# ------------------------------------------------------------------------- divergence
+
+
+class Poisoned(Backcopy):
+    """A token beyond the vocabulary, whose embedding is NaN, in one batch of seed 1."""
+
+    def batch(self, split, seed, index, batch_size, seq_len):
+        rows = super().batch(split, seed, index, batch_size, seq_len)
+        if (split, seed, index) == ("train", 1, 4):
+            rows[2, 3] = 999
+        return rows
+
+
+def test_a_loss_that_is_not_finite_ends_the_run():
+    rows = []
+    with pytest.raises(Diverged) as caught:
+        train(TINY, Poisoned(), rows.append)
+    assert (caught.value.step, caught.value.seed) == (5, 1)
+    message = str(caught.value)
+    assert message.startswith("loss is nan at step 5 of seed 1, variant softmax; try")
+    assert "\n" not in message
+    assert [row["step"] for row in rows] == [0, 3, 5]
+    assert np.isfinite(rows[1]["loss"]).all()
+    assert np.isfinite(rows[2]["loss"]).tolist() == [True, False]
+
+
+def test_a_huge_learning_rate_diverges():
+    rows = []
+    wild = OptimizerConfig(optimizer="sgd", lr=1e30, schedule="constant", warmup=0, clip=0.0)
+    with pytest.raises(Diverged, match=r"--lr.*--warmup.*--clip") as caught:
+        train(dataclasses.replace(TINY, optimizer=wild), log=rows.append)
+    assert caught.value.step in (2, 3)  # the first loss is of the initial parameters
+    assert [row["step"] for row in rows] == [0, 3]
+    assert np.isnan(rows[-1]["loss"]).any()
+
+
+# ------------------------------------------------------------------------- text
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "some text.txt"
+    path.write_text("".join(f"Line {n} is not line {n + 1}.\n" for n in range(400)))
+    return path
+
+
+def test_text_is_trained_on(text):
+    config = dataclasses.replace(TINY, corpus=str(text), seeds=(0,), steps=2)
+    runs = {bos: so.train(dataclasses.replace(config, bos=bos)) for bos in (True, False)}
+    for run in runs.values():
+        assert run.architecture.vocab == 258
+        assert run.tokenizer.decode(run.tokenizer.encode("Line")) == "Line"
+        assert np.isfinite([row["loss"] for row in run.rows if "loss" in row]).all()
+    # Both runs start from the same values; a token's embedding moves beyond decay where it is seen.
+    of_bos = [run.model().params["embed"][257] for run in runs.values()]
+    of_nothing = [run.model().params["embed"][255] for run in runs.values()]
+    assert not np.array_equal(*of_bos)
+    np.testing.assert_array_equal(*of_nothing)
+
+
+def test_text_that_is_too_short(text):
+    with pytest.raises(InputError) as caught:
+        train(dataclasses.replace(TINY, corpus=str(text), seq_len=100_000))
+    assert str(caught.value).startswith("--seq_len=100000: the ")
+    assert "\n" not in str(caught.value)
