@@ -49,7 +49,7 @@ BACKCOPY = TrainConfig(
     corpus="backcopy",
     seq_len=32,
     batch_size=16,
-    steps=1200,
+    steps=1000,
     measure_every=200,
     val_batches=16,
     seeds=(0, 1, 2),
@@ -59,7 +59,7 @@ BACKCOPY = TrainConfig(
 TEXT = TrainConfig(
     seq_len=64,
     batch_size=8,
-    steps=200,
+    steps=100,
     measure_every=50,
     model=SHAPES["gpt2-tiny"],
     optimizer=OptimizerConfig(lr=3e-3),
