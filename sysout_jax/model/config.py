@@ -50,11 +50,13 @@ class ModelConfig:
         for name in ("kv_heads", "head_dim", "mlp_width", "window"):
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
-        for name in ("norm_eps", "rope_theta", "init_std"):
+        for name in ("norm_eps", "init_std"):
             if not getattr(self, name) >= 0:
                 raise InputError(
                     f"--{name}={getattr(self, name)}: accepted: a number of at least 0"
                 )
+        if not self.rope_theta > 0:
+            raise InputError(f"--rope_theta={self.rope_theta}: accepted: a number above 0")
         for name, accepted in (
             ("variant", VARIANTS),
             ("norm", NORMS),

@@ -335,9 +335,9 @@ def test_table_in_markdown():
     ("variant", "sink"), [("softmax", True), ("attention_bias", False), ("sigmoid", False)]
 )
 def test_the_papers_pattern_forms(variant, sink):
-    """A sink forms with softmax and not with the others (one seed, two thirds of the demo).
+    """A sink forms with softmax and not with the others (one seed, 800 of the demo's steps).
 
-    The demo's numbers are in results/variants/demo of the no-op queries' attention.
+    The numbers of the whole demo are in results/variants/demo.
     """
     study = dataclasses.replace(
         variants.BACKCOPY, variant=variant, steps=800, seeds=(0,), measure_every=800

@@ -77,6 +77,11 @@ def test_no_learning_rate_and_no_eps_of_zero(name):
     assert "accepted: a number above 0" in refusal(OptimizerConfig, **{name: 0.0})
 
 
+def test_no_rotary_base_of_zero():
+    """Its powers are infinite, and infinity times position 0 is no number."""
+    assert "--rope_theta=0.0: accepted" in refusal(ModelConfig, rope_theta=0.0)
+
+
 @pytest.mark.parametrize("row", CHOICES, ids=ids)
 def test_choices(row):
     config_type, name = row

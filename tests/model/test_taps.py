@@ -95,6 +95,8 @@ def test_taps_fit_together(config):
         scale = np.stack([params[f"block_{i}"][f"{name}_norm"]["scale"] for i in range(L)])
         rms = np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
         close(taps[f"{name}_norm"], x / rms * scale[:, None, None])
+    kernel = np.stack([params[f"block_{i}"]["attn"]["value"] for i in range(L)])
+    close(taps["value"], np.einsum("lbtd,ldkh->lbtkh", taps["attn_norm"], kernel))
     key, value = (np.repeat(taps[name], N // K, axis=-2) for name in ("key", "value"))
     scores = np.einsum("lbtnh,lbsnh->lbnts", taps["query"], key) / np.sqrt(H)
     close(taps["attn_logits"], scores)

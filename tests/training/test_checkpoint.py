@@ -126,8 +126,13 @@ class Unsaved:
 def test_a_tokenizer_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path / "model", CONFIG, noisy(), SEEDS, Unsaved())
-    assert not (tmp_path / "model").exists()
-    save(tmp_path / "model", CONFIG, noisy(), SEEDS)  # what was left does not disturb
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_does_not_disturb(tmp_path):
+    (tmp_path / ".model.partial" / "params").mkdir(parents=True)
+    (tmp_path / ".model.partial" / "tokenizer.json").write_text("half")
+    save(tmp_path / "model", CONFIG, noisy(), SEEDS)
     assert load(tmp_path / "model").tokenizer is None
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -139,7 +144,7 @@ def test_a_config_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "write_json", fail)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path / "model", CONFIG, noisy(), SEEDS, BYTES)
-    assert not (tmp_path / "model").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_that_exists_is_kept(copy):
