@@ -149,9 +149,11 @@ def provenance() -> dict[str, Any]:
     """Where a record comes from: command, code and library versions, device."""
     device = jax.devices()[0]
     spec = sys.modules["__main__"].__spec__
+    # Where files went says nothing of the result, and names a place on somebody's machine.
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--workdir=")]
     program = ["python", "-m", spec.name] if spec else ["python"]
     return {
-        "command": shlex.join([*program, *sys.argv[1:]]),
+        "command": shlex.join([*program, *arguments]),
         "started": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
         "code": _code_version(),
         "python": ".".join(map(str, sys.version_info[:3])),

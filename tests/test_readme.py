@@ -1,0 +1,52 @@
+"""Every table of the README is what its record, or the table of variants, says."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments.report import markdown_table, markdown_variants
+from sysout_jax.results import read_record
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+TABLES = re.findall(r"<!-- table: (\S+) (\S+) -->\n(.*?)\n?<!-- end -->", README, re.S)
+
+
+@pytest.mark.parametrize(("directory", "name", "shown"), TABLES)
+def test_tables_come_from_their_records(directory, name, shown):
+    """To renew one: `python -m experiments.variants --redraw=DIRECTORY --markdown`."""
+    record = read_record(ROOT / directory)
+    assert record["status"] == "complete"
+    assert record["provenance"]["code"]["dirty"] is False
+    (study,) = [study for study in record["studies"] if study["name"] == name]
+    assert shown == markdown_table(study)
+
+
+def test_tables_are_there():
+    assert len(TABLES) == 2
+
+
+def test_variants_are_those_of_the_code():
+    """To renew it: `python -m experiments.variants --list --markdown`."""
+    shown = re.search(r"<!-- variants -->\n(.*?)\n?<!-- end -->", README, re.S).group(1)
+    assert shown == markdown_variants()
+
+
+def test_figures_exist():
+    images = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert images
+    assert all((ROOT / image).exists() for image in images)
+
+
+def test_readme_stays_short():
+    assert README.count("\n") <= 150
+
+
+def test_python_example_runs():
+    """The code block does what it says, as it stands."""
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    scope: dict[str, object] = {}
+    exec(block, scope)
+    assert scope["logits"].shape == (1, 32, 258)
+    assert scope["taps"]["block_out"].shape == (2, 1)
