@@ -1,6 +1,7 @@
 """Trained models on disk: config.json, tokenizer.json, and the parameters of all seeds."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -51,7 +52,12 @@ def save(
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(partial_directory / "params", params)
-        record = {"format": FORMAT, "seeds": list(seeds), "model": asdict(config)}
+        record = {
+            "format": FORMAT,
+            "seeds": list(seeds),
+            "model": asdict(config),
+            "sha256": _digests(partial_directory / "params"),
+        }
         write_json(partial_directory / "config.json", record)
         if tokenizer is not None:
             tokenizer.save(partial_directory / "tokenizer.json")
@@ -72,12 +78,13 @@ def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
       seed: which of the saved seeds; None for the first.
 
     Raises:
-      InputError: not a model directory, another format, or a seed that was not saved.
+      InputError: not a model directory, another format, parameters that are not those written, or
+        a seed that was not saved.
     """
     import orbax.checkpoint as ocp
 
     path = Path(directory).absolute()
-    config, seeds = _read_config(path)
+    config, seeds, digests = _read_config(path)
     if seed is not None and seed not in seeds:
         raise InputError(f"seed {seed}: not in {path}; accepted: {', '.join(map(str, seeds))}")
     shapes = jax.eval_shape(
@@ -86,6 +93,11 @@ def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     try:
+        # The storage library does not notice every file that was cut short.
+        found = _digests(path / "params")
+        changed = sorted(name for name in digests if found.get(name) != digests[name])
+        if changed:
+            raise ValueError(f"{changed[0]} is missing or not as it was written")
         with ocp.StandardCheckpointer() as checkpointer:
             stacked = checkpointer.restore(path / "params", target)
     except Exception as error:  # damaged files: the storage library raises what it meets
@@ -97,8 +109,19 @@ def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
     return Model(config, jax.tree.map(lambda x: x[at], stacked), tokenizer)
 
 
-def _read_config(path: Path) -> tuple[ModelConfig, list[int]]:
-    """The architecture and the seeds of a model directory."""
+def _digests(directory: Path) -> dict[str, str]:
+    """The SHA-256 of every file below a directory, by relative name."""
+    digests = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                name = path.relative_to(directory).as_posix()
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _read_config(path: Path) -> tuple[ModelConfig, list[int], dict[str, str]]:
+    """The architecture, the seeds and the digests of a model directory."""
     file = path / "config.json"
     accepted = "accepted: a directory that a training run wrote, such as RUN/models/softmax"
     try:
@@ -111,7 +134,7 @@ def _read_config(path: Path) -> tuple[ModelConfig, list[int]]:
         seeds = record["seeds"]
         if not seeds or not all(isinstance(seed, int) for seed in seeds):
             raise ValueError(seeds)
-        return ModelConfig(**record["model"]), seeds
+        return ModelConfig(**record["model"]), seeds, dict(record["sha256"])
     except InputError:
         raise
     except OSError as error:
