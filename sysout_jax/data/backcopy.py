@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from sysout_jax.core.backcopy import BOS, TEXT_TOKENS, chain
 from sysout_jax.data.batches import check_request, random_words
 from sysout_jax.errors import InputError
-
-TEXT_TOKENS = 64
-TRIGGERS = 3
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Backcopy:
     chain_seed: int = 0
     name: ClassVar[str] = "backcopy"
     vocab: ClassVar[int] = TEXT_TOKENS + 1
-    bos: ClassVar[int] = TEXT_TOKENS
+    bos: ClassVar[int] = BOS
     tokenizer: ClassVar[None] = None
     documents: ClassVar[None] = None
     split: ClassVar[str] = "drawn apart: train and validation have different random keys"
@@ -48,17 +45,17 @@ class Backcopy:
     @property
     def transition(self) -> np.ndarray:
         """float64 [64, 64]: P(next | token), for a token that is no trigger."""
-        return _chain(self.chain_seed).transition
+        return chain(self.chain_seed).transition
 
     @property
     def first(self) -> np.ndarray:
         """float64 [64]: distribution of the token after BOS."""
-        return _chain(self.chain_seed).first
+        return chain(self.chain_seed).first
 
     @property
     def triggers(self) -> tuple[int, ...]:
         """The trigger tokens, most frequent first."""
-        return _chain(self.chain_seed).triggers
+        return chain(self.chain_seed).triggers
 
     def batch(self, split: str, seed: int, index: int, batch_size: int, seq_len: int) -> np.ndarray:
         """Fresh rows: inputs are `[:, :-1]`, targets `[:, 1:]`.
@@ -75,16 +72,9 @@ class Backcopy:
           InputError: a size below 1, a negative seed or index.
         """
         check_request(split, seed, index, batch_size, seq_len)
-        chain = _chain(self.chain_seed)
         words = random_words(batch_size * seq_len, "backcopy", split, seed, index)
         uniform = (words >> np.uint64(11)).reshape(seq_len, batch_size) * 2.0**-53
-        rows = np.empty((seq_len + 1, batch_size), np.int32)
-        rows[0] = self.bos
-        rows[1] = np.searchsorted(chain.first_cdf, uniform[0], side="right")
-        for t in range(1, seq_len):
-            drawn = chain.draw(rows[t], uniform[t])
-            rows[t + 1] = np.where(chain.is_trigger[rows[t]], rows[t - 1], drawn)
-        return np.ascontiguousarray(rows.T)
+        return chain(self.chain_seed).rows(uniform)
 
     def epochs(self, steps: int, batch_size: int, seq_len: int) -> float:
         """Always 0: no row is ever seen twice."""
@@ -92,7 +82,7 @@ class Backcopy:
 
     def trigger_queries(self, tokens: np.ndarray) -> np.ndarray:
         """True where the token is a trigger, so that the next one is copied; shape of `tokens`."""
-        return _chain(self.chain_seed).is_trigger[np.asarray(tokens)]
+        return chain(self.chain_seed).is_trigger[np.asarray(tokens)]
 
     def entropy_floor(self, tokens: np.ndarray) -> np.ndarray:
         """Cross-entropy of the true distribution on rows of the task: no model can do better.
@@ -114,58 +104,11 @@ class Backcopy:
             raise InputError(f"entropy_floor: wanted rows that start with BOS ({self.bos})")
         if tokens.min() < 0 or tokens[:, 1:].max() >= TEXT_TOKENS:
             raise InputError(f"entropy_floor: wanted tokens 0 to {TEXT_TOKENS - 1} after BOS")
-        chain = _chain(self.chain_seed)
+        task = chain(self.chain_seed)
         current, target = tokens[:, 1:-1], tokens[:, 2:]
         copied = np.where(target == tokens[:, :-2], 0.0, np.inf)
         with np.errstate(divide="ignore"):
-            first = -np.log(chain.first[tokens[:, 1:2]])
-            drawn = -np.log(chain.transition[current, target])
-        rest = np.where(chain.is_trigger[current], copied, drawn)
+            first = -np.log(task.first[tokens[:, 1:2]])
+            drawn = -np.log(task.transition[current, target])
+        rest = np.where(task.is_trigger[current], copied, drawn)
         return np.concatenate([first, rest], axis=1)
-
-
-@dataclass(frozen=True, eq=False)
-class _Chain:
-    transition: np.ndarray
-    first: np.ndarray
-    triggers: tuple[int, ...]
-    is_trigger: np.ndarray
-    first_cdf: np.ndarray
-    stacked_cdf: np.ndarray
-
-    def draw(self, token: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """Inverse CDF of each token's row, all rows in one sorted array: row i is i + its CDF."""
-        found = np.searchsorted(self.stacked_cdf, token + uniform, side="right")
-        return np.minimum(found - token * TEXT_TOKENS, TEXT_TOKENS - 1)
-
-
-@functools.lru_cache(maxsize=4)
-def _chain(chain_seed: int) -> _Chain:
-    # RandomState's stream is frozen (NEP 19); Generator.normal may change between releases.
-    noise = np.random.RandomState(chain_seed).standard_normal((TEXT_TOKENS, TEXT_TOKENS))
-    scores = np.exp(2 * noise) / (np.arange(TEXT_TOKENS) + 3)
-    transition = scores / scores.sum(axis=1, keepdims=True)
-    stationary = _stationary(transition)
-    triggers = np.argsort(-stationary, kind="stable")[:TRIGGERS]
-    is_trigger = np.zeros(TEXT_TOKENS + 1, bool)
-    is_trigger[triggers] = True
-    first = np.where(is_trigger[:TEXT_TOKENS], 0.0, stationary)
-    first /= first.sum()
-    stacked = (_cdf(transition) + np.arange(TEXT_TOKENS)[:, None]).ravel()
-    chain = _Chain(transition, first, tuple(triggers.tolist()), is_trigger, _cdf(first), stacked)
-    for array in (transition, first, is_trigger, chain.first_cdf, stacked):
-        array.setflags(write=False)
-    return chain
-
-
-def _stationary(transition: np.ndarray) -> np.ndarray:
-    """pi with pi P = pi and sum 1, by least squares on both conditions at once."""
-    size = len(transition)
-    system = np.concatenate([transition.T - np.eye(size), np.ones((1, size))])
-    return np.linalg.lstsq(system, np.append(np.zeros(size), 1.0), rcond=None)[0]
-
-
-def _cdf(probability: np.ndarray) -> np.ndarray:
-    cdf = np.cumsum(probability, axis=-1)
-    cdf /= cdf[..., -1:]
-    return cdf
