@@ -299,6 +299,15 @@ def test_gradient_of_cross_entropy_is_probability_minus_target(scale):
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
+def test_cross_entropy_beside_an_excluded_class():
+    """A logit of -inf excludes its class and nothing else: loss and gradient stay finite."""
+    logits = jnp.array([0.0, -jnp.inf, 1.0])
+    loss, gradient = jax.value_and_grad(lambda x: cross_entropy(x, jnp.asarray(2)))(logits)
+    np.testing.assert_allclose(loss, math.log1p(math.exp(-1.0)), rtol=1e-6)
+    q = 1 / (1 + math.e)
+    np.testing.assert_allclose(gradient, [q, 0.0, -q], atol=1e-6)
+
+
 def test_cross_entropy_of_bfloat16_logits_is_float32():
     logits = wide(narrow(draw(3, 11), jnp.bfloat16))
     targets = np.array([0, 10, 4])
