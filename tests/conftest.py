@@ -4,7 +4,8 @@ from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-install_import_hook("sysout_jax", "beartype.beartype")  # before the package is first imported
+# Before either package is first imported.
+install_import_hook(["sysout_jax", "theory"], "beartype.beartype")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -1,0 +1,1 @@
+"""The statements on systematic outliers, each with the program that verifies it."""
