@@ -1,0 +1,68 @@
+"""Every statement holds and its control fails; the binary says so and exits accordingly."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from theory import check, verify
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("id", check.statements())
+def test_statement_holds(id):
+    found = check.statements()[id](jax.random.key(7), quick=True)
+    assert found.passed, found
+    assert found.id == id
+    assert found.instances >= 1
+
+
+def run(*flags):
+    return subprocess.run(
+        [sys.executable, "-m", "theory.verify", *flags],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_record_is_json():
+    done = run("--only=A1", "--quick", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [each["id"] for each in found["checks"]] == ["A1"]
+    assert found["checks"][0]["passed"] is True
+    assert found["quick"] is True
+
+
+@pytest.mark.parametrize("flag", ["--only=Z9", "A1", "--only=A1,"])
+def test_an_unknown_statement_is_one_line(flag):
+    done = run(flag)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def part(error, control):
+    return check.Part("x", 1, error, 1e-3, control)
+
+
+@pytest.mark.parametrize(
+    ("error", "control", "passed"),
+    [
+        (1e-4, 1.0, True),
+        (1e-2, 1.0, False),
+        (1e-4, 1e-4, False),
+        (float("nan"), 1.0, False),
+        (1e-4, float("nan"), False),
+    ],
+)
+def test_a_check_passes_only_if_its_control_fails(error, control, passed):
+    made = check.Statement(
+        "Z1", "a claim", lambda key, quick: [part(0.0, 1.0), part(error, control)]
+    )
+    found = made(jax.random.key(0))
+    assert found.passed is passed
+    assert verify.line(found).startswith("ok" if passed else "FAIL")
