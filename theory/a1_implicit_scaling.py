@@ -21,7 +21,7 @@ from jaxtyping import Array
 from sysout_jax.core.attention import VARIANTS
 from theory import heads
 from theory.check import Part, Quantities, compare, statement
-from theory.heads import Head
+from theory.heads import SHAPES, Head, draw
 
 
 def scaling_factor(head: Head) -> Array:
@@ -68,4 +68,4 @@ def control(head: Head) -> Quantities:
     "A1", "Softmax attention with outliers is attention without them, times sigma(LSE_R - LSE_O)"
 )
 def verify(key: Array, quick: bool) -> list[Part]:
-    return compare(heads.draw, predict, measure, control, key, shapes=heads.SHAPES, quick=quick)
+    return compare(draw, predict, measure, control, key, shapes=SHAPES, quick=quick)

@@ -5,6 +5,7 @@ A module of this package states one result and holds
     predict(instance)    its closed form,
     measure(instance)    the same quantities found without the closed form,
     control(instance)    the measurement with an assumption broken,
+    draw, SHAPES         random instances of several shapes, where the statement is an identity,
     verify               the `Statement`: `verify(key, quick)` compares them.
 
 `predict`, `measure` and `control` return named quantities. A statement holds where the worst error
@@ -224,7 +225,8 @@ def _errors(
         }
 
     # A new function each time, so that nothing compiled from an earlier `predict` is taken instead.
-    each = jax.jit(jax.vmap(one))(
+    # It runs once: without optimisation, compiling and running together take half the time.
+    each = jax.jit(jax.vmap(one), compiler_options={"xla_backend_optimization_level": 0})(
         jax.random.split(key, instances), jnp.resize(jnp.asarray(scales, jnp.float64), (instances,))
     )
     return jax.tree.map(jnp.max, each)  # max of NaN is NaN, which passes nothing

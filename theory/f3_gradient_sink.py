@@ -17,7 +17,7 @@ the norm (with eps, |h_s|^2 reads |h_s|^2 + D eps in the first factor and in the
 Proof. o is linear in v with coefficients A. The Jacobian of n is sqrt(D)/|h| times the projection
 away from h, which is symmetric; n(ah) = n(h).
 
-Source: Chen 2026 as restated in the list of this package, F3; the norm's part is B4 (iii).
+Source: Chen 2026 (the gradient sink); the norm's part is B4 (iii).
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import linear, rms_norm
 from theory import heads
 from theory.check import Part, Quantities, compare, statement
-from theory.heads import D, Head
+from theory.heads import SHAPES, D, Head
 
 
 class Instance(NamedTuple):
@@ -132,4 +132,4 @@ def control(case: Instance) -> Quantities:
 
 @statement("F3", "A sink's value gets the gradients of its whole column; RMSNorm divides by |h_s|")
 def verify(key: Array, quick: bool) -> list[Part]:
-    return compare(draw, predict, measure, control, key, shapes=heads.SHAPES, quick=quick)
+    return compare(draw, predict, measure, control, key, shapes=SHAPES, quick=quick)

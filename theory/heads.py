@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from sysout_jax.core.attention import Variant
 from sysout_jax.core.layers import causal_mask
 from sysout_jax.core.primitives import Heads
 
@@ -82,3 +83,24 @@ def attend(
         jnp.isneginf(total), 0.0, jnp.exp(s - jnp.where(jnp.isneginf(total), 0.0, total))
     )
     return jnp.einsum("nij,jnh->inh", weights, v)
+
+
+def parameters(key: Array, variant: Variant, head: Head, scale: Array) -> dict[str, Array]:
+    """Normal parameters of a variant for a head, of standard deviation sqrt(`scale`)."""
+    sizes = {
+        "D": head.x.shape[-1],
+        "N": head.q.shape[1],
+        "K": head.k.shape[1],
+        "H": head.q.shape[2],
+    }
+    keys = jax.random.split(key, len(variant.params) + 1)
+    return {
+        name: jnp.sqrt(scale)
+        * jax.random.normal(k, [sizes[axis] for axis in param.axes if axis in sizes], jnp.float64)
+        for k, (name, param) in zip(keys, variant.params.items(), strict=False)
+    }
+
+
+def with_logits(heads: Heads, s: Float[Array, "N T T"]) -> Heads:
+    """The same heads with their logits replaced, as an edit of a model would."""
+    return heads._replace(tap=lambda name, value: s if name == "attn_logits" else value)

@@ -1,0 +1,98 @@
+"""D3. One massive row takes the first singular value of the token states.
+
+Statement. Let X have the rows x_0 .. x_{T-1}, M = |x_0|^2, R = sum_{i>0} |x_i|^2, and alpha the
+mean squared cosine of the other rows to the first, weighted by their squared norms. Then
+
+    sigma_1(X)^2 >= M + alpha R.
+
+Assumptions. x_0 is a row of X, not zero. Nothing else: the bound holds for any row, and is tight
+for a massive one.
+
+Proof. sigma_1^2 >= |X u|^2 for the unit vector u = x_0/|x_0|, and |X u|^2 = M + sum_{i>0} |x_i|^2
+cos_i^2.
+
+Source: Queipo-de-Llano et al. 2025 (arXiv:2510.06477).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from theory.check import Part, Quantities, at_least, compare, statement
+
+SHAPES = ((1, 1), (2, 3), (7, 5), (13, 32))  # (T, D)
+
+
+class Instance(NamedTuple):
+    """Token states whose first row is scaled by a factor of 1e-2 to 1e4."""
+
+    x: Float[Array, "T D"]
+
+
+class Shares(NamedTuple):
+    """M, R and alpha of a matrix of token states."""
+
+    massive: Float[Array, ""]
+    rest: Float[Array, ""]
+    alpha: Float[Array, ""]
+
+
+def draw(key: Array, shape: tuple[int, int], scale: Array) -> Instance:
+    """Normal rows of size `scale` with a common component."""
+    keys = jax.random.split(key, 4)
+    common = jax.random.normal(keys[0], shape[1:], jnp.float64) * jax.random.uniform(keys[1])
+    x = scale * (jax.random.normal(keys[2], shape, jnp.float64) + common[None])
+    return Instance(
+        x.at[0].multiply(10.0 ** jax.random.uniform(keys[3], (), jnp.float64, -2.0, 4.0))
+    )
+
+
+def shares(x: Float[Array, "T D"]) -> Shares:
+    """M, R and alpha; alpha is zero of a matrix with nothing but its first row."""
+    massive, rest = jnp.sum(jnp.square(x[0])), jnp.sum(jnp.square(x[1:]))
+    along = jnp.sum(jnp.square(x[1:] @ x[0])) / massive
+    return Shares(massive, rest, along / jnp.where(rest == 0.0, 1.0, rest))
+
+
+def predict(case: Instance) -> Quantities:
+    """The bound."""
+    massive, rest, alpha = shares(case.x)
+    return {"energy": massive + alpha * rest}
+
+
+def measure(case: Instance) -> Quantities:
+    """The largest singular value, squared."""
+    return {"energy": jnp.square(jnp.linalg.norm(case.x, ord=2))}
+
+
+def control(case: Instance) -> Quantities:
+    """The massive row is not among the rows."""
+    return {"energy": jnp.square(jnp.linalg.norm(case.x.at[0].set(0.0), ord=2))}
+
+
+def tightness(key: Array) -> dict[str, list[float]]:
+    """M/R, and the bound's share of sigma_1^2: mean of 64 matrices of 64 tokens, 32 channels."""
+    x = jax.random.normal(key, (64, 64, 32), jnp.float64)
+    ratios = np.logspace(-3, 4, 29)
+
+    def share(ratio: Array, x: Array) -> Array:
+        rest = jnp.sum(jnp.square(x[1:]))
+        x = x.at[0].multiply(jnp.sqrt(ratio * rest) / jnp.linalg.norm(x[0]))
+        massive, rest, alpha = shares(x)
+        return (massive + alpha * rest) / jnp.square(jnp.linalg.norm(x, ord=2))
+
+    found = jax.jit(jax.vmap(jax.vmap(share, (None, 0)), (0, None)))(jnp.asarray(ratios), x)
+    return {"massive over rest": ratios.tolist(), "bound over energy": found.mean(axis=1).tolist()}
+
+
+@statement("D3", "sigma_1^2 of token states is at least M + alpha R")
+def verify(key: Array, quick: bool) -> list[Part]:
+    of_bound, of_tightness = jax.random.split(key)
+    (part,) = compare(
+        draw, predict, measure, control, of_bound, shapes=SHAPES, error=at_least, quick=quick
+    )
+    return [dataclasses.replace(part, data=tightness(of_tightness))]
