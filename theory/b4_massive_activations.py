@@ -80,7 +80,8 @@ def tangent(norm: str, x: Float[Array, "D"], channel: Array) -> tuple[Array, Arr
 
 def predict(case: Instance) -> Quantities:
     """The angle, the distance to the limit, the gain of the gradient and its bound with gains."""
-    root, found = jnp.sqrt(jnp.asarray(len(case.x), case.x.dtype)), {}
+    root = jnp.sqrt(jnp.asarray(len(case.x), case.x.dtype))
+    found: dict[str, Array] = {}
     for norm in NORMS:
         _, tan = tangent(norm, case.x, case.channel)
         size = jnp.linalg.norm(case.x - (jnp.mean(case.x) if norm == "layer" else 0.0))
@@ -104,7 +105,8 @@ def control(case: Instance) -> Quantities:
 
 
 def _of_layers(case: Instance, layers: dict[str, str], at: Array) -> Quantities:
-    root, found = jnp.sqrt(jnp.asarray(len(case.x), case.x.dtype)), {}
+    root = jnp.sqrt(jnp.asarray(len(case.x), case.x.dtype))
+    found: dict[str, Array] = {}
     for norm, layer in layers.items():
         n = NORMS[layer](case.x, eps=0.0)
         unit = axis(norm, len(case.x), case.channel)

@@ -5,8 +5,8 @@ Statement. With o_i = sum_j p_ij v_j and g_i = dL/do_i for a loss L of the outpu
     do_i/ds_ij = p_ij (v_j - o_i),    dL/ds_ij = p_ij <g_i, v_j - o_i>.
 
 For L = |o|^2/2 (do nothing) and a sink with v_0 = 0, dL/ds_i0 = -p_i0 |o_i|^2: negative wherever
-o_i is not zero. Gradient descent raises the sink's logit at every finite value, and there is no finite
-minimiser.
+o_i is not zero. Gradient descent raises the sink's logit at every finite value, and there is no
+finite minimiser.
 
 Assumptions. Logits that are free (the gradient with respect to the logits themselves); for the
 second part a value of exactly zero.
@@ -93,8 +93,8 @@ def _gradients(case: Instance, variant: str, drained: Head) -> Quantities:
 
 @statement("C1", "do/ds_j = p_j (v_j - o): a no-op raises the sink's logit at every finite value")
 def verify(key: Array, quick: bool) -> list[Part]:
-    # In units of the values' size and absolute: v_j - o_i cancels where p_ij is nearly one. There the
-    # relative error of p_ij is multiplied by two differences of normal vectors, each at most 8 long.
+    # Absolute, in units of the values' size: v_j - o_i cancels where p_ij is nearly one, and the
+    # error of p_ij is multiplied by two differences of normal vectors, each at most 8 long.
     return compare(
         draw, predict, measure, control, key,
         shapes=SHAPES, tolerance=64.0 * TOLERANCE, error=absolute, quick=quick,
