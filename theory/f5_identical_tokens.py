@@ -1,0 +1,119 @@
+"""F5. What attention can prefer among identical tokens: nothing, the near ones, or a position.
+
+Statement. Let all T tokens be the same. Then the weights of query t (of keys 1 .. t) are
+
+    without positions           exactly 1/t;
+    ALiBi, s - b (t - j), b > 0  increasing in j, at j = t largest: exp(-b (t - j)) (1 - e^-b)/(1 - e^-bt);
+    RoPE                        at most e^(2 xi) / (e^(2 xi) + t - 1), xi = |q| |k|/sqrt(H);
+    learned positions           anything: a key k + e with q.e > 0 at position 1 is a sink.
+
+Identical tokens can have a sink at the first position under the last alone.
+
+Assumptions. All queries equal q and all keys equal k before positions are applied.
+
+Proof. Equal logits; logits that increase in j, a geometric series; rotations keep norms, so every
+logit is within xi of zero, and the ratio of one weight to t - 1 others is at most e^(2 xi).
+
+Source: Gu et al. 2025 (arXiv:2410.10781), propositions on repeated tokens.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.core.layers import causal_mask, rope
+from sysout_jax.core.primitives import Heads
+from theory import heads
+from theory.check import TOLERANCE, Part, Quantities, absolute, at_most, compare, statement
+
+SHAPES = ((1, 2), (2, 4), (7, 2), (31, 8))  # (T, H)
+
+
+class Instance(NamedTuple):
+    """The query and key of every token, ALiBi's slope, and a learned position."""
+
+    q: Float[Array, "H"]
+    k: Float[Array, "H"]
+    slope: Float[Array, ""]
+    lift: Float[Array, ""]
+
+
+def draw(key: Array, shape: tuple[int, int], scale: Array) -> Instance:
+    """Logits of size `scale`; slopes and lifts of the first key's logit between 0.01 and 10."""
+    keys = jax.random.split(key, 4)
+    q, k = (jnp.sqrt(scale) * jax.random.normal(x, shape[1:], jnp.float64) for x in keys[:2])
+    # q and k carry the length in their shape alone, so the length is that of zeros beside them
+    slope, lift = (
+        10.0 ** jax.random.uniform(x, shape[:1], jnp.float64, -2.0, 1.0) for x in keys[2:]
+    )
+    return Instance(q, k, slope, lift)
+
+
+def predict(case: Instance) -> Quantities:
+    """Weights without positions, under ALiBi and beside a lifted first key; RoPE's bound."""
+    length = len(case.slope)
+    t = jnp.arange(1.0, length + 1.0)
+    visible = jnp.tril(jnp.ones((length, length), bool))
+    b, distance = case.slope[0], t[:, None] - t[None, :]
+    alibi = jnp.exp(-b * distance) * jnp.expm1(-b) / jnp.expm1(-b * t)[:, None]
+    grown = jnp.exp(case.lift[0])
+    first = jnp.broadcast_to((t == 1.0)[None, :], visible.shape)
+    learned = jnp.where(first, grown, 1.0) / (grown + t - 1.0)[:, None]
+    xi = jnp.linalg.norm(case.q) * jnp.linalg.norm(case.k) / jnp.sqrt(len(case.q) * jnp.ones(()))
+    bound = 1.0 / (1.0 + (t - 1.0) * jnp.exp(-2.0 * xi))
+    return {
+        "no positions": jnp.where(visible, 1.0 / t[:, None], 0.0),
+        "alibi": jnp.where(visible, alibi, 0.0),
+        "rope": jnp.where(visible, bound[:, None], 0.0),
+        "learned": jnp.where(visible, learned, 0.0),
+    }
+
+
+def measure(case: Instance) -> Quantities:
+    """Softmax attention over the tokens."""
+    length = len(case.slope)
+    same = [jnp.broadcast_to(x[None, None], (length, 1, len(x))) for x in (case.q, case.k)]
+    return _weights(case, *same, slope=case.slope[0])
+
+
+def control(case: Instance) -> Quantities:
+    """Tokens that differ: keys in turn k and -k, twice as long under RoPE; ALiBi's slope negative."""
+    length = len(case.slope)
+    sign = jnp.where(jnp.arange(length) % 2 == 0, 1.0, -1.0)[:, None, None]
+    q, k = (jnp.broadcast_to(x[None, None], (length, 1, len(x))) for x in (case.q, case.k))
+    return _weights(case, q, sign * k, slope=-case.slope[0])
+
+
+def _weights(case: Instance, q: Array, k: Array, slope: Array) -> Quantities:
+    at = jnp.arange(len(q), dtype=jnp.int32)
+    nothing = jnp.zeros((len(q), 1))
+    mask = causal_mask(at, at)
+    plain = Heads(q, k, jnp.zeros_like(q), nothing, nothing, mask)
+    s = jnp.einsum("inh,jnh->nij", q, k) / jnp.sqrt(q.shape[-1] * jnp.ones(()))
+    distance = (at[:, None] - at[None, :]).astype(s.dtype)[None]
+
+    def weights(each: Heads) -> Array:
+        return VARIANTS["softmax"](each, {}).weights[0]
+
+    # q.e/sqrt(H) = lift: the learned position as a vector added to the first key
+    e = case.q * case.lift[0] * jnp.sqrt(len(case.q) * jnp.ones(())) / jnp.sum(jnp.square(case.q))
+    return {
+        "no positions": weights(plain),
+        "alibi": weights(heads.with_logits(plain, s - slope * distance)),
+        "rope": weights(plain._replace(q=rope(q, at), k=rope(k, at))),
+        "learned": weights(plain._replace(k=k.at[0].add(e[None]))),
+    }
+
+
+@statement("F5", "Identical tokens: uniform, nearest, at most e^2xi/(e^2xi + t - 1), or a sink")
+def verify(key: Array, quick: bool) -> list[Part]:
+    # core's rope turns by angles in float32, so that norms are kept to 1e-7: of logits up to xi
+    tolerances = dict.fromkeys(("no positions", "alibi", "learned"), TOLERANCE) | {"rope": 1e-6}
+    errors = dict.fromkeys(tolerances, absolute) | {"rope": at_most}
+    return compare(
+        draw, predict, measure, control, key,
+        shapes=SHAPES, tolerance=tolerances, error=errors, quick=quick,
+    )  # fmt: skip
