@@ -4,14 +4,16 @@ Statement. Softpick s_i = relu(e^x_i - 1)/Sigma, Sigma = sum_k |e^x_k - 1|, has
 
     ds_i/dx_j = (e^x_j/Sigma) (delta_ij step(x_i) - sign(x_j) s_i)
 
-(numerator and Sigma both multiplied by e^-m in the implementation). A token with a negative logit gets no
-weight, yet a gradient through Sigma. Clipped softmax c_i = clip((1 + a) p_i - a, 0, 1) has
+(numerator and Sigma both multiplied by e^-m in the implementation). A token with a negative logit
+gets no weight, yet a gradient through Sigma. Clipped softmax c_i = clip((1 + a) p_i - a, 0, 1) has
 
     dc_i/dx_j = (1 + a) p_i (delta_ij - p_j) where 0 < (1 + a) p_i - a < 1, and zero elsewhere,
 
-a = 12/T here: a query whose weights are all clipped has no gradient at all. Softmax has no such region (C1).
+a = 12/T here: a query whose weights are all clipped has no gradient at all. Softmax has no such
+region (C1).
 
-Assumptions. No logit is exactly zero (softpick) or at a corner (clipped); no eps in softpick's denominator.
+Assumptions. No logit is exactly zero (softpick) or at a corner (clipped); no eps in softpick's
+denominator.
 
 Proof. Quotient rule, d|e^x - 1|/dx = sign(x) e^x; chain rule through clip.
 
@@ -72,7 +74,7 @@ def control(case: Instance) -> Quantities:
     """Softmax in place of both."""
     seen = jnp.ones((1, len(case.x)), bool)
     softmax = jax.jacfwd(lambda x: softmax_weights(x[None, None], seen)[0][0, 0])(case.x)
-    return _jacobians(case, "softmax") | {"softpick": softmax}
+    return {**_jacobians(case, "softmax"), "softpick": softmax}
 
 
 def _jacobians(case: Instance, variant: str) -> Quantities:

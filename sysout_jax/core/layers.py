@@ -123,12 +123,13 @@ def rope(
     Source: Su et al. 2021 (arXiv:2104.09864), eq. 34, with the half-split pairing of GPT-NeoX.
     """
     half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions.astype(jnp.float32)[:, None] * frequency[None, :]
+    wide = at_least_float32(x.dtype)
+    frequency = theta ** (-jnp.arange(half, dtype=wide) / half)
+    angle = positions.astype(wide)[:, None] * frequency[None, :]
     shape = (*x.shape[:-1], half)
     cos = jnp.broadcast_to(jnp.cos(angle)[:, None, :], shape)
     sin = jnp.broadcast_to(jnp.sin(angle)[:, None, :], shape)
-    a, b = jnp.split(x.astype(at_least_float32(x.dtype)), 2, axis=-1)
+    a, b = jnp.split(x.astype(wide), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -18,6 +19,7 @@ WEIGHT_RATIO = 1000.0  # An et al. 2025: max|W| against the mean magnitude of th
 ATTENTION_SHARE = 0.1  # An et al. 2025: share of all queries' attention that a key receives
 MASSIVE_VALUE, MASSIVE_RATIO = 100.0, 1000.0  # Sun et al. 2024: |h| and |h| / median|h|
 SINK_EPS = 0.3  # Gu et al. 2025
+FALSE_DISCOVERIES = 0.01  # q of Benjamini & Hochberg
 
 
 class Detection(NamedTuple):
@@ -109,6 +111,30 @@ def massive_activations(
     size = jnp.abs(h)
     median = jnp.median(size)
     return Detection((size > value) & (size > ratio * median), _ratio(size, median))
+
+
+def calibrated_outliers(x: Float[Array, "..."], q: float = FALSE_DISCOVERIES) -> Detection:
+    """Entries too large for a normal tensor, with a false discovery rate of q over the tensor.
+
+    p = 2 Phi(-|x|/s), s = median|x| / Phi^-1(3/4);  flagged where p <= p_(k), the largest of the
+    sorted p-values with p_(k) <= q k/n (Benjamini & Hochberg 1995);  score = -log10 p.
+
+    Args:
+      x: any shape, centred at zero: weights, or activations without a mean.
+      q: the expected share of false ones among the flagged, where entries are i.i.d. normal.
+
+    Returns:
+      `Detection` in the shape of `x`; nothing is flagged where more than half of `x` is zero.
+
+    Source: the null and its check are E2 of theory/.
+    """
+    size = jnp.abs(x)
+    unit = jnp.median(size) / jax.scipy.special.ndtri(jnp.asarray(0.75, size.dtype))
+    log_p = jnp.log(2.0) + jax.scipy.special.log_ndtr(-_ratio(size, unit))
+    ranked = jnp.sort(log_p.ravel())
+    rank = jnp.arange(1, ranked.size + 1, dtype=ranked.dtype)
+    accepted = jnp.where(ranked <= jnp.log(q * rank / ranked.size), ranked, -jnp.inf)
+    return Detection(log_p <= jnp.max(accepted), -log_p / jnp.log(10.0))
 
 
 # ----------------------------------------------------------- measures of activations
