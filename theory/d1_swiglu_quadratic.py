@@ -1,0 +1,171 @@
+"""D1. One neuron of a SwiGLU MLP can fire all outlier channels at once.
+
+Statement. Where every gate preactivation is far from zero, silu(z) is z or 0, and output channel k
+of the MLP is the quadratic form
+
+    y_k = x^T U_k x,   U_k = sum_{f: g_f.x > 0} W_down[f, k] g_f u_f^T,   Hessian U_k + U_k^T,
+
+g_f and u_f the gate and up vectors of neuron f. One dominant neuron f* gives every U_k the rank
+one: outlier channels are the largest of |W_down[f*, k]|, and all are fired by one direction of x,
+the top eigenvector of (g u^T + u g^T)/2, which is g/|g| + u/|u|, with eigenvalue (|g| |u| + <g,
+u>)/2.
+
+Assumptions. |g_f.x| >> 1 for all f (the error is of order |z| e^-|z|); for the second part a neuron
+whose |g| |u| max|W_down| dominates.
+
+Proof. silu(z) = z sigma(z), and d^2/dz^2 silu -> 0. On span{g, u} the matrix acts on g/|g| + u/|u|
+as stated, and on g/|g| - u/|u| with eigenvalue (<g, u> - |g| |u|)/2 <= 0.
+
+Source: Yona et al. 2025 and Yu et al. 2024 (arXiv:2411.07191) observe it; the forms are elementary.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from sysout_jax.core.layers import MLPS, linear
+from theory.check import Part, Quantities, absolute, compare, relative, statement
+from theory.descent import descend
+
+SHAPES = ((1, 1), (2, 3), (5, 7), (8, 16))  # (D, F)
+FAR = (40.0, 80.0)  # |g.x|: an error of 80 e^-40 = 3e-16
+ALIGNED = 0.01  # 1 - |cos|: the other neurons turn the direction by their share, some percent
+PLANTED, STEPS = 64, 400
+
+
+class Instance(NamedTuple):
+    """An MLP and its input."""
+
+    gate: Float[Array, "D F"]
+    up: Float[Array, "D F"]
+    down: Float[Array, "F D"]
+    x: Float[Array, "D"]
+
+
+def draw(key: Array, shape: tuple[int, int], scale: Array) -> Instance:
+    """Normal weights of size `scale`, the gates moved along x until they are far from zero."""
+    width, neurons = shape
+    keys = jax.random.split(key, 6)
+    gate, up = (scale * jax.random.normal(k, shape, jnp.float64) for k in keys[:2])
+    down = scale * jax.random.normal(keys[2], (neurons, width), jnp.float64)
+    x = jax.random.normal(keys[3], (width,), jnp.float64)
+    sign = jax.random.rademacher(keys[4], (neurons,), jnp.float64)
+    wanted = sign * jax.random.uniform(keys[5], (neurons,), jnp.float64, *FAR)
+    gate += jnp.outer(x / jnp.sum(jnp.square(x)), wanted - x @ gate)
+    return Instance(gate, up, down, x)
+
+
+def mlp(case: Instance, x: Float[Array, "D"]) -> Float[Array, "D"]:
+    """The SwiGLU MLP of core's layers."""
+    activation, _ = MLPS["swiglu"]
+    return linear(activation(linear(x, case.gate)) * linear(x, case.up), case.down)
+
+
+def form(case: Instance) -> Float[Array, "D D D"]:
+    """U_k for every output channel k."""
+    active = (case.x @ case.gate > 0.0).astype(case.x.dtype)
+    return jnp.einsum("f,fk,af,bf->kab", active, case.down, case.gate, case.up)
+
+
+def trigger(gate: Float[Array, "D"], up: Float[Array, "D"]) -> tuple[Array, Array]:
+    """The top eigenvector of (g u^T + u g^T)/2 and its eigenvalue."""
+    g, u = jnp.linalg.norm(gate), jnp.linalg.norm(up)
+    direction = gate / g + up / u
+    return direction / jnp.linalg.norm(direction), (g * u + gate @ up) / 2.0
+
+
+def predict(case: Instance) -> Quantities:
+    """Output and Hessian from U; the eigenvector of the first neuron, as a projection."""
+    u = form(case)
+    direction, eigenvalue = trigger(case.gate[:, 0], case.up[:, 0])
+    return {
+        "output": jnp.einsum("kab,a,b->k", u, case.x, case.x),
+        "hessian": u + jnp.swapaxes(u, 1, 2),
+        "eigenvalue": eigenvalue,
+        "eigenvector": jnp.outer(direction, direction),
+    }
+
+
+def measure(case: Instance) -> Quantities:
+    """The MLP, its second derivatives, and a numerical eigendecomposition."""
+    product = jnp.outer(case.gate[:, 0], case.up[:, 0])
+    values, vectors = jnp.linalg.eigh((product + product.T) / 2.0)
+    return {
+        "output": mlp(case, case.x),
+        "hessian": jax.hessian(lambda x: mlp(case, x))(case.x),
+        "eigenvalue": values[-1],
+        "eigenvector": jnp.outer(vectors[:, -1], vectors[:, -1]),
+    }
+
+
+def control(case: Instance) -> Quantities:
+    """Gates near zero, where silu is curved; the singular vector of g u^T as it is."""
+    near = 1.0 / FAR[1]
+    g, u = jnp.linalg.norm(case.gate[:, 0]), jnp.linalg.norm(case.up[:, 0])
+    left = case.gate[:, 0] / g
+    return {
+        "output": mlp(case, case.x * near) / near**2,
+        "hessian": jax.hessian(lambda x: mlp(case, x))(case.x * near),
+        "eigenvalue": g * u,
+        "eigenvector": jnp.outer(left, left),
+    }
+
+
+# ------------------------------------------------------------------------ a planted neuron
+
+
+def _planted(key: Array, factor: float) -> tuple[Array, Array]:
+    """Whether the predicted channel is the one fired most, and 1 - |cos| to the found direction."""
+    width, neurons = 16, 64
+    of_mlp, of_start = jax.random.split(key)
+    case = draw(of_mlp, (width, neurons), jnp.ones(()))
+    gate, up, down = case.gate.at[:, 3].multiply(factor), case.up, case.down.at[3].multiply(factor)
+    case = Instance(gate, up.at[:, 3].multiply(factor), down, case.x)
+
+    # The dominant neuron is found from the weights, as in a model.
+    size = jnp.linalg.norm(case.gate, axis=0) * jnp.linalg.norm(case.up, axis=0)
+    dominant = jnp.argmax(size * jnp.max(jnp.abs(case.down), axis=1))
+    channel = jnp.argmax(jnp.abs(case.down[dominant]))
+    direction, _ = trigger(case.gate[:, dominant], case.up[:, dominant])
+
+    def unit(x: Array) -> Array:
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+    def loss(starts: Array, step: Array) -> Array:
+        # far out, where silu is piecewise linear
+        out = jax.vmap(lambda x: mlp(case, 100.0 * x))(unit(starts))
+        return -jnp.sum(jnp.log(jnp.max(jnp.abs(out), axis=-1)))
+
+    starts = jax.random.normal(of_start, (8, width), jnp.float64)
+    found, _ = descend(loss, starts, optax.adam(0.03), STEPS)
+    outputs = jax.vmap(lambda x: mlp(case, 100.0 * x))(unit(found))
+    best = jnp.argmax(jnp.max(jnp.abs(outputs), axis=-1))
+    cosine = jnp.abs(unit(found)[best] @ direction)
+    return jnp.argmax(jnp.abs(outputs[best])) == channel, 1.0 - cosine
+
+
+def _planted_parts(key: Array) -> list[Part]:
+    keys = jax.random.split(key, PLANTED)
+    run = jax.jit(jax.vmap(_planted, (0, None)))
+    (right, away), (right_without, away_without) = run(keys, 8.0), run(keys, 1.0)
+    wrong = [1.0 - float(jnp.mean(x.astype(jnp.float64))) for x in (right, right_without)]
+    turned = [float(jnp.max(x)) for x in (away, away_without)]
+    return [
+        Part("planted: wrong channels", PLANTED, wrong[0], 0.0, wrong[1]),
+        Part("planted: 1 - |cos|", PLANTED, turned[0], ALIGNED, turned[1]),
+    ]
+
+
+@statement("D1", "A SwiGLU channel is x^T U x; one neuron fires all outlier channels together")
+def verify(key: Array, quick: bool) -> list[Part]:
+    of_forms, of_planted = jax.random.split(key)
+    # The eigenvector is as exact as rounding over the gap between eigenvalues, |g| |u|.
+    errors = {"output": relative, "hessian": relative, "eigenvalue": relative}
+    parts = compare(
+        draw, predict, measure, control, of_forms,
+        shapes=SHAPES, error=errors | {"eigenvector": absolute}, quick=quick,
+    )  # fmt: skip
+    return parts + _planted_parts(of_planted)
