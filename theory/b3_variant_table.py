@@ -7,7 +7,7 @@ needs
     (b) value_bias       impossible in two contexts: max|o + v'| >= |o_1 - o_2|/2
     (c) context_bias     impossible unless o || v': |o + p' v'| >= |o - <o, v'> v'/|v'|^2|
     (d) attention_bias   LSE gap >= log(T) + log((m - eps)/(|v'| + eps)) of a PARAMETER k' (A2, B2)
-    (e) context_scale    z = w.x + b <= -log(2 m/eps - 1)                of parameters, T does not occur
+    (e) context_scale    z = w.x + b <= -log(2 m/eps - 1)                of parameters, no T in it
     (f) sigmoid          s_ij <= log(T) - log(T m/eps - 1)               about log(eps/m), nor here
 
 with |v_0| = 0 (a) and v' = 0 (d). As T or 1/eps grow by a factor e, the logit needed grows by

@@ -95,8 +95,16 @@ def predict(case: Instance) -> Quantities:
         "output": jnp.einsum("kab,a,b->k", u, case.x, case.x) / forms,
         "hessian": (u + jnp.swapaxes(u, 1, 2)) / forms,
         "eigenvalue": eigenvalue / first,
-        "eigenvector": jnp.outer(direction, direction),
+        "eigenvector": _projection(case, direction),
     }
+
+
+def _projection(case: Instance, direction: Float[Array, "D"]) -> Float[Array, "D D"]:
+    """The projection times |g/|g| + u/|u||: that sum is as inexact as it is short."""
+    gate, up = case.gate[:, 0], case.up[:, 0]
+    cosine = gate @ up / (jnp.linalg.norm(gate) * jnp.linalg.norm(up))
+    length = jnp.sqrt(jnp.maximum(2.0 + 2.0 * cosine, 0.0))
+    return length * jnp.outer(direction, direction)
 
 
 def measure(case: Instance) -> Quantities:
@@ -108,7 +116,7 @@ def measure(case: Instance) -> Quantities:
         "output": mlp(case, case.x) / forms,
         "hessian": jax.hessian(lambda x: mlp(case, x))(case.x) / forms,
         "eigenvalue": values[-1] / first,
-        "eigenvector": jnp.outer(vectors[:, -1], vectors[:, -1]),
+        "eigenvector": _projection(case, vectors[:, -1]),
     }
 
 
@@ -121,14 +129,14 @@ def control(case: Instance) -> Quantities:
         "output": mlp(case, case.x * near) / near**2 / forms,
         "hessian": jax.hessian(lambda x: mlp(case, x))(case.x * near) / forms,
         "eigenvalue": jnp.ones(()),
-        "eigenvector": jnp.outer(left, left),
+        "eigenvector": _projection(case, left),
     }
 
 
 # ------------------------------------------------------------------------ a planted neuron
 
 
-def _planted(key: Array, factor: float) -> tuple[Array, Array]:
+def _planted(key: Array, factor: float | Array) -> tuple[Array, Array]:
     """Whether the predicted channel is the one fired most, and 1 - |cos| to the found direction."""
     width, neurons = 16, 64
     of_mlp, of_start = jax.random.split(key)
@@ -154,7 +162,10 @@ def _planted(key: Array, factor: float) -> tuple[Array, Array]:
         return -jnp.sum(jnp.log(jnp.max(jnp.abs(out), axis=-1)))
 
     starts = jax.random.normal(of_start, (8, width), jnp.float64)
-    found, _ = descend(loss, starts, optax.adam(0.03), STEPS)
+    # Annealed, since a constant rate leaves steps of its size in every channel; and with a short
+    # memory, since a start near a zero of the output has a gradient that Adam would not forget.
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, STEPS), b2=0.9)
+    found, _ = descend(loss, starts, optimizer, STEPS)
     outputs = jax.vmap(lambda x: mlp(case, 100.0 * x))(unit(found))
     best = jnp.argmax(jnp.max(jnp.abs(outputs), axis=-1))
     sign = jnp.sign(outputs[best, channel] * case.down[dominant, channel])
@@ -166,7 +177,7 @@ def _planted(key: Array, factor: float) -> tuple[Array, Array]:
 def _planted_parts(key: Array) -> list[Part]:
     keys = jax.random.split(key, PLANTED)
     run = jax.jit(jax.vmap(_planted, (0, None)))
-    (right, away), (right_without, away_without) = run(keys, 8.0), run(keys, 1.0)
+    (right, away), (right_without, away_without) = run(keys, 16.0), run(keys, 1.0)
     wrong = [1.0 - float(jnp.mean(x.astype(jnp.float64))) for x in (right, right_without)]
     turned = [float(jnp.max(x)) for x in (away, away_without)]
     return [

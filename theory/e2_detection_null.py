@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Array
 from scipy.integrate import quad
 from scipy.special import erf, erfc, erfcinv
+from scipy.stats import binom
 
 from sysout_jax.core.measures import calibrated_outliers
 from theory.check import Part, statement
@@ -37,6 +38,7 @@ SIDE = 64  # of a matrix
 PLANTED, SIZE = 8, 7.0  # outliers in a matrix, in standard deviations
 CONTROLS = 64  # matrices, whose rates are near one and zero
 NORMAL = 3.29  # standard deviations that 99.9% of estimates are within
+OUTSIDE = 1e-3  # of intervals
 LARGEST = 0.01  # relative; the next term of the expansion is of order 1/b^4
 
 
@@ -49,7 +51,7 @@ def predict(n: float) -> float:
 def power(n: int, q: float, planted: int, size: float) -> float:
     """Phi(z - t) with 2 Phi(-t) = q K/n."""
     threshold = math.sqrt(2) * erfcinv(q * planted / n)
-    return 0.5 * erfc((threshold - size) / math.sqrt(2))
+    return float(0.5 * erfc((threshold - size) / math.sqrt(2)))
 
 
 def measure(n: float) -> float:
@@ -106,7 +108,8 @@ def _detections(key: Array, q: float, matrices: int) -> list[Part]:
     heavy = flagged(keys[1], CONTROLS, q, 0.0, heavy=True)[1]
     power_found, false = flagged(keys[2], matrices, q, SIZE)
     unnoticed = flagged(keys[3], CONTROLS, q, 2.0)[0]
-    interval = NORMAL * math.sqrt(q * (1 - q) / matrices)
+    # Of a binomial count, whose tail at some ten findings a normal one is too short for.
+    interval = float(binom.ppf(1 - OUTSIDE / 2, matrices, q)) / matrices - q
     spread = NORMAL * float(jnp.std(false)) / math.sqrt(matrices)
     expected = power(n, q, PLANTED, SIZE)
     powers = [abs(float(jnp.mean(x)) - expected) for x in (power_found, unnoticed)]

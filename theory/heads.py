@@ -101,6 +101,6 @@ def parameters(key: Array, variant: Variant, head: Head, scale: Array) -> dict[s
     }
 
 
-def with_logits(heads: Heads, s: Float[Array, "N T T"]) -> Heads:
+def with_logits(heads: Heads, s: Float[Array, "N T S"]) -> Heads:
     """The same heads with their logits replaced, as an edit of a model would."""
     return heads._replace(tap=lambda name, value: s if name == "attn_logits" else value)

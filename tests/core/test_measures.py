@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from sysout_jax.core import measures as m
 from sysout_jax.model.taps import TAPS
@@ -278,6 +279,32 @@ def test_massive_activation_among_zeros():
     h = np.zeros((T, D))
     h[3, 4] = 200.0
     assert np.argwhere(m.massive_activations(narrow(h)).flagged).tolist() == [[3, 4]]
+
+
+@pytest.mark.parametrize("q", [0.01, 0.2])
+def test_calibrated_outliers(q):
+    """Benjamini and Hochberg's procedure written as a loop over scipy's normal."""
+    x = draw(40, 30)
+    x[3, 4], x[20, 7], x[39, 29] = 8.0, -5.0, 4.0
+    unit = np.median(np.abs(x)) / scipy.stats.norm.ppf(0.75)
+    p = 2 * scipy.stats.norm.sf(np.abs(x) / unit)
+    ranked, limit = np.sort(p.ravel()), 0.0
+    for k, value in enumerate(ranked, 1):
+        if value <= q * k / p.size:
+            limit = value
+    found = m.calibrated_outliers(narrow(x), q)
+    np.testing.assert_array_equal(found.flagged, p <= limit)
+    assert found.flagged[3, 4]
+    np.testing.assert_allclose(found.score, -np.log10(p), rtol=1e-4, atol=1e-5)
+
+
+def test_calibrated_outliers_follow_no_unit_and_find_nothing_in_constants():
+    x = narrow(draw(40, 30))
+    np.testing.assert_array_equal(
+        m.calibrated_outliers(x, 0.3).flagged, m.calibrated_outliers(1024.0 * x, 0.3).flagged
+    )
+    for empty in (jnp.zeros((3, 4)), jnp.ones((3, 4)), jnp.ones((1, 1))):
+        assert not np.any(m.calibrated_outliers(empty).flagged)
 
 
 def test_nothing_is_found_in_noise():
