@@ -87,7 +87,7 @@ class Statement:
 
         Args:
           key: a typed PRNG key; the same key gives the same numbers.
-          quick: fewer shapes and shorter trainings, for a test suite.
+          quick: fewer shapes, and no models that train for more than seconds.
         """
         begun = time.perf_counter()
         with jax.enable_x64(True):

@@ -126,6 +126,7 @@ def verify(key: Array, quick: bool) -> list[Part]:
     of_instances, of_curves = jax.random.split(key)
     (part,) = compare(
         draw, predict, measure, control, of_instances,
-        shapes=SHAPES, instances=1000, tolerance=DECIBELS, error=absolute, quick=quick,
+        shapes=SHAPES, instances=200 if quick else 1000, tolerance=DECIBELS, error=absolute,
+        quick=quick,
     )  # fmt: skip
     return [dataclasses.replace(part, data=curves(of_curves))]

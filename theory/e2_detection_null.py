@@ -21,6 +21,7 @@ Source: extreme value theory (Fisher & Tippett 1928); Benjamini & Hochberg 1995.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,6 @@ from theory.check import Part, statement
 RATES = (0.01, 0.05)
 SIDE = 64  # of a matrix
 PLANTED, SIZE = 8, 7.0  # outliers in a matrix, in standard deviations
-CONTROLS = 64  # matrices, whose rates are near one and zero
 NORMAL = 3.29  # standard deviations that 99.9% of estimates are within
 OUTSIDE = 1e-3  # of intervals
 LARGEST = 0.01  # relative; the next term of the expansion is of order 1/b^4
@@ -80,34 +80,39 @@ def _largest() -> Part:
     return Part("largest over mean", len(counts), errors[0], LARGEST, errors[1], data)
 
 
-def flagged(key: Array, matrices: int, q: float, size: float, heavy: bool = False) -> Array:
-    """Shares of each matrix's planted entries found and of its findings that are false: [2, C].
+def flagged(q: float) -> Callable[[Array, float, bool], Array]:
+    """A function of keys of matrices to the shares of each one's planted entries that are found and
+    of its findings that are false, [2, matrices].
 
-    Args:
-      size: of the planted entries, in standard deviations; 0 plants none.
-      heavy: Laplace entries in place of normal ones.
+    Its arguments are the keys; the size of planted entries in standard deviations, 0 for none; and
+    whether entries are Laplace in place of normal.
     """
-    planted = jnp.zeros((SIDE, SIDE)).at[0, :PLANTED].set(1.0 if size else 0.0)
+    place = jnp.zeros((SIDE, SIDE)).at[0, :PLANTED].set(1.0)
 
-    def one(key: Array) -> Array:
-        noise = (jax.random.laplace if heavy else jax.random.normal)(key, (SIDE, SIDE), jnp.float64)
+    def one(key: Array, size: Array, heavy: Array) -> Array:
+        planted = place * jnp.sign(size)
+        laplace, normal = (
+            draw(key, (SIDE, SIDE), jnp.float64) for draw in (jax.random.laplace, jax.random.normal)
+        )
+        noise = jnp.where(heavy, laplace, normal)
         found = calibrated_outliers(noise + size * planted, q).flagged.astype(jnp.float64)
         hits = jnp.sum(found * planted)
         false = (jnp.sum(found) - hits) / jnp.maximum(jnp.sum(found), 1.0)
         return jnp.stack([hits / PLANTED, false])
 
-    return jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=32))(
-        jax.random.split(key, matrices)
-    ).T
+    @jax.jit
+    def each(keys: Array, size: Array, heavy: Array) -> Array:
+        return jax.lax.map(lambda key: one(key, size, heavy), keys, batch_size=32).T
+
+    return lambda keys, size, heavy: each(keys, jnp.asarray(size), jnp.asarray(heavy))
 
 
 def _detections(key: Array, q: float, matrices: int) -> list[Part]:
     """The rate of false discoveries without and with planted entries, and the power."""
-    n, keys = SIDE * SIDE, jax.random.split(key, 4)
-    null = flagged(keys[0], matrices, q, 0.0)[1]
-    heavy = flagged(keys[1], CONTROLS, q, 0.0, heavy=True)[1]
-    power_found, false = flagged(keys[2], matrices, q, SIZE)
-    unnoticed = flagged(keys[3], CONTROLS, q, 2.0)[0]
+    n, keys, find = SIDE * SIDE, jax.random.split(key, (4, matrices)), flagged(q)
+    null, heavy = find(keys[0], 0.0, False)[1], find(keys[1], 0.0, True)[1]
+    power_found, false = find(keys[2], SIZE, False)
+    unnoticed = find(keys[3], 2.0, False)[0]
     # Of a binomial count, whose tail at some ten findings a normal one is too short for.
     interval = float(binom.ppf(1 - OUTSIDE / 2, matrices, q)) / matrices - q
     spread = NORMAL * float(jnp.std(false)) / math.sqrt(matrices)

@@ -1,4 +1,9 @@
-"""Verify every statement of the theory: python -m theory.verify [--only=A1,B2] [--quick] [--json].
+"""Verify every statement of the theory.
+
+python -m theory.verify                             # all, with the trained models: some ten minutes
+python -m theory.verify --quick                     # without them: under a minute
+python -m theory.verify --only=B2,C3 --json
+python -m theory.verify --figures=DIR
 
 One line per statement; the exit status is 1 if a check fails or the control of one passes.
 """
@@ -10,16 +15,19 @@ import platform
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags, logging
 
 from theory.check import Check, Statement, statements
+from theory.figures import draw
 
 _ONLY = flags.DEFINE_list("only", None, "statements to verify, by id; all by default")
-_QUICK = flags.DEFINE_bool("quick", False, "fewer shapes and shorter trainings")
+_QUICK = flags.DEFINE_bool("quick", False, "fewer shapes, and no models that train for long")
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object instead of lines")
+_FIGURES = flags.DEFINE_string("figures", None, "directory to draw the figures in")
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the random instances", lower_bound=0)
 
 THREADS = 2  # compiling, most of the time, leaves a core idle
@@ -59,6 +67,15 @@ def record(found: Sequence[Check], seed: int, quick: bool) -> dict[str, Any]:
     }
 
 
+def _make_directory(path: Path) -> None:
+    """Before the work, not after it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"error: --figures={path}: {error.strerror}; accepted: a directory", file=sys.stderr)
+        sys.exit(2)
+
+
 def main(argv: Sequence[str]) -> None:
     """Verify what the flags ask for."""
     table = statements()
@@ -69,6 +86,8 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(2)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # jax lists the backends it lacks at INFO
+    if _FIGURES.value:
+        _make_directory(Path(_FIGURES.value))
     found = []
     for check in checks([table[id] for id in _ONLY.value or table], _SEED.value, _QUICK.value):
         found.append(check)
@@ -76,6 +95,8 @@ def main(argv: Sequence[str]) -> None:
             print(line(check), flush=True)
     if _JSON.value:
         print(json.dumps(record(found, _SEED.value, _QUICK.value), indent=1))
+    if _FIGURES.value:
+        draw(found, Path(_FIGURES.value))
     sys.exit(0 if all(check.passed for check in found) else 1)
 
 

@@ -49,6 +49,11 @@ MUTATIONS = {
         "D - 1 for D": ("predict", edit("layer: gradient", lambda x: 0.9 * x)),
         "angle for half of it": ("predict", edit("layer: to limit", lambda x: 2.0 * x)),
     },
+    "B5": {
+        "the own token's share": ("predict", edit("own", lambda x: 0.9 * x)),
+        "opposed values forgotten": ("predict", edit("spread", lambda x: 2.0 * x)),
+        "the smallest value": ("predict", edit("small values", lambda x: x / 2.0)),
+    },
     "C1": {
         "sign": ("predict", edit("sink", lambda x: -x)),
         "o_i dropped": ("predict", edit("output", lambda x: jnp.cumsum(x, axis=0))),
@@ -75,6 +80,17 @@ MUTATIONS = {
         "one-sided maximum": ("predict", lambda x: 0.96 * x),
         "power": ("power", lambda x: x / 2),
     },
+    "F1": {
+        "divided by j - 1": ("predict", edit("relu: output", lambda x: 1.1 * x)),
+        "sigmoid in place of twice it": ("predict", edit("gate: output", lambda x: 0.999 * x)),
+        "attention to BOS": ("predict", edit("gate: weights", lambda x: x.at[:, 0].add(0.1))),
+    },
+    "F2": {
+        "sign of the gap": ("predict", edit("gap", lambda x: -x)),
+        "share p dropped": ("predict", edit("value", lambda x: 1.1 * x)),
+        "half of the remainder's bound": ("predict", edit("remainder", lambda x: x / 4.0)),
+        "missing factor 2": ("predicted_gaps", lambda x: x * 1.1),
+    },
     "F3": {
         "rows for columns": ("predict", edit("column mass", jnp.flip)),
         "sign of the gradient": ("predict", edit("value", lambda x: -x)),
@@ -86,6 +102,7 @@ MUTATIONS = {
         "one token too many": ("predict", edit("no positions", lambda x: x / 2.0)),
         "bound with e^xi": ("predict", edit("rope", lambda x: x / 2.0)),
     },
+    "F6": {"turned the other way": ("predict", edit("sgd", lambda x: x[::-1]))},
     "F7": {
         "sign": ("predict", edit("softpick", lambda x: -x)),
         "stretch forgotten": ("predict", edit("clipped", lambda x: x / 13.0)),
@@ -114,6 +131,9 @@ def test_shapes_and_dtypes(id):
 )
 def test_a_wrong_formula_fails(id, name, monkeypatch):
     function, change = MUTATIONS[id][name]
-    right = getattr(MODULES[id], function)
-    monkeypatch.setattr(MODULES[id], function, lambda *args: change(right(*args)))
-    assert not MODULES[id].verify(jax.random.key(0), quick=True).passed
+    module = MODULES[id]
+    right = getattr(module, function)
+    monkeypatch.setattr(module, function, lambda *args: change(right(*args)))
+    if hasattr(module, "SHAPES"):  # one is enough to be wrong about, and half the compilation
+        monkeypatch.setattr(module, "SHAPES", module.SHAPES[-1:])
+    assert not module.verify(jax.random.key(0), quick=True).passed
