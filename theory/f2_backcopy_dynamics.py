@@ -44,7 +44,7 @@ from theory import tiny
 from theory.check import Part, Quantities, absolute, at_most, compare, statement
 from theory.descent import descend
 
-SHAPES = (2, 5, 64)  # V
+SHAPES = (64, 5, 2)  # V
 LR, STEPS, LOOKS = 4.0, 50_000, 100  # of the gap: as long as C2's
 QUERIES, CONTEXTS, WRITTEN = 4, 8, 20.0  # the logit that a head writes for a token it attends to
 SLOPE = 0.02  # as in C2
