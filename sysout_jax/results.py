@@ -89,7 +89,7 @@ def write_json(path: Path, value: Any) -> Path:
     """Write JSON under a temporary name beside `path`, and rename it."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(_layout(plain(value)) + "\n")
+        partial.write_text(layout(value) + "\n")
         partial.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
@@ -98,14 +98,18 @@ def write_json(path: Path, value: Any) -> Path:
     return path
 
 
-def _layout(value: Any, margin: str = "") -> str:
+def layout(value: Any) -> str:
     """JSON with one line per entry, but rows of numbers and words in one line."""
+    return _lines(plain(value), "")
+
+
+def _lines(value: Any, margin: str) -> str:
     inner = f"{margin} "
     if isinstance(value, dict) and value:
-        items = [f"{json.dumps(key)}: {_layout(item, inner)}" for key, item in value.items()]
+        items = [f"{json.dumps(key)}: {_lines(item, inner)}" for key, item in value.items()]
         return "{\n" + ",\n".join(inner + item for item in items) + f"\n{margin}}}"
     if isinstance(value, list) and any(isinstance(item, list | dict) for item in value):
-        return "[\n" + ",\n".join(inner + _layout(item, inner) for item in value) + f"\n{margin}]"
+        return "[\n" + ",\n".join(inner + _lines(item, inner) for item in value) + f"\n{margin}]"
     return json.dumps(value, allow_nan=False)
 
 

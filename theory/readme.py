@@ -5,14 +5,14 @@ The record is that of a whole run: python -m theory.verify --json > results/theo
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
 RECORD = HERE.parent / "results" / "theory" / "verify.json"
-MARK = re.compile(r"<!-- ([A-F]\d) -->.*?<!-- end -->", re.S)
+MARK = re.compile(r"<!-- (\w+) -->(?:(?!<!--).)*?<!-- end -->", re.S)
 
 
 def result(check: Mapping[str, Any]) -> str:
@@ -26,10 +26,54 @@ def result(check: Mapping[str, Any]) -> str:
     )
 
 
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _seeds(values: Sequence[float], digits: int = 2) -> str:
+    return ", ".join(f"{value:.{digits}f}" for value in values)
+
+
+def habits(data: Mapping[str, Any]) -> str:
+    """Of B5: where the attention of idle queries goes, by seed."""
+    columns = {
+        "first": "first token", "own": "own token", "others": "others",
+        "drain": "value of the first over the mean", "excess loss": "excess loss, nats",
+    }  # fmt: skip
+    rows = ([name, *(_seeds(found[column]) for column in columns)] for name, found in data.items())
+    return _table(["", *columns.values()], rows)
+
+
+def bases(data: Mapping[str, Any]) -> str:
+    """Of F6: scores of the given basis, by seed."""
+    return _table(["", "score"], ([name, _seeds(found, 1)] for name, found in data.items()))
+
+
+def neurons(data: Mapping[str, Any]) -> str:
+    """Of D1: what the form of a trained MLP is like, by seed."""
+    return _table(["at the massive token", "seeds"], ([n, _seeds(x)] for n, x in data.items()))
+
+
+TABLES: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
+    "habits": ("B5", "trained, a BOS: (iv)", habits),
+    "bases": ("F6", "trained with sgd", bases),
+    "neurons": ("D1", "trained: form at the token", neurons),
+}
+
+
 def render(text: str, record: Mapping[str, Any]) -> str:
-    """The text with what stands between `<!-- ID -->` and `<!-- end -->` taken from a record."""
+    """The text with what stands between `<!-- NAME -->` and `<!-- end -->` taken from a record; the
+    names are ids of statements and those of `TABLES`."""
     checks = {check["id"]: check for check in record["checks"]}
-    return MARK.sub(lambda m: f"<!-- {m[1]} -->\n{result(checks[m[1]])}\n<!-- end -->", text)
+
+    def shown(name: str) -> str:
+        if name in checks:
+            return result(checks[name])
+        id, part, table = TABLES[name]
+        return table(next(p["data"] for p in checks[id]["parts"] if p["name"] == part))
+
+    return MARK.sub(lambda m: f"<!-- {m[1]} -->\n{shown(m[1])}\n<!-- end -->", text)
 
 
 if __name__ == "__main__":

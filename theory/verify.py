@@ -8,10 +8,6 @@ python -m theory.verify --figures=DIR
 One line per statement; the exit status is 1 if a check fails or the control of one passes.
 """
 
-import dataclasses
-import importlib.metadata
-import json
-import platform
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +17,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
+from sysout_jax.results import layout, provenance
 from theory.check import Check, Statement, statements
 from theory.figures import draw
 
@@ -56,15 +53,7 @@ def line(check: Check) -> str:
 
 def record(found: Sequence[Check], seed: int, quick: bool) -> dict[str, Any]:
     """The checks with what is needed to make them again."""
-    device = jax.devices()[0]
-    return {
-        "seed": seed,
-        "quick": quick,
-        "python": platform.python_version(),
-        "jax": importlib.metadata.version("jax"),
-        "device": f"{device.platform} {device.device_kind}",
-        "checks": [dataclasses.asdict(check) for check in found],
-    }
+    return {"provenance": provenance(), "seed": seed, "quick": quick, "checks": list(found)}
 
 
 def _make_directory(path: Path) -> None:
@@ -94,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         if not _JSON.value:
             print(line(check), flush=True)
     if _JSON.value:
-        print(json.dumps(record(found, _SEED.value, _QUICK.value), indent=1))
+        print(layout(record(found, _SEED.value, _QUICK.value)))
     if _FIGURES.value:
         draw(found, Path(_FIGURES.value))
     sys.exit(0 if all(check.passed for check in found) else 1)
