@@ -8,6 +8,7 @@ python -m theory.verify --figures=DIR
 One line per statement; the exit status is 1 if a check fails or the control of one passes.
 """
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,8 +39,11 @@ def checks(chosen: Sequence[Statement], seed: int, quick: bool) -> Iterator[Chec
         # By place in the whole table, so that --only gives the numbers that a full run gives.
         return statement(jax.random.fold_in(jax.random.key(seed), table.index(statement.id)), quick)
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    pool = ThreadPoolExecutor(THREADS)
+    try:
         yield from pool.map(verify, chosen)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def line(check: Check) -> str:
@@ -78,10 +82,13 @@ def main(argv: Sequence[str]) -> None:
     if _FIGURES.value:
         _make_directory(Path(_FIGURES.value))
     found = []
-    for check in checks([table[id] for id in _ONLY.value or table], _SEED.value, _QUICK.value):
-        found.append(check)
-        if not _JSON.value:
-            print(line(check), flush=True)
+    try:
+        for check in checks([table[id] for id in _ONLY.value or table], _SEED.value, _QUICK.value):
+            found.append(check)
+            print(line(check), file=sys.stderr if _JSON.value else sys.stdout, flush=True)
+    except KeyboardInterrupt:
+        print(f"error: interrupted after {len(found)} statements", file=sys.stderr, flush=True)
+        os._exit(130)  # what is compiled cannot be interrupted: leave without its threads
     if _JSON.value:
         print(layout(record(found, _SEED.value, _QUICK.value)))
     if _FIGURES.value:

@@ -1,6 +1,8 @@
 """Every statement holds and its control fails; the binary says so and exits accordingly."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from theory import check, verify
 
 ROOT = Path(__file__).parents[2]
+ENV = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla")}
 
 
 @pytest.mark.parametrize("id", check.statements())
@@ -24,7 +27,7 @@ def test_statement_holds(id):
 def run(*flags):
     return subprocess.run(
         [sys.executable, "-m", "theory.verify", *flags],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT, env=ENV, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
@@ -35,6 +38,35 @@ def test_the_record_is_json():
     assert [each["id"] for each in found["checks"]] == ["A1"]
     assert found["checks"][0]["passed"] is True
     assert found["quick"] is True
+
+
+def test_figures_are_drawn(tmp_path):
+    done = run("--only=D3", "--quick", f"--figures={tmp_path / 'figures'}")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        "spectral-bound.png", "spectral-bound.pdf",
+    }  # fmt: skip
+
+
+def test_a_directory_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("--only=D3", f"--figures={tmp_path / 'file' / 'figures'}")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: --figures=")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_interrupt_is_one_line():
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "theory.verify", "--only=F4,A2,B1", "--quick"],
+        cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    begun.stdout.readline()  # the first statement is done, others have begun
+    begun.send_signal(signal.SIGINT)
+    _, error = begun.communicate(timeout=60)
+    assert begun.returncode == 130
+    assert error.splitlines()[-1].startswith("error: interrupted after ")
 
 
 @pytest.mark.parametrize("flag", ["--only=Z9", "A1", "--only=A1,"])
