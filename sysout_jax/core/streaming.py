@@ -124,8 +124,8 @@ def scaling_factor(outliers: Bool[Array, "S"], normalised: bool) -> Blockwise:
       normalised: whether rows sum to at most one; if not, they are brought to one.
 
     Returns:
-      A reducer of values [S, K, H] and weights [N, T, S] to {"scale": [N, T], "error": [N, T]};
-      the error is 0 where o is.
+      A reducer of values [S, K, H] and weights [N, T, S] to {"scale": [N, T], "error": [N, T],
+      "received": [N, T], the attention on O}; the error is 0 where o is.
     """
 
     def of_block(
@@ -135,7 +135,9 @@ def scaling_factor(outliers: Bool[Array, "S"], normalised: bool) -> Blockwise:
         sinks = jnp.where(jnp.broadcast_to(outliers, p.shape), p, 0.0)
         added, whole = (jnp.linalg.norm(_mix(v, w), axis=-1) for w in (sinks, p))
         error = jnp.where(whole == 0.0, 0.0, added / jnp.where(whole == 0.0, 1.0, whole))
-        return Partial(queries={"scale": jnp.sum(p - sinks, axis=-1), "error": error})
+        received = jnp.sum(sinks, axis=-1)
+        rest = jnp.sum(p - sinks, axis=-1)
+        return Partial(queries={"scale": rest, "error": error, "received": received})
 
     return Blockwise(of_block, lambda whole: whole.queries)
 
