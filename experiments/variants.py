@@ -191,7 +191,8 @@ def _train_all(
 
         def keep(step: int, seeds: tuple[int, ...], params: Params) -> None:
             place = checkpoint_path(directory.path, f"{described['name']}-{name}", step, seeds[0])
-            save(place, one.architecture(corpus.vocab), params, seeds, corpus.tokenizer)
+            with lock:  # the storage library mixes up what two threads save at once
+                save(place, one.architecture(corpus.vocab), params, seeds, corpus.tokenizer)
 
         begun = time.perf_counter()
         one = dataclasses.replace(study, variant=name)
@@ -205,7 +206,8 @@ def _train_all(
             for name, future in futures.items():
                 trained, seconds = future.result()
                 described["variants"][name] = _entry(trained, corpus, seconds)
-                _save(trained, directory.path / "models" / f"{described['name']}-{name}")
+                with lock:
+                    _save(trained, directory.path / "models" / f"{described['name']}-{name}")
         except BaseException:
             # Error or Ctrl-C: what runs ends at its next row, what waits never starts.
             stop.set()

@@ -1,7 +1,7 @@
 """Outliers in the projection matrices of every layer."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,8 @@ PROJECTIONS: tuple[tuple[str, str, int], ...] = (
 LISTED = 16  # flagged entries of a matrix that are listed, the largest ones
 
 
-class WeightOutlier(NamedTuple):
+@dataclass(frozen=True)
+class WeightOutlier:
     """A flagged entry of a matrix [inputs, outputs]; of `down`: neuron and channel."""
 
     layer: int
