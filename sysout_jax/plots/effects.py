@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sysout_jax.plots.style import COLOURS, array, grid
+from sysout_jax.plots.style import COLOURS, array, count_axis, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,8 +61,8 @@ def roles(record: Record, part: Record) -> "Figure":
                 )  # fmt: skip
         ax.set_title(title, loc="left")
         ax.set(xlabel="head", ylabel="layer")
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.get_major_locator().set_params(integer=True)
+        count_axis(ax.xaxis, heads)
+        count_axis(ax.yaxis, layers)
         ax.grid(visible=False)
         figure.colorbar(image, ax=ax).outline.set_visible(False)
     figure.suptitle(f"O: {part['outliers']}", x=0.01, ha="left", fontsize=9)
@@ -89,6 +89,9 @@ def interventions(record: Record, part: Record) -> "Figure":
     axes.axvline(0, color="#222222", lw=0.8)
     axes.grid(axis="y", visible=False)
     before = f"{part['loss'][0]:.3f} nats, perplexity {part['perplexity']:.4g}"
-    axes.set_xlabel(f"change of the loss, nats per token (before: {before})")
-    axes.set_title("blue: outliers; grey: as many at random; whiskers: bootstrap 95%", loc="left")
+    axes.set_xlabel("change of the loss, nats per token")
+    figure.supxlabel(
+        f"before: {before}; blue: outliers, grey: as many at random, whiskers: bootstrap 95%",
+        fontsize=8, color="#555555", ha="right", x=0.99,
+    )  # fmt: skip
     return figure

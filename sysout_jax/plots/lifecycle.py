@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sysout_jax.plots.stems import draw_panel
-from sysout_jax.plots.style import COLOURS, array, grid
+from sysout_jax.plots.style import COLOURS, array, count_axis, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,8 +107,8 @@ def _composed(
 def _box(column: int, row: int, columns: int, rows: int) -> tuple[float, float, float, float]:
     """left, bottom, width, height in the figure: gaps are left for arrows."""
     width, height = 1 / columns, 0.95 / rows
-    left, bottom = column * width + 0.1 * width, (rows - 1 - row) * height + 0.12 * height
-    return left, bottom, 0.76 * width, 0.72 * height
+    left, bottom = column * width + 0.1 * width, (rows - 1 - row) * height + 0.14 * height
+    return left, bottom, 0.76 * width, 0.74 * height
 
 
 def _arrow(
@@ -134,7 +134,8 @@ def _arrow(
 
 
 def _map(figure: "Figure", box: tuple[float, float, float, float], panel: Record) -> None:
-    axes = figure.add_axes(box)
+    left, bottom, width, height = box
+    axes = figure.add_axes((left + 0.1 * width, bottom + 0.2 * height, 0.8 * width, 0.7 * height))
     values = array(panel["values"])
     logits = panel["title"].startswith("logits")
     axes.imshow(values, cmap="viridis" if logits else "magma", aspect="auto")
@@ -160,6 +161,6 @@ def trace(record: Record, part: Record) -> "Figure":
     piece = record["prompt"][part["token"]].replace("$", r"\$")
     axes.set_title(f"token {part['token']} '{piece}', channel {part['channel']}", loc="left")
     axes.set(xlabel="layer", ylabel="value")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    count_axis(axes.xaxis, len(part["trace"]["block_in"]))
     axes.legend(fontsize=8)
     return figure

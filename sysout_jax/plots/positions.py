@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sysout_jax.plots.style import COLOURS, array, grid
+from sysout_jax.plots.style import COLOURS, array, count_axis, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ def by_layer(record: Record, part: Record) -> "Figure":
     weights.set_title("max/mean |W|: by row —, by column - -", loc="left")
     for axes in panels:
         axes.set_xlabel("layer")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        count_axis(axes.xaxis, len(layers))
         axes.legend(fontsize=7, ncols=2)
     return figure
 
@@ -81,7 +81,7 @@ def by_feature(record: Record, part: Record) -> "Figure":
         )
         axes.set_title(f"largest {labels[name]}s of |{name}|", loc="left")
         axes.set(xlabel="layer", ylabel=f"{labels[name]} index")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        count_axis(axes.xaxis, len(features))
         bar = figure.colorbar(dots, ax=axes, label="log$_{10}$ of peak/median")
         bar.outline.set_visible(False)
     return figure
@@ -97,6 +97,6 @@ def by_head(record: Record, part: Record) -> "Figure":
     axes.plot(layers, heads.mean(1), "o-", color="#0072B2", ms=4, label="mean of heads")
     axes.set(xlabel="layer", ylabel="share of attention", ylim=(0, 1))
     axes.set_title(f"attention on {part['heads_of']}; dots are heads", loc="left")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    count_axis(axes.xaxis, len(heads))
     axes.legend(fontsize=8)
     return figure

@@ -64,11 +64,14 @@ def draw_panel(axes: "Axes3D", panel: dict[str, Any], pieces: list[str]) -> None
             row // joined(panel["rows"], size.shape[0]),
             column // joined(panel["features"], size.shape[1]),
         )
-        axes.text(
-            *at, float(np.nan_to_num(size[at])), mark_label(panel, row, column, pieces),
-            fontsize=7, ha="left", va="bottom", color="#222222",
-        )  # fmt: skip
-    axes.set_title(f"{panel['title']}, layer {panel['layer']}", loc="left", y=0.97)
+        height = float(np.nan_to_num(size[at]))
+        axes.scatter([at[0]], [at[1]], [height], s=16, color="#009E73", depthshade=False, zorder=9)
+    named = [mark_label(panel, row, column, pieces) for row, column in panel["marks"]]
+    axes.set_title(f"{panel['title']}, layer {panel['layer']}", loc="left", y=1.0)
+    axes.text2D(
+        0.0, 0.98, "; ".join(named), transform=axes.transAxes, fontsize=7.5, color="#00543D",
+        va="top",
+    )  # fmt: skip
 
 
 def joined(features: int, columns: int) -> int:

@@ -49,6 +49,11 @@ def array(rows: Any) -> np.ndarray:
     return np.array(rows, dtype=np.float64)
 
 
+def count_axis(axis: Any, count: int) -> None:
+    """Ticks at whole numbers from 0 to count - 1, at most ten of them."""
+    axis.set_ticks(np.arange(0, count, -(-count // 10)))
+
+
 def save(figure: "Figure", path: Path) -> Path:
     """Write a figure under a temporary name and rename it; the suffix, .png or .pdf, says how."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
