@@ -111,7 +111,7 @@ def nothing(config: ModelConfig, found: Scan) -> Edits:
 
 @partial(jax.jit, static_argnums=0)
 def sequence_losses(
-    config: ModelConfig, params: Params, rows: Int[Array, "B T+1"], edits: Edits
+    config: ModelConfig, params: Params, rows: Int[Array, "B S"], edits: Edits
 ) -> Float[Array, "B"]:
     """The mean cross-entropy of each sequence's next tokens under edits, in nats."""
     taps: Any = {

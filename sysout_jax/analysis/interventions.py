@@ -77,7 +77,7 @@ class _Runner:
 def interventions(
     config: ModelConfig,
     params: Params,
-    rows: Int[Array | np.ndarray, "B T+1"],
+    rows: Int[Array | np.ndarray, "B S"],
     thresholds: Thresholds | None = None,
     found: Scan | None = None,
     batch: int = 8,
@@ -93,7 +93,7 @@ def interventions(
     Args:
       config: the architecture.
       params: its parameters.
-      rows: [B, T + 1], inputs and next tokens as a corpus gives them.
+      rows: [B, S], S = T + 1: inputs and next tokens as a corpus gives them.
       thresholds: of the detectors; None for those of their papers.
       found: the scan of rows[:, :-1], if there is one.
       batch: sequences that are run together.
@@ -212,9 +212,6 @@ def _weights(
         for treatment, whole in (("weight set to zero", False), ("neuron set to zero", True)):
             for control, places in ((False, entries), (True, others)):
                 params = editing.without_weights(runner.params, places, whole)
-                effects.append(
-                    runner.effect(
-                        ("weights", name, treatment), none, len(entries), control, layer, params
-                    )
-                )
+                what, changed = ("weights", name, treatment), float(len(entries))
+                effects.append(runner.effect(what, none, changed, control, layer, params))
     return effects, [name for name, entries in chosen.items() if not entries]
