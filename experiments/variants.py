@@ -38,9 +38,9 @@ from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data import Backcopy, load_corpus
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import SHAPES, one_of
-from sysout_jax.model.decoder import init
+from sysout_jax.model.decoder import Params, init
 from sysout_jax.results import RunDirectory, plain, read_record
-from sysout_jax.training.checkpoint import save
+from sysout_jax.training.checkpoint import checkpoint_path, save
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run, train
 from sysout_jax.training.optimizer import OptimizerConfig
@@ -139,7 +139,8 @@ def _check_room(config: Config, corpora: list[Corpus]) -> None:
         architecture = study.architecture(corpus.vocab)
         parameters = jax.eval_shape(partial(init, architecture), jax.random.key(0))
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parameters))
-        needed += size * len(study.seeds) * len(config.variants) + RECORD_BYTES
+        kept = 1 + (2 + study.steps // study.checkpoint_every if study.checkpoint_every else 0)
+        needed += size * kept * len(study.seeds) * len(config.variants) + RECORD_BYTES
     existing = next(p for p in (Path(config.workdir).absolute() / "x").parents if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -188,8 +189,14 @@ def _train_all(
                 directory.log({"corpus": study.corpus, **row})
             progress.update(row)
 
+        def keep(step: int, seeds: tuple[int, ...], params: Params) -> None:
+            place = checkpoint_path(directory.path, f"{described['name']}-{name}", step, seeds[0])
+            with lock:  # the storage library mixes up what two threads save at once
+                save(place, one.architecture(corpus.vocab), params, seeds, corpus.tokenizer)
+
         begun = time.perf_counter()
-        trained = train(dataclasses.replace(study, variant=name), corpus, log)
+        one = dataclasses.replace(study, variant=name)
+        trained = train(one, corpus, log, keep)
         return trained, time.perf_counter() - begun
 
     progress = Progress(console, study, config.variants)
@@ -199,7 +206,8 @@ def _train_all(
             for name, future in futures.items():
                 trained, seconds = future.result()
                 described["variants"][name] = _entry(trained, corpus, seconds)
-                _save(trained, directory.path / "models" / f"{described['name']}-{name}")
+                with lock:
+                    _save(trained, directory.path / "models" / f"{described['name']}-{name}")
         except BaseException:
             # Error or Ctrl-C: what runs ends at its next row, what waits never starts.
             stop.set()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sysout_jax.model.config import ModelConfig as ModelConfig
     from sysout_jax.model.model import Model as Model
     from sysout_jax.model.model import apply as apply
+    from sysout_jax.report.findings import analyze as analyze
     from sysout_jax.training.checkpoint import load as load
     from sysout_jax.training.config import TrainConfig as TrainConfig
     from sysout_jax.training.loop import train as train
@@ -27,6 +28,7 @@ _HOMES = {
     "ModelConfig": "sysout_jax.model.config",
     "OptimizerConfig": "sysout_jax.training.optimizer",
     "TrainConfig": "sysout_jax.training.config",
+    "analyze": "sysout_jax.report.findings",
     "apply": "sysout_jax.model.model",
     "load": "sysout_jax.training.checkpoint",
     "measures": "sysout_jax.core.measures",

@@ -32,3 +32,22 @@ def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> 
         return Interval(mean, float("nan"), float("nan"))
     half = float(stats.t.ppf(0.5 + level / 2, x.size - 1) * np.std(x, ddof=1) / np.sqrt(x.size))
     return Interval(mean, mean - half, mean + half)
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> Interval:
+    """The mean over sequences with a percentile bootstrap interval (Efron 1979).
+
+    Args:
+      values: [n], one number per sequence; NaN for none at all.
+      level: the coverage.
+      draws: resamples.
+      seed: of the resampling.
+    """
+    x = np.asarray(values, np.float64)
+    if x.size == 0:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    picked = np.random.default_rng(seed).integers(0, x.size, (draws, x.size))
+    low, high = np.quantile(x[picked].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(np.mean(x)), float(low), float(high))

@@ -42,12 +42,13 @@ class ModelConfig:
     init_std: float = 0.02  # standard deviation of initial weights
     scaled_residual_init: bool = False  # GPT-2's 1/sqrt(2 L) on projections into the residual
     scan_layers: bool = False  # one compiled block for all layers: compiles faster when deep
+    query_block: int | None = None  # queries attended at a time, for long contexts; None: all
     dtype: str = "float32"  # float32 or bfloat16 activations; parameters are float32
 
     def __post_init__(self) -> None:
         for name in ("vocab", "context", "layers", "width", "heads"):
             _at_least_one(name, getattr(self, name))
-        for name in ("kv_heads", "head_dim", "mlp_width", "window"):
+        for name in ("kv_heads", "head_dim", "mlp_width", "window", "query_block"):
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
         for name in ("norm_eps", "init_std"):

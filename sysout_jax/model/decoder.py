@@ -5,7 +5,7 @@ L layers.
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any, cast
 
@@ -17,10 +17,11 @@ from jaxtyping import Array, Float, Int
 
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import MLPS, NORMS, causal_mask, linear, rope
-from sysout_jax.core.primitives import Heads
+from sysout_jax.core.primitives import Heads, Mixed
+from sysout_jax.core.streaming import Partial, join_queries, split_queries
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.taps import Edit, Probe, Reducer
+from sysout_jax.model.taps import Edit, LayerTap, Probe, Reducer
 
 Params = Mapping[str, Any]
 
@@ -92,12 +93,47 @@ class Attention(Owner):
         params = {
             name: self.own(f"variant_{name}", p.axes, p.init) for name, p in variant.params.items()
         }
-        mask = causal_mask(positions, positions, c.window)
-        out = tap("attn_mix", variant(Heads(q, k, v, x, x, mask, tap), params).out)
+        if c.query_block is None:
+            mask = causal_mask(positions, positions, c.window)
+            out = variant(Heads(q, k, v, x, x, mask, tap), params).out
+        else:
+            attend = partial(variant, params=params)
+            out = attend_in_blocks(attend, q, k, v, x, tap, c.query_block, c.window)
+        out = tap("attn_mix", out)
         out = linear(
             out, self.own("out", "N H -> D", "residual"), self.own_bias("out_bias", "D"), inputs=2
         )
         return out
+
+
+def attend_in_blocks(
+    attend: Callable[[Heads], Mixed],
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    x: Float[Array, "B T D"],
+    tap: LayerTap,
+    size: int,
+    window: int | None,
+) -> Float[Array, "B T N H"]:
+    """The output of attention, its queries in blocks of `size` that see all keys one after the
+    other: the same numbers, but never more than size x T weights of a head at a time."""
+    queries = x.shape[1]
+    keys = jnp.arange(queries)
+
+    def of_block(block: tuple[Array, Array, Array]) -> tuple[Array, dict[str, Partial]]:
+        q, x_q, positions = block
+        # The last block is filled up with queries beyond the end: they see nothing.
+        mask = causal_mask(positions, keys, window) & (positions < queries)[:, None]
+        partials: dict[str, Partial] = {}
+        heads = Heads(q, k, v, x_q[:, :, 0], x, mask, tap.of_block(positions, partials))
+        return attend(heads).out, partials
+
+    blocks = split_queries(q, size)
+    positions = jnp.arange(blocks.shape[0] * size).reshape(-1, size)
+    out, partials = jax.lax.map(of_block, (blocks, split_queries(x[:, :, None], size), positions))
+    tap.merge(partials, queries)
+    return join_queries(out, queries)
 
 
 class Mlp(Owner):

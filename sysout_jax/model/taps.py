@@ -2,21 +2,26 @@
 
 A tap is a name and a reducer. The reducer sees the value of ONE sequence, runs inside jit, and
 only what it returns leaves the device; with None as the reducer the value itself comes back. An
-edit is a name and a function that replaces the value, which is how interventions are done.
-Axes are those of one sequence: T, S positions, D width, N heads, K KV heads, H head dim, F MLP
-width.
+edit is a name and a function that replaces the value, which is how interventions are done. Names
+joined by "+", in the decoder's order, go to one reducer as its arguments: "value+attn_weights".
+Where `ModelConfig.query_block` cuts attention into blocks of queries, its maps (attn_logits and
+attn_weights) never exist whole: reducers of them are `core.streaming.Blockwise`, and edits see one
+block. Axes are those of one sequence: T, S positions, D width, N heads, K KV heads, H head dim,
+F MLP width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import jax
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
+from sysout_jax.core.streaming import Blockwise, Partial, merge
 from sysout_jax.errors import InputError
 
-Reducer = Callable[[Array], Any]
+Reducer = Callable[..., Any]
 Edit = Callable[[Array, Array], Array]  # (value of the batch [B, ...], layer index []) -> value
 
 TAPS: Mapping[str, str] = MappingProxyType(
@@ -57,29 +62,81 @@ class Probe:
         self.taps = dict(taps or {})
         self.edits = dict(edits or {})
         self._reached: set[str] = set()  # while the decoder is traced
-        for name in (*self.taps, *self.edits):
+        for name in self._asked():
             if name not in TAPS:
                 raise InputError(f"tap {name!r}: unknown; accepted: {', '.join(TAPS)}")
 
-    def at(self, layer: Array, recorded: dict[str, Any]) -> Callable[[str, Array], Array]:
+    def _asked(self) -> set[str]:
+        return {*(name for key in self.taps for name in key.split("+")), *self.edits}
+
+    def at(self, layer: Array, recorded: dict[str, Any]) -> "LayerTap":
         """The tap function of one layer: edits a value, records it, and passes it on."""
+        return LayerTap(self, layer, recorded)
 
-        def tap(name: str, value: Array) -> Array:
-            self._reached.add(name)
-            if name in self.edits:
-                value = self.edits[name](value, layer)
-            if name in self.taps:
-                reducer = self.taps[name]
-                recorded[name] = value if reducer is None else jax.vmap(reducer)(value)
-            return value
-
-        return tap
+    def edited(self, name: str, value: Array, layer: Array) -> Array:
+        """The value that takes the place of `value`."""
+        self._reached.add(name)
+        return self.edits[name](value, layer) if name in self.edits else value
 
     def check_reached(self) -> None:
         """Refuse a run in which a tap or an edit names what this architecture does not have."""
-        missing = {*self.taps, *self.edits} - self._reached
+        missing = self._asked() - self._reached
         if missing:
             raise InputError(
                 f"tap {', '.join(sorted(missing))}: this architecture has none; "
                 f"accepted: {', '.join(name for name in TAPS if name in self._reached)}"
             )
+
+
+@dataclass(frozen=True)
+class LayerTap:
+    """The tap function of one layer."""
+
+    probe: Probe
+    layer: Array
+    recorded: dict[str, Any]
+    seen: dict[str, Array] = field(default_factory=dict)
+
+    def __call__(self, name: str, value: Array) -> Array:
+        """Edit a value, record it, and pass it on."""
+        value = self.probe.edited(name, value, self.layer)
+        self.seen[name] = value
+        for key, reducer, values in self._complete(name, self.seen):
+            self.recorded[key] = value if reducer is None else jax.vmap(reducer)(*values)
+        return value
+
+    def of_block(self, positions: Int[Array, "t"], partials: dict[str, Partial]) -> Any:
+        """The tap function for what has the queries at `positions` only; it fills `partials`."""
+
+        seen = dict(self.seen)
+
+        def tap(name: str, value: Array) -> Array:
+            value = seen[name] = self.probe.edited(name, value, self.layer)
+            for key, reducer, values in self._complete(name, seen):
+                if not isinstance(reducer, Blockwise):
+                    raise InputError(
+                        f"tap {key!r}: does not exist whole under --query_block; accepted: a "
+                        "reducer that is a core.streaming.Blockwise"
+                    )
+                axes = (*(0 for _ in values), None)
+                partials[key] = jax.vmap(reducer.of_block, axes)(*values, positions)
+            return value
+
+        return tap
+
+    def merge(self, blocks: dict[str, Partial], queries: int) -> None:
+        """Record what blocks of queries gave, stacked along a leading axis."""
+        for key, partial in blocks.items():
+            reducer = cast(Blockwise, self.probe.taps[key])
+            self.recorded[key] = jax.vmap(reducer.finish)(merge(partial, queries))
+
+    def _complete(
+        self, name: str, seen: Mapping[str, Array]
+    ) -> Iterator[tuple[str, Reducer | None, list[Array]]]:
+        """The taps whose last value is called `name`, with all of their values."""
+        for key, reducer in self.probe.taps.items():
+            *before, last = key.split("+")
+            if last == name and not set(before) <= set(seen):
+                raise InputError(f"tap {key!r}: accepted: names in the decoder's order")
+            if last == name:
+                yield key, reducer, [seen[part] for part in (*before, last)]

@@ -109,6 +109,26 @@ def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
     return Model(config, jax.tree.map(lambda x: x[at], stacked), tokenizer)
 
 
+def checkpoint_path(run: Path, name: str, step: int, seed: int) -> Path:
+    """Where a run keeps the model `name` as it was at a step, `seed` the first of its group."""
+    return run / "checkpoints" / name / f"step-{step:07d}-seed-{seed}"
+
+
+def checkpoints(run: Path, name: str, seed: int) -> list[tuple[int, Path]]:
+    """The steps at which a run kept the model `name` of a seed, in order, and where."""
+    found = []
+    for path in sorted((run / "checkpoints" / name).glob("step-*-seed-*")):
+        if seed in _read_config(path)[1]:
+            found.append((int(path.name.split("-")[1]), path))
+    return found
+
+
+def models(run: Path) -> dict[str, list[int]]:
+    """The models in a run directory by name, with their seeds; none where there is no models/."""
+    configs = sorted((run / "models").glob("*/config.json"))
+    return {path.parent.name: _read_config(path.parent)[1] for path in configs}
+
+
 def _digests(directory: Path) -> dict[str, str]:
     """The SHA-256 of every file below a directory, by relative name."""
     digests = {}

@@ -29,6 +29,7 @@ class TrainConfig:
     seeds_at_once: int = 8  # of the seeds, how many fit in memory together
     steps_per_call: int = 25  # optimiser steps compiled into one call; one record each call
     measure_every: int = 100  # steps between measurements of outliers and validation loss
+    checkpoint_every: int = 0  # steps between the models that are kept on the way; 0: none
     val_batches: int = 8  # batches of validation text that each measurement uses
     model: ModelConfig = field(default_factory=lambda: SHAPES["gpt2-tiny"])
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -43,6 +44,10 @@ class TrainConfig:
                 raise InputError(
                     f"--{name}={getattr(self, name)}: accepted: an integer of at least 1"
                 )
+        if self.checkpoint_every < 0:
+            raise InputError(
+                f"--checkpoint_every={self.checkpoint_every}: accepted: an integer of at least 0"
+            )
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"--accumulate={self.accumulate}: does not divide --batch_size={self.batch_size}; "

@@ -23,6 +23,7 @@ from sysout_jax.training.step import make_step, make_steps, start, token_loss
 
 Corpus = Backcopy | TextCorpus
 Log = Callable[[dict[str, Any]], None]
+Keep = Callable[[int, tuple[int, ...], Params], None]  # step, seeds, their parameters stacked
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,12 @@ class Run:
         return Model(self.architecture, jax.tree.map(lambda x: x[at], self.params), self.tokenizer)
 
 
-def train(config: TrainConfig, corpus: Corpus | None = None, log: Log | None = None) -> Run:
+def train(
+    config: TrainConfig,
+    corpus: Corpus | None = None,
+    log: Log | None = None,
+    keep: Keep | None = None,
+) -> Run:
     """Train one variant with every seed of the config.
 
     Args:
@@ -57,6 +63,9 @@ def train(config: TrainConfig, corpus: Corpus | None = None, log: Log | None = N
       log: called with each row as it is made: {"variant", "seeds", "step", "tokens_per_second",
         "loss": [per seed], "grad_norm": [per seed]} after every call, and with "val_loss" and
         "measures" {name: [per seed]} besides at step 0, every `measure_every` steps and the last.
+
+      keep: called with the parameters of each group of seeds at step 0, every
+        `checkpoint_every` steps and the last, if that is not 0.
 
     Returns:
       A `Run`.
@@ -78,7 +87,7 @@ def train(config: TrainConfig, corpus: Corpus | None = None, log: Log | None = N
     params = []
     for first in range(0, len(config.seeds), config.seeds_at_once):
         group = config.seeds[first : first + config.seeds_at_once]
-        params.append(_train_group(config, architecture, corpus, group, record))
+        params.append(_train_group(config, architecture, corpus, group, record, keep))
     stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *params)
     return Run(config, architecture, stacked, corpus.tokenizer, rows)
 
@@ -89,6 +98,7 @@ def _train_group(
     corpus: Corpus,
     seeds: tuple[int, ...],
     record: Log,
+    keep: Keep | None,
 ) -> Params:
     optimizer = make_optimizer(config.optimizer, config.steps, param_axes(architecture))
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
@@ -97,7 +107,13 @@ def _train_group(
     measure = _make_measure(config, architecture, corpus)
     common = {"variant": config.variant, "seeds": list(seeds)}
 
+    def checkpoint(step: int) -> None:
+        due = config.checkpoint_every and step % config.checkpoint_every == 0
+        if keep and (due or (config.checkpoint_every and step == config.steps)):
+            keep(step, seeds, state.params)
+
     record(common | {"step": 0} | measure(state.params))
+    checkpoint(0)
     calls = list(_calls(config))
     stream = (_batches(config, corpus, seeds, *call) for call in calls)
     batches = next(stream)
@@ -120,15 +136,17 @@ def _train_group(
         if (step + count) % config.measure_every == 0 or step + count == config.steps:
             row |= measure(state.params)
         record(row)
+        checkpoint(step + count)
     return state.params
 
 
 def _calls(config: TrainConfig) -> Iterator[tuple[int, int]]:
-    """The steps of the run as (first step, count), cut where a measurement is due."""
+    """The steps of the run as (first step, count), cut where a measurement or checkpoint is due."""
+    periods = [period for period in (config.measure_every, config.checkpoint_every) if period]
     step = 0
     while step < config.steps:
-        due = step - step % config.measure_every + config.measure_every
-        count = min(config.steps_per_call, due - step, config.steps - step)
+        due = min(period - step % period for period in periods)
+        count = min(config.steps_per_call, due, config.steps - step)
         yield step, count
         step += count
 

@@ -25,7 +25,7 @@ CHOICES = {
     (OptimizerConfig, "schedule"): SCHEDULES,
 }
 LOADED_LATER = {"corpus", "tokenizer"}  # `load_corpus` refuses those
-MAY_BE_ZERO = {"warmup", "decay", "clip"}
+MAY_BE_ZERO = {"warmup", "decay", "clip", "checkpoint_every"}
 SHARES = {"beta1", "beta2", "momentum", "lr_floor", "cooldown"}
 
 

@@ -347,3 +347,31 @@ def test_a_model_is_a_pytree_of_its_parameters():
     doubled = jax.tree.map(lambda x: 2 * x, model)
     assert (doubled.config, doubled.tokenizer) == (GELU, None)
     np.testing.assert_array_equal(doubled.params["head"], 2 * model.params["head"])
+
+
+# ------------------------------------------------------------------------- several values at once
+
+
+def test_names_joined_go_to_one_reducer():
+    """Values of one sequence, in the order of the names."""
+
+    def gram(queries, keys):
+        return jnp.einsum("TNH,SKH->NKTS", queries, keys)
+
+    found = run(GATED, taps={"query+key": gram})[1]["query+key"]
+    raw = recorded(GATED)[1]
+    expected = np.einsum("LBTNH,LBSKH->LBNKTS", raw["query"], raw["key"])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("key+query", "in the decoder's order"),
+        ("key+quary", "tap 'quary': unknown"),
+        ("block_out+final_norm", "in the decoder's order"),
+    ],
+)
+def test_joined_names_that_cannot_meet(name, told):
+    with pytest.raises(InputError, match=told):
+        run(GATED, taps={name: lambda a, b: a})

@@ -1,0 +1,154 @@
+"""When each kind of outlier emerges in training, in which order, and by which law it grows."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from sysout_jax.analysis.outliers import outlier_summary
+from sysout_jax.analysis.scan import Progress
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import Params
+
+# Each kind and the measure of `outlier_summary` that stands for it.
+KINDS = {
+    "attention sink": "first_token_attention",
+    "value drain": "value_drain@value",
+    "residual peak": "residual_peak@block_out",
+    "activation outliers, block_out": "top1_over_median@block_out",
+    "activation outliers, down_in": "top1_over_mean@down_in",
+    "weight outliers, W_down": "weight_ratio@down",
+}
+FACTOR, SHARE = 2.0, 0.1  # a change counts if by this factor, or of a share by this much
+LAWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "linear": lambda t: t,  # under Adam while gradients are large (theory C2)
+    "logarithmic": np.log,  # under gradient flow (theory C2)
+    "square root": np.sqrt,
+}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """value = intercept + slope * f(step), by least squares over steps above 0."""
+
+    law: str
+    intercept: float
+    slope: float
+    residual: float  # root mean square
+    r_squared: float
+
+
+@dataclass(frozen=True)
+class Emergence:
+    """How one kind comes up during a run."""
+
+    kind: str
+    measure: str
+    first: float
+    last: float
+    changed: bool  # by a factor of 2, or by 0.1 for shares
+    step: int | None  # the first checkpoint that is half way between first and last
+    fits: tuple[Fit, ...]  # best first; empty with fewer than three checkpoints after step 0
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """All measures at the checkpoints of one run."""
+
+    steps: tuple[int, ...]
+    measures: dict[str, np.ndarray]  # name -> [checkpoints]
+    emergence: tuple[Emergence, ...]
+    order: tuple[str, ...]  # the kinds that changed, by the step of their emergence
+
+
+def dynamics(
+    config: ModelConfig,
+    checkpoints: Iterable[tuple[int, Params]],
+    tokens: Int[Array | np.ndarray, "B T"],
+    batch: int = 8,
+    progress: Progress | None = None,
+    total: int = 0,
+) -> Dynamics:
+    """Measure a model at each of its checkpoints.
+
+    Args:
+      config: the architecture.
+      checkpoints: (step, parameters), in the order of the steps; read one at a time.
+      tokens: [B, T], the same for every checkpoint.
+      batch: sequences that are run together.
+      progress: called with the checkpoints done and their number.
+      total: the number of checkpoints, for `progress`.
+
+    Raises:
+      InputError: there are fewer than two checkpoints.
+    """
+    measure = jax.jit(partial(outlier_summary, config))
+    rows = [jnp.asarray(tokens[i : i + batch]) for i in range(0, len(tokens), batch)]
+    sizes = [len(part) for part in rows]
+    steps, found = [], []
+    for step, params in checkpoints:
+        parts = [jax.device_get(measure(params, part)) for part in rows]
+        names = parts[0]
+        found.append({n: float(np.average([p[n] for p in parts], weights=sizes)) for n in names})
+        steps.append(step)
+        if progress:
+            progress(len(steps), max(total, len(steps)))
+    if len(steps) < 2:
+        raise InputError(
+            f"dynamics: {len(steps)} checkpoint; accepted: a run with at least 2, trained with "
+            "--checkpoint_every"
+        )
+    measures = {name: np.array([row[name] for row in found]) for name in found[0]}
+    emerged = tuple(
+        emergence(kind, name, np.array(steps), measures[name]) for kind, name in KINDS.items()
+    )
+    ordered = sorted((e for e in emerged if e.step is not None), key=lambda e: e.step or 0)
+    return Dynamics(tuple(steps), measures, emerged, tuple(e.kind for e in ordered))
+
+
+def emergence(kind: str, measure: str, steps: np.ndarray, values: np.ndarray) -> Emergence:
+    """When a measure has gone half of its way, and the laws it grows by.
+
+    Args:
+      kind, measure: their names.
+      steps: [n], ascending.
+      values: [n].
+    """
+    first, last = float(values[0]), float(values[-1])
+    low, high = sorted((abs(first), abs(last)))
+    share = measure == "first_token_attention"
+    changed = high - low > SHARE if share else high > FACTOR * low
+    half = np.abs(values - first) >= abs(last - first) / 2
+    step = int(steps[np.argmax(half)]) if changed else None
+    return Emergence(kind, measure, first, last, changed, step, fit_growth(steps, values))
+
+
+def fit_growth(steps: np.ndarray, values: np.ndarray) -> tuple[Fit, ...]:
+    """Fit each of `LAWS` to the values after step 0; the smallest residual comes first.
+
+    Args:
+      steps: [n], ascending.
+      values: [n].
+
+    Returns:
+      One fit per law; none where fewer than three steps are above 0.
+    """
+    after = steps > 0
+    t, y = steps[after].astype(np.float64), values[after].astype(np.float64)
+    if len(t) < 3:
+        return ()
+    fits = []
+    for law, transform in LAWS.items():
+        design = np.stack([np.ones_like(t), transform(t)], axis=1)
+        (intercept, slope), *_ = np.linalg.lstsq(design, y, rcond=None)
+        left = y - design @ (intercept, slope)
+        spread = float(np.sum((y - y.mean()) ** 2))
+        explained = 1.0 - float(np.sum(left**2)) / spread if spread > 0 else 0.0
+        residual = float(np.sqrt(np.mean(left**2)))
+        fits.append(Fit(law, float(intercept), float(slope), residual, explained))
+    return tuple(sorted(fits, key=lambda fit: fit.residual))

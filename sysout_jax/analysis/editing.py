@@ -1,0 +1,216 @@
+"""Edits as data: one compiled program runs a model under any of the interventions."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from sysout_jax.analysis.scan import SITES, Scan, over_batches
+from sysout_jax.core.layers import cross_entropy
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import Params, forward, stack_blocks, unstack_blocks
+
+
+@struct.dataclass
+class ActivationEdit:
+    """Replace the entries of a site whose magnitude is above each sequence's threshold."""
+
+    layer: Int[Array, ""]
+    threshold: Float[Array, "B"]
+    replacement: Float[Array, "2 C"]  # at the first position, at the others
+    control: Bool[Array, ""]  # replace as many entries at random places instead
+
+    def flags(self, value: Float[Array, "B T C"]) -> Bool[Array, "B T C"]:
+        """Which entries are replaced."""
+        size = jnp.abs(value.astype(jnp.float32))
+        above = size > jnp.broadcast_to(self.threshold[:, None, None], size.shape)
+        of_tokens, of_features = jax.random.split(jax.random.key(0))
+        rows = jax.random.permutation(of_tokens, value.shape[1])
+        columns = jax.random.permutation(of_features, value.shape[2])
+        return jnp.where(self.control, above[:, rows][:, :, columns], above)
+
+    def __call__(self, value: Float[Array, "B T C"], layer: Array) -> Float[Array, "B T C"]:
+        """The edit of a tap."""
+        first, others = (jnp.broadcast_to(r, value.shape) for r in self.replacement)
+        is_first = jnp.arange(value.shape[1])[:, None] == 0
+        new = jnp.where(jnp.broadcast_to(is_first, value.shape), first, others)
+        flags = self.flags(value) & (layer == self.layer)
+        return jnp.where(flags, new.astype(value.dtype), value)
+
+
+@struct.dataclass
+class AttentionEdit:
+    """Remove the attention to chosen keys.
+
+    Each row keeps its sum, as if attention were over the other keys only: o^R_i. With `rescaled` it
+    is then multiplied by the share S_i that the others had: S_i o^R_i of theory A1.
+    """
+
+    removed: Bool[Array, "L B S"]
+    rescaled: Bool[Array, ""]
+    active: Bool[Array, ""]
+
+    def __call__(self, weights: Float[Array, "B N t S"], layer: Array) -> Array:
+        """The edit of a tap."""
+        gone = jnp.broadcast_to(self.removed[layer][:, None, None, :], weights.shape)
+        kept = jnp.where(gone, 0.0, weights)
+        total, rest = (jnp.sum(x, axis=-1, keepdims=True) for x in (weights, kept))
+        safe = jnp.where(rest == 0.0, 1.0, rest)
+        renormalised = kept * jnp.broadcast_to(total / safe, kept.shape)
+        share = rest / jnp.where(total == 0.0, 1.0, total)
+        rescaled = renormalised * jnp.broadcast_to(share, kept.shape)
+        return jnp.where(self.active, jnp.where(self.rescaled, rescaled, renormalised), weights)
+
+
+@struct.dataclass
+class Edits:
+    """All edits of a run; those that are not wanted change nothing."""
+
+    block_out: ActivationEdit
+    down_in: ActivationEdit
+    attention: AttentionEdit
+
+    def at(self, site: str, edit: ActivationEdit) -> "Edits":
+        """These edits with another one at a site."""
+        given: Any = {site: edit}
+        return replace(self, **given)
+
+    def of(self, index: Int[Array, "b"]) -> "Edits":
+        """The edits of some of the sequences."""
+        block_out, down_in = (
+            replace(edit, threshold=edit.threshold[index])
+            for edit in (self.block_out, self.down_in)
+        )
+        attention = replace(self.attention, removed=self.attention.removed[:, index])
+        return Edits(block_out, down_in, attention)
+
+
+def nothing(config: ModelConfig, found: Scan) -> Edits:
+    """The edits that change nothing, for the sequences of a scan."""
+    layers, sequences, _, keys = found.received.shape
+
+    def silent(features: int) -> ActivationEdit:
+        return ActivationEdit(
+            jnp.asarray(0), jnp.full(sequences, jnp.inf), jnp.zeros((2, features)),
+            jnp.asarray(False),
+        )  # fmt: skip
+
+    return Edits(
+        silent(config.sizes["D"]),
+        silent(config.sizes["F"]),
+        AttentionEdit(
+            jnp.zeros((layers, sequences, keys), bool), jnp.asarray(False), jnp.asarray(False)
+        ),
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def sequence_losses(
+    config: ModelConfig, params: Params, rows: Int[Array, "B S"], edits: Edits
+) -> Float[Array, "B"]:
+    """The mean cross-entropy of each sequence's next tokens under edits, in nats."""
+    taps: Any = {
+        "block_out": edits.block_out, "down_in": edits.down_in, "attn_weights": edits.attention,
+    }  # fmt: skip
+    logits, _ = forward(config, params, rows[:, :-1], edits=taps)
+    return jnp.mean(cross_entropy(logits, rows[:, 1:]), axis=1)
+
+
+def count(
+    config: ModelConfig, params: Params, rows: np.ndarray, site: str, edit: ActivationEdit,
+    batch: int = 8,
+) -> float:  # fmt: skip
+    """How many entries of a sequence an edit replaces, mean over sequences."""
+
+    def run(params: Params, rows: Array, index: Array) -> Array:
+        some = replace(edit, threshold=edit.threshold[index])
+        return _count(config, site, params, rows[:, :-1], some)[None]
+
+    counts = over_batches(run, params, rows, batch, None, np.arange(len(rows)))
+    return float(counts.mean())
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _count(
+    config: ModelConfig, site: str, params: Params, tokens: Array, edit: ActivationEdit
+) -> Array:
+    def look(value: Array, layer: Array) -> Array:
+        flags = edit.flags(value) & (layer == edit.layer)
+        return jnp.where(flags, jnp.nan, value)
+
+    def replaced(value: Array) -> Array:
+        return jnp.sum(jnp.isnan(value), dtype=jnp.int32)
+
+    recorded = forward(config, params, tokens, {site: replaced}, {site: look})[1]
+    return recorded[site][edit.layer]
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means of the sites over sequences, and the largest values around the down projections."""
+
+    sites: dict[str, np.ndarray]  # [L, 2, C]: at the first position, over the others
+    spikes: dict[str, np.ndarray]  # [L]: max |down_in|, max |down_out|
+    places: dict[str, np.ndarray]  # [L]: the neuron and the channel of those
+
+    def at(self, site: str, layer: int) -> np.ndarray:
+        """[2, C] of one layer."""
+        return self.sites[site][layer]
+
+    def super_weight(self, threshold: float) -> tuple[int, int, int] | None:
+        """(layer, neuron, channel) of Yu et al. 2024: the first layer where both sides spike."""
+        both = np.minimum(self.spikes["down_in"], self.spikes["down_out"]) > threshold
+        if not both.any():
+            return None
+        layer = int(np.argmax(both))
+        return layer, int(self.places["down_in"][layer]), int(self.places["down_out"][layer])
+
+
+def means(config: ModelConfig, params: Params, tokens: np.ndarray, batch: int) -> Means:
+    """Measure what interventions put in the place of outliers."""
+    taps = over_batches(partial(_means, config), params, tokens, batch)
+    largest = {name: np.argmax(taps[name]["spike"], axis=1)[:, None] for name in SPIKING}
+
+    def of(name: str, key: str) -> np.ndarray:
+        return np.take_along_axis(taps[name][key], largest[name], axis=1)[:, 0]
+
+    return Means(
+        {name: taps[name]["mean"].mean(axis=1) for name in SITES},
+        {name: of(name, "spike") for name in SPIKING},
+        {name: of(name, "place") for name in SPIKING},
+    )
+
+
+SPIKING = ("down_in", "down_out")
+
+
+@partial(jax.jit, static_argnums=0)
+def _means(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
+    def mean(h: Array) -> Array:
+        h = h.astype(jnp.float32)
+        return jnp.stack([h[0], jnp.mean(h[1:], axis=0)])
+
+    def spike(h: Array) -> dict[str, Array]:
+        peaks = jnp.max(jnp.abs(h.astype(jnp.float32)), axis=0)
+        return {"mean": mean(h), "spike": jnp.max(peaks), "place": jnp.argmax(peaks)}
+
+    taps = {"block_out": lambda h: {"mean": mean(h)}, "down_in": spike, "down_out": spike}
+    return forward(config, params, tokens, taps)[1]
+
+
+def without_weights(
+    params: Params, places: list[tuple[int, int, int]], whole_neuron: bool
+) -> Params:
+    """The parameters with entries (layer, neuron, channel) of down, or their neurons, at zero."""
+    unrolled = dict(unstack_blocks(params) if "blocks" in params else params)
+    for layer, neuron, channel in places:
+        block = unrolled[f"block_{layer}"]
+        down = block["mlp"]["down"]
+        down = down.at[neuron].set(0.0) if whole_neuron else down.at[neuron, channel].set(0.0)
+        unrolled[f"block_{layer}"] = {**block, "mlp": {**block["mlp"], "down": down}}
+    return stack_blocks(unrolled) if "blocks" in params else unrolled

@@ -1,0 +1,222 @@
+"""One pass over the sequences that finds outliers of all kinds; every analysis starts from it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from sysout_jax.core import measures as m
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.core.streaming import attention_received
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import Params, forward
+
+SITES = ("block_out", "down_in")
+QUERIES_AT_ONCE = 1024  # longer sequences are attended in blocks
+QUERY_BLOCK = 128
+Progress = Callable[[int, int], None]  # (sequences done, sequences in all)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When a detector flags.
+
+    Raises:
+      InputError: a threshold is not above zero.
+    """
+
+    activation_ratio: float = m.ACTIVATION_RATIO  # max|h[t]| over mean|h| (An et al. 2025)
+    massive_value: float = m.MASSIVE_VALUE  # |h| (Sun et al. 2024)
+    massive_ratio: float = m.MASSIVE_RATIO  # |h| over median|h| (Sun et al. 2024)
+    attention_share: float = m.ATTENTION_SHARE  # of all attention, to a key (An et al. 2025)
+    attention_excess: float = m.ATTENTION_EXCESS  # that share over uniform attention's
+    weight_ratio: float = m.WEIGHT_RATIO  # |W| over mean|W| (An et al. 2025)
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise InputError(f"--{name}={value}: accepted: a number above 0")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Magnitudes at one place of the decoder: L layers, B sequences, T tokens, C features."""
+
+    mean: np.ndarray  # [L, B], mean |h|
+    median: np.ndarray  # [L, B], median |h|
+    top: np.ndarray  # [L, B, 3], the three largest |h|
+    token_peak: np.ndarray  # [L, B, T], max_j |h[t, j]|
+    token_feature: np.ndarray  # [L, B, T], its argmax
+    feature_peak: np.ndarray  # [L, B, C], max_t |h[t, j]|
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What all sequences show: activations at two sites, and attention."""
+
+    block_out: Site  # C = D channels of the residual stream
+    down_in: Site  # C = F neurons
+    received: np.ndarray  # [L, B, N, S], share of all queries' attention that each key receives
+    thresholds: Thresholds
+    uniform: np.ndarray  # [S], what uniform attention would give
+
+    def site(self, name: str) -> Site:
+        """The site of that tap."""
+        return {"block_out": self.block_out, "down_in": self.down_in}[name]
+
+    def attention_score(self) -> np.ndarray:
+        """[L, B, S]: the share of attention that each key receives, mean over heads."""
+        return self.received.mean(axis=2)
+
+    def attention_flagged(self) -> np.ndarray:
+        """[L, B, S]: keys that receive the share of An et al. 2025, and more than uniformly."""
+        score, limits = self.attention_score(), self.thresholds
+        enough = score >= limits.attention_share
+        return enough & (score > limits.attention_excess * self.uniform)
+
+    def outlier_tokens(self) -> np.ndarray:
+        """[B, T]: the union over layers of what any detector of activations or attention flags."""
+        activations = [
+            (self.site(detector.site).token_peak > detector.threshold(self)[..., None]).any(axis=0)
+            for detector in DETECTORS
+        ]
+        return np.any([*activations, self.attention_flagged().any(axis=0)], axis=0)
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector of activations: entries above a threshold that each sequence sets itself."""
+
+    name: str
+    label: str
+    site: str
+    threshold: Callable[[Scan], np.ndarray]  # -> [L, B]; entries with |h| above it are flagged
+
+
+def _an(site: str, scan: Scan) -> np.ndarray:
+    return scan.thresholds.activation_ratio * scan.site(site).mean
+
+
+def _sun(scan: Scan) -> np.ndarray:
+    limits = scan.thresholds
+    return np.maximum(limits.massive_value, limits.massive_ratio * scan.block_out.median)
+
+
+DETECTORS: tuple[Detector, ...] = (
+    Detector(
+        "an_block_out",
+        "activation outlier at block_out (An et al. 2025)",
+        "block_out",
+        partial(_an, "block_out"),
+    ),
+    Detector(
+        "an_down_in",
+        "activation outlier at down_in (An et al. 2025)",
+        "down_in",
+        partial(_an, "down_in"),
+    ),
+    Detector("sun", "massive activation (Sun et al. 2024)", "block_out", _sun),
+)
+
+
+def for_length(config: ModelConfig, length: int) -> ModelConfig:
+    """The config that runs a sequence of that length in bounded memory."""
+    if length <= QUERIES_AT_ONCE or config.query_block is not None:
+        return config
+    return replace(config, query_block=QUERY_BLOCK)
+
+
+def scan(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array | np.ndarray, "B T"],
+    thresholds: Thresholds | None = None,
+    batch: int = 8,
+    progress: Progress | None = None,
+) -> Scan:
+    """Measure magnitudes and attention of every layer and sequence.
+
+    Args:
+      config: the architecture.
+      params: its parameters.
+      tokens: [B, T]; from T = 1025 on, attention is computed in blocks of queries.
+      thresholds: of the detectors; None for those of their papers.
+      batch: sequences that are run together.
+      progress: called with the sequences done and the sequences in all.
+
+    Raises:
+      InputError: T is below 2: there is no rest to compare a token with.
+    """
+    length = tokens.shape[1]
+    if length < 2:
+        raise InputError(f"sequences of {length} token: accepted: at least 2 tokens")
+    taps = over_batches(partial(_run, for_length(config, length)), params, tokens, batch, progress)
+    statistics = taps["attn_weights"]
+    return Scan(
+        Site(**taps["block_out"]),
+        Site(**taps["down_in"]),
+        statistics["received"],
+        thresholds or Thresholds(),
+        np.asarray(m.uniform_share(length, config.window)),
+    )
+
+
+def over_batches(
+    run: Callable[..., Any],
+    params: Params,
+    tokens: Array | np.ndarray,
+    batch: int,
+    progress: Progress | None = None,
+    *others: np.ndarray,
+) -> Any:
+    """Run `run(params, tokens, *others)` on a few sequences at a time; join its [L, B, ...] trees.
+
+    Args:
+      others: more arrays with an entry for each sequence.
+    """
+    parts = []
+    for first in range(0, len(tokens), batch):
+        rows = slice(first, first + batch)
+        parts.append(
+            jax.device_get(run(params, *(jnp.asarray(x[rows]) for x in (tokens, *others))))
+        )
+        if progress:
+            progress(min(first + batch, len(tokens)), len(tokens))
+    return jax.tree.map(lambda *x: np.concatenate(x, axis=1), *parts)
+
+
+@partial(jax.jit, static_argnums=0)
+def _run(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
+    normalised = VARIANTS[config.variant].normalised
+    taps: Any = {"attn_weights": attention_received(normalised)} | dict.fromkeys(SITES, _magnitudes)
+    recorded = forward(config, params, tokens, taps)[1]
+    return recorded | {"attn_weights": {"received": recorded["attn_weights"]["received"]}}
+
+
+def _magnitudes(h: Array) -> dict[str, Array]:
+    """The fields of a Site, of one sequence."""
+    h = h.astype(jnp.float32)
+    size = jnp.abs(h)
+    token_peak = jnp.max(size, axis=-1)
+    return {
+        "mean": jnp.mean(size),
+        "median": m.median_magnitude(h),
+        "top": _top(size, token_peak),
+        "token_peak": token_peak,
+        "token_feature": jnp.argmax(size, axis=-1),
+        "feature_peak": jnp.max(size, axis=0),
+    }
+
+
+def _top(size: Array, token_peak: Array, count: int = 3) -> Array:
+    """The largest entries, which are in the tokens with the largest peaks."""
+    few = min(count, len(token_peak))
+    rows = size[jax.lax.top_k(token_peak, few)[1]]
+    found = jax.lax.top_k(rows.ravel(), min(count, rows.size))[0]
+    return jnp.pad(found, (0, count - found.size))

@@ -1,0 +1,148 @@
+"""Statistics of attention over blocks of queries, so that no T x S map is ever stored.
+
+A block holds a few queries and all keys, so each row of weights is complete in it: sums over
+queries add up over blocks, maxima are taken over blocks, and what belongs to single queries is put
+one after the other. Axes: N query heads, T query position, t queries of one block, S key position,
+K KV heads, H head dim.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from sysout_jax.core.measures import rows_to_one
+
+
+class Partial(NamedTuple):
+    """What one block of queries contributes, or all of them: three trees of arrays."""
+
+    total: Any = ()  # summed over queries
+    largest: Any = ()  # the maximum over queries
+    queries: Any = ()  # [..., t], one number for each query
+
+
+@dataclass(frozen=True)
+class Blockwise:
+    """A reducer of attention maps that can be given all queries at once, or a block at a time.
+
+    of_block: (*values, positions [t]) -> Partial. The last value is a map [N, t, S], t of its T
+      queries; values before it are whole.
+    finish: what the Partial of all queries becomes.
+    """
+
+    of_block: Callable[..., Partial]
+    finish: Callable[[Partial], Any]
+
+    def __call__(self, *values: Array) -> Any:
+        """Reduce a map of all queries."""
+        return self.finish(self.of_block(*values, jnp.arange(values[-1].shape[-2])))
+
+
+def merge(blocks: Partial, queries: int) -> Partial:
+    """The Partial of all queries from those of its blocks.
+
+    Args:
+      blocks: with a leading axis over blocks on every leaf.
+      queries: T; what the last block holds beyond it is padding.
+    """
+
+    def join(x: Array) -> Array:
+        x = jnp.moveaxis(x, 0, -2)
+        return x.reshape(*x.shape[:-2], -1)[..., :queries]
+
+    return Partial(
+        jax.tree.map(lambda x: jnp.sum(x, axis=0), blocks.total),
+        jax.tree.map(lambda x: jnp.max(x, axis=0), blocks.largest),
+        jax.tree.map(join, blocks.queries),
+    )
+
+
+def split_queries(x: Float[Array, "*B T N C"], size: int) -> Float[Array, "blocks *B t N C"]:
+    """Cut the query axis into blocks of `size`, the last one padded with zeros."""
+    lead, (queries, *rest) = x.shape[:-3], x.shape[-3:]
+    blocks = -(-queries // size)
+    padding = [(0, 0)] * len(lead) + [(0, blocks * size - queries), (0, 0), (0, 0)]
+    x = jnp.pad(x, padding).reshape(*lead, blocks, size, *rest)
+    return jnp.moveaxis(x, len(lead), 0)
+
+
+def join_queries(x: Float[Array, "blocks *B t N C"], queries: int) -> Float[Array, "*B T N C"]:
+    """The inverse of `split_queries`."""
+    x = jnp.moveaxis(x, 0, -4)
+    x = x.reshape(*x.shape[:-4], -1, *x.shape[-2:])
+    return x[..., :queries, :, :]
+
+
+# ------------------------------------------------------------------------ statistics
+
+
+@cache
+def attention_received(normalised: bool) -> Blockwise:
+    """How much attention each key receives, and what each query gives.
+
+    received[n, k] = (1/T) sum_q A[n, q, k], whose mean over heads is the score of An et al. 2025
+    and whose first entry is the sink strength of Gu et al. 2025 (times T/(T - k) for key k);
+    first_key[n, q] = A[n, q, 0];  mass[n, q] = sum_k A[n, q, k];  largest[n] = max A.
+
+    Args:
+      normalised: whether the variant's rows sum to at most one; if not, "received" and "largest"
+        are of rows brought to one, "first_key" and "mass" of the rows as they are.
+
+    Returns:
+      A reducer of [N, T, S] to {"received": [N, S], "largest": [N], "first_key": [N, T],
+      "mass": [N, T]}.
+    """
+
+    def of_block(weights: Float[Array, "N t S"], positions: Int[Array, "t"]) -> Partial:
+        shown = weights if normalised else rows_to_one(weights)
+        return Partial(
+            total={"received": jnp.sum(shown, axis=1)},
+            largest={"largest": jnp.max(shown, axis=(1, 2))},
+            queries={"first_key": weights[:, :, 0], "mass": jnp.sum(weights, axis=-1)},
+        )
+
+    def finish(whole: Partial) -> dict[str, Array]:
+        received = whole.total["received"] / whole.queries["mass"].shape[-1]
+        return {"received": received, **whole.largest, **whole.queries}
+
+    return Blockwise(of_block, finish)
+
+
+def scaling_factor(outliers: Bool[Array, "S"], normalised: bool) -> Blockwise:
+    """The implicit scaling factor of each query, and what the values of outlier tokens add.
+
+    S_i = sum_{j not in O} p_ij;  o_i = S_i o^R_i + sum_{j in O} p_ij v_j (theory A1), so that
+    |o_i - S_i o^R_i| / |o_i| is the error of "attention is S times attention over the rest".
+
+    Args:
+      outliers: [S], True for tokens in O.
+      normalised: whether rows sum to at most one; if not, they are brought to one.
+
+    Returns:
+      A reducer of values [S, K, H] and weights [N, T, S] to {"scale": [N, T], "error": [N, T],
+      "received": [N, T], the attention on O}; the error is 0 where o is.
+    """
+
+    def of_block(
+        v: Float[Array, "S K H"], weights: Float[Array, "N t S"], positions: Int[Array, "t"]
+    ) -> Partial:
+        p = weights if normalised else rows_to_one(weights)
+        sinks = jnp.where(jnp.broadcast_to(outliers, p.shape), p, 0.0)
+        added, whole = (jnp.linalg.norm(_mix(v, w), axis=-1) for w in (sinks, p))
+        error = jnp.where(whole == 0.0, 0.0, added / jnp.where(whole == 0.0, 1.0, whole))
+        received = jnp.sum(sinks, axis=-1)
+        rest = jnp.sum(p - sinks, axis=-1)
+        return Partial(queries={"scale": rest, "error": error, "received": received})
+
+    return Blockwise(of_block, lambda whole: whole.queries)
+
+
+def _mix(v: Float[Array, "S K H"], weights: Float[Array, "N t S"]) -> Float[Array, "N t H"]:
+    grouped = weights.reshape(v.shape[1], -1, *weights.shape[1:])
+    mixed = jnp.einsum("KGtS,SKH->KGtH", grouped, v.astype(weights.dtype))
+    return mixed.reshape(-1, *mixed.shape[2:])

@@ -1,0 +1,59 @@
+"""Figures, drawn from a record alone."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sysout_jax.errors import InputError
+from sysout_jax.plots import analysis, variants
+from sysout_jax.plots.style import STYLE, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# experiment -> (its figures, the kinds of file they are written as)
+EXPERIMENTS: Mapping[str, tuple[Any, tuple[str, ...]]] = {
+    "variants": (variants.figures, (".png",)),
+    "analysis": (analysis.figures, (".png", ".pdf")),
+}
+
+
+@contextlib.contextmanager
+def figures(record: Mapping[str, Any]) -> Iterator[Iterator[tuple[str, "Figure"]]]:
+    """The figures of a record as (name, figure), made one at a time in the project's style.
+
+    Raises:
+      InputError: the record is of another experiment.
+    """
+    if record.get("experiment") not in EXPERIMENTS:
+        known = " or ".join(map(repr, EXPERIMENTS))
+        raise InputError(f"record of {record.get('experiment')!r}; accepted: of {known}")
+    import matplotlib as mpl
+
+    style: Any = dict(STYLE)
+    with mpl.rc_context(style):
+        yield EXPERIMENTS[record["experiment"]][0](record)
+
+
+def draw(record: Mapping[str, Any], directory: Path) -> list[Path]:
+    """Draw every figure of a record.
+
+    Args:
+      record: what `results.read_record` returned.
+      directory: where the figures go; made if missing.
+
+    Returns:
+      The paths of the PNG files.
+
+    Raises:
+      InputError: the record is of another experiment.
+    """
+    paths = []
+    with figures(record) as drawn:
+        for name, figure in drawn:
+            for suffix in EXPERIMENTS[record["experiment"]][1]:
+                path = save(figure, directory / f"{name}{suffix}")
+                if suffix == ".png":
+                    paths.append(path)
+    return paths

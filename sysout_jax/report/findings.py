@@ -1,0 +1,250 @@
+"""All analyses of one model and text, as results and as a record."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sysout_jax import plots
+from sysout_jax.analysis.dynamics import Dynamics, dynamics
+from sysout_jax.analysis.existence import Existence, existence
+from sysout_jax.analysis.interventions import Interventions, interventions
+from sysout_jax.analysis.lifecycle import LifeCycle, lifecycle
+from sysout_jax.analysis.positions import Positions, positions
+from sysout_jax.analysis.relations import Relations, relations
+from sysout_jax.analysis.roles import Roles, roles
+from sysout_jax.analysis.scan import Progress, Scan, Thresholds, scan
+from sysout_jax.errors import InputError
+from sysout_jax.model.decoder import Params
+from sysout_jax.model.model import Model
+from sysout_jax.report.page import write_page
+from sysout_jax.results import plain, provenance, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PROMPT_TOKENS = 256  # of a prompt: what existence and life cycle draw token by token
+SHOWN_DIGITS = 3  # significant, of what figures draw
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What the analyses look at: a model, a prompt, sequences of text, checkpoints.
+
+    Raises:
+      InputError: a prompt or sequences of fewer than two tokens, a prompt of too many, or an id
+        that the model has no embedding for.
+    """
+
+    model: Model
+    prompt: np.ndarray  # [T] ids
+    rows: np.ndarray  # [B, T + 1] ids: inputs and next tokens
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    batch: int = 8  # sequences that are run together
+    checkpoints: Iterable[tuple[int, Params]] = ()  # of the run that trained the model
+    steps: int = 0  # the number of checkpoints
+    _scans: list[Scan] = field(default_factory=list, init=False)  # the scan, once it is made
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.prompt) <= PROMPT_TOKENS:
+            raise InputError(
+                f"--prompt: {len(self.prompt)} token{'s' * (len(self.prompt) != 1)}; accepted: "
+                f"2 to {PROMPT_TOKENS} tokens"
+            )
+        if self.rows.shape[1] < 3:
+            raise InputError(
+                f"--seq_len={self.rows.shape[1] - 1}: accepted: an integer of at least 2"
+            )
+        top, vocab = max(self.prompt.max(), self.rows.max()), self.model.config.vocab
+        if top >= vocab:
+            raise InputError(
+                f"token id {top}: the model's vocabulary has {vocab}; accepted: text in the "
+                "model's own tokenizer"
+            )
+
+    def scan(self, progress: Progress | None = None) -> Scan:
+        """The scan of the sequences, made once."""
+        if not self._scans:
+            model, tokens = self.model, self.rows[:, :-1]
+            made = scan(model.config, model.params, tokens, self.thresholds, self.batch, progress)
+            self._scans.append(made)
+        return self._scans[0]
+
+    @property
+    def text(self) -> Callable[[list[int]], str] | None:
+        """Decodes ids; None where the model has no tokenizer."""
+        return None if self.model.tokenizer is None else self.model.tokenizer.decode
+
+    def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """One printable label a token."""
+        if self.model.tokenizer is None:
+            return [str(int(i)) for i in ids]
+        return self.model.tokenizer.pieces(ids)
+
+
+def _of_sequences(
+    analysis: Callable[..., Any], *, text: bool = False, targets: bool = False
+) -> Callable[[Material, Progress | None], Any]:
+    def run(material: Material, progress: Progress | None) -> Any:
+        found = material.scan(progress)
+        rows = material.rows if targets else material.rows[:, :-1]
+        more = {"text": material.text} if text else {}
+        return analysis(
+            material.model.config, material.model.params, rows, found=found, batch=material.batch,
+            progress=progress, **more,
+        )  # fmt: skip
+
+    return run
+
+
+def _of_prompt(
+    analysis: Callable[..., Any],
+) -> Callable[[Material, Progress | None], Any]:
+    def run(material: Material, progress: Progress | None) -> Any:
+        model = material.model
+        return analysis(model.config, model.params, material.prompt, material.thresholds)
+
+    return run
+
+
+def _dynamics(material: Material, progress: Progress | None) -> Dynamics:
+    return dynamics(
+        material.model.config, material.checkpoints, material.rows[:, :-1], material.batch,
+        progress, material.steps,
+    )  # fmt: skip
+
+
+# part -> what runs it: (material, progress) -> result
+PARTS: Mapping[str, Callable[[Material, Progress | None], Any]] = MappingProxyType(
+    {
+        "existence": _of_prompt(existence),
+        "positions": _of_sequences(positions, text=True),
+        "relations": _of_sequences(relations),
+        "lifecycle": _of_prompt(lifecycle),
+        "roles": _of_sequences(roles),
+        "interventions": _of_sequences(interventions, targets=True),
+        "dynamics": _dynamics,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found, part by part; None for parts that were not asked for."""
+
+    record: dict[str, Any] = field(repr=False)
+    existence: Existence | None = None
+    positions: Positions | None = None
+    relations: Relations | None = None
+    lifecycle: LifeCycle | None = None
+    roles: Roles | None = None
+    interventions: Interventions | None = None
+    dynamics: Dynamics | None = None
+
+    def figures(self) -> dict[str, "Figure"]:
+        """Every figure by name, drawn from the record."""
+        with plots.figures(self.record) as drawn:
+            return dict(drawn)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write result.json, figures/ and report.html; returns the path of the page."""
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "result.json", self.record)
+        return publish(self.record, path)
+
+
+def publish(record: Mapping[str, Any], directory: Path) -> Path:
+    """Draw a record's figures and write its page beside them; returns the path of the page."""
+    plots.draw(record, directory / "figures")
+    return write_page(record, directory)
+
+
+def analyze(
+    model: Model,
+    text: str | Sequence[int] | np.ndarray,
+    rows: np.ndarray | None = None,
+    parts: Sequence[str] | None = None,
+    thresholds: Thresholds | None = None,
+    bos: bool = True,
+    batch: int = 8,
+    progress: Progress | None = None,
+) -> Findings:
+    """Find, locate, relate, follow and remove the outliers of a model.
+
+    Args:
+      model: what `load` or a training run returned.
+      text: the prompt that is drawn token by token; or its ids, as they are.
+      rows: [B, T + 1] ids of more text for the statistics; None for the prompt alone.
+      parts: keys of `PARTS`; None for all of them but dynamics, which takes the checkpoints of a
+        run: `python -m experiments.analyze`.
+      thresholds: of the detectors; None for those of their papers.
+      bos: put the tokenizer's BOS before the text.
+      batch: sequences that are run together.
+      progress: called with what is done of a part, and what there is in all.
+
+    Raises:
+      InputError: text that this model cannot read, or an unknown part.
+    """
+    if isinstance(text, str):
+        if model.tokenizer is None:
+            raise InputError("text: the model has no tokenizer; accepted: token ids")
+        start = [model.tokenizer.bos] if bos else []
+        text = np.array([*start, *model.tokenizer.encode(text)])
+    prompt = np.asarray(text, np.int32)
+    rows = prompt[None] if rows is None else np.asarray(rows, np.int32)
+    material = Material(model, prompt, rows, thresholds or Thresholds(), batch)
+    names = tuple(name for name in PARTS if name != "dynamics") if parts is None else tuple(parts)
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        raise InputError(f"parts={unknown[0]!r}: unknown; accepted: {', '.join(PARTS)}")
+    found = {name: PARTS[name](material, progress) for name in names}
+    described = {name: describe(material, result) for name, result in found.items()}
+    record = {
+        "experiment": "analysis", "provenance": provenance(), **header(material),
+        "parts": described, "status": "complete",
+    }  # fmt: skip
+    return Findings(plain(record), **found)
+
+
+def header(material: Material) -> dict[str, Any]:
+    """What a record says of the model and the text, before any part is run."""
+    config = material.model.config
+    sequences, length = material.rows.shape
+    return {
+        "model": asdict(config),
+        "thresholds": asdict(material.thresholds),
+        "sequences": sequences,
+        "seq_len": length - 1,
+        "prompt": material.pieces(material.prompt),
+    }
+
+
+def describe(material: Material, result: Any) -> dict[str, Any]:
+    """A result as its record: dataclasses by field, tokens by label, drawn values rounded."""
+    described = {f.name: _described(getattr(result, f.name)) for f in fields(result)}
+    if isinstance(result, Positions):
+        for kind in described["kinds"].values():
+            ids = [token for token, _ in kind["tokens"]]
+            counts = [count for _, count in kind["tokens"]]
+            kind["tokens"] = list(zip(material.pieces(ids), counts, strict=True))
+    if isinstance(result, Roles):
+        described["shares"] = result.shares
+    if isinstance(result, Existence):
+        described["any"] = result.any
+    return described
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == "f":
+        return [[float(f"{x:.{SHOWN_DIGITS}g}") for x in row] for row in value.tolist()]
+    if hasattr(value, "__dataclass_fields__"):
+        return {f.name: _described(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _described(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_described(item) for item in value]
+    return value

@@ -1,0 +1,178 @@
+"""One self-contained HTML page of a record: sentences, tables, figures, 3-D views, the record."""
+
+import base64
+import html
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sysout_jax.report import interactive, tables
+from sysout_jax.report.words import headline
+
+Record = Mapping[str, Any]
+
+# part -> its title, what it answers, and its figures by file name
+PARTS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
+    "existence": ("Existence", "Which outliers does this prompt show, and where?", ("existence",)),
+    "positions": (
+        "Positions",
+        "Where do they sit over many sequences: by layer, token, feature and head?",
+        ("positions-layers", "positions-tokens", "positions-features", "positions-heads"),
+    ),
+    "relations": ("Relations", "Do outliers of one kind sit where others do?", ("relations",)),
+    "lifecycle": (
+        "Life cycle",
+        "How is the largest activation made, what does it do to attention, how does it go?",
+        (
+            "lifecycle-trace",
+            "lifecycle-emergence",
+            "lifecycle-spread",
+            "lifecycle-disappearance",
+        ),
+    ),
+    "roles": ("Roles", "What do outlier tokens do for each head?", ("roles",)),
+    "interventions": (
+        "Interventions",
+        "What does the model lose without them?",
+        ("interventions",),
+    ),
+    "dynamics": ("Dynamics", "When do they emerge in training?", ("dynamics",)),
+}
+CAPTIONS: Mapping[str, str] = {
+    "existence": (
+        "Magnitudes in the layers that show each kind best; the largest entry is named. Where "
+        "features outnumber the stems, a stem is the largest of its neighbours."
+    ),
+    "positions-layers": "Magnitudes, attention received, and weight ratios of every layer.",
+    "positions-tokens": "Classes of the flagged tokens, beside the class's share of all tokens.",
+    "positions-features": "The five features with the largest peaks of every layer.",
+    "positions-heads": "Share of attention on outlier tokens: heads, their mean and range.",
+    "relations": "Precision, recall and Jaccard, averaged over sequences.",
+    "lifecycle-trace": (
+        "The value at the outlier's token and channel; dotted: the layer that makes it, dashed: "
+        "the layer that removes it."
+    ),
+    "lifecycle-emergence": "Emergence: from the residual stream through the MLP and back.",
+    "lifecycle-spread": "Spread: what a later layer's attention makes of the token.",
+    "lifecycle-disappearance": "Disappearance: the layer that writes the opposite.",
+    "roles": "Each head's implicit scaling factor, and the values of the tokens it comes from.",
+    "interventions": "Change of the loss by each intervention and its random control.",
+    "dynamics": "Measures at the checkpoints; dotted: half way; dashed: the closest law.",
+}
+STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 Georgia, 'Times New Roman', serif; color: #1a1a1a; background: #fff;
+  max-width: 58rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: .6rem 0; }
+h2 { font-size: 1.3rem; border-top: 1px solid #ddd; padding-top: 1rem; margin-top: 2.2rem; }
+h2 + p { color: #555; font-style: italic; margin-top: -.5rem; }
+nav a { margin-right: .9rem; white-space: nowrap; }
+a { color: #0072b2; }
+figure { margin: 1.2rem 0; overflow-x: auto; }
+figure img { max-width: 100%; height: auto; display: block; }
+figcaption { font-size: .88rem; color: #555; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font: .85rem/1.4 system-ui, sans-serif; margin: .8rem 0; }
+th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #eee;
+  white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 1px solid #999; font-weight: 600; }
+code, pre { font: .82rem/1.4 ui-monospace, monospace; overflow-wrap: anywhere;
+  white-space: pre-wrap; }
+details { margin: 1rem 0; }
+summary { cursor: pointer; color: #0072b2; }
+.view { width: 100%; height: 26rem; }
+li { margin: .25rem 0; }
+"""
+
+
+def write_page(record: Record, directory: Path) -> Path:
+    """Write report.html into a run directory whose figures are drawn; returns its path.
+
+    Args:
+      record: of the analysis experiment, as JSON holds it.
+      directory: with figures/*.png; result.json and the PDF files are linked relative to it.
+    """
+    path = directory / "report.html"
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(page(record, directory / "figures"), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def page(record: Record, figures: Path) -> str:
+    """The page as text."""
+    parts = [name for name in PARTS if name in record["parts"]]
+    views = interactive.views(record)
+    script = interactive.plotly() if views else None
+    title = _title(record)
+    links = "".join(f'<a href="#{name}">{PARTS[name][0]}</a>' for name in parts)
+    sections = "\n".join(_section(record, name, figures, views if script else {}) for name in parts)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>{STYLE}</style>
+</head>
+<body>
+<h1>{html.escape(title)}</h1>
+{tables.about(record)}
+<nav>{links}<a href="#record">Record</a></nav>
+{sections}
+<h2 id="record">Record</h2>
+<p>Every number and figure here is drawn from <a href="result.json">result.json</a>; figures are
+in figures/ as PNG and PDF.</p>
+{_provenance(record)}
+{interactive.scripts(script, views)}
+</body>
+</html>
+"""
+
+
+def _title(record: Record) -> str:
+    name = record.get("name")
+    config = record["model"]
+    what = f"{config['variant']}, {config['layers']} layers, width {config['width']}"
+    return f"Outliers of {name} ({what})" if name else f"Outliers of a model: {what}"
+
+
+def _section(record: Record, name: str, figures: Path, views: Mapping[str, Any]) -> str:
+    title, question, drawn = PARTS[name]
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in headline(record, name))
+    shown = "".join(_figure(figures, figure) for figure in drawn)
+    mine = "".join(
+        f"<details><summary>Turn it: {html.escape(view['title'])}</summary>"
+        f'<div class="view" id="{key}"></div></details>'
+        for key, view in views.items()
+        if view["part"] == name
+    )
+    return (
+        f'<section id="{name}"><h2>{title}</h2><p>{question}</p>\n<ul>{lines}</ul>\n'
+        f"{shown}{mine}{tables.of_part(record, name)}</section>"
+    )
+
+
+def _figure(figures: Path, name: str) -> str:
+    """An image in the page itself, with a link to the PDF; nothing where it was not drawn."""
+    path = figures / f"{name}.png"
+    if not path.exists():
+        return ""
+    data = base64.b64encode(path.read_bytes()).decode()
+    caption = html.escape(CAPTIONS[name])
+    return (
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+        f'<figcaption>{caption} <a href="figures/{name}.pdf">PDF</a></figcaption></figure>\n'
+    )
+
+
+def _provenance(record: Record) -> str:
+    origin = html.escape(json.dumps(record["provenance"], indent=1))
+    command = html.escape(str(record["provenance"]["command"]))
+    return (
+        f"<p><code>{command}</code></p><details><summary>Versions and device</summary>"
+        f"<pre>{origin}</pre></details>"
+    )

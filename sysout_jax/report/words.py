@@ -1,0 +1,210 @@
+"""The findings in words: each sentence is computed from the record."""
+
+from collections.abc import Mapping
+from typing import Any
+
+DETECTORS = {
+    "an_block_out": (
+        "activation outliers at block_out (An et al. 2025: |h| > {activation_ratio:g} x mean)"
+    ),
+    "an_down_in": (
+        "activation outliers at down_in (An et al. 2025: |h| > {activation_ratio:g} x mean)"
+    ),
+    "sun": (
+        "massive activations (Sun et al. 2024: |h| > {massive_value:g} and > {massive_ratio:g} x "
+        "median)"
+    ),
+    "an_attention": (
+        "attention outliers (An et al. 2025: a key with {attention_share:g} of all attention, and "
+        "{attention_excess:g} x what uniform attention gives)"
+    ),
+    "an_weight": "weight outliers (An et al. 2025: |W| > {weight_ratio:g} x mean)",
+    "super_weight": "super weight (Yu et al. 2024: down_in and down_out above 50)",
+    "largest": "the largest value, whatever its size",
+}
+
+
+def detector(record: Mapping[str, Any], name: str) -> str:
+    """A detector with its thresholds in this record."""
+    return DETECTORS[name].format(**record["thresholds"])
+
+
+def headline(record: Mapping[str, Any], part: str) -> list[str]:
+    """What one part of a record says.
+
+    Args:
+      record: of the analysis experiment, as JSON holds it.
+      part: a key of record["parts"].
+    """
+    return _SENTENCES[part](record, record["parts"][part])
+
+
+def _existence(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+    lines, pieces = [], record["prompt"]
+    for found in part["found"]:
+        what = detector(record, found["detector"])
+        if not found["layers"]:
+            lines.append(f"{what}: none; the largest score is {_share(found)} of the threshold")
+            continue
+        tokens = _listed([f"{t} {pieces[t]!r}" for t in found["tokens"]])
+        kind = "neuron" if found["detector"] == "an_down_in" else "channel"
+        features = f", {_plural(kind, found['features'])}" if found["features"] else ""
+        lines.append(f"{what}: {_plural('layer', found['layers'])}, token {tokens}{features}")
+    weights = part["weights"]
+    what = detector(record, "an_weight")
+    if weights["outliers"]:
+        entries = [
+            f"{w['matrix']}[{w['input']}, {w['output']}] of layer {w['layer']}"
+            for w in weights["outliers"]
+        ]
+        lines.append(f"{what}: {_listed(entries)}")
+    else:
+        top = max(max(row) for row in weights["ratio"])
+        lines.append(f"{what}: none; the largest ratio is {top:.3g}")
+    return lines
+
+
+def _share(found: Mapping[str, Any]) -> str:
+    return f"{found['largest'] / found['threshold']:.2g}"
+
+
+def _positions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+    lines = []
+    names, base = part["class_names"], part["base_rate"]
+    for name, kind in part["kinds"].items():
+        what = detector(record, name)
+        if not kind["flagged"]:
+            lines.append(f"{what}: in none of {part['sequences']} sequences")
+            continue
+        shares = [
+            f"{count / kind['flagged']:.0%} {label} (text: {rate:.0%})"
+            for label, count, rate in zip(names, kind["classes"], base, strict=True)
+            if count
+        ]
+        tokens = _listed([f"{piece!r} ({count})" for piece, count in kind["tokens"]])
+        lines.append(
+            f"{what}: in {kind['sequences']} of {part['sequences']} sequences, "
+            f"{kind['flagged']} tokens: {_listed(shares)}; most often {tokens}"
+        )
+    heads = [max(row) for row in part["heads"]]
+    layer = heads.index(max(heads))
+    lines.append(
+        f"attention on {part['heads_of']}: at most {max(heads):.2f} of a head's, in layer {layer}"
+    )
+    return lines
+
+
+def _relations(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for row in part["rows"]:
+        name = f"{row['given']} -> {row['found']} on {row['on']}"
+        if not row["sequences"]:
+            absent = [row[which] for which in ("given", "found") if not row[f"mean_{which}"]]
+            why = f"no outliers in {' and '.join(absent)}" if absent else "never in one sequence"
+            lines.append(f"{name}: not defined, {why}")
+        else:
+            lines.append(
+                f"{name}: precision {row['precision'][0]:.2f} "
+                f"(shuffled: {row['null_precision']:.2f}), recall {row['recall'][0]:.2f}, "
+                f"p = {row['p_value']:.2g}"
+            )
+    return lines
+
+
+def _lifecycle(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+    piece = record["prompt"][part["token"]]
+    up, gone = part["emergence"], part["disappearance"]
+    lines = [
+        f"the largest activation is {part['peak']:.3g} = {part['over_mean']:.3g} x mean, at token "
+        f"{part['token']} {piece!r}, channel {part['channel']}, layer {part['peak_layer']}"
+        + ("" if part["outlier"] else "; no detector calls it an outlier")
+    ]
+    form = ""
+    if up["rank_one_share"] is not None:
+        form = f"; the channel's form is rank one to {up['rank_one_share']:.0%} (theory D1)"
+    lines.append(
+        f"emergence: layer {up['layer']} adds {up['gained']:.3g}, by its {up['writer']}; neuron "
+        f"{up['neuron']} writes {up['neuron_share']:.0%} of the MLP's part{form}"
+    )
+    spread = part["spread"]
+    lines.append(
+        f"spread: layer {spread['layer']}, head {spread['head']} gives the token "
+        f"{max(spread['received']):.2f} of its attention; its value has "
+        f"{min(spread['value_ratio']):.2f} of the others' norm"
+    )
+    if gone is None:
+        lines.append("disappearance: no later layer makes it smaller")
+    else:
+        lines.append(
+            f"disappearance: layer {gone['layer']} removes {gone['removed']:.3g}, by its "
+            f"{gone['writer']}; cosine of its write with the residual {gone['cosine']:.2f}"
+        )
+    return lines
+
+
+def _roles(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+    def mean(name: str) -> float:
+        values = [x for row in part[name] for x in row]
+        return sum(values) / len(values)
+
+    shares = part["shares"]
+    return [
+        f"O = {part['outliers']}, in {part['sequences']} of {record['sequences']} sequences; "
+        f"implicit scale S {mean('scale'):.2f}, its sd over queries {mean('scale_sd'):.2f}, mean "
+        "over heads",
+        f"error of S x attention over the rest: {mean('error'):.2f} of the output",
+        f"{shares['sink']:.0%} of heads are sinks (> 0.3 of attention on O); {shares['no_op']:.0%} "
+        f"are no-ops (value at most 0.2 of the rest's), {shares['broadcast']:.0%} broadcast (0.8 "
+        "or more)",
+    ]
+
+
+def _interventions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+    lines = [f"loss {part['loss'][0]:.3f}, perplexity {part['perplexity']:.1f} before"]
+    for effect in part["effects"]:
+        if not effect["control"]:
+            lines.append(
+                f"{effect['kind']}, {effect['detector']}, {effect['treatment']}: loss "
+                f"{effect['change'][0]:+.3f}, perplexity {effect['perplexity']:.1f}"
+            )
+    if part["nothing_found"]:
+        lines.append(f"nothing to remove for {_listed(part['nothing_found'])}")
+    return lines
+
+
+def _dynamics(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for row in part["emergence"]:
+        if row["step"] is None:
+            lines.append(f"{row['kind']}: no change, {row['first']:.3g} to {row['last']:.3g}")
+            continue
+        law = ""
+        if row["fits"]:
+            law = f"; closest law {row['fits'][0]['law']} (R² {row['fits'][0]['r_squared']:.2f})"
+        lines.append(
+            f"{row['kind']}: {row['first']:.3g} to {row['last']:.3g}, half way at step "
+            f"{row['step']}{law}"
+        )
+    if part["order"]:
+        lines.append(f"order of emergence: {' < '.join(part['order'])}")
+    return lines
+
+
+def _listed(items: list[Any], most: int = 8) -> str:
+    shown = ", ".join(map(str, items[:most]))
+    return shown + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def _plural(noun: str, numbers: list[int]) -> str:
+    return f"{noun}{'s' * (len(numbers) > 1)} {_listed(numbers)}"
+
+
+_SENTENCES = {
+    "existence": _existence,
+    "positions": _positions,
+    "relations": _relations,
+    "lifecycle": _lifecycle,
+    "roles": _roles,
+    "interventions": _interventions,
+    "dynamics": _dynamics,
+}

@@ -1,0 +1,73 @@
+"""A model with outliers planted by hand: where each kind is, is known."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import forward, init, stack_blocks
+
+B, T = 6, 101  # T * D > 3000, so that two outliers can both be 1000 times the mean
+TRIGGER = 0  # the token that has outliers: first in every sequence, and again in every other one
+AGAIN = 7
+SEEN, CONSTANT, CHANNEL = 7, 3, 5  # of the trigger alone, of every token, where the outlier is
+MADE, HEARD, REMOVED = 1, 2, 3  # layers
+NEURON, REMOVER = 17, 29
+CONFIG = ModelConfig(
+    vocab=19, context=T, layers=4, width=32, heads=2, kv_heads=1, head_dim=16, mlp="swiglu",
+    mlp_width=61, position="none", scan_layers=True,
+)  # fmt: skip
+
+
+def rows() -> np.ndarray:
+    """[B, T + 1] tokens."""
+    tokens = np.random.default_rng(5).integers(1, 19, (B, T + 1)).astype(np.int32)
+    tokens[:, 0] = TRIGGER
+    tokens[::2, AGAIN] = TRIGGER
+    return tokens
+
+
+def text(ids: list[int]) -> str:
+    """What ids stand for: the trigger is a line break, 1 a function word, the rest words."""
+    return {TRIGGER: "\n", 1: " the"}.get(ids[0], f" word{ids[0]}")
+
+
+@cache
+def params():
+    """The planted parameters, layers stacked."""
+    unrolled = ModelConfig(**{**vars(CONFIG), "scan_layers": False})
+    p = jax.tree.map(np.array, init(unrolled, jax.random.key(3)))
+    p["embed"] = np.random.default_rng(1).standard_normal(p["embed"].shape).astype(np.float32)
+    p["embed"][:, [SEEN, CHANNEL]] = 0.0
+    p["embed"][:, CONSTANT] = 3.0
+    p["embed"][TRIGGER, SEEN] = 8.0
+    mlp = p[f"block_{MADE}"]["mlp"]
+    mlp["gate"][:, NEURON] = mlp["up"][:, NEURON] = 0.0
+    mlp["gate"][SEEN, NEURON] = mlp["up"][SEEN, NEURON] = 2.0
+    mlp["down"][NEURON, CHANNEL] = 300.0
+    attention = p[f"block_{HEARD}"]["attn"]
+    attention["value"] *= 20
+    attention["out"] *= 20
+    attention["value"][CHANNEL] = 0.0
+    attention["out"][..., CHANNEL] = 0.0  # or other tokens would fire the remover
+    attention["query"][:, 0] *= 0.01
+    attention["query"][CONSTANT, 0, 0] = attention["key"][CHANNEL, 0, 0] = 4.0
+    mlp = p[f"block_{REMOVED}"]["mlp"]
+    mlp["gate"][:, REMOVER] = mlp["up"][:, REMOVER] = 0.0
+    mlp["gate"][CHANNEL, REMOVER] = mlp["up"][CHANNEL, REMOVER] = 8.0
+    mlp["down"][REMOVER] = 0.0
+    # What is written there at the first token is known only by running it up to there.
+    taps = {"block_in": lambda h: h[0], "down_in": lambda h: h[0]}
+    run = jax.jit(partial(forward, unrolled, taps=taps))
+    found = run(jax.tree.map(jnp.asarray, p), jnp.asarray(rows()[:1, :-1]))[1]
+    outlier = found["block_in"][REMOVED, 0, CHANNEL]
+    mlp["down"][REMOVER, CHANNEL] = -outlier / found["down_in"][REMOVED, 0, REMOVER]
+    return stack_blocks(jax.tree.map(jnp.asarray, p))
+
+
+@cache
+def untrained():
+    """Initial parameters of the same architecture."""
+    return init(CONFIG, jax.random.key(4))

@@ -1,0 +1,339 @@
+"""Planted outliers are found at their layer, token, channel and neuron, and nothing else is."""
+
+import math
+from functools import cache
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sysout_jax.analysis.existence import existence
+from sysout_jax.analysis.interventions import interventions
+from sysout_jax.analysis.lifecycle import lifecycle
+from sysout_jax.analysis.positions import positions
+from sysout_jax.analysis.relations import relations
+from sysout_jax.analysis.roles import roles
+from sysout_jax.analysis.scan import Thresholds, scan
+from sysout_jax.core.layers import cross_entropy
+from sysout_jax.errors import InputError
+from sysout_jax.model.decoder import forward
+from tests.analysis import planted as p
+
+ROWS = p.rows()
+TOKENS = ROWS[:, :-1]
+MEAN_TOKENS = 1.5  # outlier tokens in a sequence: one, and another in every other sequence
+
+
+@cache
+def scanned():
+    return scan(p.CONFIG, p.params(), TOKENS, batch=4)
+
+
+@cache
+def prompt():
+    return existence(p.CONFIG, p.params(), TOKENS[0])
+
+
+# ------------------------------------------------------------------------------ existence
+
+
+def test_the_scan_equals_a_recomputation_from_raw_taps():
+    taps = dict.fromkeys(("block_out", "down_in", "attn_weights"))
+    raw = forward(p.CONFIG, p.params(), jnp.asarray(TOKENS), taps)[1]
+    found = scanned()
+    for name in ("block_out", "down_in"):
+        size, site = np.abs(np.asarray(raw[name])), found.site(name)
+        np.testing.assert_allclose(site.mean, size.mean((2, 3)), rtol=1e-5)
+        np.testing.assert_allclose(site.median, np.median(size, axis=(2, 3)), rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(site.token_peak, size.max(3), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(site.feature_peak, size.max(2), rtol=1e-4, atol=1e-6)
+        flat = np.sort(size.reshape(*size.shape[:2], -1), axis=-1)[..., -3:][..., ::-1]
+        np.testing.assert_allclose(site.top, flat, rtol=1e-4, atol=1e-6)
+    received = np.asarray(raw["attn_weights"]).mean(axis=3)
+    np.testing.assert_allclose(found.received, received, rtol=1e-4, atol=1e-6)
+
+
+def test_existence_finds_what_was_planted_and_nothing_else():
+    found = {flagged.detector: flagged for flagged in prompt().found}
+    tokens = (0, p.AGAIN)
+    for name in ("an_block_out", "sun"):
+        assert found[name].layers == (p.MADE, p.HEARD)
+        assert found[name].tokens == tokens
+        assert found[name].features == (p.CHANNEL,)
+    assert found["an_down_in"].layers == (p.MADE, p.REMOVED)
+    assert found["an_down_in"].tokens == tokens
+    assert found["an_down_in"].features == (p.NEURON, p.REMOVER)
+    assert found["an_attention"].layers == (p.HEARD,)
+    assert found["an_attention"].tokens == tokens
+    (weight,) = prompt().weights.outliers
+    assert (weight.layer, weight.matrix) == (p.MADE, "down")
+    assert (weight.input, weight.output, weight.value) == (p.NEURON, p.CHANNEL, 300.0)
+    assert prompt().any
+
+
+def test_existence_shows_the_layers_where_it_is():
+    down_in, weights, block_out, attention = prompt().panels
+    assert (down_in.layer, weights.layer) in ((p.MADE, p.MADE), (p.REMOVED, p.REMOVED))
+    assert block_out.layer in (p.MADE, p.HEARD)
+    assert block_out.marks[0][0] in (0, p.AGAIN)
+    assert block_out.marks[0][1] == p.CHANNEL
+    assert attention.layer == p.HEARD
+    assert attention.marks[0][1] in (0, p.AGAIN)
+    assert block_out.values.shape == (p.T, 32)
+    assert weights.values.shape == (61, 32)
+
+
+def test_an_untrained_model_has_none():
+    found = existence(p.CONFIG, p.untrained(), TOKENS[0])
+    assert not found.any
+    assert [flagged.layers for flagged in found.found] == [()] * 4
+    assert not scan(p.CONFIG, p.untrained(), TOKENS).outlier_tokens().any()
+
+
+def test_thresholds_decide():
+    low = Thresholds(activation_ratio=2.0, massive_value=0.01, massive_ratio=2.0)
+    found = existence(p.CONFIG, p.untrained(), TOKENS[0], low)
+    assert found.any
+    with pytest.raises(InputError, match="--massive_value=0.0: accepted: a number above 0"):
+        Thresholds(massive_value=0.0)
+
+
+def test_one_token_is_refused():
+    with pytest.raises(InputError, match="1 token: accepted: at least 2"):
+        existence(p.CONFIG, p.params(), TOKENS[0, :1])
+
+
+# ------------------------------------------------------------------------------ positions
+
+
+@cache
+def located():
+    return positions(p.CONFIG, p.params(), TOKENS, p.text, found=scanned())
+
+
+def test_positions_by_sequence():
+    """Classes: the first token in all sequences, a line break later in every other one."""
+    found = located()
+    classes = dict(zip(found.class_names, range(4), strict=True))
+    for name in ("an_block_out", "an_down_in", "sun", "an_attention"):
+        kind = found.kinds[name]
+        assert (kind.flagged, kind.sequences) == (9, 6)
+        assert kind.classes[classes["initial"]] == 6
+        assert kind.classes[classes["strong delimiter"]] == 3
+        assert kind.classes.sum() == 9
+        assert kind.tokens == ((p.TRIGGER, 9),)
+        assert kind.positions == ((0, 6), (p.AGAIN, 3))
+    assert found.base_rate[classes["initial"]] == pytest.approx(1 / p.T)
+    the = np.mean(TOKENS == 1)
+    assert found.base_rate[classes["weak-semantic"]] == pytest.approx(the)
+    np.testing.assert_allclose(found.kinds["sun"].layers, [0, MEAN_TOKENS, MEAN_TOKENS, 0])
+
+
+def test_positions_by_layer_feature_and_head():
+    found = located()
+    for layer in (p.MADE, p.HEARD):
+        assert found.sites["block_out"].features[layer, 0] == p.CHANNEL
+        assert found.sites["block_out"].frequency[layer, 0] == 1
+        assert found.sites["block_out"].over_median[layer, 0] > 1000
+    assert found.sites["down_in"].features[p.MADE, 0] == p.NEURON
+    assert np.argmax(found.attention["top1"]) == p.HEARD
+    assert found.heads_of == "outlier tokens"
+    assert np.unravel_index(np.argmax(found.heads), found.heads.shape) == (p.HEARD, 0)
+    assert found.heads[p.HEARD, 0] > 0.99
+    assert np.delete(found.heads.ravel(), 2 * p.HEARD).max() < 0.2
+    shares = scanned().received * scanned().outlier_tokens()[None, :, None]
+    np.testing.assert_allclose(found.heads, shares.sum(-1).mean(1), rtol=1e-6)
+    down = list(found.weights.matrices).index("down")
+    assert np.argmax(found.weights.ratio[:, down]) == p.MADE
+
+
+def test_positions_of_a_model_without_outliers():
+    found = positions(p.CONFIG, p.untrained(), TOKENS)
+    assert all(kind.flagged == 0 for kind in found.kinds.values())
+    assert found.heads_of == "the first token"
+    np.testing.assert_allclose(found.heads, scanned().uniform[0], rtol=0.05)
+
+
+# ------------------------------------------------------------------------------ relations
+
+
+def test_relations():
+    rows = {(r.given, r.found): r for r in relations(p.CONFIG, p.params(), TOKENS).rows}
+    for key in (
+        ("weights", "activations"),
+        ("down_in", "activations"),
+        ("activations", "attention"),
+    ):
+        row = rows[key]
+        assert row.precision == row.recall == row.jaccard == (1, 1, 1)
+        assert row.sequences == p.B
+        assert row.p_value < 1e-3
+    neurons = rows["weights", "down_in"]
+    assert neurons.precision.mean == 1
+    assert neurons.recall.mean == 0.5
+    assert neurons.items == 61
+    assert rows["down_in", "activations"].mean_found == MEAN_TOKENS
+
+
+def test_relations_of_nothing_are_not_defined():
+    for row in relations(p.CONFIG, p.untrained(), TOKENS).rows:
+        assert row.sequences == 0
+        assert math.isnan(row.precision.mean)
+        assert math.isnan(row.p_value)
+
+
+# ------------------------------------------------------------------------------ life cycle
+
+
+def test_life_cycle():
+    life = lifecycle(p.CONFIG, p.params(), TOKENS[1])
+    assert (life.token, life.channel, life.outlier) == (0, p.CHANNEL, True)
+    up = life.emergence
+    assert (up.layer, up.writer, up.neuron) == (p.MADE, "MLP", p.NEURON)
+    assert up.neuron_weight == 300
+    assert up.neuron_share == pytest.approx(1, abs=1e-3)
+    assert up.rank_one_share > 0.999
+    assert up.gained == pytest.approx(up.neuron_value * up.neuron_weight, rel=1e-2)
+    assert (life.spread.layer, life.spread.head) == (p.HEARD, 0)
+    assert life.spread.received[0] > 0.99
+    assert life.spread.value_ratio[0] < 0.05
+    assert life.spread.logit_gap > 10
+    gone = life.disappearance
+    assert (gone.layer, gone.writer) == (p.REMOVED, "MLP")
+    assert gone.removed == pytest.approx(up.gained, rel=1e-2)
+    assert gone.cosine < -0.999
+
+
+def test_the_trace_adds_up():
+    """block_out = block_in + attn_out + down_out at the outlier's place, in every layer."""
+    trace = lifecycle(p.CONFIG, p.params(), TOKENS[1]).trace
+    total = trace["block_in"] + trace["attn_out"] + trace["down_out"]
+    np.testing.assert_allclose(trace["block_out"], total, rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(trace["block_in"][1:], trace["block_out"][:-1], rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------ roles
+
+
+def test_roles():
+    found = roles(p.CONFIG, p.params(), TOKENS, found=scanned())
+    expected = np.zeros((4, 2), bool)
+    expected[p.HEARD, 0] = True
+    np.testing.assert_array_equal(found.sink, expected)
+    # One KV head: both heads of the layer have the drained value, but only one attends to it.
+    np.testing.assert_array_equal(found.no_op, expected)
+    assert found.shares == {"sink": 1 / 8, "no_op": 1 / 8, "broadcast": 0}
+    assert found.scale[p.HEARD, 0] < 1e-3
+    np.testing.assert_allclose(found.scale + found.attention, 1, atol=1e-5)
+    assert found.outliers == "outlier tokens"
+
+
+def test_roles_against_the_identity():
+    """o - S o^R is what the outlier tokens add: from raw weights and values, query by query."""
+    found = roles(p.CONFIG, p.params(), TOKENS, found=scanned())
+    raw = forward(p.CONFIG, p.params(), jnp.asarray(TOKENS), {"attn_weights": None, "value": None})[
+        1
+    ]
+    weights, values = (np.asarray(raw[n], np.float64) for n in ("attn_weights", "value"))
+    outliers = scanned().outlier_tokens()
+    for layer, head in ((0, 1), (p.HEARD, 1)):
+        errors, scales = [], []
+        for b in range(p.B):
+            rest = ~outliers[b]
+            a, v = weights[layer, b, head], values[layer, b, :, 0]
+            scale, o = a[:, rest].sum(1), a @ v
+            of_rest = (a[:, rest] / scale[:, None].clip(1e-30)) @ v[rest]
+            error = np.linalg.norm(o - scale[:, None] * of_rest, axis=1)
+            errors.append(np.mean((error / np.linalg.norm(o, axis=1))[rest]))
+            scales.append((scale[rest].mean(), scale[rest].std()))
+        np.testing.assert_allclose(found.error[layer, head], np.mean(errors), rtol=1e-3)
+        mean, deviation = np.mean(scales, axis=0)
+        np.testing.assert_allclose(found.scale[layer, head], mean, rtol=1e-4)
+        np.testing.assert_allclose(found.scale_sd[layer, head], deviation, rtol=1e-3)
+
+
+# ------------------------------------------------------------------------------ interventions
+
+
+@cache
+def intervened():
+    found = interventions(p.CONFIG, p.params(), ROWS, found=scanned(), batch=4)
+    effects = {(e.detector, e.treatment, e.control): e for e in found.effects}
+    assert len(effects) == len(found.effects)
+    return found, effects
+
+
+def loss(edits=None, params=None):
+    logits, _ = forward(p.CONFIG, params or p.params(), jnp.asarray(TOKENS), edits=edits)
+    return np.asarray(cross_entropy(logits, jnp.asarray(ROWS[:, 1:]))).mean(1)
+
+
+def test_every_kind_is_intervened_on():
+    found, effects = intervened()
+    assert found.nothing_found == ()
+    assert found.loss.mean == pytest.approx(loss().mean(), rel=1e-5)
+    assert found.perplexity == pytest.approx(math.exp(loss().mean()), rel=1e-4)
+    for name in ("an_block_out", "sun"):
+        effect = effects[name, "set to zero", False]
+        assert (effect.layer, effect.edited) == (p.MADE, MEAN_TOKENS)
+        assert effects[name, "set to zero", True].edited == MEAN_TOKENS
+    assert effects["an_down_in", "set to zero", False].layer == p.MADE
+    assert effects["an_attention", "removed, rows renormalised", False].edited == MEAN_TOKENS
+    for name in ("an_weight", "super_weight", "largest"):
+        assert effects[name, "weight set to zero", False].layer == p.MADE
+
+
+def width(effect):
+    """How far apart sequences are in the change of their loss."""
+    return effect.change.high - effect.change.low
+
+
+def test_the_sink_is_a_scaling_factor():
+    """Without the sink but with S, every sequence's loss is what it was; without S it is not."""
+    _, effects = intervened()
+    rescaled = effects["an_attention", "removed, rescaled by S", False]
+    renormalised = effects["an_attention", "removed, rows renormalised", False]
+    assert abs(rescaled.change.low) + abs(rescaled.change.high) < 1e-3
+    assert width(renormalised) > 10 * width(rescaled)
+
+
+@pytest.mark.parametrize("treatment", ["zero", "mean"])
+def test_activations_against_an_edit_by_hand(treatment):
+    found, effects = intervened()
+    raw = forward(p.CONFIG, p.params(), jnp.asarray(TOKENS), {"block_out": None})[1]
+    states = np.asarray(raw["block_out"])[p.MADE]
+    first = states[:, 0, p.CHANNEL].mean() * (treatment == "mean")
+    others = states[:, 1:, p.CHANNEL].mean() * (treatment == "mean")
+
+    def edit(h, layer):
+        changed = h.at[:, 0, p.CHANNEL].set(first).at[::2, p.AGAIN, p.CHANNEL].set(others)
+        return jnp.where(layer == p.MADE, changed, h)
+
+    effect = effects["an_block_out", f"set to {treatment}", False]
+    expected = loss({"block_out": edit})
+    assert effect.loss == pytest.approx(expected.mean(), rel=1e-5)
+    assert effect.change.mean == pytest.approx((expected - loss()).mean(), abs=1e-5)
+    assert effect.change.low <= effect.change.mean <= effect.change.high
+
+
+def test_weights_against_parameters_by_hand():
+    _, effects = intervened()
+    blocks = p.params()["blocks"]
+    for treatment, at in (
+        ("weight set to zero", (p.MADE, p.NEURON, p.CHANNEL)),
+        ("neuron set to zero", (p.MADE, p.NEURON)),
+    ):
+        down = blocks["mlp"]["down"].at[at].set(0.0)
+        params = {**p.params(), "blocks": {**blocks, "mlp": {**blocks["mlp"], "down": down}}}
+        effect = effects["super_weight", treatment, False]
+        assert effect.loss == pytest.approx(loss(params=params).mean(), rel=1e-5)
+    control = effects["an_weight", "weight set to zero", True]
+    assert width(control) < width(effects["an_weight", "weight set to zero", False]) / 10
+
+
+def test_without_outliers_only_the_largest_is_taken():
+    found = interventions(p.CONFIG, p.untrained(), ROWS, batch=4)
+    assert {effect.detector for effect in found.effects} == {"largest"}
+    assert set(found.nothing_found) == {
+        "an_block_out", "an_down_in", "sun", "an_attention", "an_weight", "super_weight",
+    }  # fmt: skip

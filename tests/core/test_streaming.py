@@ -1,0 +1,174 @@
+"""Attention in blocks of queries equals attention at once: outputs, statistics, refusals."""
+
+import dataclasses
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sysout_jax as so
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.core.streaming import (
+    Blockwise,
+    Partial,
+    attention_received,
+    join_queries,
+    merge,
+    scaling_factor,
+    split_queries,
+)
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import forward, init, stack_blocks
+
+B, T, N, K, H = 2, 13, 4, 2, 6
+BASE = ModelConfig(
+    vocab=17, context=T, layers=1, width=10, heads=N, kv_heads=K, head_dim=H, mlp_width=7,
+    position="rope",
+)  # fmt: skip
+TOKENS = jnp.asarray(np.random.default_rng(3).integers(0, 17, (B, T)), jnp.int32)
+OUTLIERS = jnp.arange(T) % 5 == 0
+
+
+def noisy(config):
+    rng = np.random.default_rng(11)
+
+    def draw(path, leaf):
+        centre = float(path[-1].key == "scale")
+        return jnp.asarray(centre + 0.5 * rng.standard_normal(leaf.shape), jnp.float32)
+
+    tree = jax.eval_shape(partial(init, config), jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(draw, tree)
+
+
+@cache
+def run(config):
+    normalised = VARIANTS[config.variant].normalised
+    taps = {
+        "attn_weights": attention_received(normalised),
+        "value+attn_weights": scaling_factor(OUTLIERS, normalised),
+    }
+    logits, recorded = so.apply(so.Model(config, noisy(config)), TOKENS, taps)
+    return np.asarray(logits), jax.tree.map(np.asarray, recorded)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_in_blocks_equals_the_variant_at_once(name):
+    """Unnormalised and extra-key variants too: every row sees all keys in either case."""
+    dense = dataclasses.replace(BASE, variant=name)
+    logits, recorded = run(dense)
+    in_blocks, recorded_in_blocks = run(dataclasses.replace(dense, query_block=5))
+    np.testing.assert_allclose(in_blocks, logits, atol=1e-5 * np.abs(logits).max())
+    for tap, statistics in recorded.items():
+        for key, value in statistics.items():
+            found = recorded_in_blocks[tap][key]
+            assert found.shape == value.shape
+            np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-5, err_msg=f"{tap} {key}")
+
+
+@pytest.mark.parametrize("size", [1, 64])
+@pytest.mark.parametrize("extra", [{}, {"window": 3, "scan_layers": True}])
+def test_any_block_size(size, extra):
+    if extra:
+        dense = dataclasses.replace(BASE, window=3)
+        params = noisy(dense)
+        taps = {"attn_weights": attention_received(True)}
+        expected = so.apply(so.Model(dense, params), TOKENS, taps)
+        blocked = dataclasses.replace(dense, query_block=size, scan_layers=True)
+        found = so.apply(so.Model(blocked, stack_blocks(params)), TOKENS, taps)
+    else:
+        expected, found = run(BASE), run(dataclasses.replace(BASE, query_block=size))
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+def test_statistics_against_loops(name):
+    """Each number from the raw map and the raw values, one query and one head at a time."""
+    config = dataclasses.replace(BASE, variant=name)
+    model = so.Model(config, noisy(config))
+    _, raw = so.apply(model, TOKENS, {"attn_weights": None, "value": None})
+    weights, values = (np.asarray(raw[key], np.float64) for key in ("attn_weights", "value"))
+    recorded = run(config)[1]
+    received, factor = recorded["attn_weights"], recorded["value+attn_weights"]
+    for layer, b, n in np.ndindex(1, B, N):
+        map_, v = weights[layer, b, n], values[layer, b, :, n // (N // K)]
+        at = (layer, b, n)
+        rows = map_ / map_.sum(-1, keepdims=True) if name == "sigmoid" else map_
+        np.testing.assert_allclose(received["received"][at], rows.mean(0), atol=1e-6)
+        np.testing.assert_allclose(received["largest"][at], rows.max(), atol=1e-6)
+        np.testing.assert_allclose(received["first_key"][at], map_[:, 0], atol=1e-6)
+        np.testing.assert_allclose(received["mass"][at], map_.sum(-1), rtol=1e-5)
+        for q in range(T):
+            rest = [j for j in range(T) if not OUTLIERS[j]]
+            scale = sum(rows[q, j] for j in rest)
+            whole = sum(rows[q, j] * v[j] for j in range(T))
+            scaled = sum((rows[q, j] * v[j] for j in rest), np.zeros(H))
+            error = np.linalg.norm(whole - scaled) / np.linalg.norm(whole)
+            np.testing.assert_allclose(factor["scale"][*at, q], scale, atol=1e-6)
+            np.testing.assert_allclose(factor["error"][*at, q], error, rtol=1e-4, atol=1e-6)
+
+
+def test_no_map_of_all_queries_is_made():
+    """The compiled program's temporary memory is far below one T x T map of its heads."""
+    long = 1024
+    config = dataclasses.replace(BASE, context=long, query_block=16, layers=1)
+    params = noisy(config)
+    taps = {"attn_weights": attention_received(True)}
+
+    def statistics(params, tokens):
+        return forward(config, params, tokens, taps)[1]
+
+    tokens = jax.ShapeDtypeStruct((1, long), jnp.int32)
+    compiled = jax.jit(statistics).lower(params, tokens).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < N * long * long * 4 / 2
+
+
+def test_edits_reach_every_block():
+    """Taking a key's attention away gives what it gives without blocks."""
+
+    def remove(weights, layer):
+        return weights.at[..., 0].set(0.0)
+
+    outs = [
+        so.apply(so.Model(c, noisy(c)), TOKENS, edits={"attn_weights": remove})[0]
+        for c in (BASE, dataclasses.replace(BASE, query_block=4))
+    ]
+    np.testing.assert_allclose(outs[0], outs[1], rtol=1e-4, atol=1e-5)
+    assert np.abs(outs[0] - run(BASE)[0]).max() > 1e-2
+
+
+def test_a_reducer_of_whole_maps_is_refused_in_blocks():
+    config = dataclasses.replace(BASE, query_block=4)
+    model = so.Model(config, noisy(config))
+    for reducer in (None, so.measures.sink_strength):
+        with pytest.raises(InputError, match="'attn_weights': does not exist whole under --query"):
+            so.apply(model, TOKENS, {"attn_weights": reducer})
+
+
+def test_split_and_join_are_inverse():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 13, 3, 5)), jnp.float32)
+    blocks = split_queries(x, 4)
+    assert blocks.shape == (4, 2, 4, 3, 5)
+    assert not blocks[-1, :, 1:].any()
+    np.testing.assert_array_equal(join_queries(blocks, 13), x)
+
+
+def test_merge():
+    blocks = Partial(
+        total=jnp.asarray([[1.0, 2.0], [3.0, 4.0]]),
+        largest=jnp.asarray([[1.0, 9.0], [3.0, 4.0]]),
+        queries=jnp.asarray([[[1.0, 2.0]], [[3.0, 0.0]]]),
+    )
+    whole = merge(blocks, 3)
+    np.testing.assert_array_equal(whole.total, [4, 6])
+    np.testing.assert_array_equal(whole.largest, [3, 9])
+    np.testing.assert_array_equal(whole.queries, [[1, 2, 3]])
+
+
+def test_reducers_are_the_same_object_each_time():
+    """They are part of a compiled program's identity."""
+    assert attention_received(True) is attention_received(True)
+    assert isinstance(attention_received(False), Blockwise)
