@@ -226,9 +226,9 @@ EXCEPTIONS = {
         *(f"Tokenizer.{name}" for name in ("vocab", "eot", "bos", "fingerprint", "cut")),
     },
     # Linen modules of a few lines; flax prescribes the methods of its metadata.
-    "sysout_jax.model.decoder": {
+    "sysout_jax.model.block": {
         "Norm", "Attention", "Mlp", "Axed.unbox", "Axed.replace_boxed", "Axed.add_axis",
-        "Axed.remove_axis", "Owner.own_bias",
+        "Axed.remove_axis",
     },
 }  # fmt: skip
 
