@@ -196,14 +196,13 @@ def longrope(
 # ------------------------------------------------------------------------- ALiBi
 
 
-def alibi_slopes(heads: int, largest: float = 8.0) -> np.ndarray:
-    """The slope of each head, 2^(-largest i/n) for i = 1..n where n heads are a power of two.
+def alibi_slopes(heads: int) -> np.ndarray:
+    """The slope of each head, 2^(-8 i/n) for i = 1..n where n heads are a power of two.
 
     Otherwise those of the power of two below, then every second one of the power above.
 
     Args:
       heads: N.
-      largest: the exponent of the last head.
 
     Returns:
       [N], positive, in units of logits per token.
@@ -211,7 +210,7 @@ def alibi_slopes(heads: int, largest: float = 8.0) -> np.ndarray:
     Source: Press et al. 2022 (arXiv:2108.12409), section 3, and its released code.
     """
     above = 2 ** ceil(log2(heads))
-    grid = 2.0 ** (-largest * np.arange(1, above + 1) / above)
+    grid = 2.0 ** (-8.0 * np.arange(1, above + 1) / above)
     return grid if above == heads else np.concatenate([grid[1::2], grid[::2]])[:heads]
 
 

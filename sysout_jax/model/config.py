@@ -56,7 +56,6 @@ class ModelConfig:
     rope_short: tuple[float, ...] = ()  # longrope: divisor of each frequency up to that context
     rope_long: tuple[float, ...] = ()  # longrope: and beyond it
     local_rope_theta: float | None = None  # base in layers with a window, no rule; None: the same
-    alibi_max: float = 8.0  # exponent of the last head's slope
     alibi_falcon: bool = False  # divided by sqrt(H), and rounded to bfloat16 as Falcon was trained
     mlp: str = "gelu"  # relu, gelu, gelu_exact, or gated: geglu, swiglu, shifted_glu
     mlp_limit: float | None = None  # up within -limit..limit, the gate at most limit (gpt-oss)
@@ -115,7 +114,7 @@ class ModelConfig:
                 )
         for name in (
             "rope_theta", "rope_factor", "rope_low", "rope_high", "rope_fast", "rope_slow",
-            "rope_scale", "local_rope_theta", "alibi_max", "mlp_limit", "query_scale", "clip_qkv",
+            "rope_scale", "local_rope_theta", "mlp_limit", "query_scale", "clip_qkv",
             "attn_softcap", "final_softcap", "embed_scale",
         ):  # fmt: skip
             value = getattr(self, name)

@@ -54,7 +54,7 @@ def logit_bias(config: ModelConfig, positions: Int[Array, "T"]) -> Float[Array, 
     """What ALiBi adds to the logits of attention, or None."""
     if config.position != "alibi":
         return None
-    slopes = p.alibi_slopes(config.heads, config.alibi_max)
+    slopes = p.alibi_slopes(config.heads)
     if config.alibi_falcon:
         return p.alibi_bfloat16(positions, slopes) / sqrt(config.sizes["H"])
     return p.alibi(positions, positions, slopes)
