@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from sysout_jax.core.attention import variants as variants
     from sysout_jax.errors import Diverged as Diverged
     from sysout_jax.errors import InputError as InputError
+    from sysout_jax.families.checkpoint import export as export
+    from sysout_jax.loading import load as load
     from sysout_jax.model.config import ModelConfig as ModelConfig
     from sysout_jax.model.model import Model as Model
     from sysout_jax.model.model import apply as apply
-    from sysout_jax.training.checkpoint import load as load
     from sysout_jax.training.config import TrainConfig as TrainConfig
     from sysout_jax.training.loop import train as train
     from sysout_jax.training.optimizer import OptimizerConfig as OptimizerConfig
@@ -28,7 +29,8 @@ _HOMES = {
     "OptimizerConfig": "sysout_jax.training.optimizer",
     "TrainConfig": "sysout_jax.training.config",
     "apply": "sysout_jax.model.model",
-    "load": "sysout_jax.training.checkpoint",
+    "export": "sysout_jax.families.checkpoint",
+    "load": "sysout_jax.loading",
     "measures": "sysout_jax.core.measures",
     "train": "sysout_jax.training.loop",
     "variants": "sysout_jax.core.attention",

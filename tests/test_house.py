@@ -34,6 +34,10 @@ MAY_IMPORT = {
         "sysout_jax.core", "sysout_jax.model", "sysout_jax.data", "sysout_jax.families",
         "sysout_jax.errors",
     ),
+    "sysout_jax.loading": (
+        "sysout_jax.families", "sysout_jax.training.checkpoint", "sysout_jax.model",
+        "sysout_jax.errors",
+    ),
     "sysout_jax.results": ("sysout_jax.errors",),
     "sysout_jax.plots": (
         "sysout_jax.results", "sysout_jax.analysis.statistics", "sysout_jax.errors",

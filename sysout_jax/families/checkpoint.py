@@ -65,7 +65,7 @@ class Checkpoint:
                 for name in path[:-1]:
                     at = at.setdefault(name, {})
                 at[path[-1]] = self.parameter(path, shard)
-        return tree[top] if top else tree
+        return tree.get(top, {}) if top else tree
 
 
 def open_checkpoint(directory: str | os.PathLike[str], dtype: str | None = None) -> Checkpoint:

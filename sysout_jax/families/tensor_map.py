@@ -96,7 +96,7 @@ def layout(family: Family, config: ModelConfig) -> list[Stored]:
     sizes = dict(config.sizes) | {"G": config.heads // config.sizes["K"]}
     axes = {path: text for path, text in leaves(param_axes(config))}
     return [
-        Stored(name, _groups(row.axes), parts, sizes)
+        Stored(name, axis_groups(row.axes), parts, sizes)
         for row in family.tensors
         if row.when(config)
         for name, parts in _expand(family, row, config, axes)
@@ -122,7 +122,7 @@ def _expand(
                 yield name.format(l=layer, e=expert), tuple(parts)
 
 
-def _groups(axes: str) -> tuple[tuple[str, ...], ...]:
+def axis_groups(axes: str) -> tuple[tuple[str, ...], ...]:
     """The letters of each axis of "(N H) D": those in parentheses share one."""
     found = re.findall(r"\(([^)]*)\)|(\S+)", axes)
     return tuple(tuple((inside or alone).split()) for inside, alone in found)
