@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from sysout_jax.core.attention import variants as variants
     from sysout_jax.errors import Diverged as Diverged
     from sysout_jax.errors import InputError as InputError
+    from sysout_jax.families.checkpoint import export as export
+    from sysout_jax.loading import load as load
     from sysout_jax.model.config import ModelConfig as ModelConfig
     from sysout_jax.model.model import Model as Model
     from sysout_jax.model.model import apply as apply
     from sysout_jax.report.findings import analyze as analyze
-    from sysout_jax.training.checkpoint import load as load
     from sysout_jax.training.config import TrainConfig as TrainConfig
     from sysout_jax.training.loop import train as train
     from sysout_jax.training.optimizer import OptimizerConfig as OptimizerConfig
@@ -30,7 +31,8 @@ _HOMES = {
     "TrainConfig": "sysout_jax.training.config",
     "analyze": "sysout_jax.report.findings",
     "apply": "sysout_jax.model.model",
-    "load": "sysout_jax.training.checkpoint",
+    "export": "sysout_jax.families.checkpoint",
+    "load": "sysout_jax.loading",
     "measures": "sysout_jax.core.measures",
     "train": "sysout_jax.training.loop",
     "variants": "sysout_jax.core.attention",

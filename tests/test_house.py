@@ -34,6 +34,10 @@ MAY_IMPORT = {
         "sysout_jax.core", "sysout_jax.model", "sysout_jax.data", "sysout_jax.families",
         "sysout_jax.errors",
     ),
+    "sysout_jax.loading": (
+        "sysout_jax.families", "sysout_jax.training.checkpoint", "sysout_jax.model",
+        "sysout_jax.errors",
+    ),
     "sysout_jax.results": ("sysout_jax.errors",),
     "sysout_jax.plots": (
         "sysout_jax.results", "sysout_jax.analysis.statistics", "sysout_jax.plots",
@@ -235,9 +239,9 @@ EXCEPTIONS = {
         *(f"Tokenizer.{name}" for name in ("vocab", "eot", "bos", "fingerprint", "cut")),
     },
     # Linen modules of a few lines; flax prescribes the methods of its metadata.
-    "sysout_jax.model.decoder": {
+    "sysout_jax.model.block": {
         "Norm", "Attention", "Mlp", "Axed.unbox", "Axed.replace_boxed", "Axed.add_axis",
-        "Axed.remove_axis", "Owner.own_bias",
+        "Axed.remove_axis",
     },
 }  # fmt: skip
 

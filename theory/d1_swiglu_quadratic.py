@@ -68,7 +68,7 @@ def draw(key: Array, shape: tuple[int, int], scale: Array) -> Instance:
 
 def mlp(case: Instance, x: Float[Array, "D"]) -> Float[Array, "D"]:
     """The SwiGLU MLP of core's layers."""
-    activation, _ = MLPS["swiglu"]
+    activation = MLPS["swiglu"].act
     return linear(activation(linear(x, case.gate)) * linear(x, case.up), case.down)
 
 

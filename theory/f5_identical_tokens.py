@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.layers import causal_mask, rope
+from sysout_jax.core.layers import causal_mask
+from sysout_jax.core.positions import rope
 from sysout_jax.core.primitives import Heads
 from theory import heads
 from theory.check import Part, Quantities, absolute, at_most, compare, statement

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sysout_jax.plots.style import COLOURS, STYLE, save
 from theory.check import Check
 
 if TYPE_CHECKING:
@@ -25,12 +26,7 @@ def draw(checks: Sequence[Check], directory: Path) -> list[Path]:
       The paths of the PNG files.
     """
     import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_pdf import FigureCanvasPdf
 
-    from sysout_jax.plots import STYLE
-
-    directory.mkdir(parents=True, exist_ok=True)
     data: dict[str, Data] = {
         check.id: {part.name: dict(part.data) for part in check.parts} for check in checks
     }
@@ -41,12 +37,8 @@ def draw(checks: Sequence[Check], directory: Path) -> list[Path]:
             if not needed <= data.keys() or not all(_has_data(data[id]) for id in needed):
                 continue
             drawn = figure(data)
-            for canvas, suffix in ((FigureCanvasAgg, "png"), (FigureCanvasPdf, "pdf")):
-                path = directory / f"{name}.{suffix}"
-                partial = path.with_name(f".{path.name}")
-                canvas(drawn).print_figure(partial, format=suffix)
-                partial.replace(path)
-            paths.append(directory / f"{name}.png")
+            save(drawn, directory / f"{name}.pdf")
+            paths.append(save(drawn, directory / f"{name}.png"))
     return paths
 
 
@@ -61,12 +53,6 @@ def _panels(count: int, width: float = 3.6, height: float = 2.9) -> tuple["Figur
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
-def _colours() -> tuple[str, ...]:
-    from sysout_jax.plots import COLOURS
-
-    return COLOURS
-
-
 def growth(data: dict[str, Data]) -> "Figure":
     """C2 and C4: the logit gap against the logarithm of time, with fitted slopes."""
     figure, panels = _panels(3)
@@ -74,7 +60,7 @@ def growth(data: dict[str, Data]) -> "Figure":
     for axes, (kind, title) in zip(panels, titles.items(), strict=False):
         part = data["C2"][f"slope, {kind}"]
         time = np.array(part["time"])
-        rows = zip(part["sizes"], part["gap"], part["slopes"], _colours()[1:], strict=False)
+        rows = zip(part["sizes"], part["gap"], part["slopes"], COLOURS[1:], strict=False)
         for m, gap, slope, colour in rows:
             label = f"$m = {m:g}$, fitted slope {slope:.3f}"
             axes.plot(time, gap, color=colour, lw=1.4, label=label)
@@ -86,7 +72,7 @@ def growth(data: dict[str, Data]) -> "Figure":
         axes.legend(fontsize=7)
     part = data["C4"]["clipped gate: growth"]
     names = {"ungated": "no gate", "gated": "sigmoid gate", "clipped": "gate that reaches 0"}
-    for (name, label), colour in zip(names.items(), _colours(), strict=False):
+    for (name, label), colour in zip(names.items(), COLOURS, strict=False):
         panels[2].plot(part["time"], part[name], color=colour, lw=1.4, label=label)
     panels[2].set(xscale="log", xlabel="time $t$", ylabel="logit gap $\\Delta$")
     panels[2].set_title("with a gate: slower, not bounded", loc="left")
@@ -102,7 +88,7 @@ def required_range(data: dict[str, Data]) -> "Figure":
         for name, part in data["B3"].items()
         if name.endswith(": slopes")
     }
-    for (name, part), colour, marker in zip(found.items(), _colours(), "os^D", strict=False):
+    for (name, part), colour, marker in zip(found.items(), COLOURS, "os^D", strict=False):
         measured, closed = np.array(part["budget"]), np.array(part["predicted"])
         lengths, accuracy = np.array(part["lengths"]), 1.0 / np.array(part["eps"])
         middle = len(accuracy) // 2
@@ -127,16 +113,16 @@ def portrait(data: dict[str, Data]) -> "Figure":
     """C3: trajectories of the gap and the sink's value, and the line that divides them."""
     figure, (axes,) = _panels(1, 4.8, 3.6)
     for delta, sink in data["C3"]["trained head"]["portrait"]:
-        axes.plot(delta, sink, color=_colours()[3], lw=1.0, alpha=0.8)
-        axes.plot(delta[0], sink[0], "o", color=_colours()[3], ms=3)
+        axes.plot(delta, sink, color=COLOURS[3], lw=1.0, alpha=0.8)
+        axes.plot(delta[0], sink[0], "o", color=COLOURS[3], ms=3)
         middle = len(delta) // 2
         axes.annotate(
             "", (delta[middle + 1], sink[middle + 1]), (delta[middle], sink[middle]),
-            arrowprops={"arrowstyle": "->", "color": _colours()[3], "lw": 1.0},
+            arrowprops={"arrowstyle": "->", "color": COLOURS[3], "lw": 1.0},
         )  # fmt: skip
     line = np.linspace(-3, 6, 200)
     axes.plot(
-        line, np.exp(-line / 2), color=_colours()[2], ls="--", lw=1.2,
+        line, np.exp(-line / 2), color=COLOURS[2], ls="--", lw=1.2,
         label="$|v_0|^2 = m^2(1-p)/p$: below it, attention moves to the sink",
     )  # fmt: skip
     axes.set(xlim=(-3.2, 6), ylim=(0, 2.4), xlabel="logit gap $\\Delta$ of the sink")
@@ -149,7 +135,7 @@ def spectral(data: dict[str, Data]) -> "Figure":
     """D3: how much of the first singular value the bound accounts for."""
     figure, (axes,) = _panels(1, 4.4, 3.0)
     part = data["D3"]["energy"]
-    axes.plot(part["massive over rest"], part["bound over energy"], color=_colours()[3], lw=1.5)
+    axes.plot(part["massive over rest"], part["bound over energy"], color=COLOURS[3], lw=1.5)
     axes.axhline(1.0, color="grey", lw=0.8, ls="--")
     axes.set(xscale="log", xlabel="$M/R$: energy of the massive row over the rest")
     axes.set(ylabel="$(M + \\alpha R)/\\sigma_1^2$", ylim=(0, 1.05))
@@ -161,7 +147,7 @@ def quantisation(data: dict[str, Data]) -> "Figure":
     figure, (axes,) = _panels(1, 4.6, 3.2)
     curves = data["E1"]["sqnr"]
     for (name, (ratio, closed, measured)), colour in zip(
-        curves.items(), (_colours()[i] for i in (3, 4, 2)), strict=False
+        curves.items(), (COLOURS[i] for i in (3, 4, 2)), strict=False
     ):
         axes.plot(ratio, closed, color=colour, lw=1.2)
         axes.plot(ratio, measured, "o", color=colour, ms=3.2, mfc="white", label=name)
@@ -176,7 +162,7 @@ def race(data: dict[str, Data]) -> "Figure":
     figure, (axes,) = _panels(1, 4.6, 2.9)
     sinks = data["F1"]["trained: sink"]["sink"]
     for place, values in enumerate(sinks.values()):
-        axes.bar(place, np.mean(values), color=_colours()[3], alpha=0.75, width=0.6)
+        axes.bar(place, np.mean(values), color=COLOURS[3], alpha=0.75, width=0.6)
         axes.plot([place] * len(values), values, "o", color="black", ms=3)
     axes.set_xticks(range(len(sinks)), [name.replace("x", "×") for name in sinks])
     axes.set(ylabel="attention to BOS, idle positions", ylim=(0, 1.03))

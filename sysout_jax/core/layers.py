@@ -1,8 +1,10 @@
-"""The layers of a decoder as array functions: linear maps, norms, rotary positions, MLPs, loss."""
+"""The layers of a decoder as array functions: linear maps, norms, masks, MLPs, loss."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import prod
 from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,34 +107,6 @@ def _affine(x: Array, scale: Array | None, bias: Array | None) -> Array:
 NORMS: Mapping[str, Callable[..., Array]] = MappingProxyType({"rms": rms_norm, "layer": layer_norm})
 
 
-def rope(
-    x: Float[Array, "*B T N H"], positions: Int[Array, "T"], theta: float = 10_000.0
-) -> Float[Array, "*B T N H"]:
-    """Rotate channel pairs (h, h + H/2) of each head by an angle linear in the position.
-
-    angle_h(t) = t * theta^(-2h/H), h in [0, H/2); (a, b) -> (a cos - b sin, a sin + b cos).
-
-    Args:
-      x: [..., T, N, H] queries or keys, H even.
-      positions: [T], in tokens.
-      theta: the base of the wavelengths.
-
-    Returns:
-      [..., T, N, H], in the dtype of `x`; norms of heads are unchanged.
-
-    Source: Su et al. 2021 (arXiv:2104.09864), eq. 34, with the half-split pairing of GPT-NeoX.
-    """
-    half = x.shape[-1] // 2
-    wide = at_least_float32(x.dtype)
-    frequency = theta ** (-jnp.arange(half, dtype=wide) / half)
-    angle = positions.astype(wide)[:, None] * frequency[None, :]
-    shape = (*x.shape[:-1], half)
-    cos = jnp.broadcast_to(jnp.cos(angle)[:, None, :], shape)
-    sin = jnp.broadcast_to(jnp.sin(angle)[:, None, :], shape)
-    a, b = jnp.split(x.astype(wide), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
-
-
 def causal_mask(
     queries: Int[Array, "T"], keys: Int[Array, "S"], window: int | None = None
 ) -> Bool[Array, "T S"]:
@@ -158,13 +132,28 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.nn.gelu(x, approximate=True)
 
 
-# MLP kind -> (activation, gated): a gated MLP computes act(x W_gate) * (x W_up) (Shazeer 2020).
-MLPS: Mapping[str, tuple[Callable[[Array], Array], bool]] = MappingProxyType(
+def sigmoid_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The sigmoid approximation of x * Phi(x), x sigmoid(1.702 x) (Hendrycks & Gimpel 2016)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+class MlpKind(NamedTuple):
+    """act(x W_up), or gated: act(x W_gate) * (x W_up + shift) (Shazeer 2020)."""
+
+    act: Callable[[Array], Array]
+    gated: bool
+    shift: float = 0.0
+
+
+MLPS: Mapping[str, MlpKind] = MappingProxyType(
     {
-        "relu": (jax.nn.relu, False),
-        "gelu": (gelu, False),
-        "geglu": (gelu, True),
-        "swiglu": (jax.nn.silu, True),
+        "relu": MlpKind(jax.nn.relu, False),
+        "gelu": MlpKind(gelu, False),
+        "gelu_exact": MlpKind(partial(jax.nn.gelu, approximate=False), False),
+        "geglu": MlpKind(gelu, True),
+        "swiglu": MlpKind(jax.nn.silu, True),
+        # gpt-oss's (OpenAI 2025, arXiv:2508.10925): at a closed "up" the gate still passes
+        "shifted_glu": MlpKind(sigmoid_gelu, True, 1.0),
     }
 )
 

@@ -31,6 +31,9 @@ class Heads(NamedTuple):
     x_k: Float[Array, "*B S D"]
     mask: Bool[Array, "T S"]
     tap: Callable[[str, Array], Array] = no_tap
+    scale: float | None = None  # of q.k; None: 1/sqrt(H)
+    softcap: float | None = None  # c: logits s become c tanh(s/c)
+    bias: Float[Array, "N #T S"] | None = None  # added to the logits last
 
 
 class Mixed(NamedTuple):
@@ -43,21 +46,37 @@ class Mixed(NamedTuple):
 
 
 def scores(heads: Heads) -> Float[Array, "*B N T S"]:
-    """The logits q.k/sqrt(H) of every query and key, in float32 or wider, masked keys included."""
+    """The logits of every query and key, in float32 or wider, masked keys included.
+
+    q.k/sqrt(H), or with the scale, cap and bias of `heads` where they are given.
+    """
     kv_heads, head_dim = heads.k.shape[-2:]
     q = heads.q.reshape(*heads.q.shape[:-2], kv_heads, -1, head_dim)
     wide = at_least_float32(q.dtype)
     logits = jnp.einsum("...TKGH,...SKH->...KGTS", q, heads.k, preferred_element_type=wide)
-    logits = logits.reshape(*logits.shape[:-4], -1, *logits.shape[-2:])
-    return heads.tap("attn_logits", logits / sqrt(head_dim))
+    logits = _scaled(logits.reshape(*logits.shape[:-4], -1, *logits.shape[-2:]), heads)
+    if heads.bias is not None:
+        logits = logits + jnp.broadcast_to(heads.bias.astype(wide), logits.shape)
+    return heads.tap("attn_logits", logits)
+
+
+def _scaled(logits: Array, heads: Heads) -> Array:
+    logits = logits / sqrt(heads.k.shape[-1]) if heads.scale is None else logits * heads.scale
+    return logits if heads.softcap is None else soft_cap(logits, heads.softcap)
+
+
+def soft_cap(x: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
+    """c tanh(x/c): the identity near 0, never beyond c (Gemma 2, arXiv:2408.00118, section 2)."""
+    return cap * jnp.tanh(x / cap)
 
 
 def extra_scores(heads: Heads, key: Float[Array, "K H"]) -> Float[Array, "*B N T"]:
-    """The logit q.k'/sqrt(H) of one extra key per KV head that every query sees."""
+    """The logit q.k'/sqrt(H) of one extra key per KV head that every query sees; scaled and capped
+    like those of `scores`."""
     key = _per_query_head(key, heads).astype(heads.q.dtype)
     wide = at_least_float32(key.dtype)
     logits = jnp.einsum("...TNH,NH->...NT", heads.q, key, preferred_element_type=wide)
-    return logits / sqrt(key.shape[-1])
+    return _scaled(logits, heads)
 
 
 def _per_query_head(x: Float[Array, "K H"], heads: Heads) -> Float[Array, "N H"]:

@@ -111,6 +111,7 @@ class SubwordTokenizer:
     backend: tokenizers.Tokenizer = field(repr=False)  # its repr is its whole vocabulary
     eot: int
     bos: int
+    adds_bos: bool = False  # whether its own rule for prompts puts BOS in front
 
     @functools.cached_property
     def vocab(self) -> int:
@@ -318,7 +319,8 @@ def _train_bpe(
 def _subword(backend: tokenizers.Tokenizer, eot: int, bos: int) -> SubwordTokenizer:
     # Text that spells a special token is text: only the corpus reader places separators.
     backend.encode_special_tokens = True
-    return SubwordTokenizer(backend, eot, bos)
+    adds_bos = backend.encode("", add_special_tokens=True).ids[:1] == [bos]
+    return SubwordTokenizer(backend, eot, bos, adds_bos)
 
 
 @functools.cache

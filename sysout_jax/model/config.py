@@ -8,8 +8,11 @@ from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import MLPS, NORMS
 from sysout_jax.errors import InputError
 
-PLACEMENTS = ("pre", "post", "sandwich")
-POSITIONS = ("learned", "rope", "none")
+PLACEMENTS = ("pre", "post", "out", "sandwich")
+POSITIONS = ("learned", "rope", "alibi", "none")
+PARALLEL = ("none", "shared", "separate")
+QUERY_KEY_NORMS = ("none", "head", "whole")
+ROPE_RULES = ("plain", "linear", "dynamic", "llama3", "yarn", "longrope")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -31,42 +34,113 @@ class ModelConfig:
     mlp_width: int | None = None  # F; None: 4 * width
     variant: str = "softmax"  # a row of core/attention.py
     norm: str = "rms"  # rms, layer
-    norm_placement: str = "pre"  # pre: x + f(n(x)); post: n(x + f(x)); sandwich: x + n(f(n(x)))
+    norm_placement: str = "pre"  # pre: x + f(n(x)); post: n(x + f(x)); out: x + n(f(x)); sandwich
     norm_eps: float = 1e-5  # added to the mean square under the root
-    position: str = "learned"  # learned, rope, none
+    norm_scale: bool = True  # norms have a learned scale
+    norm_plus_one: bool = False  # that scale is stored as its difference from 1 (Gemma)
+    parallel: str = "none"  # attention and MLP side by side, with a shared norm or separate ones
+    position: str = "learned"  # learned, rope, alibi, none
+    position_offset: int = 0  # rows of the learned positions before the first (OPT: 2)
     rope_theta: float = 10_000.0  # base of the rotary wavelengths
-    mlp: str = "gelu"  # relu, gelu, or gated: geglu, swiglu
+    rope_fraction: float = 1.0  # of a head's channels that are turned, from the first
+    rope_interleaved: bool = False  # a pair is two adjacent channels, not two halves
+    rope_rule: str = "plain"  # for longer contexts: linear, dynamic, llama3, yarn, longrope
+    rope_factor: float = 1.0  # of that rule: how many times the context below
+    rope_context: int = 2048  # tokens of the original training, which the rule starts from
+    rope_low: float = 1.0  # llama3: turns in that context below which all is stretched
+    rope_high: float = 4.0  # llama3: turns above which nothing is
+    rope_fast: float = 32.0  # yarn: turns at the fast end of its ramp
+    rope_slow: float = 1.0  # yarn: turns at the slow end
+    rope_truncate: bool = True  # yarn: ends of the ramp at whole pairs
+    rope_scale: float | None = None  # yarn, longrope: of turned channels; None: from the factor
+    rope_short: tuple[float, ...] = ()  # longrope: divisor of each frequency up to that context
+    rope_long: tuple[float, ...] = ()  # longrope: and beyond it
+    local_rope_theta: float | None = None  # base in layers with a window, no rule; None: the same
+    alibi_falcon: bool = False  # divided by sqrt(H), and rounded to bfloat16 as Falcon was trained
+    mlp: str = "gelu"  # relu, gelu, gelu_exact, or gated: geglu, swiglu, shifted_glu
+    mlp_limit: float | None = None  # up within -limit..limit, the gate at most limit (gpt-oss)
+    experts: int = 0  # E, MLPs to choose from; 0: one MLP for all tokens
+    experts_per_token: int = 2  # of which this many see a token
     bias: bool = False  # biases of linear maps and of LayerNorm
+    norm_bias: bool | None = None  # of LayerNorm; None: as bias
+    qkv_bias: bool | None = None  # of queries, keys and values; None: as bias
+    out_bias: bool | None = None  # of the projection out of heads; None: as bias
+    mlp_bias: bool | None = None  # of the MLP and the router; None: as bias
+    head_bias: bool = False  # of the output head
+    query_key_norm: str = "none"  # before positions: of each head, or of the whole width
+    query_scale: float | None = None  # of q.k; None: 1/sqrt(head dim)
+    clip_qkv: float | None = None  # queries, keys and values within -clip..clip
+    attn_softcap: float | None = None  # c: logits of attention become c tanh(s/c)
+    final_softcap: float | None = None  # the same for the output's
+    embed_scale: float = 1.0  # multiplies embeddings
     tied: bool = False  # the output head is the embedding, transposed
     window: int | None = None  # keys visible to a query, itself included; None: all of the past
+    window_layers: tuple[int, ...] | None = None  # layers (from 0) with the window; None: all
     init_std: float = 0.02  # standard deviation of initial weights
     scaled_residual_init: bool = False  # GPT-2's 1/sqrt(2 L) on projections into the residual
     scan_layers: bool = False  # one compiled block for all layers: compiles faster when deep
     query_block: int | None = None  # queries attended at a time, for long contexts; None: all
-    dtype: str = "float32"  # float32 or bfloat16 activations; parameters are float32
+    dtype: str = "float32"  # float32 or bfloat16 activations; parameters are as they were loaded
 
     def __post_init__(self) -> None:
-        for name in ("vocab", "context", "layers", "width", "heads"):
-            _at_least_one(name, getattr(self, name))
+        self._check_ranges()
+        self._check_choices()
+        self._check_heads()
+        self._check_positions()
+        if self.experts and self.experts_per_token > self.experts:
+            raise InputError(
+                f"--experts_per_token={self.experts_per_token}: more than --experts="
+                f"{self.experts}; accepted: at most that"
+            )
+        if self.parallel != "none" and self.norm_placement != "pre":
+            raise InputError(
+                f"--parallel={self.parallel}: --norm_placement={self.norm_placement}; "
+                "accepted: pre, where attention and MLP are side by side"
+            )
+
+    def _check_ranges(self) -> None:
+        for name in ("experts", "position_offset"):
+            _at_least(0, name, getattr(self, name))
+        for name in (
+            "vocab", "context", "layers", "width", "heads", "experts_per_token", "rope_context",
+        ):  # fmt: skip
+            _at_least(1, name, getattr(self, name))
         for name in ("kv_heads", "head_dim", "mlp_width", "window", "query_block"):
             if getattr(self, name) is not None:
-                _at_least_one(name, getattr(self, name))
+                _at_least(1, name, getattr(self, name))
         for name in ("norm_eps", "init_std"):
             if not getattr(self, name) >= 0:
                 raise InputError(
                     f"--{name}={getattr(self, name)}: accepted: a number of at least 0"
                 )
-        if not self.rope_theta > 0:
-            raise InputError(f"--rope_theta={self.rope_theta}: accepted: a number above 0")
+        for name in (
+            "rope_theta", "rope_factor", "rope_low", "rope_high", "rope_fast", "rope_slow",
+            "rope_scale", "local_rope_theta", "mlp_limit", "query_scale", "clip_qkv",
+            "attn_softcap", "final_softcap", "embed_scale",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"--{name}={value}: accepted: a finite number above 0")
+        if not 0 < self.rope_fraction <= 1:
+            raise InputError(
+                f"--rope_fraction={self.rope_fraction}: accepted: a number above 0, at most 1"
+            )
+
+    def _check_choices(self) -> None:
         for name, accepted in (
             ("variant", VARIANTS),
             ("norm", NORMS),
             ("norm_placement", PLACEMENTS),
+            ("parallel", PARALLEL),
             ("position", POSITIONS),
+            ("rope_rule", ROPE_RULES),
             ("mlp", MLPS),
+            ("query_key_norm", QUERY_KEY_NORMS),
             ("dtype", DTYPES),
         ):
             one_of(name, getattr(self, name), tuple(accepted))
+
+    def _check_heads(self) -> None:
         if self.head_dim is None and self.width % self.heads:
             raise InputError(
                 f"--heads={self.heads}: does not divide --width={self.width}; "
@@ -77,15 +151,60 @@ class ModelConfig:
                 f"--kv_heads={self.kv_heads}: does not divide --heads={self.heads}; "
                 "accepted: a divisor of the number of heads"
             )
-        if self.position == "rope" and self.sizes["H"] % 2:
+
+    def _check_positions(self) -> None:
+        if self.window_layers is not None and (
+            self.window is None
+            or not all(0 <= layer < self.layers for layer in self.window_layers)
+            or list(self.window_layers) != sorted(set(self.window_layers))
+        ):
             raise InputError(
-                f"--position=rope: rotates channels in pairs, but heads have {self.sizes['H']}; "
-                "accepted: an even head dim (--width / --heads, or --head_dim)"
+                f"--window_layers={','.join(map(str, self.window_layers))}: accepted: layers from "
+                f"0 to {self.layers - 1} in order, with --window"
             )
+        if self.position_offset >= self.context:
+            raise InputError(
+                f"--position_offset={self.position_offset}: leaves none of the --context="
+                f"{self.context} positions; accepted: less than that"
+            )
+        if self.position != "rope":
+            return
+        if self.rope_channels % 2 or not self.rope_channels:
+            raise InputError(
+                f"--position=rope: rotates channels in pairs, but heads have "
+                f"{self.rope_channels}; accepted: an even number of channels (--width / --heads, "
+                "or --head_dim, times --rope_fraction)"
+            )
+        for name in ("rope_short", "rope_long"):
+            found = getattr(self, name)
+            if self.rope_rule == "longrope" and (
+                len(found) != self.rope_channels // 2 or not all(x > 0 for x in found)
+            ):
+                raise InputError(
+                    f"--{name}: {len(found)} numbers; accepted: {self.rope_channels // 2} above 0, "
+                    "one per pair of channels"
+                )
+
+    @property
+    def rope_channels(self) -> int:
+        """Channels of a head that rotary positions turn."""
+        return int(self.sizes["H"] * self.rope_fraction)
+
+    @property
+    def layers_with_window(self) -> tuple[int, ...]:
+        """The layers, from 0, in which `window` limits attention."""
+        if self.window is None:
+            return ()
+        return tuple(range(self.layers)) if self.window_layers is None else self.window_layers
+
+    def has_bias(self, part: str) -> bool:
+        """Whether a part of the model, e.g. "qkv", has biases."""
+        own = getattr(self, f"{part}_bias")
+        return bool(self.bias if own is None else own)
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """The size of each axis letter: V, T (learned positions), L, D, N, K, H, F."""
+        """The size of each axis letter: V, T (learned positions), L, D, N, K, H, F, E."""
         return MappingProxyType(
             {
                 "V": self.vocab,
@@ -96,13 +215,14 @@ class ModelConfig:
                 "K": self.kv_heads or self.heads,
                 "H": self.head_dim or self.width // self.heads,
                 "F": self.mlp_width or 4 * self.width,
+                "E": self.experts,
             }
         )
 
 
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise InputError(f"--{name}={value}: accepted: an integer of at least 1")
+def _at_least(least: int, name: str, value: int) -> None:
+    if value < least:
+        raise InputError(f"--{name}={value}: accepted: an integer of at least {least}")
 
 
 def one_of(name: str, value: str, accepted: tuple[str, ...]) -> None:

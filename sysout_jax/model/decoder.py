@@ -1,7 +1,6 @@
-"""The decoder: thin Linen modules that own parameters and call core.
+"""The decoder: token ids to logits, with everything in between as the config says.
 
-Axes: B batch, T position, D width, N heads, K KV heads, H head dim, F MLP width, V vocabulary,
-L layers.
+Axes: B batch, T position, D width, V vocabulary, L layers; those of a block are in model/block.py.
 """
 
 import zlib
@@ -12,171 +11,47 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float, Int
 
-from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.layers import MLPS, NORMS, causal_mask, linear, rope
-from sysout_jax.core.primitives import Heads, Mixed
-from sysout_jax.core.streaming import Partial, join_queries, split_queries
+from sysout_jax.core.layers import linear
+from sysout_jax.core.primitives import soft_cap
 from sysout_jax.errors import InputError
+from sysout_jax.model.block import Axed, Block, Norm, Owner
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.taps import Edit, LayerTap, Probe, Reducer
+from sysout_jax.model.taps import Edit, Probe, Reducer
 
 Params = Mapping[str, Any]
+Own = Callable[[str, str], Array]  # (name, axes) -> the parameter of that name
 
 
-class Axed(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
-    """A parameter with the letters of its axes, e.g. "D -> N H"; scanning prepends "L".
+def embed(config: ModelConfig, own: Own, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """The residual stream before the first block, in the config's dtype.
 
-    Modules only declare how it starts; `init` draws the values.
+    Raises:
+      InputError: T beyond the positions that are learned.
     """
-
-    value: Any
-    axes: str = struct.field(pytree_node=False)
-    constant: float | None = struct.field(pytree_node=False)  # of the initial values; None: normal
-    std: float = struct.field(pytree_node=False)  # of normal initial values
-
-    def unbox(self) -> Any:
-        return self.value
-
-    def replace_boxed(self, val: Any) -> "Axed":
-        return self.replace(value=val)
-
-    def add_axis(self, index: int, params: dict[Any, Any]) -> "Axed":
-        return self.replace(axes=f"L {self.axes}")
-
-    def remove_axis(self, index: int, params: dict[Any, Any]) -> "Axed":
-        return self.replace(axes=self.axes.removeprefix("L "))
+    c, length = config, tokens.shape[1]
+    table = own("embed", "V -> D")
+    # Embeddings and positions are added at the greater precision of parameters and activations.
+    wide = max(table.dtype, jnp.dtype(c.dtype), key=lambda dtype: dtype.itemsize)
+    x = jnp.take(table, tokens, axis=0).astype(wide)
+    if c.position == "learned":
+        end = c.context - c.position_offset
+        if length > end:
+            raise InputError(
+                f"--seq_len={length}: learned positions end at {end}; accepted: at most {end}"
+            )
+        rows = own("positions", "T -> D")[c.position_offset : c.position_offset + length]
+        x = x + jnp.broadcast_to(rows.astype(x.dtype), x.shape)
+    x = x.astype(c.dtype)
+    return x if c.embed_scale == 1.0 else x * jnp.asarray(c.embed_scale, c.dtype)
 
 
-class Owner(nn.Module):
-    """A module that declares its parameters by axis letters."""
-
-    config: ModelConfig
-
-    def own(self, name: str, axes: str, init: float | str = "normal") -> Array:
-        """A float32 parameter: `init` is a constant, "normal", or "residual" for projections into
-        the residual stream."""
-        c = self.config
-        shape = tuple(c.sizes[letter] for letter in axes.replace("->", " ").split())
-        constant = init if isinstance(init, float) else None
-        residual = init == "residual" and c.scaled_residual_init
-        std = c.init_std / (2 * c.layers) ** 0.5 if residual else c.init_std
-        # Linen unboxes: the module sees the array, its tree of variables holds the declaration.
-        return cast(Array, self.param(name, lambda _: Axed(jnp.zeros(shape), axes, constant, std)))
-
-    def own_bias(self, name: str, axes: str) -> Array | None:
-        return self.own(name, axes, 0.0) if self.config.bias else None
-
-
-class Norm(Owner):
-    @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        c = self.config
-        bias = self.own_bias("bias", "D") if c.norm == "layer" else None
-        return NORMS[c.norm](x, self.own("scale", "D", 1.0), bias, eps=c.norm_eps)
-
-
-class Attention(Owner):
-    @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], tap: Any) -> Float[Array, "B T D"]:
-        c = self.config
-        q = linear(x, self.own("query", "D -> N H"), self.own_bias("query_bias", "N H"))
-        k = linear(x, self.own("key", "D -> K H"), self.own_bias("key_bias", "K H"))
-        v = linear(x, self.own("value", "D -> K H"), self.own_bias("value_bias", "K H"))
-        positions = jnp.arange(x.shape[1])
-        if c.position == "rope":
-            q, k = rope(q, positions, c.rope_theta), rope(k, positions, c.rope_theta)
-        q, k, v = tap("query", q), tap("key", k), tap("value", v)
-        variant = VARIANTS[c.variant]
-        params = {
-            name: self.own(f"variant_{name}", p.axes, p.init) for name, p in variant.params.items()
-        }
-        if c.query_block is None:
-            mask = causal_mask(positions, positions, c.window)
-            out = variant(Heads(q, k, v, x, x, mask, tap), params).out
-        else:
-            attend = partial(variant, params=params)
-            out = attend_in_blocks(attend, q, k, v, x, tap, c.query_block, c.window)
-        out = tap("attn_mix", out)
-        out = linear(
-            out, self.own("out", "N H -> D", "residual"), self.own_bias("out_bias", "D"), inputs=2
-        )
-        return out
-
-
-def attend_in_blocks(
-    attend: Callable[[Heads], Mixed],
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    x: Float[Array, "B T D"],
-    tap: LayerTap,
-    size: int,
-    window: int | None,
-) -> Float[Array, "B T N H"]:
-    """The output of attention, its queries in blocks of `size` that see all keys one after the
-    other: the same numbers, but never more than size x T weights of a head at a time."""
-    queries = x.shape[1]
-    keys = jnp.arange(queries)
-
-    def of_block(block: tuple[Array, Array, Array]) -> tuple[Array, dict[str, Partial]]:
-        q, x_q, positions = block
-        # The last block is filled up with queries beyond the end: they see nothing.
-        mask = causal_mask(positions, keys, window) & (positions < queries)[:, None]
-        partials: dict[str, Partial] = {}
-        heads = Heads(q, k, v, x_q[:, :, 0], x, mask, tap.of_block(positions, partials))
-        return attend(heads).out, partials
-
-    blocks = split_queries(q, size)
-    positions = jnp.arange(blocks.shape[0] * size).reshape(-1, size)
-    out, partials = jax.lax.map(of_block, (blocks, split_queries(x[:, :, None], size), positions))
-    tap.merge(partials, queries)
-    return join_queries(out, queries)
-
-
-class Mlp(Owner):
-    @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], tap: Any) -> Float[Array, "B T D"]:
-        act, gated = MLPS[self.config.mlp]
-        up = linear(x, self.own("up", "D -> F"), self.own_bias("up_bias", "F"))
-        up = tap("up_out", up)
-        if gated:
-            gate = linear(x, self.own("gate", "D -> F"), self.own_bias("gate_bias", "F"))
-            hidden = tap("act_out", act(tap("gate_out", gate))) * up
-        else:
-            hidden = tap("act_out", act(up))
-        hidden = tap("down_in", hidden)
-        return linear(
-            hidden, self.own("down", "F -> D", "residual"), self.own_bias("down_bias", "D")
-        )
-
-
-class Block(Owner):
-    """Attention and MLP around the residual stream; returns it, and what the taps recorded."""
-
-    probe: Probe
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T D"], layer: Int[Array, ""]
-    ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
-        recorded: dict[str, Any] = {}
-        tap = self.probe.at(layer, recorded)
-        x = tap("block_in", x)
-        x = self._sublayer(x, "attn", partial(Attention(self.config, name="attn"), tap=tap), tap)
-        x = self._sublayer(x, "mlp", partial(Mlp(self.config, name="mlp"), tap=tap), tap)
-        return tap("block_out", x), recorded
-
-    def _sublayer(self, x: Array, name: str, layer: Any, tap: Any) -> Array:
-        place = self.config.norm_placement
-        out = x if place == "post" else Norm(self.config, name=f"{name}_norm")(x)
-        out = layer(tap(f"{name}_norm", out))
-        if place == "sandwich":
-            out = Norm(self.config, name=f"{name}_out_norm")(out)
-        x = x + tap("attn_out" if name == "attn" else "down_out", out)
-        return Norm(self.config, name=f"{name}_norm")(x) if place == "post" else x
+def unembed(config: ModelConfig, own: Own, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """The logits of the final state, in its dtype."""
+    head = own("embed", "V -> D").T if config.tied else own("head", "D -> V")
+    logits = linear(x, head, own("head_bias", "V") if config.head_bias else None)
+    return logits if config.final_softcap is None else soft_cap(logits, config.final_softcap)
 
 
 class Decoder(Owner):
@@ -187,17 +62,19 @@ class Decoder(Owner):
         self, tokens: Int[Array, "B T"], probe: Probe
     ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
         c = self.config
-        embed = self.own("embed", "V -> D")
-        x = jnp.take(embed, tokens, axis=0)
-        if c.position == "learned":
-            x = x + jnp.broadcast_to(self.own("positions", "T -> D")[: tokens.shape[1]], x.shape)
-        x = x.astype(c.dtype)
-        x, recorded = self._blocks(x, probe)
+        owned: dict[str, Array] = {}
+
+        def own(name: str, axes: str) -> Array:
+            if name not in owned:
+                owned[name] = self.own(name, axes, 0.0 if name == "head_bias" else "normal")
+            return owned[name]
+
+        x, recorded = self._blocks(embed(c, own, tokens), probe)
         if c.norm_placement != "post":
             x = Norm(c, name="final_norm")(x)
         x = probe.at(jnp.asarray(c.layers), recorded)("final_norm", x)
         probe.check_reached()
-        return linear(x, embed.T if c.tied else self.own("head", "D -> V")), recorded
+        return unembed(c, own, x), recorded
 
     def _blocks(self, x: Array, probe: Probe) -> tuple[Array, dict[str, Any]]:
         c = self.config
@@ -284,11 +161,6 @@ def forward(
     Raises:
       InputError: an unknown tap, a tap that the architecture lacks, or T beyond the context.
     """
-    if config.position == "learned" and tokens.shape[1] > config.context:
-        raise InputError(
-            f"--seq_len={tokens.shape[1]}: learned positions end at {config.context}; "
-            f"accepted: at most {config.context}"
-        )
     return cast(Any, Decoder(config).apply({"params": params}, tokens, Probe(taps, edits)))
 
 

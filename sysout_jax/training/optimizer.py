@@ -1,6 +1,7 @@
 """Optimisers and schedules, from a config and the axes of the parameters."""
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import jax
@@ -132,12 +133,13 @@ def muon_dimensions(axes: str) -> contrib.MuonDimensionNumbers | None:
     """Muon's reading of a parameter, or None to leave it to Adam.
 
     Muon is for hidden matrices: vectors, embeddings, positions and the head go to Adam (Jordan et
-    al. 2024). The letters before the arrow are contracted; a leading "L" stacks layers.
+    al. 2024). The letters before the arrow are contracted; leading "L" and "E" stack layers and
+    experts.
     """
     inputs, _, outputs = (side.split() for side in axes.partition("->"))
     if not outputs or {"V", "T"} & {*inputs, *outputs}:
         return None
-    stacked = inputs[0] == "L"
+    stacked = len(list(takewhile({"L", "E"}.__contains__, inputs)))
     n_in, total = len(inputs), len(inputs) + len(outputs)
     return contrib.MuonDimensionNumbers(
         reduction_axis=tuple(range(stacked, n_in)), output_axis=tuple(range(n_in, total))

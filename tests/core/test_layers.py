@@ -16,7 +16,6 @@ from sysout_jax.core.layers import (
     layer_norm,
     linear,
     rms_norm,
-    rope,
 )
 
 
@@ -146,65 +145,6 @@ def test_layer_norm_ignores_the_mean_and_rms_norm_does_not():
     assert np.max(np.abs(rms_norm(moved) - rms_norm(narrow(x)))) > 0.5
 
 
-# --------------------------------------------------------------------------------- rope
-
-
-def turned(x, positions, theta):
-    """Channel pairs (h, h + H/2) as complex numbers, times exp(i t theta^(-2h/H))."""
-    out = np.zeros_like(x)
-    half = x.shape[-1] // 2
-    for row, t in enumerate(positions):
-        for h in range(half):
-            z = (x[:, row, :, h] + 1j * x[:, row, :, h + half]) * np.exp(
-                1j * t * theta ** (-2 * h / x.shape[-1])
-            )
-            out[:, row, :, h], out[:, row, :, h + half] = z.real, z.imag
-    return out
-
-
-POSITIONS = (0, 1, 5, 2, 130)
-
-
-@pytest.mark.parametrize("theta", [10_000.0, 17.0])
-def test_rope_turns_complex_numbers(theta):
-    x = draw(2, 5, 3, 14)
-    out = wide(rope(narrow(x), jnp.asarray(POSITIONS), theta))
-    np.testing.assert_allclose(out, turned(x, POSITIONS, theta), rtol=1e-5, atol=5e-5)
-    np.testing.assert_allclose(np.linalg.norm(out, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-6)
-    np.testing.assert_array_equal(out[:, 0], x[:, 0])
-
-
-def test_rope_uses_ten_thousand_unless_told():
-    x, positions = narrow(draw(2, 5, 3, 14)), jnp.asarray(POSITIONS)
-    np.testing.assert_array_equal(rope(x, positions), rope(x, positions, 10_000.0))
-
-
-def test_rope_products_depend_on_the_distance_alone():
-    q, k = narrow(draw(1, 1, 1, 14)), narrow(draw(1, 1, 1, 14, seed=1))
-
-    def product(i, j):
-        turned_q, turned_k = rope(q, jnp.asarray([i])), rope(k, jnp.asarray([j]))
-        return float(jnp.sum(turned_q * turned_k))
-
-    for i, j in ((3, 1), (7, 7), (2, 9)):
-        np.testing.assert_allclose(product(i, j), product(i + 40, j + 40), rtol=1e-4)
-    assert abs(product(3, 1) - product(1, 3)) > 0.1
-    assert abs(product(3, 1) - product(5, 1)) > 0.1
-
-
-def test_rope_in_bfloat16_rounds_once():
-    x = wide(narrow(draw(2, 5, 3, 14), jnp.bfloat16))
-    out = rope(narrow(x, jnp.bfloat16), jnp.asarray(POSITIONS))
-    assert out.dtype == jnp.bfloat16
-    expected = turned(x, POSITIONS, 10_000.0)
-    np.testing.assert_allclose(wide(out), expected, rtol=2.0**-8, atol=5e-5)
-
-
-def test_rope_needs_pairs_of_channels():
-    with pytest.raises(ValueError, match="equal division"):
-        rope(narrow(draw(1, 2, 1, 7)), jnp.arange(2))
-
-
 # --------------------------------------------------------------------------------- mask
 
 
@@ -238,6 +178,8 @@ ACTIVATIONS = {
     "swiglu": (lambda x: x / (1 + math.exp(-x)), True),
 }
 ACTIVATIONS["geglu"] = (ACTIVATIONS["gelu"][0], True)
+ACTIVATIONS["gelu_exact"] = (lambda x: x / 2 * (1 + math.erf(x / math.sqrt(2))), False)
+ACTIVATIONS["shifted_glu"] = (lambda x: x / (1 + math.exp(-1.702 * x)), True)
 
 
 def test_activations_are_listed():
@@ -248,8 +190,9 @@ def test_activations_are_listed():
 def test_activations_are_their_closed_forms(kind):
     closed_form, gated = ACTIVATIONS[kind]
     x = np.linspace(-8, 8, 41)
-    act, is_gated = MLPS[kind]
+    act, is_gated, shift = MLPS[kind]
     assert is_gated is gated
+    assert shift == (kind == "shifted_glu")
     np.testing.assert_allclose(
         act(narrow(x)), [closed_form(value) for value in x], rtol=2e-5, atol=1e-6
     )

@@ -1,0 +1,66 @@
+"""A mixture of experts: which experts a token goes to, and matrix products by expert.
+
+Axes: T tokens, E experts, J experts per token, A = T J assignments, sorted by expert.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Routing(NamedTuple):
+    """Where every token goes."""
+
+    weights: Float[Array, "T J"]  # of the chosen experts; they sum to one
+    order: Int[Array, "A"]  # assignments t J + j, sorted by expert
+    expert: Int[Array, "A"]  # the expert of each, in that order
+    counts: Int[Array, "E"]  # assignments of each expert
+
+
+def route(logits: Float[Array, "T E"], chosen: int) -> Routing:
+    """Send every token to its `chosen` best experts, weighted by softmax over those alone.
+
+    Softmax over all experts, cut to the best and brought to a sum of one, is the same.
+
+    Args:
+      logits: [T, E], of the router.
+      chosen: J.
+
+    Source: Jiang et al. 2024 (arXiv:2401.04088), section 2.1.
+    """
+    best, experts = jax.lax.top_k(logits.astype(jnp.float32), chosen)
+    flat = experts.reshape(-1)
+    order = jnp.argsort(flat, stable=True)
+    counts = jnp.bincount(flat, length=logits.shape[-1])
+    return Routing(jax.nn.softmax(best, axis=-1), order, flat[order], counts)
+
+
+def expert_linear(
+    x: Float[Array, "A I"],
+    weight: Float[Array, "E I O"],
+    bias: Float[Array, "E O"] | None,
+    routing: Routing,
+) -> Float[Array, "A O"]:
+    """The linear map of its expert applied to each assignment: y_a = x_a W_e(a) + b_e(a).
+
+    Args:
+      x: [A, I], sorted by expert.
+      weight: [E, I, O], cast to the dtype of `x`.
+      bias: [E, O], or None.
+      routing: of `route`.
+    """
+    out = jax.lax.ragged_dot(x, weight.astype(x.dtype), routing.counts)
+    return out if bias is None else out + bias.astype(x.dtype)[routing.expert]
+
+
+def gather(x: Float[Array, "T I"], routing: Routing) -> Float[Array, "A I"]:
+    """The token of each assignment."""
+    return x[routing.order // routing.weights.shape[-1]]
+
+
+def scatter(x: Float[Array, "A O"], routing: Routing) -> Float[Array, "T J O"]:
+    """The assignments of each token, best expert first: the order before `route` sorted them."""
+    back = jnp.zeros_like(x).at[routing.order].set(x)
+    return back.reshape(*routing.weights.shape, x.shape[-1])

@@ -1,0 +1,1 @@
+"""Published model families: one file each, a config map and a tensor map, both data."""

@@ -1,0 +1,185 @@
+"""Published configs to ours and back, by the rows of a family."""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sysout_jax.errors import InputError
+from sysout_jax.families.family import REQUIRED, Family, Field, Only, Raw
+from sysout_jax.model.config import ModelConfig
+
+# Fields that any config.json may have and that do not change what a model computes.
+GENERIC = {
+    "architectures", "model_type", "torch_dtype", "dtype", "transformers_version",
+    "_name_or_path", "_attn_implementation", "_attn_implementation_autoset", "auto_map",
+    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id",
+    "use_cache", "attention_dropout", "output_attentions", "output_hidden_states", "return_dict",
+    "task_specific_params", "id2label", "label2id", "finetuning_task", "gradient_checkpointing",
+    "is_encoder_decoder", "problem_type", "chunk_size_feed_forward", "tokenizer_class", "prefix",
+}  # fmt: skip
+# Fields here that a checkpoint does not say: how it was initialised, and how it is run.
+OURS_ALONE = ("init_std", "scaled_residual_init", "scan_layers", "dtype")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      InputError: no such file, not JSON, or no object.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; accepted: a JSON file") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error}); accepted: a JSON object") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: a JSON {type(found).__name__}; accepted: a JSON object")
+    return found
+
+
+def read_config(family: Family, raw: Raw) -> ModelConfig:
+    """The architecture that a published config says.
+
+    Raises:
+      InputError: fields that are unknown, missing, out of range or not supported at their value.
+    """
+    raw = _flat(raw)
+    ours, known, faults = dict(family.fixed), {*GENERIC, *family.ignored}, []
+    for row in family.config:
+        if isinstance(row, Field):
+            known.add(row.name)
+            value = raw.get(row.name, row.default)
+            if value is REQUIRED:
+                faults.append(f"{row.name} is missing")
+            elif row.values is None:
+                ours[row.ours] = value
+            elif isinstance(value, str | bool | int) and value in row.values:
+                ours[row.ours] = row.values[value]
+            else:
+                accepted = ", ".join(repr(v) for v in row.values)
+                faults.append(f"{row.name}={value!r} (accepted: {accepted})")
+        elif isinstance(row, Only):
+            known.add(row.name)
+            if raw.get(row.name, row.value) != row.value:
+                faults.append(f"{row.name}={raw[row.name]!r} (accepted: {row.value!r})")
+    for row in family.config:
+        if not isinstance(row, Field | Only) and not any("missing" in fault for fault in faults):
+            known |= set(row.names)
+            ours |= _read_group(row.read, raw, faults)
+    unknown = sorted(k for k, value in raw.items() if k not in known and value is not None)
+    if unknown and not any("missing" in fault for fault in faults):
+        named = ", ".join(f"{name}={_short(raw[name])}" for name in unknown)
+        faults.append(f"unknown fields {named} (accepted: those of the {family.name} family)")
+    if faults:
+        raise InputError(f"config.json of {family.name}: {'; '.join(faults)}")
+    return _typed(family, ours)
+
+
+def _read_group(read: Any, raw: Raw, faults: list[str]) -> dict[str, Any]:
+    try:
+        return dict(read(raw))
+    except InputError as error:
+        faults.append(str(error))
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+        faults.append(f"values that do not fit together ({error!r})")
+    return {}
+
+
+def _typed(family: Family, ours: dict[str, Any]) -> ModelConfig:
+    """The config, its numbers of the declared types: JSON writes 10000 for 10000.0."""
+    hints = typing.get_type_hints(ModelConfig)
+    for name, value in ours.items():
+        hint = hints[name]
+        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if float in kinds and type(value) is int:
+            ours[name] = float(value)
+        elif tuple[float, ...] in kinds and isinstance(value, tuple):
+            ours[name] = tuple(float(x) for x in value)
+        elif value is None and type(None) in kinds:
+            continue
+        elif not any(type(value) is (typing.get_origin(kind) or kind) for kind in kinds):
+            raise InputError(
+                f"config.json of {family.name}: {name} is {_short(value)}; accepted: {hint}"
+            )
+    try:
+        return ModelConfig(**ours)
+    except InputError as error:
+        raise InputError(f"config.json of {family.name}: {error}") from error
+
+
+def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
+    """A published config that reads as this one.
+
+    Raises:
+      InputError: the family cannot say this architecture; the fields that differ are named.
+    """
+    out: dict[str, Any] = {
+        "architectures": [family.architecture],
+        "model_type": family.model_types[0],
+    }
+    for row in family.config:
+        if isinstance(row, Field):
+            value = getattr(config, row.ours)
+            if row.values is not None:
+                value = next((k for k, v in row.values.items() if v == value), value)
+            out[row.name] = value
+        elif isinstance(row, Only):
+            out[row.name] = row.value
+        else:
+            out |= row.write(config)
+    back = read_config(family, out)
+    differ = [
+        f"{field.name}={getattr(config, field.name)!r}"
+        for field in dataclasses.fields(ModelConfig)
+        if field.name not in OURS_ALONE
+        and _meaning(back, field.name) != _meaning(config, field.name)
+    ]
+    if differ:
+        raise InputError(f"the {family.name} family has no {', '.join(differ)}")
+    return _nested(out)
+
+
+def _meaning(config: ModelConfig, name: str) -> Any:
+    """A field's value, its default spelled out."""
+    letter = {"kv_heads": "K", "head_dim": "H", "mlp_width": "F"}.get(name)
+    if letter is not None:
+        return config.sizes[letter]
+    if name.endswith("_bias") and name != "head_bias":
+        return config.has_bias(name.removesuffix("_bias"))
+    if name == "bias":
+        return None  # only a default of the four above
+    if name == "window_layers":
+        return config.layers_with_window
+    return getattr(config, name)
+
+
+def _flat(raw: Raw) -> dict[str, Any]:
+    """The fields of MPT's "attn_config" beside the others, as "attn_config.alibi" and so on."""
+    flat: dict[str, Any] = {}
+    for name, value in raw.items():
+        if name == "attn_config" and isinstance(value, Mapping):
+            flat |= {f"{name}.{inner}": x for inner, x in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _nested(flat: Raw) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in flat.items():
+        outer, dot, inner = name.partition(".")
+        if dot:
+            out.setdefault(outer, {})[inner] = value
+        else:
+            out[name] = value
+    return out
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,99 @@
+"""What a family is made of: rows that say how a published config and its tensors read here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sysout_jax.model.config import ModelConfig
+
+Raw = Mapping[str, Any]  # a config.json, nested dicts flattened to "outer.inner"
+REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of config.json that is a field here, its values by the same or by other names."""
+
+    name: str
+    ours: str
+    default: Any = REQUIRED  # what its absence means there
+    values: Mapping[Any, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Only:
+    """A field of config.json that is supported at one value, its default."""
+
+    name: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class Group:
+    """Fields of config.json that say something here only together.
+
+    `read` takes the config (absent fields are absent) and returns fields of ModelConfig; `write` is
+    its inverse.
+    """
+
+    names: tuple[str, ...]
+    read: Callable[[Raw], dict[str, Any]]
+    write: Callable[[ModelConfig], dict[str, Any]]
+
+
+Row = Field | Only | Group
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A stored tensor and the parameters it holds.
+
+    `axes` are the letters of the stored tensor; letters in parentheses share an axis, the slowest
+    first. "(N H) D" is a matrix whose rows are heads times head channels. G stands for query heads
+    per KV head. Where several parameters are stored in one tensor, "+" is the axis along which they
+    lie, and each says how much of it it takes: "key=K" as much as K, "key=1" a slice.
+    In names, {l} is the layer and {e} the expert, which is then the first axis here.
+    """
+
+    stored: str
+    axes: str
+    ours: tuple[str, ...]
+    when: Callable[[ModelConfig], bool] = lambda config: True
+
+
+def tensor(
+    stored: str, axes: str, *ours: str, when: Callable[[ModelConfig], bool] | None = None
+) -> Tensor:
+    """A row of a tensor map; `ours` are paths such as "block/attn/query", or "final_norm/scale"."""
+    return Tensor(stored, axes, ours) if when is None else Tensor(stored, axes, ours, when)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of published models.
+
+    Attributes:
+      name: of the row.
+      model_types: values of "model_type" in config.json.
+      architecture: the class that the reference calls it.
+      covers: published models that are of this family, in words.
+      cite: its paper.
+      fixed: fields of ModelConfig that all its models share.
+      config: the config map.
+      tensors: the tensor map.
+      prefix: in front of stored names, which some checkpoints leave out.
+      ignored: fields of config.json that do not change the function in inference.
+      buffers: regular expressions of stored names that hold no parameters.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    architecture: str
+    covers: str
+    cite: str
+    fixed: Mapping[str, Any]
+    config: tuple[Row, ...]
+    tensors: tuple[Tensor, ...]
+    prefix: str = "model."
+    ignored: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = field(default=())

@@ -1,0 +1,129 @@
+"""Gemma 2 and 3: norms on both sides of every layer, soft caps, windows in most layers."""
+
+from math import sqrt
+from typing import Any
+
+from sysout_jax.families.family import Family, Field, Group, Only, Raw, Row, tensor
+from sysout_jax.families.rows import (
+    EPS,
+    GATED,
+    LLAMA_MLP,
+    ROTARY_BUFFER,
+    llama_attention,
+    read_rule,
+    rotary,
+    sizes,
+    windows,
+    write_rule,
+)
+from sysout_jax.model.config import ModelConfig
+
+
+def _read_scales(raw: Raw) -> dict[str, Any]:
+    scalar = raw.get("query_pre_attn_scalar", 256)
+    return {"query_scale": scalar**-0.5, "embed_scale": sqrt(raw["hidden_size"])}
+
+
+def _write_scales(c: ModelConfig) -> dict[str, Any]:
+    scalar = 256.0 if c.query_scale is None else c.query_scale**-2
+    whole = round(scalar)  # the published fields are integers
+    return {"query_pre_attn_scalar": whole if whole**-0.5 == c.query_scale else scalar}
+
+
+def _read_rotary(raw: Raw) -> dict[str, Any]:
+    given = raw.get("rope_parameters") or {}
+    everywhere = {
+        "rope_theta": raw.get("rope_theta", 1e6),
+        "partial_rotary_factor": 1.0,
+        **(raw.get("rope_scaling") or {}),
+        **(given.get("full_attention") or {}),
+    }
+    local = {
+        "rope_theta": raw.get("rope_local_base_freq", 1e4),
+        "partial_rotary_factor": 1.0,
+        **(given.get("sliding_attention") or {}),
+    }
+    if read_rule(local, raw)["rope_rule"] != "plain":
+        raise ValueError("a rule for local layers")
+    return read_rule(everywhere, raw) | {"local_rope_theta": local["rope_theta"]}
+
+
+def _write_rotary(c: ModelConfig) -> dict[str, Any]:
+    return {
+        "rope_theta": c.rope_theta,
+        "rope_local_base_freq": c.local_rope_theta,
+        "rope_scaling": write_rule(c),
+    }
+
+
+def _rows(cap_default: float | None, final_cap_default: float | None) -> tuple[Row, ...]:
+    return (
+        *sizes(kv_default=4),
+        Field("head_dim", "head_dim", 256),
+        EPS,
+        Field("tie_word_embeddings", "tied", True),
+        Field("hidden_activation", "mlp", "gelu_pytorch_tanh", GATED),
+        Field("attention_bias", "qkv_bias", False),
+        Field("attention_bias", "out_bias", False),
+        Field("attn_logit_softcapping", "attn_softcap", cap_default),
+        Field("final_logit_softcapping", "final_softcap", final_cap_default),
+        Group(("query_pre_attn_scalar",), _read_scales, _write_scales),
+        Only("use_bidirectional_attention", False),
+    )
+
+
+_FIXED = {
+    "norm": "rms", "norm_placement": "sandwich", "norm_plus_one": True, "position": "rope",
+    "bias": False,
+}  # fmt: skip
+_TENSORS = (
+    *llama_attention(norms=False),
+    tensor("layers.{l}.input_layernorm.weight", "D", "block/attn_norm/scale"),
+    tensor("layers.{l}.post_attention_layernorm.weight", "D", "block/attn_out_norm/scale"),
+    tensor("layers.{l}.pre_feedforward_layernorm.weight", "D", "block/mlp_norm/scale"),
+    tensor("layers.{l}.post_feedforward_layernorm.weight", "D", "block/mlp_out_norm/scale"),
+    tensor("layers.{l}.self_attn.q_norm.weight", "H", "block/attn/query_norm/scale"),
+    tensor("layers.{l}.self_attn.k_norm.weight", "H", "block/attn/key_norm/scale"),
+    *LLAMA_MLP,
+)
+# Both spellings of the activation are published; where they differ, this one is what is run.
+_IGNORED = ("hidden_act", "cache_implementation")
+GEMMA2 = Family(
+    name="gemma2",
+    model_types=("gemma2",),
+    architecture="Gemma2ForCausalLM",
+    covers="Gemma 2 2B, 9B, 27B and their instruct models",
+    cite="Gemma Team 2024 (arXiv:2408.00118)",
+    fixed=_FIXED,
+    config=(*_rows(50.0, 30.0), windows(lambda i, raw: i % 2 == 0, 4096), rotary()),
+    tensors=_TENSORS,
+    ignored=_IGNORED,
+    buffers=(ROTARY_BUFFER,),
+)
+
+
+def _five_of_six(layer: int, raw: Raw) -> bool:
+    period = raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6
+    return bool((layer + 1) % period)
+
+
+GEMMA3 = Family(
+    name="gemma3",
+    model_types=("gemma3_text",),
+    architecture="Gemma3ForCausalLM",
+    covers="Gemma 3 270M and 1B, and the language model of the larger ones",
+    cite="Gemma Team 2025 (arXiv:2503.19786)",
+    fixed={**_FIXED, "query_key_norm": "head"},
+    config=(
+        *_rows(None, None),
+        windows(_five_of_six, 4096),
+        Group(
+            ("rope_parameters", "rope_theta", "rope_local_base_freq", "rope_scaling"),
+            _read_rotary,
+            _write_rotary,
+        ),
+    ),
+    tensors=_TENSORS,
+    ignored=_IGNORED,
+    buffers=(ROTARY_BUFFER,),
+)

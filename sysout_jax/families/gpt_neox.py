@@ -1,0 +1,52 @@
+"""GPT-NeoX and Pythia: attention and MLP side by side behind two norms, partly turned heads."""
+
+from sysout_jax.families.family import Family, Field, tensor
+from sysout_jax.families.rows import PLAIN, TIED, rotary
+
+_AT = "layers.{l}.attention."
+_FUSED = ("block/attn/query{}=G", "block/attn/key{}=1", "block/attn/value{}=1")
+GPT_NEOX = Family(
+    name="gpt_neox",
+    model_types=("gpt_neox",),
+    architecture="GPTNeoXForCausalLM",
+    covers="GPT-NeoX 20B, Pythia 14M to 12B, Dolly 2",
+    cite="Black et al. 2022 (arXiv:2204.06745); Biderman et al. 2023 (arXiv:2304.01373)",
+    fixed={"norm": "layer", "position": "rope", "bias": True},
+    config=(
+        Field("vocab_size", "vocab"),
+        Field("max_position_embeddings", "context", 2048),
+        Field("num_hidden_layers", "layers"),
+        Field("hidden_size", "width"),
+        Field("num_attention_heads", "heads"),
+        Field("intermediate_size", "mlp_width"),
+        Field("layer_norm_eps", "norm_eps", 1e-5),
+        Field("initializer_range", "init_std", 0.02),
+        TIED,
+        Field("hidden_act", "mlp", "gelu", PLAIN),
+        Field("attention_bias", "qkv_bias", True),
+        Field("attention_bias", "out_bias", True),
+        Field("use_parallel_residual", "parallel", True, {True: "separate", False: "none"}),
+        rotary(fraction=0.25, theta_name="rotary_emb_base", fraction_name="rotary_pct"),
+    ),
+    tensors=(
+        tensor("embed_in.weight", "V D", "embed"),
+        tensor("/embed_out.weight", "V D", "head"),
+        tensor("final_layer_norm.weight", "D", "final_norm/scale"),
+        tensor("final_layer_norm.bias", "D", "final_norm/bias"),
+        tensor("layers.{l}.input_layernorm.weight", "D", "block/attn_norm/scale"),
+        tensor("layers.{l}.input_layernorm.bias", "D", "block/attn_norm/bias"),
+        tensor("layers.{l}.post_attention_layernorm.weight", "D", "block/mlp_norm/scale"),
+        tensor("layers.{l}.post_attention_layernorm.bias", "D", "block/mlp_norm/bias"),
+        tensor(_AT + "query_key_value.weight", "(K + H) D", *(n.format("") for n in _FUSED)),
+        tensor(_AT + "query_key_value.bias", "(K + H)", *(n.format("_bias") for n in _FUSED)),
+        tensor(_AT + "dense.weight", "D (N H)", "block/attn/out"),
+        tensor(_AT + "dense.bias", "D", "block/attn/out_bias"),
+        tensor("layers.{l}.mlp.dense_h_to_4h.weight", "F D", "block/mlp/up"),
+        tensor("layers.{l}.mlp.dense_h_to_4h.bias", "F", "block/mlp/up_bias"),
+        tensor("layers.{l}.mlp.dense_4h_to_h.weight", "D F", "block/mlp/down"),
+        tensor("layers.{l}.mlp.dense_4h_to_h.bias", "D", "block/mlp/down_bias"),
+    ),
+    prefix="gpt_neox.",
+    ignored=("hidden_dropout", "classifier_dropout", "is_decoder"),
+    buffers=(r".*\.attention\.bias", r".*\.attention\.masked_bias", r".*rotary_emb\.inv_freq"),
+)

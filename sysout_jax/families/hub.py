@@ -1,0 +1,45 @@
+"""Published checkpoints by their id: config.json, safetensors and tokenizer files, nothing else."""
+
+import re
+from pathlib import Path
+
+from sysout_jax.errors import InputError
+
+WANTED = (
+    "config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json",
+    "tokenizer_config.json", "vocab.json", "merges.txt",
+)  # fmt: skip
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_ID = re.compile(rf"{_PART}(/{_PART})?")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name may be an id such as "gpt2" or "meta-llama/Llama-2-7b-hf"."""
+    return bool(_ID.fullmatch(name)) and ".." not in name
+
+
+def fetch(name: str, revision: str | None = None) -> Path:
+    """The directory of a published checkpoint, fetched into the hub's cache where it is not there.
+
+    Args:
+      name: the id.
+      revision: a commit, tag or branch; None: the main branch.
+
+    Raises:
+      InputError: it cannot be fetched: no such id or revision, no access, no network.
+    """
+    from huggingface_hub import snapshot_download  # takes half a second to import
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        place = snapshot_download(
+            name, revision=revision, allow_patterns=list(WANTED), ignore_patterns=["*/*"]
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        at = "" if revision is None else f" at revision {revision}"
+        raise InputError(
+            f"--model={name}{at}: not fetched ({reason}); accepted: a directory that exists, or "
+            "the id of a model on the hub that this machine can reach"
+        ) from error
+    return Path(place)

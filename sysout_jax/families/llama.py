@@ -1,0 +1,36 @@
+"""LLaMA 2, 3, 3.1 and their chat models: the layout that most later families start from."""
+
+from sysout_jax.families.family import Family, Field, Only
+from sysout_jax.families.rows import (
+    ACT,
+    EPS,
+    LLAMA_LIKE,
+    LLAMA_MLP,
+    ROTARY_BUFFER,
+    TIED,
+    llama_attention,
+    rotary,
+    sizes,
+)
+
+LLAMA = Family(
+    name="llama",
+    model_types=("llama",),
+    architecture="LlamaForCausalLM",
+    covers="LLaMA 1, 2, 3, 3.1, 3.2, their chat models, and models of the same layout",
+    cite="Touvron et al. 2023 (arXiv:2307.09288); Grattafiori et al. 2024 (arXiv:2407.21783)",
+    fixed=LLAMA_LIKE,
+    config=(
+        *sizes(head_dim=True),
+        EPS,
+        TIED,
+        ACT,
+        Field("attention_bias", "qkv_bias", False),
+        Field("attention_bias", "out_bias", False),
+        Field("mlp_bias", "mlp_bias", False),
+        rotary(),
+        Only("pretraining_tp", 1),
+    ),
+    tensors=(*llama_attention(), *LLAMA_MLP),
+    buffers=(ROTARY_BUFFER,),
+)

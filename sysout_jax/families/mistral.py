@@ -1,0 +1,33 @@
+"""Mistral: LLaMA's layout with a sliding window."""
+
+from sysout_jax.families.family import Family, Field
+from sysout_jax.families.rows import (
+    ACT,
+    EPS,
+    LLAMA_LIKE,
+    LLAMA_MLP,
+    ROTARY_BUFFER,
+    TIED,
+    llama_attention,
+    rotary,
+    sizes,
+)
+
+MISTRAL = Family(
+    name="mistral",
+    model_types=("mistral",),
+    architecture="MistralForCausalLM",
+    covers="Mistral 7B v0.1 to v0.3, Nemo, and their instruct models",
+    cite="Jiang et al. 2023 (arXiv:2310.06825)",
+    fixed=LLAMA_LIKE,
+    config=(
+        *sizes(kv_default=8, head_dim=True),
+        EPS,
+        TIED,
+        ACT,
+        Field("sliding_window", "window", 4096),
+        rotary(),
+    ),
+    tensors=(*llama_attention(), *LLAMA_MLP),
+    buffers=(ROTARY_BUFFER,),
+)

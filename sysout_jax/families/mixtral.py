@@ -1,0 +1,41 @@
+"""Mixtral: Mistral's attention, and eight MLPs of which a token sees two."""
+
+from sysout_jax.families.family import Family, Field, tensor
+from sysout_jax.families.rows import (
+    ACT,
+    LLAMA_LIKE,
+    ROTARY_BUFFER,
+    TIED,
+    llama_attention,
+    rotary,
+    sizes,
+)
+
+_EXPERT = "layers.{l}.block_sparse_moe.experts.{e}."
+MIXTRAL = Family(
+    name="mixtral",
+    model_types=("mixtral",),
+    architecture="MixtralForCausalLM",
+    covers="Mixtral 8x7B, 8x22B, and their instruct models",
+    cite="Jiang et al. 2024 (arXiv:2401.04088)",
+    fixed=LLAMA_LIKE,
+    config=(
+        *sizes(kv_default=8, head_dim=True),
+        Field("rms_norm_eps", "norm_eps", 1e-5),
+        TIED,
+        ACT,
+        Field("sliding_window", "window", None),
+        Field("num_local_experts", "experts", 8),
+        Field("num_experts_per_tok", "experts_per_token", 2),
+        rotary(theta=1e6),
+    ),
+    tensors=(
+        *llama_attention(),
+        tensor("layers.{l}.block_sparse_moe.gate.weight", "E D", "block/mlp/router"),
+        tensor(_EXPERT + "w1.weight", "F D", "block/mlp/gate"),
+        tensor(_EXPERT + "w3.weight", "F D", "block/mlp/up"),
+        tensor(_EXPERT + "w2.weight", "D F", "block/mlp/down"),
+    ),
+    ignored=("output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
+    buffers=(ROTARY_BUFFER,),
+)

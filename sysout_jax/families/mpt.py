@@ -1,0 +1,66 @@
+"""MPT: ALiBi, no biases anywhere, an MLP of four times the width."""
+
+from typing import Any
+
+from sysout_jax.families.family import Family, Field, Group, Only, Raw, tensor
+
+
+def _read_mlp(raw: Raw) -> dict[str, Any]:
+    return {"mlp_width": 4 * raw["d_model"]}
+
+
+MPT = Family(
+    name="mpt",
+    model_types=("mpt",),
+    architecture="MptForCausalLM",
+    covers="MPT 7B and 30B, their instruct and chat models",
+    cite="MosaicML 2023, Introducing MPT-7B",
+    fixed={"norm": "layer", "position": "alibi", "mlp": "gelu_exact", "bias": False},
+    config=(
+        Field("vocab_size", "vocab", 50368),
+        Field("max_seq_len", "context", 2048),
+        Field("n_layers", "layers", 24),
+        Field("d_model", "width"),
+        Field("n_heads", "heads", 16),
+        Field("layer_norm_epsilon", "norm_eps", 1e-5),
+        Field("initializer_range", "init_std", 0.02),
+        Field("tie_word_embeddings", "tied", True),
+        Group((), _read_mlp, lambda c: {}),
+        Field("attn_config.clip_qkv", "clip_qkv", None),
+        Field("attn_config.softmax_scale", "query_scale", None),
+        Only("attn_config.alibi", True),
+        Only("attn_config.alibi_bias_max", 8),
+        Only("attn_config.attn_type", "multihead_attention"),
+        Only("attn_config.qk_ln", False),
+        Only("attn_config.prefix_lm", False),
+        Only("attn_config.attn_uses_sequence_id", False),
+        Only("expansion_ratio", 4),
+        Only("no_bias", True),
+        Only("logit_scale", None),
+        Only("norm_type", "low_precision_layernorm"),
+        Only("embedding_fraction", 1.0),
+    ),
+    tensors=(
+        tensor("wte.weight", "V D", "embed"),
+        tensor("/lm_head.weight", "V D", "head"),
+        tensor("norm_f.weight", "D", "final_norm/scale"),
+        tensor("blocks.{l}.norm_1.weight", "D", "block/attn_norm/scale"),
+        tensor("blocks.{l}.norm_2.weight", "D", "block/mlp_norm/scale"),
+        tensor(
+            "blocks.{l}.attn.Wqkv.weight", "(+ K H) D",
+            "block/attn/query=G", "block/attn/key=1", "block/attn/value=1",
+        ),
+        tensor("blocks.{l}.attn.out_proj.weight", "D (N H)", "block/attn/out"),
+        tensor("blocks.{l}.ffn.up_proj.weight", "F D", "block/mlp/up"),
+        tensor("blocks.{l}.ffn.down_proj.weight", "D F", "block/mlp/down"),
+    ),
+    prefix="transformer.",
+    # learned_pos_emb is without effect beside ALiBi, in the reference too
+    ignored=(
+        "learned_pos_emb", "resid_pdrop", "emb_pdrop", "init_device", "init_config", "verbose",
+        "attn_config.attn_pdrop", "attn_config.attn_impl", "attn_config.model_type",
+        "attn_config._name_or_path", "attn_config.chunk_size_feed_forward", "attn_config.id2label",
+        "attn_config.label2id", "attn_config.is_encoder_decoder", "attn_config.output_attentions",
+        "attn_config.output_hidden_states", "attn_config.return_dict",
+    ),
+)  # fmt: skip

@@ -1,0 +1,44 @@
+"""OLMo 1 (norms without parameters) and OLMo 2 (norms after each layer, and of q and k)."""
+
+from sysout_jax.families.family import Family, Field, tensor
+from sysout_jax.families.rows import (
+    ACT,
+    LLAMA_LIKE,
+    LLAMA_MLP,
+    ROTARY_BUFFER,
+    TIED,
+    llama_attention,
+    rotary,
+    sizes,
+)
+
+_BIASES = (Field("attention_bias", "qkv_bias", False), Field("attention_bias", "out_bias", False))
+OLMO = Family(
+    name="olmo",
+    model_types=("olmo",),
+    architecture="OlmoForCausalLM",
+    covers="OLMo 1B and 7B of 2024",
+    cite="Groeneveld et al. 2024 (arXiv:2402.00838)",
+    fixed={**LLAMA_LIKE, "norm": "layer", "norm_scale": False, "norm_eps": 1e-5},
+    config=(*sizes(), TIED, ACT, *_BIASES, Field("clip_qkv", "clip_qkv", None), rotary()),
+    tensors=(*llama_attention(), *LLAMA_MLP),
+    buffers=(ROTARY_BUFFER,),
+)
+OLMO2 = Family(
+    name="olmo2",
+    model_types=("olmo2",),
+    architecture="Olmo2ForCausalLM",
+    covers="OLMo 2 1B, 7B, 13B, 32B and their instruct models",
+    cite="OLMo Team 2025 (arXiv:2501.00656)",
+    fixed={**LLAMA_LIKE, "norm_placement": "out", "query_key_norm": "whole"},
+    config=(*sizes(), Field("rms_norm_eps", "norm_eps", 1e-5), TIED, ACT, *_BIASES, rotary()),
+    tensors=(
+        *llama_attention(norms=False),
+        tensor("layers.{l}.post_attention_layernorm.weight", "D", "block/attn_out_norm/scale"),
+        tensor("layers.{l}.post_feedforward_layernorm.weight", "D", "block/mlp_out_norm/scale"),
+        tensor("layers.{l}.self_attn.q_norm.weight", "(N H)", "block/attn/query_norm/scale"),
+        tensor("layers.{l}.self_attn.k_norm.weight", "(K H)", "block/attn/key_norm/scale"),
+        *LLAMA_MLP,
+    ),
+    buffers=(ROTARY_BUFFER,),
+)

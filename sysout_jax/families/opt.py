@@ -1,0 +1,78 @@
+"""OPT: GPT-3's layout, with learned positions that start two rows in."""
+
+from typing import Any
+
+from sysout_jax.errors import InputError
+from sysout_jax.families.family import Family, Field, Group, Only, Raw, tensor
+from sysout_jax.families.rows import PLAIN
+from sysout_jax.model.config import ModelConfig
+
+_OFFSET = 2
+
+
+def _read_positions(raw: Raw) -> dict[str, Any]:
+    return {"context": raw.get("max_position_embeddings", 2048) + _OFFSET}
+
+
+def _write_positions(c: ModelConfig) -> dict[str, Any]:
+    return {"max_position_embeddings": c.context - _OFFSET}
+
+
+def _read_projection(raw: Raw) -> dict[str, Any]:
+    width, projected = raw["hidden_size"], raw.get("word_embed_proj_dim")
+    if projected not in (None, width):
+        raise InputError(f"word_embed_proj_dim={projected}; accepted: hidden_size, {width}")
+    return {}
+
+
+_AT = "layers.{l}.self_attn."
+OPT = Family(
+    name="opt",
+    model_types=("opt",),
+    architecture="OPTForCausalLM",
+    covers="OPT 125M, 1.3B to 66B (not 350M, whose embeddings are projected)",
+    cite="Zhang et al. 2022 (arXiv:2205.01068)",
+    fixed={"norm": "layer", "norm_eps": 1e-5, "position": "learned", "position_offset": _OFFSET},
+    config=(
+        Field("vocab_size", "vocab"),
+        Field("num_hidden_layers", "layers"),
+        Field("hidden_size", "width"),
+        Field("num_attention_heads", "heads"),
+        Field("ffn_dim", "mlp_width"),
+        Field("init_std", "init_std", 0.02),
+        Group(("max_position_embeddings",), _read_positions, _write_positions),
+        Group(("word_embed_proj_dim",), _read_projection, lambda c: {}),
+        Field("do_layer_norm_before", "norm_placement", True, {True: "pre", False: "post"}),
+        Field("activation_function", "mlp", "relu", PLAIN),
+        Field("enable_bias", "bias", True),
+        Field("tie_word_embeddings", "tied", True),
+        Field("layer_norm_elementwise_affine", "norm_scale", True),
+        Field("layer_norm_elementwise_affine", "norm_bias", True),
+        Only("_remove_final_layer_norm", False),
+    ),
+    tensors=(
+        tensor("embed_tokens.weight", "V D", "embed"),
+        tensor("/lm_head.weight", "V D", "head"),
+        tensor("embed_positions.weight", "T D", "positions"),
+        tensor("final_layer_norm.weight", "D", "final_norm/scale"),
+        tensor("final_layer_norm.bias", "D", "final_norm/bias"),
+        tensor("layers.{l}.self_attn_layer_norm.weight", "D", "block/attn_norm/scale"),
+        tensor("layers.{l}.self_attn_layer_norm.bias", "D", "block/attn_norm/bias"),
+        tensor("layers.{l}.final_layer_norm.weight", "D", "block/mlp_norm/scale"),
+        tensor("layers.{l}.final_layer_norm.bias", "D", "block/mlp_norm/bias"),
+        tensor(_AT + "q_proj.weight", "(N H) D", "block/attn/query"),
+        tensor(_AT + "k_proj.weight", "(K H) D", "block/attn/key"),
+        tensor(_AT + "v_proj.weight", "(K H) D", "block/attn/value"),
+        tensor(_AT + "out_proj.weight", "D (N H)", "block/attn/out"),
+        tensor(_AT + "q_proj.bias", "(N H)", "block/attn/query_bias"),
+        tensor(_AT + "k_proj.bias", "(K H)", "block/attn/key_bias"),
+        tensor(_AT + "v_proj.bias", "(K H)", "block/attn/value_bias"),
+        tensor(_AT + "out_proj.bias", "D", "block/attn/out_bias"),
+        tensor("layers.{l}.fc1.weight", "F D", "block/mlp/up"),
+        tensor("layers.{l}.fc1.bias", "F", "block/mlp/up_bias"),
+        tensor("layers.{l}.fc2.weight", "D F", "block/mlp/down"),
+        tensor("layers.{l}.fc2.bias", "D", "block/mlp/down_bias"),
+    ),
+    prefix="model.decoder.",
+    ignored=("dropout", "layerdrop"),
+)

@@ -1,0 +1,239 @@
+"""Rows that many families share: sizes, rotary positions with their rules, windows by layer."""
+
+from collections.abc import Callable
+from typing import Any
+
+from sysout_jax.errors import InputError
+from sysout_jax.families.family import REQUIRED, Field, Group, Raw, Row, Tensor, tensor
+from sysout_jax.model.config import ModelConfig
+
+GATED = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
+PLAIN = {
+    "gelu_new": "gelu",
+    "gelu_fast": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu": "gelu_exact",
+    "relu": "relu",
+}
+
+
+def sizes(kv_default: Any = None, head_dim: bool = False) -> tuple[Row, ...]:
+    """The rows of everything that counts something, under the names most families use."""
+    own_head_dim = (Field("head_dim", "head_dim", None),) if head_dim else ()
+    return (
+        Field("vocab_size", "vocab"),
+        Field("max_position_embeddings", "context", REQUIRED),
+        Field("num_hidden_layers", "layers"),
+        Field("hidden_size", "width"),
+        Field("num_attention_heads", "heads"),
+        Field("num_key_value_heads", "kv_heads", kv_default),
+        Field("intermediate_size", "mlp_width"),
+        Field("initializer_range", "init_std", 0.02),
+        *own_head_dim,
+    )
+
+
+# ------------------------------------------------------------------------- rotary positions
+
+# rule -> (its name, key in the published dict -> (field here, default; REQUIRED: none))
+_RULES: dict[str, tuple[str, dict[str, tuple[str, Any]]]] = {
+    "default": ("plain", {}),
+    "linear": ("linear", {"factor": ("rope_factor", REQUIRED)}),
+    "dynamic": ("dynamic", {"factor": ("rope_factor", REQUIRED)}),
+    "llama3": (
+        "llama3",
+        {
+            "factor": ("rope_factor", REQUIRED),
+            "low_freq_factor": ("rope_low", REQUIRED),
+            "high_freq_factor": ("rope_high", REQUIRED),
+        },
+    ),
+    "yarn": (
+        "yarn",
+        {
+            "factor": ("rope_factor", None),
+            "beta_fast": ("rope_fast", 32.0),
+            "beta_slow": ("rope_slow", 1.0),
+            "truncate": ("rope_truncate", True),
+            "attention_factor": ("rope_scale", None),
+        },
+    ),
+    "longrope": (
+        "longrope",
+        {
+            "factor": ("rope_factor", None),
+            "short_factor": ("rope_short", REQUIRED),
+            "long_factor": ("rope_long", REQUIRED),
+            "attention_factor": ("rope_scale", None),
+        },
+    ),
+}
+_ORIGINAL = "original_max_position_embeddings"
+_ALWAYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", _ORIGINAL}
+
+
+def rotary(
+    theta: float = 10_000.0,
+    fraction: float = 1.0,
+    theta_name: str = "rope_theta",
+    fraction_name: str = "partial_rotary_factor",
+    default: Raw | None = None,
+) -> Group:
+    """Rotary positions in both published spellings, "rope_scaling" and "rope_parameters".
+
+    Args:
+      theta: the base where none is given.
+      fraction: of the channels that are turned, where none is given.
+      theta_name, fraction_name: what config.json calls them outside of "rope_parameters".
+      default: the rule where none is given.
+    """
+
+    def read(raw: Raw) -> dict[str, Any]:
+        given = raw.get("rope_parameters") or raw.get("rope_scaling") or default or {}
+        given = {
+            "rope_theta": raw.get(theta_name, theta),
+            "partial_rotary_factor": raw.get(fraction_name, fraction),
+            **given,
+        }
+        return read_rule(given, raw)
+
+    def write(c: ModelConfig) -> dict[str, Any]:
+        out = {theta_name: c.rope_theta, "rope_scaling": write_rule(c)}
+        return out | ({fraction_name: c.rope_fraction} if c.rope_fraction != fraction else {})
+
+    names = ("rope_parameters", "rope_scaling", theta_name, fraction_name, _ORIGINAL)
+    return Group(names, read, write)
+
+
+def read_rule(given: Raw, raw: Raw) -> dict[str, Any]:
+    """The rope fields of ModelConfig that one published dict of rotary parameters says.
+
+    Raises:
+      InputError: an unknown rule, a missing or an unknown parameter.
+    """
+    kind = given.get("rope_type", given.get("type", "default"))
+    kind = {"su": "longrope"}.get(kind, kind)
+    if kind not in _RULES:
+        raise InputError(f"rope_type={kind!r}; accepted: {', '.join(_RULES)}")
+    rule, parameters = _RULES[kind]
+    unknown = {
+        key for key, value in given.items() if value is not None and key not in parameters
+    } - _ALWAYS
+    if unknown:
+        raise InputError(
+            f"rope_parameters: {', '.join(sorted(unknown))} of rule {kind}; accepted: "
+            f"{', '.join(sorted({*parameters, *_ALWAYS}))}"
+        )
+    context = given.get(_ORIGINAL) or raw.get(_ORIGINAL) or raw["max_position_embeddings"]
+    if kind == "dynamic":
+        context = raw["max_position_embeddings"]
+    found = {
+        "rope_rule": rule,
+        "rope_theta": given["rope_theta"],
+        "rope_fraction": given["partial_rotary_factor"],
+        "rope_context": context if rule != "plain" else ModelConfig.rope_context,
+    }
+    for key, (ours, missing) in parameters.items():
+        value = given.get(key, missing)
+        if value is REQUIRED:
+            raise InputError(f"rope_parameters: rule {kind} without {key}; accepted: a number")
+        if value is None and ours == "rope_factor":
+            value = raw["max_position_embeddings"] / context
+        found[ours] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+def write_rule(c: ModelConfig) -> dict[str, Any] | None:
+    """The inverse of `read_rule`, without base and fraction; None for the plain rule."""
+    if c.rope_rule == "plain":
+        return None
+    _, parameters = _RULES[c.rope_rule]
+    out: dict[str, Any] = {"rope_type": c.rope_rule, _ORIGINAL: c.rope_context}
+    for key, (ours, _) in parameters.items():
+        value = getattr(c, ours)
+        if value is not None:
+            out[key] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+# ------------------------------------------------------------------------- windows by layer
+
+
+def windows(local: Callable[[int, Raw], bool], default: int | None, switch: bool = False) -> Group:
+    """Windows of some layers: "layer_types", or the pattern that its absence means.
+
+    Args:
+      local: whether a layer (from 0) has the window, where "layer_types" does not say.
+      default: the window where none is given.
+      switch: whether "use_sliding_window" turns windows on (off where absent).
+    """
+    names = ["sliding_window", "layer_types"]
+    names += ["use_sliding_window", "max_window_layers"] if switch else []
+    names += ["sliding_window_pattern", "_sliding_window_pattern"]
+
+    def read(raw: Raw) -> dict[str, Any]:
+        layers, size = raw["num_hidden_layers"], raw.get("sliding_window", default)
+        if switch and not raw.get("use_sliding_window", False):
+            size = None
+        kinds = raw.get("layer_types") or [
+            "sliding_attention" if local(i, raw) else "full_attention" for i in range(layers)
+        ]
+        unknown = {str(kind) for kind in kinds} - {"sliding_attention", "full_attention"}
+        if unknown or len(kinds) != layers:
+            raise InputError(
+                f"layer_types: {len(kinds)} of {layers} layers, {', '.join(sorted(unknown))}; "
+                "accepted: sliding_attention or full_attention for each layer"
+            )
+        chosen = tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
+        if size is None or not chosen:
+            return {"window": None, "window_layers": None}
+        return {"window": size, "window_layers": None if len(chosen) == layers else chosen}
+
+    def write(c: ModelConfig) -> dict[str, Any]:
+        chosen = c.layers_with_window
+        kinds = ["sliding_attention" if i in chosen else "full_attention" for i in range(c.layers)]
+        out: dict[str, Any] = {"sliding_window": c.window, "layer_types": kinds}
+        return out | ({"use_sliding_window": c.window is not None} if switch else {})
+
+    return Group(tuple(names), read, write)
+
+
+# ------------------------------------------------------------------------- tensors
+
+
+def llama_attention(norms: bool = True) -> tuple[Tensor, ...]:
+    """LLaMA's names of the embedding, the head, attention and, unless not, the two norms."""
+    at = "layers.{l}.self_attn."
+    norm_rows = (
+        tensor("layers.{l}.input_layernorm.weight", "D", "block/attn_norm/scale"),
+        tensor("layers.{l}.post_attention_layernorm.weight", "D", "block/mlp_norm/scale"),
+    )
+    return (
+        tensor("embed_tokens.weight", "V D", "embed"),
+        tensor("/lm_head.weight", "V D", "head"),
+        tensor("norm.weight", "D", "final_norm/scale"),
+        tensor(at + "q_proj.weight", "(N H) D", "block/attn/query"),
+        tensor(at + "k_proj.weight", "(K H) D", "block/attn/key"),
+        tensor(at + "v_proj.weight", "(K H) D", "block/attn/value"),
+        tensor(at + "o_proj.weight", "D (N H)", "block/attn/out"),
+        tensor(at + "q_proj.bias", "(N H)", "block/attn/query_bias"),
+        tensor(at + "k_proj.bias", "(K H)", "block/attn/key_bias"),
+        tensor(at + "v_proj.bias", "(K H)", "block/attn/value_bias"),
+        tensor(at + "o_proj.bias", "D", "block/attn/out_bias"),
+        *(norm_rows if norms else ()),
+    )
+
+
+LLAMA_MLP = (
+    tensor("layers.{l}.mlp.gate_proj.weight", "F D", "block/mlp/gate"),
+    tensor("layers.{l}.mlp.up_proj.weight", "F D", "block/mlp/up"),
+    tensor("layers.{l}.mlp.down_proj.weight", "D F", "block/mlp/down"),
+    tensor("layers.{l}.mlp.gate_proj.bias", "F", "block/mlp/gate_bias"),
+    tensor("layers.{l}.mlp.up_proj.bias", "F", "block/mlp/up_bias"),
+    tensor("layers.{l}.mlp.down_proj.bias", "D", "block/mlp/down_bias"),
+)
+ROTARY_BUFFER = r".*rotary_emb\.inv_freq"
+LLAMA_LIKE = {"norm": "rms", "position": "rope", "bias": False}
+EPS = Field("rms_norm_eps", "norm_eps", 1e-6)
+TIED = Field("tie_word_embeddings", "tied", False)
+ACT = Field("hidden_act", "mlp", "silu", GATED)

@@ -1,0 +1,63 @@
+"""The table of families: everything that is said of one is in its own file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from sysout_jax.errors import InputError
+from sysout_jax.families import (
+    falcon,
+    gemma,
+    gpt2,
+    gpt_neox,
+    gpt_oss,
+    llama,
+    mistral,
+    mixtral,
+    mpt,
+    olmo,
+    opt,
+    phi,
+    phi3,
+    qwen,
+)
+from sysout_jax.families.family import Family
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        family.name: family
+        for family in (
+            llama.LLAMA,
+            mistral.MISTRAL,
+            mixtral.MIXTRAL,
+            opt.OPT,
+            phi.PHI,
+            mpt.MPT,
+            falcon.FALCON,
+            gpt2.GPT2,
+            gpt_neox.GPT_NEOX,
+            qwen.QWEN2,
+            qwen.QWEN3,
+            gemma.GEMMA2,
+            gemma.GEMMA3,
+            olmo.OLMO,
+            olmo.OLMO2,
+            gpt_oss.GPT_OSS,
+            phi3.PHI3,
+        )
+    }
+)
+
+
+def by_model_type(model_type: Any, file: Path) -> Family:
+    """The family of a config.json's "model_type".
+
+    Raises:
+      InputError: no family has it.
+    """
+    for family in FAMILIES.values():
+        if model_type in family.model_types:
+            return family
+    accepted = ", ".join(kind for family in FAMILIES.values() for kind in family.model_types)
+    raise InputError(f"{file}: model_type {model_type!r}; accepted: {accepted}")

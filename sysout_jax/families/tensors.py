@@ -1,0 +1,161 @@
+"""Safetensors files: opened by mapping, checked before anything is believed, read one by one."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from sysout_jax.errors import InputError
+from sysout_jax.families.config_map import read_json
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+HEADER_BYTES = 100_000_000  # the format's own limit
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_CHUNK = 1 << 22  # entries that are checked for NaN at a time
+CONVERT = (
+    "pickle files can run code when they are opened, so they are refused; convert them where you "
+    "trust them: from safetensors.torch import save_file; save_file({k: v.contiguous().clone() "
+    "for k, v in torch.load(FILE, weights_only=True).items()}, 'model.safetensors')"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a stored tensor lies, its dtype as safetensors calls it, and its shape."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def read(self) -> np.ndarray:
+        """The tensor, copied out of the mapped file.
+
+        Raises:
+          InputError: the file cannot be read, or an entry is NaN or infinite.
+        """
+        try:
+            with safe_open(self.file, framework="numpy") as opened:
+                array = opened.get_tensor(self.name)
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(self.file, error) from error
+        if not _finite(array):
+            raise InputError(f"{self.file}: tensor {self.name} holds NaN or infinity")
+        return array
+
+
+def sources(directory: Path) -> tuple[list[Source], list[str]]:
+    """Every tensor of a checkpoint directory, without reading any, and what is wrong with them.
+
+    Returns:
+      The tensors, and the names stored more than once or in another file than the index says.
+
+    Raises:
+      InputError: no safetensors, a file that is not whole, a path that leaves the directory.
+    """
+    found, faults = [], []
+    index = _index(directory)
+    for file in sorted(set(index.values())) if index else [SINGLE]:
+        found += list(_tensors(directory / file))
+    stored = Counter(source.name for source in found)
+    faults += [f"{name} is stored twice" for name, count in sorted(stored.items()) if count > 1]
+    if index:
+        here = {source.name: source.file.name for source in found}
+        faults += [
+            f"{name} is not in {file}, where the index has it"
+            for name, file in index.items()
+            if here.get(name) != Path(file).name
+        ]
+    return found, faults
+
+
+def _index(directory: Path) -> dict[str, str]:
+    """Name -> file of a sharded checkpoint; empty where there is a single file."""
+    if (directory / SINGLE).exists():
+        return {}
+    path = directory / INDEX
+    if not path.exists():
+        pickles = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
+        if pickles:
+            raise InputError(f"{directory / pickles[0]}: {CONVERT}")
+        raise InputError(f"{directory}: no {SINGLE} and no {INDEX}; accepted: a directory with one")
+    weights = read_json(path).get("weight_map")
+    if not isinstance(weights, dict) or not weights:
+        raise InputError(f"{path}: no weight_map; accepted: a JSON object of tensor names to files")
+    for name, file in weights.items():
+        if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
+            raise InputError(
+                f"{path}: {name} lies in {file!r}; accepted: the name of a file in the directory"
+            )
+        if Path(file).suffix in PICKLES:
+            raise InputError(f"{path}: {name} lies in {file}; {CONVERT}")
+    return weights
+
+
+def _tensors(file: Path) -> Iterator[Source]:
+    """The tensors that a file's header declares, once the header has been checked."""
+    _check_header(file)
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            for name in opened.offset_keys():
+                part = opened.get_slice(name)
+                if part.get_dtype() not in DTYPES:
+                    kind, accepted = part.get_dtype(), ", ".join(DTYPES)
+                    raise InputError(f"{file}: tensor {name} is {kind}; accepted: {accepted}")
+                yield Source(file, name, part.get_dtype(), tuple(part.get_shape()))
+    except (SafetensorError, OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise _unreadable(file, error) from error
+
+
+def _check_header(file: Path) -> None:
+    """Refuse what the library would read past: a missing file, a huge header, repeated names."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if size < 8 or length > min(HEADER_BYTES, size - 8):
+                raise InputError(
+                    f"{file}: {size} bytes with a header of {length}; accepted: a whole "
+                    "safetensors file"
+                )
+            header = opened.read(length)
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}; accepted: a safetensors file") from error
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        twice = sorted(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
+        if twice:
+            raise InputError(f"{file}: {', '.join(twice)} declared twice in the header")
+        return dict(pairs)
+
+    try:
+        json.loads(header, object_pairs_hook=once)
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> InputError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return InputError(f"{file}: not a whole safetensors file ({reason})")
+
+
+def _finite(array: np.ndarray) -> bool:
+    """Whether no entry is NaN or infinite: those have every bit of the exponent set."""
+    exponent = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}[array.dtype.name]
+    bits = array.reshape(-1).view(f"u{array.dtype.itemsize}")
+    mask = bits.dtype.type(exponent)
+    return all(
+        bool(((bits[i : i + _CHUNK] & mask) != mask).all()) for i in range(0, bits.size, _CHUNK)
+    )

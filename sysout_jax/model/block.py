@@ -1,0 +1,255 @@
+"""The block: thin Linen modules that own a layer's parameters and call core.
+
+Axes: B batch, T position, D width, N heads, K KV heads, H head dim, F MLP width, E experts.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.core.experts import expert_linear, gather, route, scatter
+from sysout_jax.core.layers import MLPS, NORMS, causal_mask, linear
+from sysout_jax.core.positions import rotate
+from sysout_jax.core.primitives import Heads
+from sysout_jax.core.streaming import Partial, join_queries, split_queries
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.geometry import logit_bias, rotation
+from sysout_jax.model.taps import LayerTap, Probe
+
+
+class Axed(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
+    """A parameter with the letters of its axes, e.g. "D -> N H"; scanning prepends "L".
+
+    Modules only declare how it starts; `init` draws the values.
+    """
+
+    value: Any
+    axes: str = struct.field(pytree_node=False)
+    constant: float | None = struct.field(pytree_node=False)  # of the initial values; None: normal
+    std: float = struct.field(pytree_node=False)  # of normal initial values
+
+    def unbox(self) -> Any:
+        return self.value
+
+    def replace_boxed(self, val: Any) -> "Axed":
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> "Axed":
+        return self.replace(axes=f"L {self.axes}")
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> "Axed":
+        return self.replace(axes=self.axes.removeprefix("L "))
+
+
+class Owner(nn.Module):
+    """A module that declares its parameters by axis letters."""
+
+    config: ModelConfig
+
+    def own(self, name: str, axes: str, init: float | str = "normal") -> Array:
+        """A float32 parameter: `init` is a constant, "normal", or "residual" for projections into
+        the residual stream."""
+        c = self.config
+        shape = tuple(c.sizes[letter] for letter in axes.replace("->", " ").split())
+        constant = init if isinstance(init, float) else None
+        residual = init == "residual" and c.scaled_residual_init
+        std = c.init_std / (2 * c.layers) ** 0.5 if residual else c.init_std
+        # Linen unboxes: the module sees the array, its tree of variables holds the declaration.
+        return cast(Array, self.param(name, lambda _: Axed(jnp.zeros(shape), axes, constant, std)))
+
+    def own_bias(self, part: str, name: str, axes: str) -> Array | None:
+        """The bias of a part of the model (`ModelConfig.has_bias`), or None."""
+        return self.own(name, axes, 0.0) if self.config.has_bias(part) else None
+
+
+class Norm(Owner):
+    axes: str = "D"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        c = self.config
+        scale = None
+        if c.norm_scale:
+            scale = self.own("scale", self.axes, 0.0 if c.norm_plus_one else 1.0).reshape(-1)
+        if scale is not None and c.norm_plus_one:
+            scale = scale.astype(jnp.float32) + 1.0
+        bias = self.own_bias("norm", "bias", self.axes) if c.norm == "layer" else None
+        bias = None if bias is None else bias.reshape(-1)
+        return NORMS[c.norm](x, scale, bias, eps=c.norm_eps)
+
+
+class Attention(Owner):
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], layer: Int[Array, ""], tap: Any
+    ) -> Float[Array, "B T D"]:
+        c = self.config
+        q = linear(x, self.own("query", "D -> N H"), self.own_bias("qkv", "query_bias", "N H"))
+        k = linear(x, self.own("key", "D -> K H"), self.own_bias("qkv", "key_bias", "K H"))
+        v = linear(x, self.own("value", "D -> K H"), self.own_bias("qkv", "value_bias", "K H"))
+        if c.clip_qkv is not None:
+            q, k, v = (jnp.clip(part, -c.clip_qkv, c.clip_qkv) for part in (q, k, v))
+        q, k = self._normed("query_norm", "N H", q), self._normed("key_norm", "K H", k)
+        positions = jnp.arange(x.shape[1])
+        windowed = jnp.isin(layer, jnp.asarray(c.layers_with_window, layer.dtype))
+        if c.position == "rope":
+            turn = partial(
+                rotate,
+                positions=positions,
+                rotation=rotation(c, x.shape[1], windowed),
+                interleaved=c.rope_interleaved,
+            )
+            q, k = turn(q), turn(k)
+        q, k, v = tap("query", q), tap("key", k), tap("value", v)
+        variant = VARIANTS[c.variant]
+        params = {
+            name: self.own(f"variant_{name}", p.axes, p.init) for name, p in variant.params.items()
+        }
+
+        def attend(q: Array, x_q: Array, queries: Array, tap: Any) -> Array:
+            mask = causal_mask(queries, positions, c.window)
+            if c.window_layers is not None:
+                mask = jnp.where(windowed, mask, causal_mask(queries, positions))
+            bias = logit_bias(c, queries, positions)
+            heads = Heads(q, k, v, x_q, x, mask, tap, c.query_scale, c.attn_softcap, bias)
+            return variant(heads, params).out
+
+        if c.query_block is None:
+            out = attend(q, x, positions, tap)
+        else:
+            out = _in_blocks(attend, q, x, tap, c.query_block)
+        out_bias = self.own_bias("out", "out_bias", "D")
+        out = tap("attn_mix", out)
+        return linear(out, self.own("out", "N H -> D", "residual"), out_bias, inputs=2)
+
+    def _normed(self, name: str, axes: str, x: Array) -> Array:
+        c = self.config
+        if c.query_key_norm == "none":
+            return x
+        per_head = c.query_key_norm == "head"
+        norm = Norm(c, "H" if per_head else axes, name=name)
+        # Norms take three axes and work on the last: one row per head, or one per position.
+        rows = (-1, *x.shape[-2:]) if per_head else (*x.shape[:2], -1)
+        return norm(x.reshape(rows)).reshape(x.shape)
+
+
+def _in_blocks(
+    attend: Callable[[Array, Array, Array, Any], Array],
+    q: Float[Array, "B T N H"],
+    x: Float[Array, "B T D"],
+    tap: LayerTap,
+    size: int,
+) -> Float[Array, "B T N H"]:
+    """Attention with its queries in blocks of `size` that see all keys, one after the other: the
+    same numbers, but never more than size x T weights of a head at a time."""
+    queries = x.shape[1]
+
+    def of_block(block: tuple[Array, Array, Array]) -> tuple[Array, dict[str, Partial]]:
+        q, x_q, positions = block
+        partials: dict[str, Partial] = {}
+        return attend(q, x_q[:, :, 0], positions, tap.of_block(positions, partials)), partials
+
+    blocks = split_queries(q, size)
+    # The last block is filled up with queries before the start, which see nothing.
+    positions = jnp.arange(blocks.shape[0] * size)
+    positions = jnp.where(positions < queries, positions, -1).reshape(-1, size)
+    out, partials = jax.lax.map(of_block, (blocks, split_queries(x[:, :, None], size), positions))
+    tap.merge(partials, queries)
+    return join_queries(out, queries)
+
+
+class Mlp(Owner):
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], tap: Any) -> Float[Array, "B T D"]:
+        up = linear(x, self.own("up", "D -> F"), self.own_bias("mlp", "up_bias", "F"))
+        gate = None
+        if MLPS[self.config.mlp].gated:
+            gate = linear(x, self.own("gate", "D -> F"), self.own_bias("mlp", "gate_bias", "F"))
+        hidden = _activate(self.config, up, gate, tap)
+        down_bias = self.own_bias("mlp", "down_bias", "D")
+        return linear(hidden, self.own("down", "F -> D", "residual"), down_bias)
+
+
+class Experts(Owner):
+    """The MLP of a mixture: taps see the chosen experts' channels side by side, best first."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], tap: Any) -> Float[Array, "B T D"]:
+        c = self.config
+        tokens = x.reshape(-1, x.shape[-1])
+        router = linear(
+            tokens, self.own("router", "D -> E"), self.own_bias("mlp", "router_bias", "E")
+        )
+        routing = route(router, c.experts_per_token)
+        rows = gather(tokens, routing)
+
+        def through(name: str, axes: str, rows: Array, init: str = "normal") -> Array:
+            _, _, out = axes.partition("-> ")
+            bias = self.own_bias("mlp", f"{name}_bias", f"E {out}")
+            return expert_linear(rows, self.own(name, axes, init), bias, routing)
+
+        def side_by_side(name: str, rows: Array) -> Array:
+            by_token = scatter(rows, routing)
+            tapped = tap(name, by_token.reshape(*x.shape[:2], -1)).reshape(by_token.shape)
+            return tapped.reshape(-1, tapped.shape[-1])[routing.order]
+
+        up = through("up", "E D -> F", rows)
+        gate = through("gate", "E D -> F", rows) if MLPS[c.mlp].gated else None
+        hidden = _activate(c, up, gate, side_by_side)
+        out = scatter(through("down", "E F -> D", hidden, "residual"), routing)
+        mixed = jnp.einsum("AJD,AJ->AD", out, routing.weights.astype(out.dtype))
+        return mixed.reshape(x.shape)
+
+
+def _activate(c: ModelConfig, up: Array, gate: Array | None, tap: Any) -> Array:
+    """What the down projection reads: act(gate) * (up + shift), or act(up)."""
+    kind = MLPS[c.mlp]
+    up = tap("up_out", up)
+    if gate is None:
+        return tap("down_in", tap("act_out", kind.act(up)))
+    gate = tap("gate_out", gate)
+    if c.mlp_limit is not None:
+        up, gate = jnp.clip(up, -c.mlp_limit, c.mlp_limit), jnp.minimum(gate, c.mlp_limit)
+    return tap("down_in", tap("act_out", kind.act(gate)) * (up + kind.shift))
+
+
+class Block(Owner):
+    """Attention and MLP around the residual stream; returns it, and what the taps recorded."""
+
+    probe: Probe
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], layer: Int[Array, ""]
+    ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
+        c = self.config
+        recorded: dict[str, Any] = {}
+        tap = self.probe.at(layer, recorded)
+        attn = partial(Attention(c, name="attn"), layer=layer, tap=tap)
+        mlp = partial((Experts if c.experts else Mlp)(c, name="mlp"), tap=tap)
+        x = tap("block_in", x)
+        if c.parallel == "none":
+            x = self._sublayer(x, "attn", attn, tap)
+            x = self._sublayer(x, "mlp", mlp, tap)
+        else:
+            attn_norm = Norm(c, name="attn_norm")(x)
+            mlp_norm = attn_norm if c.parallel == "shared" else Norm(c, name="mlp_norm")(x)
+            attn_out = tap("attn_out", attn(tap("attn_norm", attn_norm)))
+            x = x + attn_out + tap("down_out", mlp(tap("mlp_norm", mlp_norm)))
+        return tap("block_out", x), recorded
+
+    def _sublayer(self, x: Array, name: str, layer: Any, tap: Any) -> Array:
+        place = self.config.norm_placement
+        out = Norm(self.config, name=f"{name}_norm")(x) if place in ("pre", "sandwich") else x
+        out = layer(tap(f"{name}_norm", out))
+        if place in ("out", "sandwich"):
+            out = Norm(self.config, name=f"{name}_out_norm")(out)
+        x = x + tap("attn_out" if name == "attn" else "down_out", out)
+        return Norm(self.config, name=f"{name}_norm")(x) if place == "post" else x

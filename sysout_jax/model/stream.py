@@ -1,0 +1,89 @@
+"""The decoder one layer at a time: models larger than memory, their activations carried."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sysout_jax.model.block import Block, Norm
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import Params, embed, forward, init, unembed
+from sysout_jax.model.taps import Edit, Probe, Reducer
+
+Read = Callable[[str], Any]  # "embed", "block_3", "final_norm", ... -> those parameters
+
+
+def streamed(
+    config: ModelConfig,
+    read: Read,
+    tokens: Int[Array, "B T"],
+    taps: Mapping[str, Reducer | None] | None = None,
+    edits: Mapping[str, Edit] | None = None,
+) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
+    """`forward`, with the parameters of one layer in memory at a time.
+
+    The block is compiled once. What the taps record goes to the host after every layer: reduce it
+    in the taps, or it grows with the depth.
+
+    Args:
+      config: the architecture, `scan_layers` without effect.
+      read: gives the parameters below a name of the top level of the tree; called once for each,
+        in the order of the computation (again for the embedding where the head is tied to it).
+      tokens, taps, edits: as for `forward`.
+
+    Returns:
+      As `forward`.
+
+    Raises:
+      InputError: as `forward`, before anything is read.
+    """
+    _check(replace(config, scan_layers=True), tokens, taps, edits)
+    config = replace(config, scan_layers=False)
+    hooks = tuple((taps or {}).items()), tuple((edits or {}).items())
+    tops = ("embed", "positions") if config.position == "learned" else ("embed",)
+    x = _embed(config, {name: read(name) for name in tops}, tokens)
+    recorded = []
+    for layer in range(config.layers):
+        x, record = _block(config, hooks, read(f"block_{layer}"), x, jnp.asarray(layer))
+        recorded.append(jax.device_get(record))
+    stacked = jax.tree.map(lambda *values: jnp.stack(values), *recorded)
+    norm = {} if config.norm_placement == "post" else read("final_norm")
+    x, last = _final(config, hooks, norm, x)
+    tops = ("embed" if config.tied else "head", *(("head_bias",) if config.head_bias else ()))
+    return _unembed(config, {name: read(name) for name in tops}, x), stacked | last
+
+
+def _check(config: ModelConfig, tokens: Array, taps: Any, edits: Any) -> None:
+    """Trace the whole once, on shapes alone: `forward` refuses what cannot be run."""
+    shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
+    jax.eval_shape(partial(forward, config, taps=taps, edits=edits), shapes, tokens)
+
+
+@partial(jax.jit, static_argnums=0)
+def _embed(config: ModelConfig, params: Params, tokens: Array) -> Array:
+    return embed(config, lambda name, axes: params[name], tokens)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _block(config: ModelConfig, hooks: Any, params: Params, x: Array, layer: Array) -> Any:
+    probe = Probe(*map(dict, hooks))
+    return Block(config, probe).apply({"params": params}, x, layer)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _final(config: ModelConfig, hooks: Any, params: Params, x: Array) -> Any:
+    recorded: dict[str, Any] = {}
+    if config.norm_placement != "post":
+        x = Norm(config).apply({"params": params}, x)  # type: ignore[assignment]
+    return Probe(*map(dict, hooks)).at(jnp.asarray(config.layers), recorded)(
+        "final_norm", x
+    ), recorded
+
+
+@partial(jax.jit, static_argnums=0)
+def _unembed(config: ModelConfig, params: Params, x: Array) -> Array:
+    return unembed(config, lambda name, axes: params[name], x)

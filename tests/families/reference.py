@@ -1,0 +1,280 @@
+"""Tiny random models of every family, and what the reference implementation computes of them.
+
+Needs the extra `reference` (PyTorch and transformers). Run as a module, it renews the committed
+records, from which the same comparison runs without either:
+
+    python -m tests.families.reference
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+GOLDEN = Path(__file__).parent / "golden"
+SMALL = {
+    "vocab_size": 19, "hidden_size": 20, "intermediate_size": 29, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "max_position_embeddings": 512,
+}  # fmt: skip
+GQA = SMALL | {"num_key_value_heads": 2, "head_dim": 6}
+EXPERTS = GQA | {"intermediate_size": 28}  # the reference multiplies in units of 16 bytes
+OPT = {k: v for k, v in SMALL.items() if k != "intermediate_size"} | {"ffn_dim": 29}
+GPT2 = {
+    "vocab_size": 19, "n_embd": 20, "n_layer": 2, "n_head": 4, "n_positions": 23,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+MPT = {"vocab_size": 19, "d_model": 20, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}
+FALCON = {k: v for k, v in SMALL.items() if k != "intermediate_size"} | {"hidden_size": 24}
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10.0, "factor": 4.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+}  # fmt: skip
+YARN = {
+    "rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+LONG = {
+    "rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0, 1.5, 2.0],
+    "long_factor": [2.0, 3.0, 5.0], "original_max_position_embeddings": 16,
+    "partial_rotary_factor": 1.0,
+}  # fmt: skip
+
+# name: (class of the reference's config, its arguments, length of the sequence); the first of each
+# family, and those marked so below, are committed as records
+CASES = {
+    "llama": ("LlamaConfig", GQA, 11),
+    "llama mha, biases, tied": (
+        "LlamaConfig",
+        SMALL | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True,
+                 "hidden_size": 24, "rms_norm_eps": 1e-3}, 11,
+    ),
+    "llama one kv head, llama3 rule, long": (
+        "LlamaConfig", GQA | {"num_key_value_heads": 1, "rope_parameters": LLAMA3}, 211,
+    ),
+    "llama linear rule": (
+        "LlamaConfig",
+        GQA | {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 50.0}}, 11,
+    ),
+    "llama dynamic rule beyond its context": (
+        "LlamaConfig",
+        GQA | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 50.0},
+               "max_position_embeddings": 16}, 29,
+    ),
+    "llama dynamic rule within its context": (
+        "LlamaConfig",
+        GQA | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 50.0}}, 11,
+    ),
+    "mistral": ("MistralConfig", GQA | {"sliding_window": 3}, 11),
+    "mistral no window": ("MistralConfig", GQA | {"sliding_window": None}, 11),
+    "mixtral": (
+        "MixtralConfig", EXPERTS | {"num_local_experts": 3, "num_experts_per_tok": 2}, 11,
+    ),
+    "mixtral one expert of five, window": (
+        "MixtralConfig",
+        EXPERTS | {"num_local_experts": 5, "num_experts_per_tok": 1, "sliding_window": 4}, 11,
+    ),
+    "opt": ("OPTConfig", OPT, 11),
+    "opt post": ("OPTConfig", OPT | {"do_layer_norm_before": False}, 11),
+    "opt bare": (
+        "OPTConfig",
+        OPT | {"enable_bias": False, "activation_function": "gelu", "tie_word_embeddings": False,
+               "layer_norm_elementwise_affine": False}, 11,
+    ),
+    "phi": (
+        "PhiConfig",
+        SMALL | {"hidden_size": 40, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.4}}, 11,
+    ),
+    "phi norms of queries, GQA": (
+        "PhiConfig", SMALL | {"hidden_size": 32, "qk_layernorm": True, "num_key_value_heads": 2}, 11
+    ),
+    "mpt": ("MptConfig", MPT, 11),
+    "mpt three heads, clipped": (
+        "MptConfig",
+        MPT | {"d_model": 21, "n_heads": 3, "attn_config": {
+            "clip_qkv": 0.7, "softmax_scale": 0.5}}, 41,
+    ),
+    "mpt untied": ("MptConfig", MPT | {"tie_word_embeddings": False}, 7),
+    "falcon": ("FalconConfig", FALCON, 11),
+    "falcon new decoder": (
+        "FalconConfig",
+        FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True,
+                  "ffn_hidden_size": 29}, 11,
+    ),
+    "falcon new decoder, one norm": (
+        "FalconConfig",
+        FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2,
+                  "num_ln_in_parallel_attn": 1, "tie_word_embeddings": False}, 11,
+    ),
+    "falcon alibi, sequential": (
+        "FalconConfig",
+        FALCON | {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True,
+                  "num_attention_heads": 6}, 61,
+    ),
+    "gpt2": ("GPT2Config", GPT2, 11),
+    "gpt2 untied, relu": (
+        "GPT2Config",
+        GPT2 | {"tie_word_embeddings": False, "activation_function": "relu", "n_inner": 29}, 23,
+    ),
+    "gpt_neox": (
+        "GPTNeoXConfig", SMALL | {"hidden_size": 32}, 11,
+    ),
+    "gpt_neox sequential, tied": (
+        "GPTNeoXConfig",
+        SMALL | {"hidden_size": 32, "use_parallel_residual": False, "attention_bias": False,
+                 "tie_word_embeddings": True, "hidden_act": "gelu_new", "rope_parameters": {
+                     "rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 1.0}},
+        11,
+    ),
+    "qwen2": ("Qwen2Config", SMALL | {"hidden_size": 24, "num_key_value_heads": 2}, 11),
+    "qwen2 windows in later layers, yarn": (
+        "Qwen2Config",
+        SMALL | {"hidden_size": 24, "num_key_value_heads": 1, "use_sliding_window": True,
+                 "sliding_window": 3, "max_window_layers": 1, "num_hidden_layers": 3,
+                 "tie_word_embeddings": True, "rope_parameters": YARN}, 67,
+    ),
+    "qwen3": ("Qwen3Config", GQA, 11),
+    "qwen3 biases, tied": (
+        "Qwen3Config",
+        GQA | {"attention_bias": True, "tie_word_embeddings": True, "num_key_value_heads": 4}, 11,
+    ),
+    "gemma2": ("Gemma2Config", GQA | {"sliding_window": 3, "query_pre_attn_scalar": 7}, 11),
+    "gemma2 uncapped": (
+        "Gemma2Config",
+        GQA | {"sliding_window": 5, "attn_logit_softcapping": None, "attention_bias": True,
+               "final_logit_softcapping": 2.0, "num_hidden_layers": 3}, 11,
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        GQA | {"sliding_window": 3, "num_hidden_layers": 3, "query_pre_attn_scalar": 7,
+               "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}, 11,
+    ),
+    "gemma3 scaled": (
+        "Gemma3TextConfig",
+        GQA | {"sliding_window": 4, "num_hidden_layers": 2, "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e4},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}},
+            "layer_types": ["full_attention", "sliding_attention"], "num_key_value_heads": 1}, 31,
+    ),
+    "olmo": ("OlmoConfig", SMALL | {"hidden_size": 24, "num_key_value_heads": 2}, 11),
+    "olmo clipped": ("OlmoConfig", SMALL | {"hidden_size": 24, "clip_qkv": 0.3}, 11),
+    "olmo2": ("Olmo2Config", SMALL | {"hidden_size": 24, "num_key_value_heads": 2}, 11),
+    "olmo2 biases": (
+        "Olmo2Config", SMALL | {"hidden_size": 24, "attention_bias": True, "rms_norm_eps": 1e-2}, 11
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        EXPERTS | {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 3}, 11,
+    ),
+    "gpt_oss one window for all": (
+        "GptOssConfig",
+        EXPERTS | {"num_local_experts": 3, "num_experts_per_tok": 3, "sliding_window": 4,
+               "swiglu_limit": 0.5, "layer_types": ["sliding_attention"] * 2, "rope_parameters": {
+                   "rope_type": "yarn", "factor": 8.0, "beta_fast": 8.0, "beta_slow": 0.5,
+                   "truncate": False, "original_max_position_embeddings": 32,
+                   "rope_theta": 500.0}}, 43,
+    ),
+    "phi3": ("Phi3Config", SMALL | {"hidden_size": 24, "num_key_value_heads": 2}, 11),
+    "phi3 long": (
+        "Phi3Config",
+        SMALL | {"hidden_size": 24, "num_key_value_heads": 1, "rope_parameters": LONG,
+                 "original_max_position_embeddings": 16, "sliding_window": 9}, 23,
+    ),
+    "phi3 long, short sequence": (
+        "Phi3Config",
+        SMALL | {"hidden_size": 24, "rope_parameters": LONG,
+                 "original_max_position_embeddings": 16}, 13,
+    ),
+}  # fmt: skip
+RECORDED = [name for name in CASES if " " not in name] + [
+    "falcon new decoder", "falcon alibi, sequential", "gpt_oss one window for all", "opt post",
+]  # fmt: skip
+
+
+def tokens(length: int) -> np.ndarray:
+    """[2, length] ids of the vocabulary of 19."""
+    return np.random.default_rng(length).integers(0, 19, (2, length)).astype(np.int32)
+
+
+def draw(name: str, shape: tuple[int, ...], plus_one: bool) -> np.ndarray:
+    """The values of a stored tensor, a function of its name and shape alone."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    norm = "norm" in name or "ln_" in name
+    centre = 1.0 if norm and name.endswith("weight") and not plus_one else 0.0
+    return (centre + 0.3 * rng.standard_normal(shape)).astype(np.float32)
+
+
+def write(directory: Path, config: dict, shapes: dict) -> None:
+    """A checkpoint directory with that config.json and values drawn by name."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    plus_one = config["model_type"].startswith("gemma")
+    values = {name: draw(name, tuple(shape), plus_one) for name, shape in shapes.items()}
+    save_file(values, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def make(case: str, directory: Path) -> None:
+    """The checkpoint of a case, its names, shapes and config as the reference writes them."""
+    import transformers
+
+    kind, arguments, _ = CASES[case]
+    config = getattr(transformers, kind)(**arguments)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(directory / "names")
+    with safe_open(directory / "names" / "model.safetensors", "numpy") as opened:
+        shapes = {name: opened.get_slice(name).get_shape() for name in opened.offset_keys()}
+    write(directory, json.loads((directory / "names" / "config.json").read_text()), shapes)
+
+
+def run(directory: Path, ids: np.ndarray, dtype: str = "float32") -> dict[str, np.ndarray]:
+    """What the reference computes: logits, hidden states [L + 1, B, T, D], attention maps.
+
+    No attention maps of Falcon with ALiBi: the reference can give them only in its eager mode, in
+    which it adds ALiBi twice (transformers 5.24, in the mask and in the layer).
+    """
+    import torch
+    import transformers
+
+    twice = json.loads((directory / "config.json").read_text()).get("alibi", False)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        directory,
+        attn_implementation="sdpa" if twice else "eager",
+        dtype=getattr(torch, dtype),
+    ).eval()
+    with torch.no_grad():
+        out = model(
+            torch.tensor(ids, dtype=torch.long),
+            output_hidden_states=True, output_attentions=not twice, use_cache=False,
+        )  # fmt: skip
+    found = {
+        "logits": out.logits.float().numpy(),
+        "hidden": np.stack([h.float().numpy() for h in out.hidden_states]),
+    }
+    if not twice:
+        found["attention"] = np.stack([a.float().numpy() for a in out.attentions])
+    return found
+
+
+def record(case: str, directory: Path) -> None:
+    """Write the record of a case: config, shapes, and what the reference computes."""
+    make(case, directory)
+    config = json.loads((directory / "config.json").read_text())
+    with safe_open(directory / "model.safetensors", "numpy") as opened:
+        shapes = {name: opened.get_slice(name).get_shape() for name in opened.offset_keys()}
+    GOLDEN.mkdir(exist_ok=True)
+    np.savez_compressed(
+        GOLDEN / f"{case.replace(',', '').replace(' ', '-')}.npz",
+        config=json.dumps(config), shapes=json.dumps(shapes), length=CASES[case][2],
+        **run(directory, tokens(CASES[case][2])),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    for case in RECORDED:
+        with tempfile.TemporaryDirectory() as place:
+            record(case, Path(place))
