@@ -1,0 +1,98 @@
+"""Pruning: which weights to keep. Masks are True where a weight stays. Weights are [I, O]."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from sysout_jax.core.compensate import BLOCK, DAMPING, Change, compensated, hessian_factor
+
+
+def smallest(score: Float[Array, "..."], sparsity: float) -> Bool[Array, "..."]:
+    """True for the floor(sparsity n) entries of the last axis with the smallest scores.
+
+    Of equal scores the first ones are taken, so that the share is exact.
+    """
+    count = int(sparsity * score.shape[-1])
+    rank = jnp.argsort(jnp.argsort(score, axis=-1, stable=True), axis=-1, stable=True)
+    return rank < count
+
+
+def magnitude_mask(w: Float[Array, "I O"], sparsity: float) -> Bool[Array, "I O"]:
+    """Keep the largest |W| of the whole matrix."""
+    return ~smallest(jnp.abs(w).reshape(-1), sparsity).reshape(w.shape)
+
+
+def global_magnitude_masks(weights: list[Array], sparsity: float) -> list[Bool[Array, "..."]]:
+    """Keep the largest |W| of several matrices together: layers with small weights lose more."""
+    flat = jnp.concatenate([jnp.abs(w).reshape(-1) for w in weights])
+    pruned = smallest(flat, sparsity)
+    ends = jnp.cumsum(jnp.asarray([w.size for w in weights]))[:-1]
+    parts = jnp.split(pruned, [int(end) for end in ends])
+    return [~part.reshape(w.shape) for part, w in zip(parts, weights, strict=True)]
+
+
+def wanda_score(w: Float[Array, "I O"], norm: Float[Array, "I"]) -> Float[Array, "I O"]:
+    """|W_io| |x_i|_2, of the inputs' norms over calibration tokens (Sun et al. 2023, eq. 1)."""
+    return jnp.abs(w) * norm[:, None]
+
+
+def per_output_mask(score: Float[Array, "I O"], sparsity: float) -> Bool[Array, "I O"]:
+    """Keep the largest scores of each output, the comparison group of Wanda.
+
+    Source: Sun et al. 2023 (arXiv:2306.11695), section 3.
+    """
+    return ~smallest(score.T, sparsity).T
+
+
+def n_of_m_mask(score: Float[Array, "I O"], n: int, m: int) -> Bool[Array, "I O"]:
+    """Keep the n largest scores of each m consecutive inputs of an output.
+
+    Raises:
+      ValueError: m does not divide the inputs, or n is not between 1 and m.
+    """
+    inputs, outputs = score.shape
+    if inputs % m or not 1 <= n <= m:
+        raise ValueError(f"{n}:{m} of {inputs} inputs: accepted: m divides them, and 1 <= n <= m")
+    runs = score.T.reshape(outputs, inputs // m, m)
+    rank = jnp.argsort(jnp.argsort(-runs, axis=-1, stable=True), axis=-1, stable=True)
+    return (rank < n).reshape(outputs, inputs).T
+
+
+def sparsegpt(
+    w: Float[Array, "I O"],
+    gram: Float[Array, "I I"],
+    sparsity: float | tuple[int, int],
+    block: int = BLOCK,
+    damping: float = DAMPING,
+) -> tuple[Float[Array, "I O"], Bool[Array, "I O"]]:
+    """Prune blocks of inputs one after the other, what is lost made up for by those still to come.
+
+    In each block the weights with the smallest w^2/U_ii^2 go, as they are when their block begins:
+    a share of the block for a sparsity, and all but n of each m consecutive inputs for n:m.
+
+    Args:
+      w: [I, O].
+      gram: X^T X of calibration inputs.
+      sparsity: the share to remove, or (n, m).
+      block: inputs whose mask is chosen at once; a multiple of m.
+      damping: see `hessian_factor`.
+
+    Returns:
+      The weights and the mask.
+
+    Source: Frantar & Alistarh 2023 (arXiv:2301.00774), algorithm 1.
+    """
+    factor, dead = hessian_factor(gram, damping)
+    masks = []
+
+    def begin(rows: Float[Array, "b O"], start: int) -> Change:
+        own = jnp.diagonal(factor)[start : start + rows.shape[0], None]
+        score = jnp.square(rows) / jnp.square(own)
+        if isinstance(sparsity, tuple):
+            mask = n_of_m_mask(score, *sparsity)
+        else:
+            mask = ~smallest(score.reshape(-1), sparsity).reshape(score.shape)
+        masks.append(mask)
+        return lambda row, i: jnp.where(mask[i], row, 0.0)
+
+    w = compensated(jnp.where(dead[:, None], 0.0, w), factor, begin, block)
+    return w, jnp.concatenate(masks)

@@ -1,0 +1,256 @@
+"""Quantisation, simulated exactly: values are rounded to the grid of a format and come back as
+floats, so that any matrix product can be made with them.
+
+A scale is shared by the entries of a tensor, of a vector along the contracted axis (a token of an
+activation, an output channel of a weight) or of a group of consecutive entries of such a vector.
+Here the contracted axis is the LAST one: an activation [T, I] as it is, a weight [I, O] transposed.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy.special import ndtri
+
+PER = ("tensor", "vector", "group")
+PERCENTILE = 99.999  # of magnitudes, the default of a calibrated range
+SHRINK = np.linspace(1.0, 0.2, 81)  # of the largest magnitude, searched for the least squared error
+
+
+@dataclass(frozen=True)
+class Format:
+    """A grid of numbers.
+
+    nearest: [...] to the nearest numbers of the grid, for values within +-largest.
+    largest: the largest magnitude of the grid.
+    block: the group whose entries share a scale by definition of the format, or None.
+    power_of_two: whether scales are powers of two, and the largest magnitude saturates.
+    """
+
+    name: str
+    nearest: Callable[[Array], Array]
+    largest: float
+    cite: str
+    block: int | None = None
+    power_of_two: bool = False
+
+
+def _integers(bits: int) -> Format:
+    return Format(f"int{bits}", jnp.round, 2.0 ** (bits - 1) - 1.0, "symmetric integers")
+
+
+def _minifloat(name: str, x: Array) -> Array:
+    return x.astype(jnp.dtype(name)).astype(x.dtype)
+
+
+def normal_floats() -> Float[np.ndarray, "16"]:
+    """The 16 numbers of NF4: quantiles of a normal between which the mass is equal, and zero.
+
+    Eight from Phi^-1 at evenly spaced probabilities of (1/2, 0.9677], seven mirrored ones from as
+    many of [0.0323, 1/2), brought to [-1, 1].
+
+    Source: Dettmers et al. 2023 (arXiv:2305.14314), section 3 and appendix E.
+    """
+    end = (1.0 - 1.0 / 32.0 + 1.0 - 1.0 / 30.0) / 2.0  # the mean of two half bins
+    above, below = (ndtri(np.linspace(end, 0.5, n)[:-1]) for n in (9, 8))
+    grid = np.sort(np.concatenate([-below, [0.0], above]))
+    return grid / grid.max()
+
+
+def _to_normal_floats(x: Array) -> Array:
+    grid = jnp.asarray(normal_floats(), x.dtype)
+    between = (grid[1:] + grid[:-1]) / 2.0
+    return jnp.where(jnp.isnan(x), x, grid[jnp.searchsorted(between, x)])
+
+
+OCP = "OCP Microscaling Formats 1.0 (2023)"
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        each.name: each
+        for each in (
+            *(_integers(bits) for bits in (2, 3, 4, 5, 6, 7, 8, 16)),
+            Format(
+                "fp8_e4m3",
+                partial(_minifloat, "float8_e4m3fn"),
+                448.0,
+                "Micikevicius et al. 2022 (arXiv:2209.05433)",
+            ),
+            Format(
+                "fp8_e5m2",
+                partial(_minifloat, "float8_e5m2"),
+                57344.0,
+                "Micikevicius et al. 2022 (arXiv:2209.05433)",
+            ),
+            Format(
+                "mxfp4", partial(_minifloat, "float4_e2m1fn"), 6.0, OCP, block=32,
+                power_of_two=True,
+            ),
+            Format(
+                "nf4", _to_normal_floats, 1.0, "Dettmers et al. 2023 (arXiv:2305.14314)", block=64
+            ),
+        )
+    }
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------ sharing
+
+
+def grouped(x: Float[Array, "..."], per: str, group: int = 128) -> Float[Array, "... shared"]:
+    """Bring the entries that share a scale to the last axis.
+
+    Args:
+      x: [..., I].
+      per: "tensor", "vector" or "group".
+      group: consecutive entries of a group; the last group of a vector may be shorter, and is
+        filled up with zeros, which change neither its largest magnitude nor its grid.
+
+    Returns:
+      [1, all], [..., I] or [..., groups, group].
+    """
+    if per == "tensor":
+        return x.reshape(1, -1)
+    if per == "vector":
+        return x
+    if per != "group":
+        raise ValueError(f"per={per!r}: accepted: {', '.join(PER)}")
+    missing = -x.shape[-1] % group
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+    return padded.reshape(*x.shape[:-1], -1, group)
+
+
+def ungrouped(
+    shared: Float[Array, "... shared"], shape: tuple[int, ...], per: str
+) -> Float[Array, "..."]:
+    """The inverse of `grouped`, for an `x` of that shape."""
+    if per != "group":
+        return shared.reshape(shape)
+    return shared.reshape(*shape[:-1], -1)[..., : shape[-1]]
+
+
+# ------------------------------------------------------------------------------- ranges
+
+
+def largest_magnitude(shared: Float[Array, "... I"]) -> Float[Array, "... 1"]:
+    """max |x| over the entries that share a scale: nothing is clipped."""
+    return jnp.max(jnp.abs(shared), axis=-1, keepdims=True)
+
+
+def percentile_magnitude(
+    shared: Float[Array, "... I"], percentile: float = PERCENTILE
+) -> Float[Array, "... 1"]:
+    """The percentile of |x| over the entries that share a scale: a few of them are clipped."""
+    return jnp.percentile(jnp.abs(shared), percentile, axis=-1, keepdims=True)
+
+
+def least_error_magnitude(shared: Float[Array, "... I"], fmt: Format) -> Float[Array, "... 1"]:
+    """The range with the least squared error, of max |x| times each of `SHRINK`."""
+    top = largest_magnitude(shared)
+
+    def error(share: Array) -> Array:
+        rounded = symmetric(shared, fmt, share * top)
+        return jnp.sum(jnp.square(rounded - shared), axis=-1, keepdims=True)
+
+    shares = jnp.asarray(SHRINK, shared.dtype)
+    errors = jax.lax.map(error, shares)
+    return shares[jnp.argmin(errors, axis=0)] * top
+
+
+# ----------------------------------------------------------------------------- rounding
+
+
+def symmetric(
+    shared: Float[Array, "... I"], fmt: Format, magnitude: Float[Array, "... 1"]
+) -> Float[Array, "... I"]:
+    """AbsMax: round to the format's grid, scaled so that `magnitude` is its largest number.
+
+    step = magnitude/largest;  nearest(clip(x/step, -largest, largest)) step, and x where the step
+    is zero. Where scales are powers of two, step is the largest with magnitude/step < 2 times the
+    power of two in `largest`, so that the top of the range saturates.
+
+    Args:
+      shared: entries that share a scale on the last axis.
+      fmt: the grid.
+      magnitude: one for each scale; of the same tensor (dynamic) or of calibration data (static).
+
+    Returns:
+      The rounded values. An error of at most half a step inside the grid of an integer format;
+      zero is exact; a NaN makes NaN of all that share its scale.
+    """
+    step = _step(fmt, magnitude)
+    wide = jnp.broadcast_to(step, shared.shape)
+    safe = jnp.where(wide == 0.0, 1.0, wide)
+    rounded = fmt.nearest(jnp.clip(shared / safe, -fmt.largest, fmt.largest)) * safe
+    return jnp.where(wide == 0.0, shared, rounded)
+
+
+def _step(fmt: Format, magnitude: Array) -> Array:
+    if not fmt.power_of_two:
+        return magnitude / fmt.largest
+    top = np.floor(np.log2(fmt.largest))
+    _, exponent = jnp.frexp(magnitude)  # magnitude = mantissa 2^exponent, mantissa in [1/2, 1)
+    step = jnp.ldexp(jnp.ones_like(magnitude), exponent - 1 - int(top))
+    return jnp.where(magnitude == 0.0, 0.0, jnp.where(jnp.isnan(magnitude), magnitude, step))
+
+
+def zero_point(
+    shared: Float[Array, "... I"],
+    bits: int,
+    low: Float[Array, "... 1"],
+    high: Float[Array, "... 1"],
+) -> Float[Array, "... I"]:
+    """Asymmetric integers: 2^bits levels from `low` to `high`, one of which is exactly zero.
+
+    step = (high - low)/(2^bits - 1), z = round(-low/step), (clip(round(x/step) + z, 0, 2^bits - 1)
+    - z) step, with the range extended to include zero; x where the step is zero.
+
+    Args:
+      shared: entries that share a scale on the last axis.
+      bits: from 1.
+      low, high: one for each scale, of the same tensor or of calibration data.
+
+    Source: Jacob et al. 2018 (arXiv:1712.05877), eq. 1.
+    """
+    top = 2.0**bits - 1.0
+    low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
+    wide = jnp.broadcast_to((high - low) / top, shared.shape)
+    safe = jnp.where(wide == 0.0, 1.0, wide)
+    zero = jnp.round(-jnp.broadcast_to(low, shared.shape) / safe)
+    rounded = (jnp.clip(jnp.round(shared / safe) + zero, 0.0, top) - zero) * safe
+    return jnp.where(wide == 0.0, shared, rounded)
+
+
+def quantise(
+    x: Float[Array, "... I"], fmt: Format, per: str = "tensor", group: int = 128
+) -> Float[Array, "... I"]:
+    """AbsMax rounding of a tensor with its own largest magnitudes.
+
+    Args:
+      x: [..., I], the contracted axis last.
+      fmt: the grid; a format with a block of its own is always rounded by groups of that size.
+      per: what shares a scale: "tensor", "vector" or "group".
+      group: consecutive entries of a group.
+    """
+    per, group = ("group", fmt.block) if fmt.block else (per, group)
+    shared = grouped(x, per, group)
+    return ungrouped(symmetric(shared, fmt, largest_magnitude(shared)), x.shape, per)
+
+
+def quantise_zero_point(
+    x: Float[Array, "... I"], bits: int, per: str = "tensor", group: int = 128
+) -> Float[Array, "... I"]:
+    """Asymmetric rounding of a tensor with its own ranges; arguments are those of `quantise`."""
+    shared = grouped(x, per, group)
+    low, high = (f(shared, axis=-1, keepdims=True) for f in (jnp.min, jnp.max))
+    return ungrouped(zero_point(shared, bits, low, high), x.shape, per)
+
+
+def sqnr(x: Float[Array, "..."], rounded: Float[Array, "..."]) -> Float[Array, ""]:
+    """The signal to quantisation noise ratio, 10 log10(sum x^2 / sum (x - rounded)^2), in dB."""
+    noise = jnp.sum(jnp.square(x - rounded))
+    return 10.0 * jnp.log10(jnp.sum(jnp.square(x)) / noise)

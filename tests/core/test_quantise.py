@@ -1,0 +1,207 @@
+"""Formats and roundings against loops in NumPy, against what defines them, and on bad tensors."""
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from sysout_jax.core import quantise as q
+
+INTEGERS = [name for name in q.FORMATS if name.startswith("int")]
+# QLoRA's appendix E, to the digits printed there (Dettmers et al. 2023, arXiv:2305.14314).
+NF4 = [
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+]  # fmt: skip
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def grid(name):
+    """Every number of a format."""
+    if name.startswith("int"):
+        top = 2 ** (int(name[3:]) - 1) - 1
+        return np.arange(-top, top + 1, dtype=np.float64)
+    if name == "nf4":
+        return np.array(NF4)
+    dtype = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2", "mxfp4": "float4_e2m1fn"}[name]
+    bits = np.arange(16 if name == "mxfp4" else 256, dtype=np.uint8)
+    every = bits.view(getattr(ml_dtypes, dtype)).astype(np.float64)
+    return np.unique(every[np.isfinite(every)])
+
+
+def by_loop(x, name, size):
+    """Nearest numbers of the scaled grid for runs of `size` entries, in float64."""
+    fmt, numbers = q.FORMATS[name], grid(name)
+    out = np.array(x, np.float64)
+    for row in out.reshape(-1, out.shape[-1]):
+        for start in range(0, len(row), size):
+            run = row[start : start + size]
+            top = np.abs(run).max()
+            if top == 0:
+                continue
+            step = top / numbers.max()
+            if fmt.power_of_two:
+                step = 2.0 ** (np.floor(np.log2(top)) - np.floor(np.log2(numbers.max())))
+            for i, value in enumerate(run):
+                run[i] = numbers[np.argmin(np.abs(numbers - value / step))] * step
+    return out
+
+
+def test_every_format_has_a_grid():
+    for name, fmt in q.FORMATS.items():
+        assert fmt.largest == pytest.approx(grid(name).max()), name
+
+
+def test_nf4_is_the_published_one():
+    np.testing.assert_allclose(q.normal_floats(), NF4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", q.FORMATS)
+@pytest.mark.parametrize("per", ["tensor", "vector", "group"])
+def test_rounding_is_to_the_nearest_number(name, per):
+    x = draw(3, 13) * np.array([[1e-3], [1.0], [50.0]], np.float32)
+    block = q.FORMATS[name].block
+    flat = x.reshape(1, -1) if per == "tensor" and not block else x
+    size = block or {"tensor": 39, "vector": 13, "group": 5}[per]
+    found = q.quantise(jnp.asarray(x), q.FORMATS[name], per, group=5)
+    expected = by_loop(flat, name, size).reshape(x.shape)
+    # halfway values may go either way in float32: where they do, both are equally near
+    step = np.abs(found - expected)
+    same = step <= 1e-5 * np.abs(expected) + 1e-7
+    error = np.abs(np.abs(found - x) - np.abs(expected - x))
+    assert np.all(same | (error <= 1e-5 * np.abs(x).max(axis=1, keepdims=True)))
+    assert same.mean() > 0.9
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integers_are_within_half_a_step(name):
+    x = jnp.asarray(draw(7, 11))
+    step = float(jnp.max(jnp.abs(x))) / q.FORMATS[name].largest
+    assert float(jnp.max(jnp.abs(q.quantise(x, q.FORMATS[name]) - x))) <= step / 2 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("name", q.FORMATS)
+def test_zero_and_the_largest_are_exact(name):
+    x = jnp.asarray(draw(1, 31)).at[0, 4].set(0.0).at[0, 9].set(7.0)
+    found = q.quantise(x, q.FORMATS[name])
+    assert found[0, 4] == 0.0
+    largest = 6.0 if name == "mxfp4" else 7.0  # its scale is a power of two: 7 saturates
+    assert float(found[0, 9]) == pytest.approx(largest, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in q.FORMATS if name != "nf4"])
+def test_symmetric_under_sign(name):
+    x = jnp.asarray(draw(5, 17))
+    np.testing.assert_array_equal(q.quantise(-x, q.FORMATS[name]), -q.quantise(x, q.FORMATS[name]))
+
+
+@pytest.mark.parametrize("name", q.FORMATS)
+def test_rounding_twice_changes_nothing(name):
+    once = q.quantise(jnp.asarray(draw(3, 64)), q.FORMATS[name], "vector")
+    twice = q.quantise(once, q.FORMATS[name], "vector")
+    np.testing.assert_allclose(twice, once, rtol=2e-6)
+
+
+def test_sixteen_bits_change_nothing_beyond_float32():
+    x = jnp.asarray(draw(9, 33))
+    assert q.sqnr(x, q.quantise(x, q.FORMATS["int16"], "vector")) > 90  # 6.02 * 16 - 7.27 - 2
+
+
+def test_more_bits_are_better():
+    x = jnp.asarray(draw(16, 128))
+    found = [float(q.sqnr(x, q.quantise(x, q.FORMATS[f"int{bits}"]))) for bits in range(2, 9)]
+    assert found == sorted(found)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("moved", [0.0, 3.0, -3.0])
+def test_zero_point_by_loop(bits, moved):
+    x = draw(3, 11) + np.float32(moved)
+    found = q.quantise_zero_point(jnp.asarray(x), bits, "vector")
+    for row, out in zip(x.astype(np.float64), np.asarray(found), strict=True):
+        low, high = min(row.min(), 0.0), max(row.max(), 0.0)
+        step = (high - low) / (2**bits - 1)
+        levels = (np.arange(2**bits) - np.round(-low / step)) * step
+        assert np.min(np.abs(levels)) == 0.0  # zero is one of them
+        nearest = np.abs(levels[None] - row[:, None]).min(axis=1)
+        np.testing.assert_allclose(np.abs(out - row), nearest, atol=1e-5)
+        assert np.abs(levels[None] - out[:, None]).min(axis=1).max() < 1e-5
+
+
+def test_zero_point_beats_absmax_on_one_sided_tensors():
+    x = jnp.abs(jnp.asarray(draw(8, 64)))
+    both = (q.quantise(x, q.FORMATS["int4"]), q.quantise_zero_point(x, 4))
+    assert q.sqnr(x, both[1]) > q.sqnr(x, both[0]) + 3
+
+
+def test_groups_end_where_vectors_do():
+    """The last group of a vector is short; nothing of the next vector enters it."""
+    x = draw(2, 7)
+    x[1] *= 1e4
+    alone = q.quantise(jnp.asarray(x[:1]), q.FORMATS["int4"], "group", group=5)
+    np.testing.assert_array_equal(
+        q.quantise(jnp.asarray(x), q.FORMATS["int4"], "group", group=5)[:1], alone
+    )
+
+
+def test_ranges():
+    x = jnp.asarray(np.concatenate([np.linspace(-1, 1, 1001), [100.0]])[None].astype(np.float32))
+    assert q.largest_magnitude(x).tolist() == [[100.0]]
+    clipped = q.percentile_magnitude(x, 99.0)
+    np.testing.assert_allclose(clipped, np.percentile(np.abs(x), 99.0, axis=-1)[:, None], rtol=1e-6)
+    assert float(q.symmetric(x, q.FORMATS["int8"], clipped)[0, -1]) == pytest.approx(
+        float(clipped[0, 0]), rel=1e-6
+    )
+
+
+def test_least_error_is_no_worse_than_its_neighbours():
+    heavy = jnp.asarray(np.random.default_rng(1).standard_t(3, size=(4, 256)).astype(np.float32))
+    fmt = q.FORMATS["int4"]
+    best = q.least_error_magnitude(heavy, fmt)
+
+    def error(magnitude):
+        return np.sum(np.square(q.symmetric(heavy, fmt, magnitude) - heavy), axis=-1)
+
+    top = q.largest_magnitude(heavy)
+    assert np.all(error(best) <= error(top))
+    assert np.any(error(best) < 0.8 * error(top))
+    for share in (0.3, 0.5, 0.9):
+        assert np.all(error(best) <= error(share * top) + 1e-4)
+
+
+@pytest.mark.parametrize("name", q.FORMATS)
+@pytest.mark.parametrize("per", q.PER)
+def test_degenerate_tensors(name, per):
+    fmt = q.FORMATS[name]
+    for x in (jnp.zeros((2, 3)), jnp.zeros((1, 1))):
+        np.testing.assert_array_equal(q.quantise(x, fmt, per), x)
+    one = jnp.full((1, 1), 4.0)
+    np.testing.assert_allclose(q.quantise(one, fmt, per), one, rtol=1e-6)
+    constant = jnp.full((2, 5), -4.0)
+    np.testing.assert_allclose(q.quantise(constant, fmt, per), constant, rtol=1e-6)
+    with_nan = jnp.asarray(draw(2, 5)).at[0, 1].set(jnp.nan)
+    found = jnp.isnan(q.quantise(with_nan, fmt, per))
+    assert found[0].all()
+    assert found[1].all() == (per == "tensor" and not fmt.block)
+
+
+@pytest.mark.parametrize("bits", [1, 8])
+def test_degenerate_zero_points(bits):
+    for x in (jnp.zeros((2, 3)), jnp.full((2, 3), -4.0), jnp.full((1, 1), 4.0)):
+        np.testing.assert_allclose(q.quantise_zero_point(x, bits), x, rtol=1e-6)
+
+
+def test_tiny_values_do_not_overflow_the_scale():
+    x = jnp.asarray([[1e-30, -3e-30, 2e-30]], jnp.float32)
+    for fmt in q.FORMATS.values():
+        assert np.all(np.isfinite(q.quantise(x, fmt))), fmt.name
+
+
+def test_an_unknown_sharing_is_refused():
+    with pytest.raises(ValueError, match="accepted: tensor, vector, group"):
+        q.quantise(jnp.ones((2, 3)), q.FORMATS["int8"], "row")
