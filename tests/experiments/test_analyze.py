@@ -30,8 +30,8 @@ def trained(run_variants, tmp_path_factory):
     """Bigram-Backcopy, long enough for a sink, with checkpoints; the model is there twice."""
     workdir = tmp_path_factory.mktemp("trained")
     outcome = run_variants(
-        "--corpus=backcopy", "--variants=softmax", "--steps=500", "--measure_every=500",
-        "--checkpoint_every=100", "--seeds=3,5", f"--workdir={workdir}",
+        "--corpus=backcopy", "--variants=softmax", "--steps=1000", "--measure_every=1000",
+        "--checkpoint_every=200", "--seeds=3,5", f"--workdir={workdir}",
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     (run,) = (workdir / "variants").iterdir()
@@ -84,15 +84,15 @@ def test_a_trained_backcopy_model_has_a_sink_and_no_other_outlier(record, finish
     assert abs(effects["removed, rescaled by S", False]) < 0.02
     assert "% initial (text: 3%)" in finished[1].out
     sink = next(e for e in parts["dynamics"]["emergence"] if e["kind"] == "attention sink")
-    assert parts["dynamics"]["steps"] == [0, 100, 200, 300, 400, 500]
+    assert parts["dynamics"]["steps"] == [0, 200, 400, 600, 800, 1000]
     assert sink["changed"]
-    assert 0 < sink["step"] <= 400
+    assert 0 < sink["step"] <= 600
     assert {fit["law"] for fit in sink["fits"]} == {"linear", "logarithmic", "square root"}
 
 
 def test_the_last_checkpoint_is_the_model(trained):
     """So that dynamics end where the other parts begin."""
-    kept = trained / "checkpoints" / "backcopy-softmax" / "step-0000500-seed-3"
+    kept = trained / "checkpoints" / "backcopy-softmax" / "step-0001000-seed-3"
     model = so.load(trained / "models" / "backcopy-softmax", 5)
     for a, b in zip(
         *(np.asarray(x["embed"]) for x in (so.load(kept, 5).params, model.params)), strict=True
