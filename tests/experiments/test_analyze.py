@@ -70,9 +70,9 @@ def test_a_trained_backcopy_model_has_a_sink_and_no_other_outlier(record, finish
     sink = parts["positions"]["kinds"]["an_attention"]
     assert sink["sequences"] == 12
     assert sink["classes"][0] == 12
-    # 0.1 of 32 queries are three, which may well copy from the same key: no other one is always it.
+    # 0.1 of 32 queries are three, which may copy from one key: only the first is always flagged.
     assert sink["positions"][0] == [0, 12]
-    assert sink["positions"][1][1] < 6
+    assert sink["flagged"] <= 15
     assert parts["positions"]["heads"][0][0] > 0.5
     assert parts["roles"]["shares"]["sink"] == 1
     effects = {
