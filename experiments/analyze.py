@@ -33,6 +33,7 @@ from sysout_jax.training.checkpoint import checkpoints, load, models
 
 FLAGS = flags.FLAGS
 PROMPT = "Summer is warm. Winter is cold.\n"  # of Sun et al. 2024 and An et al. 2025
+TOKENS = 64  # of a sequence, if nothing is said
 SMOKE = {"sequences": 2, "batch": 2}
 
 
@@ -48,17 +49,16 @@ class Config:
     bos: bool = True  # the prompt and every sequence start with a BOS token
     only: tuple[str, ...] = tuple(PARTS)  # parts to run
     sequences: int = 32  # of the corpus' validation part
-    seq_len: int = 64  # T, tokens of each sequence
+    seq_len: int | None = None  # T, of each sequence; None: 64, or the learned positions if fewer
     batch: int = 8  # sequences that are run together
     workdir: str = "runs"  # where run directories go
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     def __post_init__(self) -> None:
         for name, least in (("sequences", 1), ("seq_len", 2), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"--{name}={getattr(self, name)}: accepted: an integer of at least {least}"
-                )
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"--{name}={value}: accepted: an integer of at least {least}")
         for name in self.only:
             one_of("only", name, tuple(PARTS))
         if not self.only or len(set(self.only)) < len(self.only):
@@ -150,11 +150,10 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
     tokenizer = "bytes" if model.tokenizer is None else str(chosen.path / "tokenizer.json")
     with reading(console, spec) as progress:
         corpus = load_corpus(spec, tokenizer, config.bos, progress=progress)
-    length = config.seq_len
+    limit = model.config.context if model.config.position == "learned" else TOKENS
+    length = config.seq_len or min(TOKENS, limit)
     if isinstance(corpus, TextCorpus):
-        _check_length(config, corpus)
-    elif config.corpus is None and not FLAGS["seq_len"].present:
-        length = model.config.context  # the task is made of rows of that length
+        _check_length(config.sequences, length, corpus)
     rows = corpus.batch("val", 0, 0, config.sequences, length)
     if model.tokenizer is None:
         prompt = rows[0, :-1]
@@ -170,14 +169,14 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
     )  # fmt: skip
 
 
-def _check_length(config: Config, corpus: TextCorpus) -> None:
+def _check_length(sequences: int, length: int, corpus: TextCorpus) -> None:
     """Refuse to show the same text twice."""
     tokens = corpus.tokens["val"]
-    room = tokens // config.seq_len
-    if room < config.sequences:
+    room = tokens // length
+    if room < sequences:
         raise InputError(
-            f"--sequences={config.sequences}: the validation part of {corpus.name!r} has {tokens} "
-            f"tokens; accepted: at most {room} sequences of --seq_len={config.seq_len}"
+            f"--sequences={sequences}: the validation part of {corpus.name!r} has {tokens} "
+            f"tokens; accepted: at most {room} sequences of --seq_len={length}"
         )
 
 

@@ -123,7 +123,8 @@ def _arrow(
 
     a, b = centre(start), centre(end)
     vertical = start[0] == end[0]
-    middle, reach = (a + b) / 2, (0.09 if vertical else 0.075)
+    middle, reach = (a + b) / 2, (0.07 if vertical else 0.075)
+    middle[1] += 0.012 if vertical else 0.0  # titles are above panels
     ends = [tuple(middle - reach * (b - a)), tuple(middle + reach * (b - a))]
     figure.add_artist(
         FancyArrowPatch(

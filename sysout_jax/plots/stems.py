@@ -53,6 +53,8 @@ def draw_panel(axes: "Axes3D", panel: dict[str, Any], pieces: list[str]) -> None
     """
     size = np.abs(np.array(panel["values"], dtype=np.float64))
     draw_stems(axes, size, (panel["axes"][0], panel["axes"][1], ""))
+    axes.locator_params(nbins=4)
+    axes.zaxis.set_tick_params(pad=0)
     for which, axis in enumerate((axes.xaxis, axes.yaxis)):
         count = (panel["rows"], panel["features"])[which]
         step = joined(count, size.shape[which])

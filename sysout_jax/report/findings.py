@@ -35,8 +35,8 @@ class Material:
     """What the analyses look at: a model, a prompt, sequences of text, checkpoints.
 
     Raises:
-      InputError: a prompt or sequences of fewer than two tokens, a prompt of too many, or an id
-        that the model has no embedding for.
+      InputError: a prompt or sequences of fewer than two tokens or of too many, or an id that the
+        model has no embedding for.
     """
 
     model: Model
@@ -49,14 +49,20 @@ class Material:
     _scans: list[Scan] = field(default_factory=list, init=False)  # the scan, once it is made
 
     def __post_init__(self) -> None:
-        if not 2 <= len(self.prompt) <= PROMPT_TOKENS:
+        config, length = self.model.config, self.rows.shape[1] - 1
+        limited = config.position == "learned"
+        if length < 2:
+            raise InputError(f"--seq_len={length}: accepted: an integer of at least 2")
+        if limited and length > config.context:
+            raise InputError(
+                f"--seq_len={length}: learned positions end at {config.context}; "
+                f"accepted: at most {config.context}"
+            )
+        longest = min(PROMPT_TOKENS, config.context) if limited else PROMPT_TOKENS
+        if not 2 <= len(self.prompt) <= longest:
             raise InputError(
                 f"--prompt: {len(self.prompt)} token{'s' * (len(self.prompt) != 1)}; accepted: "
-                f"2 to {PROMPT_TOKENS} tokens"
-            )
-        if self.rows.shape[1] < 3:
-            raise InputError(
-                f"--seq_len={self.rows.shape[1] - 1}: accepted: an integer of at least 2"
+                f"2 to {longest} tokens"
             )
         top, vocab = max(self.prompt.max(), self.rows.max()), self.model.config.vocab
         if top >= vocab:

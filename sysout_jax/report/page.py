@@ -67,7 +67,7 @@ body { font: 16px/1.5 Georgia, 'Times New Roman', serif; color: #1a1a1a; backgro
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .6rem 0; }
 h2 { font-size: 1.3rem; border-top: 1px solid #ddd; padding-top: 1rem; margin-top: 2.2rem; }
 h2 + p { color: #555; font-style: italic; margin-top: -.5rem; }
-nav a { margin-right: .9rem; white-space: nowrap; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem .9rem; }
 a { color: #0072b2; }
 figure { margin: 1.2rem 0; overflow-x: auto; }
 figure img { max-width: 100%; height: auto; display: block; }

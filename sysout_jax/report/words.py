@@ -1,6 +1,7 @@
 """The findings in words: each sentence is computed from the record."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 DETECTORS = {
@@ -186,7 +187,11 @@ def _dynamics(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
             f"{row['step']}{law}"
         )
     if part["order"]:
-        lines.append(f"order of emergence: {' < '.join(part['order'])}")
+        steps = {row["kind"]: row["step"] for row in part["emergence"]}
+        order = part["order"][0]
+        for before, kind in pairwise(part["order"]):
+            order += f" {'=' if steps[before] == steps[kind] else '<'} {kind}"
+        lines.append(f"order of emergence: {order}")
     return lines
 
 

@@ -65,7 +65,7 @@ def train(
         "measures" {name: [per seed]} besides at step 0, every `measure_every` steps and the last.
 
       keep: called with the parameters of each group of seeds at step 0, every
-        `checkpoint_every` steps and the last, if that is not 0.
+        `checkpoint_every` steps and the last, if that is not 0; it must copy what it keeps.
 
     Returns:
       A `Run`.

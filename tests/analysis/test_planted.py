@@ -94,7 +94,7 @@ def test_thresholds_decide():
     low = Thresholds(activation_ratio=2.0, massive_value=0.01, massive_ratio=2.0)
     found = existence(p.CONFIG, p.untrained(), TOKENS[0], low)
     assert found.any
-    with pytest.raises(InputError, match="--massive_value=0.0: accepted: a number above 0"):
+    with pytest.raises(InputError, match=r"--massive_value=0\.0: accepted: a number above 0"):
         Thresholds(massive_value=0.0)
 
 
@@ -299,7 +299,7 @@ def test_the_sink_is_a_scaling_factor():
 
 @pytest.mark.parametrize("treatment", ["zero", "mean"])
 def test_activations_against_an_edit_by_hand(treatment):
-    found, effects = intervened()
+    _, effects = intervened()
     raw = forward(p.CONFIG, p.params(), jnp.asarray(TOKENS), {"block_out": None})[1]
     states = np.asarray(raw["block_out"])[p.MADE]
     first = states[:, 0, p.CHANNEL].mean() * (treatment == "mean")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sysout_jax.analysis.statistics import Interval, mean_interval
+from sysout_jax.analysis.statistics import Interval, bootstrap_interval, mean_interval
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 50])
@@ -52,3 +52,23 @@ def test_equal_values_have_an_interval_of_no_width():
 def test_narrow_inputs_are_averaged_in_float64():
     values = np.array([1e4, 1e4 + 1, 1e4 + 2], np.float32)
     assert mean_interval(values) == pytest.approx(mean_interval([1e4, 1e4 + 1, 1e4 + 2]))
+
+
+def test_bootstrap_covers_as_often_as_it_says():
+    draws = np.random.default_rng(0).exponential(2.0, (400, 60))
+    covered = 0
+    for values in draws:
+        mean, low, high = bootstrap_interval(values, draws=400)
+        assert mean == pytest.approx(values.mean())
+        covered += low <= 2.0 <= high
+    assert abs(covered / len(draws) - 0.95) < 0.04  # 60 skewed values: some percent too few
+
+
+def test_bootstrap_is_deterministic_and_stays_in_range():
+    values = [1.0, 4.0, 5.0]
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval(values) != bootstrap_interval(values, seed=1, draws=3)
+    _, low, high = bootstrap_interval(values)
+    assert 1 <= low < high <= 5
+    assert bootstrap_interval([2.0]) == (2, 2, 2)
+    assert all(math.isnan(x) for x in bootstrap_interval([]))

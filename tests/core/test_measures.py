@@ -459,3 +459,57 @@ def test_measures_accept_what_their_tap_gives(measure):
     value = measure.fn(narrow(np.abs(draw(*(sizes[letter] for letter in letters)))))
     assert value.ndim <= 1
     assert np.all(np.isfinite(value))
+
+
+# ------------------------------------------------------------------------- order, sets, spectra
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (3, 5), (4, 7), (11, 13)])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_median_magnitude_is_exact(shape, scale):
+    x = np.random.default_rng(shape[1]).standard_normal(shape).astype(np.float32) * np.float32(
+        scale
+    )
+    expected = np.median(np.abs(x).astype(np.float64))
+    np.testing.assert_allclose(m.median_magnitude(jnp.asarray(x)), expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("values", [[0, 0, 0, 1], [1, 1, 1, 1], [0, 2, 2, 3], [0, 0, 4, 4], [7]])
+def test_median_magnitude_with_ties(values):
+    x = jnp.asarray([values], jnp.float32)
+    assert m.median_magnitude(x) == np.median(values)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 7, 20])
+def test_uniform_share(window):
+    rows = np.tril(np.ones((7, 7))) * np.triu(np.ones((7, 7)), 1 - (window or 7))
+    rows /= rows.sum(1, keepdims=True)
+    np.testing.assert_allclose(m.uniform_share(7, window), rows.mean(0), rtol=1e-5, atol=1e-7)
+
+
+def test_norm_over_rest():
+    x = np.random.default_rng(3).standard_normal((11, 3, 5)).astype(np.float32)
+    outliers = np.isin(np.arange(11), [2, 7])
+    norms = np.linalg.norm(x, axis=-1)
+    expected = norms[outliers].mean(0) / norms[~outliers].mean(0)
+    found = m.norm_over_rest(jnp.asarray(x), jnp.asarray(outliers))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    first = jnp.arange(11) == 0
+    drained = m.value_drain(jnp.asarray(x))
+    np.testing.assert_allclose(m.norm_over_rest(jnp.asarray(x), first), drained, rtol=1e-5)
+    for nobody in (jnp.zeros(11, bool), jnp.ones(11, bool)):
+        np.testing.assert_array_equal(m.norm_over_rest(jnp.asarray(x), nobody), np.zeros(3))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_spectral_dominance(scale):
+    x = np.random.default_rng(0).standard_normal((7, 13)) * np.logspace(0, 2, 7)[:, None] * scale
+    s = np.linalg.svd(x, compute_uv=False)
+    found = m.spectral_dominance(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(found, s[0] ** 2 / np.sum(s**2), rtol=1e-3)
+
+
+def test_spectral_dominance_of_rank_one_and_of_nothing():
+    x = jnp.outer(jnp.arange(1.0, 4.0), jnp.arange(1.0, 6.0))
+    np.testing.assert_allclose(m.spectral_dominance(x), 1.0, rtol=1e-5)
+    assert m.spectral_dominance(jnp.zeros((3, 5))) == 0

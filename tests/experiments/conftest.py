@@ -3,12 +3,15 @@
 import contextlib
 import io
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
 from absl import flags
 
-from experiments import launch, variants
+from experiments import analyze, launch, variants
+
+FLAGS = flags.FLAGS
 
 
 class Outcome(NamedTuple):
@@ -17,18 +20,28 @@ class Outcome(NamedTuple):
     err: str
 
 
-@pytest.fixture(scope="session")
-def run_variants() -> Callable[..., Outcome]:
-    """Call `python -m experiments.variants` with these arguments."""
-    variants.define_flags()
-
+def _binary(module: ModuleType) -> Callable[..., Outcome]:
     def run(*arguments: str) -> Outcome:
-        for name in flags.FLAGS:
-            flags.FLAGS[name].unparse()
-        rest = flags.FLAGS(["variants", *arguments])
+        for name in list(FLAGS):  # binaries share names of flags
+            if str(FLAGS.find_module_defining_flag(name)).startswith("experiments"):
+                delattr(FLAGS, name)
+        module.define_flags()
+        rest = FLAGS([module.__name__, *arguments])
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = launch.guarded(variants.main, rest)
+            status = launch.guarded(module.main, rest)
         return Outcome(status, out.getvalue(), err.getvalue())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def run_variants() -> Callable[..., Outcome]:
+    """Call `python -m experiments.variants` with these arguments."""
+    return _binary(variants)
+
+
+@pytest.fixture(scope="session")
+def run_analyze() -> Callable[..., Outcome]:
+    """Call `python -m experiments.analyze` with these arguments."""
+    return _binary(analyze)

@@ -265,3 +265,24 @@ def test_a_corrupt_tokenizer(copy):
     file = copy / "tokenizer.json"
     file.write_text(file.read_text()[:10])
     assert "tokenizer.json" in refusal(copy)
+
+
+# ------------------------------------------------------------------------- the models of a run
+
+
+def test_models_and_checkpoints_of_a_run(tmp_path):
+    run = tmp_path / "run"
+    assert checkpoint.models(run) == {}
+    assert checkpoint.checkpoints(run, "a", 0) == []
+    tiny = dataclasses.replace(CONFIG, layers=1)
+    save(run / "models" / "a", tiny, noisy(tiny), SEEDS)
+    save(run / "models" / "b", tiny, noisy(tiny, 1), (5,))
+    for step in (1000, 0, 20):
+        save(checkpoint.checkpoint_path(run, "a", step, 7), tiny, noisy(tiny, 2), (7, 0))
+    save(checkpoint.checkpoint_path(run, "a", 0, 3), tiny, noisy(tiny, 1), (3,))
+    assert checkpoint.models(run) == {"a": list(SEEDS), "b": [5]}
+    assert [step for step, _ in checkpoint.checkpoints(run, "a", 0)] == [0, 20, 1000]
+    assert [step for step, _ in checkpoint.checkpoints(run, "a", 3)] == [0]
+    assert checkpoint.checkpoints(run, "b", 5) == []
+    for _, path in checkpoint.checkpoints(run, "a", 0):
+        assert load(path, 0).config == tiny

@@ -219,3 +219,39 @@ def test_text_that_is_too_short(text):
         train(dataclasses.replace(TINY, corpus=str(text), seq_len=100_000))
     assert str(caught.value).startswith("--seq_len=100000: the ")
     assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------- checkpoints
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"checkpoint_every": 3}, [0, 3, 6, 7]),
+        ({"checkpoint_every": 7}, [0, 7]),
+        ({"checkpoint_every": 100}, [0, 7]),
+        ({"checkpoint_every": 0}, []),
+    ],
+)
+def test_models_are_kept_on_the_way(changes, steps):
+    """At step 0, when it is due and at the end; what is trained does not depend on it."""
+    kept = {}
+
+    def keep(step, seeds, params):
+        kept[step] = (seeds, jax.tree.map(np.array, params))
+
+    run = train(dataclasses.replace(TINY, **changes), keep=keep)
+    assert list(kept) == steps
+    same(run.params, trained().params)
+    if kept:
+        assert all(seeds == (3, 1) for seeds, _ in kept.values())
+        same(kept[7][1], run.params)
+        moved = kept[0][1]["embed"] != kept[7][1]["embed"]
+        assert moved.any(axis=(1, 2)).all()  # of both seeds
+
+
+def test_groups_of_seeds_are_kept_apart():
+    kept = []
+    config = dataclasses.replace(TINY, checkpoint_every=7, seeds_at_once=1)
+    train(config, keep=lambda step, seeds, params: kept.append((step, seeds)))
+    assert kept == [(0, (3,)), (7, (3,)), (0, (1,)), (7, (1,))]

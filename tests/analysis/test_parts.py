@@ -1,0 +1,199 @@
+"""The pieces of the analyses against closed forms and loops: sets, classes, weights, growth."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from sysout_jax.analysis.dynamics import KINDS, dynamics, emergence, fit_growth
+from sysout_jax.analysis.existence import pool
+from sysout_jax.analysis.relations import relate
+from sysout_jax.analysis.tokens import NAMES, token_class, token_classes
+from sysout_jax.analysis.weights import PROJECTIONS, weight_scan
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import init, stack_blocks
+
+# ------------------------------------------------------------------------------ relations
+
+WHAT = ("a", "b", "tokens")
+
+
+def test_relations_of_sets_by_hand():
+    """A = {0, 1}, B = {1, 2, 3}; A = {4}, B = {}; and a sequence in which both are empty."""
+    given, found = np.zeros((3, 7), bool), np.zeros((3, 7), bool)
+    given[0, [0, 1]] = found[0, [1, 2, 3]] = given[1, 4] = True
+    row = relate(WHAT, given, found)
+    assert row.precision.mean == pytest.approx((1 / 2 + 0) / 2)
+    assert row.recall.mean == pytest.approx(1 / 3)
+    assert row.jaccard.mean == pytest.approx((1 / 4 + 0) / 2)
+    assert (row.sequences, row.mean_given, row.mean_found) == (1, 1, 1)
+
+
+def test_the_null_is_that_of_shuffled_positions():
+    """E precision = |B|/n, and the p-value is the hypergeometric tail."""
+    given, found = np.zeros((1, 50), bool), np.zeros((1, 50), bool)
+    given[0, :5] = found[0, 3:13] = True
+    row = relate(WHAT, given, found)
+    assert row.null_precision == pytest.approx(10 / 50, abs=0.02)
+    tail = stats.hypergeom.sf(1, 50, 10, 5)
+    assert row.p_value == pytest.approx(tail, abs=0.04)
+
+
+def test_independent_sets_are_seldom_significant():
+    rng = np.random.default_rng(0)
+    values = [
+        relate(WHAT, rng.random((9, 40)) < 0.2, rng.random((9, 40)) < 0.2).p_value
+        for _ in range(100)
+    ]
+    assert np.mean(np.array(values) < 0.1) < 0.2
+
+
+def test_empty_sets_have_no_relation():
+    row = relate(WHAT, np.zeros((2, 5), bool), np.ones((2, 5), bool))
+    assert math.isnan(row.precision.mean)
+    assert row.recall.mean == 0
+    assert math.isnan(row.p_value)
+
+
+# ------------------------------------------------------------------------------ tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (".", "strong delimiter"), ("\n", "strong delimiter"), ("\n\n", "strong delimiter"),
+        (" ?", "strong delimiter"), ("and", "weak-semantic"), (" The", "weak-semantic"),
+        (",", "weak-semantic"), ("summer", "other"), (" ", "other"), ("3.14", "other"),
+        ("", "other"), ("android", "other"),
+    ],
+)  # fmt: skip
+def test_class_of_a_token(text, name):
+    assert NAMES[token_class(text)] == name
+
+
+def test_the_first_token_is_initial_whatever_it_says():
+    words = [".", " and", "sun"]
+    tokens = np.array([[0, 1, 2, 0], [2, 2, 0, 1]])
+    classes = token_classes(tokens, lambda ids: words[ids[0]])
+    named = [[NAMES[c] for c in row] for row in classes]
+    assert named[0] == ["initial", "weak-semantic", "other", "strong delimiter"]
+    assert named[1] == ["initial", "other", "strong delimiter", "weak-semantic"]
+    without = token_classes(tokens, None)
+    assert (without[:, 1:] == NAMES.index("other")).all()
+
+
+# ------------------------------------------------------------------------------ weights
+
+CONFIG = ModelConfig(
+    vocab=11, context=5, layers=3, width=12, heads=4, kv_heads=2, mlp="swiglu", mlp_width=19
+)
+
+
+def test_weight_scan_against_numpy():
+    params = init(CONFIG, jax.random.key(0))
+    found = weight_scan(params)
+    assert found.matrices == tuple(name for _, name, _ in PROJECTIONS)
+    for layer in range(3):
+        for at, (module, name, inputs) in enumerate(PROJECTIONS):
+            weight = np.abs(np.asarray(params[f"block_{layer}"][module][name], np.float64))
+            size = weight.reshape(math.prod(weight.shape[:inputs]), -1)
+            rows = (size.max(1) / size.mean(1)).max()
+            columns = (size.max(0) / size.mean(0)).max()
+            np.testing.assert_allclose(found.ratio[layer, at], size.max() / size.mean(), rtol=1e-5)
+            np.testing.assert_allclose(found.row_ratio[layer, at], rows, rtol=1e-5)
+            np.testing.assert_allclose(found.column_ratio[layer, at], columns, rtol=1e-5)
+        down = np.asarray(params[f"block_{layer}"]["mlp"]["down"])
+        largest = found.largest[layer]
+        assert abs(largest.value) == np.abs(down).max()
+        assert down[largest.input, largest.output] == np.float32(largest.value)
+    assert found.outliers == ()
+    stacked = weight_scan(stack_blocks(params))
+    np.testing.assert_array_equal(stacked.ratio, found.ratio)
+
+
+@pytest.mark.parametrize("name", ["out", "query", "up"])
+def test_a_planted_weight_is_found_in_any_matrix(name):
+    params = jax.tree.map(lambda x: x, init(CONFIG, jax.random.key(0)))
+    module, _, inputs = next(p for p in PROJECTIONS if p[1] == name)
+    weight = np.array(params["block_1"][module][name])
+    flat = weight.reshape(math.prod(weight.shape[:inputs]), -1)
+    flat[5, 3] = -90.0
+    params["block_1"][module][name] = jnp.asarray(weight)
+    (found,) = weight_scan(params, ratio=50.0).outliers
+    assert (found.layer, found.matrix, found.input, found.output) == (1, name, 5, 3)
+    assert found.value == -90
+
+
+def test_weights_of_an_mlp_without_a_gate():
+    params = init(dataclasses.replace(CONFIG, mlp="relu"), jax.random.key(0))
+    assert weight_scan(params).matrices == ("query", "key", "value", "out", "up", "down")
+
+
+@pytest.mark.parametrize("columns", [1, 5, 6, 7, 23])
+def test_pool_keeps_the_largest(columns):
+    x = np.abs(np.random.default_rng(0).standard_normal((3, columns)))
+    pooled = np.asarray(pool(jnp.asarray(x), 6))
+    run = -(-columns // 6)
+    assert pooled.shape[1] <= 6
+    expected = [x[:, i : i + run].max(1) for i in range(0, columns, run)]
+    np.testing.assert_allclose(pooled, np.stack(expected, axis=1), rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------ dynamics
+
+STEPS = np.array([0, 10, 20, 40, 80, 160, 320])
+
+
+@pytest.mark.parametrize(
+    ("law", "curve"),
+    [("logarithmic", np.log), ("linear", lambda t: t), ("square root", np.sqrt)],
+)
+def test_the_law_of_a_curve_is_recognised(law, curve):
+    values = np.concatenate([[0.0], 0.5 + 2.0 * curve(STEPS[1:])])
+    best, *others = fit_growth(STEPS, values)
+    assert best.law == law
+    assert (best.intercept, best.slope) == pytest.approx((0.5, 2.0))
+    assert best.residual < 1e-9
+    assert best.r_squared == pytest.approx(1)
+    assert all(other.residual > 0.1 for other in others)
+
+
+def test_growth_of_two_points_is_not_fitted():
+    assert fit_growth(np.array([0, 1, 2]), np.array([0.0, 1.0, 2.0])) == ()
+
+
+def test_emergence_is_where_half_of_the_way_is_gone():
+    values = np.array([1.0, 1.1, 1.2, 2.9, 3.1, 4.9, 5.0])
+    row = emergence("kind", "ratio", STEPS, values)
+    assert (row.changed, row.step) == (True, 80)
+    assert emergence("kind", "ratio", STEPS, values / values).step is None
+    falling = emergence("kind", "ratio", STEPS, values[::-1])
+    assert (falling.changed, falling.step) == (True, 40)
+    share = emergence("sink", "first_token_attention", STEPS, 0.1 + 0.02 * values)
+    assert not share.changed  # from 0.12 to 0.20: too little for a share
+
+
+def test_dynamics_measures_every_checkpoint():
+    config = dataclasses.replace(CONFIG, layers=1)
+    tokens = np.random.default_rng(0).integers(0, 11, (5, 5)).astype(np.int32)
+    params = init(config, jax.random.key(0))
+
+    def checkpoints():
+        for step in (0, 1, 2):
+            down = params["block_0"]["mlp"]["down"].at[3, 4].set(float(10**step))
+            mlp = {**params["block_0"]["mlp"], "down": down}
+            yield step, {**params, "block_0": {**params["block_0"], "mlp": mlp}}
+
+    found = dynamics(config, checkpoints(), tokens, batch=3)
+    assert found.steps == (0, 1, 2)
+    assert set(KINDS.values()) <= set(found.measures)
+    ratios = found.measures["weight_ratio@down"]
+    np.testing.assert_allclose(ratios[-1], 228 / (1 + 227 * 0.016 / 100), rtol=0.1)
+    assert "weight outliers, W_down" in found.order
+    with pytest.raises(InputError, match="1 checkpoint; accepted: a run with at least 2"):
+        dynamics(config, [(0, params)], tokens)

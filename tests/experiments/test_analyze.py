@@ -1,0 +1,321 @@
+"""The analysis as a user meets it: a run in; record, figures, a page, or one line out."""
+
+import base64
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+import sysout_jax as so
+from sysout_jax.report import interactive
+from sysout_jax.report.findings import PARTS
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+    None,
+)
+BROWSER = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
+    "--virtual-time-budget=20000", "--window-size=390,844",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(run_variants, tmp_path_factory):
+    """Bigram-Backcopy, long enough for a sink, with checkpoints; the model is there twice."""
+    workdir = tmp_path_factory.mktemp("trained")
+    outcome = run_variants(
+        "--corpus=backcopy", "--variants=softmax", "--steps=1000", "--measure_every=1000",
+        "--checkpoint_every=200", "--seeds=3,5", f"--workdir={workdir}",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    (run,) = (workdir / "variants").iterdir()
+    shutil.copytree(run / "models" / "backcopy-softmax", run / "models" / "backcopy-other")
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(trained, run_analyze, tmp_path_factory):
+    """A complete analysis of it: its directory and what was printed."""
+    workdir = tmp_path_factory.mktemp("analyses")
+    outcome = run_analyze(
+        f"--model={trained}", "--variant=softmax", "--seed=5", "--sequences=12",
+        f"--workdir={workdir}",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    (directory,) = (workdir / "analyze").iterdir()
+    return directory, outcome
+
+
+@pytest.fixture(scope="module")
+def record(finished):
+    return json.loads((finished[0] / "result.json").read_text())
+
+
+# ------------------------------------------------------------------------- what is found
+
+
+def test_a_trained_backcopy_model_has_a_sink_and_no_other_outlier(record, finished):
+    parts = record["parts"]
+    assert list(parts) == list(PARTS)
+    found = {f["detector"]: f for f in parts["existence"]["found"]}
+    assert found["an_attention"]["tokens"][0] == 0
+    assert not any(found[n]["layers"] for n in ("an_block_out", "an_down_in", "sun"))
+    assert parts["existence"]["weights"]["outliers"] == []
+    sink = parts["positions"]["kinds"]["an_attention"]
+    assert sink["sequences"] == 12
+    assert sink["classes"][0] == 12
+    # 0.1 of 32 queries are three, which may copy from one key: only the first is always flagged.
+    assert sink["positions"][0] == [0, 12]
+    assert sink["flagged"] <= 15
+    assert parts["positions"]["heads"][0][0] > 0.5
+    assert parts["roles"]["shares"]["sink"] == 1
+    effects = {
+        (e["treatment"], e["control"]): e["change"][0]
+        for e in parts["interventions"]["effects"]
+        if e["detector"] == "an_attention"
+    }
+    assert effects["removed, rows renormalised", False] > 0.03
+    assert abs(effects["removed, rescaled by S", False]) < 0.02
+    assert "% initial (text: 3%)" in finished[1].out
+    sink = next(e for e in parts["dynamics"]["emergence"] if e["kind"] == "attention sink")
+    assert parts["dynamics"]["steps"] == [0, 200, 400, 600, 800, 1000]
+    assert sink["changed"]
+    assert 0 < sink["step"] <= 600
+    assert {fit["law"] for fit in sink["fits"]} == {"linear", "logarithmic", "square root"}
+
+
+def test_the_last_checkpoint_is_the_model(trained):
+    """So that dynamics end where the other parts begin."""
+    kept = trained / "checkpoints" / "backcopy-softmax" / "step-0001000-seed-3"
+    model = so.load(trained / "models" / "backcopy-softmax", 5)
+    for a, b in zip(
+        *(np.asarray(x["embed"]) for x in (so.load(kept, 5).params, model.params)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    first = so.load(kept.with_name("step-0000000-seed-3"), 5)
+    assert np.abs(np.asarray(first.params["embed"])).max() < 0.2
+
+
+# ------------------------------------------------------------------------- record and files
+
+
+def test_a_run_leaves_a_whole_record(finished, record):
+    directory, outcome = finished
+    assert record["status"] == "complete"
+    assert (record["name"], record["seed"], record["corpus"]) == ("backcopy-softmax", 5, "backcopy")
+    assert (record["sequences"], record["seq_len"]) == (12, 32)
+    assert json.loads((directory / "config.json").read_text())["sequences"] == 12
+    figures = {path.stem for path in (directory / "figures").glob("*.png")}
+    assert figures == {path.stem for path in (directory / "figures").glob("*.pdf")}
+    assert figures >= {
+        "existence", "positions-layers", "positions-tokens", "positions-features",
+        "positions-heads", "lifecycle-trace", "lifecycle-emergence", "lifecycle-spread", "roles",
+        "interventions", "dynamics",
+    }  # fmt: skip
+    assert not [path for path in directory.rglob(".*")]
+    assert "finished existence, positions" in outcome.out
+
+
+def test_redraw_needs_the_record_alone(finished, run_analyze, tmp_path):
+    shutil.copy(finished[0] / "result.json", tmp_path)
+    assert run_analyze(f"--redraw={tmp_path}").status == 0
+    for path in (finished[0] / "figures").iterdir():
+        assert (tmp_path / "figures" / path.name).read_bytes() == path.read_bytes()
+    assert (tmp_path / "report.html").read_text() == (finished[0] / "report.html").read_text()
+
+
+# ------------------------------------------------------------------------- the page
+
+
+def test_the_page_needs_no_other_file_and_no_network(finished, record):
+    page = (finished[0] / "report.html").read_text()
+    images = re.findall(r'<img [^>]*src="data:image/png;base64,([^"]+)"', page)
+    drawn = sorted((finished[0] / "figures").glob("*.png"))
+    assert len(images) == page.count("<img ") == len(drawn)
+    assert {base64.b64decode(image) for image in images} == {p.read_bytes() for p in drawn}
+    own = page.replace(interactive.plotly() or "", "")
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', own)
+    for link in re.findall(r'href="([^"#:,]+)"', own):
+        assert (finished[0] / link).exists(), link
+    assert all(f'id="{part}"' in own for part in record["parts"])
+    assert html.escape(record["provenance"]["command"]) in own
+    assert 'name="viewport"' in own
+
+
+def test_the_page_says_what_the_terminal_says(finished):
+    page = (finished[0] / "report.html").read_text()
+    lines = [line.strip() for line in finished[1].out.splitlines() if line.startswith("  ")]
+    assert len(lines) > 20
+    assert all(html.escape(line) in page for line in lines)
+
+
+WATCH = """<script>
+const errors = [];
+window.addEventListener("error", event => errors.push(event.message));
+window.addEventListener("load", () => {
+  document.querySelectorAll("details").forEach(details => details.open = true);
+  setTimeout(() => {
+    const images = [...document.images];
+    const result = {
+      errors, images: images.length, loaded: images.filter(i => i.naturalWidth > 100).length,
+      views: document.querySelectorAll(".view > *").length,
+      wide: document.documentElement.scrollWidth, screen: window.innerWidth,
+    };
+    document.documentElement.setAttribute("data-watched", JSON.stringify(result));
+  }, 8000);
+});
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_page_in_a_browser(finished, record, tmp_path):
+    """On a screen as narrow as a phone's: no error, every image, every view, nothing cut off."""
+    page = (finished[0] / "report.html").read_text()
+    watched = tmp_path / "watched.html"
+    watched.write_text(page.replace("<head>", f"<head>{WATCH}", 1))
+    command = [CHROMIUM, *BROWSER, f"--user-data-dir={tmp_path / 'home'}", "--dump-dom"]
+    done = subprocess.run(
+        [*command, watched.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    (found,) = re.findall(r'data-watched="([^"]*)"', done.stdout)
+    found = json.loads(html.unescape(found))
+    assert found["errors"] == []
+    assert found["images"] == found["loaded"] == page.count("<img ")
+    assert found["wide"] <= found["screen"]
+    if interactive.plotly():
+        assert found["views"] >= 4
+    assert "CONSOLE" not in done.stderr or "Uncaught" not in done.stderr
+
+
+def test_without_plotly_the_page_is_static(record, monkeypatch, tmp_path, finished):
+    from sysout_jax.report.page import page
+
+    monkeypatch.setattr(interactive, "plotly", lambda: None)
+    text = page(record, finished[0] / "figures")
+    assert "<script" not in text
+    assert "Turn it" not in text
+    assert text.count("<img ") > 10
+
+
+# ------------------------------------------------------------------------- mistakes
+
+
+def line(outcome):
+    assert outcome.status == 2
+    (told,) = outcome.err.splitlines()
+    return told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], ("--model: not given", "accepted:")),
+        (["--model=nowhere"], ("--model=nowhere: no such directory", "experiments.variants")),
+        (["--model=tests"], ("--model=tests: no run or model", "accepted:")),
+        (["--model={run}"], ("--variant: not given", "backcopy-other, backcopy-softmax")),
+        (["--model={run}", "--variant=sigmoid"], ("--variant=sigmoid", "fits 0")),
+        (["--model={run}", "--variant=softmax", "--seed=4"], ("seed 4", "3, 5")),
+        (["--model={run}", "--only=existance"], ("--only='existance'", "existence, positions")),
+        (["--model={run}", "--only="], ("--only=", "at least one part")),
+        (["--model={run}", "--sequences=0"], ("--sequences=0", "at least 1")),
+        (["--model={run}", "--seq_len=1"], ("--seq_len=1", "at least 2")),
+        (["--model={run}", "--activation_ratio=-1"], ("--activation_ratio=-1", "above 0")),
+        (["--model={run}", "--variant=softmax", "--seq_len=99"], ("--seq_len=99", "at most 32")),
+        (["--model={run}", "--variant=softmax", "--corpus=stdlib"], ("token id", "has 65")),
+        (["--redraw=nowhere"], ("nowhere", "result.json")),
+    ],
+)  # fmt: skip
+def test_one_clear_line(trained, run_analyze, tmp_path, arguments, told):
+    filled = [argument.format(run=trained) for argument in arguments]
+    said = line(run_analyze(*filled, f"--workdir={tmp_path}"))
+    assert all(part in said for part in told), said
+    assert not list(tmp_path.rglob("result.json"))
+
+
+@pytest.fixture(scope="module")
+def of_text(tmp_path_factory):
+    """A run of an untrained model of text, and a text to look at."""
+    path = tmp_path_factory.mktemp("text")
+    documents = (f"Summer {n} is warm. Winter {n} is cold.\n" for n in range(90))
+    (path / "text.txt").write_text("<|endoftext|>\n".join(documents))
+    run = so.train(so.TrainConfig(corpus=str(path / "text.txt"), steps=1, seq_len=40))
+    from sysout_jax.training.checkpoint import save
+
+    save(path / "run" / "models" / "tiny", run.architecture, run.params, (0,), run.tokenizer)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--sequences=500"], ("--sequences=500", "at most")),
+        (["--prompt="], ("--prompt: 1 token", "2 to 40")),
+        (["--prompt=" + "long " * 80], ("--prompt: 401 tokens", "2 to 40")),
+        (["--only=dynamics"], ("--only=dynamics: 0 checkpoints", "--checkpoint_every")),
+    ],
+)
+def test_text_that_does_not_fit(of_text, run_analyze, tmp_path, arguments, told):
+    common = [f"--model={of_text / 'run'}", f"--corpus={of_text / 'text.txt'}", "--seq_len=11"]
+    said = line(run_analyze(*common, "--sequences=2", *arguments, f"--workdir={tmp_path}"))
+    assert all(part in said for part in told), said
+
+
+def test_a_model_of_unknown_text_asks_for_it(of_text, run_analyze, tmp_path):
+    said = line(run_analyze(f"--model={of_text / 'run'}", f"--workdir={tmp_path}"))
+    assert "--corpus: not given" in said
+
+
+@pytest.mark.parametrize("change", [{"format": 7}, {"model": {"colour": "red"}}])
+def test_a_model_of_another_version_of_the_code(of_text, run_analyze, tmp_path, change):
+    copy = tmp_path / "copy"
+    shutil.copytree(of_text / "run" / "models" / "tiny", copy)
+    content = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(content | change))
+    said = line(run_analyze(f"--model={copy}", f"--workdir={tmp_path}"))
+    assert "config.json" in said
+    assert "accepted: " in said
+
+
+def test_an_interrupted_run_says_what_it_finished(of_text, run_analyze, tmp_path, monkeypatch):
+    def interrupt(material, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.analyze.PARTS", {**PARTS, "relations": interrupt})
+    outcome = run_analyze(
+        f"--model={of_text / 'run'}", f"--corpus={of_text / 'text.txt'}", "--seq_len=11",
+        "--sequences=2", f"--workdir={tmp_path}", "--only=existence,positions,relations,roles",
+    )  # fmt: skip
+    assert outcome.status == 130
+    assert "finished existence, positions\n" in outcome.out
+    (directory,) = (tmp_path / "analyze").iterdir()
+    record = json.loads((directory / "result.json").read_text())
+    assert record["status"] == "interrupted"
+    assert list(record["parts"]) == ["existence", "positions"]
+    assert run_analyze(f"--redraw={directory}").status == 0
+    page = (directory / "report.html").read_text()
+    assert "not finished are relations, roles" in page
+
+
+# ------------------------------------------------------------------------- from a notebook
+
+
+def test_from_a_notebook(of_text, tmp_path):
+    model = so.load(of_text / "run" / "models" / "tiny")
+    findings = so.analyze(model, "Summer is warm. Winter is cold.\n", parts=("existence", "roles"))
+    assert findings.existence is not None
+    assert findings.positions is None
+    assert set(findings.figures()) == {"existence", "roles"}
+    assert findings.record["prompt"][:2] == ["<|bos|>", "S"]
+    page = findings.save(tmp_path / "out")
+    assert page.exists()
+    assert json.loads((tmp_path / "out" / "result.json").read_text()) == findings.record
+    with pytest.raises(so.InputError, match="parts='dynamic': unknown; accepted: existence"):
+        so.analyze(model, "abc", parts=("dynamic",))
+    with pytest.raises(so.InputError, match="no tokenizer; accepted: token ids"):
+        so.analyze(so.Model(model.config, model.params), "abc")
