@@ -225,7 +225,7 @@ FIELDS = {
     "position": ("shapes", "rope", {}),
     "position_offset": ("logits", 2, {"context": 9}),
     "rope_theta": ("logits", 100.0, ROPE),
-    "rope_fraction": ("logits", 0.5, ROPE),
+    "rope_fraction": ("logits", 0.34, ROPE),
     "rope_interleaved": ("logits", True, ROPE),
     "rope_rule": ("logits", "linear", ROPE | {"rope_factor": 2.0}),
     "rope_factor": ("logits", 3.0, ROPE | {"rope_rule": "linear"}),
