@@ -16,9 +16,9 @@ from sysout_jax.families.table import FAMILIES
 from tests.families import reference
 
 TOLERANCE = 1e-4
-# bfloat16 keeps 8 bits; layers deep, both sides are this far from float32 (relative to the largest
-# logit), and so from one another.
-BFLOAT16 = 0.06
+# bfloat16 keeps 8 bits, and sums over some twenty channels average little of the rounding away: of
+# the largest logit, at every token. The reference's own distance from float32 is as large.
+BFLOAT16 = 0.08
 WANTED = dict.fromkeys(("block_in", "attn_weights", "final_norm"))
 
 
@@ -123,7 +123,7 @@ def test_bfloat16_is_as_close_as_stated(case, made):
     for found in (np.asarray(ours, np.float32), theirs):
         # A router's near tie may choose another expert: most tokens, not all, must agree there.
         error = np.abs(found - exact["logits"]).max(-1) / scale
-        assert np.mean(error < BFLOAT16) > (0.8 if case in ("mixtral", "gpt_oss") else 0.999)
+        assert np.mean(error < BFLOAT16) >= (0.8 if case in ("mixtral", "gpt_oss") else 1.0)
 
 
 # path of a parameter -> tap that its module reads, or writes
