@@ -44,7 +44,7 @@ def override(config: C, flag_values: dict[str, Any]) -> C:
     """The config with every field that is named in `flag_values` replaced, at any depth.
 
     Raises:
-      InputError: a value is out of range, or a list holds what is no integer.
+      InputError: a value is out of range, or a list holds what is no number.
     """
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
@@ -53,21 +53,24 @@ def override(config: C, flag_values: dict[str, Any]) -> C:
             changes[field.name] = override(value, flag_values)
         elif flag_values.get(field.name) is not None:
             given = flag_values[field.name]
-            changes[field.name] = integers(field.name, given) if isinstance(given, list) else given
+            if isinstance(given, list):
+                given = numbers(field.name, given, float if "float" in str(field.type) else int)
+            changes[field.name] = given
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
-def integers(name: str, values: list[str]) -> tuple[int, ...]:
-    """The value of a list flag as integers.
+def numbers(name: str, values: list[str], kind: type) -> tuple[Any, ...]:
+    """The value of a list flag as integers, or as numbers where `kind` is float.
 
     Raises:
-      InputError: an item is no integer.
+      InputError: an item is none.
     """
     try:
-        return tuple(int(value) for value in values)
+        return tuple(kind(value) for value in values)
     except ValueError:
+        words = {int: "integers", float: "numbers"}[kind]
         raise InputError(
-            f"--{name}={','.join(values)}: accepted: integers with commas between them"
+            f"--{name}={','.join(values)}: accepted: {words} with commas between them"
         ) from None
 
 

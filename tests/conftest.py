@@ -1,6 +1,10 @@
 """Strictness in one place: shapes and dtypes are checked at every call, nothing is promoted."""
 
+import functools
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import install_import_hook
 
@@ -8,7 +12,10 @@ from jaxtyping import install_import_hook
 install_import_hook(["sysout_jax", "theory"], "beartype.beartype")
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+from tests.families import reference  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -23,6 +30,22 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoded corpora go to a directory of the test run, shared by its tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Any, Any]]:
+    """A recorded case of a family: its checkpoint, tokens, and what the reference computed."""
+
+    @functools.cache
+    def of(case: str) -> tuple[Path, Any, Any]:
+        with np.load(reference.place_of(case)) as saved:
+            found = dict(saved)
+        directory = tmp_path_factory.mktemp("golden")
+        config, shapes = (json.loads(str(found.pop(name))) for name in ("config", "shapes"))
+        reference.write(directory, config, shapes)
+        return directory, reference.tokens(int(found.pop("length"))), found
+
+    return of
 
 
 @pytest.fixture(scope="session")

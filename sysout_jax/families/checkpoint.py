@@ -56,7 +56,7 @@ class Checkpoint:
             np.copyto(target, stored.take(part, source.read()), casting="unsafe")
         return jax.device_put(whole, shard(self.axes[path]) if shard else None, may_alias=True)
 
-    def params(self, top: str = "", shard: Shard | None = None) -> dict[str, Any]:
+    def params(self, top: str = "", shard: Shard | None = None) -> Any:
         """The tree of all parameters, or of those below `top`, e.g. "block_3"."""
         tree: dict[str, Any] = {}
         for path in self.plan:

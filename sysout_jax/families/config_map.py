@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sysout_jax.errors import InputError
-from sysout_jax.families.family import REQUIRED, Family, Field, Only, Raw
+from sysout_jax.families.family import REQUIRED, Family, Field, Group, Only, Raw
 from sysout_jax.model.config import ModelConfig
 
 # Fields that any config.json may have and that do not change what a model computes.
@@ -19,8 +19,10 @@ GENERIC = {
     "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id",
     "use_cache", "attention_dropout", "output_attentions", "output_hidden_states", "return_dict",
     "task_specific_params", "id2label", "label2id", "finetuning_task", "gradient_checkpointing",
-    "is_encoder_decoder", "problem_type", "chunk_size_feed_forward", "tokenizer_class", "prefix",
+    "is_encoder_decoder", "_num_labels", "problem_type", "chunk_size_feed_forward",
+    "tokenizer_class", "prefix",
 }  # fmt: skip
+_SIZES = {"layers", "width", "heads"}
 # Fields here that a checkpoint does not say: how it was initialised, and how it is run.
 OURS_ALONE = ("init_std", "scaled_residual_init", "scan_layers", "dtype")
 
@@ -65,14 +67,17 @@ def read_config(family: Family, raw: Raw) -> ModelConfig:
                 faults.append(f"{row.name}={value!r} (accepted: {accepted})")
         elif isinstance(row, Only):
             known.add(row.name)
-            if raw.get(row.name, row.value) != row.value:
+            if raw.get(row.name) not in (None, row.value):
                 faults.append(f"{row.name}={raw[row.name]!r} (accepted: {row.value!r})")
+    absent = {r.name: r.default for r in family.config if isinstance(r, Field)}
+    told = {k: v for k, v in absent.items() if v is not REQUIRED} | raw
     for row in family.config:
-        if not isinstance(row, Field | Only) and not any("missing" in fault for fault in faults):
+        if isinstance(row, Group):
             known |= set(row.names)
-            ours |= _read_group(row.read, raw, faults)
+            # Without the sizes a group would only repeat that they are missing.
+            ours |= _read_group(row, told, faults) if set(ours) >= _SIZES else {}
     unknown = sorted(k for k, value in raw.items() if k not in known and value is not None)
-    if unknown and not any("missing" in fault for fault in faults):
+    if unknown:
         named = ", ".join(f"{name}={_short(raw[name])}" for name in unknown)
         faults.append(f"unknown fields {named} (accepted: those of the {family.name} family)")
     if faults:
@@ -80,13 +85,14 @@ def read_config(family: Family, raw: Raw) -> ModelConfig:
     return _typed(family, ours)
 
 
-def _read_group(read: Any, raw: Raw, faults: list[str]) -> dict[str, Any]:
+def _read_group(row: Group, raw: Raw, faults: list[str]) -> dict[str, Any]:
     try:
-        return dict(read(raw))
+        return dict(row.read(raw))
     except InputError as error:
         faults.append(str(error))
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
-        faults.append(f"values that do not fit together ({error!r})")
+        names = ", ".join(row.names)
+        faults.append(f"{names}: not as accepted in this family ({error!r})")
     return {}
 
 
@@ -122,25 +128,28 @@ def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
         "architectures": [family.architecture],
         "model_type": family.model_types[0],
     }
+    differ = []
     for row in family.config:
         if isinstance(row, Field):
             value = getattr(config, row.ours)
             if row.values is not None:
-                value = next((k for k, v in row.values.items() if v == value), value)
+                named = [theirs for theirs, ours in row.values.items() if ours == value]
+                differ += [] if named else [f"{row.ours}={value!r}"]
+                value = named[0] if named else row.default
             out[row.name] = value
         elif isinstance(row, Only):
             out[row.name] = row.value
         else:
             out |= row.write(config)
     back = read_config(family, out)
-    differ = [
+    differ += [
         f"{field.name}={getattr(config, field.name)!r}"
         for field in dataclasses.fields(ModelConfig)
         if field.name not in OURS_ALONE
         and _meaning(back, field.name) != _meaning(config, field.name)
     ]
     if differ:
-        raise InputError(f"the {family.name} family has no {', '.join(differ)}")
+        raise InputError(f"the {family.name} family has no {', '.join(dict.fromkeys(differ))}")
     return _nested(out)
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sysout_jax.errors import InputError
-from sysout_jax.families.family import Family, Field, Group, Raw, tensor
+from sysout_jax.families.family import Family, Field, Group, Only, Raw, tensor
 from sysout_jax.families.rows import PLAIN, rotary
 from sysout_jax.model.config import ModelConfig
 
@@ -83,8 +83,9 @@ FALCON = Family(
         Field("tie_word_embeddings", "tied", True),
         Field("activation", "mlp", "gelu", PLAIN),
         Field("bias", "bias", False),
+        Only("apply_residual_connection_post_layernorm", False),
         Field("alibi", "position", False, {False: "rope", True: "alibi"}),
-        Group(_SHAPE, _read_shape, _write_shape),
+        Group(_SHAPE, ("kv_heads", "parallel", "mlp_width"), _read_shape, _write_shape),
         rotary(),
     ),
     tensors=(

@@ -32,11 +32,12 @@ class Only:
 class Group:
     """Fields of config.json that say something here only together.
 
-    `read` takes the config (absent fields are absent) and returns fields of ModelConfig; `write` is
-    its inverse.
+    `read` takes the config (absent fields are absent) and returns the fields `ours` of ModelConfig;
+    `write` is its inverse.
     """
 
     names: tuple[str, ...]
+    ours: tuple[str, ...]
     read: Callable[[Raw], dict[str, Any]]
     write: Callable[[ModelConfig], dict[str, Any]]
 

@@ -8,6 +8,7 @@ from sysout_jax.families.rows import (
     EPS,
     GATED,
     LLAMA_MLP,
+    ROPE,
     ROTARY_BUFFER,
     llama_attention,
     read_rule,
@@ -67,7 +68,9 @@ def _rows(cap_default: float | None, final_cap_default: float | None) -> tuple[R
         Field("attention_bias", "out_bias", False),
         Field("attn_logit_softcapping", "attn_softcap", cap_default),
         Field("final_logit_softcapping", "final_softcap", final_cap_default),
-        Group(("query_pre_attn_scalar",), _read_scales, _write_scales),
+        Group(
+            ("query_pre_attn_scalar",), ("query_scale", "embed_scale"), _read_scales, _write_scales
+        ),
         Only("use_bidirectional_attention", False),
     )
 
@@ -111,7 +114,7 @@ GEMMA3 = Family(
     name="gemma3",
     model_types=("gemma3_text",),
     architecture="Gemma3ForCausalLM",
-    covers="Gemma 3 270M and 1B, and the language model of the larger ones",
+    covers="Gemma 3 270M and 1B and their instruct models (text only)",
     cite="Gemma Team 2025 (arXiv:2503.19786)",
     fixed={**_FIXED, "query_key_norm": "head"},
     config=(
@@ -119,6 +122,7 @@ GEMMA3 = Family(
         windows(_five_of_six, 4096),
         Group(
             ("rope_parameters", "rope_theta", "rope_local_base_freq", "rope_scaling"),
+            (*ROPE, "local_rope_theta"),
             _read_rotary,
             _write_rotary,
         ),

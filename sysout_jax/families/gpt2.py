@@ -29,7 +29,7 @@ GPT2 = Family(
         Field("n_layer", "layers", 12),
         Field("n_embd", "width"),
         Field("n_head", "heads", 12),
-        Group(("n_inner",), _read_mlp, _write_mlp),
+        Group(("n_inner",), ("mlp_width",), _read_mlp, _write_mlp),
         Field("layer_norm_epsilon", "norm_eps", 1e-5),
         Field("initializer_range", "init_std", 0.02),
         Field("tie_word_embeddings", "tied", True),

@@ -1,7 +1,19 @@
 """gpt-oss: a learned sink logit per head, experts with biases, windows in every second layer."""
 
-from sysout_jax.families.family import Family, Field, Only, tensor
+from typing import Any
+
+from sysout_jax.errors import InputError
+from sysout_jax.families.family import Family, Field, Group, Only, Raw, tensor
 from sysout_jax.families.rows import TIED, llama_attention, rotary, sizes, windows
+
+
+def _read_quantisation(raw: Raw) -> dict[str, Any]:
+    """Stored as MXFP4 or not: families/tensors.py sees which. Other formats are refused."""
+    method = (raw.get("quantization_config") or {}).get("quant_method", "mxfp4")
+    if method != "mxfp4":
+        raise InputError(f"quantization_config of method {method!r}; accepted: mxfp4")
+    return {}
+
 
 _EXPERTS = "layers.{l}.mlp.experts."
 _YARN = {
@@ -12,7 +24,7 @@ GPT_OSS = Family(
     name="gpt_oss",
     model_types=("gpt_oss",),
     architecture="GptOssForCausalLM",
-    covers="gpt-oss 20B and 120B, with weights in bfloat16 (not MXFP4)",
+    covers="gpt-oss 20B and 120B, as published (experts in MXFP4) or in bfloat16",
     cite="OpenAI 2025 (arXiv:2508.10925)",
     fixed={
         "norm": "rms", "position": "rope", "variant": "sink_logit", "mlp": "shifted_glu",
@@ -30,6 +42,7 @@ GPT_OSS = Family(
         Field("swiglu_limit", "mlp_limit", 7.0),
         Only("hidden_act", "silu"),
         Only("swiglu_alpha", 1.702),
+        Group(("quantization_config",), (), _read_quantisation, lambda c: {}),
         windows(lambda i, raw: i % 2 == 0, 128),
         rotary(theta=150_000.0, default=_YARN),
     ),

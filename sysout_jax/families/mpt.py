@@ -25,7 +25,7 @@ MPT = Family(
         Field("layer_norm_epsilon", "norm_eps", 1e-5),
         Field("initializer_range", "init_std", 0.02),
         Field("tie_word_embeddings", "tied", True),
-        Group((), _read_mlp, lambda c: {}),
+        Group((), ("mlp_width",), _read_mlp, lambda c: {}),
         Field("attn_config.clip_qkv", "clip_qkv", None),
         Field("attn_config.softmax_scale", "query_scale", None),
         Only("attn_config.alibi", True),
@@ -58,6 +58,7 @@ MPT = Family(
     # learned_pos_emb is without effect beside ALiBi, in the reference too
     ignored=(
         "learned_pos_emb", "resid_pdrop", "emb_pdrop", "init_device", "init_config", "verbose",
+        "tokenizer_name",
         "attn_config.attn_pdrop", "attn_config.attn_impl", "attn_config.model_type",
         "attn_config._name_or_path", "attn_config.chunk_size_feed_forward", "attn_config.id2label",
         "attn_config.label2id", "attn_config.is_encoder_decoder", "attn_config.output_attentions",

@@ -40,8 +40,8 @@ OPT = Family(
         Field("num_attention_heads", "heads"),
         Field("ffn_dim", "mlp_width"),
         Field("init_std", "init_std", 0.02),
-        Group(("max_position_embeddings",), _read_positions, _write_positions),
-        Group(("word_embed_proj_dim",), _read_projection, lambda c: {}),
+        Group(("max_position_embeddings",), ("context",), _read_positions, _write_positions),
+        Group(("word_embed_proj_dim",), (), _read_projection, lambda c: {}),
         Field("do_layer_norm_before", "norm_placement", True, {True: "pre", False: "post"}),
         Field("activation_function", "mlp", "relu", PLAIN),
         Field("enable_bias", "bias", True),
@@ -74,5 +74,5 @@ OPT = Family(
         tensor("layers.{l}.fc2.bias", "D", "block/mlp/down_bias"),
     ),
     prefix="model.decoder.",
-    ignored=("dropout", "layerdrop"),
+    ignored=("dropout", "activation_dropout", "layerdrop", "output_projection"),
 )

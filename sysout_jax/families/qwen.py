@@ -1,6 +1,6 @@
 """Qwen2, 2.5 (biases of queries, keys and values) and Qwen3 (their norms instead)."""
 
-from sysout_jax.families.family import Family, Field, tensor
+from sysout_jax.families.family import Family, Field, Only, tensor
 from sysout_jax.families.rows import (
     ACT,
     EPS,
@@ -22,7 +22,15 @@ QWEN2 = Family(
     covers="Qwen1.5, Qwen2, Qwen2.5 and their instruct models (dense)",
     cite="Yang et al. 2024 (arXiv:2407.10671; arXiv:2412.15115)",
     fixed={**LLAMA_LIKE, "qkv_bias": True},
-    config=(*sizes(kv_default=32), EPS, TIED, ACT, _WINDOWS, rotary()),
+    config=(
+        *sizes(kv_default=32),
+        EPS,
+        TIED,
+        ACT,
+        Only("use_mrope", False),
+        _WINDOWS,
+        rotary(),
+    ),
     tensors=(*llama_attention(), *LLAMA_MLP),
     buffers=(ROTARY_BUFFER,),
 )

@@ -68,6 +68,10 @@ _RULES: dict[str, tuple[str, dict[str, tuple[str, Any]]]] = {
         },
     ),
 }
+ROPE = (
+    "rope_theta", "rope_fraction", "rope_rule", "rope_factor", "rope_context", "rope_low",
+    "rope_high", "rope_fast", "rope_slow", "rope_truncate", "rope_scale", "rope_short", "rope_long",
+)  # fmt: skip
 _ORIGINAL = "original_max_position_embeddings"
 _ALWAYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", _ORIGINAL}
 
@@ -102,7 +106,7 @@ def rotary(
         return out | ({fraction_name: c.rope_fraction} if c.rope_fraction != fraction else {})
 
     names = ("rope_parameters", "rope_scaling", theta_name, fraction_name, _ORIGINAL)
-    return Group(names, read, write)
+    return Group(names, ROPE, read, write)
 
 
 def read_rule(given: Raw, raw: Raw) -> dict[str, Any]:
@@ -195,7 +199,7 @@ def windows(local: Callable[[int, Raw], bool], default: int | None, switch: bool
         out: dict[str, Any] = {"sliding_window": c.window, "layer_types": kinds}
         return out | ({"use_sliding_window": c.window is not None} if switch else {})
 
-    return Group(tuple(names), read, write)
+    return Group(tuple(names), ("window", "window_layers"), read, write)
 
 
 # ------------------------------------------------------------------------- tensors

@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sysout_jax.errors import InputError
+from sysout_jax.families import mxfp4
 from sysout_jax.families.config_map import read_json
 
 INDEX = "model.safetensors.index.json"
@@ -47,9 +48,25 @@ class Source:
                 array = opened.get_tensor(self.name)
         except (SafetensorError, OSError) as error:
             raise _unreadable(self.file, error) from error
-        if not _finite(array):
+        if self.dtype in DTYPES and not _finite(array):
             raise InputError(f"{self.file}: tensor {self.name} holds NaN or infinity")
         return array
+
+
+@dataclass(frozen=True)
+class Packed(Source):
+    """A tensor that is stored in MXFP4, as two."""
+
+    blocks: Source
+    scales: Source
+
+    def read(self) -> np.ndarray:
+        """The tensor, unpacked.
+
+        Raises:
+          InputError: as `Source.read`.
+        """
+        return mxfp4.unpack(self.blocks.read(), self.scales.read())
 
 
 def sources(directory: Path) -> tuple[list[Source], list[str]]:
@@ -74,7 +91,33 @@ def sources(directory: Path) -> tuple[list[Source], list[str]]:
             for name, file in index.items()
             if here.get(name) != Path(file).name
         ]
+    found = _joined(found)
+    for source in found:
+        if source.dtype not in DTYPES:
+            accepted = ", ".join(DTYPES)
+            raise InputError(
+                f"{source.file}: tensor {source.name} is {source.dtype}; accepted: {accepted}"
+            )
     return found, faults
+
+
+def _joined(found: list[Source]) -> list[Source]:
+    """The tensors with every pair NAME_blocks, NAME_scales of MXFP4 as one, NAME."""
+    by_name = {source.name: source for source in found}
+    pairs = {}
+    for blocks in found:
+        name = blocks.name.removesuffix("_blocks")
+        scales = by_name.get(f"{name}_scales")
+        if name != blocks.name and scales is not None and _fit(blocks, scales):
+            shape = mxfp4.unpacked_shape(blocks.shape)
+            pairs[blocks.name] = Packed(blocks.file, name, "BF16", shape, blocks, scales)
+    scales_of = {packed.scales.name for packed in pairs.values()}
+    return [pairs.get(source.name, source) for source in found if source.name not in scales_of]
+
+
+def _fit(blocks: Source, scales: Source) -> bool:
+    whole = len(blocks.shape) == 4 and blocks.shape[-1] == mxfp4.BLOCK // 2
+    return whole and blocks.shape[:-1] == scales.shape and {blocks.dtype, scales.dtype} == {"U8"}
 
 
 def _index(directory: Path) -> dict[str, str]:
@@ -107,9 +150,6 @@ def _tensors(file: Path) -> Iterator[Source]:
         with safe_open(file, framework="numpy") as opened:
             for name in opened.offset_keys():
                 part = opened.get_slice(name)
-                if part.get_dtype() not in DTYPES:
-                    kind, accepted = part.get_dtype(), ", ".join(DTYPES)
-                    raise InputError(f"{file}: tensor {name} is {kind}; accepted: {accepted}")
                 yield Source(file, name, part.get_dtype(), tuple(part.get_shape()))
     except (SafetensorError, OSError, ValueError) as error:
         if isinstance(error, InputError):

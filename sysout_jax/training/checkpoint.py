@@ -154,7 +154,11 @@ def _read_config(path: Path) -> tuple[ModelConfig, list[int], dict[str, str]]:
         seeds = record["seeds"]
         if not seeds or not all(isinstance(seed, int) for seed in seeds):
             raise ValueError(seeds)
-        return ModelConfig(**record["model"]), seeds, dict(record["sha256"])
+        model: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in record["model"].items()
+        }
+        return ModelConfig(**model), seeds, dict(record["sha256"])
     except InputError:
         raise
     except OSError as error:

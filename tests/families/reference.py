@@ -21,7 +21,10 @@ SMALL = {
     "max_position_embeddings": 512,
 }  # fmt: skip
 GQA = SMALL | {"num_key_value_heads": 2, "head_dim": 6}
-EXPERTS = GQA | {"intermediate_size": 28}  # the reference multiplies in units of 16 bytes
+EXPERTS = GQA | {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+}  # the reference multiplies in units of 16 bytes
 OPT = {k: v for k, v in SMALL.items() if k != "intermediate_size"} | {"ffn_dim": 29}
 GPT2 = {
     "vocab_size": 19, "n_embd": 20, "n_layer": 2, "n_head": 4, "n_positions": 23,
@@ -195,6 +198,11 @@ RECORDED = [name for name in CASES if " " not in name] + [
 ]  # fmt: skip
 
 
+def place_of(case: str) -> Path:
+    """Where the record of a case is kept."""
+    return GOLDEN / f"{case.replace(',', '').replace(' ', '-')}.npz"
+
+
 def tokens(length: int) -> np.ndarray:
     """[2, length] ids of the vocabulary of 19."""
     return np.random.default_rng(length).integers(0, 19, (2, length)).astype(np.int32)
@@ -266,7 +274,7 @@ def record(case: str, directory: Path) -> None:
         shapes = {name: opened.get_slice(name).get_shape() for name in opened.offset_keys()}
     GOLDEN.mkdir(exist_ok=True)
     np.savez_compressed(
-        GOLDEN / f"{case.replace(',', '').replace(' ', '-')}.npz",
+        place_of(case),
         config=json.dumps(config), shapes=json.dumps(shapes), length=CASES[case][2],
         **run(directory, tokens(CASES[case][2])),
     )  # fmt: skip

@@ -9,7 +9,16 @@ import pytest
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import MLPS, NORMS
 from sysout_jax.errors import InputError
-from sysout_jax.model.config import DTYPES, PLACEMENTS, POSITIONS, SHAPES, ModelConfig
+from sysout_jax.model.config import (
+    DTYPES,
+    PARALLEL,
+    PLACEMENTS,
+    POSITIONS,
+    QUERY_KEY_NORMS,
+    ROPE_RULES,
+    SHAPES,
+    ModelConfig,
+)
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import OPTIMIZERS, SCHEDULES, OptimizerConfig
 
@@ -17,7 +26,10 @@ CHOICES = {
     (ModelConfig, "variant"): tuple(VARIANTS),
     (ModelConfig, "norm"): tuple(NORMS),
     (ModelConfig, "norm_placement"): PLACEMENTS,
+    (ModelConfig, "parallel"): PARALLEL,
     (ModelConfig, "position"): POSITIONS,
+    (ModelConfig, "rope_rule"): ROPE_RULES,
+    (ModelConfig, "query_key_norm"): QUERY_KEY_NORMS,
     (ModelConfig, "mlp"): tuple(MLPS),
     (ModelConfig, "dtype"): DTYPES,
     (TrainConfig, "variant"): tuple(VARIANTS),
@@ -25,8 +37,8 @@ CHOICES = {
     (OptimizerConfig, "schedule"): SCHEDULES,
 }
 LOADED_LATER = {"corpus", "tokenizer"}  # `load_corpus` refuses those
-MAY_BE_ZERO = {"warmup", "decay", "clip", "checkpoint_every"}
-SHARES = {"beta1", "beta2", "momentum", "lr_floor", "cooldown"}
+MAY_BE_ZERO = {"warmup", "decay", "clip", "checkpoint_every", "experts", "position_offset"}
+SHARES = {"rope_fraction", "beta1", "beta2", "momentum", "lr_floor", "cooldown"}
 
 
 def refusal(config_type: type, **values: object) -> str:
@@ -87,8 +99,10 @@ def test_choices(row):
     config_type, name = row
     message = refusal(config_type, **{name: "nosuch"})
     assert message == f"--{name}='nosuch': unknown; accepted: {', '.join(CHOICES[row])}"
+    needs = {"position": "rope", "head_dim": 2, "rope_short": (1.0,), "rope_long": (2.0,)}
+    rest = needs if name == "rope_rule" else {}
     for value in CHOICES[row]:
-        assert getattr(config_type(**{name: value}), name) == value
+        assert getattr(config_type(**(rest | {name: value})), name) == value
 
 
 def test_every_word_is_a_choice():
@@ -110,6 +124,27 @@ def test_every_word_is_a_choice():
         ({"heads": 2, "kv_heads": 4}, "--kv_heads=4", "--heads=2"),
         ({"position": "rope", "head_dim": 7}, "--position=rope", "heads have 7"),
         ({"position": "rope", "width": 6, "heads": 2}, "--position=rope", "heads have 3"),
+        ({"position": "rope", "rope_fraction": 0.1}, "--position=rope", "heads have 3"),
+        ({"position": "rope", "rope_fraction": 0.01}, "--position=rope", "heads have 0"),
+        ({"position": "rope", "rope_rule": "longrope"}, "--rope_short", "accepted: 16 above 0"),
+        (
+            {
+                "position": "rope",
+                "head_dim": 2,
+                "rope_rule": "longrope",
+                "rope_short": (1.0,),
+                "rope_long": (0.0,),
+            },
+            "--rope_long",
+            "accepted: 1 above 0",
+        ),
+        ({"window_layers": (0,)}, "--window_layers=0", "with --window"),
+        ({"window": 3, "window_layers": (0, 2)}, "--window_layers=0,2", "from 0 to 1"),
+        ({"window": 3, "window_layers": (1, 0)}, "--window_layers=1,0", "in order"),
+        ({"window": 3, "window_layers": (1, 1)}, "--window_layers=1,1", "in order"),
+        ({"context": 2, "position_offset": 2}, "--position_offset=2", "--context=2"),
+        ({"experts": 2, "experts_per_token": 3}, "--experts_per_token=3", "--experts=2"),
+        ({"parallel": "shared", "norm_placement": "post"}, "--parallel=shared", "accepted: pre"),
     ],
 )
 def test_values_that_do_not_fit_together(values, flag, wanted):
@@ -162,7 +197,7 @@ def test_sizes():
     given = ModelConfig(
         vocab=19, context=7, layers=3, width=13, heads=6, kv_heads=2, head_dim=5, mlp_width=11
     )
-    expected = {"V": 19, "T": 7, "L": 3, "D": 13, "N": 6, "K": 2, "H": 5, "F": 11}
+    expected = {"V": 19, "T": 7, "L": 3, "D": 13, "N": 6, "K": 2, "H": 5, "F": 11, "E": 0}
     assert dict(given.sizes) == expected
     implied = ModelConfig(width=12, heads=3).sizes
     assert (implied["K"], implied["H"], implied["F"]) == (3, 4, 48)

@@ -201,6 +201,10 @@ def test_stacking_and_back():
 
 # ------------------------------------------------------------------------- fields of the config
 
+ROPE = {"position": "rope"}
+LLAMA3 = ROPE | {"rope_rule": "llama3", "rope_factor": 8.0, "rope_context": 16, "rope_theta": 4.0}
+YARN = ROPE | {"rope_rule": "yarn", "rope_factor": 8.0, "rope_context": 32, "rope_theta": 90.0}
+LONG = ROPE | {"rope_rule": "longrope", "rope_short": (1.0, 2.0, 3.0), "rope_long": (2.0, 1.0, 3.0)}
 # field -> (what it changes, another value, what the base must be for it to matter)
 FIELDS = {
     "vocab": ("shapes", 19, {}),
@@ -215,20 +219,55 @@ FIELDS = {
     "norm": ("logits", "layer", {}),
     "norm_placement": ("shapes", "sandwich", {}),
     "norm_eps": ("logits", 1e-2, {}),
+    "norm_scale": ("shapes", False, {}),
+    "norm_plus_one": ("logits", True, {}),
+    "parallel": ("shapes", "shared", {}),
     "position": ("shapes", "rope", {}),
-    "rope_theta": ("logits", 100.0, {"position": "rope"}),
+    "position_offset": ("logits", 2, {"context": 9}),
+    "rope_theta": ("logits", 100.0, ROPE),
+    "rope_fraction": ("logits", 0.34, ROPE),
+    "rope_interleaved": ("logits", True, ROPE),
+    "rope_rule": ("logits", "linear", ROPE | {"rope_factor": 2.0}),
+    "rope_factor": ("logits", 3.0, ROPE | {"rope_rule": "linear"}),
+    "rope_context": ("logits", 3, ROPE | {"rope_rule": "dynamic", "rope_factor": 4.0}),
+    "rope_low": ("logits", 0.1, LLAMA3),
+    "rope_high": ("logits", 9.0, LLAMA3),
+    "rope_fast": ("logits", 0.9, YARN),
+    "rope_slow": ("logits", 0.05, YARN),
+    "rope_truncate": ("logits", False, YARN),
+    "rope_scale": ("logits", 2.0, YARN),
+    "rope_short": ("logits", (1.0, 1.0, 3.0), LONG),
+    "rope_long": ("logits", (5.0, 1.0, 3.0), LONG | {"rope_context": 5}),
+    "local_rope_theta": ("logits", 3.0, ROPE | {"window": 7}),
+    "alibi_falcon": ("logits", True, {"position": "alibi"}),
     "mlp": ("logits", "relu", {}),
+    "mlp_limit": ("logits", 0.3, {"mlp": "swiglu"}),
+    "experts": ("shapes", 3, {}),
+    "experts_per_token": ("logits", 1, {"experts": 3}),
     "bias": ("shapes", True, {}),
+    "norm_bias": ("shapes", True, {"norm": "layer"}),
+    "qkv_bias": ("shapes", True, {}),
+    "out_bias": ("shapes", True, {}),
+    "mlp_bias": ("shapes", True, {}),
+    "head_bias": ("shapes", True, {}),
+    "query_key_norm": ("shapes", "head", {}),
+    "query_scale": ("logits", 0.1, {}),
+    "clip_qkv": ("logits", 0.5, {}),
+    "attn_softcap": ("logits", 0.5, {}),
+    "final_softcap": ("logits", 0.5, {}),
+    "embed_scale": ("logits", 3.0, {}),
     "tied": ("shapes", True, {}),
     "window": ("logits", 3, {}),
     "query_block": ("nothing", 3, {}),  # how, not what: tests/core/test_streaming.py
+    "window_layers": ("logits", (1,), {"window": 3}),
     "init_std": ("init", 0.03, {}),
     "scaled_residual_init": ("init", True, {}),
     "scan_layers": ("shapes", True, {}),
     "dtype": ("logits", "bfloat16", {}),
 }
 DEFAULTED = {  # what None stands for, and a value that must equal it
-    "kv_heads": 4, "head_dim": 3, "mlp_width": 48, "window": 7,
+    "kv_heads": 4, "head_dim": 3, "mlp_width": 48, "window": 7, "qkv_bias": False,
+    "out_bias": False, "mlp_bias": False, "norm_bias": False, "query_scale": 3**-0.5,
 }  # fmt: skip
 
 
@@ -261,7 +300,8 @@ def test_what_none_stands_for(name):
     spelled = dataclasses.replace(base, **{name: DEFAULTED[name]})
     assert shapes(base) == shapes(spelled)
     params = noisy(base)
-    np.testing.assert_array_equal(logits(base, params), logits(spelled, params))
+    same = {"rtol": 0, "atol": 1e-5 if name == "query_scale" else 0}
+    np.testing.assert_allclose(logits(base, params), logits(spelled, params), **same)
 
 
 # ------------------------------------------------------------------------- causality

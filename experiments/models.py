@@ -1,0 +1,93 @@
+"""Which published models can be loaded, and what each family supports.
+
+python -m experiments.models
+python -m experiments.models --markdown          # the README's table
+"""
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments import launch
+from sysout_jax.families.family import Family, Field, Group
+from sysout_jax.families.table import FAMILIES
+from sysout_jax.model.config import ModelConfig
+
+FLAGS = flags.FLAGS
+COLUMNS = ("family", "published models", "positions", "block", "supports", "paper")
+# what a table says of fields that a family's models may have at other than the default value
+FEATURES = {
+    "kv_heads": "grouped KV heads",
+    "experts": "experts",
+    "window": "windows",
+    "window_layers": "windows by layer",
+    "query_key_norm": "QK norm",
+    "attn_softcap": "soft caps",
+    "rope_rule": "longer contexts",
+    "rope_fraction": "partly turned heads",
+    "clip_qkv": "clipped QKV",
+    "qkv_bias": "QKV biases",
+    "mlp_bias": "MLP biases",
+    "tied": "tied head",
+}
+
+
+def settable(family: Family) -> set[str]:
+    """The fields of ModelConfig that differ between the family's models, or from the default."""
+    found = {name for name, value in family.fixed.items() if value != getattr(ModelConfig, name)}
+    for row in family.config:
+        if isinstance(row, Field):
+            found.add(row.ours)
+        elif isinstance(row, Group):
+            found |= set(row.ours)
+    return found
+
+
+def rows() -> list[tuple[str, ...]]:
+    """The table, a row for each family and one for llama2.c."""
+    out = []
+    for family in FAMILIES.values():
+        fixed, names = family.fixed, settable(family)
+        positions = str(fixed.get("position", "rope or alibi"))
+        placement = str(fixed.get("norm_placement", "pre or post"))
+        placement = placement if "norm_placement" in names else "pre"
+        parts = [f"{fixed['norm']} norm, {placement}"]
+        if "parallel" in names:
+            parts.append("parallel")
+        if fixed.get("variant") == "sink_logit":
+            parts.append("sink logits")
+        features = [label for name, label in FEATURES.items() if name in names]
+        out.append(
+            (
+                family.name,
+                family.covers,
+                positions,
+                ", ".join(parts),
+                ", ".join(features),
+                family.cite,
+            )
+        )
+    llama2c = ("llama2.c", "files of version 0, e.g. stories260K", "rope", "rms norm, pre")
+    return [*out, (*llama2c, "grouped KV heads, tied head", "github.com/karpathy/llama2.c")]
+
+
+def markdown() -> str:
+    """The table in Markdown."""
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows())])
+
+
+def main() -> None:
+    """Print the table."""
+    if FLAGS.markdown:
+        print(markdown())
+        return
+    table = Table(*COLUMNS)
+    for row in rows():
+        table.add_row(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_bool("markdown", False, "print the table in Markdown")
+    launch.launch(main)

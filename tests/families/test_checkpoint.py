@@ -1,0 +1,407 @@
+"""Checkpoints on disk: whatever is wrong with one gets one line, and no model."""
+
+import json
+import random
+import struct
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import sysout_jax as so
+from sysout_jax.errors import InputError
+from sysout_jax.families import tensor_map
+from sysout_jax.families.checkpoint import load_checkpoint, open_checkpoint
+from sysout_jax.families.config_map import read_config
+from sysout_jax.families.llama import LLAMA
+from sysout_jax.families.tensors import INDEX, SINGLE
+
+CONFIG = {
+    "model_type": "llama", "vocab_size": 19, "hidden_size": 22, "intermediate_size": 29,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+    "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+ROOT = Path(__file__).parents[2]
+
+
+@cache
+def values():
+    """Every stored tensor by name."""
+    rng = np.random.default_rng(0)
+    layout = tensor_map.layout(LLAMA, read_config(LLAMA, CONFIG))
+    return {stored.name: rng.standard_normal(stored.shape).astype(np.float32) for stored in layout}
+
+
+def write(directory, tensors=None, config=CONFIG):
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    save_file(values() if tensors is None else tensors, directory / SINGLE)
+    return directory
+
+
+@pytest.fixture
+def place(tmp_path):
+    return write(tmp_path / "model")
+
+
+def refusal(directory, **arguments):
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(directory, **arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 4000
+    return message
+
+
+def leaves(params):
+    return dict(tensor_map.leaves(params))
+
+
+# ------------------------------------------------------------------------- what is loaded
+
+
+def test_matrices_are_turned_into_ours(place):
+    params = leaves(load_checkpoint(place).params)
+    stored = values()["model.layers.1.self_attn.k_proj.weight"]
+    np.testing.assert_array_equal(
+        params["block_1", "attn", "key"], stored.reshape(2, 6, 22).transpose(2, 0, 1)
+    )
+    out = values()["model.layers.0.self_attn.o_proj.weight"]
+    np.testing.assert_array_equal(params["block_0", "attn", "out"], out.T.reshape(4, 6, 22))
+    np.testing.assert_array_equal(params["head",], values()["lm_head.weight"].T)
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("wanted", [None, "float32", "float16", "bfloat16"])
+def test_dtypes(tmp_path, stored, wanted):
+    """Kept as stored, or cast once; fp16 computes in fp32, where outliers do not overflow."""
+    kind = np.dtype(getattr(ml_dtypes, stored, None) or stored)
+    write(tmp_path / "model", {k: v.astype(kind) for k, v in values().items()})
+    model = load_checkpoint(tmp_path / "model", wanted)
+    assert {str(x.dtype) for x in jax.tree.leaves(model.params)} == {wanted or stored}
+    assert model.config.dtype == ("bfloat16" if (wanted or stored) == "bfloat16" else "float32")
+    once = values()["model.norm.weight"].astype(kind)
+    expected = once.astype(jnp.dtype(wanted or stored))
+    np.testing.assert_array_equal(np.asarray(leaves(model.params)["final_norm", "scale"]), expected)
+
+
+def test_an_unknown_dtype(place):
+    assert "--param_dtype='int8': unknown; accepted: float32" in refusal(place, dtype="int8")
+
+
+def shard(directory, parts=3):
+    """The checkpoint in several files with an index."""
+    names = sorted(values())
+    weight_map = {}
+    for number in range(parts):
+        file = f"model-{number}.safetensors"
+        save_file({name: values()[name] for name in names[number::parts]}, directory / file)
+        weight_map |= dict.fromkeys(names[number::parts], file)
+    (directory / SINGLE).unlink(missing_ok=True)
+    (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return weight_map
+
+
+def test_shards_are_one_model(place):
+    whole = leaves(load_checkpoint(place).params)
+    shard(place)
+    parts = leaves(load_checkpoint(place).params)
+    assert whole.keys() == parts.keys()
+    for path, value in whole.items():
+        np.testing.assert_array_equal(value, parts[path])
+
+
+def test_parameters_go_where_they_are_sent(place):
+    """`shard` sees the axis letters of each parameter, and its sharding is the parameter's."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("model",))
+    seen = set()
+
+    def send(axes):
+        seen.add(axes)
+        where = [("model" if letter == "F" else None) for letter in axes.replace("-> ", "").split()]
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*where))
+
+    params = leaves(load_checkpoint(place, shard=send).params)
+    assert {"D -> N H", "D -> F", "F -> D", "V -> D", "D"} <= seen
+    assert params["block_0", "mlp", "down"].sharding.spec == jax.sharding.PartitionSpec(
+        "model", None
+    )
+
+
+def test_prefix_and_buffers_may_vary(tmp_path):
+    """As older checkpoints are: no prefix, rotary buffers, a head beside the embedding."""
+    tied = CONFIG | {"tie_word_embeddings": True}
+    bare = {name.removeprefix("model."): value for name, value in values().items()}
+    bare["layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(3, np.float32)
+    bare["lm_head.weight"] = bare["embed_tokens.weight"]
+    model = load_checkpoint(write(tmp_path / "model", bare, tied))
+    assert ("head",) not in leaves(model.params)
+    bare["lm_head.weight"] = bare["embed_tokens.weight"] + 1
+    assert "left over: lm_head.weight" in refusal(write(tmp_path / "model", bare, tied))
+
+
+# ------------------------------------------------------------------------- what is refused
+
+
+def test_every_fault_is_named_at_once(tmp_path):
+    wrong = dict(values())
+    del wrong["model.norm.weight"], wrong["model.layers.1.mlp.up_proj.weight"]
+    wrong["model.layers.0.mlp.down_proj.weight"] = np.zeros((29, 22), np.float32)
+    wrong["model.layers.7.extra.weight"] = np.zeros(3, np.float32)
+    message = refusal(write(tmp_path / "model", wrong))
+    assert "missing: model.norm.weight, model.layers.1.mlp.up_proj.weight" in message
+    assert "left over: model.layers.7.extra.weight" in message
+    assert "of another shape: model.layers.0.mlp.down_proj.weight [29, 22] for [22, 29]" in message
+
+
+def test_many_faults_stay_one_line(tmp_path):
+    config = CONFIG | {"num_hidden_layers": 40}
+    message = refusal(write(tmp_path / "model", config=config))
+    assert "and 322 more" in message
+
+
+def test_a_tensor_in_two_shards(place):
+    weight_map = shard(place)
+    file = place / weight_map["model.norm.weight"]
+    other = next(place / f for f in set(weight_map.values()) if f != file.name)
+    save_file(load_file(other) | {"model.norm.weight": values()["model.norm.weight"]}, other)
+    assert "wrongly stored: model.norm.weight is stored twice" in refusal(place)
+
+
+def test_a_tensor_in_another_shard_than_the_index_says(place):
+    weight_map = shard(place)
+    at = weight_map["model.norm.weight"]
+    weight_map["model.norm.weight"] = next(f for f in weight_map.values() if f != at)
+    (place / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    assert "model.norm.weight is not in " in refusal(place)
+
+
+@pytest.mark.parametrize(
+    "file", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", "..", ".", "", "a\\b",
+             ".hidden", 3, None, ["model.safetensors"], "model\n.safetensors"],
+)  # fmt: skip
+def test_an_index_cannot_leave_the_directory(place, file):
+    weight_map = shard(place)
+    weight_map["model.norm.weight"] = file
+    (place / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    assert "accepted: the name of a file in the directory" in refusal(place)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
+def test_pickles_are_refused_and_never_opened(place, name):
+    (place / SINGLE).rename(place / name)
+    message = refusal(place)
+    assert name in message
+    assert "save_file" in message
+    shard(place)
+    weight_map = dict.fromkeys(values(), name)
+    (place / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    assert "pickle files can run code" in refusal(place)
+
+
+@pytest.mark.parametrize(
+    ("index", "wanted"),
+    [("{", "not JSON"), ("[]", "a JSON list"), ("{}", "no weight_map"), ('{"weight_map": 3}', "no"),
+     ('{"weight_map": {"a": "nosuch.safetensors"}}', "No such file")],
+)  # fmt: skip
+def test_an_index_that_is_none(place, index, wanted):
+    shard(place)
+    (place / INDEX).write_text(index)
+    assert wanted in refusal(place)
+
+
+def test_no_weights_and_no_config(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert f"no {SINGLE} and no {INDEX}" in refusal(tmp_path)
+    (tmp_path / "config.json").unlink()
+    assert "config.json: No such file or directory" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
+def test_values_that_are_not_finite(tmp_path, bad, kind):
+    kind = np.dtype(getattr(ml_dtypes, kind, None) or kind)
+    tensors = {k: v.astype(kind) for k, v in values().items()}
+    tensors["model.norm.weight"][7] = bad
+    message = refusal(write(tmp_path / "model", tensors))
+    assert message.endswith("tensor model.norm.weight holds NaN or infinity")
+
+
+def test_integers_are_refused(tmp_path):
+    tensors = values() | {"model.norm.weight": np.zeros(22, np.int32)}
+    assert "is I32; accepted: F32, F16, BF16" in refusal(write(tmp_path / "model", tensors))
+
+
+def test_a_name_declared_twice(place):
+    """The library would keep the last; which one was meant is not known."""
+    raw = (place / SINGLE).read_bytes()
+    length = struct.unpack_from("<Q", raw)[0]
+    header = raw[8 : 8 + length].rstrip()
+    entry = header[1 : header.index(b"}") + 1]
+    doubled = b"{" + entry + b"," + header[1:]
+    (place / SINGLE).write_bytes(struct.pack("<Q", len(doubled)) + doubled + raw[8 + length :])
+    assert "declared twice in the header" in refusal(place)
+
+
+# ------------------------------------------------------------------------- fuzz
+
+
+def mutate(raw, rng):
+    """One damage: of the length, of the header's bytes or fields, or of the file's extent."""
+    length = struct.unpack_from("<Q", raw)[0]
+    header, body = raw[8 : 8 + length], raw[8 + length :]
+    kind = rng.randrange(8)
+    if kind == 0:
+        return raw[: rng.randrange(len(raw))]
+    if kind == 1:
+        return struct.pack("<Q", rng.choice([0, 1, 2**63, 2**40, length - 1, length + 1])) + raw[8:]
+    if kind == 2:
+        at = rng.randrange(8 + length)
+        return raw[:at] + bytes([raw[at] ^ (1 << rng.randrange(8))]) + raw[at + 1 :]
+    if kind == 3:
+        return raw + bytes(rng.randrange(1, 100))
+    if kind == 4:
+        at = rng.randrange(length)
+        return raw[: 8 + at] + rng.randbytes(rng.randrange(1, 9)) + raw[8 + at :]
+    entries = json.loads(header)
+    name = rng.choice([n for n in entries if n != "__metadata__"])
+    if kind == 5:
+        entries[name]["shape"] = rng.choice([[2**62], [-1], [], "3", [22, 22], [2**31, 2**33]])
+    elif kind == 6:
+        start, end = entries[name]["data_offsets"]
+        entries[name]["data_offsets"] = rng.choice(
+            [[end, start], [start, end + 4], [-4, end], [start], [2**63, 2**63 + 4], [0, 2**70]]
+        )
+    else:
+        entries[name]["dtype"] = rng.choice(["F64", "I8", "F8_E4M3", "U16", "x", None, 3])
+    changed = json.dumps(entries).encode()
+    return struct.pack("<Q", len(changed)) + changed + body
+
+
+def test_damaged_files_give_one_line_and_no_model(place):
+    """Every mutation is refused in one line, or leaves every tensor's name and shape as they were
+    (a bit of a name's own spacing, say); bits of the numbers themselves carry no checksum."""
+    raw = (place / SINGLE).read_bytes()
+    rng = random.Random(0)
+    whole = leaves(open_checkpoint(place).params())
+    refused = 0
+    for _ in range(400):
+        damaged = mutate(raw, rng)
+        (place / SINGLE).write_bytes(damaged)
+        try:
+            found = leaves(open_checkpoint(place).params())
+        except InputError as error:
+            refused += 1
+            message = str(error)
+            if "\n" in message or not message.startswith(str(place)):
+                pytest.fail(message)
+        else:
+            assert {p: x.shape for p, x in found.items()} == {p: x.shape for p, x in whole.items()}
+    assert refused > 350
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damaged_configs_give_one_line(place, seed):
+    raw = (place / "config.json").read_bytes()
+    rng = random.Random(seed)
+    for _ in range(30):
+        at = rng.randrange(len(raw))
+        damaged = raw[:at] + rng.randbytes(rng.randrange(1, 4)) + raw[at + rng.randrange(3) :]
+        (place / "config.json").write_bytes(damaged)
+        try:
+            open_checkpoint(place)
+        except InputError as error:
+            if "\n" in str(error):
+                pytest.fail(str(error))
+
+
+# ------------------------------------------------------------------------- export
+
+
+def test_export_writes_whole_or_nothing(place, tmp_path, monkeypatch):
+    model = load_checkpoint(place)
+    with pytest.raises(InputError, match="exists; accepted: a directory that does not"):
+        so.export(model, place, "llama")
+    with pytest.raises(InputError, match="--family='bert': unknown; accepted: llama"):
+        so.export(model, tmp_path / "out", "bert")
+    assert not (tmp_path / "out").exists()
+
+    def full(*arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sysout_jax.families.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        so.export(model, tmp_path / "out", "llama")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_trained_here_is_exported(tmp_path):
+    """Any architecture that a family can say, scanned layers too."""
+    config = so.ModelConfig(
+        vocab=19, context=11, layers=2, width=12, heads=3, mlp_width=17, norm="layer", bias=True,
+        tied=True, scan_layers=True,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    tree = {}
+    for path, shape in tensor_map.shapes(config).items():
+        at = tree
+        for name in path[:-1]:
+            at = at.setdefault(name, {})
+        at[path[-1]] = jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    model = so.Model(config, tree)
+    so.export(model, tmp_path / "out", "gpt2")
+    tokens = jnp.arange(11, dtype=jnp.int32)[None]
+    back, _ = so.apply(load_checkpoint(tmp_path / "out"), tokens)
+    np.testing.assert_allclose(back, so.apply(model, tokens)[0], rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match=r"the llama family has no .*norm='layer'"):
+        so.export(model, tmp_path / "other", "llama")
+
+
+# ------------------------------------------------------------------------- memory
+
+PEAK = """
+import sys, resource
+import numpy as np
+from pathlib import Path
+from sysout_jax.families.checkpoint import open_checkpoint
+import jax
+import jax.numpy as jnp
+opened = open_checkpoint(sys.argv[1], sys.argv[2])
+jax.block_until_ready(jnp.zeros(3))
+def anonymous():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1])
+before, peak = anonymous(), 0
+kept = []
+for path in opened.plan:
+    for stored, part, source in opened.plan[path]:
+        pass
+    kept.append(opened.parameter(path))
+    peak = max(peak, anonymous())
+print(before, peak, sum(x.nbytes for x in kept) // 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_loading_holds_the_model_and_little_else(tmp_path):
+    """Between tensors, private memory is that of the parameters read so far: nothing is kept."""
+    config = CONFIG | {"hidden_size": 512, "intermediate_size": 4096, "vocab_size": 8192,
+                       "head_dim": 128, "num_hidden_layers": 3}  # fmt: skip
+    layout = tensor_map.layout(LLAMA, read_config(LLAMA, config))
+    tensors = {s.name: np.ones(s.shape, np.float32) for s in layout}
+    write(tmp_path / "model", tensors, config)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "model"), "float32"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    before, peak, model = map(int, done.stdout.split())
+    largest = max(x.nbytes for x in tensors.values()) // 1024
+    assert model > 80_000
+    assert peak - before < model + largest
+    assert peak - before > 0.9 * model

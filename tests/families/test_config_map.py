@@ -1,0 +1,370 @@
+"""Published configs: read as what they say, refused where they say what is not known here."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sysout_jax.errors import InputError
+from sysout_jax.families.config_map import OURS_ALONE, read_config, write_config
+from sysout_jax.families.family import Field, Group, Only
+from sysout_jax.families.table import FAMILIES, by_model_type
+from sysout_jax.model.config import ModelConfig
+from tests.families.reference import GOLDEN
+
+LLAMA2_7B = {
+    "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+    "intermediate_size": 11008, "max_position_embeddings": 4096, "model_type": "llama",
+    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+    "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": None,
+    "tie_word_embeddings": False, "torch_dtype": "float16", "transformers_version": "4.31.0.dev0",
+    "use_cache": True, "vocab_size": 32000,
+}  # fmt: skip
+QWEN = LLAMA2_7B | {
+    "max_window_layers": 28, "num_attention_heads": 28, "hidden_size": 3584,
+    "num_hidden_layers": 28, "num_key_value_heads": 4, "rope_theta": 1000000.0,
+    "sliding_window": 131072, "use_sliding_window": False, "pretraining_tp": None,
+}  # fmt: skip
+# As they are on the hub, to the best of what is published: name -> (config.json, what it says here)
+PUBLISHED = {
+    "Llama-2-7b": (LLAMA2_7B, {"norm_eps": 1e-5, "rope_rule": "plain", "context": 4096}),
+    "Llama-3.1-8B": (
+        LLAMA2_7B
+        | {
+            "rope_theta": 500000.0, "num_key_value_heads": 8, "attention_bias": False,
+            "mlp_bias": False, "eos_token_id": [128001, 128008, 128009],
+            "max_position_embeddings": 131072,
+            "rope_scaling": {
+                "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192, "rope_type": "llama3",
+            },
+        },
+        {"rope_rule": "llama3", "rope_theta": 5e5, "rope_factor": 8.0, "rope_context": 8192},
+    ),
+    "Mistral-7B": (
+        LLAMA2_7B
+        | {
+            "model_type": "mistral", "sliding_window": 4096, "num_key_value_heads": 8,
+            "rope_theta": 10000.0, "pretraining_tp": None,
+        },
+        {"window": 4096, "kv_heads": 8},
+    ),
+    "Mixtral-8x7B": (
+        LLAMA2_7B
+        | {
+            "model_type": "mixtral", "num_experts_per_tok": 2, "num_local_experts": 8,
+            "output_router_logits": False, "router_aux_loss_coef": 0.02, "rope_theta": 1e6,
+            "sliding_window": None, "pretraining_tp": None,
+        },
+        {"experts": 8, "experts_per_token": 2, "window": None, "rope_theta": 1e6},
+    ),
+    "opt-6.7b": (
+        {
+            "_remove_final_layer_norm": False, "activation_dropout": 0.0,
+            "activation_function": "relu", "attention_dropout": 0.0, "do_layer_norm_before": True,
+            "dropout": 0.1, "ffn_dim": 16384, "hidden_size": 4096, "init_std": 0.02,
+            "layerdrop": 0.0, "max_position_embeddings": 2048, "model_type": "opt",
+            "num_attention_heads": 32, "num_hidden_layers": 32, "output_projection": True,
+            "pad_token_id": 1, "prefix": "</s>", "vocab_size": 50272, "word_embed_proj_dim": 4096,
+        },
+        {"context": 2050, "position_offset": 2, "tied": True, "bias": True, "mlp": "relu"},
+    ),
+    "phi-2": (
+        {
+            "attention_dropout": 0.0, "embd_pdrop": 0.0, "hidden_act": "gelu_new",
+            "hidden_size": 2560, "initializer_range": 0.02, "intermediate_size": 10240,
+            "layer_norm_eps": 1e-05, "max_position_embeddings": 2048, "model_type": "phi",
+            "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+            "partial_rotary_factor": 0.4, "qk_layernorm": False, "resid_pdrop": 0.1,
+            "rope_scaling": None, "rope_theta": 10000.0, "vocab_size": 51200,
+        },
+        {"rope_fraction": 0.4, "head_bias": True, "parallel": "shared"},
+    ),
+    "mpt-7b": (
+        {
+            "attn_config": {
+                "alibi": True, "alibi_bias_max": 8, "attn_impl": "torch", "attn_pdrop": 0,
+                "attn_type": "multihead_attention", "attn_uses_sequence_id": False,
+                "clip_qkv": None, "prefix_lm": False, "qk_ln": False, "softmax_scale": None,
+            },
+            "auto_map": {"AutoConfig": "configuration_mpt.MPTConfig"}, "d_model": 4096,
+            "emb_pdrop": 0, "embedding_fraction": 1.0, "expansion_ratio": 4,
+            "init_config": {"name": "kaiming_normal_"}, "init_device": "cpu",
+            "learned_pos_emb": True, "logit_scale": None, "max_seq_len": 2048, "model_type": "mpt",
+            "n_heads": 32, "n_layers": 32, "no_bias": True,
+            "norm_type": "low_precision_layernorm", "resid_pdrop": 0,
+            "tokenizer_name": "EleutherAI/gpt-neox-20b", "verbose": 0, "vocab_size": 50432,
+        },
+        {"position": "alibi", "mlp_width": 16384, "tied": True},
+    ),
+    "falcon-7b": (
+        {
+            "alibi": False, "apply_residual_connection_post_layernorm": False,
+            "auto_map": {"AutoConfig": "configuration_falcon.FalconConfig"}, "bias": False,
+            "hidden_dropout": 0.0, "hidden_size": 4544, "layer_norm_epsilon": 1e-05,
+            "model_type": "falcon", "multi_query": True, "new_decoder_architecture": False,
+            "num_attention_heads": 71, "num_hidden_layers": 32, "parallel_attn": True,
+            "vocab_size": 65024,
+        },
+        {"kv_heads": 1, "parallel": "shared", "mlp_width": 4 * 4544, "norm_bias": True},
+    ),
+    "falcon-40b": (
+        {
+            "alibi": False, "bias": False, "hidden_size": 8192, "layer_norm_epsilon": 1e-05,
+            "model_type": "falcon", "new_decoder_architecture": True, "num_attention_heads": 128,
+            "num_hidden_layers": 60, "num_kv_heads": 8, "parallel_attn": True, "vocab_size": 65024,
+        },
+        {"kv_heads": 8, "parallel": "separate"},
+    ),
+    "gpt2": (
+        {
+            "activation_function": "gelu_new", "attn_pdrop": 0.1, "embd_pdrop": 0.1,
+            "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768,
+            "n_head": 12, "n_layer": 12, "n_positions": 1024, "resid_pdrop": 0.1,
+            "summary_activation": None, "summary_first_dropout": 0.1, "summary_use_proj": True,
+            "summary_proj_to_labels": True, "summary_type": "cls_index",
+            "task_specific_params": {"text-generation": {"max_length": 50}}, "vocab_size": 50257,
+        },
+        {"mlp_width": 3072, "tied": True, "mlp": "gelu", "position": "learned"},
+    ),
+    "pythia-70m": (
+        {
+            "hidden_act": "gelu", "hidden_size": 512, "intermediate_size": 2048,
+            "layer_norm_eps": 1e-05, "max_position_embeddings": 2048, "model_type": "gpt_neox",
+            "num_attention_heads": 8, "num_hidden_layers": 6, "rotary_emb_base": 10000,
+            "rotary_pct": 0.25, "tie_word_embeddings": False, "use_parallel_residual": True,
+            "vocab_size": 50304,
+        },
+        {"rope_fraction": 0.25, "parallel": "separate", "mlp": "gelu_exact"},
+    ),
+    "Qwen2.5-7B": (
+        QWEN | {"model_type": "qwen2", "use_mrope": False},
+        {"window": None, "qkv_bias": True, "bias": False},
+    ),
+    "Qwen3-8B": (
+        QWEN | {"model_type": "qwen3", "head_dim": 128, "attention_bias": False},
+        {"query_key_norm": "head", "head_dim": 128},
+    ),
+    "gemma-2-2b": (
+        {
+            "attention_bias": False, "attn_logit_softcapping": 50.0,
+            "cache_implementation": "hybrid", "final_logit_softcapping": 30.0, "head_dim": 256,
+            "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": 2304, "intermediate_size": 9216, "max_position_embeddings": 8192,
+            "model_type": "gemma2", "num_attention_heads": 8, "num_hidden_layers": 26,
+            "num_key_value_heads": 4, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+            "rope_theta": 10000.0, "sliding_window": 4096, "vocab_size": 256000,
+        },
+        {
+            "window_layers": tuple(range(0, 26, 2)), "query_scale": 1 / 16, "embed_scale": 48.0,
+            "attn_softcap": 50.0, "final_softcap": 30.0, "mlp": "geglu", "tied": True,
+        },
+    ),
+    "gemma-3-1b": (
+        {
+            "attention_bias": False, "attn_logit_softcapping": None, "eos_token_id": [1, 106],
+            "cache_implementation": "hybrid", "final_logit_softcapping": None, "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152,
+            "intermediate_size": 6912, "max_position_embeddings": 32768,
+            "model_type": "gemma3_text", "num_attention_heads": 4, "num_hidden_layers": 26,
+            "num_key_value_heads": 1, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+            "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000,
+            "sliding_window": 512, "sliding_window_pattern": 6, "vocab_size": 262144,
+        },
+        {
+            "window_layers": tuple(i for i in range(26) if i % 6 != 5), "local_rope_theta": 1e4,
+            "rope_theta": 1e6, "attn_softcap": None, "query_key_norm": "head",
+        },
+    ),
+    "OLMo-1B": (
+        {
+            "attention_bias": False, "clip_qkv": None, "hidden_act": "silu", "hidden_size": 2048,
+            "intermediate_size": 8192, "max_position_embeddings": 2048, "model_type": "olmo",
+            "num_attention_heads": 16, "num_hidden_layers": 16, "num_key_value_heads": 16,
+            "rope_scaling": None, "rope_theta": 10000.0, "tie_word_embeddings": True,
+            "vocab_size": 50304,
+        },
+        {"norm_scale": False, "norm": "layer", "norm_bias": None},
+    ),
+    "OLMo-2-7B": (
+        LLAMA2_7B | {"model_type": "olmo2", "rms_norm_eps": 1e-6, "rope_theta": 500000,
+                     "attention_bias": False, "pretraining_tp": None},
+        {"norm_placement": "out", "query_key_norm": "whole", "rope_theta": 5e5},
+    ),
+    "gpt-oss-20b": (
+        {
+            "attention_bias": True, "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu",
+            "hidden_size": 2880, "initial_context_length": 4096, "intermediate_size": 2880,
+            "layer_types": ["sliding_attention", "full_attention"] * 12,
+            "max_position_embeddings": 131072, "model_type": "gpt_oss", "num_attention_heads": 64,
+            "num_experts_per_tok": 4, "num_hidden_layers": 24, "num_key_value_heads": 8,
+            "num_local_experts": 32, "output_router_logits": False, "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "rope_type": "yarn",
+                "original_max_position_embeddings": 4096, "truncate": False,
+            },
+            "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 128,
+            "swiglu_limit": 7.0, "tie_word_embeddings": False, "vocab_size": 201088,
+        },
+        {"experts": 32, "experts_per_token": 4, "variant": "sink_logit", "rope_truncate": False},
+    ),
+    "Phi-3-mini-128k": (
+        LLAMA2_7B
+        | {
+            "model_type": "phi3", "hidden_size": 3072, "max_position_embeddings": 131072,
+            "original_max_position_embeddings": 4096, "rope_theta": 10000.0,
+            "sliding_window": 262144, "attention_bias": False, "pretraining_tp": None,
+            "rope_scaling": {
+                "long_factor": [1.5] * 48, "short_factor": [1.0] * 48, "type": "longrope",
+            },
+        },
+        {"rope_rule": "longrope", "rope_factor": 32.0, "rope_context": 4096},
+    ),
+}  # fmt: skip
+
+
+def refusal(raw):
+    with pytest.raises(InputError) as caught:
+        read_config(by_model_type(raw["model_type"], Path("config.json")), raw)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "accepted" in message
+    return message
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_are_read(name):
+    raw, expected = PUBLISHED[name]
+    config = read_config(by_model_type(raw["model_type"], Path("config.json")), raw)
+    assert {field: getattr(config, field) for field in expected} == expected
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_come_back(name):
+    raw, _ = PUBLISHED[name]
+    family = by_model_type(raw["model_type"], Path("config.json"))
+    config = read_config(family, raw)
+    again = read_config(family, json.loads(json.dumps(write_config(family, config))))
+    differ = [
+        field.name
+        for field in dataclasses.fields(ModelConfig)
+        if getattr(again, field.name) != getattr(config, field.name)
+    ]
+    # these two may spell their default out
+    assert set(differ) <= {"kv_heads", "head_dim"}
+    assert dict(again.sizes) == dict(config.sizes)
+
+
+def recorded(family):
+    """The config of the family's record, as the reference wrote it."""
+    with np.load(GOLDEN / f"{family.name}.npz") as saved:
+        return json.loads(str(saved["config"]))
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_unknown_fields_are_refused_unless_null(family):
+    raw = recorded(family)
+    message = refusal(raw | {"attention_temperature": 2.0, "sink_tokens": 4})
+    assert "unknown fields attention_temperature=2.0, sink_tokens=4" in message
+    assert read_config(family, raw | {"sink_tokens": None}) == read_config(family, raw)
+
+
+OTHERS = {str: "nosuch", bool: None, int: 7, float: 0.37}
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_every_field_of_a_config_map_matters(family):
+    """Each field changed gives another config here, whose every field matters to the logits
+    (tests/model/test_decoder.py), or a refusal that names it."""
+    raw = recorded(family)
+    base = read_config(family, raw)
+    for row in family.config:
+        names = row.names if isinstance(row, Group) else (row.name,)
+        for name in names:
+            outer, _, inner = name.partition(".")
+            for value in _others(raw.get(outer, {}).get(inner) if inner else raw.get(name), row):
+                changed = raw | {outer: raw[outer] | {inner: value} if inner else value}
+                try:
+                    if read_config(family, changed) != base:
+                        break
+                except InputError:
+                    break
+            else:
+                # without effect beside the values that the record has, by the family's own rule
+                assert name in {
+                    "rope_scaling", "original_max_position_embeddings", "num_kv_heads",
+                    "n_head_kv", "multi_query", "partial_rotary_factor", "rope_theta",
+                    "rotary_emb_base", "rotary_pct", "max_window_layers", "sliding_window_pattern",
+                    "_sliding_window_pattern", "num_ln_in_parallel_attn", "use_sliding_window",
+                    "sliding_window", "rope_local_base_freq",
+                }, name  # fmt: skip
+
+
+def _others(value, row):
+    """Values that differ from the one in the config."""
+    if isinstance(row, Field) and row.values is not None:
+        return [other for other in row.values if other != value] + ["nosuch"]
+    if isinstance(row, Only):
+        return ["nosuch"]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int | float):
+        return [2 * value, value / 2]
+    return [True, 4, 3, 0.37, ["full_attention"], {"rope_type": "linear", "factor": 3.0}]
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_groups_say_which_fields_they_read(family):
+    raw = recorded(family)
+    for row in family.config:
+        if isinstance(row, Group):
+            assert set(row.read(raw)) <= set(row.ours)
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"hidden_act": "gelu_10"}, "hidden_act='gelu_10' (accepted: 'silu'"),
+        ({"pretraining_tp": 2}, "pretraining_tp=2 (accepted: 1)"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "unknown fields quantization_config"),
+        ({"rope_scaling": {"rope_type": "spiral"}}, "rope_type='spiral'; accepted: default, lin"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rule linear without factor"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}}, "mscale of rule"),
+        ({"rope_scaling": "linear"}, "not as accepted in this family"),
+        ({"num_attention_heads": "32"}, "heads is \"32\"; accepted: <class 'int'>"),
+        ({"num_attention_heads": 32.0}, "heads is 32.0; accepted"),
+        ({"tie_word_embeddings": 1}, "tied is 1; accepted"),
+        ({"num_key_value_heads": 31}, "--kv_heads=31: does not divide --heads=32"),
+        ({"hidden_size": -1}, "--width=-1: accepted: an integer of at least 1"),
+        ({"rms_norm_eps": float("nan")}, "--norm_eps=nan: accepted"),
+        ({"hidden_act": ["silu"]}, "hidden_act=['silu'] (accepted"),
+    ],
+)
+def test_values_that_are_refused(change, wanted):
+    assert wanted in refusal(LLAMA2_7B | change)
+
+
+def test_all_faults_are_named_at_once():
+    raw = {k: v for k, v in LLAMA2_7B.items() if k not in ("hidden_size", "vocab_size")}
+    message = refusal(raw | {"hidden_act": "x", "colour": 3, "pretraining_tp": 4})
+    for part in ("hidden_size is missing", "vocab_size is missing", "'x'", "colour=3", "tp=4"):
+        assert part in message
+
+
+def test_an_unknown_family():
+    with pytest.raises(InputError, match="model_type 'bert'; accepted: llama, mistral"):
+        by_model_type("bert", Path("config.json"))
+
+
+def test_what_a_family_cannot_say():
+    """Exporting to a family that lacks a field of this architecture is refused, the field named."""
+    config = read_config(FAMILIES["mistral"], PUBLISHED["Mistral-7B"][0])
+    with pytest.raises(InputError, match="the llama family has no window=4096"):
+        write_config(FAMILIES["llama"], config)
+    with pytest.raises(InputError, match="no variant='sigmoid'"):
+        write_config(FAMILIES["llama"], ModelConfig(
+            norm="rms", position="rope", mlp="swiglu", variant="sigmoid"))  # fmt: skip
+    assert set(OURS_ALONE) < {field.name for field in dataclasses.fields(ModelConfig)}

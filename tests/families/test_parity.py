@@ -1,0 +1,181 @@
+"""Every family equals the reference: logits, residual stream and attention maps, and what its own
+modules say of the taps between; what is loaded is exported bit by bit."""
+
+import json
+from functools import cache
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import sysout_jax as so
+from sysout_jax.families import tensor_map
+from sysout_jax.families.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
+from sysout_jax.families.table import FAMILIES
+from tests.families import reference
+
+TOLERANCE = 1e-4
+# bfloat16 keeps 8 bits, and sums over some twenty channels average little of the rounding away: of
+# the largest logit, at every token. The reference's own distance from float32 is as large.
+BFLOAT16 = 0.08
+WANTED = dict.fromkeys(("block_in", "attn_weights", "final_norm"))
+
+
+def compare(directory, ids, expected, tolerance=TOLERANCE):
+    """Logits and taps of our model beside the reference's."""
+    model = load_checkpoint(directory)
+    logits, taps = so.apply(model, jnp.asarray(ids), WANTED)
+    assert np.abs(expected["logits"]).max() > 1
+    np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=tolerance)
+    layers = model.config.layers
+    np.testing.assert_allclose(
+        taps["block_in"], expected["hidden"][:layers], rtol=tolerance, atol=tolerance
+    )
+    np.testing.assert_allclose(
+        taps["final_norm"], expected["hidden"][layers], rtol=tolerance, atol=tolerance
+    )
+    if "attention" in expected:
+        np.testing.assert_allclose(
+            taps["attn_weights"], expected["attention"], rtol=0, atol=tolerance
+        )
+    return model
+
+
+def test_every_family_is_recorded():
+    recorded = {json.loads(str(np.load(reference.place_of(case))["config"]))["model_type"]
+                for case in reference.RECORDED}  # fmt: skip
+    assert recorded == {family.model_types[0] for family in FAMILIES.values()}
+    assert {reference.place_of(case) for case in reference.RECORDED} == {
+        *reference.GOLDEN.iterdir()
+    }
+
+
+@pytest.mark.parametrize("case", reference.RECORDED)
+def test_logits_and_taps_equal_the_records(case, golden):
+    compare(*golden(case))
+
+
+def bits(directory):
+    tensors = {}
+    for file in directory.glob("*.safetensors"):
+        tensors |= load_file(file)
+    return {name: (x.dtype, x.shape, x.tobytes()) for name, x in tensors.items()}
+
+
+@pytest.mark.parametrize("case", reference.RECORDED)
+def test_what_is_loaded_is_exported_bit_by_bit(case, golden, tmp_path):
+    directory, _, _ = golden(case)
+    opened = open_checkpoint(directory)
+    so.export(load_checkpoint(directory), tmp_path / "out", opened.family.name, shard_bytes=9000)
+    assert bits(tmp_path / "out") == bits(directory)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    again = open_checkpoint(tmp_path / "out")
+    assert again.config == opened.config
+
+
+# ------------------------------------------------------------- with the reference itself
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The checkpoint of any case, made and run by the reference."""
+    pytest.importorskip("torch", reason="needs requirements-reference.txt")
+    pytest.importorskip("transformers", reason="needs requirements-reference.txt")
+
+    @cache
+    def of(case):
+        directory = tmp_path_factory.mktemp("made")
+        reference.make(case, directory)
+        ids = reference.tokens(reference.CASES[case][2])
+        return directory, ids, reference.run(directory, ids)
+
+    return of
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", reference.CASES)
+def test_logits_and_taps_equal_the_reference(case, made):
+    compare(*made(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", reference.RECORDED)
+def test_records_are_what_the_reference_computes(case, made, golden):
+    _, _, expected = made(case)
+    _, _, recorded = golden(case)
+    assert set(recorded) == set(expected)
+    for name, value in recorded.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [name for name in reference.RECORDED if " " not in name])
+def test_bfloat16_is_as_close_as_stated(case, made):
+    directory, ids, exact = made(case)
+    theirs = reference.run(directory, ids, "bfloat16")["logits"]
+    ours, _ = so.apply(load_checkpoint(directory, "bfloat16"), jnp.asarray(ids))
+    assert ours.dtype == jnp.bfloat16
+    scale = np.abs(exact["logits"]).max()
+    for found in (np.asarray(ours, np.float32), theirs):
+        # A router's near tie may choose another expert: most tokens, not all, must agree there.
+        error = np.abs(found - exact["logits"]).max(-1) / scale
+        assert np.mean(error < BFLOAT16) >= (0.8 if case in ("mixtral", "gpt_oss") else 1.0)
+
+
+# path of a parameter -> tap that its module reads, or writes
+READS = {("attn", "out"): "attn_mix", ("mlp", "down"): "down_in", ("mlp", "up"): "mlp_norm"}
+WRITES = {("attn", "value"): "value", ("mlp", "up"): "up_out", ("mlp", "gate"): "gate_out"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", [c for c in reference.CASES if not c.startswith(("mixtral", "gpt_oss"))]
+)
+def test_taps_between_equal_the_reference(case, made):
+    """The inputs and outputs of the reference's own linear maps, found by the tensor map."""
+    directory, ids, _ = made(case)
+    opened = open_checkpoint(directory)
+    found = modules(directory, ids, opened)
+    assert len(found) >= 3
+    model = load_checkpoint(directory)
+    _, taps = so.apply(model, jnp.asarray(ids), dict.fromkeys({name for name, _ in found}))
+    for (name, layer), expected in found.items():
+        if name == "value" and model.config.clip_qkv is not None:
+            expected = np.clip(expected, -model.config.clip_qkv, model.config.clip_qkv)
+        ours = np.asarray(taps[name][layer])
+        np.testing.assert_allclose(
+            ours, expected.reshape(ours.shape), rtol=TOLERANCE, atol=TOLERANCE
+        )
+
+
+def modules(directory, ids, opened: Checkpoint):
+    """(tap, layer) -> what the reference's module of that place read or wrote."""
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory).eval()
+    named, found = dict(model.named_modules()), {}
+
+    def watch(key, side):
+        def hook(module, inputs, output):
+            found[key] = (inputs[0] if side == "reads" else output).detach().numpy()
+
+        return hook
+
+    for stored in tensor_map.layout(opened.family, opened.config):
+        module, _, kind = stored.name.rpartition(".")
+        for part in stored.parts if kind == "weight" and module in named else ():
+            layer = int(part.path[0].rpartition("_")[2]) if "block" in part.path[0] else None
+            if READS.get(part.path[1:]):
+                key = (READS[part.path[1:]], layer)
+                named[module].register_forward_hook(watch(key, "reads"))
+            if WRITES.get(part.path[1:]) and len(stored.parts) == 1:
+                key = (WRITES[part.path[1:]], layer)
+                named[module].register_forward_hook(watch(key, "writes"))
+    with torch.no_grad():
+        model(torch.tensor(ids, dtype=torch.long), use_cache=False)
+    return found

@@ -1,0 +1,94 @@
+"""Tokenizers of published checkpoints, and BOS as an explicit choice."""
+
+import json
+
+import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers, processors
+
+from sysout_jax.data import load_tokenizer
+from sysout_jax.errors import InputError
+from sysout_jax.families.tokens import encode_prompt, published_tokenizer
+
+WORDS = {"<unk>": 0, "<s>": 1, "</s>": 2, "summer": 3, "is": 4, "warm": 5, "<pad>": 6}
+
+
+def write(place, template=None, **named):
+    backend = tokenizers.Tokenizer(models.WordLevel(WORDS, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["<s>", "</s>", "<pad>"])
+    if template:
+        backend.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+    backend.save(str(place / "tokenizer.json"))
+    for name, content in named.items():
+        (place / f"{name}.json").write_text(json.dumps(content))
+    return place
+
+
+def prompt(place, bos="auto"):
+    return encode_prompt(published_tokenizer(place), "summer is warm", bos).tolist()
+
+
+@pytest.mark.parametrize(
+    ("template", "named", "auto"),
+    [
+        ("<s> $A", {}, [1, 3, 4, 5]),
+        ("$A </s>", {}, [3, 4, 5]),
+        (None, {}, [3, 4, 5]),
+        (None, {"tokenizer_config": {"add_bos_token": True}}, [1, 3, 4, 5]),
+        ("<s> $A", {"tokenizer_config": {"add_bos_token": False}}, [3, 4, 5]),
+        (None, {"tokenizer_config": {"add_bos_token": True, "bos_token": "</s>"}}, [2, 3, 4, 5]),
+        (None, {"tokenizer_config": {"add_bos_token": True, "bos_token": {"content": "<pad>"}}},
+         [6, 3, 4, 5]),
+        (None, {"tokenizer_config": {"add_bos_token": True}, "config": {"bos_token_id": 2}},
+         [2, 3, 4, 5]),
+        (None, {"tokenizer_config": {"add_bos_token": True}, "config": {"bos_token_id": 99}},
+         [1, 3, 4, 5]),
+    ],
+)  # fmt: skip
+def test_auto_is_what_the_published_tokenizer_does(tmp_path, template, named, auto):
+    assert prompt(write(tmp_path, template, **named)) == auto
+
+
+def test_yes_and_no_are_what_they_say(tmp_path):
+    with_bos = write(tmp_path, "<s> $A")
+    assert prompt(with_bos, "yes") == [1, 3, 4, 5]
+    assert prompt(with_bos, "no") == [3, 4, 5]
+    without = write(tmp_path)
+    assert prompt(without, "yes") == [1, 3, 4, 5]
+    with pytest.raises(InputError, match="--bos='maybe': unknown; accepted: auto, yes, no"):
+        prompt(without, "maybe")
+    with pytest.raises(InputError, match="an empty prompt without BOS"):
+        encode_prompt(published_tokenizer(without), "", "no")
+    assert encode_prompt(published_tokenizer(without), "", "yes").tolist() == [1]
+
+
+def test_end_of_text_is_the_named_one(tmp_path):
+    write(tmp_path, config={"eos_token_id": [6, 2]})
+    assert published_tokenizer(tmp_path).eot == 6
+    write(tmp_path, tokenizer_config={"eos_token": "</s>"})
+    assert published_tokenizer(tmp_path).eot == 2
+
+
+def test_gpt2s_own_files(shared_data, tmp_path):
+    """vocab.json and merges.txt, as on the hub; the reference's ids of a known sentence."""
+    place = shared_data / "tokenizer" / "gpt2"
+    (tmp_path / "vocab.json").write_text((place / "encoder.json").read_text())
+    (tmp_path / "merges.txt").write_text((place / "vocab.bpe").read_text())
+    found = published_tokenizer(tmp_path)
+    assert found.encode("Hello world").tolist() == [15496, 995]
+    assert encode_prompt(found, "Hello world").tolist() == [15496, 995]
+    assert encode_prompt(found, "Hello world", "yes").tolist() == [50256, 15496, 995]
+
+
+def test_bytes_start_with_bos():
+    assert encode_prompt(load_tokenizer("bytes"), "a").tolist() == [257, 97]
+
+
+def test_no_tokenizer_and_a_broken_one(tmp_path):
+    assert published_tokenizer(tmp_path) is None
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match=r"tokenizer\.json"):
+        published_tokenizer(tmp_path)

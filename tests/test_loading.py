@@ -1,0 +1,162 @@
+"""One `load` for every kind of model, and what it says of what is none."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sysout_jax as so
+from sysout_jax import loading
+from sysout_jax.errors import InputError
+from sysout_jax.families import hub
+from sysout_jax.families.tensor_map import leaves
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import init
+from sysout_jax.model.stream import streamed
+from sysout_jax.training.checkpoint import save
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    config = ModelConfig(vocab=17, context=5, layers=1, width=6, heads=2, mlp_width=7)
+    one = init(config, jax.random.key(0))
+    place = tmp_path_factory.mktemp("run") / "models" / "softmax"
+    save(place, config, jax.tree.map(lambda x: jnp.stack([x, 2 * x]), one), (3, 5))
+    return place
+
+
+def refusal(source, **arguments):
+    with pytest.raises(InputError) as caught:
+        so.load(source, **arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_run_of_this_project(run):
+    first, second = so.load(run), so.load(run, seed=5)
+    np.testing.assert_array_equal(second.params["embed"], 2 * first.params["embed"])
+    half = so.load(run, dtype="bfloat16")
+    assert half.config.dtype == "bfloat16"
+    assert {str(x.dtype) for x in jax.tree.leaves(half.params)} == {"bfloat16"}
+    assert "--param_dtype='int8': unknown" in refusal(run, dtype="int8")
+    with pytest.raises(InputError, match=r"--stream: .* has no safetensors"):
+        loading.open_layers(run)
+
+
+def test_a_published_directory(golden):
+    directory, ids, expected = golden("gpt2")
+    model = so.load(directory, dtype="float32")
+    logits, _ = so.apply(model, jnp.asarray(ids))
+    np.testing.assert_allclose(logits, expected["logits"], atol=1e-4)
+    assert "is no training run; accepted: no seed" in refusal(directory, seed=0)
+    assert "--revision=main: " in refusal(directory, revision="main")
+
+
+STREAMED = ("llama", "gpt2", "gemma3", "olmo", "phi", "opt post", "mixtral")
+
+
+@pytest.mark.parametrize("case", STREAMED)
+def test_streaming_equals_the_records(case, golden):
+    """One layer in memory at a time, each part read when it is needed and in that order."""
+    directory, ids, expected = golden(case)
+    opened, asked = loading.open_layers(directory), []
+
+    def read(top):
+        asked.append(top)
+        return opened.params(top)
+
+    wanted = dict.fromkeys(("block_in", "attn_weights", "final_norm"))
+    logits, taps = streamed(opened.config, read, jnp.asarray(ids), wanted)
+    np.testing.assert_allclose(logits, expected["logits"], atol=1e-4)
+    layers = opened.config.layers
+    np.testing.assert_allclose(taps["block_in"], expected["hidden"][:layers], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(taps["final_norm"], expected["hidden"][layers], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(taps["attn_weights"], expected["attention"], atol=1e-4)
+    assert [top for top in asked if "block" in top] == [f"block_{i}" for i in range(layers)]
+    tops = {path[0] for path, _ in leaves(opened.params())}
+    assert tops <= {*asked} <= tops | {"final_norm"}
+
+
+def test_streaming_edits_and_refusals(golden):
+    directory, ids, _ = golden("llama")
+    opened, model = loading.open_layers(directory), so.load(directory)
+
+    def halve(value, layer):
+        return jnp.where(layer == 1, 0.5 * value, value)
+
+    edits = {"down_out": halve, "final_norm": halve}
+    logits, _ = streamed(opened.config, opened.params, jnp.asarray(ids), edits=edits)
+    np.testing.assert_allclose(logits, so.apply(model, jnp.asarray(ids), edits=edits)[0], atol=1e-5)
+
+    def never(top):
+        raise AssertionError(top)
+
+    with pytest.raises(InputError, match="tap attn_gate: this architecture has none"):
+        streamed(opened.config, never, jnp.asarray(ids), {"attn_gate": None})
+
+
+def test_what_is_no_model(tmp_path):
+    assert "no such file or directory; accepted: a run's model" in refusal(tmp_path / "nosuch")
+    assert "no such file or directory" in refusal("../nosuch")
+    assert "accepted: a directory that a training run wrote" in refusal(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert "model_type None; accepted: llama" in refusal(tmp_path)
+    (tmp_path / "model.pt").write_bytes(b"\x80\x02}q\x00.")
+    assert "pickle files can run code" in refusal(tmp_path / "model.pt")
+
+
+# ------------------------------------------------------------------------- the hub
+
+
+def test_a_hub_id_is_fetched_once_named(golden, monkeypatch, tmp_path):
+    """Only safetensors, config and tokenizer files are asked for, at the pinned revision."""
+    import huggingface_hub
+
+    directory, _, _ = golden("gpt2")
+    shutil.copytree(directory, tmp_path / "snapshot")
+    seen = {}
+
+    def snapshot(name, **arguments):
+        seen.update(name=name, **arguments)
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.chdir(tmp_path)
+    assert so.load("openai-community/gpt2", revision="607a30d").config.layers == 2
+    assert seen["name"] == "openai-community/gpt2"
+    assert seen["revision"] == "607a30d"
+    assert seen["allow_patterns"] == list(hub.WANTED)
+    fetched = [
+        name
+        for name in ("config.json", "model.safetensors", "model-00001-of-00002.safetensors",
+                     "pytorch_model.bin", "modeling_evil.py", "tokenizer.json",
+                     "consolidated.safetensors", "onnx/model.safetensors", "merges.txt")
+        if list(huggingface_hub.utils.filter_repo_objects(
+            [name], allow_patterns=seen["allow_patterns"], ignore_patterns=seen["ignore_patterns"]))
+    ]  # fmt: skip
+    assert fetched == ["config.json", "model.safetensors", "model-00001-of-00002.safetensors",
+                       "tokenizer.json", "merges.txt"]  # fmt: skip
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    message = refusal("openai-community/gpt2", revision="abc")
+    assert message.startswith("--model=openai-community/gpt2 at revision abc: not fetched (")
+    assert message.endswith("the id of a model on the hub that this machine can reach")
+
+
+@pytest.mark.parametrize(
+    ("name", "accepted"),
+    [("gpt2", True), ("meta-llama/Llama-2-7b-hf", True), ("./gpt2", False), ("/gpt2", False),
+     ("a/b/c", False), ("..", False), ("a/..", False), ("", False), ("a b", False), ("~", False)],
+)  # fmt: skip
+def test_what_may_be_an_id(name, accepted):
+    assert hub.is_hub_id(name) is accepted
