@@ -37,6 +37,7 @@ from theory.check import Part, statement
 RATES = (0.01, 0.05)
 SIDE = 64  # of a matrix
 PLANTED, SIZE = 8, 7.0  # outliers in a matrix, in standard deviations
+CONTROLS = 64  # matrices, whose rates are near one and zero
 NORMAL = 3.29  # standard deviations that 99.9% of estimates are within
 OUTSIDE = 1e-3  # of intervals
 LARGEST = 0.01  # relative; the next term of the expansion is of order 1/b^4
@@ -110,9 +111,9 @@ def flagged(q: float) -> Callable[[Array, float, bool], Array]:
 def _detections(key: Array, q: float, matrices: int) -> list[Part]:
     """The rate of false discoveries without and with planted entries, and the power."""
     n, keys, find = SIDE * SIDE, jax.random.split(key, (4, matrices)), flagged(q)
-    null, heavy = find(keys[0], 0.0, False)[1], find(keys[1], 0.0, True)[1]
+    null, heavy = find(keys[0], 0.0, False)[1], find(keys[1, :CONTROLS], 0.0, True)[1]
     power_found, false = find(keys[2], SIZE, False)
-    unnoticed = find(keys[3], 2.0, False)[0]
+    unnoticed = find(keys[3, :CONTROLS], 2.0, False)[0]
     # Of a binomial count, whose tail at some ten findings a normal one is too short for.
     interval = float(binom.ppf(1 - OUTSIDE / 2, matrices, q)) / matrices - q
     spread = NORMAL * float(jnp.std(false)) / math.sqrt(matrices)

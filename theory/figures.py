@@ -164,8 +164,8 @@ def race(data: dict[str, Data]) -> "Figure":
     for place, values in enumerate(sinks.values()):
         axes.bar(place, np.mean(values), color=COLOURS[3], alpha=0.75, width=0.6)
         axes.plot([place] * len(values), values, "o", color="black", ms=3)
-    axes.set_xticks(range(len(sinks)), [name.replace("x", "×") for name in sinks])
-    axes.set(ylabel="attention to BOS, idle positions", ylim=(0, 1.03))
+    axes.set_xticks(range(len(sinks)), [name.replace(" x ", " × ") for name in sinks])
+    axes.set(ylabel="attention to BOS at idle positions", ylim=(0, 1.03))
     axes.grid(axis="x", visible=False)
     return figure
 
