@@ -16,7 +16,7 @@ from sysout_jax.analysis.lifecycle import LifeCycle, lifecycle
 from sysout_jax.analysis.positions import Positions, positions
 from sysout_jax.analysis.relations import Relations, relations
 from sysout_jax.analysis.roles import Roles, roles
-from sysout_jax.analysis.scan import Progress, Scan, Thresholds, scan
+from sysout_jax.analysis.scan import QUERIES_AT_ONCE, Progress, Scan, Thresholds, scan
 from sysout_jax.errors import InputError
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model
@@ -117,10 +117,10 @@ def _of_prompt(
 
 
 def _dynamics(material: Material, progress: Progress | None) -> Dynamics:
-    return dynamics(
-        material.model.config, material.checkpoints, material.rows[:, :-1], material.batch,
-        progress, material.steps,
-    )  # fmt: skip
+    # Measures of whole maps: of a long sequence, the part that fits in one.
+    tokens = material.rows[:, :-1][:, :QUERIES_AT_ONCE]
+    config, steps = material.model.config, material.steps
+    return dynamics(config, material.checkpoints, tokens, material.batch, progress, steps)
 
 
 # part -> what runs it: (material, progress) -> result
