@@ -51,6 +51,10 @@ class Material:
     def __post_init__(self) -> None:
         config, length = self.model.config, self.rows.shape[1] - 1
         limited = config.position == "learned"
+        longest = min(PROMPT_TOKENS, config.context) if limited else PROMPT_TOKENS
+        said = f"--prompt: {len(self.prompt)} token{'s' * (len(self.prompt) != 1)}; accepted: "
+        if len(self.prompt) < 2:
+            raise InputError(f"{said}2 to {longest} tokens")
         if length < 2:
             raise InputError(f"--seq_len={length}: accepted: an integer of at least 2")
         if limited and length > config.context:
@@ -58,12 +62,8 @@ class Material:
                 f"--seq_len={length}: learned positions end at {config.context}; "
                 f"accepted: at most {config.context}"
             )
-        longest = min(PROMPT_TOKENS, config.context) if limited else PROMPT_TOKENS
-        if not 2 <= len(self.prompt) <= longest:
-            raise InputError(
-                f"--prompt: {len(self.prompt)} token{'s' * (len(self.prompt) != 1)}; accepted: "
-                f"2 to {longest} tokens"
-            )
+        if len(self.prompt) > longest:
+            raise InputError(f"{said}2 to {longest} tokens")
         top, vocab = max(self.prompt.max(), self.rows.max()), self.model.config.vocab
         if top >= vocab:
             raise InputError(
@@ -172,7 +172,7 @@ def publish(record: Mapping[str, Any], directory: Path) -> Path:
 def analyze(
     model: Model,
     text: str | Sequence[int] | np.ndarray,
-    rows: np.ndarray | None = None,
+    rows: Sequence[Sequence[int]] | np.ndarray | None = None,
     parts: Sequence[str] | None = None,
     thresholds: Thresholds | None = None,
     bos: bool = True,
