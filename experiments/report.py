@@ -13,11 +13,10 @@ from rich.table import Table
 
 from sysout_jax.analysis.statistics import Interval, mean_interval
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.measures import MASSIVE_RATIO, SINK_EPS, WEIGHT_RATIO
+from sysout_jax.core.measures import MASSIVE_RATIO, SINK_EPS, VALUE_DRAINED, WEIGHT_RATIO
 from sysout_jax.training.config import TrainConfig
 
 WIDTH = 1000  # characters: wide enough for any table
-DRAINED = 0.2  # value drain below this: the sink is a no-op (design of Guo et al. 2024)
 
 # Measures that the terminal's table shows, with short headings; the record holds all of them.
 COLUMNS = {
@@ -184,7 +183,7 @@ def findings(study: dict[str, Any]) -> list[str]:
     sink = "noop_sink" if "noop_sink" in measured else "first_token_attention"
     lines = [
         _verdict("attention sink", sink, SINK_EPS, above=True, study=study),
-        _verdict("value drain", "value_drain@value", DRAINED, above=False, study=study),
+        _verdict("value drain", "value_drain@value", VALUE_DRAINED, above=False, study=study),
     ]
     massive = {n: final(e, "massive_activations").mean for n, e in entries.items()}
     peak = max(final(e, "top1_over_median@block_out").mean for e in entries.values())

@@ -61,6 +61,7 @@ class Dynamics:
     """All measures at the checkpoints of one run."""
 
     steps: tuple[int, ...]
+    length: int  # T of the sequences
     measures: dict[str, np.ndarray]  # name -> [checkpoints]
     emergence: tuple[Emergence, ...]
     order: tuple[str, ...]  # the kinds that changed, by the step of their emergence
@@ -108,7 +109,8 @@ def dynamics(
         emergence(kind, name, np.array(steps), measures[name]) for kind, name in KINDS.items()
     )
     ordered = sorted((e for e in emerged if e.step is not None), key=lambda e: e.step or 0)
-    return Dynamics(tuple(steps), measures, emerged, tuple(e.kind for e in ordered))
+    order = tuple(e.kind for e in ordered)
+    return Dynamics(tuple(steps), tokens.shape[1], measures, emerged, order)
 
 
 def emergence(kind: str, measure: str, steps: np.ndarray, values: np.ndarray) -> Emergence:

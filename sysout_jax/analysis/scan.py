@@ -151,12 +151,20 @@ def scan(
       progress: called with the sequences done and the sequences in all.
 
     Raises:
-      InputError: T is below 2: there is no rest to compare a token with.
+      InputError: T is below 2, so there is no rest to compare a token with; or activations are
+        not finite.
     """
     length = tokens.shape[1]
     if length < 2:
         raise InputError(f"sequences of {length} token: accepted: at least 2 tokens")
     taps = over_batches(partial(_run, for_length(config, length)), params, tokens, batch, progress)
+    for name in SITES:
+        broken = ~np.isfinite(taps[name]["mean"]).all(axis=1)
+        if broken.any():
+            raise InputError(
+                f"{name} of layer {int(np.argmax(broken))}: not finite; accepted: a model whose "
+                "activations are finite (training may have diverged)"
+            )
     statistics = taps["attn_weights"]
     return Scan(
         Site(**taps["block_out"]),

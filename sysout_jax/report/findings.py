@@ -16,7 +16,7 @@ from sysout_jax.analysis.lifecycle import LifeCycle, lifecycle
 from sysout_jax.analysis.positions import Positions, positions
 from sysout_jax.analysis.relations import Relations, relations
 from sysout_jax.analysis.roles import Roles, roles
-from sysout_jax.analysis.scan import Progress, Scan, Thresholds, scan
+from sysout_jax.analysis.scan import QUERIES_AT_ONCE, Progress, Scan, Thresholds, scan
 from sysout_jax.errors import InputError
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model
@@ -51,6 +51,10 @@ class Material:
     def __post_init__(self) -> None:
         config, length = self.model.config, self.rows.shape[1] - 1
         limited = config.position == "learned"
+        longest = min(PROMPT_TOKENS, config.context) if limited else PROMPT_TOKENS
+        said = f"--prompt: {len(self.prompt)} token{'s' * (len(self.prompt) != 1)}; accepted: "
+        if len(self.prompt) < 2:
+            raise InputError(f"{said}2 to {longest} tokens")
         if length < 2:
             raise InputError(f"--seq_len={length}: accepted: an integer of at least 2")
         if limited and length > config.context:
@@ -58,12 +62,8 @@ class Material:
                 f"--seq_len={length}: learned positions end at {config.context}; "
                 f"accepted: at most {config.context}"
             )
-        longest = min(PROMPT_TOKENS, config.context) if limited else PROMPT_TOKENS
-        if not 2 <= len(self.prompt) <= longest:
-            raise InputError(
-                f"--prompt: {len(self.prompt)} token{'s' * (len(self.prompt) != 1)}; accepted: "
-                f"2 to {longest} tokens"
-            )
+        if len(self.prompt) > longest:
+            raise InputError(f"{said}2 to {longest} tokens")
         top, vocab = max(self.prompt.max(), self.rows.max()), self.model.config.vocab
         if top >= vocab:
             raise InputError(
@@ -117,10 +117,10 @@ def _of_prompt(
 
 
 def _dynamics(material: Material, progress: Progress | None) -> Dynamics:
-    return dynamics(
-        material.model.config, material.checkpoints, material.rows[:, :-1], material.batch,
-        progress, material.steps,
-    )  # fmt: skip
+    # Measures of whole maps: of a long sequence, the part that fits in one.
+    tokens = material.rows[:, :-1][:, :QUERIES_AT_ONCE]
+    config, steps = material.model.config, material.steps
+    return dynamics(config, material.checkpoints, tokens, material.batch, progress, steps)
 
 
 # part -> what runs it: (material, progress) -> result
@@ -172,7 +172,7 @@ def publish(record: Mapping[str, Any], directory: Path) -> Path:
 def analyze(
     model: Model,
     text: str | Sequence[int] | np.ndarray,
-    rows: np.ndarray | None = None,
+    rows: Sequence[Sequence[int]] | np.ndarray | None = None,
     parts: Sequence[str] | None = None,
     thresholds: Thresholds | None = None,
     bos: bool = True,

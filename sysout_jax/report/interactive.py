@@ -97,8 +97,9 @@ def _layout(panel: Record) -> dict[str, Any]:
     return {
         "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
         "scene": {
-            "xaxis": {"title": {"text": rows}}, "yaxis": {"title": {"text": columns}},
-            "zaxis": {"title": {"text": panel["title"]}},
-            "camera": {"eye": {"x": 1.5, "y": -1.5, "z": 0.9}},
+            "xaxis": {"title": {"text": rows}, "range": [0, panel["rows"]]},
+            "yaxis": {"title": {"text": columns}, "range": [0, panel["features"]]},
+            "zaxis": {"title": {"text": panel["title"]}, "rangemode": "tozero"},
+            "camera": {"eye": {"x": -1.5, "y": -1.5, "z": 0.9}},
         },
-    }  # fmt: skip
+    }

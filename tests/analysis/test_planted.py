@@ -3,20 +3,24 @@
 import math
 from functools import cache
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sysout_jax as so
 from sysout_jax.analysis.existence import existence
 from sysout_jax.analysis.interventions import interventions
 from sysout_jax.analysis.lifecycle import lifecycle
 from sysout_jax.analysis.positions import positions
 from sysout_jax.analysis.relations import relations
 from sysout_jax.analysis.roles import roles
-from sysout_jax.analysis.scan import Thresholds, scan
+from sysout_jax.analysis.scan import Thresholds, for_length, scan
+from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.errors import InputError
-from sysout_jax.model.decoder import forward
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import forward, init
 from tests.analysis import planted as p
 
 ROWS = p.rows()
@@ -337,3 +341,42 @@ def test_without_outliers_only_the_largest_is_taken():
     assert set(found.nothing_found) == {
         "an_block_out", "an_down_in", "sun", "an_attention", "an_weight", "super_weight",
     }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------ any model
+
+
+def test_long_sequences_give_the_same_in_blocks(monkeypatch):
+    """With blocks of 16 queries the scan and the roles are what they are with all at once."""
+    monkeypatch.setattr("sysout_jax.analysis.scan.QUERIES_AT_ONCE", 64)
+    monkeypatch.setattr("sysout_jax.analysis.scan.QUERY_BLOCK", 16)
+    assert for_length(p.CONFIG, 64) == p.CONFIG
+    assert for_length(p.CONFIG, p.T).query_block == 16
+    found = scan(p.CONFIG, p.params(), TOKENS)
+    np.testing.assert_allclose(found.received, scanned().received, rtol=1e-5, atol=1e-6)
+    in_blocks = roles(p.CONFIG, p.params(), TOKENS, found=found)
+    dense = roles(p.CONFIG, p.params(), TOKENS, found=scanned())
+    for name in ("scale", "scale_sd", "attention", "drain"):
+        np.testing.assert_allclose(getattr(in_blocks, name), getattr(dense, name), atol=1e-5)
+
+
+def test_a_model_that_diverged_is_refused():
+    params = p.untrained()
+    broken = {**params, "embed": params["embed"].at[3, 2].set(jnp.nan)}
+    with pytest.raises(InputError, match="block_out of layer 0: not finite"):
+        scan(p.CONFIG, broken, TOKENS, batch=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_part_runs_on_every_variant(name, dtype):
+    """And its record can be drawn and written."""
+    config = ModelConfig(
+        vocab=19, context=37, layers=2, width=12, heads=2, kv_heads=1, variant=name, dtype=dtype,
+        mlp="gelu", norm="layer", bias=True,
+    )  # fmt: skip
+    model = so.Model(config, init(config, jax.random.key(0)))
+    findings = so.analyze(model, TOKENS[0, :9], rows=ROWS[:3, :38])
+    assert findings.record["status"] == "complete"
+    assert not findings.existence.any

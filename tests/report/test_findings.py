@@ -1,0 +1,110 @@
+"""The findings of a planted model as record, sentences, figures and page."""
+
+import copy
+import json
+import re
+from functools import cache
+
+import pytest
+
+import sysout_jax as so
+from sysout_jax import plots
+from sysout_jax.errors import InputError
+from sysout_jax.report import interactive
+from sysout_jax.report.findings import PARTS, PROMPT_TOKENS
+from sysout_jax.report.page import page
+from sysout_jax.report.words import headline
+from tests.analysis import planted as p
+
+
+@cache
+def findings():
+    model = so.Model(p.CONFIG, p.params())
+    return so.analyze(model, p.rows()[0, :-1], rows=p.rows())
+
+
+def said(part):
+    return "\n".join(headline(findings().record, part))
+
+
+def test_the_record_is_json_and_holds_every_part():
+    record = findings().record
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert list(record["parts"]) == [name for name in PARTS if name != "dynamics"]
+    assert findings().dynamics is None
+    assert record["parts"]["lifecycle"]["channel"] == findings().lifecycle.channel == p.CHANNEL
+    panel = record["parts"]["existence"]["panels"][0]
+    assert len(panel["values"]) == p.T
+    assert len(json.dumps(panel["values"][0])) < 12 * len(panel["values"][0])  # three digits
+
+
+def test_sentences_say_where_things_are():
+    existence = said("existence")
+    assert "layers 1, 2, token 0 '0', 7 '0', channel 5" in existence
+    assert "layers 1, 3, token 0 '0', 7 '0', neurons 17, 29" in existence
+    assert "down[17, 5] of layer 1" in existence
+    assert "in 6 of 6 sequences, 9 tokens: 67% initial (text: 1%), 33% other" in said("positions")
+    assert "weights -> activations on channels: precision 1.00 (shuffled: 0.0" in said("relations")
+    life = said("lifecycle")
+    assert "emergence: layer 1 adds" in life
+    assert "neuron 17 writes 100% of the MLP's part; the channel's form is rank one to 100%" in life
+    assert "disappearance: layer 3 removes" in life
+    assert "cosine of its write with the residual -1.00" in life
+    assert "12% of heads are sinks" in said("roles")
+    assert re.search(
+        r"an_attention, removed, rescaled by S: loss [+-]0\.000", said("interventions")
+    )
+
+
+def test_every_figure_is_drawn_from_the_record(tmp_path):
+    figures = findings().figures()
+    assert len(figures) == 12
+    assert {"relations", "lifecycle-disappearance"} <= set(figures)
+    marked = [t.get_text() for axes in figures["existence"].axes for t in axes.texts]
+    assert "neuron 17, channel 5" in " ".join(marked) or "neuron 29" in " ".join(marked)
+    with pytest.raises(InputError, match="accepted: of 'variants' or 'analysis'"):
+        plots.draw({"experiment": "theory"}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_cannot_become_markup(tmp_path):
+    """Tokens are whatever the text holds; in the page they are text."""
+    record = copy.deepcopy(findings().record)
+    record["prompt"] = ["</script><img src=x onerror=alert(1)>" for _ in record["prompt"]]
+    kind = record["parts"]["positions"]["kinds"]["sun"]
+    kind["tokens"] = [["<b>&", 9]]
+    text = page(record, tmp_path).replace(interactive.plotly() or "", "")
+    shown, *scripts = text.split("<script>")
+    assert "<img" not in shown
+    assert "<b>" not in shown
+    # In a script they are JSON, which must not end it.
+    assert all(script.count("</script>") == 1 for script in scripts)
+
+
+def test_views_have_the_marks_and_the_whole_axes():
+    views = interactive.views(findings().record)
+    assert len(views) == 4
+    drawing = views["view-2"]["drawing"]
+    stems, points, marks = drawing["data"]
+    assert marks["text"][0].endswith(f"channel {p.CHANNEL}")
+    assert len(stems["z"]) == 3 * len(points["z"])
+    assert max(points["z"]) == pytest.approx(marks["z"][0])
+    assert drawing["layout"]["scene"]["xaxis"]["range"] == [0, p.T]
+    assert drawing["layout"]["scene"]["yaxis"]["range"] == [0, 32]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "rows", "told"),
+    [
+        ([1], None, "--prompt: 1 token; accepted: 2 to 256 tokens"),
+        ([1] * (PROMPT_TOKENS + 1), None, "--prompt: 257 tokens; accepted: 2 to 256 tokens"),
+        ([1, 2, 3], [[1, 2]], "--seq_len=1: accepted: an integer of at least 2"),
+        ([1, 2, 99], None, "token id 99: the model's vocabulary has 19"),
+    ],
+)
+def test_what_cannot_be_analysed_gets_one_line(prompt, rows, told):
+    model = so.Model(p.CONFIG, p.params())
+    with pytest.raises(InputError) as caught:
+        so.analyze(model, prompt, rows=rows)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
