@@ -3,51 +3,53 @@
 python -m experiments.analyze --model=runs/variants/RUN --variant=softmax
 python -m experiments.analyze --model=runs/variants/RUN/models/NAME --corpus=PATH --sequences=64
 python -m experiments.analyze --model=RUN --only=positions,roles --seq_len=16384 --sequences=1
+python -m experiments.analyze --model=gpt2 --corpus=PATH --check_known
+python -m experiments.analyze --model=meta-llama/Llama-2-7b-hf --corpus=PATH --stream
 python -m experiments.analyze --redraw=runs/analyze/RUN
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
 from experiments import launch
+from experiments.chosen import Choice, Chosen, choose
 from experiments.report import reading
-from sysout_jax.analysis.scan import Thresholds
+from sysout_jax.analysis.scan import Thresholds, over_batches
 from sysout_jax.data import TextCorpus, load_corpus
 from sysout_jax.errors import InputError
+from sysout_jax.families.known import TAPS as EXTREMES
+from sysout_jax.families.known import Check, Known, check_known, known_of
+from sysout_jax.families.tokens import encode_prompt
 from sysout_jax.model.config import one_of
-from sysout_jax.model.decoder import Params
-from sysout_jax.model.model import Model
+from sysout_jax.model.decoder import parameter_count
+from sysout_jax.model.stream import recorded
 from sysout_jax.report.findings import PARTS, Material, describe, header, publish
-from sysout_jax.report.words import headline
+from sysout_jax.report.words import headline, known_lines
 from sysout_jax.results import RunDirectory, plain, read_record
-from sysout_jax.training.checkpoint import checkpoints, load, models
 
 FLAGS = flags.FLAGS
 PROMPT = "Summer is warm. Winter is cold.\n"  # of Sun et al. 2024 and An et al. 2025
 TOKENS = 64  # of a sequence, if nothing is said
 SMOKE = {"sequences": 2, "batch": 2}
+STREAMED = ("existence", "positions", "relations")  # parts that read a model layer by layer
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything that determines an analysis."""
 
-    model: str = ""  # a run directory, or one of its models/NAME
-    variant: str | None = None  # which of the run's models: its name, or the end of it
-    seed: int | None = None  # which of its seeds; None: the first
+    choice: Choice = field(default_factory=Choice)
     corpus: str | None = None  # text for the statistics; None: what the run was trained on
     prompt: str = PROMPT  # what is drawn token by token; a synthetic task draws a row instead
-    bos: bool = True  # the prompt and every sequence start with a BOS token
     only: tuple[str, ...] = tuple(PARTS)  # parts to run
+    check_known: bool = False  # compare with published coordinates of outliers
     sequences: int = 32  # of the corpus' validation part
     seq_len: int | None = None  # T, of each sequence; None: 64, or the learned positions if fewer
     batch: int = 8  # sequences that are run together
@@ -67,73 +69,6 @@ class Config:
             )
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The model that is analysed, and the run it comes from, if it comes from one."""
-
-    model: Model
-    path: Path
-    name: str
-    seed: int
-    run: Path | None
-
-    def checkpoints(self) -> Iterator[tuple[int, Params]]:
-        """The kept models of the run, one in memory at a time."""
-        for step, path in self.kept:
-            yield step, load(path, self.seed).params
-
-    @property
-    def kept(self) -> list[tuple[int, Path]]:
-        """(step, directory) of each."""
-        return checkpoints(self.run, self.name, self.seed) if self.run else []
-
-    def trained_on(self) -> dict[str, Any]:
-        """The study of the run's record that trained this model; empty where there is none."""
-        if self.run and (self.run / "result.json").exists():
-            for study in read_record(self.run).get("studies", []):
-                if self.name.startswith(f"{study['name']}-"):
-                    return study
-        return {}
-
-
-def choose(config: Config) -> Chosen:
-    """Find the model that the flags ask for.
-
-    Raises:
-      InputError: not a directory with a model, or several models and no choice between them.
-    """
-    if not config.model:
-        raise InputError("--model: not given; accepted: a run directory, or its models/NAME")
-    path = Path(config.model)
-    found = models(path)
-    if found:
-        path = path / "models" / _pick(config, sorted(found))
-    elif not (path / "config.json").exists() or (path / "result.json").exists():
-        what = "a run without models" if (path / "result.json").exists() else "no run or model"
-        what = what if path.is_dir() else "no such directory"
-        raise InputError(
-            f"--model={config.model}: {what}; accepted: a directory that "
-            "experiments.variants wrote, or one of its models/NAME"
-        )
-    model = load(path, config.seed)
-    run = path.absolute().parent.parent if path.absolute().parent.name == "models" else None
-    seeds = models(run)[path.name] if run else [0]
-    seed = seeds[0] if config.seed is None else config.seed
-    return Chosen(model, path, path.name, seed, run)
-
-
-def _pick(config: Config, names: list[str]) -> str:
-    """The name that --variant means; without it, the only one."""
-    wanted = config.variant
-    fitting = [n for n in names if wanted is None or n == wanted or n.endswith(f"-{wanted}")]
-    if len(fitting) == 1:
-        return fitting[0]
-    said = f"--variant={wanted}" if wanted else "--variant: not given"
-    raise InputError(
-        f"{said}: fits {len(fitting)} of the models in {config.model}; accepted: {', '.join(names)}"
-    )
-
-
 def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, str]:
     """The prompt and the sequences; and the name of the corpus they come from.
 
@@ -141,15 +76,14 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
       InputError: a corpus that cannot be read, or that is too short.
     """
     model = chosen.model
-    spec = config.corpus or chosen.trained_on().get("corpus")
+    spec = config.corpus or chosen.corpus
     if spec is None:
         raise InputError(
             f"--corpus: not given, and {chosen.path} does not say what it was trained on; "
             "accepted: backcopy, stdlib, PATH, tokens:DIR"
         )
-    tokenizer = "bytes" if model.tokenizer is None else str(chosen.path / "tokenizer.json")
     with reading(console, spec) as progress:
-        corpus = load_corpus(spec, tokenizer, config.bos, progress=progress)
+        corpus = load_corpus(spec, model.tokenizer or "bytes", chosen.bos, progress=progress)
     limit = model.config.context if model.config.position == "learned" else TOKENS
     length = config.seq_len or min(TOKENS, limit)
     if isinstance(corpus, TextCorpus):
@@ -158,8 +92,7 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
     if model.tokenizer is None:
         prompt = rows[0, :-1]
     else:
-        start = [model.tokenizer.bos] if config.bos else []
-        prompt = np.array([*start, *model.tokenizer.encode(config.prompt)], np.int32)
+        prompt = encode_prompt(model.tokenizer, config.prompt, "yes" if chosen.bos else "no")
     return (
         Material(
             model, prompt, rows, config.thresholds, config.batch, chosen.checkpoints(),
@@ -182,7 +115,8 @@ def _check_length(sequences: int, length: int, corpus: TextCorpus) -> None:
 
 def run(config: Config, console: Console) -> RunDirectory:
     """Run the parts, draw, and write the page; what is finished is kept when interrupted."""
-    chosen = choose(config)
+    chosen = choose(config.choice)
+    known = known_of(config.choice.model, chosen.model.config) if config.check_known else ()
     material, corpus = gather(config, chosen, console)
     parts = _possible(config, chosen, console)
     directory = RunDirectory(config.workdir, "analyze")
@@ -191,10 +125,14 @@ def run(config: Config, console: Console) -> RunDirectory:
     about = header(material) | {
         "name": chosen.name, "seed": chosen.seed, "corpus": corpus,
         "asked": list(parts), "parts": {},
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(chosen.model.params)),
+        "parameters": parameter_count(chosen.model.config),
     }  # fmt: skip
     try:
         with directory.record("analysis", **about) as record:
+            if known:
+                record["known"] = _check(known, material)
+                for line in known_lines(plain(record)):
+                    console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
             for name in parts:
                 result = _timed(name, material, console)
                 record["parts"][name] = describe(material, result)
@@ -210,16 +148,36 @@ def run(config: Config, console: Console) -> RunDirectory:
     return directory
 
 
+def _check(known: tuple[Known, ...], material: Material) -> list[Check]:
+    """Published coordinates beside what the sequences show, a batch at a time."""
+    model = material.model
+    run = partial(recorded, model.config, taps=EXTREMES)
+    found = over_batches(run, model.params, material.rows[:, :-1], material.batch)
+    return list(check_known(known, found))
+
+
 def _possible(config: Config, chosen: Chosen, console: Console) -> tuple[str, ...]:
-    """The parts to run; dynamics only where there are checkpoints, or where it is insisted on."""
-    if "dynamics" not in config.only or len(chosen.kept) >= 2:
-        return config.only
-    found = f"{len(chosen.kept)} checkpoints of {chosen.name}"
-    wanted = "accepted: a run that was trained with --checkpoint_every"
-    if config.only != Config.only:
-        raise InputError(f"--only=dynamics: {found}; {wanted}")
-    console.print(f"dynamics left out: {found}", soft_wrap=True)
-    return tuple(name for name in config.only if name != "dynamics")
+    """The parts to run: those that are asked for, or, of all, those that this model allows."""
+    asked = config.only
+    for part, reason in _impossible(config, chosen).items():
+        if part not in asked:
+            continue
+        if config.only != Config.only:
+            raise InputError(f"--only={part}: {reason}")
+        console.print(f"{part} left out: {reason}", soft_wrap=True)
+        asked = tuple(name for name in asked if name != part)
+    return asked
+
+
+def _impossible(config: Config, chosen: Chosen) -> dict[str, str]:
+    """Parts that cannot be run on this model, and why."""
+    if config.choice.stream:
+        reason = f"takes a model in memory; accepted with --stream: {', '.join(STREAMED)}"
+        return {name: reason for name in PARTS if name not in STREAMED}
+    if len(chosen.kept) < 2:
+        found = f"{len(chosen.kept)} checkpoints of {chosen.name}"
+        return {"dynamics": f"{found}; accepted: a run that was trained with --checkpoint_every"}
+    return {}
 
 
 def _timed(name: str, material: Material, console: Console) -> Any:

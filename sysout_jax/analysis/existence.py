@@ -1,7 +1,6 @@
 """Where the outliers of one prompt are: layers, tokens, channels and neurons, found and drawn."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,11 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sysout_jax.analysis.scan import DETECTORS, Scan, Thresholds, scan
-from sysout_jax.analysis.weights import WeightScan, layer_params, weight_scan
+from sysout_jax.analysis.weights import WeightScan, layer_params, projection, weight_scan
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.measures import rows_to_one
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params, forward
+from sysout_jax.model.decoder import Params
+from sysout_jax.model.stream import recorded
 
 BINS = 128  # a figure's columns; more features are drawn as the largest of neighbours
 
@@ -86,7 +86,7 @@ def existence(
     }
     strongest = int(np.argmax(found.attention_score()[:, 0].max(axis=-1)))
     shown = jax.device_get(_panels(config, params, jnp.asarray(tokens)))
-    down = layer_params(params)[peaks["down_in"]]["mlp"]["down"]
+    down = projection(layer_params(params, peaks["down_in"]), "mlp", "down")
     heaviest = weights.largest[peaks["down_in"]]
 
     def activations(name: str, feature: str) -> Panel:
@@ -159,7 +159,6 @@ def magnitudes(value: Float[Array, "T *C"]) -> Float[Array, "T bins"]:
     return pool(jnp.abs(value.astype(jnp.float32)).reshape(len(value), -1))
 
 
-@partial(jax.jit, static_argnums=0)
 def _panels(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
     normalised = VARIANTS[config.variant].normalised
 
@@ -167,4 +166,4 @@ def _panels(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any
         return jnp.mean(weights if normalised else rows_to_one(weights), axis=0)
 
     taps = {"down_in": magnitudes, "block_out": magnitudes, "attn_weights": attention}
-    return forward(config, params, tokens[None], taps)[1]
+    return recorded(config, params, tokens[None], taps)

@@ -121,7 +121,7 @@ def _emergence(
     config: ModelConfig, params: Params, taps: Any, steps: np.ndarray, layer: int, token: int,
     channel: int,
 ) -> Emergence:  # fmt: skip
-    mlp = layer_params(params)[layer]["mlp"]
+    mlp = layer_params(params, layer)["mlp"]
     hidden = taps["down_in"]["row"][layer, 0]
     down = np.asarray(mlp["down"])
     parts = hidden * down[:, channel]

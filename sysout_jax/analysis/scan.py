@@ -15,7 +15,8 @@ from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.streaming import attention_received
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params, forward
+from sysout_jax.model.decoder import Params
+from sysout_jax.model.stream import recorded
 
 SITES = ("block_out", "down_in")
 QUERIES_AT_ONCE = 1024  # longer sequences are attended in blocks
@@ -199,12 +200,11 @@ def over_batches(
     return jax.tree.map(lambda *x: np.concatenate(x, axis=1), *parts)
 
 
-@partial(jax.jit, static_argnums=0)
 def _run(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
     normalised = VARIANTS[config.variant].normalised
     taps: Any = {"attn_weights": attention_received(normalised)} | dict.fromkeys(SITES, _magnitudes)
-    recorded = forward(config, params, tokens, taps)[1]
-    return recorded | {"attn_weights": {"received": recorded["attn_weights"]["received"]}}
+    found = recorded(config, params, tokens, taps)
+    return found | {"attn_weights": {"received": found["attn_weights"]["received"]}}
 
 
 def _magnitudes(h: Array) -> dict[str, Array]:

@@ -1,6 +1,7 @@
 """Outliers in the projection matrices of every layer."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import jax
@@ -9,17 +10,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sysout_jax.core.measures import WEIGHT_RATIO, calibrated_outliers, weight_outliers
-from sysout_jax.model.decoder import Params, unstack_blocks
+from sysout_jax.model.decoder import Params
 
-# The projections of a layer: (module, name, axes that are inputs).
-PROJECTIONS: tuple[tuple[str, str, int], ...] = (
-    ("attn", "query", 1),
-    ("attn", "key", 1),
-    ("attn", "value", 1),
-    ("attn", "out", 2),
-    ("mlp", "gate", 1),
-    ("mlp", "up", 1),
-    ("mlp", "down", 1),
+# The projections of a layer: (module, name).
+PROJECTIONS: tuple[tuple[str, str], ...] = (
+    ("attn", "query"),
+    ("attn", "key"),
+    ("attn", "value"),
+    ("attn", "out"),
+    ("mlp", "gate"),
+    ("mlp", "up"),
+    ("mlp", "down"),
 )
 LISTED = 16  # flagged entries of a matrix that are listed, the largest ones
 
@@ -49,29 +50,39 @@ class WeightScan:
     outliers: tuple[WeightOutlier, ...]  # above the threshold, at most `LISTED` of a matrix
 
 
-def layer_params(params: Params) -> list[Params]:
-    """The parameters of each block, in order, whether layers were scanned or not."""
-    unrolled = unstack_blocks(params) if "blocks" in params else params
-    count = sum(name.startswith("block_") for name in unrolled)
-    return [unrolled[f"block_{layer}"] for layer in range(count)]
+def layer_params(params: Params, layer: int) -> Params:
+    """The parameters of one block, whether layers were scanned or not."""
+    if "blocks" in params:
+        return jax.tree.map(lambda x: x[layer], params["blocks"])
+    return params[f"block_{layer}"]
+
+
+def _layers(params: Params) -> int:
+    if "blocks" in params:
+        return len(jax.tree.leaves(params["blocks"])[0])
+    return sum(name.startswith("block_") for name in params)
+
+
+def projection(block: Params, module: str, name: str) -> Float[Array, "I O"]:
+    """A projection of a block as a matrix [inputs, outputs]; experts are stacked by input."""
+    weight = block[module][name]
+    inputs = 2 if name == "out" or (module == "mlp" and weight.ndim == 3) else 1
+    return weight.reshape(prod(weight.shape[:inputs]), -1)
 
 
 def weight_scan(params: Params, ratio: float = WEIGHT_RATIO) -> WeightScan:
     """Find outliers in all projection matrices of a model.
 
     Args:
-      params: the parameters of a decoder.
+      params: the parameters of a decoder, held or read layer by layer.
       ratio: the threshold on |W| / mean |W|.
     """
-    layers = layer_params(params)
-    present = [p for p in PROJECTIONS if p[1] in layers[0][p[0]]]
-    found: list[list[dict[str, np.ndarray]]] = [
-        [
-            jax.device_get(_measure(as_matrix(layer[module][name], inputs)))
-            for module, name, inputs in present
-        ]
-        for layer in layers
-    ]
+    present: list[tuple[str, str]] = []
+    found: list[list[dict[str, np.ndarray]]] = []
+    for layer in range(_layers(params)):
+        block = layer_params(params, layer)
+        present = present or [p for p in PROJECTIONS if p[1] in block[p[0]]]
+        found.append([jax.device_get(_measure(projection(block, *p))) for p in present])
 
     def table(key: str) -> np.ndarray:
         return np.array([[matrix[key] for matrix in row] for row in found])
@@ -84,25 +95,19 @@ def weight_scan(params: Params, ratio: float = WEIGHT_RATIO) -> WeightScan:
             for i, v, s in zip(*(matrix[k][:count] for k in ("at", "value", "score")), strict=True)
         ]
 
-    down = [name for _, name, _ in present].index("down")
+    down = [name for _, name in present].index("down")
     return WeightScan(
-        tuple(name for _, name, _ in present),
+        tuple(name for _, name in present),
         table("ratio"), table("row_ratio"), table("column_ratio"), table("calibrated"),
-        tuple(entries(layer, down, 1)[0] for layer in range(len(layers))),
+        tuple(entries(layer, down, 1)[0] for layer in range(len(found))),
         tuple(
             entry
-            for layer in range(len(layers))
+            for layer in range(len(found))
             for column in range(len(present))
             for entry in entries(layer, column, LISTED)
             if entry.ratio > ratio
         ),
     )  # fmt: skip
-
-
-def as_matrix(weight: Array, inputs: int) -> Float[Array, "I O"]:
-    """A parameter of any number of axes as [inputs, outputs]."""
-    rows = int(np.prod(weight.shape[:inputs]))
-    return weight.reshape(rows, -1)
 
 
 @jax.jit

@@ -34,7 +34,7 @@ __all__ = [
 
 def load_corpus(
     spec: str,
-    tokenizer: str = "bytes",
+    tokenizer: str | Tokenizer = "bytes",
     bos: bool = True,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -44,8 +44,8 @@ def load_corpus(
     Args:
       spec: `backcopy`, `stdlib`, `PATH` (file, directory or glob) or `tokens:DIR`. A file called
         like one of the first two is reached as `./stdlib`.
-      tokenizer: what `load_tokenizer` reads; without effect on `backcopy`. On `tokens:DIR` it
-        says what the ids mean; `bytes`, the default, there means unknown.
+      tokenizer: what `load_tokenizer` reads, or a tokenizer; without effect on `backcopy`. On
+        `tokens:DIR` it says what the ids mean; `bytes`, the default, there means unknown.
       bos: put the BOS id in front of every row. `tokens:DIR` of unknown tokenizer has none.
       cache_dir: where encoded text is kept; `default_cache_dir()` if None.
       progress: called with the bytes read so far and the bytes in all.
@@ -59,10 +59,10 @@ def load_corpus(
         return Backcopy()
     known: Tokenizer | None
     if spec.startswith("tokens:"):
-        known = None if tokenizer == "bytes" else load_tokenizer(tokenizer)
+        known = None if tokenizer == "bytes" else _tokenizer(spec, tokenizer, cache_dir)
         found = open_token_files(spec, None if known is None else known.vocab)
     else:
-        known = tokenizer_for(spec, tokenizer, cache_dir)
+        known = _tokenizer(spec, tokenizer, cache_dir)
         found = encode_corpus(spec, known, cache_dir, progress)
     return TextCorpus(
         name=spec,
@@ -74,3 +74,9 @@ def load_corpus(
         documents=found.documents,
         split=found.split,
     )
+
+
+def _tokenizer(
+    corpus: str, given: str | Tokenizer, cache_dir: str | os.PathLike[str] | None
+) -> Tokenizer:
+    return tokenizer_for(corpus, given, cache_dir) if isinstance(given, str) else given

@@ -26,6 +26,7 @@ from sysout_jax.families.tokens import published_tokenizer
 from sysout_jax.model.config import ModelConfig, one_of
 from sysout_jax.model.decoder import param_axes, unstack_blocks
 from sysout_jax.model.model import Model
+from sysout_jax.model.stream import Layers
 
 Shard = Callable[[str], jax.sharding.Sharding]  # axis letters, e.g. "D -> N H" -> where it goes
 NAMED = 20  # tensors that one message names, of each kind of fault
@@ -55,6 +56,10 @@ class Checkpoint:
             target = whole if part.expert is None else whole[part.expert]
             np.copyto(target, stored.take(part, source.read()), casting="unsafe")
         return jax.device_put(whole, shard(self.axes[path]) if shard else None, may_alias=True)
+
+    def layers(self) -> Layers:
+        """The tree of all parameters, each part of it read when it is asked for."""
+        return Layers(self.params, tuple(dict.fromkeys(path[0] for path in self.plan)))
 
     def params(self, top: str = "", shard: Shard | None = None) -> Any:
         """The tree of all parameters, or of those below `top`, e.g. "block_3"."""

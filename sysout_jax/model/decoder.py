@@ -6,6 +6,7 @@ Axes: B batch, T position, D width, V vocabulary, L layers; those of a block are
 import zlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
+from math import prod
 from typing import Any, cast
 
 import flax.linen as nn
@@ -124,6 +125,12 @@ def param_axes(config: ModelConfig) -> Params:
     where layers are scanned. Sharding, weight decay and Muon's dimensions are derived from it.
     """
     return jax.tree.map(lambda declared: declared.axes, _declared(config), is_leaf=_is_axed)
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """The number of parameters of a decoder."""
+    declared = jax.tree.leaves(_declared(config), is_leaf=_is_axed)
+    return sum(prod(each.value.shape) for each in declared)
 
 
 @lru_cache(maxsize=64)

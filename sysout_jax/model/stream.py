@@ -1,7 +1,7 @@
 """The decoder one layer at a time: models larger than memory, their activations carried."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,12 +14,54 @@ from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, embed, forward, init, unembed
 from sysout_jax.model.taps import Edit, Probe, Reducer
 
-Read = Callable[[str], Any]  # "embed", "block_3", "final_norm", ... -> those parameters
+
+@dataclass(frozen=True)
+class Layers(Mapping[str, Any]):
+    """Parameters that are read when they are asked for, and held by nobody.
+
+    read: "embed", "block_3", "final_norm", ... to those parameters.
+    names: what there is to read.
+    """
+
+    read: Callable[[str], Any]
+    names: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def recorded(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    taps: Mapping[str, Reducer | None],
+) -> dict[str, Any]:
+    """What taps record, compiled; of `Layers` with one of them in memory at a time.
+
+    Functions in `taps` are part of the compiled program's identity: pass the same objects again to
+    reuse it. Arguments and errors are those of `decoder.forward`.
+    """
+    if isinstance(params, Layers):
+        return streamed(config, params.read, tokens, taps)[1]
+    return _whole(config, tuple(taps.items()), params, tokens)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _whole(config: ModelConfig, taps: Any, params: Params, tokens: Array) -> Any:
+    return forward(config, params, tokens, dict(taps))[1]
 
 
 def streamed(
     config: ModelConfig,
-    read: Read,
+    read: Callable[[str], Any],
     tokens: Int[Array, "B T"],
     taps: Mapping[str, Reducer | None] | None = None,
     edits: Mapping[str, Edit] | None = None,
@@ -46,11 +88,11 @@ def streamed(
     hooks = tuple((taps or {}).items()), tuple((edits or {}).items())
     tops = ("embed", "positions") if config.position == "learned" else ("embed",)
     x = _embed(config, {name: read(name) for name in tops}, tokens)
-    recorded = []
+    per_layer = []
     for layer in range(config.layers):
         x, record = _block(config, hooks, read(f"block_{layer}"), x, jnp.asarray(layer))
-        recorded.append(jax.device_get(record))
-    stacked = jax.tree.map(lambda *values: jnp.stack(values), *recorded)
+        per_layer.append(jax.device_get(record))
+    stacked = jax.tree.map(lambda *values: jnp.stack(values), *per_layer)
     norm = {} if config.norm_placement == "post" else read("final_norm")
     x, last = _final(config, hooks, norm, x)
     tops = ("embed" if config.tied else "head", *(("head_bias",) if config.head_bias else ()))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sysout_jax.report import interactive, tables
-from sysout_jax.report.words import headline
+from sysout_jax.report.words import headline, known_lines
 
 Record = Mapping[str, Any]
 
@@ -121,7 +121,7 @@ def page(record: Record, figures: Path) -> str:
 <body>
 <h1>{html.escape(title)}</h1>
 {tables.about(record)}
-<nav>{links}<a href="#record">Record</a></nav>
+{_known(record)}<nav>{links}<a href="#record">Record</a></nav>
 {sections}
 <h2 id="record">Record</h2>
 <p>Every number and figure here is drawn from <a href="result.json">result.json</a>; figures are
@@ -131,6 +131,11 @@ in figures/ as PNG and PDF.</p>
 </body>
 </html>
 """
+
+
+def _known(record: Record) -> str:
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in known_lines(record))
+    return f"<h3>Published coordinates</h3><ul>{lines}</ul>\n" if lines else ""
 
 
 def _title(record: Record) -> str:

@@ -213,3 +213,19 @@ _SENTENCES = {
     "interventions": _interventions,
     "dynamics": _dynamics,
 }
+
+
+def known_lines(record: Mapping[str, Any]) -> list[str]:
+    """Published coordinates beside what was found; empty where none were asked for."""
+    lines = []
+    for check in record.get("known", []):
+        known = check["known"]
+        what = f"neuron {known['neuron']}" if known["neuron"] is not None else "channels"
+        what += f" {', '.join(map(str, known['channels']))}" if known["channels"] else ""
+        verdict = "found" if check["agrees"] else "NOT found"
+        largest = ", ".join(map(str, check["found"][:4]))
+        lines.append(
+            f"{known['model']}, {what}: {verdict} at layer {check['layer']} (from 1; largest "
+            f"there: {largest}, {check['over_median']:.0f} x median; {known['source']})"
+        )
+    return lines

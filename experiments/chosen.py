@@ -1,0 +1,138 @@
+"""The model that --model means: of a run, published, of llama2.c, whole or one layer at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sysout_jax import loading
+from sysout_jax.errors import InputError
+from sysout_jax.families.tokens import BOS, published_tokenizer
+from sysout_jax.model.config import one_of
+from sysout_jax.model.decoder import Params
+from sysout_jax.model.model import Model
+from sysout_jax.results import read_record
+from sysout_jax.training.checkpoint import checkpoints, load, models
+
+ACCEPTED = (
+    "a directory that experiments.variants wrote, one of its models/NAME, or a published model's "
+    "directory or hub id"
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the flags say of the model.
+
+    Raises:
+      InputError: a value is not accepted.
+    """
+
+    model: str = ""  # a run directory, its models/NAME, a published model's directory or hub id
+    variant: str | None = None  # which of the run's models: its name, or the end of it
+    seed: int | None = None  # which of its seeds; None: the first
+    revision: str | None = None  # of a model on the hub: a commit, tag or branch
+    param_dtype: str | None = None  # of the parameters in memory; None: as they are stored
+    stream: bool = False  # hold one layer in memory at a time: for models larger than it
+    bos: str = "auto"  # auto, yes, no: the prompt and every sequence start with a BOS token
+
+    def __post_init__(self) -> None:
+        one_of("bos", self.bos, BOS)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The model, where it is, and the run it comes from, if it comes from one."""
+
+    model: Model
+    path: Path
+    name: str
+    seed: int | None
+    run: Path | None
+    bos: bool  # whether prompt and sequences begin with one
+
+    def checkpoints(self) -> Iterator[tuple[int, Params]]:
+        """The kept models of the run, one in memory at a time."""
+        for step, path in self.kept:
+            yield step, load(path, self.seed).params
+
+    @property
+    def kept(self) -> list[tuple[int, Path]]:
+        """(step, directory) of each."""
+        if self.run is None or self.seed is None:
+            return []
+        return checkpoints(self.run, self.name, self.seed)
+
+    @property
+    def corpus(self) -> str | None:
+        """What the run trained this model on; None where that is not known."""
+        found: str | None = _study(self.run, self.name).get("corpus")
+        return found
+
+
+def _study(run: Path | None, name: str) -> dict[str, Any]:
+    """The study of a run's record that trained a model; empty where there is none."""
+    if run and (run / "result.json").exists():
+        for study in read_record(run).get("studies", []):
+            if name.startswith(f"{study['name']}-"):
+                found: dict[str, Any] = study
+                return found
+    return {}
+
+
+def choose(choice: Choice) -> Chosen:
+    """Find and load the model.
+
+    Raises:
+      InputError: no model, several of them and no choice between them, or flags that do not apply
+        to this kind of model.
+    """
+    if not choice.model:
+        raise InputError(f"--model: not given; accepted: {ACCEPTED}")
+    path = Path(choice.model).expanduser()
+    found = models(path)
+    if found:
+        path = path / "models" / _pick(choice, sorted(found))
+    elif (path / "result.json").exists() or (path.is_dir() and not (path / "config.json").exists()):
+        what = "a run without models" if (path / "result.json").exists() else "no run or model"
+        raise InputError(f"--model={choice.model}: {what}; accepted: {ACCEPTED}")
+    elif choice.variant is not None:
+        raise InputError(f"--variant={choice.variant}: accepted: with a run directory as --model")
+    located = loading.locate(path if path.exists() else choice.model, choice.revision)
+    if not loading.is_run(located):
+        return _published(choice, located)
+    if choice.stream:
+        raise InputError(f"--stream: {located} is a run's model; accepted: a published model")
+    model = loading.load(located, choice.seed, choice.param_dtype)
+    run = located.absolute().parent.parent if located.absolute().parent.name == "models" else None
+    seeds = models(run)[located.name] if run else [0]
+    seed = seeds[0] if choice.seed is None else choice.seed
+    trained = _study(run, located.name).get("config", {}).get("bos", True)
+    bos = trained if choice.bos == "auto" else choice.bos == "yes"
+    return Chosen(model, located, located.name, seed, run, bos)
+
+
+def _published(choice: Choice, located: Path) -> Chosen:
+    name = choice.model.rstrip("/").rpartition("/")[2]
+    if choice.seed is not None:
+        raise InputError(f"--seed={choice.seed}: accepted: with a run's model")
+    if choice.stream:
+        opened = loading.open_layers(located, choice.param_dtype)
+        model = Model(opened.config, opened.layers(), published_tokenizer(located))
+    else:
+        model = loading.load(located, dtype=choice.param_dtype)
+    adds = getattr(model.tokenizer, "adds_bos", True)
+    bos = adds if choice.bos == "auto" else choice.bos == "yes"
+    return Chosen(model, located, name, None, None, bos)
+
+
+def _pick(choice: Choice, names: list[str]) -> str:
+    """The name that --variant means; without it, the only one."""
+    wanted = choice.variant
+    fitting = [n for n in names if wanted is None or n == wanted or n.endswith(f"-{wanted}")]
+    if len(fitting) == 1:
+        return fitting[0]
+    said = f"--variant={wanted}" if wanted else "--variant: not given"
+    raise InputError(
+        f"{said}: fits {len(fitting)} of the models in {choice.model}; accepted: {', '.join(names)}"
+    )
