@@ -29,7 +29,7 @@ from sysout_jax.model.model import Model
 from sysout_jax.report.findings import PARTS, Material, describe, header, publish
 from sysout_jax.report.words import headline
 from sysout_jax.results import RunDirectory, plain, read_record
-from sysout_jax.training.checkpoint import checkpoints, load, models
+from sysout_jax.training.checkpoint import checkpoints, load, models, saved_seeds
 
 FLAGS = flags.FLAGS
 PROMPT = "Summer is warm. Winter is cold.\n"  # of Sun et al. 2024 and An et al. 2025
@@ -46,7 +46,7 @@ class Config:
     seed: int | None = None  # which of its seeds; None: the first
     corpus: str | None = None  # text for the statistics; None: what the run was trained on
     prompt: str = PROMPT  # what is drawn token by token; a synthetic task draws a row instead
-    bos: bool = True  # the prompt and every sequence start with a BOS token
+    bos: bool | None = None  # sequences start with a BOS token; None: as in training, or yes
     only: tuple[str, ...] = tuple(PARTS)  # parts to run
     sequences: int = 32  # of the corpus' validation part
     seq_len: int | None = None  # T, of each sequence; None: 64, or the learned positions if fewer
@@ -90,9 +90,9 @@ class Chosen:
     def trained_on(self) -> dict[str, Any]:
         """The study of the run's record that trained this model; empty where there is none."""
         if self.run and (self.run / "result.json").exists():
-            for study in read_record(self.run).get("studies", []):
-                if self.name.startswith(f"{study['name']}-"):
-                    return study
+            studies = read_record(self.run).get("studies", [])
+            mine = [s for s in studies if self.name.startswith(f"{s['name']}-")]
+            return max(mine, key=lambda study: len(study["name"]), default={})
         return {}
 
 
@@ -117,8 +117,7 @@ def choose(config: Config) -> Chosen:
         )
     model = load(path, config.seed)
     run = path.absolute().parent.parent if path.absolute().parent.name == "models" else None
-    seeds = models(run)[path.name] if run else [0]
-    seed = seeds[0] if config.seed is None else config.seed
+    seed = saved_seeds(path)[0] if config.seed is None else config.seed
     return Chosen(model, path, path.name, seed, run)
 
 
@@ -141,7 +140,9 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
       InputError: a corpus that cannot be read, or that is too short.
     """
     model = chosen.model
-    spec = config.corpus or chosen.trained_on().get("corpus")
+    study = chosen.trained_on()
+    spec = config.corpus or study.get("corpus")
+    bos = study.get("config", {}).get("bos", True) if config.bos is None else config.bos
     if spec is None:
         raise InputError(
             f"--corpus: not given, and {chosen.path} does not say what it was trained on; "
@@ -149,7 +150,7 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
         )
     tokenizer = "bytes" if model.tokenizer is None else str(chosen.path / "tokenizer.json")
     with reading(console, spec) as progress:
-        corpus = load_corpus(spec, tokenizer, config.bos, progress=progress)
+        corpus = load_corpus(spec, tokenizer, bos, progress=progress)
     limit = model.config.context if model.config.position == "learned" else TOKENS
     length = config.seq_len or min(TOKENS, limit)
     if isinstance(corpus, TextCorpus):
@@ -158,7 +159,7 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
     if model.tokenizer is None:
         prompt = rows[0, :-1]
     else:
-        start = [model.tokenizer.bos] if config.bos else []
+        start = [model.tokenizer.bos] if bos else []
         prompt = np.array([*start, *model.tokenizer.encode(config.prompt)], np.int32)
     return (
         Material(
