@@ -20,13 +20,13 @@ from rich.progress import Progress as RichProgress
 
 from experiments import launch
 from experiments.report import reading
-from sysout_jax.analysis.scan import Thresholds
+from sysout_jax.analysis.scan import QUERIES_AT_ONCE, Thresholds
 from sysout_jax.data import TextCorpus, load_corpus
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import one_of
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model
-from sysout_jax.report.findings import PARTS, Material, describe, header, publish
+from sysout_jax.report.findings import PARTS, PROMPT_TOKENS, Material, describe, header, publish
 from sysout_jax.report.words import headline
 from sysout_jax.results import RunDirectory, plain, read_record
 from sysout_jax.training.checkpoint import checkpoints, load, models, saved_seeds
@@ -50,7 +50,7 @@ class Config:
     only: tuple[str, ...] = tuple(PARTS)  # parts to run
     sequences: int = 32  # of the corpus' validation part
     seq_len: int | None = None  # T, of each sequence; None: 64, or the learned positions if fewer
-    batch: int = 8  # sequences that are run together
+    batch: int | None = None  # sequences that are run together; None: 8, or 1 if they are long
     workdir: str = "runs"  # where run directories go
     thresholds: Thresholds = field(default_factory=Thresholds)
 
@@ -157,17 +157,14 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
         _check_length(config.sequences, length, corpus)
     rows = corpus.batch("val", 0, 0, config.sequences, length)
     if model.tokenizer is None:
-        prompt = rows[0, :-1]
+        prompt = rows[0, :-1][:PROMPT_TOKENS]
     else:
         start = [model.tokenizer.bos] if bos else []
         prompt = np.array([*start, *model.tokenizer.encode(config.prompt)], np.int32)
-    return (
-        Material(
-            model, prompt, rows, config.thresholds, config.batch, chosen.checkpoints(),
-            len(chosen.kept),
-        ),
-        spec,
-    )  # fmt: skip
+    batch = config.batch or (8 if length <= QUERIES_AT_ONCE else 1)
+    kept = len(chosen.kept)
+    material = Material(model, prompt, rows, config.thresholds, batch, chosen.checkpoints(), kept)
+    return material, spec
 
 
 def _check_length(sequences: int, length: int, corpus: TextCorpus) -> None:
@@ -188,6 +185,8 @@ def run(config: Config, console: Console) -> RunDirectory:
     parts = _possible(config, chosen, console)
     directory = RunDirectory(config.workdir, "analyze")
     directory.write("config.json", config)
+    seeds = ", ".join(map(str, saved_seeds(chosen.path)))
+    console.print(f"model    {chosen.name}, seed {chosen.seed} of {seeds}", soft_wrap=True)
     console.print(f"run      {directory.path}", soft_wrap=True)
     about = header(material) | {
         "name": chosen.name, "seed": chosen.seed, "corpus": corpus,
