@@ -21,7 +21,7 @@ from rich.progress import Progress as RichProgress
 from experiments import launch
 from experiments.chosen import Choice, Chosen, choose
 from experiments.report import reading
-from sysout_jax.analysis.scan import Thresholds, over_batches
+from sysout_jax.analysis.scan import QUERIES_AT_ONCE, Thresholds, over_batches
 from sysout_jax.data import TextCorpus, load_corpus
 from sysout_jax.errors import InputError
 from sysout_jax.families.known import TAPS as EXTREMES
@@ -30,7 +30,7 @@ from sysout_jax.families.tokens import encode_prompt
 from sysout_jax.model.config import one_of
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.model.stream import recorded
-from sysout_jax.report.findings import PARTS, Material, describe, header, publish
+from sysout_jax.report.findings import PARTS, PROMPT_TOKENS, Material, describe, header, publish
 from sysout_jax.report.words import headline, known_lines
 from sysout_jax.results import RunDirectory, plain, read_record
 
@@ -52,7 +52,7 @@ class Config:
     check_known: bool = False  # compare with published coordinates of outliers
     sequences: int = 32  # of the corpus' validation part
     seq_len: int | None = None  # T, of each sequence; None: 64, or the learned positions if fewer
-    batch: int = 8  # sequences that are run together
+    batch: int | None = None  # sequences that are run together; None: 8, or 1 if they are long
     workdir: str = "runs"  # where run directories go
     thresholds: Thresholds = field(default_factory=Thresholds)
 
@@ -90,16 +90,13 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
         _check_length(config.sequences, length, corpus)
     rows = corpus.batch("val", 0, 0, config.sequences, length)
     if model.tokenizer is None:
-        prompt = rows[0, :-1]
+        prompt = rows[0, :-1][:PROMPT_TOKENS]
     else:
         prompt = encode_prompt(model.tokenizer, config.prompt, "yes" if chosen.bos else "no")
-    return (
-        Material(
-            model, prompt, rows, config.thresholds, config.batch, chosen.checkpoints(),
-            len(chosen.kept),
-        ),
-        spec,
-    )  # fmt: skip
+    batch = config.batch or (8 if length <= QUERIES_AT_ONCE else 1)
+    kept = len(chosen.kept)
+    material = Material(model, prompt, rows, config.thresholds, batch, chosen.checkpoints(), kept)
+    return material, spec
 
 
 def _check_length(sequences: int, length: int, corpus: TextCorpus) -> None:
@@ -121,6 +118,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     parts = _possible(config, chosen, console)
     directory = RunDirectory(config.workdir, "analyze")
     directory.write("config.json", config)
+    console.print(f"model    {chosen.described}", soft_wrap=True)
     console.print(f"run      {directory.path}", soft_wrap=True)
     about = header(material) | {
         "name": chosen.name, "seed": chosen.seed, "corpus": corpus,

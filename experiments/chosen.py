@@ -12,7 +12,7 @@ from sysout_jax.model.config import one_of
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model
 from sysout_jax.results import read_record
-from sysout_jax.training.checkpoint import checkpoints, load, models
+from sysout_jax.training.checkpoint import checkpoints, load, models, saved_seeds
 
 ACCEPTED = (
     "a directory that experiments.variants wrote, one of its models/NAME, or a published model's "
@@ -64,6 +64,14 @@ class Chosen:
         return checkpoints(self.run, self.name, self.seed)
 
     @property
+    def described(self) -> str:
+        """The name, and of a run's model which seed of which."""
+        if self.seed is None:
+            return self.name
+        seeds = ", ".join(map(str, saved_seeds(self.path)))
+        return f"{self.name}, seed {self.seed} of {seeds}"
+
+    @property
     def corpus(self) -> str | None:
         """What the run trained this model on; None where that is not known."""
         found: str | None = _study(self.run, self.name).get("corpus")
@@ -73,10 +81,9 @@ class Chosen:
 def _study(run: Path | None, name: str) -> dict[str, Any]:
     """The study of a run's record that trained a model; empty where there is none."""
     if run and (run / "result.json").exists():
-        for study in read_record(run).get("studies", []):
-            if name.startswith(f"{study['name']}-"):
-                found: dict[str, Any] = study
-                return found
+        studies = read_record(run).get("studies", [])
+        mine = [study for study in studies if name.startswith(f"{study['name']}-")]
+        return max(mine, key=lambda study: len(study["name"]), default={})
     return {}
 
 
@@ -105,8 +112,7 @@ def choose(choice: Choice) -> Chosen:
         raise InputError(f"--stream: {located} is a run's model; accepted: a published model")
     model = loading.load(located, choice.seed, choice.param_dtype)
     run = located.absolute().parent.parent if located.absolute().parent.name == "models" else None
-    seeds = models(run)[located.name] if run else [0]
-    seed = seeds[0] if choice.seed is None else choice.seed
+    seed = saved_seeds(located)[0] if choice.seed is None else choice.seed
     trained = _study(run, located.name).get("config", {}).get("bos", True)
     bos = trained if choice.bos == "auto" else choice.bos == "yes"
     return Chosen(model, located, located.name, seed, run, bos)

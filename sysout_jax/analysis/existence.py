@@ -40,8 +40,7 @@ class Flagged:
     layers: tuple[int, ...]
     tokens: tuple[int, ...]  # positions
     features: tuple[int, ...]  # channels or neurons; empty for attention
-    largest: float  # the largest value of the detector's score, flagged or not
-    threshold: float  # what the score has to exceed
+    largest: float  # the largest value over the detector's threshold, flagged or not
 
 
 @dataclass(frozen=True)
@@ -129,16 +128,16 @@ def flagged(found: Scan, sequence: int) -> tuple[Flagged, ...]:
         results.append(
             Flagged(
                 detector.name, _where(tokens.any(1)), _where(tokens.any(0)),
-                _where(features.any(0)), float(score.max()), 1.0,
+                _where(features.any(0)), float(score.max()),
             )
         )  # fmt: skip
     keys = found.attention_flagged()[:, sequence]
+    limits = found.thresholds
+    needed = np.maximum(limits.attention_share, limits.attention_excess * found.uniform)
+    score = found.attention_score()[:, sequence] / needed
     results.append(
-        Flagged(
-            "an_attention", _where(keys.any(1)), _where(keys.any(0)), (),
-            float(found.attention_score()[:, sequence].max()), found.thresholds.attention_share,
-        )
-    )  # fmt: skip
+        Flagged("an_attention", _where(keys.any(1)), _where(keys.any(0)), (), float(score.max()))
+    )
     return tuple(results)
 
 

@@ -45,7 +45,7 @@ def _existence(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     for found in part["found"]:
         what = detector(record, found["detector"])
         if not found["layers"]:
-            lines.append(f"{what}: none; the largest score is {_share(found)} of the threshold")
+            lines.append(f"{what}: none; the largest is {found['largest']:.2g} of the threshold")
             continue
         tokens = _listed([f"{t} {pieces[t]!r}" for t in found["tokens"]])
         kind = "neuron" if found["detector"] == "an_down_in" else "channel"
@@ -63,10 +63,6 @@ def _existence(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
         top = max(max(row) for row in weights["ratio"])
         lines.append(f"{what}: none; the largest ratio is {top:.3g}")
     return lines
-
-
-def _share(found: Mapping[str, Any]) -> str:
-    return f"{found['largest'] / found['threshold']:.2g}"
 
 
 def _positions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:

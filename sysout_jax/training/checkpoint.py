@@ -118,7 +118,7 @@ def checkpoints(run: Path, name: str, seed: int) -> list[tuple[int, Path]]:
     """The steps at which a run kept the model `name` of a seed, in order, and where."""
     found = []
     for path in sorted((run / "checkpoints" / name).glob("step-*-seed-*")):
-        if seed in _read_config(path)[1]:
+        if seed in saved_seeds(path):
             found.append((int(path.name.split("-")[1]), path))
     return found
 
@@ -126,7 +126,16 @@ def checkpoints(run: Path, name: str, seed: int) -> list[tuple[int, Path]]:
 def models(run: Path) -> dict[str, list[int]]:
     """The models in a run directory by name, with their seeds; none where there is no models/."""
     configs = sorted((run / "models").glob("*/config.json"))
-    return {path.parent.name: _read_config(path.parent)[1] for path in configs}
+    return {path.parent.name: saved_seeds(path.parent) for path in configs}
+
+
+def saved_seeds(directory: Path) -> list[int]:
+    """The seeds of a model directory.
+
+    Raises:
+      InputError: not a model directory, or another format.
+    """
+    return _read_config(directory)[1]
 
 
 def _digests(directory: Path) -> dict[str, str]:

@@ -120,6 +120,7 @@ def test_a_run_leaves_a_whole_record(finished, record):
     }  # fmt: skip
     assert not [path for path in directory.rglob(".*")]
     assert "finished existence, positions" in outcome.out
+    assert "model    backcopy-softmax, seed 5 of 3, 5" in outcome.out
 
 
 def test_redraw_needs_the_record_alone(finished, run_analyze, tmp_path):
