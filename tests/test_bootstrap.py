@@ -144,6 +144,16 @@ def pins(python: str) -> dict[str, str]:
     }
 
 
+def test_the_reference_is_pinned_in_its_range() -> None:
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    declared = {Requirement(text).name: Requirement(text).specifier for text in extra["reference"]}
+    lines = (ROOT / "requirements-reference.txt").read_text().splitlines()
+    pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert {one.name for one in pinned} == set(declared)
+    for one in pinned:
+        assert declared[one.name].contains(str(one.specifier).removeprefix("=="))
+
+
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
 def test_the_pins_lie_in_the_declared_ranges(python: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -1,6 +1,7 @@
 """Checkpoints on disk: whatever is wrong with one gets one line, and no model."""
 
 import json
+import os
 import random
 import struct
 import subprocess
@@ -366,42 +367,59 @@ def test_a_model_trained_here_is_exported(tmp_path):
 
 # ------------------------------------------------------------------------- memory
 
-PEAK = """
-import sys, resource
-import numpy as np
-from pathlib import Path
+LIMITED = """
+import resource, sys
+import jax, jax.numpy as jnp
 from sysout_jax.families.checkpoint import open_checkpoint
-import jax
-import jax.numpy as jnp
-opened = open_checkpoint(sys.argv[1], sys.argv[2])
+opened = open_checkpoint(sys.argv[1], "float32")
 jax.block_until_ready(jnp.zeros(3))
-def anonymous():
-    return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1])
-before, peak = anonymous(), 0
-kept = []
-for path in opened.plan:
-    for stored, part, source in opened.plan[path]:
-        pass
-    kept.append(opened.parameter(path))
-    peak = max(peak, anonymous())
-print(before, peak, sum(x.nbytes for x in kept) // 1024)
+data = next(line for line in open("/proc/self/status") if line.startswith("VmData"))
+limit = 1024 * int(data.split()[1]) + int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+print(sum(x.nbytes for x in jax.tree.leaves(opened.params())))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-def test_loading_holds_the_model_and_little_else(tmp_path):
-    """Between tensors, private memory is that of the parameters read so far: nothing is kept."""
-    config = CONFIG | {"hidden_size": 512, "intermediate_size": 4096, "vocab_size": 8192,
+@pytest.mark.parametrize("kind", ["bfloat16", "float32"])
+def test_loading_holds_the_model_and_one_tensor(tmp_path, kind):
+    """The kernel refuses private memory beyond the model in its target dtype, the largest tensor
+    and 16 MB for everything else; that it would is shown by half of the model."""
+    config = CONFIG | {"hidden_size": 512, "intermediate_size": 4096, "vocab_size": 16384,
                        "head_dim": 128, "num_hidden_layers": 3}  # fmt: skip
     layout = tensor_map.layout(LLAMA, read_config(LLAMA, config))
-    tensors = {s.name: np.ones(s.shape, np.float32) for s in layout}
-    write(tmp_path / "model", tensors, config)
+    stored = np.dtype(getattr(ml_dtypes, kind, None) or kind)
+    write(tmp_path / "model", {s.name: np.ones(s.shape, stored) for s in layout}, config)
+    model = sum(4 * int(np.prod(s.shape)) for s in layout)
+    largest = max(4 * int(np.prod(s.shape)) for s in layout)
+
+    def load(limit):
+        return subprocess.run(
+            [sys.executable, "-c", LIMITED, str(tmp_path / "model"), str(limit)],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+
+    assert load(model + largest + (16 << 20)).stdout == f"{model}\n"
+    assert load(model // 2).returncode != 0
+
+
+SHARDED = """
+import sys
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from sysout_jax.loading import load
+mesh = Mesh(np.array(jax.devices()), ("model",))
+def shard(axes):
+    letters = axes.replace("-> ", "").split()
+    return NamedSharding(mesh, PartitionSpec(*("model" if x == "K" else None for x in letters)))
+key = load(sys.argv[1], shard=shard).params["block_1"]["attn"]["key"]
+print(len(jax.devices()), [part.data.shape for part in key.addressable_shards])
+"""
+
+
+def test_a_mesh_gets_its_shards(place):
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, str(tmp_path / "model"), "float32"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        [sys.executable, "-c", SHARDED, str(place)], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}, check=True,
     )  # fmt: skip
-    before, peak, model = map(int, done.stdout.split())
-    largest = max(x.nbytes for x in tensors.values()) // 1024
-    assert model > 80_000
-    assert peak - before < model + largest
-    assert peak - before > 0.9 * model
+    assert done.stdout == "2 [(22, 1, 6), (22, 1, 6)]\n"
