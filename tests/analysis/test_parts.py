@@ -94,14 +94,17 @@ CONFIG = ModelConfig(
 )
 
 
+INPUTS = {"out": 2}  # axes of a matrix that are inputs, where there is more than one
+
+
 def test_weight_scan_against_numpy():
     params = init(CONFIG, jax.random.key(0))
     found = weight_scan(params)
-    assert found.matrices == tuple(name for _, name, _ in PROJECTIONS)
+    assert found.matrices == tuple(name for _, name in PROJECTIONS)
     for layer in range(3):
-        for at, (module, name, inputs) in enumerate(PROJECTIONS):
+        for at, (module, name) in enumerate(PROJECTIONS):
             weight = np.abs(np.asarray(params[f"block_{layer}"][module][name], np.float64))
-            size = weight.reshape(math.prod(weight.shape[:inputs]), -1)
+            size = weight.reshape(math.prod(weight.shape[: INPUTS.get(name, 1)]), -1)
             rows = (size.max(1) / size.mean(1)).max()
             columns = (size.max(0) / size.mean(0)).max()
             np.testing.assert_allclose(found.ratio[layer, at], size.max() / size.mean(), rtol=1e-5)
@@ -119,14 +122,23 @@ def test_weight_scan_against_numpy():
 @pytest.mark.parametrize("name", ["out", "query", "up"])
 def test_a_planted_weight_is_found_in_any_matrix(name):
     params = jax.tree.map(lambda x: x, init(CONFIG, jax.random.key(0)))
-    module, _, inputs = next(p for p in PROJECTIONS if p[1] == name)
+    module, _ = next(p for p in PROJECTIONS if p[1] == name)
     weight = np.array(params["block_1"][module][name])
-    flat = weight.reshape(math.prod(weight.shape[:inputs]), -1)
+    flat = weight.reshape(math.prod(weight.shape[: INPUTS.get(name, 1)]), -1)
     flat[5, 3] = -90.0
     params["block_1"][module][name] = jnp.asarray(weight)
     (found,) = weight_scan(params, ratio=50.0).outliers
     assert (found.layer, found.matrix, found.input, found.output) == (1, name, 5, 3)
     assert found.value == -90
+
+
+def test_weights_of_experts_are_stacked_by_input():
+    config = dataclasses.replace(CONFIG, experts=3, experts_per_token=2)
+    params = jax.tree.map(lambda x: x, init(config, jax.random.key(0)))
+    down = params["block_2"]["mlp"]["down"]
+    params["block_2"]["mlp"]["down"] = down.at[1, 4, 7].set(-90.0)
+    (found,) = weight_scan(params, ratio=50.0).outliers
+    assert (found.layer, found.matrix, found.input, found.output) == (2, "down", 19 + 4, 7)
 
 
 def test_weights_of_an_mlp_without_a_gate():

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from experiments import analyze
+from sysout_jax.families.known import Known
 from sysout_jax.report import interactive
 from sysout_jax.report.findings import PARTS
 
@@ -217,7 +219,14 @@ def line(outcome):
     ("arguments", "told"),
     [
         ([], ("--model: not given", "accepted:")),
-        (["--model=nowhere"], ("--model=nowhere: no such directory", "experiments.variants")),
+        (["--model=no/where"], ("--model=no/where: not fetched", "accepted: a directory")),
+        (["--model=../nowhere"], ("--model=../nowhere: no such file", "accepted: a run's model")),
+        (["--model={run}", "--variant=softmax", "--stream"], ("--stream", "a run's model")),
+        (["--model={run}", "--variant=softmax", "--bos=maybe"], ("--bos='maybe'", "auto, yes")),
+        (
+            ["--model={run}", "--variant=softmax", "--check_known"],
+            ("--check_known: nothing is published", "accepted: Llama-2-7b"),
+        ),
         (["--model=tests"], ("--model=tests: no run or model", "accepted:")),
         (["--model={run}"], ("--variant: not given", "backcopy-other, backcopy-softmax")),
         (["--model={run}", "--variant=sigmoid"], ("--variant=sigmoid", "fits 0")),
@@ -320,3 +329,78 @@ def test_from_a_notebook(of_text, tmp_path):
         so.analyze(model, "abc", parts=("dynamic",))
     with pytest.raises(so.InputError, match="no tokenizer; accepted: token ids"):
         so.analyze(so.Model(model.config, model.params), "abc")
+
+
+# -------------------------------------------------------------------- published models
+
+
+@pytest.fixture(scope="module")
+def published(golden, tmp_path_factory):
+    """A published model's directory without a tokenizer, and ids that it can read."""
+    directory, _, _ = golden("llama")
+    texts = tmp_path_factory.mktemp("ids")
+    vocab = json.loads((directory / "config.json").read_text())["vocab_size"]
+    random = np.random.default_rng(0)
+    for part in ("train", "val"):
+        random.integers(0, vocab, 400, np.uint16).tofile(texts / f"{part}.bin")
+    return [f"--model={directory}", f"--corpus=tokens:{texts}", "--sequences=5", "--seq_len=7"]
+
+
+def analysed(run_analyze, workdir, *arguments):
+    outcome = run_analyze(*arguments, f"--workdir={workdir}")
+    assert outcome.status == 0, outcome.err
+    (directory,) = (workdir / "analyze").iterdir()
+    return json.loads((directory / "result.json").read_text()), outcome
+
+
+def test_streaming_finds_what_a_model_in_memory_shows(published, run_analyze, tmp_path):
+    whole, _ = analysed(
+        run_analyze, tmp_path / "whole", *published, "--only=existence,positions,relations"
+    )
+    streamed, outcome = analysed(run_analyze, tmp_path / "streamed", *published, "--stream")
+    assert "lifecycle left out: takes a model in memory" in outcome.out
+    assert list(streamed["parts"]) == list(whole["parts"])
+    assert streamed["parameters"] == whole["parameters"] > 0
+    equal(streamed["parts"], whole["parts"])
+
+
+def equal(found, expected):
+    """Records with the same numbers, up to the order of float32 sums."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            equal(found[key], expected[key])
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            equal(one, other)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-2, abs=1e-4)
+    else:
+        assert found == expected
+
+
+def test_a_part_that_cannot_be_streamed(published, run_analyze, tmp_path):
+    said = line(run_analyze(*published, "--stream", "--only=roles", f"--workdir={tmp_path}"))
+    assert said.startswith("error: --only=roles: takes a model in memory")
+
+
+def test_published_coordinates_are_compared(published, run_analyze, tmp_path, monkeypatch):
+    true, _ = analysed(run_analyze, tmp_path / "plain", *published, "--only=positions")
+    claims = (
+        Known("tiny", "neuron", 1, (), 0, "nobody 2026"),
+        Known("tiny", "channels", 1, tuple(range(8)), None, "nobody 2026"),
+    )
+    monkeypatch.setattr(analyze, "known_of", lambda name, config: claims)
+    record, outcome = analysed(
+        run_analyze, tmp_path / "known", *published, "--only=positions", "--check_known"
+    )
+    assert [check["known"]["source"] for check in record["known"]] == ["nobody 2026"] * 2
+    for check in record["known"]:
+        wanted = {check["known"]["neuron"]} if check["known"]["channels"] == [] else None
+        if wanted:
+            assert check["agrees"] == (check["found"][0] in wanted)
+    assert "tiny, neuron 0: " in outcome.out
+    (directory,) = (tmp_path / "known" / "analyze").iterdir()
+    assert "Published coordinates" in (directory / "report.html").read_text()
+    assert "known" not in true
