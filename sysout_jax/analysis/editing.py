@@ -123,7 +123,7 @@ def sequence_losses(
 
 def count(
     config: ModelConfig, params: Params, rows: np.ndarray, site: str, edit: ActivationEdit,
-    batch: int = 8,
+    batch: int,
 ) -> float:  # fmt: skip
     """How many entries of a sequence an edit replaces, mean over sequences."""
 

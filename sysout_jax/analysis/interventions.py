@@ -64,6 +64,9 @@ class _Runner:
     def losses(self, edits: Edits, params: Params | None = None) -> np.ndarray:
         return losses(self.config, params or self.params, self.rows, edits, self.batch)
 
+    def count(self, site: str, edit: ActivationEdit) -> float:
+        return editing.count(self.config, self.params, self.rows, site, edit, self.batch)
+
     def effect(
         self, what: tuple[str, str, str], edits: Edits, edited: float, control: bool = False,
         layer: int | None = None, params: Params | None = None,
@@ -156,7 +159,7 @@ def _activations(
                     jnp.asarray(control),
                 )  # fmt: skip
                 edits = none.at(site, edit)
-                count = editing.count(runner.config, runner.params, runner.rows, site, edit)
+                count = runner.count(site, edit)
                 what = ("activations", name, f"set to {treatment}")
                 effects.append(runner.effect(what, edits, count, control, layer))
     return effects, silent

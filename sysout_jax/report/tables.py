@@ -83,7 +83,22 @@ def _positions(part: Record, record: Record) -> str:
         [layer, min(row), sum(row) / len(row), max(row)] for layer, row in enumerate(part["heads"])
     ]
     shares = table(("layer", "lowest head", "mean", "highest head"), heads)
-    return f"<h3>Which tokens</h3>{classes}<h3>Attention on {part['heads_of']}</h3>{shares}"
+    return (
+        f"<h3>Which tokens</h3>{classes}<h3>Attention on {part['heads_of']}</h3>{shares}"
+        f"<h3>Projection matrices</h3>{_matrices(part['weights'])}"
+    )
+
+
+def _matrices(weights: Record) -> str:
+    """Each projection in the layer where its largest weight stands out most."""
+    rows = []
+    for at, name in enumerate(weights["matrices"]):
+        ratios = [row[at] for row in weights["ratio"]]
+        layer = ratios.index(max(ratios))
+        others = (weights[key][layer][at] for key in ("row_ratio", "column_ratio", "calibrated"))
+        rows.append([name, layer, ratios[layer], *others])
+    headings = ("matrix", "layer", "max/mean", "of a row", "of a column", "beyond a normal null")
+    return table(headings, rows)
 
 
 def _relations(part: Record, record: Record) -> str:

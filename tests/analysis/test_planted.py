@@ -1,5 +1,6 @@
 """Planted outliers are found at their layer, token, channel and neuron, and nothing else is."""
 
+import dataclasses
 import math
 from functools import cache
 
@@ -92,6 +93,18 @@ def test_an_untrained_model_has_none():
     assert not found.any
     assert [flagged.layers for flagged in found.found] == [()] * 4
     assert not scan(p.CONFIG, p.untrained(), TOKENS).outlier_tokens().any()
+
+
+def test_uniform_attention_is_no_outlier_however_short_the_prompt():
+    """The first of ten keys receives 0.29 of it, above An et al.'s 0.1."""
+    rows = np.tril(np.ones((10, 10)))
+    uniform = (rows / rows.sum(1, keepdims=True)).mean(0)
+    short = dataclasses.replace(scanned(), received=uniform[None, None, None], uniform=uniform)
+    assert uniform[0] > 0.1
+    assert not short.attention_flagged().any()
+    sink = 0.3 * uniform + 0.7 * (np.arange(10) == 0)
+    short = dataclasses.replace(short, received=sink[None, None, None])
+    assert np.argwhere(short.attention_flagged()).tolist() == [[0, 0, 0]]
 
 
 def test_thresholds_decide():

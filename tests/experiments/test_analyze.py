@@ -6,15 +6,23 @@ import json
 import re
 import shutil
 import subprocess
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sysout_jax as so
 from experiments import analyze
+from sysout_jax.data import load_tokenizer
 from sysout_jax.families.known import Known
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import init
 from sysout_jax.report import interactive
 from sysout_jax.report.findings import PARTS
+from sysout_jax.report.page import page
+from sysout_jax.training.checkpoint import save
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -137,12 +145,12 @@ def test_redraw_needs_the_record_alone(finished, run_analyze, tmp_path):
 
 
 def test_the_page_needs_no_other_file_and_no_network(finished, record):
-    page = (finished[0] / "report.html").read_text()
-    images = re.findall(r'<img [^>]*src="data:image/png;base64,([^"]+)"', page)
+    whole = (finished[0] / "report.html").read_text()
+    images = re.findall(r'<img [^>]*src="data:image/png;base64,([^"]+)"', whole)
     drawn = sorted((finished[0] / "figures").glob("*.png"))
-    assert len(images) == page.count("<img ") == len(drawn)
+    assert len(images) == whole.count("<img ") == len(drawn)
     assert {base64.b64decode(image) for image in images} == {p.read_bytes() for p in drawn}
-    own = page.replace(interactive.plotly() or "", "")
+    own = whole.replace(interactive.plotly() or "", "")
     assert not re.findall(r'(?:src|href)="(?:https?:)?//', own)
     for link in re.findall(r'href="([^"#:,]+)"', own):
         assert (finished[0] / link).exists(), link
@@ -152,10 +160,10 @@ def test_the_page_needs_no_other_file_and_no_network(finished, record):
 
 
 def test_the_page_says_what_the_terminal_says(finished):
-    page = (finished[0] / "report.html").read_text()
+    whole = (finished[0] / "report.html").read_text()
     lines = [line.strip() for line in finished[1].out.splitlines() if line.startswith("  ")]
     assert len(lines) > 20
-    assert all(html.escape(line) in page for line in lines)
+    assert all(html.escape(line) in whole for line in lines)
 
 
 WATCH = """<script>
@@ -179,9 +187,9 @@ window.addEventListener("load", () => {
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_the_page_in_a_browser(finished, record, tmp_path):
     """On a screen as narrow as a phone's: no error, every image, every view, nothing cut off."""
-    page = (finished[0] / "report.html").read_text()
+    whole = (finished[0] / "report.html").read_text()
     watched = tmp_path / "watched.html"
-    watched.write_text(page.replace("<head>", f"<head>{WATCH}", 1))
+    watched.write_text(whole.replace("<head>", f"<head>{WATCH}", 1))
     command = [CHROMIUM, *BROWSER, f"--user-data-dir={tmp_path / 'home'}", "--dump-dom"]
     done = subprocess.run(
         [*command, watched.as_uri()], capture_output=True, text=True, timeout=120, check=True
@@ -189,7 +197,7 @@ def test_the_page_in_a_browser(finished, record, tmp_path):
     (found,) = re.findall(r'data-watched="([^"]*)"', done.stdout)
     found = json.loads(html.unescape(found))
     assert found["errors"] == []
-    assert found["images"] == found["loaded"] == page.count("<img ")
+    assert found["images"] == found["loaded"] == whole.count("<img ")
     assert found["wide"] <= found["screen"]
     if interactive.plotly():
         assert found["views"] >= 4
@@ -197,8 +205,6 @@ def test_the_page_in_a_browser(finished, record, tmp_path):
 
 
 def test_without_plotly_the_page_is_static(record, monkeypatch, tmp_path, finished):
-    from sysout_jax.report.page import page
-
     monkeypatch.setattr(interactive, "plotly", lambda: None)
     text = page(record, finished[0] / "figures")
     assert "<script" not in text
@@ -254,10 +260,9 @@ def of_text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text")
     documents = (f"Summer {n} is warm. Winter {n} is cold.\n" for n in range(90))
     (path / "text.txt").write_text("<|endoftext|>\n".join(documents))
-    run = so.train(so.TrainConfig(corpus=str(path / "text.txt"), steps=1, seq_len=40))
-    from sysout_jax.training.checkpoint import save
-
-    save(path / "run" / "models" / "tiny", run.architecture, run.params, (0,), run.tokenizer)
+    config = ModelConfig(vocab=258, context=40, layers=1, width=8)
+    params = jax.vmap(partial(init, config))(jnp.stack([jax.random.key(0)]))
+    save(path / "run" / "models" / "tiny", config, params, (0,), load_tokenizer("bytes"))
     return path
 
 
@@ -308,8 +313,8 @@ def test_an_interrupted_run_says_what_it_finished(of_text, run_analyze, tmp_path
     assert record["status"] == "interrupted"
     assert list(record["parts"]) == ["existence", "positions"]
     assert run_analyze(f"--redraw={directory}").status == 0
-    page = (directory / "report.html").read_text()
-    assert "not finished are relations, roles" in page
+    told = (directory / "report.html").read_text()
+    assert "not finished are relations, roles" in told
 
 
 # ------------------------------------------------------------------------- from a notebook
@@ -322,8 +327,8 @@ def test_from_a_notebook(of_text, tmp_path):
     assert findings.positions is None
     assert set(findings.figures()) == {"existence", "roles"}
     assert findings.record["prompt"][:2] == ["<|bos|>", "S"]
-    page = findings.save(tmp_path / "out")
-    assert page.exists()
+    written = findings.save(tmp_path / "out")
+    assert written.exists()
     assert json.loads((tmp_path / "out" / "result.json").read_text()) == findings.record
     with pytest.raises(so.InputError, match="parts='dynamic': unknown; accepted: existence"):
         so.analyze(model, "abc", parts=("dynamic",))

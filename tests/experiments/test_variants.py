@@ -211,10 +211,10 @@ def test_divergence_names_step_and_seed_and_keeps_the_record(run_variants, tmp_p
 def test_interruption_keeps_what_was_finished(run_variants, tmp_path, monkeypatch):
     real = variants.train
 
-    def interrupted(config, corpus, log):
+    def interrupted(config, corpus, log, keep):
         if config.variant == "sigmoid":
             raise KeyboardInterrupt
-        return real(config, corpus, log)
+        return real(config, corpus, log, keep)
 
     monkeypatch.setattr(variants, "train", interrupted)
     outcome = run_variants(
@@ -273,14 +273,15 @@ OTHER = {
     "norm_placement": "post", "position": "rope", "dtype": "bfloat16", "optimizer": "lion",
     "schedule": "wsd", "seeds": (7, 8), "kv_heads": 1, "head_dim": 6, "mlp_width": 5, "window": 3,
     "accumulate": 2, "heads": 8, "width": 68, "batch_size": 4, "lr_floor": 0.5,
-    "cooldown": 0.5, "beta1": 0.5, "beta2": 0.5, "momentum": 0.5,
+    "cooldown": 0.5, "beta1": 0.5, "beta2": 0.5, "momentum": 0.5, "query_block": 5,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [n for n, _ in _leaves(TrainConfig()) if n != "corpus"])
 @pytest.mark.usefixtures("run_variants")
-def test_every_field_has_a_flag_that_sets_it(name):
+def test_every_field_has_a_flag_that_sets_it(name, run_variants):
     """`override` reaches every field at any depth, and a flag of that name exists."""
+    run_variants("--list")  # defines them
     config = TrainConfig()
     before = dict(_leaves(config))
     value = OTHER.get(name)
