@@ -91,8 +91,9 @@ def open_checkpoint(directory: str | os.PathLike[str], dtype: str | None = None)
     raw = read_json(path / "config.json")
     family = by_model_type(raw.get("model_type"), path / "config.json")
     config = read_config(family, raw)
-    shapes = tensor_map.shapes(config)
     found, faults = sources(path)
+    _check_extent(path, config, len(found))
+    shapes = tensor_map.shapes(config)
     plan = _plan(family, config, found, shapes, faults)
     stored = {p: DTYPES[parts[0][2].dtype] for p, parts in plan.items()}
     dtypes = {p: dtype or stored[p] for p in plan}
@@ -100,6 +101,16 @@ def open_checkpoint(directory: str | os.PathLike[str], dtype: str | None = None)
     config = replace(config, dtype="bfloat16" if half else "float32")
     axes = dict(tensor_map.leaves(param_axes(config)))
     return Checkpoint(path, family, config, plan, dtypes, axes, shapes)
+
+
+def _check_extent(path: Path, config: ModelConfig, stored: int) -> None:
+    """Refuse sizes that no checkpoint has before anything is laid out for them."""
+    largest = max(config.sizes.values())
+    if config.layers > stored or largest >= 1 << 31:
+        raise InputError(
+            f"{path / 'config.json'}: {config.layers} layers, the largest size {largest}; "
+            f"accepted: no more layers than the {stored} stored tensors, sizes below {1 << 31}"
+        )
 
 
 def load_checkpoint(

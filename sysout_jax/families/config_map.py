@@ -22,6 +22,7 @@ GENERIC = {
     "is_encoder_decoder", "_num_labels", "problem_type", "chunk_size_feed_forward",
     "tokenizer_class", "prefix",
 }  # fmt: skip
+MOST_LAYERS = 10_000  # a damaged number must not be counted up to
 _SIZES = {"layers", "width", "heads"}
 # Fields here that a checkpoint does not say: how it was initialised, and how it is run.
 OURS_ALONE = ("init_std", "scaled_residual_init", "scan_layers", "dtype")
@@ -71,11 +72,15 @@ def read_config(family: Family, raw: Raw) -> ModelConfig:
                 faults.append(f"{row.name}={raw[row.name]!r} (accepted: {row.value!r})")
     absent = {r.name: r.default for r in family.config if isinstance(r, Field)}
     told = {k: v for k, v in absent.items() if v is not REQUIRED} | raw
+    sized = set(ours) >= _SIZES
+    if sized and not (isinstance(ours["layers"], int) and ours["layers"] <= MOST_LAYERS):
+        faults.append(f"layers={ours['layers']!r} (accepted: at most {MOST_LAYERS})")
+        sized = False
     for row in family.config:
         if isinstance(row, Group):
             known |= set(row.names)
-            # Without the sizes a group would only repeat that they are missing.
-            ours |= _read_group(row, told, faults) if set(ours) >= _SIZES else {}
+            # Without the sizes a group would only repeat what is wrong with them.
+            ours |= _read_group(row, told, faults) if sized else {}
     unknown = sorted(k for k, value in raw.items() if k not in known and value is not None)
     if unknown:
         named = ", ".join(f"{name}={_short(raw[name])}" for name in unknown)

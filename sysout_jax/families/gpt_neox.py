@@ -9,7 +9,7 @@ GPT_NEOX = Family(
     name="gpt_neox",
     model_types=("gpt_neox",),
     architecture="GPTNeoXForCausalLM",
-    covers="GPT-NeoX 20B, Pythia 14M to 12B, Dolly 2",
+    covers="GPT-NeoX 20B, Pythia 14M to 12B",
     cite="Black et al. 2022 (arXiv:2204.06745); Biderman et al. 2023 (arXiv:2304.01373)",
     fixed={"norm": "layer", "position": "rope", "bias": True},
     config=(
@@ -47,6 +47,9 @@ GPT_NEOX = Family(
         tensor("layers.{l}.mlp.dense_4h_to_h.bias", "D", "block/mlp/down_bias"),
     ),
     prefix="gpt_neox.",
-    ignored=("hidden_dropout", "classifier_dropout", "is_decoder"),
+    ignored=(
+        "hidden_dropout", "classifier_dropout", "is_decoder", "attention_probs_dropout_prob",
+        "hidden_dropout_prob",
+    ),
     buffers=(r".*\.attention\.bias", r".*\.attention\.masked_bias", r".*rotary_emb\.inv_freq"),
-)
+)  # fmt: skip

@@ -163,9 +163,17 @@ def test_every_fault_is_named_at_once(tmp_path):
 
 
 def test_many_faults_stay_one_line(tmp_path):
-    config = CONFIG | {"num_hidden_layers": 40}
+    config = CONFIG | {"num_hidden_layers": 20}
     message = refusal(write(tmp_path / "model", config=config))
-    assert "and 322 more" in message
+    assert "and 142 more" in message
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_hidden_layers": 10**12}, {"vocab_size": 10**12}, {"num_hidden_layers": 22}]
+)
+def test_sizes_that_no_checkpoint_has(tmp_path, change):
+    message = refusal(write(tmp_path / "model", config=CONFIG | change))
+    assert "than the 21 stored tensors" in message or "(accepted: at most 10000)" in message
 
 
 def test_a_tensor_in_two_shards(place):
