@@ -174,7 +174,7 @@ def compare(
       draw: (key, shape, scale) to an instance; shape is static, scale traced.
       predict, measure, control: an instance to named quantities, the same names in each.
       key: split over shapes and instances.
-      shapes: what `draw` takes, one compilation each; `quick` takes the first and the last.
+      shapes: what `draw` takes, one compilation each; `quick` takes the last.
       scales: cycled over the instances of each shape.
       instances: of each shape.
       tolerance: on the worst error; one for all quantities, or by name.
@@ -183,7 +183,7 @@ def compare(
     Returns:
       A `Part` for each quantity.
     """
-    shapes = shapes if not quick or len(shapes) < 3 else (shapes[0], shapes[-1])
+    shapes = shapes[-1:] if quick else shapes
     errors = [
         _errors(draw, predict, measure, control, error, shape_key, shape, scales, instances)
         for shape, shape_key in zip(shapes, jax.random.split(key, len(shapes)), strict=True)

@@ -1,5 +1,7 @@
 """Every statement holds and its control fails; the binary says so and exits accordingly."""
 
+import importlib
+import inspect
 import json
 import os
 import signal
@@ -22,6 +24,22 @@ def test_statement_holds(id):
     assert found.passed, found
     assert found.id == id
     assert found.instances >= 1
+
+
+def edges():
+    """Statements with the shape that --quick leaves out first: one position, or one key."""
+    for id, each in check.statements().items():
+        module = importlib.import_module(inspect.getmodule(each.parts).__name__)
+        if hasattr(module, "draw") and hasattr(module, "SHAPES"):
+            yield pytest.param(module, id=id)
+
+
+@pytest.mark.parametrize("module", list(edges()))
+def test_the_smallest_shape(module, monkeypatch):
+    """Only the statement itself: what an assumption excludes may not be possible there."""
+    monkeypatch.setattr(module, "SHAPES", module.SHAPES[:1])
+    for part in module.verify(jax.random.key(3), quick=True).parts:
+        assert part.max_error <= part.tolerance, part
 
 
 def run(*flags):
