@@ -137,7 +137,8 @@ def test_dataclasses_become_mappings(tmp_path):
     path = write_json(tmp_path / "a.json", Example("x", ModelConfig(width=6), (0.5, math.nan)))
     content = json.loads(path.read_text())
     assert content["values"] == [0.5, None]
-    assert ModelConfig(**content["inner"]) == ModelConfig(width=6)
+    inner = {k: tuple(v) if isinstance(v, list) else v for k, v in content["inner"].items()}
+    assert ModelConfig(**inner) == ModelConfig(width=6)
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,13 @@ OTHER = {
     "schedule": "wsd", "seeds": (7, 8), "kv_heads": 1, "head_dim": 6, "mlp_width": 5, "window": 3,
     "accumulate": 2, "heads": 8, "width": 68, "batch_size": 4, "lr_floor": 0.5,
     "cooldown": 0.5, "beta1": 0.5, "beta2": 0.5, "momentum": 0.5, "query_block": 5,
+    "parallel": "shared", "rope_fraction": 0.5, "rope_rule": "linear", "rope_scale": 0.5,
+    "rope_short": (1.5, 2.0), "rope_long": (1.5, 2.0), "local_rope_theta": 0.5, "mlp_limit": 0.5,
+    "experts": 3, "norm_bias": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True,
+    "query_key_norm": "head", "query_scale": 0.5, "clip_qkv": 0.5, "attn_softcap": 0.5,
+    "final_softcap": 0.5, "window_layers": (1,),
 }  # fmt: skip
+NEEDED = {"window_layers": {"window": 3}}  # for the value above to be accepted
 
 
 @pytest.mark.parametrize("name", [n for n, _ in _leaves(TrainConfig()) if n != "corpus"])
@@ -282,7 +288,7 @@ OTHER = {
 def test_every_field_has_a_flag_that_sets_it(name, run_variants):
     """`override` reaches every field at any depth, and a flag of that name exists."""
     run_variants("--list")  # defines them
-    config = TrainConfig()
+    config = launch.override(TrainConfig(), NEEDED.get(name, {}))
     before = dict(_leaves(config))
     value = OTHER.get(name)
     if value is None:
