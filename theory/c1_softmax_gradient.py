@@ -5,7 +5,8 @@ Statement. With o_i = sum_j p_ij v_j and g_i = dL/do_i for a loss L of the outpu
     do_i/ds_ij = p_ij (v_j - o_i),    dL/ds_ij = p_ij <g_i, v_j - o_i>.
 
 For L = |o|^2/2 (do nothing) and a sink with v_0 = 0, dL/ds_i0 = -p_i0 |o_i|^2: negative wherever
-o_i is not zero. Gradient descent raises the sink's logit at every finite value, and there is no
+o_i is not zero. Where the other values are on one side, <u, v_j> >= m > 0 as in B2, no finite
+logits give zero: gradient descent raises the sink's logit at every finite value, and there is no
 finite minimiser.
 
 Assumptions. Logits that are free (the gradient with respect to the logits themselves); for the

@@ -5,7 +5,7 @@ Statement. For n i.i.d. normal entries, with b = sqrt(2 ln 2n - ln ln 2n - ln 4 
     E max|w| / E|w| = (b + gamma/b) sqrt(pi/2) (1 + o(1)),   gamma = 0.5772 (Euler),
 
 5.04 at n = 1e4 and 6.26 at n = 1e6. (The shorter sqrt(2 ln 2n - ln ln 2n - ln pi) sqrt(pi/2), with
-ln 4 in the place of 2 gamma, is some 0.7% too large: 5.07 and 6.32.) The detector
+ln 4 in the place of 2 gamma, is 0.3% to 1% too large: 5.07 and 6.32.) The detector
 `calibrated_outliers` of core, with p-values from this null and Benjamini-Hochberg control, has the
 stated false discovery rate q on a normal tensor, and finds each of K planted outliers of size z
 with the power Phi(z - t), where 2 Phi(-t) = q K/n.

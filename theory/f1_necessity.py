@@ -14,7 +14,8 @@ Statement. For one layer of attention, out_i = W sum_j p_ij x_j,
 
 That the gated model can do without a sink does not say that it learns to. Trained as stated with
 Adam it has one where the gate learns at the rate of the logits, less of one at 10 times the rate,
-and uniform attention at 100 times: which of the two closes the head is a race (C4).
+and as much attention to BOS as if it were uniform at 100 times: which of the two closes the head is
+a race (C4).
 
 Assumptions. (i) bounds a trained model by its own W: u is the last coordinate, for which a small
 error at the trigger makes m near 1.

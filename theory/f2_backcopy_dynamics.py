@@ -16,8 +16,8 @@ With r = softmax(log pi + o) - pi and S = diag(pi) - pi pi^T,
 
 In training on the task with Adam (full runs): attention of idle queries to BOS above 0.8 and a
 value below 0.4 of the mean under softmax, no attention to BOS under ReLU weights. Two claims of the
-source were not found at this size: residual peaks under Adam, and sinks under SGD, whose one-layer
-heads do nothing by attending to themselves (B5). README.md has the numbers.
+source were not found at this size: residual peaks under Adam, and full sinks under SGD, whose
+one-layer heads attend mostly to themselves (B5). README.md has the numbers.
 
 Assumptions. Contexts that say nothing on the next token (the query is no trigger); Delta is a
 parameter for each query token, beta one vector.

@@ -7,7 +7,9 @@ Statement. Let all T tokens be the same. Then the weights of query t (of keys 1 
     RoPE                      at most e^(2 xi) / (e^(2 xi) + t - 1), xi = |q| |k|/sqrt(H);
     learned positions         any: a first key k + e, q.e = z sqrt(H), gets e^z/(e^z + t - 1).
 
-Identical tokens can have a sink at the first position under the last alone.
+Without positions and with ALiBi (b > 0) there is no sink at the first position. With RoPE there can
+be one only where xi is large: with k = -q in a pair of angle theta the logit -xi cos(theta d) grows
+with the distance d up to pi/theta, and the first key wins. Learned positions allow any.
 
 Assumptions. All queries equal q and all keys equal k before positions are applied.
 

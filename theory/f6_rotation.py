@@ -4,7 +4,7 @@ Statement. Let U(G_1 .. G_n) be an optimiser's update after the gradients G of a
 orthogonal Q and P,
 
     SGD with momentum and Muon:  U(Q G_1 P .. Q G_n P) = Q U(G_1 .. G_n) P;
-    Adam and Lion:               the same for signed permutations, and for no other rotations.
+    Adam and Lion:               the same for signed permutations, but not for rotations.
 
 Hence, if a model's function and the distribution of its initial parameters do not change when the
 residual stream is rotated, neither does the distribution of what SGD or Muon train: the channels of
@@ -19,8 +19,8 @@ under Muon.
 
 Proof. SGD's update is linear in G. Muon's is an odd polynomial of the momentum in the sense of
 singular values, M p(M^T M), which commutes with both rotations. Adam's and Lion's are functions of
-each entry: odd functions commute with signed permutations only. By induction over steps the whole
-trajectory is rotated.
+each entry, which commute with signed permutations where they are odd, and not with the rotations of
+the control. By induction over steps the whole trajectory is rotated.
 
 Source: He et al. 2024 (arXiv:2405.19279) and Kaul et al. 2024 (arXiv:2410.17174) for Adam's part in
 outliers.

@@ -6,7 +6,8 @@ log|w| by least squares over 0.1 < F < 0.9. For normal weights the slope tends t
     k = cov(log Q, log(-log(1 - F))) / var(log Q),   Q(F) = Phi^-1((1 + F)/2),
 
 F uniform on (0.1, 0.9), which is 1.205, for any standard deviation. The window excludes the tail: a
-planted weight of any size changes the fit by nothing, so that it says nothing on super weights.
+planted weight of any size moves the other ranks by one in n at most, so that the fit says nothing
+on super weights.
 
 Assumptions. Independent normal entries; ranks of the full sample. Other windows give other numbers.
 

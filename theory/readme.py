@@ -20,7 +20,7 @@ def result(check: Mapping[str, Any]) -> str:
     (path,) = HERE.glob(f"{check['id'].lower()}_*.py")
     verdict = "" if check["passed"] else "**fails:** "
     return (
-        f"> {verdict}[`{path.name}`]({path.name}): {check['instances']:,} instances, "
+        f"> {verdict}[`{path.name}`]({path.name}): {check['instances']:,} comparisons, "
         f"error {check['max_error']:.1e} ≤ {check['tolerance']:.1e} "
         f"< {check['control_error']:.1e} with an assumption broken"
     )
@@ -55,8 +55,14 @@ def neurons(data: Mapping[str, Any]) -> str:
     return _table(["at the massive token", "seeds"], ([n, _seeds(x)] for n, x in data.items()))
 
 
+def peaks(data: Mapping[str, Any]) -> str:
+    """Of F2: the norm of the first token's state over the others', by seed."""
+    return _table(["", "ratio"], ([name, _seeds(x["peak"])] for name, x in data.items()))
+
+
 TABLES: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
     "habits": ("B5", "trained, a BOS: (iv)", habits),
+    "peaks": ("F2", "trained: sink", peaks),
     "bases": ("F6", "trained with sgd", bases),
     "neurons": ("D1", "trained: form at the token", neurons),
 }

@@ -1,7 +1,7 @@
 """Verify every statement of the theory.
 
 python -m theory.verify                             # all, with the trained models: some ten minutes
-python -m theory.verify --quick                     # without them: under a minute
+python -m theory.verify --quick                     # without them: a minute
 python -m theory.verify --only=B2,C3 --json
 python -m theory.verify --figures=DIR
 
@@ -22,12 +22,7 @@ from sysout_jax.results import layout, provenance
 from theory.check import Check, Statement, statements
 from theory.figures import draw
 
-_ONLY = flags.DEFINE_list("only", None, "statements to verify, by id; all by default")
-_QUICK = flags.DEFINE_bool("quick", False, "fewer shapes, and no models that train for long")
-_JSON = flags.DEFINE_bool("json", False, "print one JSON object instead of lines")
-_FIGURES = flags.DEFINE_string("figures", None, "directory to draw the figures in")
-_SEED = flags.DEFINE_integer("seed", 0, "seed of the random instances", lower_bound=0)
-
+FLAGS = flags.FLAGS
 THREADS = 2  # compiling, most of the time, leaves a core idle
 
 
@@ -49,15 +44,17 @@ def checks(chosen: Sequence[Statement], seed: int, quick: bool) -> Iterator[Chec
 def line(check: Check) -> str:
     """A check as the terminal shows it."""
     return (
-        f"{'ok  ' if check.passed else 'FAIL'} {check.id:<3} {check.instances:>7,} instances  "
+        f"{'ok  ' if check.passed else 'FAIL'} {check.id:<3} {check.instances:>7,} comparisons  "
         f"error {check.max_error:8.1e} <= {check.tolerance:7.1e} < {check.control_error:8.1e} "
         f"of the control  {check.seconds:5.1f} s  {check.claim}"
     )
 
 
-def record(found: Sequence[Check], seed: int, quick: bool) -> dict[str, Any]:
-    """The checks with what is needed to make them again."""
-    return {"provenance": provenance(), "seed": seed, "quick": quick, "checks": list(found)}
+def record(
+    origin: dict[str, Any], found: Sequence[Check], seed: int, quick: bool
+) -> dict[str, Any]:
+    """The checks with what is needed to make them again; `origin` is as of the start."""
+    return {"provenance": origin, "seed": seed, "quick": quick, "checks": list(found)}
 
 
 def _make_directory(path: Path) -> None:
@@ -72,29 +69,39 @@ def _make_directory(path: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     """Verify what the flags ask for."""
     table = statements()
-    unknown = [each for each in [*argv[1:], *(_ONLY.value or ())] if each not in table]
+    unknown = [each for each in [*argv[1:], *(FLAGS.only or ())] if each not in table]
     if unknown or argv[1:]:
         given = f"--only={','.join(unknown)}" if not argv[1:] else repr(argv[1])
         print(f"error: {given}: accepted: --only= with any of {', '.join(table)}", file=sys.stderr)
         sys.exit(2)
-    if not flags.FLAGS["verbosity"].present:
+    if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # jax lists the backends it lacks at INFO
-    if _FIGURES.value:
-        _make_directory(Path(_FIGURES.value))
-    found = []
+    if FLAGS.figures:
+        _make_directory(Path(FLAGS.figures))
+    found, origin = [], provenance()
     try:
-        for check in checks([table[id] for id in _ONLY.value or table], _SEED.value, _QUICK.value):
+        for check in checks([table[id] for id in FLAGS.only or table], FLAGS.seed, FLAGS.quick):
             found.append(check)
-            print(line(check), file=sys.stderr if _JSON.value else sys.stdout, flush=True)
+            print(line(check), file=sys.stderr if FLAGS.json else sys.stdout, flush=True)
     except KeyboardInterrupt:
         print(f"error: interrupted after {len(found)} statements", file=sys.stderr, flush=True)
         os._exit(130)  # what is compiled cannot be interrupted: leave without its threads
-    if _JSON.value:
-        print(layout(record(found, _SEED.value, _QUICK.value)))
-    if _FIGURES.value:
-        draw(found, Path(_FIGURES.value))
+    if FLAGS.json:
+        print(layout(record(origin, found, FLAGS.seed, FLAGS.quick)))
+    if FLAGS.figures:
+        draw(found, Path(FLAGS.figures))
     sys.exit(0 if all(check.passed for check in found) else 1)
 
 
+def define_flags() -> None:
+    """Define the flags of this binary."""
+    flags.DEFINE_list("only", None, "statements to verify, by id; all by default")
+    flags.DEFINE_bool("quick", False, "one shape of each, and no models that train for long")
+    flags.DEFINE_bool("json", False, "print one JSON object; progress goes to stderr")
+    flags.DEFINE_string("figures", None, "directory to draw the figures in")
+    flags.DEFINE_integer("seed", 0, "seed of the random instances", lower_bound=0)
+
+
 if __name__ == "__main__":
+    define_flags()
     app.run(main)
