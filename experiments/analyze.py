@@ -21,7 +21,7 @@ from rich.progress import Progress as RichProgress
 from experiments import launch
 from experiments.chosen import Choice, Chosen, choose
 from experiments.report import reading
-from sysout_jax.analysis.scan import QUERIES_AT_ONCE, Thresholds, over_batches
+from sysout_jax.analysis.scan import QUERIES_AT_ONCE, Thresholds, for_length, over_batches
 from sysout_jax.data import TextCorpus, load_corpus
 from sysout_jax.errors import InputError
 from sysout_jax.families.known import TAPS as EXTREMES
@@ -82,6 +82,11 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
             f"--corpus: not given, and {chosen.path} does not say what it was trained on; "
             "accepted: backcopy, stdlib, PATH, tokens:DIR"
         )
+    if model.tokenizer is None and not (spec == "backcopy" or spec.startswith("tokens:")):
+        raise InputError(
+            f"--model={config.choice.model}: no tokenizer.json, or vocab.json and merges.txt, "
+            "beside it; accepted: one of them, or --corpus=tokens:DIR"
+        )
     with reading(console, spec) as progress:
         corpus = load_corpus(spec, model.tokenizer or "bytes", chosen.bos, progress=progress)
     limit = model.config.context if model.config.position == "learned" else TOKENS
@@ -118,8 +123,8 @@ def run(config: Config, console: Console) -> RunDirectory:
     parts = _possible(config, chosen, console)
     directory = RunDirectory(config.workdir, "analyze")
     directory.write("config.json", config)
-    console.print(f"model    {chosen.described}", soft_wrap=True)
-    console.print(f"run      {directory.path}", soft_wrap=True)
+    console.print(f"model    {chosen.described}", soft_wrap=True, markup=False)
+    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     about = header(material) | {
         "name": chosen.name, "seed": chosen.seed, "corpus": corpus,
         "asked": list(parts), "parts": {},
@@ -139,17 +144,18 @@ def run(config: Config, console: Console) -> RunDirectory:
                     console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     finally:
         finished = ", ".join(read_record(directory.path)["parts"]) or "none"
-        console.print(f"finished {finished}", soft_wrap=True)
-        console.print(f"record   {directory.path / 'result.json'}", soft_wrap=True)
+        console.print(f"finished {finished}", soft_wrap=True, markup=False)
+        console.print(f"record   {directory.path / 'result.json'}", soft_wrap=True, markup=False)
     page = publish(read_record(directory.path), directory.path)
-    console.print(f"report   {page}", soft_wrap=True)
+    console.print(f"report   {page}", soft_wrap=True, markup=False)
     return directory
 
 
 def _check(known: tuple[Known, ...], material: Material) -> list[Check]:
     """Published coordinates beside what the sequences show, a batch at a time."""
     model = material.model
-    run = partial(recorded, model.config, taps=EXTREMES)
+    config = for_length(model.config, material.rows.shape[1] - 1)
+    run = partial(recorded, config, taps=EXTREMES)
     found = over_batches(run, model.params, material.rows[:, :-1], material.batch)
     return list(check_known(known, found))
 
@@ -162,20 +168,30 @@ def _possible(config: Config, chosen: Chosen, console: Console) -> tuple[str, ..
             continue
         if config.only != Config.only:
             raise InputError(f"--only={part}: {reason}")
-        console.print(f"{part} left out: {reason}", soft_wrap=True)
+        console.print(f"{part} left out: {reason}", soft_wrap=True, markup=False)
         asked = tuple(name for name in asked if name != part)
     return asked
 
 
 def _impossible(config: Config, chosen: Chosen) -> dict[str, str]:
     """Parts that cannot be run on this model, and why."""
+    if chosen.model.config.experts:
+        reason = "does not tell experts apart; accepted for a mixture: existence, positions, roles"
+        return {name: reason for name in ("relations", "lifecycle", "interventions")} | _undated(
+            chosen
+        )
     if config.choice.stream:
         reason = f"takes a model in memory; accepted with --stream: {', '.join(STREAMED)}"
         return {name: reason for name in PARTS if name not in STREAMED}
-    if len(chosen.kept) < 2:
-        found = f"{len(chosen.kept)} checkpoints of {chosen.name}"
-        return {"dynamics": f"{found}; accepted: a run that was trained with --checkpoint_every"}
-    return {}
+    return _undated(chosen)
+
+
+def _undated(chosen: Chosen) -> dict[str, str]:
+    """Dynamics, where there are no checkpoints to follow."""
+    if len(chosen.kept) >= 2:
+        return {}
+    found = f"{len(chosen.kept)} checkpoints of {chosen.name}"
+    return {"dynamics": f"{found}; accepted: a run that was trained with --checkpoint_every"}
 
 
 def _timed(name: str, material: Material, console: Console) -> Any:
@@ -203,7 +219,7 @@ def _timed(name: str, material: Material, console: Console) -> Any:
 def main() -> None:
     console = Console()
     if FLAGS.redraw:
-        console.print(str(redraw(Path(FLAGS.redraw))), soft_wrap=True)
+        console.print(str(redraw(Path(FLAGS.redraw))), soft_wrap=True, markup=False)
     else:
         run(config_from_flags(), console)
 

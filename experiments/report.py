@@ -73,7 +73,7 @@ class Progress:
 def reading(console: Console, corpus: str) -> Iterator[Callable[[int, int | None], None]]:
     """A bar that goes when the corpus is read; yields what to call with bytes done and in all."""
     bar = RichProgress(
-        TextColumn(f"reading {corpus}"),
+        TextColumn(f"reading {corpus}", markup=False),
         BarColumn(bar_width=20),
         DownloadColumn(),
         console=console,

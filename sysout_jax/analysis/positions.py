@@ -23,7 +23,9 @@ class SiteByLayer:
     top: np.ndarray  # [L, 3], the three largest |h|
     median: np.ndarray  # [L], median |h|
     features: np.ndarray  # [L, k], the features with the largest peaks, in order
-    over_median: np.ndarray  # [L, k], their mean peak over the median magnitude
+    over_median: (
+        np.ndarray
+    )  # [L, k], their mean peak over the median magnitude; NaN where that is 0
     frequency: np.ndarray  # [L, k], share of sequences in which the feature has the largest peak
 
 
@@ -120,7 +122,9 @@ def _by_layer(found: Scan, name: str) -> SiteByLayer:
         site.top.mean(axis=1),
         median,
         features,
-        np.take_along_axis(peaks, features, axis=1) / np.maximum(median, 1e-30)[:, None],
+        # of nothing where more than half of the site is zero, as after a ReLU
+        np.take_along_axis(peaks, features, axis=1)
+        / np.where(median == 0.0, np.nan, median)[:, None],
         np.mean(largest[:, None, :] == features[:, :, None], axis=-1),
     )
 

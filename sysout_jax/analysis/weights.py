@@ -112,6 +112,7 @@ def weight_scan(params: Params, ratio: float = WEIGHT_RATIO) -> WeightScan:
 
 @jax.jit
 def _measure(w: Float[Array, "I O"]) -> dict[str, Any]:
+    w = w.astype(jnp.float32)  # means of many narrow numbers are not
     size = jnp.abs(w)
     score = weight_outliers(w).score
     top, at = jax.lax.top_k(score.ravel(), min(LISTED, score.size))

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from sysout_jax.core.layers import at_least_float32
+
 ACTIVATION_RATIO = 1000.0  # An et al. 2025: max|h[t]| against the mean magnitude of the site
 WEIGHT_RATIO = 1000.0  # An et al. 2025: max|W| against the mean magnitude of the matrix
 ATTENTION_SHARE = 0.1  # An et al. 2025: share of all queries' attention that a key receives
@@ -67,7 +69,7 @@ def weight_outliers(w: Float[Array, "I O"], ratio: float = WEIGHT_RATIO) -> Dete
 
     Source: An et al. 2025 (arXiv:2502.06415), definition of weight outliers.
     """
-    size = jnp.abs(w)
+    size = jnp.abs(w.astype(at_least_float32(w.dtype)))
     score = _ratio(size, jnp.mean(size))
     return Detection(score > ratio, score)
 
@@ -130,7 +132,7 @@ def calibrated_outliers(x: Float[Array, "..."], q: float = FALSE_DISCOVERIES) ->
 
     Source: the null and its check are E2 of theory/.
     """
-    size = jnp.abs(x)
+    size = jnp.abs(x.astype(at_least_float32(x.dtype)))
     unit = jnp.median(size) / jax.scipy.special.ndtri(jnp.asarray(0.75, size.dtype))
     log_p = jnp.log(2.0) + jax.scipy.special.log_ndtr(-_ratio(size, unit))
     ranked = jnp.sort(log_p.ravel())

@@ -1,6 +1,7 @@
 """Pruning: which weights to keep. Masks are True where a weight stays. Weights are [I, O]."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sysout_jax.core.compensate import BLOCK, DAMPING, Change, compensated, hessian_factor
@@ -25,8 +26,8 @@ def global_magnitude_masks(weights: list[Array], sparsity: float) -> list[Bool[A
     """Keep the largest |W| of several matrices together: layers with small weights lose more."""
     flat = jnp.concatenate([jnp.abs(w).reshape(-1) for w in weights])
     pruned = smallest(flat, sparsity)
-    ends = jnp.cumsum(jnp.asarray([w.size for w in weights]))[:-1]
-    parts = jnp.split(pruned, [int(end) for end in ends])
+    ends = np.cumsum([w.size for w in weights])[:-1]
+    parts = jnp.split(pruned, ends.tolist())
     return [~part.reshape(w.shape) for part, w in zip(parts, weights, strict=True)]
 
 

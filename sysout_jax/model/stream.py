@@ -50,7 +50,7 @@ def recorded(
     reuse it. Arguments and errors are those of `decoder.forward`.
     """
     if isinstance(params, Layers):
-        return streamed(config, params.read, tokens, taps)[1]
+        return _pass(config, params.read, tokens, taps, None)[1]
     return _whole(config, tuple(taps.items()), params, tokens)
 
 
@@ -83,6 +83,15 @@ def streamed(
     Raises:
       InputError: as `forward`, before anything is read.
     """
+    x, records = _pass(config, read, tokens, taps, edits)
+    tops = ("embed" if config.tied else "head", *(("head_bias",) if config.head_bias else ()))
+    return _unembed(config, {name: read(name) for name in tops}, x), records
+
+
+def _pass(
+    config: ModelConfig, read: Callable[[str], Any], tokens: Array, taps: Any, edits: Any
+) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
+    """The final states and what the taps record; the head is not read."""
     _check(replace(config, scan_layers=True), tokens, taps, edits)
     config = replace(config, scan_layers=False)
     hooks = tuple((taps or {}).items()), tuple((edits or {}).items())
@@ -95,8 +104,7 @@ def streamed(
     stacked = jax.tree.map(lambda *values: jnp.stack(values), *per_layer)
     norm = {} if config.norm_placement == "post" else read("final_norm")
     x, last = _final(config, hooks, norm, x)
-    tops = ("embed" if config.tied else "head", *(("head_bias",) if config.head_bias else ()))
-    return _unembed(config, {name: read(name) for name in tops}, x), stacked | last
+    return x, stacked | last
 
 
 def _check(config: ModelConfig, tokens: Array, taps: Any, edits: Any) -> None:

@@ -75,6 +75,7 @@ def by_feature(record: Record, part: Record) -> "Figure":
     for axes, (name, site) in zip(panels, part["sites"].items(), strict=True):
         features, ratio = array(site["features"]), array(site["over_median"])
         layer = np.broadcast_to(np.arange(len(features))[:, None], features.shape)
+        ratio = np.where(np.isfinite(ratio), ratio, 1.0)  # a median of zero gives none
         size = 8 + 120 * ratio / max(float(ratio.max()), 1e-12)
         dots = axes.scatter(
             layer, features, s=size, c=np.log10(np.maximum(ratio, 1e-12)), cmap="plasma_r", lw=0

@@ -220,8 +220,10 @@ def known_lines(record: Mapping[str, Any]) -> list[str]:
         what += f" {', '.join(map(str, known['channels']))}" if known["channels"] else ""
         verdict = "found" if check["agrees"] else "NOT found"
         largest = ", ".join(map(str, check["found"][:4]))
+        over = check["over_median"]  # None: the median is 0, as after a ReLU
+        size = "the median is 0" if over is None else f"{over:.0f} x median"
         lines.append(
             f"{known['model']}, {what}: {verdict} at layer {check['layer']} (from 1; largest "
-            f"there: {largest}, {check['over_median']:.0f} x median; {known['source']})"
+            f"there: {largest}, {size}; {known['source']})"
         )
     return lines
