@@ -52,7 +52,10 @@ def bases(data: Mapping[str, Any]) -> str:
 
 def neurons(data: Mapping[str, Any]) -> str:
     """Of D1: what the form of a trained MLP is like, by seed."""
-    return _table(["at the massive token", "seeds"], ([n, _seeds(x)] for n, x in data.items()))
+    return _table(
+        ["at the massive token", "seeds"],
+        ([n.replace("|", "\\|"), _seeds(x)] for n, x in data.items()),
+    )
 
 
 def peaks(data: Mapping[str, Any]) -> str:

@@ -8,10 +8,11 @@ python -m theory.verify --figures=DIR
 One line per statement; the exit status is 1 if a check fails or the control of one passes.
 """
 
-import os
+import multiprocessing
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,27 @@ from theory.check import Check, Statement, statements
 from theory.figures import draw
 
 FLAGS = flags.FLAGS
-THREADS = 2  # compiling, most of the time, leaves a core idle
+PROCESSES = 2  # compiling, most of the time, leaves a core idle
 
 
 def checks(chosen: Sequence[Statement], seed: int, quick: bool) -> Iterator[Check]:
-    """Verify the statements, two at a time, each with a key of its own; yielded in order."""
-    table = list(statements())
+    """Verify the statements, two at a time, each with a key of its own; yielded in order.
 
-    def verify(statement: Statement) -> Check:
-        # By place in the whole table, so that --only gives the numbers that a full run gives.
-        return statement(jax.random.fold_in(jax.random.key(seed), table.index(statement.id)), quick)
+    In processes: two programs that share the threads of one CPU client can wait for each other.
+    """
+    with multiprocessing.get_context("spawn").Pool(PROCESSES, _leave_interrupts) as pool:
+        yield from pool.imap(partial(_verify, seed=seed, quick=quick), [each.id for each in chosen])
 
-    pool = ThreadPoolExecutor(THREADS)
-    try:
-        yield from pool.map(verify, chosen)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+
+def _leave_interrupts() -> None:
+    """Ctrl-C is for the process that prints: it ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _verify(id: str, seed: int, quick: bool) -> Check:
+    table = statements()
+    # By place in the whole table, so that --only gives the numbers that a full run gives.
+    return table[id](jax.random.fold_in(jax.random.key(seed), list(table).index(id)), quick)
 
 
 def line(check: Check) -> str:
@@ -85,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
             print(line(check), file=sys.stderr if FLAGS.json else sys.stdout, flush=True)
     except KeyboardInterrupt:
         print(f"error: interrupted after {len(found)} statements", file=sys.stderr, flush=True)
-        os._exit(130)  # what is compiled cannot be interrupted: leave without its threads
+        sys.exit(130)
     if FLAGS.json:
         print(layout(record(origin, found, FLAGS.seed, FLAGS.quick)))
     if FLAGS.figures:
