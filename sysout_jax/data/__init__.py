@@ -59,7 +59,10 @@ def load_corpus(
         return Backcopy()
     known: Tokenizer | None
     if spec.startswith("tokens:"):
-        known = None if tokenizer == "bytes" else _tokenizer(spec, tokenizer, cache_dir)
+        if isinstance(tokenizer, str):
+            known = None if tokenizer == "bytes" else load_tokenizer(tokenizer)
+        else:
+            known = tokenizer
         found = open_token_files(spec, None if known is None else known.vocab)
     else:
         known = _tokenizer(spec, tokenizer, cache_dir)
