@@ -243,7 +243,7 @@ def line(outcome):
         (["--model={run}", "--seq_len=1"], ("--seq_len=1", "at least 2")),
         (["--model={run}", "--activation_ratio=-1"], ("--activation_ratio=-1", "above 0")),
         (["--model={run}", "--variant=softmax", "--seq_len=99"], ("--seq_len=99", "at most 32")),
-        (["--model={run}", "--variant=softmax", "--corpus=stdlib"], ("no tokenizer.json", "tokens:DIR")),
+        (["--model={run}", "--variant=softmax", "--corpus=stdlib"], ("no tokenizer.json",)),
         (["--redraw=nowhere"], ("nowhere", "result.json")),
     ],
 )  # fmt: skip
