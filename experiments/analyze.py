@@ -174,24 +174,19 @@ def _possible(config: Config, chosen: Chosen, console: Console) -> tuple[str, ..
 
 
 def _impossible(config: Config, chosen: Chosen) -> dict[str, str]:
-    """Parts that cannot be run on this model, and why."""
+    """Parts that cannot be run on this model, and why; the first reason of several."""
+    reasons: dict[str, str] = {}
+    if len(chosen.kept) < 2:
+        found = f"{len(chosen.kept)} checkpoints of {chosen.name}"
+        wanted = "accepted: a run that was trained with --checkpoint_every"
+        reasons |= {"dynamics": f"{found}; {wanted}"}
     if chosen.model.config.experts:
-        reason = "does not tell experts apart; accepted for a mixture: existence, positions, roles"
-        return {name: reason for name in ("relations", "lifecycle", "interventions")} | _undated(
-            chosen
-        )
+        reason = "does not tell experts apart; accepted: a model without them"
+        reasons |= dict.fromkeys(("relations", "lifecycle", "interventions"), reason)
     if config.choice.stream:
         reason = f"takes a model in memory; accepted with --stream: {', '.join(STREAMED)}"
-        return {name: reason for name in PARTS if name not in STREAMED}
-    return _undated(chosen)
-
-
-def _undated(chosen: Chosen) -> dict[str, str]:
-    """Dynamics, where there are no checkpoints to follow."""
-    if len(chosen.kept) >= 2:
-        return {}
-    found = f"{len(chosen.kept)} checkpoints of {chosen.name}"
-    return {"dynamics": f"{found}; accepted: a run that was trained with --checkpoint_every"}
+        reasons = {name: reason for name in PARTS if name not in STREAMED} | reasons
+    return reasons
 
 
 def _timed(name: str, material: Material, console: Console) -> Any:

@@ -59,13 +59,12 @@ def load_corpus(
         return Backcopy()
     known: Tokenizer | None
     if spec.startswith("tokens:"):
-        if isinstance(tokenizer, str):
-            known = None if tokenizer == "bytes" else load_tokenizer(tokenizer)
-        else:
-            known = tokenizer
+        known = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+        known = None if tokenizer == "bytes" else known
         found = open_token_files(spec, None if known is None else known.vocab)
     else:
-        known = _tokenizer(spec, tokenizer, cache_dir)
+        given = tokenizer
+        known = tokenizer_for(spec, given, cache_dir) if isinstance(given, str) else given
         found = encode_corpus(spec, known, cache_dir, progress)
     return TextCorpus(
         name=spec,
@@ -77,9 +76,3 @@ def load_corpus(
         documents=found.documents,
         split=found.split,
     )
-
-
-def _tokenizer(
-    corpus: str, given: str | Tokenizer, cache_dir: str | os.PathLike[str] | None
-) -> Tokenizer:
-    return tokenizer_for(corpus, given, cache_dir) if isinstance(given, str) else given

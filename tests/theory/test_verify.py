@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,20 @@ def test_a_directory_that_cannot_be_made_is_one_line(tmp_path):
     assert done.stdout == ""
     assert done.stderr.startswith("error: --figures=")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_interrupt_is_one_line():
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "theory.verify", "--only=F4,E2,F2"],
+        cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # a shell's background jobs inherit an ignored SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    begun.stdout.readline()  # the first statement is done, others have begun
+    begun.send_signal(signal.SIGINT)
+    _, error = begun.communicate(timeout=60)
+    assert begun.returncode == 130, error
+    assert error.splitlines()[-1].startswith("error: interrupted after ")
 
 
 @pytest.mark.parametrize("flag", ["--only=Z9", "A1", "--only=A1,"])
