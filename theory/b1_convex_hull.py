@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from sysout_jax.core.primitives import softmax_weights
 from theory.check import TOLERANCE, Part, Quantities, absolute, at_least, compare, statement
+from theory.decompositions import pinv
 from theory.descent import descend
 
 SHAPES = ((1, 2), (2, 3), (6, 2), (4, 3))  # (T, H)
@@ -62,7 +63,7 @@ def hull_distance(v: Float[Array, "T H"]) -> Float[Array, ""]:
         for chosen in combinations(range(v.shape[0]), size):
             corner = v[jnp.asarray(chosen)]
             edges = corner[1:] - corner[:1]
-            along = jnp.linalg.pinv(edges.T) @ -corner[0] if size > 1 else jnp.zeros(0)
+            along = pinv(edges.T) @ -corner[0] if size > 1 else jnp.zeros(0)
             weights = jnp.concatenate([1.0 - jnp.sum(along, keepdims=True), along])
             norm = jnp.linalg.norm(weights @ corner)
             best = jnp.where(jnp.all(weights >= 0.0), jnp.minimum(best, norm), best)

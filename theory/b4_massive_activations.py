@@ -31,6 +31,7 @@ from jaxtyping import Array, Float
 
 from sysout_jax.core.layers import NORMS
 from theory.check import Part, Quantities, absolute, at_most, compare, relative, statement
+from theory.decompositions import singular_values
 
 SHAPES = (3, 5, 13, 32)  # D
 # Angles in radians and distances in units of sqrt(D) are compared absolutely: both come from a
@@ -116,8 +117,8 @@ def _of_layers(case: Instance, layers: dict[str, str], at: Array) -> Quantities:
         found |= {
             f"{norm}: angle": jnp.arctan2(jnp.linalg.norm(n - along * unit), jnp.abs(along)),
             f"{norm}: to limit": jnp.linalg.norm(n / root - jnp.sign(along) * unit),
-            f"{norm}: gradient": jnp.linalg.norm(jacobian, ord=2),
-            f"{norm}: gradient with gains": jnp.linalg.norm(with_gains, ord=2),
+            f"{norm}: gradient": singular_values(jacobian)[0],
+            f"{norm}: gradient with gains": singular_values(with_gains)[0],
         }
     return found
 

@@ -34,6 +34,7 @@ from jaxtyping import Array, Float
 
 from sysout_jax.core.layers import MLPS, linear
 from theory.check import Part, Quantities, absolute, compare, statement
+from theory.decompositions import eigh, singular_values
 from theory.descent import descend
 
 SHAPES = ((2, 1), (3, 5), (8, 16))  # (D, F)
@@ -123,7 +124,7 @@ def _projection(case: Instance, direction: Float[Array, "D"]) -> Float[Array, "D
 def measure(case: Instance) -> Quantities:
     """The MLP, its second derivatives, and a numerical eigendecomposition."""
     product = jnp.outer(case.gate[:, 0], case.up[:, 0])
-    values, vectors = jnp.linalg.eigh((product + product.T) / 2.0)
+    values, vectors = eigh((product + product.T) / 2.0)
     forms, first = sizes(case)
     return {
         "output": mlp(case, case.x) / forms,
@@ -141,7 +142,7 @@ def control(case: Instance) -> Quantities:
     return {
         "output": mlp(case, case.x * near) / near**2 / forms,
         "hessian": jax.hessian(lambda x: mlp(case, x))(case.x * near) / forms,
-        "eigenvalue": jnp.linalg.norm(jnp.outer(case.gate[:, 0], case.up[:, 0]), ord=2) / first,
+        "eigenvalue": singular_values(jnp.outer(case.gate[:, 0], case.up[:, 0]))[0] / first,
         "eigenvector": _projection(case, left),
     }
 
@@ -229,7 +230,7 @@ def trained(key: Array, steps: int) -> dict[str, Array]:
         params, _ = descend(loss, params, optax.adamw(rate, b2=0.95, weight_decay=0.1), steps)
     case = with_token(params)
     out, forms = mlp(case, x[0]), form(case)
-    values, vectors = jnp.linalg.eigh((forms[3] + forms[3].T) / 2.0)
+    values, vectors = eigh((forms[3] + forms[3].T) / 2.0)
     order = jnp.argsort(-jnp.abs(values))
     by_neuron = MLPS["swiglu"][0](x[0] @ case.gate) * (x[0] @ case.up) * case.down[:, 3]
     return {

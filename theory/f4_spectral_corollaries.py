@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from theory.check import Part, Quantities, at_least, compare, statement
 from theory.d3_spectral_dominance import Instance, draw, shares
+from theory.decompositions import singular_values
 
 SHAPES = ((2, 3), (7, 5), (13, 32))  # (T, D)
 # sum_{j>1} sigma_j^2 is R (1 - alpha) where c is up to 1e8, and singular values are exact to
@@ -43,7 +44,7 @@ def control(case: Instance) -> Quantities:
 
 
 def _shares_of_energy(x: Array) -> Quantities:
-    energy = jnp.square(jnp.linalg.svd(x, compute_uv=False))
+    energy = jnp.square(singular_values(x))
     return {"share": energy[0] / jnp.sum(energy), "ratio": energy[0] / jnp.sum(energy[1:])}
 
 

@@ -39,6 +39,7 @@ from optax import contrib
 from sysout_jax.core.measures import neuron_rms_kurtosis
 from theory import tiny
 from theory.check import Part, Quantities, compare, statement
+from theory.decompositions import qr
 
 SHAPES = ((2, 2), (3, 7), (8, 5))  # (D, F)
 GRADIENTS = 2
@@ -67,7 +68,7 @@ class Instance(NamedTuple):
 
 def rotation(key: Array, dim: int) -> Float[Array, "D D"]:
     """A uniformly random orthogonal matrix."""
-    q, r = jnp.linalg.qr(jax.random.normal(key, (dim, dim), jnp.float64))
+    q, r = qr(jax.random.normal(key, (dim, dim), jnp.float64))
     return q * jnp.sign(jnp.diagonal(r))[None, :]
 
 

@@ -28,6 +28,7 @@ from jaxtyping import Array, Float
 
 from sysout_jax.core.primitives import softmax_weights
 from theory.check import Part, Quantities, at_most, compare, statement
+from theory.decompositions import singular_values
 
 D = 3
 SHAPES = ((1, 1), (2, 2), (5, 3))  # (T, layers)
@@ -69,7 +70,7 @@ def path_sum(a: Float[Array, "L T T"], norms: Float[Array, "L"]) -> Float[Array,
 
 def predict(case: Instance) -> Quantities:
     """Both bounds."""
-    norms = jnp.linalg.norm(case.w, ord=2, axis=(-2, -1))
+    norms = jax.vmap(singular_values)(case.w)[:, 0]
     a = attention(case.logits)
     return {"sensitivity": path_sum(a, norms), "with a sink": path_sum(case.left * a, norms)}
 
@@ -104,7 +105,7 @@ def _norms(case: Instance, weights) -> Float[Array, "T T"]:  # type: ignore[no-u
         return h
 
     blocks = jax.jacrev(stack)(case.h)  # [T, D, T, D]
-    return jnp.linalg.norm(jnp.swapaxes(blocks, 1, 2), ord=2, axis=(-2, -1))
+    return jax.vmap(jax.vmap(singular_values))(jnp.swapaxes(blocks, 1, 2))[..., 0]
 
 
 @statement("F8", "Sensitivity to early tokens is at most a sum over attention paths; sinks cut it")

@@ -30,7 +30,7 @@ PROCESSES = 2  # compiling, most of the time, leaves a core idle
 def checks(chosen: Sequence[Statement], seed: int, quick: bool) -> Iterator[Check]:
     """Verify the statements, two at a time, each with a key of its own; yielded in order.
 
-    In processes: two programs that share the threads of one CPU client can wait for each other.
+    In processes, since threads would trace and compile one after the other.
     """
     with multiprocessing.get_context("spawn").Pool(PROCESSES, _leave_interrupts) as pool:
         yield from pool.imap(partial(_verify, seed=seed, quick=quick), [each.id for each in chosen])
