@@ -98,10 +98,10 @@ def markdown_variants() -> str:
     """The table of variants in Markdown, as the README shows it."""
     rows = [["variant", "formula", "source"], ["---"] * 3]
     rows += [[v.label, f"`{v.formula}`", v.cite] for v in VARIANTS.values()]
-    return _markdown(rows)
+    return markdown(rows)
 
 
-def _markdown(rows: list[list[str]]) -> str:
+def markdown(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -132,7 +132,7 @@ def markdown_table(study: dict[str, Any]) -> str:
     """The study's table in Markdown, as the README shows it."""
     headings, rows = _table(study)
     headings = [heading.replace("\n", " ").replace("|", "\\|") for heading in headings]
-    return _markdown([headings, ["---"] + ["---:"] * (len(headings) - 1), *rows])
+    return markdown([headings, ["---"] + ["---:"] * (len(headings) - 1), *rows])
 
 
 def title(study: dict[str, Any]) -> str:

@@ -23,7 +23,6 @@ Source: rounding of a normal variable, Widrow & Kollar 2008, Quantization Noise,
 """
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import jax
@@ -31,12 +30,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sysout_jax.core.quantise import predicted_sqnr
 from theory.check import Part, Quantities, absolute, compare, statement
 
 SHAPES = (8, 6, 4)  # bits
 ENTRIES = 16_384
-TERMS = 10  # of each series; where it is used, the next is below 1e-16
-SQRT2, INV_SQRT_2PI = math.sqrt(2.0), 1.0 / math.sqrt(2.0 * math.pi)
 # A mean of 16,384 squared errors has a relative standard deviation of at most sqrt(2/16384) = 1.1%,
 # or 0.05 dB; the largest of some thousand is within 5 of them.
 DECIBELS = 0.25
@@ -57,35 +55,10 @@ def draw(key: Array, bits: int, scale: Array) -> Instance:
     return Instance(bulk.at[0].set(ratio * scale), jnp.asarray(2.0 ** (bits - 1) - 1.0))
 
 
-def bulk_error(step: Float[Array, ""], sigma: Float[Array, ""]) -> Float[Array, ""]:
-    """e(step), by the first series for steps up to sigma and by the second for larger ones."""
-    k = jnp.arange(1.0, TERMS + 1.0)
-    sign = jnp.where(k % 2.0 == 0.0, 1.0, -1.0)
-    fine = jnp.sum(sign / jnp.square(k) * jnp.exp(-2.0 * jnp.square(jnp.pi * k * sigma / step)))
-
-    width = step / sigma
-    low, high = (k - 0.5) * width, (k + 0.5) * width
-    probability = (jax.scipy.special.erfc(low / SQRT2) - jax.scipy.special.erfc(high / SQRT2)) / 2.0
-    density = (jnp.exp(-jnp.square(low) / 2.0) - jnp.exp(-jnp.square(high) / 2.0)) * INV_SQRT_2PI
-    coarse = jnp.sum(jnp.square(k * width) * probability - 2.0 * k * width * density)
-    return jnp.where(
-        width < 1.0,
-        jnp.square(step) * (1.0 / 12.0 + fine / jnp.pi**2),
-        jnp.square(sigma) * (1.0 + 2.0 * coarse),
-    )
-
-
-def sqnr(ratio: Array, levels: Array, entries: int) -> Array:
-    """The SQNR in decibels of a tensor with RMS 1 and one outlier of size `ratio`."""
-    sigma = jnp.sqrt((entries - jnp.square(ratio)) / (entries - 1))
-    error = bulk_error(ratio / levels, sigma) * (entries - 1) / entries
-    return -10.0 * jnp.log10(error)
-
-
 def predict(case: Instance) -> Quantities:
     """From max|x|/RMS, the number of entries and the number of levels."""
     ratio = jnp.max(jnp.abs(case.x)) / jnp.sqrt(jnp.mean(jnp.square(case.x)))
-    return {"sqnr": sqnr(ratio, case.levels, ENTRIES)}
+    return {"sqnr": predicted_sqnr(ratio, case.levels, ENTRIES)}
 
 
 def measure(case: Instance) -> Quantities:

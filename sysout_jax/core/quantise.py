@@ -6,6 +6,7 @@ activation, an output channel of a weight) or of a group of consecutive entries 
 Here the contracted axis is the LAST one: an activation [T, I] as it is, a weight [I, O] transposed.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,8 @@ from scipy.special import ndtri
 
 PER = ("tensor", "vector", "group")
 PERCENTILE = 99.999  # of magnitudes, the default of a calibrated range
+TERMS = 10  # of each series of a rounding error; where it is used, the next is below 1e-16
+SQRT2, INV_SQRT_2PI = math.sqrt(2.0), 1.0 / math.sqrt(2.0 * math.pi)
 SHRINK = np.linspace(1.0, 0.2, 81)  # of the largest magnitude, searched for the least squared error
 
 
@@ -38,6 +41,11 @@ class Format:
     cite: str
     block: int | None = None
     power_of_two: bool = False
+
+    @property
+    def bits(self) -> int:
+        """Of an integer format."""
+        return int(self.name.removeprefix("int"))
 
 
 def _integers(bits: int) -> Format:
@@ -254,3 +262,51 @@ def sqnr(x: Float[Array, "..."], rounded: Float[Array, "..."]) -> Float[Array, "
     """The signal to quantisation noise ratio, 10 log10(sum x^2 / sum (x - rounded)^2), in dB."""
     noise = jnp.sum(jnp.square(x - rounded))
     return 10.0 * jnp.log10(jnp.sum(jnp.square(x)) / noise)
+
+
+# ------------------------------------------------------------- what an outlier costs (E1)
+
+
+def normal_rounding_error(step: Float[Array, ""], sigma: Float[Array, ""]) -> Float[Array, ""]:
+    """The mean squared error of rounding a normal variable to multiples of a step.
+
+    step^2/12 + (step/pi)^2 sum_{k>=1} (-1)^k/k^2 exp(-2 (pi k sigma/step)^2) for steps up to sigma,
+    sigma^2 + 2 sum_{j>=1} (j^2 step^2 P_j - 2 j step M_j) for larger ones, P_j and M_j the
+    probability and the mean of x within half a step of j step.
+
+    Args:
+      step: of the grid, in units of x.
+      sigma: the standard deviation of x.
+
+    Source: Widrow & Kollar 2008, Quantization Noise; derived in theory/e1_absmax_error.py.
+    """
+    k = jnp.arange(1.0, TERMS + 1.0, dtype=sigma.dtype)
+    sign = jnp.where(k % 2.0 == 0.0, 1.0, -1.0).astype(sigma.dtype)
+    fine = jnp.sum(sign / jnp.square(k) * jnp.exp(-2.0 * jnp.square(jnp.pi * k * sigma / step)))
+
+    width = step / sigma
+    low, high = (k - 0.5) * width, (k + 0.5) * width
+    probability = (jax.scipy.special.erfc(low / SQRT2) - jax.scipy.special.erfc(high / SQRT2)) / 2.0
+    density = (jnp.exp(-jnp.square(low) / 2.0) - jnp.exp(-jnp.square(high) / 2.0)) * INV_SQRT_2PI
+    coarse = jnp.sum(jnp.square(k * width) * probability - 2.0 * k * width * density)
+    return jnp.where(
+        width < 1.0,
+        jnp.square(step) * (1.0 / 12.0 + fine / jnp.pi**2),
+        jnp.square(sigma) * (1.0 + 2.0 * coarse),
+    )
+
+
+def predicted_sqnr(ratio: Float[Array, ""], levels: Float[Array, ""], entries: int) -> Array:
+    """The `sqnr` of AbsMax rounding that theory E1 gives a normal bulk with one outlier, in dB.
+
+    With RMS = 1: sigma^2 = (n - rho^2)/(n - 1), step = rho/levels, and the noise is
+    (n - 1) e(step)/n.
+
+    Args:
+      ratio: rho = max|x|/RMS(x).
+      levels: the largest integer of the grid, 2^(bits-1) - 1.
+      entries: n, the entries that share the scale.
+    """
+    sigma = jnp.sqrt((entries - jnp.square(ratio)) / (entries - 1))
+    error = normal_rounding_error(ratio / levels, sigma) * (entries - 1) / entries
+    return -10.0 * jnp.log10(error)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sysout_jax.errors import InputError
-from sysout_jax.plots import analysis, variants
+from sysout_jax.plots import analysis, compression, variants
 from sysout_jax.plots.style import STYLE, save
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EXPERIMENTS: Mapping[str, tuple[Any, tuple[str, ...]]] = {
     "variants": (variants.figures, (".png",)),
     "analysis": (analysis.figures, (".png", ".pdf")),
+    "compression": (compression.figures, (".png", ".pdf")),
 }
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 from absl import flags
 
-from experiments import analyze, launch, variants
+from experiments import analyze, compress, launch, variants
 
 FLAGS = flags.FLAGS
 
@@ -45,3 +45,9 @@ def run_variants() -> Callable[..., Outcome]:
 def run_analyze() -> Callable[..., Outcome]:
     """Call `python -m experiments.analyze` with these arguments."""
     return _binary(analyze)
+
+
+@pytest.fixture(scope="session")
+def run_compress() -> Callable[..., Outcome]:
+    """Call `python -m experiments.compress` with these arguments."""
+    return _binary(compress)

@@ -1,0 +1,274 @@
+"""What do outliers cost when a model is quantised or pruned?
+
+python -m experiments.compress --model=runs/variants/RUN                   # all of its models
+python -m experiments.compress --model=RUN --variant=softmax --methods=w8a8,smooth-w8a8,gptq-w4
+python -m experiments.compress --model=gpt2 --corpus=PATH --methods=w8-tensor,wanda-2:4
+python -m experiments.compress --redraw=runs/compress/RUN
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+
+from experiments import launch
+from experiments.chosen import Choice, Chosen, choose
+from experiments.compress_report import markdown_tables, print_agreements, print_tables
+from experiments.report import reading
+from sysout_jax import loading, plots
+from sysout_jax.analysis import schemes
+from sysout_jax.analysis.calibration import PRODUCTS, apart
+from sysout_jax.analysis.compression import ALPHA, Compressed, Compressor, losses, present
+from sysout_jax.analysis.noise import noise
+from sysout_jax.analysis.statistics import bootstrap_interval
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.data import load_corpus
+from sysout_jax.errors import InputError
+from sysout_jax.model.decoder import parameter_count
+from sysout_jax.results import RunDirectory, read_record
+from sysout_jax.training.checkpoint import models, saved_seeds
+from sysout_jax.training.loop import Corpus
+
+FLAGS = flags.FLAGS
+TOKENS = 64  # of a sequence, if nothing is said
+METHODS = (
+    "w8-tensor", "zero-w8-tensor", "w8", "w4", "w4-g32", "w3", "wnf4", "gptq-w4", "awq-w4",
+    "w8a8-tensor", "w8a8", "w8a8-tensor-minmax", "w8a8-tensor-percentile", "w8a8-tensor-mse",
+    "smooth-w8a8-tensor-minmax", "w6a6", "w4a8", "w4a4", "rotate-w4a4", "rotate-gptq-w4a4", "kv4",
+    "we4m3ae4m3", "magnitude-0.5", "global-0.5", "wanda-0.5", "wanda-2:4", "sparsegpt-0.5",
+    "sparsegpt-2:4",
+)  # fmt: skip
+SMOKE = {"sequences": 2, "calibration": 2, "batch": 2}
+SMOKE_METHODS = ("w8a8", "gptq-w4", "wanda-2:4")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines a comparison of compression methods."""
+
+    choice: Choice = field(default_factory=Choice)
+    corpus: str | None = None  # text to calibrate and evaluate on; None: what the run trained on
+    methods: tuple[str, ...] = METHODS  # as sysout_jax/analysis/schemes.py names them
+    sites: tuple[str, ...] = tuple(PRODUCTS)  # inputs of products to compress: attn_norm, down_in
+    alpha: float = ALPHA  # of SmoothQuant: 0 leaves weights even, 1 activations
+    sequences: int = 64  # of the validation part, to evaluate on
+    calibration: int = 32  # sequences of the training part, to calibrate on
+    seq_len: int | None = None  # T, of each; None: 64, or the learned positions if fewer
+    batch: int = 8  # sequences that are run together
+    workdir: str = "runs"  # where run directories go
+
+    def __post_init__(self) -> None:
+        for name, least in (("sequences", 1), ("calibration", 1), ("seq_len", 2), ("batch", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"--{name}={value}: accepted: an integer of at least {least}")
+        if not 0.0 <= self.alpha <= 1.0:
+            raise InputError(f"--alpha={self.alpha}: accepted: a number from 0 to 1")
+        if self.choice.stream:
+            raise InputError("--stream: accepted: without it, compression takes a model in memory")
+        present(self.sites)
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise InputError(
+                f"--methods={','.join(self.methods)}: accepted: at least one, none of them twice"
+            )
+        for method in self.methods:
+            schemes.scheme(method)
+
+
+def run(config: Config, console: Console) -> RunDirectory:
+    """Compress every model by every method; what is finished is kept when interrupted."""
+    chosen = list(_chosen(config.choice))
+    texts = _Texts(config, console)
+    for each in chosen:
+        texts.of(each)  # before any work: text that is missing or too short
+    directory = RunDirectory(config.workdir, "compress")
+    directory.write("config.json", config)
+    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
+    with directory.record("compression", methods=list(config.methods), models=[]) as record:
+        for each in chosen:
+            _one(config, each, texts, record["models"], console)
+    found = read_record(directory.path)
+    print_tables(console, found)
+    print_agreements(console, found)
+    figures = plots.draw(found, directory.path / "figures")
+    console.print(f"record   {directory.path / 'result.json'}", soft_wrap=True, markup=False)
+    console.print("figures  " + "\n         ".join(map(str, figures)), soft_wrap=True)
+    return directory
+
+
+def _chosen(choice: Choice) -> Iterator[Chosen]:
+    """The models that the flags mean: without --variant and --seed, all of a run."""
+    path, wanted = Path(choice.model).expanduser(), choice.variant
+    fitting = {
+        name: [choice.seed] if choice.seed is not None else seeds
+        for name, seeds in models(path).items()
+        if wanted is None or name == wanted or name.endswith(f"-{wanted}")
+    }
+    if fitting:
+        for name, seeds in fitting.items():
+            for seed in seeds:
+                yield choose(replace(choice, variant=name, seed=seed))
+    elif choice.model and path.exists() and loading.is_run(path) and choice.seed is None:
+        for seed in saved_seeds(path):
+            yield choose(replace(choice, seed=seed))
+    else:
+        yield choose(choice)  # a published model, or what is wrong with the flags
+
+
+@dataclass
+class _Texts:
+    """Calibration and evaluation rows for each corpus, read once."""
+
+    config: Config
+    console: Console
+    _read: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    def of(self, chosen: Chosen) -> tuple[np.ndarray, np.ndarray]:
+        """[B, T + 1] rows to calibrate on, and to evaluate on.
+
+        Raises:
+          InputError: no corpus, one that is too short, or one whose parts have text in common.
+        """
+        spec = self.config.corpus or chosen.corpus
+        if spec is None:
+            raise InputError(
+                f"--corpus: not given, and {chosen.path} does not say what it was trained on; "
+                "accepted: backcopy, stdlib, PATH, tokens:DIR"
+            )
+        if spec not in self._read:
+            self._read[spec] = self._rows(spec, chosen)
+        return self._read[spec]
+
+    def _rows(self, spec: str, chosen: Chosen) -> tuple[np.ndarray, np.ndarray]:
+        c, model = self.config, chosen.model
+        with reading(self.console, spec) as progress:
+            tokenizer = model.tokenizer or "bytes"
+            corpus: Corpus = load_corpus(spec, tokenizer, chosen.bos, progress=progress)
+        limit = model.config.context if model.config.position == "learned" else TOKENS
+        length = c.seq_len or min(TOKENS, limit)
+        evaluation = corpus.batch("val", 0, 0, c.sequences, length)
+        candidates = corpus.batch("train", 0, 0, 2 * c.calibration, length)
+        top, vocab = max(evaluation.max(), candidates.max()), model.config.vocab
+        if top >= vocab:
+            raise InputError(
+                f"--corpus={spec}: token id {top}, and the model's vocabulary has {vocab}; "
+                "accepted: text in the model's own tokenizer"
+            )
+        return apart(candidates, evaluation, c.calibration), evaluation
+
+
+def _one(config: Config, chosen: Chosen, texts: _Texts, found: list[Any], console: Console) -> None:
+    """Add what one model loses to the record, method by method."""
+    calibration, rows = texts.of(chosen)
+    model = chosen.model
+    compressor = Compressor(
+        model.config, model.params, calibration, config.sites, config.alpha, config.batch
+    )
+    before = losses(model.config, Compressed(model.params), rows, config.batch)
+    entry: dict[str, Any] = {
+        "name": chosen.name,
+        "seed": chosen.seed,
+        "variant": model.config.variant,
+        "label": VARIANTS[model.config.variant].label,
+        "corpus": config.corpus or chosen.corpus,
+        "parameters": parameter_count(model.config),
+        "tokens": {"calibration": calibration.size, "evaluation": rows[:, 1:].size},
+        "loss": float(before.mean()),
+        "perplexity": float(np.exp(before.mean())),
+        "methods": {},
+    }
+    found.append(entry)
+    bar = RichProgress(
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
+        TextColumn("{task.completed}/{task.total}  {task.fields[state]}", markup=False),
+        TimeElapsedColumn(), console=console,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(chosen.described, total=len(config.methods), state="")
+        for method in config.methods:
+            bar.update(task, state=method)
+            compressed = compressor.compress(schemes.scheme(method))
+            after = losses(model.config, compressed, rows, config.batch)
+            entry["methods"][method] = {
+                "loss": float(after.mean()),
+                "perplexity": float(np.exp(after.mean())),
+                "change": bootstrap_interval(after - before),
+                "zeros": compressed.zeros,
+            }
+            bar.advance(task)
+        bar.update(task, state=f"perplexity {entry['perplexity']:.4g} before")
+    entry["noise"] = [
+        asdict(each)
+        for each in noise(
+            model.config, model.params, rows[:, :-1], sites=config.sites, batch=config.batch
+        )
+    ]
+
+
+# ----------------------------------------------------------------------------- the binary
+
+
+def main() -> None:
+    console = Console()
+    if FLAGS.redraw:
+        redraw(Path(FLAGS.redraw), console)
+    else:
+        run(config_from_flags(), console)
+
+
+def redraw(directory: Path, console: Console) -> None:
+    """Print and draw the record of a run.
+
+    Raises:
+      InputError: there is no record of this experiment.
+    """
+    record = read_record(directory)
+    try:
+        if FLAGS.markdown:
+            print(markdown_tables(record))
+        else:
+            print_tables(console, record)
+            print_agreements(console, record)
+        figures = plots.draw(record, directory / "figures")
+    except (KeyError, TypeError, IndexError) as error:
+        raise InputError(
+            f"--redraw={directory}: result.json is no record of this experiment ({error!r}); "
+            "accepted: a run directory of experiments.compress"
+        ) from error
+    if not FLAGS.markdown:
+        console.print("\n".join(map(str, figures)), soft_wrap=True, markup=False)
+
+
+def config_from_flags() -> Config:
+    """The config that the flags ask for.
+
+    Raises:
+      InputError: a flag's value is not accepted.
+    """
+    words = ("methods", "sites")
+    given = {name: FLAGS[name].value for name in FLAGS if name not in words}
+    base = Config(methods=SMOKE_METHODS) if FLAGS.smoke else Config()
+    config = launch.override(base, SMOKE if FLAGS.smoke else {})
+    lists = {name: FLAGS[name].value for name in words}
+    named: dict[str, Any] = {name: tuple(value) for name, value in lists.items() if value}
+    return launch.override(replace(config, **named), given)
+
+
+def define_flags() -> None:
+    """Define the flags of this binary."""
+    flags.DEFINE_bool("smoke", False, "two sequences and three methods, in seconds")
+    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
+    flags.DEFINE_bool("markdown", False, "print tables in Markdown")
+    launch.define_overrides(Config)
+    flags.adopt_module_key_flags(launch)  # so that --help lists them
+
+
+if __name__ == "__main__":
+    define_flags()
+    launch.launch(main)

@@ -1,0 +1,154 @@
+"""What `--methods` names: how weights and activations are rounded, or weights pruned.
+
+A method is words joined by "-". To round:
+
+    w4, w8a8, w4a4kv4, kv4, wnf4, we4m3ae4m3     formats of weights, activations, and the KV cache;
+                                                 16 or nothing leaves them as they are
+    gptq, awq                                    weights are rounded with the help of calibration
+    smooth, rotate                               inputs are rescaled, or rotated, before rounding
+    zero                                         ranges with a zero point instead of symmetric ones
+    tensor, vector, g32                          what shares a scale: a tensor; an output channel
+                                                 and a token (if nothing is said); 32 inputs
+    minmax, percentile, mse                      static ranges of activations, from calibration text
+
+and to prune: a criterion and what goes, as in magnitude-0.5, global-0.5, wanda-2:4, sparsegpt-0.5.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from sysout_jax.errors import InputError
+
+RANGES = ("minmax", "percentile", "mse")
+CRITERIA = ("magnitude", "global", "wanda", "sparsegpt")
+# as a method names them -> as `core.quantise` does; "16" is what is not rounded
+NAMES: Mapping[str, str | None] = MappingProxyType(
+    {str(bits): f"int{bits}" for bits in range(2, 9)}
+    | {"e4m3": "fp8_e4m3", "e5m2": "fp8_e5m2", "mxfp4": "mxfp4", "nf4": "nf4", "16": None}
+)
+_NAME = "|".join(sorted(NAMES, key=len, reverse=True))
+_FORMATS = re.compile(rf"(?:w({_NAME}))?(?:a({_NAME}))?(?:kv({_NAME}))?")
+_SPARSITY = re.compile(r"(0?\.\d+)|([1-9]\d*):([1-9]\d*)")
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How the inputs and weights of the matrix products are rounded."""
+
+    weights: str | None = None  # a key of core.quantise.FORMATS, or None for as they are
+    activations: str | None = None
+    cache: str | None = None  # keys and values
+    per: str = "vector"  # what shares a scale: tensor, vector, group
+    group: int = 128  # inputs that share a scale of a weight, if per is group
+    by: str = "nearest"  # nearest, gptq, awq
+    basis: str = "given"  # given, smooth, rotate
+    zero_point: bool = False
+    ranges: str | None = None  # of activations: one of RANGES, or None for their own (dynamic)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs calibration text."""
+        return self.by != "nearest" or self.basis == "smooth" or self.ranges is not None
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Which weights go: a share of them, or all but n of each m consecutive inputs."""
+
+    criterion: str
+    sparsity: float | tuple[int, int]
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs calibration text."""
+        return self.criterion in ("wanda", "sparsegpt")
+
+
+Scheme = Rounding | Pruning
+
+
+def scheme(method: str) -> Scheme:
+    """The scheme that a method names.
+
+    Raises:
+      InputError: a word that is not known, that is said twice, or that does not go with the others.
+    """
+    words = method.split("-")
+    return _pruning(method, words) if words[0] in CRITERIA else _rounding(method, words)
+
+
+def _pruning(method: str, words: list[str]) -> Pruning:
+    amount = _SPARSITY.fullmatch(words[1]) if len(words) == 2 else None
+    if amount is None:
+        raise _refused(method, f"{words[0]}-SHARE below 1, as 0.5, or {words[0]}-N:M")
+    if amount[1]:
+        share = float(amount[1])
+        if share == 0.0:
+            raise _refused(method, "a share above 0")
+        return Pruning(words[0], share)
+    n, m = int(amount[2]), int(amount[3])
+    if n >= m or words[0] == "global":
+        raise _refused(method, "N below M, and a share for global")
+    return Pruning(words[0], (n, m))
+
+
+def _rounding(method: str, words: list[str]) -> Rounding:
+    found: dict[str, object] = {}
+
+    def say(field: str, value: object) -> None:
+        if field in found:
+            raise _refused(method, "nothing said twice")
+        found[field] = value
+
+    for word in words:
+        formats = _FORMATS.fullmatch(word) if word else None
+        if formats:
+            for field, name in zip(
+                ("weights", "activations", "cache"), formats.groups(), strict=True
+            ):
+                say(field, None if name is None else NAMES[name])
+        elif word in ("gptq", "awq"):
+            say("by", word)
+        elif word in ("smooth", "rotate"):
+            say("basis", word)
+        elif word == "zero":
+            say("zero_point", True)
+        elif word in ("tensor", "vector"):
+            say("per", word)
+        elif re.fullmatch(r"g[1-9]\d*", word):
+            say("per", "group")
+            say("group", int(word[1:]))
+        elif word in RANGES:
+            say("ranges", word)
+        else:
+            raise _refused(method, f"{word!r} is none of the words that --help lists", found=True)
+    made = Rounding(**found)  # type: ignore[arg-type]
+    _check(method, made)
+    return made
+
+
+def _check(method: str, made: Rounding) -> None:
+    """Refuse words that do not go together."""
+    used = [name for name in (made.weights, made.activations, made.cache) if name is not None]
+    if not used and made != Rounding():
+        raise _refused(method, "a format, as w8 or w8a8, beside other words")
+    if made.by != "nearest" and made.weights is None:
+        raise _refused(method, f"{made.by} with a format of weights")
+    if made.by == "awq" and made.basis != "given":
+        raise _refused(method, "awq without smooth or rotate: it rescales by itself")
+    if made.ranges is not None and made.activations is None:
+        raise _refused(method, f"{made.ranges} with a format of activations")
+    if made.basis == "smooth" and made.activations is None:
+        raise _refused(method, "smooth with a format of activations")
+    if made.zero_point and not all(name.startswith("int") for name in used):
+        raise _refused(method, "zero with integers")
+    if made.zero_point and made.ranges == "mse":
+        raise _refused(method, "zero with minmax or percentile")
+    if made.ranges is not None and made.activations in ("mxfp4", "nf4"):
+        raise _refused(method, f"{made.ranges} with a format that has no blocks of its own")
+
+
+def _refused(method: str, accepted: str, found: bool = False) -> InputError:
+    return InputError(f"--methods={method}: {accepted if found else f'accepted: {accepted}'}")

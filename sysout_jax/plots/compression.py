@@ -1,0 +1,144 @@
+"""What compression costs, method by method, and how well theory E1 predicts rounding noise."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sysout_jax.analysis.statistics import mean_interval
+from sysout_jax.plots.style import COLOURS, array, count_axis, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Record = Mapping[str, Any]
+LINEAR = 0.01  # nats: below it the axis of a change of loss is linear
+SHAPES = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
+    """Every figure of a compression record, by name."""
+    if not record["models"]:
+        return
+    corpora = list(dict.fromkeys(model["corpus"] for model in record["models"]))
+    for number, corpus in enumerate(corpora):
+        groups: dict[str, list[Record]] = {}
+        for model in record["models"]:
+            if model["corpus"] == corpus and model["methods"]:
+                groups.setdefault(model["name"], []).append(model)
+        suffix = f"-{number}" if len(corpora) > 1 else ""
+        if groups:
+            yield f"loss{suffix}", _loss(record["methods"], corpus, groups)
+        layers = {name: of for name, of in groups.items() if "noise" in of[0]}
+        if layers:
+            yield f"layers{suffix}", _layers(layers)
+    rows = [row for model in record["models"] for row in model.get("noise", ())]
+    if rows:
+        yield "noise", _noise(rows)
+
+
+def _loss(methods: list[str], corpus: str, groups: Mapping[str, list[Record]]) -> "Figure":
+    """The change of the loss by each method, for each model."""
+    figure, (axes,) = grid(1, 7.2, 0.9 + 0.26 * len(methods))
+    places = np.arange(len(methods))[::-1]
+    offsets = np.linspace(0.3, -0.3, len(groups)) if len(groups) > 1 else [0.0]
+    for at, models, colour in zip(offsets, groups.values(), _colours(len(groups)), strict=True):
+        for place, method in zip(places, methods, strict=True):
+            found = [m["methods"][method] for m in models if method in m["methods"]]
+            changes = [each["change"] for each in found if each["change"][0] is not None]
+            if not changes:
+                continue
+            many = len(changes) > 1
+            mean, low, high = mean_interval([c[0] for c in changes]) if many else changes[0]
+            axes.errorbar(
+                mean, place + at, xerr=[[max(mean - low, 0.0)], [max(high - mean, 0.0)]], fmt="o",
+                ms=3.5, color=colour, lw=1, 
+            )  # fmt: skip
+    axes.set_xscale("symlog", linthresh=LINEAR)
+    axes.axvline(0, color="#222222", lw=0.8)
+    axes.set_yticks(places, methods)
+    axes.set_ylim(-0.6, len(methods) - 0.4)
+    for place in places[1::2]:
+        axes.axhspan(place - 0.5, place + 0.5, color="#f4f4f4", lw=0, zorder=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"change of the loss, nats per token (linear below {LINEAR})")
+    handles = [
+        axes.plot([], [], "o", ms=4, color=colour, label=models[0]["label"])[0]
+        for models, colour in zip(groups.values(), _colours(len(groups)), strict=True)
+    ]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.set_title(corpus, loc="left")
+    return figure
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def _layers(groups: Mapping[str, list[Record]]) -> "Figure":
+    """The SQNR at 8 bits of the inputs of each product, over layers, mean over seeds."""
+    taps = [
+        row["name"]
+        for row in next(iter(groups.values()))[0]["noise"]
+        if row["kind"] == "activation"
+    ]
+    figure, panels = grid(len(taps), 3.0, 2.3, sharey=True)
+    for axes, tap in zip(panels, taps, strict=True):
+        for models, colour in zip(groups.values(), _colours(len(groups)), strict=True):
+            found = [
+                array(row["measured"]["8"])
+                for model in models
+                for row in model.get("noise", ())
+                if row["kind"] == "activation" and row["name"] == tap
+            ]
+            mean = np.mean(found, axis=0)
+            axes.plot(
+                np.arange(len(mean)),
+                mean,
+                "o-",
+                ms=3,
+                lw=1.2,
+                color=colour,
+                label=models[0]["label"],
+            )
+        axes.set_title(tap, loc="left")
+        axes.set_xlabel("layer")
+        count_axis(axes.xaxis, len(mean))
+    panels[0].set_ylabel("SQNR at 8 bits, dB")
+    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+    return figure
+
+
+def _noise(rows: list[Record]) -> "Figure":
+    """Measured against predicted SQNR of every tensor, a panel for each width."""
+    widths = list(rows[0]["measured"])
+    figure, panels = grid(len(widths), 2.9, 2.9)
+    names = list(dict.fromkeys((row["kind"], row["name"]) for row in rows))
+    for axes, bits in zip(panels, widths, strict=True):
+        for (kind, name), colour in zip(names, _colours(len(names)), strict=True):
+            mine = [row for row in rows if (row["kind"], row["name"]) == (kind, name)]
+            predicted, measured = (
+                np.concatenate([array(row[key][bits]) for row in mine])
+                for key in ("predicted", "measured")
+            )
+            label = name if kind == "activation" else f"W {name}"
+            axes.plot(
+                predicted,
+                measured,
+                SHAPES[kind == "weight"],
+                ms=3.5,
+                alpha=0.7,
+                color=colour,
+                label=label,
+                mew=0,
+            )
+        low, high = (
+            min(axes.get_xlim()[0], axes.get_ylim()[0]),
+            max(axes.get_xlim()[1], axes.get_ylim()[1]),
+        )
+        axes.plot([low, high], [low, high], color="#222222", lw=0.8, zorder=0)
+        axes.set(xlim=(low, high), ylim=(low, high), aspect="equal", xlabel="predicted by E1, dB")
+        axes.set_title(f"{bits} bits", loc="left")
+    panels[0].set_ylabel("measured SQNR, dB")
+    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+    return figure

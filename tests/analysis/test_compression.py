@@ -1,0 +1,353 @@
+"""A compressed model against a NumPy pass, and against what a scheme must leave as it is."""
+
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sysout_jax.analysis.calibration import PRODUCTS, apart, inputs, limits, rotation
+from sysout_jax.analysis.compression import Compressed, Compressor, losses
+from sysout_jax.analysis.noise import agreement, noise
+from sysout_jax.analysis.rounding import Basis, RoundInputs, round_weights
+from sysout_jax.analysis.schemes import Rounding, scheme
+from sysout_jax.analysis.weights import layer_params
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import SHAPES, ModelConfig
+from sysout_jax.model.decoder import forward, init
+
+CONFIG = replace(
+    SHAPES["llama-tiny"], layers=2, width=12, heads=2, kv_heads=1, mlp_width=20, vocab=19
+)
+RANDOM = np.random.default_rng(3)
+ROWS = RANDOM.integers(0, CONFIG.vocab, (5, 12)).astype(np.int32)
+CALIBRATION = RANDOM.integers(0, CONFIG.vocab, (3, 12)).astype(np.int32)
+
+
+@cache
+def params(config: ModelConfig = CONFIG):
+    """Weights large enough that rounding them is felt."""
+    return jax.tree.map(lambda w: 5.0 * w, init(config, jax.random.key(0)))
+
+
+@cache
+def compressor() -> Compressor:
+    return Compressor(CONFIG, params(), CALIBRATION)
+
+
+@cache
+def before() -> np.ndarray:
+    return losses(CONFIG, Compressed(params()), ROWS)
+
+
+def lost(method: str) -> float:
+    found = compressor().compress(scheme(method))
+    return float(np.mean(losses(CONFIG, found, ROWS) - before()))
+
+
+def moved(method: str, rows: np.ndarray) -> float:
+    """How far the logits go from those of the model as it was, squared."""
+    found, tokens = compressor().compress(scheme(method)), jnp.asarray(rows[:, :-1])
+    exact = forward(CONFIG, params(), tokens)[0]
+    after = forward(CONFIG, found.params, tokens, edits=found.edits)[0]
+    return float(jnp.sum(jnp.square(after - exact)))
+
+
+# --------------------------------------------------------------------- one product
+
+
+X = np.float32(RANDOM.normal(size=(2, 7, 8)) * np.geomspace(0.1, 30, 8))
+W = np.float32(RANDOM.normal(size=(8, 5)))
+
+
+def rounded(x, levels, axis=None):
+    """AbsMax by hand."""
+    step = np.max(np.abs(x), axis=axis, keepdims=True) / levels
+    return np.round(x / step) * step
+
+
+def test_inputs_are_rounded_by_token_or_by_sequence():
+    def by(per):
+        edit = RoundInputs(Basis(), None, "int5", per, zero_point=False)
+        return edit(jnp.asarray(X), jnp.asarray(0))
+
+    np.testing.assert_allclose(by("vector"), rounded(X, 15, -1), rtol=1e-6)
+    each = np.stack([rounded(x, 15) for x in X])
+    np.testing.assert_allclose(by("tensor"), each, rtol=1e-6)
+
+
+def test_static_ranges_are_those_of_the_layer():
+    limits = jnp.asarray([[-1.0, 2.0], [-8.0, 4.0]])
+    edit = RoundInputs(Basis(), limits, "int4", "tensor", zero_point=False)
+    expected = np.clip(np.round(X / (8 / 7)), -7, 7) * (8 / 7)
+    np.testing.assert_allclose(edit(jnp.asarray(X), jnp.asarray(1)), expected, rtol=1e-6)
+    edit = replace(edit, zero_point=True)
+    zero, step = np.round(8 / (12 / 15)), 12 / 15
+    expected = (np.clip(np.round(X / step) + zero, 0, 15) - zero) * step
+    np.testing.assert_allclose(edit(jnp.asarray(X), jnp.asarray(1)), expected, rtol=1e-5)
+
+
+def test_heads_have_scales_of_their_own():
+    value = jnp.asarray(X.reshape(2, 7, 2, 4))
+    edit = RoundInputs(Basis(), None, "int4", "vector", zero_point=False, heads=True)
+    np.testing.assert_allclose(
+        edit(value, jnp.asarray(0)), rounded(np.asarray(value), 7, -1), rtol=1e-6
+    )
+
+
+BASES = {
+    "given": Basis(),
+    "scales": Basis(scales=jnp.asarray(np.float32([np.geomspace(0.2, 9, 8)] * 2))),
+    "rotation": Basis(rotation=rotation("attn_norm", 8)),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_both_sides_are_rounded_in_the_same_coordinates(name):
+    """round(x B) B^-1 times B round(B^-1 W) is round(x B) round(B^-1 W), made by hand."""
+    basis = BASES[name]
+    b = np.eye(8)
+    if name == "scales":
+        b = np.diag(1 / np.asarray(basis.scales[1]))
+    elif name == "rotation":
+        b = np.asarray(basis.rotation)
+    edit = RoundInputs(basis, None, "int8", "vector", zero_point=False)
+    x = np.asarray(edit(jnp.asarray(X), jnp.asarray(1)))
+    w = np.asarray(round_weights(Rounding("int8"), jnp.asarray(W), basis.at(1)))
+    by_hand = rounded(X @ b, 127, -1) @ rounded(np.linalg.inv(b) @ W, 127, 0)
+    np.testing.assert_allclose(x @ w, by_hand, rtol=2e-4, atol=2e-4)
+    gram = X[0].T @ X[0]
+    np.testing.assert_allclose(
+        basis.at(1).gram_into(jnp.asarray(gram)), b.T @ gram @ b, rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("per", ["tensor", "vector", "group"])
+@pytest.mark.parametrize("zero_point", [False, True])
+def test_gptq_of_the_identity_is_rounding_to_nearest(per, zero_point):
+    how = Rounding("int4", per=per, group=4, zero_point=zero_point)
+    w = jnp.asarray(W)
+    nearest = round_weights(how, w, Basis())
+    assert np.max(np.abs(nearest - W)) > 0.01
+    by = round_weights(replace(how, by="gptq"), w, Basis(), jnp.eye(8), jnp.ones(8))
+    np.testing.assert_allclose(by, nearest, atol=1e-6)
+
+
+def test_a_method_without_what_it_takes():
+    with pytest.raises(ValueError, match="gptq: takes the Gram matrix"):
+        round_weights(Rounding("int4", by="gptq"), jnp.asarray(W), Basis())
+
+
+# ------------------------------------------------------------------------ calibration
+
+
+def test_inputs_are_those_of_the_taps():
+    tokens = CALIBRATION[:, :-1]
+    found = inputs(CONFIG, params(), tokens)
+    seen = forward(CONFIG, params(), jnp.asarray(tokens), dict.fromkeys(PRODUCTS))[1]
+    for tap, of in found.items():
+        x = np.asarray(seen[tap], np.float64).reshape(CONFIG.layers, -1, of.mean.shape[-1])
+        np.testing.assert_allclose(of.gram, np.swapaxes(x, 1, 2) @ x, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(of.mean, np.abs(x).mean(axis=1), rtol=1e-5)
+        np.testing.assert_allclose(of.peak, np.abs(x).max(axis=1), rtol=1e-5)
+        np.testing.assert_allclose(of.low, x.min(axis=1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ranges", ["minmax", "percentile", "mse"])
+def test_static_ranges_by_hand(ranges):
+    tokens, tap = CALIBRATION[:, :-1], "down_in"
+    how = Rounding("int4", "int4", ranges=ranges)
+    found = limits(CONFIG, params(), tokens, how, tap, Basis(), compressor().known[tap])
+    seen = forward(CONFIG, params(), jnp.asarray(tokens), {tap: None})[1][tap]
+    x = np.asarray(seen, np.float64).reshape(CONFIG.layers, len(tokens), -1)
+    if ranges == "minmax":
+        expected = np.stack([x.min(axis=(1, 2)), x.max(axis=(1, 2))], axis=1)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        return
+    if ranges == "percentile":
+        top = np.percentile(np.abs(x), 99.999, axis=2).mean(axis=1)
+    else:
+        top = np.zeros(CONFIG.layers)
+        for layer, sequences in enumerate(x):
+            for flat in sequences:
+                tried = np.abs(flat).max() * np.linspace(1.0, 0.2, 81)
+                errors = [
+                    np.sum((np.clip(np.round(flat / (t / 7)), -7, 7) * (t / 7) - flat) ** 2)
+                    for t in tried
+                ]
+                top[layer] += tried[int(np.argmin(errors))] / len(sequences)
+    np.testing.assert_allclose(found, np.stack([-top, top], axis=1), rtol=1e-4)
+
+
+def test_ranges_after_a_rotation_are_of_rotated_inputs():
+    tokens, tap = CALIBRATION[:, :-1], "mlp_norm"
+    basis = Basis(rotation=rotation(tap, CONFIG.width))
+    how = Rounding("int8", "int8", basis="rotate", ranges="minmax")
+    found = limits(CONFIG, params(), tokens, how, tap, basis, compressor().known[tap])
+    seen = forward(CONFIG, params(), jnp.asarray(tokens), {tap: None})[1][tap]
+    x = np.asarray(seen) @ np.asarray(basis.rotation)
+    expected = np.stack([x.min(axis=(1, 2, 3)), x.max(axis=(1, 2, 3))], axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_calibration_has_no_text_of_the_evaluation():
+    evaluation = np.arange(40).reshape(2, 20)
+    clean = 100 + np.arange(40).reshape(2, 20)
+    shifted = np.concatenate([evaluation[0, 5:], np.full(5, 77)])[None]  # 15 tokens in common
+    few = np.concatenate([np.full(11, 78), evaluation[1, :9]])[None]  # 9 of 20
+    found = apart(np.concatenate([clean[:1], shifted, few, clean[1:]]), evaluation, 3)
+    np.testing.assert_array_equal(found, np.concatenate([clean[:1], few, clean[1:]]))
+    with pytest.raises(InputError, match="only 0 of 2 sequences of the training part"):
+        apart(evaluation, evaluation, 1)
+
+
+# -------------------------------------------------------------------------- the model
+
+
+def test_sixteen_bits_change_nothing():
+    found = compressor().compress(scheme("w16a16kv16"))
+    assert not found.edits
+    np.testing.assert_array_equal(losses(CONFIG, found, ROWS), before())
+
+
+@pytest.mark.parametrize("basis", ["rotate", "smooth"])
+def test_a_basis_alone_leaves_the_logits(basis):
+    """Exact before rounding: nothing but float32 rounding is left, of weights of usual size."""
+    usual = init(CONFIG, jax.random.key(0))
+    k = Compressor(CONFIG, usual, CALIBRATION)
+    how = Rounding("int16", "int16", basis=basis)
+    blocks = k._blocks()
+    bases = {tap: k._basis(how, tap, blocks) for tap in PRODUCTS}
+    for tap, layer, module, name in k._products(blocks):
+        b = bases[tap].at(layer)
+        w = k._matrix(blocks, layer, module, name)
+        k._put(blocks, layer, module, name, b.weights_back(b.weights_into(w)))
+    edits = {
+        tap: lambda value, layer, b=basis_: (
+            b.at(layer)
+            .back(b.at(layer).into(value.reshape(*value.shape[:2], -1)))
+            .reshape(value.shape)
+        )
+        for tap, basis_ in bases.items()
+    }
+    tokens = jnp.asarray(ROWS[:, :-1])
+    expected = forward(CONFIG, usual, tokens)[0]
+    found = forward(CONFIG, k._joined(blocks), tokens, edits=edits)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_fewer_bits_cost_more():
+    """By the logits: the loss of a model that was never trained can fall by chance."""
+    costs = [moved(method, ROWS) for method in ("w8a8", "w6a6", "w4a4", "w2a2")]
+    assert costs == sorted(costs)
+    assert costs[0] > 0
+
+
+def test_a_product_of_the_model_is_made_of_rounded_sides():
+    """The down projection of the last layer by NumPy, from the taps of the compressed model."""
+    found = compressor().compress(scheme("w4a6"))
+    tokens = jnp.asarray(ROWS[:, :-1])
+    taps = dict.fromkeys(("down_in", "down_out"))
+    seen = forward(CONFIG, found.params, tokens, taps, found.edits)[1]
+    w = np.asarray(layer_params(params(), 1)["mlp"]["down"])
+    given = np.asarray(seen["down_in"][1])  # rounded by the edit; rounding again changes nothing
+    np.testing.assert_allclose(given, rounded(given, 31, -1), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(seen["down_out"][1], given @ rounded(w, 7, 0), rtol=1e-3, atol=1e-5)
+
+
+def test_the_cache_is_of_keys_and_values():
+    found = compressor().compress(scheme("kv3"))
+    assert set(found.edits) == {"key", "value"}
+    assert lost("kv3") != 0.0
+
+
+def test_sites_choose_what_is_compressed():
+    some = Compressor(CONFIG, params(), CALIBRATION, sites=("down_in",))
+    found = some.compress(scheme("w4a4"))
+    assert set(found.edits) == {"down_in"}
+    changed = jax.tree_util.tree_map_with_path(
+        lambda path, a, b: (jax.tree_util.keystr(path), bool(jnp.any(a != b))),
+        found.params, params(),
+    )  # fmt: skip
+    names = [n for n, d in jax.tree.leaves(changed, is_leaf=lambda x: isinstance(x, tuple)) if d]
+    assert names
+    assert all("down" in name for name in names), names
+
+
+@pytest.mark.parametrize(
+    "method", ["magnitude-0.5", "global-0.5", "wanda-0.5", "sparsegpt-0.5", "magnitude-2:4",
+               "wanda-2:4", "sparsegpt-2:4"],
+)  # fmt: skip
+def test_the_share_that_is_pruned(method):
+    found = compressor().compress(scheme(method))
+    assert not found.edits
+    shares = np.concatenate(list(found.zeros.values()))
+    sizes = {"query": 144, "key": 72, "value": 72, "out": 144, "gate": 240, "up": 240, "down": 240}
+    total = sum(np.sum(share) * sizes[name] for name, share in found.zeros.items())
+    assert total == pytest.approx(0.5 * CONFIG.layers * sum(sizes.values()), rel=0.02)
+    if method.startswith("global"):
+        assert np.ptp(shares) > 0.05
+    else:
+        np.testing.assert_allclose(shares, 0.5, atol=0.03)
+    if method.endswith("2:4"):
+        down = np.asarray(layer_params(found.params, 0)["mlp"]["down"])
+        assert np.all(np.sum(down.reshape(5, 4, -1) != 0, axis=1) == 2)
+
+
+def test_calibration_helps_on_average():
+    """GPTQ and SparseGPT against what they improve, on the text that they were calibrated on."""
+    assert moved("gptq-w3", CALIBRATION) < moved("w3", CALIBRATION)
+    assert moved("sparsegpt-0.5", CALIBRATION) < moved("magnitude-0.5", CALIBRATION)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_can_be_compressed(variant):
+    config = replace(CONFIG, variant=variant)
+    k = Compressor(config, params(config), CALIBRATION)
+    found = k.compress(scheme("w4a4kv8"))
+    assert np.all(np.isfinite(losses(config, found, ROWS)))
+
+
+def test_experts_are_refused():
+    config = replace(CONFIG, experts=3, experts_per_token=2)
+    with pytest.raises(InputError, match="does not tell experts apart"):
+        Compressor(config, {}, CALIBRATION)
+
+
+# ------------------------------------------------------------------------------ noise
+
+
+def test_noise_is_that_of_each_tensor():
+    tokens = ROWS[:, :-1]
+    found = {(row.kind, row.name): row for row in noise(CONFIG, params(), tokens, bits=(6,))}
+    assert {name for kind, name in found if kind == "activation"} == set(PRODUCTS)
+    seen = forward(CONFIG, params(), jnp.asarray(tokens), {"mlp_norm": None})[1]["mlp_norm"]
+    for layer, x in enumerate(np.asarray(seen, np.float64)):
+        ratios = [np.abs(s).max() / np.sqrt(np.mean(s**2)) for s in x]
+        errors = [10 * np.log10(np.sum(s**2) / np.sum((s - rounded(s, 31)) ** 2)) for s in x]
+        row = found["activation", "mlp_norm"]
+        np.testing.assert_allclose(row.peak_over_rms[layer], np.mean(ratios), rtol=1e-4)
+        np.testing.assert_allclose(row.measured[6][layer], np.mean(errors), atol=0.02)
+    w = np.asarray(layer_params(params(), 1)["mlp"]["up"], np.float64)
+    sqnr = 10 * np.log10(np.sum(w**2) / np.sum((w - rounded(w, 31)) ** 2))
+    np.testing.assert_allclose(found["weight", "up"].measured[6][1], sqnr, atol=0.02)
+
+
+def test_normal_weights_are_predicted():
+    """The weights are normal, as theory E1 assumes: within 1 dB although the tensors are small."""
+    for row in noise(CONFIG, params(), ROWS[:, :-1]):
+        if row.kind == "weight":
+            for bits in (8, 6):
+                np.testing.assert_allclose(row.measured[bits], row.predicted[bits], atol=1.0)
+
+
+def test_agreement_is_of_finite_pairs():
+    found = agreement([1.0, 2.0, 4.0, np.nan, np.inf], [3.0, 4.0, 6.0, 1.0, 1.0])
+    assert (found.n, found.difference) == (3, 2.0)
+    assert found.pearson == pytest.approx(1.0)
+    assert found.spearman == pytest.approx(1.0)
+    assert np.isnan(agreement([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]).pearson)
+    assert agreement([], []).n == 0

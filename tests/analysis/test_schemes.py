@@ -1,0 +1,81 @@
+"""Methods by name: every word does what it says, and what does not go together is one line."""
+
+import pytest
+
+from experiments.compress import METHODS
+from sysout_jax.analysis.schemes import NAMES, Pruning, Rounding, scheme
+from sysout_jax.core.quantise import FORMATS
+from sysout_jax.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("w8", Rounding("int8")),
+        ("w16a16", Rounding()),
+        ("w4a8", Rounding("int4", "int8")),
+        ("a6", Rounding(None, "int6")),
+        ("kv4", Rounding(cache="int4")),
+        ("w3a5kv7", Rounding("int3", "int5", "int7")),
+        ("we4m3ae5m2", Rounding("fp8_e4m3", "fp8_e5m2")),
+        ("wnf4", Rounding("nf4")),
+        ("wmxfp4amxfp4", Rounding("mxfp4", "mxfp4")),
+        ("w4-g32", Rounding("int4", per="group", group=32)),
+        ("zero-w8-tensor", Rounding("int8", per="tensor", zero_point=True)),
+        ("gptq-w4", Rounding("int4", by="gptq")),
+        ("awq-w3-g64", Rounding("int3", per="group", group=64, by="awq")),
+        ("rotate-gptq-w4a4", Rounding("int4", "int4", by="gptq", basis="rotate")),
+        (
+            "smooth-w8a8-tensor-minmax",
+            Rounding("int8", "int8", per="tensor", basis="smooth", ranges="minmax"),
+        ),
+        ("magnitude-0.5", Pruning("magnitude", 0.5)),
+        ("global-.25", Pruning("global", 0.25)),
+        ("wanda-2:4", Pruning("wanda", (2, 4))),
+        ("sparsegpt-4:8", Pruning("sparsegpt", (4, 8))),
+    ],
+)
+def test_words_say_what_is_done(method, expected):
+    assert scheme(method) == expected
+
+
+def test_the_order_of_words_does_not_matter():
+    assert scheme("w8a8-tensor-smooth-minmax") == scheme("smooth-minmax-tensor-w8a8")
+
+
+def test_every_format_has_a_name():
+    assert {name for name in NAMES.values() if name} == set(FORMATS) - {"int16"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_default_methods_are_methods(method):
+    scheme(method)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "", "-", "w", "w1", "w9", "w8-", "w8-w4", "w8-tensor-vector", "tensor", "gptq", "gptq-a8",
+        "awq-smooth-w8a8", "smooth-w8", "minmax-w8", "zero-wnf4", "zero-w8ae4m3", "zero-w8a8-mse",
+        "w8amxfp4-minmax", "w8-g0", "w8-nonsense", "W8", "w8 ", "wanda", "wanda-0.0", "wanda-1.5",
+        "wanda-4:2", "wanda-2:2", "wanda-0:4", "global-2:4", "magnitude-0.5-0.5", "magnitude-w8",
+        "w16a16-tensor",
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_one_line(method):
+    with pytest.raises(InputError) as caught:
+        scheme(method)
+    assert str(caught.value).startswith(f"--methods={method}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "needed"),
+    [
+        ("w8a8", False), ("rotate-w8a8", False), ("gptq-w4", True), ("awq-w4", True),
+        ("smooth-w8a8", True), ("w8a8-minmax", True), ("magnitude-0.5", False),
+        ("global-0.5", False), ("wanda-0.5", True), ("sparsegpt-0.5", True),
+    ],
+)  # fmt: skip
+def test_what_needs_calibration(method, needed):
+    assert scheme(method).calibrated is needed

@@ -1,0 +1,135 @@
+"""Compression as a user meets it: a run in; tables, record and figures, or one line out."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import compress
+from experiments.compress_report import BEFORE, agreements, tables
+from sysout_jax.training.checkpoint import load
+
+METHODS = ("w16a16", "w4", "smooth-w8a8-tensor-minmax", "gptq-w3", "wanda-2:4", "kv4")
+
+
+@pytest.fixture(scope="module")
+def trained(run_variants, tmp_path_factory):
+    """Two variants on Backcopy, two seeds, a few steps."""
+    place = tmp_path_factory.mktemp("trained")
+    done = run_variants(
+        "--corpus=backcopy", "--variants=softmax,context_scale", "--seeds=3,5", "--steps=6",
+        "--measure_every=3", "--val_batches=1", "--batch_size=4", "--seq_len=16", "--width=16",
+        f"--workdir={place}",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    return next((place / "variants").iterdir())
+
+
+@pytest.fixture(scope="module")
+def finished(trained, run_compress, tmp_path_factory):
+    place = tmp_path_factory.mktemp("compressed")
+    done = run_compress(
+        f"--model={trained}", f"--methods={','.join(METHODS)}", "--sequences=6", "--calibration=3",
+        "--seq_len=13", f"--workdir={place}",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    return done, next((place / "compress").iterdir())
+
+
+@pytest.fixture(scope="module")
+def record(finished):
+    return json.loads((finished[1] / "result.json").read_text())
+
+
+def test_every_model_of_the_run_by_every_method(record):
+    found = [(model["name"], model["seed"]) for model in record["models"]]
+    names = ("backcopy-context_scale", "backcopy-softmax")
+    assert found == [(name, seed) for name in names for seed in (3, 5)]
+    assert record["status"] == "complete"
+    for model in record["models"]:
+        assert tuple(model["methods"]) == METHODS
+        assert model["tokens"] == {"calibration": 3 * 14, "evaluation": 6 * 13}
+        same = model["methods"]["w16a16"]
+        assert same["loss"] == model["loss"]
+        assert same["change"] == [0.0, 0.0, 0.0]
+        assert model["methods"]["w4"]["change"][0] != 0.0
+        assert model["methods"]["wanda-2:4"]["zeros"]["down"] == [0.5]
+
+
+def test_the_loss_is_that_of_the_model(record, trained):
+    from sysout_jax.analysis.compression import Compressed, losses
+    from sysout_jax.data import load_corpus
+
+    rows = load_corpus("backcopy", "bytes", True).batch("val", 0, 0, 6, 13)
+    model = load(trained / "models" / "backcopy-softmax", 5)
+    expected = losses(model.config, Compressed(model.params), rows).mean()
+    entry = next(m for m in record["models"] if (m["variant"], m["seed"]) == ("softmax", 5))
+    assert entry["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_table_shows_the_record(record, finished):
+    ((title, rows),) = tables(record)
+    assert "2 seeds" in title
+    assert [row[0] for row in rows] == ["method", BEFORE, *METHODS]
+    of = [m for m in record["models"] if m["variant"] == "softmax"]
+    column = rows[0].index("(a) softmax")
+    losses = np.mean([m["methods"]["gptq-w3"]["loss"] for m in of])
+    change = np.mean([m["methods"]["gptq-w3"]["change"][0] for m in of])
+    cell = rows[2 + METHODS.index("gptq-w3")][column]
+    assert cell.startswith(f"{np.exp(losses):.4g} ({change:+.3f} ±")
+    assert cell in finished[0].out
+
+
+def test_predictions_are_compared_over_all_tensors(record):
+    found = {(kind, bits): each.n for kind, bits, what, each in agreements(record)}
+    # 4 models of one layer: 4 inputs, and 6 projections without a gate
+    assert found == {
+        (kind, bits): 4 * n for kind, n in (("activation", 4), ("weight", 6)) for bits in "864"
+    }
+
+
+def test_figures_and_redraw_need_the_record_alone(finished, run_compress, tmp_path):
+    figures = {path.name for path in (finished[1] / "figures").iterdir()}
+    stems = ("loss", "layers", "noise")
+    assert figures == {f"{s}{e}" for s in stems for e in (".png", ".pdf")}
+    (tmp_path / "result.json").write_text((finished[1] / "result.json").read_text())
+    done = run_compress(f"--redraw={tmp_path}", "--markdown")
+    assert done.status == 0, done.err
+    assert done.out.startswith("| method | (e) context_scale | (a) softmax |\n| --- | ---: |")
+    assert len(list((tmp_path / "figures").iterdir())) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--methods=w8,w8",), "--methods=w8,w8: accepted: at least one, none of them twice"),
+        (("--methods=w1",), "--methods=w1: 'w1' is none of the words"),
+        (("--methods=wanda-3:7",), "--methods: 3:7 of the 16 inputs of query; accepted: N:M"),
+        (("--sites=attn_norm,nowhere",), "--sites=attn_norm,nowhere: accepted: some of attn_norm"),
+        (("--alpha=2",), "--alpha=2.0: accepted: a number from 0 to 1"),
+        (("--sequences=0",), "--sequences=0: accepted: an integer of at least 1"),
+        (("--stream",), "--stream: accepted: without it"),
+        (("--variant=relu",), "--variant=relu: fits 0 of the models"),
+        (("--seed=4",), "seed 4"),
+        (("--model=nowhere",), "--model=nowhere"),
+    ],
+)
+def test_one_clear_line(trained, run_compress, tmp_path, arguments, told):
+    given = (f"--model={trained}", "--methods=w8", "--seq_len=13", f"--workdir={tmp_path}")
+    done = run_compress(*given, *arguments)
+    assert done.status == 2, done.out
+    assert done.err.startswith("error: ")
+    assert told in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_an_interrupted_run_keeps_what_it_finished(trained, run_compress, tmp_path, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compress, "noise", stop)
+    done = run_compress(f"--model={trained}", "--methods=w8", f"--workdir={tmp_path}", "--smoke")
+    assert done.status == 130
+    kept = json.loads(next(tmp_path.glob("compress/*/result.json")).read_text())
+    assert kept["status"] == "interrupted"
+    assert list(kept["models"][0]["methods"]) == ["w8"]
