@@ -13,7 +13,8 @@ from rich.table import Table
 
 from sysout_jax.analysis.statistics import Interval, mean_interval
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.measures import MASSIVE_RATIO, SINK_EPS, VALUE_DRAINED, WEIGHT_RATIO
+from sysout_jax.core.detectors import MASSIVE_RATIO, WEIGHT_RATIO
+from sysout_jax.core.measures import SINK_EPS, VALUE_DRAINED
 from sysout_jax.training.config import TrainConfig
 
 WIDTH = 1000  # characters: wide enough for any table

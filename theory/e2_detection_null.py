@@ -31,7 +31,7 @@ from scipy.integrate import quad
 from scipy.special import erf, erfc, erfcinv
 from scipy.stats import binom
 
-from sysout_jax.core.measures import calibrated_outliers
+from sysout_jax.core.detectors import calibrated_outliers
 from theory.check import Part, statement
 
 RATES = (0.01, 0.05)

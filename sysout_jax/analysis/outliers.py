@@ -1,7 +1,8 @@
-"""Every measure of core/measures.py and the paper's three detectors, over a model and a batch."""
+"""Every measure and detector of core, over a model and a batch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -11,6 +12,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.core import measures as m
 from sysout_jax.core.attention import VARIANTS
+from sysout_jax.core.detectors import (
+    DETECTORS,
+    Detector,
+    attention_outliers,
+    weight_outliers,
+)
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
 
@@ -20,10 +27,7 @@ SUMMARY_LABELS: Mapping[str, str] = {
     "first_token_attention": "attention to first token",
     "noop_sink": "no-op queries: attention to first token",
     "noop_mass": "no-op queries: attention to all tokens",
-    "attention_outliers": "outlier keys per sequence (An)",
-    "activation_outliers@block_out": "outlier tokens per sequence, block_out (An)",
-    "activation_outliers@down_in": "outlier tokens per sequence, down_in (An)",
-    "massive_activations": "massive activations per sequence (Sun)",
+    **{detector.name: detector.label for detector in DETECTORS},
     "weight_ratio@down": "max/mean |W_down|",
     "implicit_scale": "implicit scale S",
     "implicit_scale_sd": "implicit scale S, sd over queries",
@@ -57,19 +61,14 @@ def outlier_summary(
       name -> scalar; the names are keys of `SUMMARY_LABELS`, those of a gate only where there is
       one, those of no-op queries only with `noop`.
     """
-    _, taps = forward(config, params, tokens, _reducers(config))
+    _, taps = forward(config, params, tokens, reducers(config))
     summary = {
         measure.name: _over(measure.over, taps[measure.tap][measure.name]) for measure in m.MEASURES
     }
-    summary |= {
-        name: _over("max", taps[tap][name])
-        for tap, name in (
-            ("attn_weights", "attention_outliers"),
-            ("block_out", "activation_outliers@block_out"),
-            ("down_in", "activation_outliers@down_in"),
-            ("block_out", "massive_activations"),
-        )
-    }
+    for detector in DETECTORS:
+        flagged = flags(detector, taps)
+        counts = jnp.sum(flagged, axis=tuple(range(2, flagged.ndim)), dtype=jnp.float32)
+        summary[detector.name] = _over("max", counts)
     everywhere = jnp.ones(tokens.shape, bool)
     summary["first_token_attention"] = _at(everywhere, taps["attn_weights"]["first_key"])
     if noop is not None:
@@ -87,40 +86,46 @@ def outlier_summary(
     return summary
 
 
-def _reducers(config: ModelConfig) -> dict[str, Any]:
+def flags(detector: Detector, taps: Mapping[str, Any]) -> Bool[Array, "L B *rest"]:
+    """What a detector flags, from what `reducers` recorded; L is 1 where it sees all layers."""
+    found: Array = taps[detector.tap][detector.name]
+    if detector.reduce is None:
+        return found
+    return jax.vmap(lambda layers: detector.fn(layers).flagged, 1)(found)[None]
+
+
+@cache
+def reducers(config: ModelConfig) -> dict[str, Any]:
+    """Taps that record all measures, and what the detectors flag, of a variant's tensors."""
     variant = VARIANTS[config.variant]
 
     def measured(tap: str, value: Array) -> dict[str, Array]:
-        return {measure.name: measure.fn(value) for measure in m.MEASURES if measure.tap == tap}
+        found = {measure.name: measure.fn(value) for measure in m.MEASURES if measure.tap == tap}
+        for detector in DETECTORS:
+            if detector.tap == tap:
+                reduce = detector.reduce
+                found[detector.name] = reduce(value) if reduce else detector.fn(value).flagged
+        return found
 
     def attention(raw: Array) -> dict[str, Array]:
         weights = raw if variant.normalised else m.rows_to_one(raw)
-        outliers = m.attention_outliers(weights).flagged
         return measured("attn_weights", weights) | {
             "first_key": raw[:, :, 0],
             "mass": jnp.sum(raw, axis=-1),
-            "attention_outliers": jnp.sum(outliers, dtype=weights.dtype),
-            "scale": m.implicit_scale(weights, outliers),
+            "scale": m.implicit_scale(weights, attention_outliers(weights).flagged),
         }
 
-    def activation(tap: str, value: Array) -> dict[str, Array]:
-        flagged = m.activation_outliers(value).flagged
-        counts = {f"activation_outliers@{tap}": jnp.sum(flagged, dtype=jnp.float32)}
-        if tap == "block_out":
-            massive = m.massive_activations(value).flagged
-            counts["massive_activations"] = jnp.sum(massive, dtype=jnp.float32)
-        return measured(tap, value) | counts
-
-    reducers: dict[str, Any] = {
-        "attn_weights": attention,
-        "value": lambda v: measured("value", v.astype(jnp.float32)),
-        "block_out": lambda h: activation("block_out", h.astype(jnp.float32)),
-        "down_in": lambda h: activation("down_in", h.astype(jnp.float32)),
-    }
+    taps: dict[str, Any] = {"attn_weights": attention}
+    for name in ("attn_norm", "value", "block_out", "down_in"):
+        taps[name] = partial(_in_float32, partial(measured, name))
     if any(name.startswith("gate") for name in variant.params):
         # [T, N, 1 or H] -> [N, T]
-        reducers["attn_gate"] = lambda g: jnp.mean(g.astype(jnp.float32), axis=-1).T
-    return reducers
+        taps["attn_gate"] = lambda g: jnp.mean(g.astype(jnp.float32), axis=-1).T
+    return taps
+
+
+def _in_float32(fn: Callable[[Array], Any], x: Array) -> Any:
+    return fn(x.astype(jnp.float32))
 
 
 def _over(how: str, per_layer: Float[Array, "L B *rest"]) -> Float[Array, ""]:
@@ -137,7 +142,7 @@ def _at(queries: Bool[Array, "B T"], x: Float[Array, "L B N T"]) -> Float[Array,
 def weight_ratio(params: Params, name: str) -> Float[Array, ""]:
     """The largest max|W| / mean|W| over the layers' matrices called `name` (An et al. 2025)."""
     found = [
-        jnp.max(m.weight_outliers(matrix.reshape(len(matrix), -1)).score)
+        jnp.max(weight_outliers(matrix.reshape(len(matrix), -1)).score)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if path[-1].key == name
         for matrix in (leaf if path[0].key == "blocks" else [leaf])  # scanned layers are stacked

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from sysout_jax.core import detectors as d
 from sysout_jax.core import measures as m
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.streaming import attention_received
@@ -32,12 +33,12 @@ class Thresholds:
       InputError: a threshold is not above zero.
     """
 
-    activation_ratio: float = m.ACTIVATION_RATIO  # max|h[t]| over mean|h| (An et al. 2025)
-    massive_value: float = m.MASSIVE_VALUE  # |h| (Sun et al. 2024)
-    massive_ratio: float = m.MASSIVE_RATIO  # |h| over median|h| (Sun et al. 2024)
-    attention_share: float = m.ATTENTION_SHARE  # of all attention, to a key (An et al. 2025)
-    attention_excess: float = m.ATTENTION_EXCESS  # that share over uniform attention's
-    weight_ratio: float = m.WEIGHT_RATIO  # |W| over mean|W| (An et al. 2025)
+    activation_ratio: float = d.ACTIVATION_RATIO  # max|h[t]| over mean|h| (An et al. 2025)
+    massive_value: float = d.MASSIVE_VALUE  # |h| (Sun et al. 2024)
+    massive_ratio: float = d.MASSIVE_RATIO  # |h| over median|h| (Sun et al. 2024)
+    attention_share: float = d.ATTENTION_SHARE  # of all attention, to a key (An et al. 2025)
+    attention_excess: float = d.ATTENTION_EXCESS  # that share over uniform attention's
+    weight_ratio: float = d.WEIGHT_RATIO  # |W| over mean|W| (An et al. 2025)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sysout_jax.core.measures import WEIGHT_RATIO, calibrated_outliers, weight_outliers
+from sysout_jax.core.detectors import WEIGHT_RATIO, calibrated_outliers, weight_outliers
 from sysout_jax.model.decoder import Params
 
 # The projections of a layer: (module, name).

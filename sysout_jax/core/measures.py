@@ -8,137 +8,17 @@ by `rows_to_one` before a sink is measured.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from sysout_jax.core.layers import at_least_float32
+from sysout_jax.core.detectors import activation_outliers, ratio_or_zero
 
-ACTIVATION_RATIO = 1000.0  # An et al. 2025: max|h[t]| against the mean magnitude of the site
-WEIGHT_RATIO = 1000.0  # An et al. 2025: max|W| against the mean magnitude of the matrix
-ATTENTION_SHARE = 0.1  # An et al. 2025: share of all queries' attention that a key receives
-ATTENTION_EXCESS = 2.0  # this project: that share against the one of uniform causal attention
-MASSIVE_VALUE, MASSIVE_RATIO = 100.0, 1000.0  # Sun et al. 2024: |h| and |h| / median|h|
 SINK_EPS = 0.3  # Gu et al. 2025
+SINK_SWEEP = tuple(n / 20 for n in range(20))  # thresholds from 0 to 0.95
+SINK_KEYS = 4  # whose sweep is kept
 VALUE_DRAINED, VALUE_KEPT = 0.2, 0.8  # value drain of no-op sinks; near 1 a sink broadcasts
-FALSE_DISCOVERIES = 0.01  # q of Benjamini & Hochberg
-
-
-class Detection(NamedTuple):
-    """Which entries a detector flags, and the score of each in units of its threshold's rule."""
-
-    flagged: Bool[Array, "..."]
-    score: Float[Array, "..."]
-
-
-# ---------------------------------------------------------------------------- detectors
-
-
-def activation_outliers(h: Float[Array, "T D"], ratio: float = ACTIVATION_RATIO) -> Detection:
-    """Tokens with an activation far above the site's mean magnitude.
-
-    score[t] = max_j |h[t, j]| / mean |h|;  flagged where score > ratio.
-
-    Args:
-      h: [T, D], one site of one sequence: a block output or a down-projection input.
-      ratio: the threshold.
-
-    Returns:
-      `Detection` over [T].
-
-    Source: An et al. 2025 (arXiv:2502.06415), definition of activation outliers.
-    """
-    size = jnp.abs(h)
-    score = _ratio(jnp.max(size, axis=-1), jnp.mean(size))
-    return Detection(score > ratio, score)
-
-
-def weight_outliers(w: Float[Array, "I O"], ratio: float = WEIGHT_RATIO) -> Detection:
-    """Entries of a weight matrix far above its mean magnitude.
-
-    score[i, o] = |W[i, o]| / mean |W|;  flagged where score > ratio.
-
-    Args:
-      w: [inputs, outputs].
-      ratio: the threshold.
-
-    Returns:
-      `Detection` over [inputs, outputs].
-
-    Source: An et al. 2025 (arXiv:2502.06415), definition of weight outliers.
-    """
-    size = jnp.abs(w.astype(at_least_float32(w.dtype)))
-    score = _ratio(size, jnp.mean(size))
-    return Detection(score > ratio, score)
-
-
-def attention_outliers(weights: Float[Array, "N T S"], share: float = ATTENTION_SHARE) -> Detection:
-    """Keys that receive a large share of all queries' attention.
-
-    score[k] = (1/T) sum_q mean_n A[n, q, k];  flagged where score >= share.
-
-    Up to T = 43 a uniform causal row already exceeds a share of 0.1 on the first key (the harmonic
-    number of T, over T): compare with the value at random initialisation.
-
-    Args:
-      weights: [N, T, S], rows that sum to at most one.
-      share: the threshold, a fraction of the T queries.
-
-    Returns:
-      `Detection` over [S].
-
-    Source: An et al. 2025 (arXiv:2502.06415), definition of attention outliers.
-    """
-    score = jnp.mean(weights, axis=(0, 1))
-    return Detection(score >= share, score)
-
-
-def massive_activations(
-    h: Float[Array, "T D"], value: float = MASSIVE_VALUE, ratio: float = MASSIVE_RATIO
-) -> Detection:
-    """Activations that are large in themselves and against the median.
-
-    score[t, j] = |h[t, j]| / median |h|;  flagged where |h| > value and |h| > ratio * median |h|.
-
-    Args:
-      h: [T, D], a block output of one sequence.
-      value: the threshold on |h|.
-      ratio: the threshold on the score.
-
-    Returns:
-      `Detection` over [T, D].
-
-    Source: Sun et al. 2024 (arXiv:2402.17762), section 2.
-    """
-    size = jnp.abs(h)
-    median = jnp.median(size)
-    return Detection((size > value) & (size > ratio * median), _ratio(size, median))
-
-
-def calibrated_outliers(x: Float[Array, "..."], q: float = FALSE_DISCOVERIES) -> Detection:
-    """Entries too large for a normal tensor, with a false discovery rate of q over the tensor.
-
-    p = 2 Phi(-|x|/s), s = median|x| / Phi^-1(3/4);  flagged where p <= p_(k), the largest of the
-    sorted p-values with p_(k) <= q k/n (Benjamini & Hochberg 1995);  score = -log10 p.
-
-    Args:
-      x: any shape, centred at zero: weights, or activations without a mean.
-      q: the expected share of false ones among the flagged, where entries are i.i.d. normal.
-
-    Returns:
-      `Detection` in the shape of `x`; nothing is flagged where more than half of `x` is zero.
-
-    Source: the null and its check are E2 of theory/.
-    """
-    size = jnp.abs(x.astype(at_least_float32(x.dtype)))
-    unit = jnp.median(size) / jax.scipy.special.ndtri(jnp.asarray(0.75, size.dtype))
-    log_p = jnp.log(2.0) + jax.scipy.special.log_ndtr(-_ratio(size, unit))
-    ranked = jnp.sort(log_p.ravel())
-    rank = jnp.arange(1, ranked.size + 1, dtype=ranked.dtype)
-    accepted = jnp.where(ranked <= jnp.log(q * rank / ranked.size), ranked, -jnp.inf)
-    return Detection(log_p <= jnp.max(accepted), -log_p / jnp.log(10.0))
 
 
 # ----------------------------------------------------------- measures of activations
@@ -152,7 +32,7 @@ def top1(h: Float[Array, "T D"]) -> Float[Array, ""]:
 def top1_over_median(h: Float[Array, "T D"]) -> Float[Array, ""]:
     """The largest magnitude over the median one: max |h| / median |h| (Sun et al. 2024)."""
     size = jnp.abs(h)
-    return _ratio(jnp.max(size), jnp.median(size))
+    return ratio_or_zero(jnp.max(size), jnp.median(size))
 
 
 def top1_over_mean(h: Float[Array, "T D"]) -> Float[Array, ""]:
@@ -192,7 +72,7 @@ def median_magnitude(h: Float[Array, "T D"]) -> Float[Array, ""]:
 def max_median_ratio(x: Float[Array, "T D"]) -> Float[Array, ""]:
     """MMR: mean_t max_j |x_tj - mean_j x_t| / median_j |x_tj - mean_j x_t| (He et al. 2024)."""
     size = jnp.abs(x - jnp.mean(x, axis=-1, keepdims=True))
-    return jnp.mean(_ratio(jnp.max(size, axis=-1), jnp.median(size, axis=-1)))
+    return jnp.mean(ratio_or_zero(jnp.max(size, axis=-1), jnp.median(size, axis=-1)))
 
 
 def neuron_rms_kurtosis(x: Float[Array, "T D"]) -> Float[Array, ""]:
@@ -203,13 +83,35 @@ def neuron_rms_kurtosis(x: Float[Array, "T D"]) -> Float[Array, ""]:
     Source: He et al. 2024 (arXiv:2405.19279), with s_j their squared neuron RMS.
     """
     energy = jnp.mean(x * x, axis=0)
-    return jnp.mean(jnp.square(_ratio(energy, jnp.mean(energy))))
+    return jnp.mean(jnp.square(ratio_or_zero(energy, jnp.mean(energy))))
 
 
 def tensor_kurtosis(x: Float[Array, "T D"]) -> Float[Array, ""]:
     """mean((x - mu)^4) / std^4 over all T*D entries: 3 for a normal (Bondarenko et al. 2023)."""
     centred = x - jnp.mean(x)
-    return _ratio(jnp.mean(centred**4), jnp.square(jnp.mean(centred**2)))
+    return ratio_or_zero(jnp.mean(centred**4), jnp.square(jnp.mean(centred**2)))
+
+
+def token_kurtosis(x: Float[Array, "T D"]) -> Float[Array, "T"]:
+    """Kurtosis over the features of each token: 3 for a normal, D - 2 + 1/(D - 1) for one spike.
+
+    mean_j (x_tj - mu_t)^4 / (mean_j (x_tj - mu_t)^2)^2.
+
+    Source: Kaul et al. 2024 (arXiv:2410.17174).
+    """
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    fourth, second = (jnp.mean(centred**power, axis=-1) for power in (4, 2))
+    return ratio_or_zero(fourth, jnp.square(second))
+
+
+def first_token_kurtosis(x: Float[Array, "T D"]) -> Float[Array, ""]:
+    """`token_kurtosis` of the first token, which Kaul et al. 2024 keep apart."""
+    return token_kurtosis(x)[0]
+
+
+def other_token_kurtosis(x: Float[Array, "T D"]) -> Float[Array, ""]:
+    """The mean `token_kurtosis` of the tokens after the first; 0 where there is none."""
+    return jnp.sum(token_kurtosis(x)[1:]) / max(x.shape[0] - 1, 1)
 
 
 def spectral_dominance(x: Float[Array, "R C"], iterations: int = 64) -> Float[Array, ""]:
@@ -224,11 +126,33 @@ def spectral_dominance(x: Float[Array, "R C"], iterations: int = 64) -> Float[Ar
 
     def step(_: Array, v: Array) -> Array:
         v = x.T @ (x @ v)
-        return _ratio(v, jnp.linalg.norm(v))
+        return ratio_or_zero(v, jnp.linalg.norm(v))
 
     start = x[jnp.argmax(jnp.sum(x * x, axis=1))]
-    v = jax.lax.fori_loop(0, iterations, step, _ratio(start, jnp.linalg.norm(start)))
-    return _ratio(jnp.sum(jnp.square(x @ v)), jnp.sum(x * x))
+    v = jax.lax.fori_loop(0, iterations, step, ratio_or_zero(start, jnp.linalg.norm(start)))
+    return ratio_or_zero(jnp.sum(jnp.square(x @ v)), jnp.sum(x * x))
+
+
+def matrix_entropy(x: Float[Array, "R C"]) -> Float[Array, ""]:
+    """Entropy of a matrix' spectrum, in nats: from 0 (rank one) to log min(R, C) (all even).
+
+    -sum_i p_i log p_i,  p_i = sigma_i^2 / |x|_F^2: `spectral_dominance` is the largest of the p_i.
+
+    Source: Queipo de Llano et al. 2025, for token states.
+    """
+    largest = jnp.max(jnp.abs(x))
+    x = x / jnp.where(largest == 0.0, 1.0, largest)
+    x = x.T if x.shape[0] > x.shape[1] else x
+    gram = x @ x.T
+    shares = jnp.maximum(_eigenvalues(gram), 0.0)  # rounding makes some of zero negative
+    return jnp.sum(jax.scipy.special.entr(ratio_or_zero(shares, jnp.sum(shares))))
+
+
+@jax.custom_batching.sequential_vmap
+def _eigenvalues(gram: Float[Array, "R R"]) -> Float[Array, "R"]:
+    """One matrix at a time: batched LAPACK calls of one program can wait for each other for good
+    (theory/decompositions.py)."""
+    return jnp.linalg.eigvalsh(gram)
 
 
 def residual_peak(h: Float[Array, "T D"], sink: int = 0) -> Float[Array, ""]:
@@ -249,6 +173,20 @@ def value_drain(v: Float[Array, "T K H"], sink: int = 0) -> Float[Array, "K"]:
     return _sink_over_rest(v, sink)
 
 
+def gradient_sink(gradient: Float[Array, "T D"], sink: int = 0) -> Float[Array, ""]:
+    """Norm of the loss' gradient at the sink token over the mean norm at the rest.
+
+    |dL/dx_sink| / mean_t |dL/dx_t|, x the attention input after its norm.
+
+    Args:
+      gradient: [T, D], dL/dx of one sequence and layer.
+      sink: its position.
+
+    Source: Chen 2026; F3 of theory/.
+    """
+    return _sink_over_rest(gradient, sink)
+
+
 def norm_over_rest(x: Float[Array, "T *C D"], outliers: Bool[Array, "T"]) -> Float[Array, "*C"]:
     """Mean norm of outlier tokens over that of the rest: `value_drain`, `residual_peak` of any set.
 
@@ -259,14 +197,14 @@ def norm_over_rest(x: Float[Array, "T *C D"], outliers: Bool[Array, "T"]) -> Flo
     norms = jnp.linalg.norm(x, axis=-1)
     chosen = outliers.reshape(-1, *(1,) * (norms.ndim - 1)) & jnp.ones(norms.shape, bool)
     inside, outside = (jnp.mean(norms, axis=0, where=c) for c in (chosen, ~chosen))
-    return jnp.where(jnp.any(outliers) & ~jnp.all(outliers), _ratio(inside, outside), 0.0)
+    return jnp.where(jnp.any(outliers) & ~jnp.all(outliers), ratio_or_zero(inside, outside), 0.0)
 
 
 def _sink_over_rest(x: Array, sink: int) -> Array:
     norms = jnp.linalg.norm(x, axis=-1)
     # Not the sum of all less the sink's: a massive sink would swallow the rest in float32.
     rest = jnp.sum(norms.at[sink].set(0.0), axis=0) / max(x.shape[0] - 1, 1)
-    return _ratio(norms[sink], rest)
+    return ratio_or_zero(norms[sink], rest)
 
 
 # ------------------------------------------------------------- measures of attention
@@ -274,7 +212,7 @@ def _sink_over_rest(x: Array, sink: int) -> Array:
 
 def rows_to_one(weights: Float[Array, "*B N T S"]) -> Float[Array, "*B N T S"]:
     """Divide each row by its sum, so that unnormalised attention can be compared; 0 stays 0."""
-    return _ratio(weights, jnp.sum(weights, axis=-1, keepdims=True))
+    return ratio_or_zero(weights, jnp.sum(weights, axis=-1, keepdims=True))
 
 
 def sink_strength(weights: Float[Array, "N T S"], key: int = 0) -> Float[Array, "N"]:
@@ -295,6 +233,26 @@ def sink_rate(
     Average it over layers and sequences for Sink_k(eps) of Gu et al. 2025 (arXiv:2410.10781).
     """
     return jnp.mean(sink_strength(weights, key) > eps, dtype=weights.dtype)
+
+
+def sink_sweep(
+    weights: Float[Array, "N T S"], eps: tuple[float, ...] = SINK_SWEEP, keys: int = SINK_KEYS
+) -> Float[Array, "K E"]:
+    """`sink_rate` of the first keys at every threshold: one number of Sink_k(eps) is a choice.
+
+    Args:
+      weights: [N, T, S].
+      eps: the thresholds, E of them.
+      keys: how many keys k, from the first; fewer where S is smaller.
+
+    Returns:
+      [K, E], row k for key k.
+    """
+    rates = [
+        [sink_rate(weights, key, each) for each in eps]
+        for key in range(min(keys, weights.shape[-1]))
+    ]
+    return jnp.stack([jnp.stack(row) for row in rates])
 
 
 def first_token_argmax(weights: Float[Array, "N T S"]) -> Float[Array, ""]:
@@ -346,13 +304,6 @@ def uniform_share(queries: int, window: int | None = None) -> Float[Array, "S"]:
     return (before[jnp.minimum(positions + seen, queries)] - before[positions]) / queries
 
 
-def _ratio(numerator: Array, denominator: Array) -> Array:
-    """numerator / denominator, and 0 where the denominator is 0: a tensor of zeros has none."""
-    denominator = jnp.broadcast_to(denominator, numerator.shape)
-    safe = jnp.where(denominator == 0.0, 1.0, denominator)
-    return jnp.where(denominator == 0.0, 0.0, numerator / safe)
-
-
 # --------------------------------------------------------------------------- the list
 
 
@@ -387,4 +338,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure(max_median_ratio, "block_out", "max", "MMR"),
     Measure(neuron_rms_kurtosis, "block_out", "max", "neuron-RMS kurtosis"),
     Measure(tensor_kurtosis, "block_out", "max", "tensor kurtosis"),
+    Measure(first_token_kurtosis, "block_out", "max", "kurtosis of first token"),
+    Measure(other_token_kurtosis, "block_out", "max", "kurtosis of other tokens"),
+    Measure(spectral_dominance, "block_out", "max", "spectral dominance of states"),
 )

@@ -26,7 +26,7 @@ BASE = ModelConfig(
     vocab=11, context=T, layers=2, width=16, heads=2, kv_heads=1, mlp="relu", init_std=0.3
 )
 COMPILED = ("softmax", "sigmoid", "attention_bias", "context_scale", "value_gate")
-TAPPED = ("attn_weights", "value", "block_out", "down_in")
+TAPPED = ("attn_weights", "value", "attn_norm", "block_out", "down_in")
 every_compiled = pytest.mark.parametrize("name", COMPILED)
 
 RNG = np.random.default_rng(7)
@@ -112,6 +112,15 @@ def kurtosis(x):
     return np.mean((x - x.mean()) ** 4) / x.var() ** 2
 
 
+def token_kurtosis(x):
+    return np.array([kurtosis(row) for row in x])
+
+
+def dominance(x):
+    shares = np.linalg.svd(x, compute_uv=False) ** 2
+    return shares[0] / shares.sum()
+
+
 def first_over_rest(x):
     lengths = np.sqrt((x**2).sum(-1))
     return lengths[0] / lengths[1:].mean(0)
@@ -147,6 +156,14 @@ DEFINITIONS = {
     "max_median_ratio@block_out": ("block_out", mmr, np.max),
     "neuron_rms_kurtosis@block_out": ("block_out", rms_kurtosis, np.max),
     "tensor_kurtosis@block_out": ("block_out", kurtosis, np.max),
+    "first_token_kurtosis@block_out": ("block_out", lambda h: token_kurtosis(h)[0], np.max),
+    "other_token_kurtosis@block_out": ("block_out", lambda h: token_kurtosis(h)[1:].mean(), np.max),
+    "spectral_dominance@block_out": ("block_out", dominance, np.max),
+    "six_sigma_outliers": (
+        "block_out",
+        lambda h: np.sum(np.abs(h - h.mean()) > 6 * h.std()),
+        np.max,
+    ),
     "attention_outliers": (
         "attn_weights",
         lambda w: np.sum(w.mean((0, 1)) >= 0.1),
@@ -174,6 +191,9 @@ def recomputed(name):
     for key, (tap, of_sequence, over) in DEFINITIONS.items():
         layers = [np.mean([of_sequence(x) for x in layer], axis=0) for layer in taps[tap]]
         found[key] = over(layers)
+    large = np.abs(raw["attn_norm"]) >= 6
+    some = large.any(2).mean(0) >= 0.25
+    found["outlier_features"] = np.mean(np.sum(some & (large.mean((0, 2)) >= 0.06), axis=-1))
     kept = [weights[..., weights.mean((0, 1)) < 0.1].sum(-1) for layer in rows for weights in layer]
     found["implicit_scale"] = np.mean(kept)
     found["implicit_scale_sd"] = np.mean([np.std(head) for heads in kept for head in heads])

@@ -1,11 +1,12 @@
-"""Every detector and measure against a loop written from its definition, and on planted truth."""
+"""Every measure against a loop written from its definition, and on planted truth."""
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
+import scipy.linalg
 
 from sysout_jax.core import measures as m
 from sysout_jax.model.taps import TAPS
@@ -50,19 +51,6 @@ def norms(x):
     return [math.sqrt(math.fsum(v * v for v in row)) for row in x.tolist()]
 
 
-def activation_scores(h):
-    return [max(entries(row)) / mean(entries(h)) for row in h]
-
-
-def key_scores(weights):
-    """sum over queries of the mean over heads, as a share of the T queries."""
-    n, t, s = weights.shape
-    received = [
-        mean([weights[head, q, key] for head in range(n)]) for key in range(s) for q in range(t)
-    ]
-    return [sum(received[key * t : (key + 1) * t]) / t for key in range(s)]
-
-
 def mmr(x):
     ratios = []
     for row in x.tolist():
@@ -81,6 +69,12 @@ def kurtosis(x):
     mu = mean(values)
     variance = mean([(v - mu) ** 2 for v in values])
     return mean([(v - mu) ** 4 for v in values]) / variance**2
+
+
+def spectrum(x):
+    """The squared singular values as shares, in float64."""
+    shares = scipy.linalg.svdvals(np.asarray(x, np.float64)) ** 2
+    return (shares / shares.sum()).tolist()
 
 
 def peak(h, sink=0):
@@ -116,6 +110,15 @@ DEFINITIONS = {
     "tensor_kurtosis": (m.tensor_kurtosis, kurtosis),
     "residual_peak": (m.residual_peak, peak),
 }
+APART = {  # what depends on the order of tokens, or is found by iteration
+    "first_token_kurtosis": (m.first_token_kurtosis, lambda h: kurtosis(h[0])),
+    "other_token_kurtosis": (
+        m.other_token_kurtosis,
+        lambda h: mean([kurtosis(row) for row in h[1:]]),
+    ),
+    "spectral_dominance": (m.spectral_dominance, lambda h: max(spectrum(h))),
+    "matrix_entropy": (m.matrix_entropy, lambda h: -sum(p * math.log(p) for p in spectrum(h))),
+}
 OF_VALUES = {"value_drain": (m.value_drain, drain)}
 OF_WEIGHTS = {
     "sink_strength": (m.sink_strength, strength),
@@ -128,6 +131,7 @@ every_state_measure = pytest.mark.parametrize("name", DEFINITIONS)
 def test_every_measure_has_a_definition_here():
     assert {measure.fn.__name__ for measure in m.MEASURES} <= {
         *DEFINITIONS,
+        *APART,
         *OF_VALUES,
         *OF_WEIGHTS,
     }
@@ -143,10 +147,39 @@ def test_measures_of_states(name, shape):
     np.testing.assert_allclose(fn(h), definition(np.asarray(h, np.float64)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", APART)
+@pytest.mark.parametrize("shape", [(T, D), (D, T), (2, 2)], ids=["wide", "tall", "square"])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_measures_of_order_and_spectrum(name, shape, scale):
+    """The first token is heavy in one feature, and the spectrum is steep."""
+    h = draw(*shape) * np.logspace(1, 0, shape[0])[:, None]
+    h[0, 1] = 9.0
+    fn, definition = APART[name]
+    h = narrow(scale * h)
+    np.testing.assert_allclose(fn(h), definition(np.asarray(h, np.float64)), rtol=1e-4)
+
+
+def test_token_kurtosis_of_a_spike():
+    """D - 2 + 1/(D - 1), whatever the spike's size and place."""
+    x = np.zeros((3, D))
+    x[0, 4], x[1, 0], x[2] = 5.0, -2.0, 1.0
+    spike = D - 2 + 1 / (D - 1)
+    np.testing.assert_allclose(m.token_kurtosis(narrow(x)), [spike, spike, 0.0], rtol=1e-5)
+
+
+def test_matrix_entropy_is_between_zero_and_the_rank():
+    assert m.matrix_entropy(jnp.outer(jnp.arange(1.0, 4.0), jnp.arange(1.0, 6.0))) < 1e-4
+    np.testing.assert_allclose(m.matrix_entropy(jnp.eye(T, D)), math.log(T), rtol=1e-5)
+    assert m.matrix_entropy(jnp.zeros((3, 5))) == 0
+    batched = jax.jit(jax.vmap(m.matrix_entropy))(jnp.stack([jnp.eye(3), jnp.ones((3, 3))]))
+    np.testing.assert_allclose(batched, [math.log(3), 0], atol=1e-4)
+
+
 @pytest.mark.parametrize("sink", [0, 2, T - 1])
 def test_norms_of_a_sink_over_the_rest(sink):
     h, v = draw(T, D), draw(T, K, H, seed=1)
     np.testing.assert_allclose(m.residual_peak(narrow(h), sink), peak(h, sink), rtol=1e-5)
+    np.testing.assert_allclose(m.gradient_sink(narrow(h), sink), peak(h, sink), rtol=1e-5)
     np.testing.assert_allclose(m.value_drain(narrow(v), sink), drain(v, sink), rtol=1e-5)
 
 
@@ -176,6 +209,15 @@ def test_sink_rate_thresholds_before_it_averages(eps):
         assert m.sink_rate(narrow(weights)) == expected
 
 
+def test_sink_sweep_is_the_rate_at_every_threshold():
+    weights = attention()
+    found = m.sink_sweep(narrow(weights))
+    expected = [[rate(weights, k, n / 20) for n in range(20)] for k in range(4)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert 0 < np.mean(expected) < 1
+    assert m.sink_sweep(narrow(attention(t=3)), (0.3,)).shape == (3, 1)
+
+
 def test_first_token_argmax():
     weights = attention()
     assert 0 < largest_is_first(weights) < 1
@@ -184,136 +226,6 @@ def test_first_token_argmax():
     )
     diagonal = np.eye(T)[None]
     assert m.first_token_argmax(narrow(diagonal)) == 0  # the first query's key is no choice
-
-
-# ---------------------------------------------------------------------------- detectors
-
-
-def test_activation_outliers():
-    h = draw(T, 3 * D)
-    h[2, 5] = 1e4
-    found = m.activation_outliers(narrow(h), ratio=50.0)
-    np.testing.assert_allclose(found.score, activation_scores(h), rtol=1e-5)
-    assert np.flatnonzero(found.flagged).tolist() == [2]
-    assert not np.any(m.activation_outliers(narrow(draw(T, 3 * D)), ratio=50.0).flagged)
-
-
-def test_activation_outliers_default_is_a_thousand_times_the_mean():
-    """One entry a among 4999 ones scores a / ((a + 4999) / 5000)."""
-    for wanted, flagged in ((990.0, False), (1010.0, True)):
-        h = np.ones((50, 100))
-        h[7, 3] = wanted * 4999 / (5000 - wanted)
-        found = m.activation_outliers(narrow(-h))
-        np.testing.assert_allclose(np.max(found.score), wanted, rtol=1e-4)
-        assert np.flatnonzero(found.flagged).tolist() == ([7] if flagged else [])
-
-
-def test_weight_outliers():
-    for wanted, flagged in ((990.0, False), (1010.0, True)):
-        w = np.ones((50, 100))
-        w[7, 3] = -wanted * 4999 / (5000 - wanted)
-        found = m.weight_outliers(narrow(w))
-        np.testing.assert_allclose(found.score, np.abs(w) / np.mean(np.abs(w)), rtol=1e-4)
-        assert np.argwhere(found.flagged).tolist() == ([[7, 3]] if flagged else [])
-    assert not np.any(m.weight_outliers(narrow(draw(40, 60)), ratio=6.0).flagged)
-
-
-def test_attention_outliers():
-    weights = attention()
-    found = m.attention_outliers(narrow(weights))
-    expected = key_scores(weights)
-    np.testing.assert_allclose(found.score, expected, rtol=1e-5)
-    assert found.flagged.tolist() == [score >= 0.1 for score in expected]
-    assert 0 < sum(found.flagged.tolist()) < T
-
-
-def test_attention_outliers_of_a_planted_sink():
-    """Diagonal attention gives each of 41 keys 1/41; a sink takes 0.9 of it from key 5 on."""
-    weights = np.eye(41)
-    weights[6:] *= 0.1
-    weights[6:, 5] = 0.9
-    found = m.attention_outliers(narrow(np.stack([weights, weights])))
-    assert np.flatnonzero(found.flagged).tolist() == [5]
-    np.testing.assert_allclose(found.score[5], (1 + 35 * 0.9) / 41, rtol=1e-5)
-    # The threshold itself counts; a quarter is exact in binary.
-    uniform = narrow(np.full((1, 4, 4), 0.25))
-    assert m.attention_outliers(uniform, share=0.25).flagged.all()
-    assert not m.attention_outliers(uniform, share=0.2501).flagged.any()
-
-
-def test_massive_activations_need_the_value_and_the_ratio():
-    h = draw(T, D)
-    h[3, 4], h[5, 1] = -2e3, 900.0
-    found = m.massive_activations(narrow(h))
-    np.testing.assert_allclose(found.score, np.abs(h) / median(entries(h)), rtol=1e-5)
-    expected = (np.abs(h) > 100) & (np.abs(h) > 1000 * median(entries(h)))
-    np.testing.assert_array_equal(found.flagged, expected)
-    assert [3, 4] in np.argwhere(found.flagged).tolist()
-    # Each condition alone is not enough.
-    assert not np.any(m.massive_activations(narrow(h / 50)).flagged)
-    assert not np.any(m.massive_activations(narrow(200 * draw(T, D))).flagged)
-    # The thresholds are arguments.
-    assert np.argwhere(m.massive_activations(narrow(h / 50), value=39.0).flagged).tolist() == [
-        [3, 4]
-    ]
-
-
-@pytest.mark.parametrize(("size", "flagged"), [(990.0, False), (1010.0, True)])
-def test_massive_activations_default_is_a_thousand_times_the_median(size, flagged):
-    h = np.ones((T, D))
-    h[3, 4] = -size
-    found = m.massive_activations(narrow(h)).flagged
-    assert np.argwhere(found).tolist() == ([[3, 4]] if flagged else [])
-
-
-@pytest.mark.parametrize(("size", "flagged"), [(99.0, False), (101.0, True)])
-def test_massive_activations_default_is_a_hundred(size, flagged):
-    h = np.full((T, D), 0.01)
-    h[3, 4] = -size
-    found = m.massive_activations(narrow(h)).flagged
-    assert np.argwhere(found).tolist() == ([[3, 4]] if flagged else [])
-
-
-def test_massive_activation_among_zeros():
-    """Sun et al.: |h| > 100 and |h| > 1000 median |h|, which holds where the median is zero."""
-    h = np.zeros((T, D))
-    h[3, 4] = 200.0
-    assert np.argwhere(m.massive_activations(narrow(h)).flagged).tolist() == [[3, 4]]
-
-
-@pytest.mark.parametrize("q", [0.01, 0.2])
-def test_calibrated_outliers(q):
-    """Benjamini and Hochberg's procedure written as a loop over scipy's normal."""
-    x = draw(40, 30)
-    x[3, 4], x[20, 7], x[39, 29] = 8.0, -5.0, 4.0
-    unit = np.median(np.abs(x)) / scipy.stats.norm.ppf(0.75)
-    p = 2 * scipy.stats.norm.sf(np.abs(x) / unit)
-    ranked, limit = np.sort(p.ravel()), 0.0
-    for k, value in enumerate(ranked, 1):
-        if value <= q * k / p.size:
-            limit = value
-    found = m.calibrated_outliers(narrow(x), q)
-    np.testing.assert_array_equal(found.flagged, p <= limit)
-    assert found.flagged[3, 4]
-    np.testing.assert_allclose(found.score, -np.log10(p), rtol=1e-4, atol=1e-5)
-
-
-def test_calibrated_outliers_follow_no_unit_and_find_nothing_in_constants():
-    x = narrow(draw(40, 30))
-    np.testing.assert_array_equal(
-        m.calibrated_outliers(x, 0.3).flagged, m.calibrated_outliers(1024.0 * x, 0.3).flagged
-    )
-    for empty in (jnp.zeros((3, 4)), jnp.ones((3, 4)), jnp.ones((1, 1))):
-        assert not np.any(m.calibrated_outliers(empty).flagged)
-
-
-def test_nothing_is_found_in_noise():
-    noise, w = narrow(draw(64, 64)), narrow(draw(128, 128))
-    assert not np.any(m.activation_outliers(noise).flagged)
-    assert not np.any(m.massive_activations(noise).flagged)
-    assert not np.any(m.weight_outliers(w).flagged)
-    uniform = np.tri(64) / np.arange(1, 65)[:, None]
-    assert not np.any(m.attention_outliers(narrow(uniform[None])).flagged)
 
 
 # -------------------------------------------------------------------- bounds, invariances
@@ -374,10 +286,10 @@ DEGENERATE = {
 
 
 @pytest.mark.parametrize("case", DEGENERATE)
-@pytest.mark.parametrize("name", [*DEFINITIONS, *OF_VALUES])
+@pytest.mark.parametrize("name", [*DEFINITIONS, *APART, *OF_VALUES])
 def test_degenerate_states_give_finite_values(name, case):
     shape = (T, K, H) if name in OF_VALUES else (T, D)
-    fn, _ = {**DEFINITIONS, **OF_VALUES}[name]
+    fn, _ = {**DEFINITIONS, **APART, **OF_VALUES}[name]
     value = np.asarray(fn(narrow(DEGENERATE[case](*shape))))
     assert np.all(np.isfinite(value))
     if "zeros" in case:
@@ -398,16 +310,6 @@ def test_constants_are_even(name, expected):
 @pytest.mark.parametrize("weights", [np.zeros((N, T, T)), np.ones((N, 1, 1))], ids=["zero", "T=1"])
 def test_degenerate_attention_gives_finite_values(name, weights):
     assert np.all(np.isfinite(OF_WEIGHTS[name][0](narrow(weights))))
-
-
-@pytest.mark.parametrize(
-    "detect", [m.activation_outliers, m.weight_outliers, m.massive_activations]
-)
-@pytest.mark.parametrize("case", DEGENERATE)
-def test_nothing_is_found_in_degenerate_tensors(detect, case):
-    found = detect(narrow(DEGENERATE[case](T, D)))
-    assert not np.any(found.flagged)
-    assert np.all(np.isfinite(found.score))
 
 
 # ------------------------------------------------------------------------------ attention

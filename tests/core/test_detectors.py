@@ -1,0 +1,300 @@
+"""Every detector against a loop written from its definition, on planted truth and on noise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from sysout_jax.core import detectors as d
+from sysout_jax.model.taps import TAPS
+from tests.core.test_measures import (
+    DEGENERATE,
+    D,
+    H,
+    K,
+    N,
+    T,
+    attention,
+    draw,
+    entries,
+    mean,
+    median,
+    narrow,
+)
+
+
+def activation_scores(h):
+    return [max(entries(row)) / mean(entries(h)) for row in h]
+
+
+def key_scores(weights):
+    """sum over queries of the mean over heads, as a share of the T queries."""
+    n, t, s = weights.shape
+    received = [
+        mean([weights[head, q, key] for head in range(n)]) for key in range(s) for q in range(t)
+    ]
+    return [sum(received[key * t : (key + 1) * t]) / t for key in range(s)]
+
+
+def test_activation_outliers():
+    h = draw(T, 3 * D)
+    h[2, 5] = 1e4
+    found = d.activation_outliers(narrow(h), ratio=50.0)
+    np.testing.assert_allclose(found.score, activation_scores(h), rtol=1e-5)
+    assert np.flatnonzero(found.flagged).tolist() == [2]
+    assert not np.any(d.activation_outliers(narrow(draw(T, 3 * D)), ratio=50.0).flagged)
+
+
+def test_activation_outliers_default_is_a_thousand_times_the_mean():
+    """One entry a among 4999 ones scores a / ((a + 4999) / 5000)."""
+    for wanted, flagged in ((990.0, False), (1010.0, True)):
+        h = np.ones((50, 100))
+        h[7, 3] = wanted * 4999 / (5000 - wanted)
+        found = d.activation_outliers(narrow(-h))
+        np.testing.assert_allclose(np.max(found.score), wanted, rtol=1e-4)
+        assert np.flatnonzero(found.flagged).tolist() == ([7] if flagged else [])
+
+
+def test_weight_outliers():
+    for wanted, flagged in ((990.0, False), (1010.0, True)):
+        w = np.ones((50, 100))
+        w[7, 3] = -wanted * 4999 / (5000 - wanted)
+        found = d.weight_outliers(narrow(w))
+        np.testing.assert_allclose(found.score, np.abs(w) / np.mean(np.abs(w)), rtol=1e-4)
+        assert np.argwhere(found.flagged).tolist() == ([[7, 3]] if flagged else [])
+    assert not np.any(d.weight_outliers(narrow(draw(40, 60)), ratio=6.0).flagged)
+
+
+def test_attention_outliers():
+    weights = attention()
+    found = d.attention_outliers(narrow(weights))
+    expected = key_scores(weights)
+    np.testing.assert_allclose(found.score, expected, rtol=1e-5)
+    assert found.flagged.tolist() == [score >= 0.1 for score in expected]
+    assert 0 < sum(found.flagged.tolist()) < T
+
+
+def test_attention_outliers_of_a_planted_sink():
+    """Diagonal attention gives each of 41 keys 1/41; a sink takes 0.9 of it from key 5 on."""
+    weights = np.eye(41)
+    weights[6:] *= 0.1
+    weights[6:, 5] = 0.9
+    found = d.attention_outliers(narrow(np.stack([weights, weights])))
+    assert np.flatnonzero(found.flagged).tolist() == [5]
+    np.testing.assert_allclose(found.score[5], (1 + 35 * 0.9) / 41, rtol=1e-5)
+    # The threshold itself counts; a quarter is exact in binary.
+    uniform = narrow(np.full((1, 4, 4), 0.25))
+    assert d.attention_outliers(uniform, share=0.25).flagged.all()
+    assert not d.attention_outliers(uniform, share=0.2501).flagged.any()
+
+
+def test_massive_activations_need_the_value_and_the_ratio():
+    h = draw(T, D)
+    h[3, 4], h[5, 1] = -2e3, 900.0
+    found = d.massive_activations(narrow(h))
+    np.testing.assert_allclose(found.score, np.abs(h) / median(entries(h)), rtol=1e-5)
+    expected = (np.abs(h) > 100) & (np.abs(h) > 1000 * median(entries(h)))
+    np.testing.assert_array_equal(found.flagged, expected)
+    assert [3, 4] in np.argwhere(found.flagged).tolist()
+    # Each condition alone is not enough.
+    assert not np.any(d.massive_activations(narrow(h / 50)).flagged)
+    assert not np.any(d.massive_activations(narrow(200 * draw(T, D))).flagged)
+    # The thresholds are arguments.
+    assert np.argwhere(d.massive_activations(narrow(h / 50), value=39.0).flagged).tolist() == [
+        [3, 4]
+    ]
+
+
+@pytest.mark.parametrize(("size", "flagged"), [(990.0, False), (1010.0, True)])
+def test_massive_activations_default_is_a_thousand_times_the_median(size, flagged):
+    h = np.ones((T, D))
+    h[3, 4] = -size
+    found = d.massive_activations(narrow(h)).flagged
+    assert np.argwhere(found).tolist() == ([[3, 4]] if flagged else [])
+
+
+@pytest.mark.parametrize(("size", "flagged"), [(99.0, False), (101.0, True)])
+def test_massive_activations_default_is_a_hundred(size, flagged):
+    h = np.full((T, D), 0.01)
+    h[3, 4] = -size
+    found = d.massive_activations(narrow(h)).flagged
+    assert np.argwhere(found).tolist() == ([[3, 4]] if flagged else [])
+
+
+def test_massive_activation_among_zeros():
+    """Sun et al.: |h| > 100 and |h| > 1000 median |h|, which holds where the median is zero."""
+    h = np.zeros((T, D))
+    h[3, 4] = 200.0
+    assert np.argwhere(d.massive_activations(narrow(h)).flagged).tolist() == [[3, 4]]
+
+
+@pytest.mark.parametrize("q", [0.01, 0.2])
+def test_calibrated_outliers(q):
+    """Benjamini and Hochberg's procedure written as a loop over scipy's normal."""
+    x = draw(40, 30)
+    x[3, 4], x[20, 7], x[39, 29] = 8.0, -5.0, 4.0
+    unit = np.median(np.abs(x)) / scipy.stats.norm.ppf(0.75)
+    p = 2 * scipy.stats.norm.sf(np.abs(x) / unit)
+    ranked, limit = np.sort(p.ravel()), 0.0
+    for k, value in enumerate(ranked, 1):
+        if value <= q * k / p.size:
+            limit = value
+    found = d.calibrated_outliers(narrow(x), q)
+    np.testing.assert_array_equal(found.flagged, p <= limit)
+    assert found.flagged[3, 4]
+    np.testing.assert_allclose(found.score, -np.log10(p), rtol=1e-4, atol=1e-5)
+
+
+def test_calibrated_outliers_follow_no_unit_and_find_nothing_in_constants():
+    x = narrow(draw(40, 30))
+    np.testing.assert_array_equal(
+        d.calibrated_outliers(x, 0.3).flagged, d.calibrated_outliers(1024.0 * x, 0.3).flagged
+    )
+    for empty in (jnp.zeros((3, 4)), jnp.ones((3, 4)), jnp.ones((1, 1))):
+        assert not np.any(d.calibrated_outliers(empty).flagged)
+
+
+def test_nothing_is_found_in_noise():
+    noise, w = narrow(draw(64, 64)), narrow(draw(128, 128))
+    assert not np.any(d.activation_outliers(noise).flagged)
+    assert not np.any(d.massive_activations(noise).flagged)
+    assert not np.any(d.weight_outliers(w).flagged)
+    uniform = np.tri(64) / np.arange(1, 65)[:, None]
+    assert not np.any(d.attention_outliers(narrow(uniform[None])).flagged)
+
+
+@pytest.mark.parametrize(
+    "detect", [d.activation_outliers, d.weight_outliers, d.massive_activations]
+)
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_nothing_is_found_in_degenerate_tensors(detect, case):
+    found = detect(narrow(DEGENERATE[case](T, D)))
+    assert not np.any(found.flagged)
+    assert np.all(np.isfinite(found.score))
+
+
+# ------------------------------------------------------------- features and tensors
+
+
+def test_six_sigma_outliers():
+    """Off centre, so that the mean matters: 6 of its own standard deviations, not of the bulk's."""
+    x = draw(40, 30) + 2.0
+    x[3, 4], x[20, 7] = 12.0, -6.5
+    found = d.six_sigma_outliers(narrow(x))
+    np.testing.assert_allclose(found.score, np.abs(x - x.mean()) / x.std(), rtol=1e-4, atol=1e-4)
+    assert np.argwhere(found.flagged).tolist() == [[3, 4], [20, 7]]
+    assert np.argwhere(d.six_sigma_outliers(narrow(x), 9.0).flagged).tolist() == [[3, 4]]
+    for constant in (jnp.zeros((3, 4)), jnp.full((3, 4), 2.5)):
+        assert not d.six_sigma_outliers(constant).flagged.any()
+
+
+def reaches(x):
+    """x [L, T, D]: the share of layers with |x| >= 6, and the share of tokens, by channel."""
+    layers, tokens, width = x.shape
+    large = [[[abs(x[i, t, j]) >= 6.0 for t in range(tokens)] for i in range(layers)]
+             for j in range(width)]  # fmt: skip
+    deep = [mean([float(any(layer)) for layer in channel]) for channel in large]
+    wide = [mean([float(each) for layer in channel for each in layer]) for channel in large]
+    return deep, wide
+
+
+def found_features(x):
+    return d.outlier_features(jnp.stack([d.feature_reach(narrow(layer)) for layer in x]))
+
+
+def test_outlier_features():
+    """Dettmers et al.: a quarter of the layers, and 6 % of the tokens, both at once."""
+    x = draw(8, 50, D)
+    x[:2, ::2, 3] = -7.0  # 2 of 8 layers, 50 of 400 tokens
+    x[0, :, 5] = 7.0  # enough tokens, one layer
+    x[:, 0, 7] = 7.0  # every layer, 8 of 400 tokens: 2 %
+    x[:3, :8, 9] = 6.0  # 3 layers, 24 of 400 tokens: exactly 6 %
+    deep, wide = reaches(x)
+    found = found_features(x)
+    expected = [min(a / 0.25, b / 0.06) for a, b in zip(deep, wide, strict=True)]
+    np.testing.assert_allclose(found.score, expected, rtol=1e-5)
+    assert np.flatnonzero(found.flagged).tolist() == [3, 9]
+    assert not np.any(found_features(0.85 * x).flagged)
+    np.testing.assert_array_equal(d.feature_reach(narrow(x[0]), 7.0)[5], 1.0)
+
+
+# ------------------------------------------------------------------ calibrated: nulls
+
+
+def hochberg(p, q):
+    """The procedure as a loop over ranks."""
+    limit = 0.0
+    for k, value in enumerate(sorted(p), 1):
+        if value <= q * k / len(p):
+            limit = value
+    return [value <= limit for value in p]
+
+
+@pytest.mark.parametrize("q", [0.01, 0.3])
+def test_outliers_beside_a_null_that_was_seen(q):
+    null = np.abs(draw(997, seed=3))
+    score = np.concatenate([np.abs(draw(13)), [7.0, 9.0, null[5]]])
+    p = [(1 + sum(other >= each for other in null)) / 998 for each in score]
+    found = d.outliers_beside(narrow(score), narrow(null), q)
+    np.testing.assert_allclose(found.score, -np.log10(p), rtol=1e-4, atol=1e-6)
+    assert found.flagged.tolist() == hochberg(p, q)
+    assert found.flagged[13]
+
+
+def test_a_null_that_is_too_small_flags_nothing():
+    """One of 16 scores at rate 0.01 needs 1599 numbers of the null."""
+    score = np.zeros(16)
+    score[3] = 9.0
+    for size, flagged in ((1598, False), (1600, True)):
+        null = np.linspace(0, 1, size)
+        assert bool(d.outliers_beside(narrow(score), narrow(null)).flagged[3]) == flagged
+
+
+def test_permutation_outliers_are_features_that_tokens_agree_on():
+    key = jax.random.key(0)
+    x = draw(17, D)
+    assert not np.any(d.permutation_outliers(narrow(x), key).flagged)
+    x[:, 4] *= 4.0  # in every token
+    x[6] *= 40.0  # a large token is large in every feature
+    x[6, 4] /= 160.0
+    found = d.permutation_outliers(narrow(x / np.abs(x).max(-1, keepdims=True)), key)
+    assert np.flatnonzero(found.flagged).tolist() == [4]
+    assert not np.any(d.permutation_outliers(narrow(x), key).flagged)
+
+
+
+def test_permutation_p_values_are_those_of_all_shuffles():
+    """Two tokens with one large entry each: both in one feature of 5 has probability 1/5."""
+    x = np.full((2, 5), 0.1)
+    x[:, 2] = 1.0
+    found = d.permutation_outliers(narrow(x), jax.random.key(1), shuffles=4000)
+    # Of 5 features of a shuffle, one holds both with probability 1/5.
+    np.testing.assert_allclose(10 ** -found.score[2], 1 / 25, rtol=0.15)
+
+
+def test_permutation_false_discoveries_are_rare():
+    """20 tensors of noise of 13 features each at q = 0.05: one in 20 may have any."""
+    detect = jax.jit(jax.vmap(lambda x, key: d.permutation_outliers(x, key, 200, 0.05).flagged))
+    x = narrow(draw(60, 17, D, seed=5))
+    found = np.asarray(detect(x, jax.random.split(jax.random.key(0), 60)))
+    assert found.any(axis=1).sum() <= scipy.stats.binom.isf(1e-3, 60, 0.05)
+
+
+# -------------------------------------------------------------------------------- the list
+
+
+@pytest.mark.parametrize("detector", d.DETECTORS, ids=lambda detector: detector.name)
+def test_detectors_accept_what_their_tap_gives(detector):
+    sizes = {"T": T, "S": T, "N": N, "K": K, "H": H, "D": D, "F": 11}
+    letters = TAPS[detector.tap].split(",")[0].split()
+    value = narrow(np.abs(draw(*(sizes[letter] for letter in letters))))
+    value = value if detector.reduce is None else jnp.stack([detector.reduce(value)] * 3)
+    found = detector.fn(value)
+    assert found.flagged.shape[-1] == {"tokens": T, "keys": T, "channels": D}[detector.of]
+    assert found.score.shape == found.flagged.shape
+
+
+def test_detectors_have_names_and_labels_of_their_own():
+    for each in ("name", "label"):
+        assert len({getattr(detector, each) for detector in d.DETECTORS}) == len(d.DETECTORS)
