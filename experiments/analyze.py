@@ -180,9 +180,6 @@ def _impossible(config: Config, chosen: Chosen) -> dict[str, str]:
         found = f"{len(chosen.kept)} checkpoints of {chosen.name}"
         wanted = "accepted: a run that was trained with --checkpoint_every"
         reasons |= {"dynamics": f"{found}; {wanted}"}
-    if chosen.model.config.experts:
-        reason = "does not tell experts apart; accepted: a model without them"
-        reasons |= dict.fromkeys(("relations", "lifecycle", "interventions"), reason)
     if config.choice.stream:
         reason = f"takes a model in memory; accepted with --stream: {', '.join(STREAMED)}"
         reasons = {name: reason for name in PARTS if name not in STREAMED} | reasons

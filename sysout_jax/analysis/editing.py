@@ -10,7 +10,9 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from sysout_jax.analysis import mixture
 from sysout_jax.analysis.scan import SITES, Scan, over_batches
+from sysout_jax.analysis.weights import projection
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward, stack_blocks, unstack_blocks
@@ -25,7 +27,7 @@ class ActivationEdit:
     replacement: Float[Array, "2 C"]  # at the first position, at the others
     control: Bool[Array, ""]  # replace as many entries at random places instead
 
-    def flags(self, value: Float[Array, "B T C"]) -> Bool[Array, "B T C"]:
+    def flags(self, value: Float[Array, "B T c"]) -> Bool[Array, "B T c"]:
         """Which entries are replaced."""
         size = jnp.abs(value.astype(jnp.float32))
         above = size > jnp.broadcast_to(self.threshold[:, None, None], size.shape)
@@ -34,9 +36,15 @@ class ActivationEdit:
         columns = jax.random.permutation(of_features, value.shape[2])
         return jnp.where(self.control, above[:, rows][:, :, columns], above)
 
-    def __call__(self, value: Float[Array, "B T C"], layer: Array) -> Float[Array, "B T C"]:
-        """The edit of a tap."""
-        first, others = (jnp.broadcast_to(r, value.shape) for r in self.replacement)
+    def __call__(self, *given: Array) -> Float[Array, "B T c"]:
+        """The edit of a tap, given (experts, value, layer) of a mixture, else (value, layer)."""
+        *experts, value, layer = given
+        first, others = (
+            mixture.side_by_side(row, experts[0], value.shape[-1] // experts[0].shape[-1])
+            if experts
+            else jnp.broadcast_to(row, value.shape)
+            for row in self.replacement
+        )
         is_first = jnp.arange(value.shape[1])[:, None] == 0
         new = jnp.where(jnp.broadcast_to(is_first, value.shape), first, others)
         flags = self.flags(value) & (layer == self.layer)
@@ -102,7 +110,7 @@ def nothing(config: ModelConfig, found: Scan) -> Edits:
 
     return Edits(
         silent(config.sizes["D"]),
-        silent(config.sizes["F"]),
+        silent(mixture.neurons(config)),
         AttentionEdit(
             jnp.zeros((layers, sequences, keys), bool), jnp.asarray(False), jnp.asarray(False)
         ),
@@ -115,7 +123,8 @@ def sequence_losses(
 ) -> Float[Array, "B"]:
     """The mean cross-entropy of each sequence's next tokens under edits, in nats."""
     taps: Any = {
-        "block_out": edits.block_out, "down_in": edits.down_in, "attn_weights": edits.attention,
+        "block_out": edits.block_out, mixture.key(config, "down_in"): edits.down_in,
+        "attn_weights": edits.attention,
     }  # fmt: skip
     logits, _ = forward(config, params, rows[:, :-1], edits=taps)
     return jnp.mean(cross_entropy(logits, rows[:, 1:]), axis=1)
@@ -139,14 +148,16 @@ def count(
 def _count(
     config: ModelConfig, site: str, params: Params, tokens: Array, edit: ActivationEdit
 ) -> Array:
-    def look(value: Array, layer: Array) -> Array:
+    def look(*given: Array) -> Array:
+        value, layer = given[-2:]
         flags = edit.flags(value) & (layer == edit.layer)
         return jnp.where(flags, jnp.nan, value)
 
     def replaced(value: Array) -> Array:
         return jnp.sum(jnp.isnan(value), dtype=jnp.int32)
 
-    recorded = forward(config, params, tokens, {site: replaced}, {site: look})[1]
+    looked = {mixture.key(config, site): look}
+    recorded = forward(config, params, tokens, {site: replaced}, looked)[1]
     return recorded[site][edit.layer]
 
 
@@ -179,8 +190,11 @@ def means(config: ModelConfig, params: Params, tokens: np.ndarray, batch: int) -
     def of(name: str, key: str) -> np.ndarray:
         return np.take_along_axis(taps[name][key], largest[name], axis=1)[:, 0]
 
+    def mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+        return np.asarray(total.sum(axis=1) / np.maximum(count.sum(axis=1), 1))  # over sequences
+
     return Means(
-        {name: taps[name]["mean"].mean(axis=1) for name in SITES},
+        {name: mean(taps[name]["total"], taps[name]["count"]) for name in SITES},
         {name: of(name, "spike") for name in SPIKING},
         {name: of(name, "place") for name in SPIKING},
     )
@@ -191,16 +205,27 @@ SPIKING = ("down_in", "down_out")
 
 @partial(jax.jit, static_argnums=0)
 def _means(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
-    def mean(h: Array) -> Array:
-        h = h.astype(jnp.float32)
-        return jnp.stack([h[0], jnp.mean(h[1:], axis=0)])
+    def spike(peaks: Array) -> dict[str, Array]:
+        return {"spike": jnp.max(peaks), "place": jnp.argmax(peaks)}
 
-    def spike(h: Array) -> dict[str, Array]:
-        peaks = jnp.max(jnp.abs(h.astype(jnp.float32)), axis=0)
-        return {"mean": mean(h), "spike": jnp.max(peaks), "place": jnp.argmax(peaks)}
+    def largest(h: Array) -> dict[str, Array]:
+        return spike(jnp.max(jnp.abs(h.astype(jnp.float32)), axis=0))
 
-    taps = {"block_out": lambda h: {"mean": mean(h)}, "down_in": spike, "down_out": spike}
-    return forward(config, params, tokens, taps)[1]
+    def channels(h: Array) -> dict[str, Array]:
+        return mixture.totals(h.astype(jnp.float32))
+
+    def of_experts(*given: Array) -> dict[str, Array]:
+        *experts, h = given
+        if not experts:
+            return channels(h) | largest(h)
+        h, count = h.astype(jnp.float32), config.experts
+        found = mixture.totals(h, experts[0], count)
+        return found | spike(mixture.peaks(experts[0], jnp.abs(h), count))
+
+    taps: Any = {
+        "block_out": channels, mixture.key(config, "down_in"): of_experts, "down_out": largest,
+    }  # fmt: skip
+    return mixture.by_tap(config, forward(config, params, tokens, taps)[1])
 
 
 def without_weights(
@@ -210,7 +235,8 @@ def without_weights(
     unrolled = dict(unstack_blocks(params) if "blocks" in params else params)
     for layer, neuron, channel in places:
         block = unrolled[f"block_{layer}"]
-        down = block["mlp"]["down"]
+        down = projection(block, "mlp", "down")
         down = down.at[neuron].set(0.0) if whole_neuron else down.at[neuron, channel].set(0.0)
+        down = down.reshape(block["mlp"]["down"].shape)
         unrolled[f"block_{layer}"] = {**block, "mlp": {**block["mlp"], "down": down}}
     return stack_blocks(unrolled) if "blocks" in params else unrolled

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sysout_jax.analysis import mixture
 from sysout_jax.analysis.scan import DETECTORS, Scan, Thresholds, scan
 from sysout_jax.analysis.weights import WeightScan, layer_params, projection, weight_scan
 from sysout_jax.core.attention import VARIANTS
@@ -30,6 +31,7 @@ class Panel:
     features: int  # columns before neighbours were joined
     rows: int  # rows before neighbours were joined
     marks: tuple[tuple[int, int], ...] = ()  # (row, feature) of outliers, to be labelled
+    experts: int = 0  # whose neurons are shown one after the other; 0: there are none
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def existence(
         token = int(np.argmax(site.token_peak[layer, 0]))
         mark = ((token, int(site.token_feature[layer, 0, token])),)
         axes = ("token", feature)
-        return Panel(f"|{name}|", layer, values, axes, features, len(tokens), mark)
+        experts = config.experts if feature == "neuron" else 0
+        return Panel(f"|{name}|", layer, values, axes, features, len(tokens), mark, experts)
 
     keys = int(np.argmax(found.attention_score()[strongest, 0]))
     return Existence(
@@ -104,7 +107,7 @@ def existence(
             Panel(
                 "|W_down|", peaks["down_in"], np.asarray(pool(pool(jnp.abs(down)).T).T),
                 ("neuron", "channel"), down.shape[1], down.shape[0],
-                ((heaviest.input, heaviest.output),),
+                ((heaviest.input, heaviest.output),), config.experts,
             ),
             activations("block_out", "channel"),
             Panel(
@@ -165,4 +168,5 @@ def _panels(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any
         return jnp.mean(weights if normalised else rows_to_one(weights), axis=0)
 
     taps = {"down_in": magnitudes, "block_out": magnitudes, "attn_weights": attention}
-    return recorded(config, params, tokens[None], taps)
+    found = recorded(config, params, tokens[None], mixture.told_apart(config, taps))
+    return mixture.by_tap(config, found)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from sysout_jax.analysis import editing
+from sysout_jax.analysis import editing, mixture
 from sysout_jax.analysis.editing import ActivationEdit, AttentionEdit, Edits
 from sysout_jax.analysis.scan import (
     DETECTORS,
@@ -201,7 +201,7 @@ def _weights(
         LARGEST: [(heaviest.layer, heaviest.input, heaviest.output)],
     }
     rng = np.random.default_rng(0)
-    neurons, channels = runner.config.sizes["F"], runner.config.sizes["D"]
+    neurons, channels = mixture.neurons(runner.config), runner.config.sizes["D"]
     effects = []
     for name, entries in chosen.items():
         if not entries:

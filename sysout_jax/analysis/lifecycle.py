@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from sysout_jax.analysis import mixture
 from sysout_jax.analysis.existence import Panel, flagged, magnitudes, pool
 from sysout_jax.analysis.scan import Thresholds, scan
-from sysout_jax.analysis.weights import layer_params
+from sysout_jax.analysis.weights import layer_params, projection
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import MLPS
 from sysout_jax.core.measures import norm_over_rest, rows_to_one, spectral_dominance
@@ -28,7 +29,7 @@ class Emergence:
     layer: int  # with the largest step up in |h[token, channel]|
     gained: float  # |block_out| - |block_in| there
     writer: str  # attention or MLP: which wrote more of it
-    neuron: int  # of down_in, with the largest part in what the MLP writes to the channel
+    neuron: int  # (analysis/mixture.py) with the largest part in what the MLP writes to the channel
     neuron_value: float  # down_in[token, neuron]
     neuron_weight: float  # W_down[neuron, channel]
     neuron_share: float  # its part of down_out[token, channel]
@@ -112,8 +113,8 @@ def lifecycle(
         any(f.layers for f in flagged(found, 0) if f.detector != "an_attention"),
         at,
         _emergence(config, params, taps, steps, up, token, channel),
-        _spread(found.received[:, 0], taps, up, token),
-        _disappearance(taps, steps, up, token, channel),
+        _spread(config, found.received[:, 0], taps, up, token),
+        _disappearance(config, taps, steps, up, token, channel),
     )
 
 
@@ -121,41 +122,55 @@ def _emergence(
     config: ModelConfig, params: Params, taps: Any, steps: np.ndarray, layer: int, token: int,
     channel: int,
 ) -> Emergence:  # fmt: skip
-    mlp = layer_params(params, layer)["mlp"]
+    block = layer_params(params, layer)
     hidden = taps["down_in"]["row"][layer, 0]
-    down = np.asarray(mlp["down"])
-    parts = hidden * down[:, channel]
+    down = projection(block, "mlp", "down")
+    written_by = np.asarray(down[:, channel], np.float32)
+    weights = written_by
+    if config.experts:  # as much as the router gives the expert of the token
+        weights = weights * np.repeat(taps[ROUTED][layer, 0], config.sizes["F"])
+    parts = hidden * weights
     neuron = int(np.argmax(np.abs(parts)))
     written = {name: float(taps[name]["at"][layer, 0]) for name in ("attn_out", "down_out")}
     share = None
-    if "gate" in mlp:
-        active = np.where(taps["gate_out"]["row"][layer, 0] > 0, down[:, channel], 0.0)
-        form = (mlp["gate"] * jnp.asarray(active)[None, :]) @ mlp["up"].T
-        share = float(spectral_dominance(form))
+    if "gate" in block["mlp"]:
+        active = np.where(taps["gate_out"]["row"][layer, 0] > 0, weights, 0.0)
+        share = float(spectral_dominance(_form(block["mlp"], active)))
     stages = ["block_in", "mlp_norm", "gate_out", "up_out", "act_out", "down_in"]
-    panels = [_panel(taps, name, layer, token) for name in stages if name in taps]
-    weight = np.asarray(pool(pool(jnp.abs(mlp["down"])).T).T)
+    panels = [_panel(config, taps, name, layer, token) for name in stages if name in taps]
+    weight = np.asarray(pool(pool(jnp.abs(down)).T).T)
     panels.append(
         Panel(
             "|W_down|", layer, weight, ("neuron", "channel"), down.shape[1], down.shape[0],
-            ((neuron, channel),),
+            ((neuron, channel),), config.experts,
         )
     )  # fmt: skip
-    panels += [_panel(taps, name, layer, token) for name in ("down_out", "block_out")]
+    panels += [_panel(config, taps, name, layer, token) for name in ("down_out", "block_out")]
     return Emergence(
         layer,
         float(steps[layer]),
         "MLP" if abs(written["down_out"]) >= abs(written["attn_out"]) else "attention",
         neuron,
         float(hidden[neuron]),
-        float(down[neuron, channel]),
+        float(written_by[neuron]),
         float(parts[neuron] / written["down_out"]) if written["down_out"] else 0.0,
         share,
         tuple(panels),
     )
 
 
-def _spread(received: np.ndarray, taps: Any, up: int, token: int) -> Spread:
+def _form(mlp: Params, active: np.ndarray) -> Array:
+    """U_k of theory D1 [D, D]: gate diag(active) up^T, over all experts with an active neuron."""
+    gate, up = (mlp[name].reshape(-1, *mlp[name].shape[-2:]) for name in ("gate", "up"))
+    form = jnp.zeros((gate.shape[1], gate.shape[1]), jnp.float32)
+    for expert, row in enumerate(active.reshape(len(gate), -1)):
+        if row.any():
+            weighted = gate[expert].astype(jnp.float32) * jnp.asarray(row, jnp.float32)[None, :]
+            form += weighted @ up[expert].astype(jnp.float32).T
+    return form
+
+
+def _spread(config: ModelConfig, received: np.ndarray, taps: Any, up: int, token: int) -> Spread:
     """received [L, N, S]: a later layer, or the last one where there is none."""
     first = min(up + 1, len(received) - 1)
     layer = first + int(np.argmax(received[first:, :, token].mean(axis=-1)))
@@ -180,15 +195,15 @@ def _spread(received: np.ndarray, taps: Any, up: int, token: int) -> Spread:
         taps["key"]["ratio"][layer, 0],
         float(gap),
         (
-            *(_panel(taps, n, layer, token) for n in ("attn_norm", "query", "key", "value")),
+            *(_panel(config, taps, n, layer, token) for n in SPREADING),
             *maps.values(),
-            _panel(taps, "attn_out", layer, token),
+            _panel(config, taps, "attn_out", layer, token),
         ),
     )
 
 
 def _disappearance(
-    taps: Any, steps: np.ndarray, up: int, token: int, channel: int
+    config: ModelConfig, taps: Any, steps: np.ndarray, up: int, token: int, channel: int
 ) -> Disappearance | None:
     later = steps[up + 1 :]
     if not later.size or later.min() >= 0:
@@ -204,22 +219,26 @@ def _disappearance(
         float(-later.min()),
         "MLP" if abs(written["down_out"]) >= abs(written["attn_out"]) else "attention",
         float(write @ before / norms) if norms else 0.0,
-        tuple(_panel(taps, name, layer, token) for name in stages),
+        tuple(_panel(config, taps, name, layer, token) for name in stages),
     )
 
 
-def _panel(taps: Any, name: str, layer: int, token: int) -> Panel:
+def _panel(config: ModelConfig, taps: Any, name: str, layer: int, token: int) -> Panel:
     """The magnitudes of a tap in a layer, with the largest feature of the token marked."""
     of_layer = {key: value[layer, 0] for key, value in taps[name].items()}
     row = of_layer["row"]
-    neurons = name in ("gate_out", "up_out", "act_out", "down_in")
+    neurons = name in mixture.NEURON_TAPS
     feature = "neuron" if neurons else "head x dim" if name in HEADS else "channel"
     mark = ((token, int(np.argmax(np.abs(row)))),)
     values = of_layer["magnitude"]
-    return Panel(f"|{name}|", layer, values, ("token", feature), len(row), len(values), mark)
+    experts = config.experts if neurons else 0
+    axes = ("token", feature)
+    return Panel(f"|{name}|", layer, values, axes, len(row), len(values), mark, experts)
 
 
 HEADS = ("query", "key", "value")
+SPREADING = ("attn_norm", *HEADS)
+ROUTED = "experts+routing"
 PER_TOKEN = (
     "block_in", "attn_norm", "query", "key", "value", "attn_out", "mlp_norm", "gate_out", "up_out",
     "act_out", "down_in", "down_out", "block_out",
@@ -248,6 +267,10 @@ def _record(
     taps: dict[str, Any] = dict.fromkeys(PER_TOKEN, per_token)
     if not MLPS[config.mlp][1]:
         del taps["gate_out"]
+    if config.experts:
+        every = jnp.zeros(config.experts, jnp.float32)
+        taps[ROUTED] = lambda experts, weights: every.at[experts[token]].set(weights[token])
     taps["attn_weights"] = (lambda w: w) if normalised else rows_to_one
     taps["attn_logits"] = None
-    return forward(config, params, tokens[None], taps)[1]
+    found = forward(config, params, tokens[None], mixture.told_apart(config, taps))[1]
+    return mixture.by_tap(config, found)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from sysout_jax.analysis import mixture
 from sysout_jax.core import detectors as d
 from sysout_jax.core import measures as m
 from sysout_jax.core.attention import VARIANTS
@@ -48,7 +49,11 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Site:
-    """Magnitudes at one place of the decoder: L layers, B sequences, T tokens, C features."""
+    """Magnitudes at one place of the decoder: L layers, B sequences, T tokens, C features.
+
+    Features of down_in are the neurons of all experts; means and medians are over the values that
+    are there, those of the experts that tokens go to.
+    """
 
     mean: np.ndarray  # [L, B], mean |h|
     median: np.ndarray  # [L, B], median |h|
@@ -63,7 +68,7 @@ class Scan:
     """What all sequences show: activations at two sites, and attention."""
 
     block_out: Site  # C = D channels of the residual stream
-    down_in: Site  # C = F neurons
+    down_in: Site  # C neurons, numbered as in analysis/mixture.py
     received: np.ndarray  # [L, B, N, S], share of all queries' attention that each key receives
     thresholds: Thresholds
     uniform: np.ndarray  # [S], what uniform attention would give
@@ -203,8 +208,12 @@ def over_batches(
 
 def _run(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
     normalised = VARIANTS[config.variant].normalised
-    taps: Any = {"attn_weights": attention_received(normalised)} | dict.fromkeys(SITES, _magnitudes)
-    found = recorded(config, params, tokens, taps)
+    taps: Any = {
+        "attn_weights": attention_received(normalised),
+        "block_out": _magnitudes,
+        mixture.key(config, "down_in"): _of_experts(config.experts),
+    }
+    found = mixture.by_tap(config, recorded(config, params, tokens, taps))
     return found | {"attn_weights": {"received": found["attn_weights"]["received"]}}
 
 
@@ -221,6 +230,20 @@ def _magnitudes(h: Array) -> dict[str, Array]:
         "token_feature": jnp.argmax(size, axis=-1),
         "feature_peak": jnp.max(size, axis=0),
     }
+
+
+@cache  # the same object again, so that the compiled program is used again
+def _of_experts(count: int) -> Callable[..., dict[str, Array]]:
+    """The reducer of down_in, with the neurons of that many experts apart."""
+
+    def reduce(experts: Array, h: Array) -> dict[str, Array]:
+        found, width = _magnitudes(h), h.shape[1] // experts.shape[1]
+        return found | {
+            "token_feature": mixture.neuron_at(experts, found["token_feature"], width),
+            "feature_peak": mixture.peaks(experts, jnp.abs(h.astype(jnp.float32)), count),
+        }
+
+    return reduce if count else _magnitudes
 
 
 def _top(size: Array, token_peak: Array, count: int = 3) -> Array:

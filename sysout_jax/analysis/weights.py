@@ -27,7 +27,10 @@ LISTED = 16  # flagged entries of a matrix that are listed, the largest ones
 
 @dataclass(frozen=True)
 class WeightOutlier:
-    """A flagged entry of a matrix [inputs, outputs]; of `down`: neuron and channel."""
+    """A flagged entry of a matrix [inputs, outputs]; of `down`: neuron and channel.
+
+    Inputs of a mixture's matrices are counted through all experts, as those of analysis/mixture.py.
+    """
 
     layer: int
     matrix: str

@@ -13,14 +13,16 @@ from jaxtyping import Array, Float, Int
 class Routing(NamedTuple):
     """Where every token goes."""
 
-    weights: Float[Array, "T J"]  # of the chosen experts; they sum to one
+    weights: Float[Array, "T J"]  # of the chosen experts
     order: Int[Array, "A"]  # assignments t J + j, sorted by expert
     expert: Int[Array, "A"]  # the expert of each, in that order
     counts: Int[Array, "E"]  # assignments of each expert
 
 
-def route(logits: Float[Array, "T E"], chosen: int) -> Routing:
-    """Send every token to its `chosen` best experts, weighted by softmax over those alone.
+def choose(
+    logits: Float[Array, "T E"], chosen: int
+) -> tuple[Int[Array, "T J"], Float[Array, "T J"]]:
+    """The `chosen` best experts of every token, weighted by softmax over those alone.
 
     Softmax over all experts, cut to the best and brought to a sum of one, is the same.
 
@@ -28,13 +30,25 @@ def route(logits: Float[Array, "T E"], chosen: int) -> Routing:
       logits: [T, E], of the router.
       chosen: J.
 
+    Returns:
+      The experts, best first, and their weights, which sum to one.
+
     Source: Jiang et al. 2024 (arXiv:2401.04088), section 2.1.
     """
     best, experts = jax.lax.top_k(logits.astype(jnp.float32), chosen)
+    return experts, jax.nn.softmax(best, axis=-1)
+
+
+def route(experts: Int[Array, "T J"], weights: Float[Array, "T J"], count: int) -> Routing:
+    """Send every token to its experts.
+
+    Args:
+      experts, weights: as `choose` returns them.
+      count: E, of all experts.
+    """
     flat = experts.reshape(-1)
     order = jnp.argsort(flat, stable=True)
-    counts = jnp.bincount(flat, length=logits.shape[-1])
-    return Routing(jax.nn.softmax(best, axis=-1), order, flat[order], counts)
+    return Routing(weights, order, flat[order], jnp.bincount(flat, length=count))
 
 
 def expert_linear(

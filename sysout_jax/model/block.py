@@ -14,7 +14,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.experts import expert_linear, gather, route, scatter
+from sysout_jax.core.experts import choose, expert_linear, gather, route, scatter
 from sysout_jax.core.layers import MLPS, NORMS, causal_mask, linear
 from sysout_jax.core.positions import rotate
 from sysout_jax.core.primitives import Heads
@@ -187,7 +187,13 @@ class Experts(Owner):
         router = linear(
             tokens, self.own("router", "D -> E"), self.own_bias("mlp", "router_bias", "E")
         )
-        routing = route(router, c.experts_per_token)
+        experts, weights = (
+            tap(name, of.reshape(*x.shape[:2], -1)).reshape(of.shape)
+            for name, of in zip(
+                ("experts", "routing"), choose(router, c.experts_per_token), strict=True
+            )
+        )
+        routing = route(experts, weights, c.experts)
         rows = gather(tokens, routing)
 
         def through(name: str, axes: str, rows: Array, init: str = "normal") -> Array:

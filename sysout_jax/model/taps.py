@@ -3,14 +3,15 @@
 A tap is a name and a reducer. The reducer sees the value of ONE sequence, runs inside jit, and
 only what it returns leaves the device; with None as the reducer the value itself comes back. An
 edit is a name and a function that replaces the value, which is how interventions are done. Names
-joined by "+", in the decoder's order, go to one reducer as its arguments: "value+attn_weights".
+joined by "+", in the decoder's order, go to one reducer as its arguments: "value+attn_weights"; an
+edit of joined names replaces the last of them.
 Where `ModelConfig.query_block` cuts attention into blocks of queries, its maps (attn_logits and
 attn_weights) never exist whole: reducers of them are `core.streaming.Blockwise`, and edits see one
 block. Axes are those of one sequence: T, S positions, D width, N heads, K KV heads, H head dim,
-F MLP width.
+F MLP width (of a mixture J F), J experts per token.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, cast
@@ -22,7 +23,7 @@ from sysout_jax.core.streaming import Blockwise, Partial, merge
 from sysout_jax.errors import InputError
 
 Reducer = Callable[..., Any]
-Edit = Callable[[Array, Array], Array]  # (value of the batch [B, ...], layer index []) -> value
+Edit = Callable[..., Array]  # (values of the batch [B, ...], layer index []) -> the last value
 
 TAPS: Mapping[str, str] = MappingProxyType(
     {
@@ -38,6 +39,8 @@ TAPS: Mapping[str, str] = MappingProxyType(
         "attn_mix": "T N H, what the variant returns, before the output projection",
         "attn_out": "T D, what attention adds to the residual stream",
         "mlp_norm": "T D, the MLP input after its norm",
+        "experts": "T J, of mixtures: the experts that a token goes to, best first",
+        "routing": "T J, the weights of those",
         "gate_out": "T F, of gated MLPs; of experts the chosen ones' side by side, best first",
         "up_out": "T F, of experts likewise",
         "act_out": "T F, after the activation function",
@@ -67,16 +70,20 @@ class Probe:
                 raise InputError(f"tap {name!r}: unknown; accepted: {', '.join(TAPS)}")
 
     def _asked(self) -> set[str]:
-        return {*(name for key in self.taps for name in key.split("+")), *self.edits}
+        return {name for key in (*self.taps, *self.edits) for name in key.split("+")}
 
     def at(self, layer: Array, recorded: dict[str, Any]) -> "LayerTap":
         """The tap function of one layer: edits a value, records it, and passes it on."""
         return LayerTap(self, layer, recorded)
 
-    def edited(self, name: str, value: Array, layer: Array) -> Array:
-        """The value that takes the place of `value`."""
+    def edited(self, name: str, seen: Mapping[str, Array], value: Array, layer: Array) -> Array:
+        """The value that takes the place of `value`; `seen` are the layer's values before it."""
         self._reached.add(name)
-        return self.edits[name](value, layer) if name in self.edits else value
+        for key, edit in self.edits.items():
+            *before, last = key.split("+")
+            if last == name:
+                value = edit(*_values(key, before, seen), value, layer)
+        return value
 
     def check_reached(self) -> None:
         """Refuse a run in which a tap or an edit names what this architecture does not have."""
@@ -99,7 +106,7 @@ class LayerTap:
 
     def __call__(self, name: str, value: Array) -> Array:
         """Edit a value, record it, and pass it on."""
-        value = self.probe.edited(name, value, self.layer)
+        value = self.probe.edited(name, self.seen, value, self.layer)
         self.seen[name] = value
         for key, reducer, values in self._complete(name, self.seen):
             self.recorded[key] = value if reducer is None else jax.vmap(reducer)(*values)
@@ -111,7 +118,7 @@ class LayerTap:
         seen = dict(self.seen)
 
         def tap(name: str, value: Array) -> Array:
-            value = seen[name] = self.probe.edited(name, value, self.layer)
+            value = seen[name] = self.probe.edited(name, seen, value, self.layer)
             for key, reducer, values in self._complete(name, seen):
                 if not isinstance(reducer, Blockwise):
                     raise InputError(
@@ -136,7 +143,11 @@ class LayerTap:
         """The taps whose last value is called `name`, with all of their values."""
         for key, reducer in self.probe.taps.items():
             *before, last = key.split("+")
-            if last == name and not set(before) <= set(seen):
-                raise InputError(f"tap {key!r}: accepted: names in the decoder's order")
             if last == name:
-                yield key, reducer, [seen[part] for part in (*before, last)]
+                yield key, reducer, [*_values(key, before, seen), seen[last]]
+
+
+def _values(key: str, before: Sequence[str], seen: Mapping[str, Array]) -> list[Array]:
+    if not set(before) <= set(seen):
+        raise InputError(f"tap {key!r}: accepted: names in the decoder's order")
+    return [seen[name] for name in before]

@@ -72,6 +72,7 @@ def by_feature(record: Record, part: Record) -> "Figure":
     """The features with the largest peaks in every layer; the larger, the larger."""
     figure, panels = grid(len(part["sites"]), 4.2, 2.8)
     labels = {"block_out": "channel", "down_in": "neuron"}
+    experts = ", expert after expert" if record["model"].get("experts") else ""
     for axes, (name, site) in zip(panels, part["sites"].items(), strict=True):
         features, ratio = array(site["features"]), array(site["over_median"])
         layer = np.broadcast_to(np.arange(len(features))[:, None], features.shape)
@@ -81,7 +82,7 @@ def by_feature(record: Record, part: Record) -> "Figure":
             layer, features, s=size, c=np.log10(np.maximum(ratio, 1e-12)), cmap="plasma_r", lw=0
         )
         axes.set_title(f"largest {labels[name]}s of |{name}|", loc="left")
-        axes.set(xlabel="layer", ylabel=f"{labels[name]} index")
+        axes.set(xlabel="layer", ylabel=f"{labels[name]} index{experts * (name == 'down_in')}")
         count_axis(axes.xaxis, len(features))
         bar = figure.colorbar(dots, ax=axes, label="log$_{10}$ of peak/median")
         bar.outline.set_visible(False)

@@ -1,5 +1,6 @@
 """Magnitudes as stems over a plane: the paper's 3-D plots."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,8 +84,23 @@ def joined(features: int, columns: int) -> int:
 
 def mark_label(panel: dict[str, Any], row: int, column: int, pieces: list[str]) -> str:
     """What is written at a marked entry, e.g. "token 0 'Summer', neuron 12"."""
-    of_row, of_column = panel["axes"]
-    first = f"token {row} '{pieces[row]}'" if of_row == "token" else f"{of_row} {row}"
-    if of_column == "key":
+    if panel["axes"][1] == "key":
         return f"key {column} '{pieces[column]}'"
-    return f"{first}, {of_column} {column}".replace("$", r"\$")
+    first = (
+        f"token {row} '{pieces[row]}'" if panel["axes"][0] == "token" else coordinate(panel, 0, row)
+    )
+    return f"{first}, {coordinate(panel, 1, column)}".replace("$", r"\$")
+
+
+def coordinate(panel: Mapping[str, Any], axis: int, index: int) -> str:
+    """An index on the rows (0) or columns (1) of a panel, e.g. "neuron 12 of expert 3"."""
+    name, count = panel["axes"][axis], (panel["rows"], panel["features"])[axis]
+    experts = panel.get("experts", 0)
+    if name != "neuron" or not experts:
+        return f"{name} {index}"
+    return f"neuron {of_expert(index, count // experts)}"
+
+
+def of_expert(index: int, width: int) -> str:
+    """Number `index` of a mixture, as that of one of its experts, which have `width` each."""
+    return f"{index % width} of expert {index // width}"

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sysout_jax.plots.stems import joined, mark_label
+from sysout_jax.plots.stems import coordinate, joined, mark_label
 
 Record = Mapping[str, Any]
 LEAST = 0.02  # of the largest value: shorter stems are left out
@@ -66,11 +66,12 @@ def _stems(panel: Record, pieces: list[str]) -> list[dict[str, Any]]:
         if value is not None and abs(value) >= LEAST * top
     ]
     x, y, z = ([stem[axis] for stem in stems] for axis in range(3))
-    of_row, of_column = panel["axes"]
+    of_token = panel["axes"][0] == "token"
     names = [
-        f"{of_row} {a}" + (f" {pieces[a]}" if of_row == "token" else "") + f", {of_column} {b}"
+        coordinate(panel, 0, a) + (f" {pieces[a]}" if of_token else "") + ", "
+        + coordinate(panel, 1, b)
         for a, b, _ in stems
-    ]
+    ]  # fmt: skip
     marks = [(row, column) for row, column in panel["marks"]]
     heights = [abs(values[row // row_step][column // step] or 0.0) for row, column in marks]
     return [

@@ -4,6 +4,8 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sysout_jax.report.words import row_of
+
 Record = Mapping[str, Any]
 
 
@@ -63,7 +65,8 @@ def _existence(part: Record, record: Record) -> str:
     weights = part["weights"]["outliers"] or part["weights"]["largest"]
     headings = ("weight", "layer", "input", "output", "value", "over mean")
     rows = [
-        [w[k] for k in ("matrix", "layer", "input", "output", "value", "ratio")] for w in weights
+        [w["matrix"], w["layer"], row_of(record, w), w["output"], w["value"], w["ratio"]]
+        for w in weights
     ]
     title = "Weight outliers" if part["weights"]["outliers"] else "Largest |W_down| of each layer"
     return f"<h3>{title}</h3>{table(headings, rows)}"

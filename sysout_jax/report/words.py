@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
+from sysout_jax.plots.stems import of_expert
+
 DETECTORS = {
     "an_block_out": (
         "activation outliers at block_out (An et al. 2025: |h| > {activation_ratio:g} x mean)"
@@ -49,13 +51,16 @@ def _existence(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
             continue
         tokens = _listed([f"{t} {pieces[t]!r}" for t in found["tokens"]])
         kind = "neuron" if found["detector"] == "an_down_in" else "channel"
-        features = f", {_plural(kind, found['features'])}" if found["features"] else ""
+        named = found["features"]
+        if kind == "neuron":
+            named = [neuron(record, index) for index in named]
+        features = f", {_plural(kind, named)}" if named else ""
         lines.append(f"{what}: {_plural('layer', found['layers'])}, token {tokens}{features}")
     weights = part["weights"]
     what = detector(record, "an_weight")
     if weights["outliers"]:
         entries = [
-            f"{w['matrix']}[{w['input']}, {w['output']}] of layer {w['layer']}"
+            f"{w['matrix']}[{row_of(record, w)}, {w['output']}] of layer {w['layer']}"
             for w in weights["outliers"]
         ]
         lines.append(f"{what}: {_listed(entries)}")
@@ -63,6 +68,23 @@ def _existence(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
         top = max(max(row) for row in weights["ratio"])
         lines.append(f"{what}: none; the largest ratio is {top:.3g}")
     return lines
+
+
+def neuron(record: Mapping[str, Any], index: int) -> str:
+    """A neuron by its number; of a mixture, by its number in its expert."""
+    model = record["model"]
+    if not model.get("experts"):
+        return str(index)
+    return of_expert(index, model["mlp_width"] or 4 * model["width"])
+
+
+def row_of(record: Mapping[str, Any], weight: Mapping[str, Any]) -> str:
+    """The input of a flagged weight; of a mixture's MLP, in its expert."""
+    if weight["matrix"] == "down":
+        return neuron(record, weight["input"])
+    if weight["matrix"] in ("gate", "up") and record["model"].get("experts"):
+        return of_expert(weight["input"], record["model"]["width"])
+    return str(weight["input"])
 
 
 def _positions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
@@ -121,7 +143,7 @@ def _lifecycle(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
         form = f"; the channel's form is rank one to {up['rank_one_share']:.0%} (theory D1)"
     lines.append(
         f"emergence: layer {up['layer']} adds {up['gained']:.3g}, by its {up['writer']}; neuron "
-        f"{up['neuron']} writes {up['neuron_share']:.0%} of the MLP's part{form}"
+        f"{neuron(record, up['neuron'])} writes {up['neuron_share']:.0%} of the MLP's part{form}"
     )
     spread = part["spread"]
     lines.append(
@@ -196,7 +218,7 @@ def _listed(items: list[Any], most: int = 8) -> str:
     return shown + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
-def _plural(noun: str, numbers: list[int]) -> str:
+def _plural(noun: str, numbers: list[Any]) -> str:
     return f"{noun}{'s' * (len(numbers) > 1)} {_listed(numbers)}"
 
 

@@ -1,11 +1,13 @@
 """A model with outliers planted by hand: where each kind is, is known."""
 
+from dataclasses import replace
 from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sysout_jax.analysis import mixture
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init, stack_blocks
 
@@ -19,6 +21,8 @@ CONFIG = ModelConfig(
     vocab=19, context=T, layers=4, width=32, heads=2, kv_heads=1, head_dim=16, mlp="swiglu",
     mlp_width=61, position="none", scan_layers=True,
 )  # fmt: skip
+MIXTURE = replace(CONFIG, experts=3, experts_per_token=2)
+MAKER, REMOVING = 2, 1  # the experts that have the two neurons
 
 
 def rows() -> np.ndarray:
@@ -35,15 +39,15 @@ def text(ids: list[int]) -> str:
 
 
 @cache
-def params():
-    """The planted parameters, layers stacked."""
-    unrolled = ModelConfig(**{**vars(CONFIG), "scan_layers": False})
+def params(config=CONFIG):
+    """The planted parameters, layers stacked; of a mixture, each neuron in one expert."""
+    unrolled = replace(config, scan_layers=False)
     p = jax.tree.map(np.array, init(unrolled, jax.random.key(3)))
     p["embed"] = np.random.default_rng(1).standard_normal(p["embed"].shape).astype(np.float32)
     p["embed"][:, [SEEN, CHANNEL]] = 0.0
     p["embed"][:, CONSTANT] = 3.0
     p["embed"][TRIGGER, SEEN] = 8.0
-    mlp = p[f"block_{MADE}"]["mlp"]
+    mlp = mlp_of(p, MADE, SEEN, MAKER)
     mlp["gate"][:, NEURON] = mlp["up"][:, NEURON] = 0.0
     mlp["gate"][SEEN, NEURON] = mlp["up"][SEEN, NEURON] = 2.0
     mlp["down"][NEURON, CHANNEL] = 300.0
@@ -54,7 +58,7 @@ def params():
     attention["out"][..., CHANNEL] = 0.0  # or other tokens would fire the remover
     attention["query"][:, 0] *= 0.01
     attention["query"][CONSTANT, 0, 0] = attention["key"][CHANNEL, 0, 0] = 4.0
-    mlp = p[f"block_{REMOVED}"]["mlp"]
+    mlp = mlp_of(p, REMOVED, CHANNEL, REMOVING)
     mlp["gate"][:, REMOVER] = mlp["up"][:, REMOVER] = 0.0
     mlp["gate"][CHANNEL, REMOVER] = mlp["up"][CHANNEL, REMOVER] = 8.0
     mlp["down"][REMOVER] = 0.0
@@ -67,7 +71,23 @@ def params():
     return stack_blocks(jax.tree.map(jnp.asarray, p))
 
 
+def mlp_of(p, layer, channel, expert):
+    """The MLP of a layer; of a mixture, that expert, which tokens with that channel now go to."""
+    mlp = p[f"block_{layer}"]["mlp"]
+    if "router" not in mlp:
+        return mlp
+    mlp["router"][channel, expert] = 20.0
+    return {name: weight[expert] for name, weight in mlp.items() if name != "router"}
+
+
+def neuron(config, expert, of_expert):
+    """The number of a neuron in the layer."""
+    number = expert * 61 + of_expert if config.experts else of_expert
+    assert mixture.place(config, number) == (expert if config.experts else 0, of_expert)
+    return number
+
+
 @cache
-def untrained():
+def untrained(config=CONFIG):
     """Initial parameters of the same architecture."""
-    return init(CONFIG, jax.random.key(4))
+    return init(config, jax.random.key(4))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sysout_jax.core.experts import expert_linear, gather, route, scatter
+from sysout_jax.core.experts import choose, expert_linear, gather, route, scatter
 
 T, E, D, F = 7, 5, 3, 4
 RNG = np.random.default_rng(0)
@@ -16,7 +16,7 @@ X, W, BIAS, ROUTER = (
 
 def through(x, weight, bias, router, chosen):
     """[T, J, F], and the weights of the J chosen experts."""
-    routing = route(router, chosen)
+    routing = route(*choose(router, chosen), E)
     out = expert_linear(gather(x, routing), weight, bias, routing)
     return scatter(out, routing), routing.weights
 
@@ -38,7 +38,7 @@ def test_every_token_goes_through_its_best_experts(chosen, biased):
 
 def test_an_expert_that_nobody_chooses():
     router = jnp.asarray(ROUTER).at[:, 2].set(-9.0)
-    routing = route(router, 2)
+    routing = route(*choose(router, 2), E)
     assert routing.counts[2] == 0
     assert int(routing.counts.sum()) == 2 * T
     assert (jnp.diff(routing.expert) >= 0).all()

@@ -340,15 +340,23 @@ def test_from_a_notebook(of_text, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def published(golden, tmp_path_factory):
-    """A published model's directory without a tokenizer, and ids that it can read."""
-    directory, _, _ = golden("llama")
+def of_family(golden, tmp_path_factory):
+    """Flags of a published model's directory without a tokenizer, and of ids that it can read."""
     texts = tmp_path_factory.mktemp("ids")
-    vocab = json.loads((directory / "config.json").read_text())["vocab_size"]
     random = np.random.default_rng(0)
     for part in ("train", "val"):
-        random.integers(0, vocab, 400, np.uint16).tofile(texts / f"{part}.bin")
-    return [f"--model={directory}", f"--corpus=tokens:{texts}", "--sequences=5", "--seq_len=7"]
+        random.integers(0, 19, 400, np.uint16).tofile(texts / f"{part}.bin")
+
+    def flags(case):
+        directory, _, _ = golden(case)
+        return [f"--model={directory}", f"--corpus=tokens:{texts}", "--sequences=5", "--seq_len=7"]
+
+    return flags
+
+
+@pytest.fixture
+def published(of_family):
+    return of_family("llama")
 
 
 def analysed(run_analyze, workdir, *arguments):
@@ -358,7 +366,9 @@ def analysed(run_analyze, workdir, *arguments):
     return json.loads((directory / "result.json").read_text()), outcome
 
 
-def test_streaming_finds_what_a_model_in_memory_shows(published, run_analyze, tmp_path):
+@pytest.mark.parametrize("case", ["llama", "mixtral"])
+def test_streaming_finds_what_a_model_in_memory_shows(of_family, case, run_analyze, tmp_path):
+    published = of_family(case)
     whole, _ = analysed(
         run_analyze, tmp_path / "whole", *published, "--only=existence,positions,relations"
     )

@@ -15,10 +15,12 @@ from sysout_jax.model.decoder import forward, init, stack_blocks
 from sysout_jax.model.taps import TAPS
 
 B, T, D, N, K, H, F, L = 3, 7, 13, 4, 2, 6, 19, 2
+E, J = 5, 3  # experts, and those of a token
 GELU = ModelConfig(
     vocab=17, context=T, layers=L, width=D, heads=N, kv_heads=K, head_dim=H, mlp_width=F
 )
 GATED = dataclasses.replace(GELU, mlp="swiglu", position="rope", variant="context_scale")
+MIXTURE = dataclasses.replace(GATED, experts=E, experts_per_token=J)
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 17, (B, T)), jnp.int32)
 # What one sequence's value measures, from the letters that a tap's text starts with.
 SIZES = {"T": T, "S": T, "D": D, "N": N, "K": K, "H": H, "F": F}
@@ -43,6 +45,8 @@ def present(config):
         missing.add("gate_out")
     if config.variant in ("softmax", "attention_bias"):
         missing.add("attn_gate")
+    if not config.experts:
+        missing |= {"experts", "routing"}
     return [name for name in TAPS if name not in missing]
 
 
@@ -80,7 +84,7 @@ def test_shapes_are_those_of_the_text(variant):
 
 
 def test_every_tap_is_recorded_somewhere():
-    names = {name for config in (GELU, GATED) for name in recorded(config)[1]}
+    names = {name for config in (GELU, MIXTURE) for name in recorded(config)[1]}
     assert names == set(TAPS)
 
 
@@ -123,6 +127,41 @@ def test_taps_of_the_mlp():
         close(taps["down_out"], np.stack([hidden[i] @ p["down"] for i, p in enumerate(blocks)]))
     gates = [noisy(GATED)[f"block_{i}"]["mlp"]["gate"] for i in range(L)]
     close(gated["gate_out"], np.stack([gated["mlp_norm"][i] @ g for i, g in enumerate(gates)]))
+
+
+def test_taps_of_a_mixture():
+    """The chosen experts' neurons side by side, best first; down_out is their weighted sum."""
+    taps = recorded(MIXTURE)[1]
+    for layer in range(L):
+        mlp = jax.tree.map(np.asarray, noisy(MIXTURE)[f"block_{layer}"]["mlp"])
+        x = taps["mlp_norm"][layer].reshape(-1, D)
+        router = x @ mlp["router"]
+        chosen = np.argsort(-router, axis=1)[:, :J]
+        np.testing.assert_array_equal(taps["experts"][layer].reshape(-1, J), chosen)
+        share = np.exp(np.take_along_axis(router, chosen, 1))
+        share /= share.sum(1, keepdims=True)
+        close(taps["routing"][layer].reshape(-1, J), share)
+        for name, weight in (("up_out", "up"), ("gate_out", "gate")):
+            expected = np.einsum("td,tjdf->tjf", x, mlp[weight][chosen])
+            close(taps[name][layer].reshape(-1, J, F), expected)
+        hidden = taps["down_in"][layer].reshape(-1, J, F)
+        expected = np.einsum("tjf,tjfd,tj->td", hidden, mlp["down"][chosen], share)
+        close(taps["down_out"][layer].reshape(-1, D), expected)
+
+
+def test_routing_can_be_edited():
+    """To send every token to expert 2 alone is to be a model whose only MLP is that one."""
+    edits = {
+        "experts": lambda chosen, layer: jnp.full_like(chosen, 2),
+        "routing": lambda weights, layer: jnp.full_like(weights, 1 / J),
+    }
+    found = run(MIXTURE, edits)[0]
+    alone = dict(noisy(MIXTURE))
+    for layer in range(L):
+        block = alone[f"block_{layer}"]
+        mlp = {name: of[2] for name, of in block["mlp"].items() if name != "router"}
+        alone[f"block_{layer}"] = {**block, "mlp": mlp}
+    close(found, so.apply(so.Model(GATED, alone), TOKENS)[0])
 
 
 def test_keys_are_recorded_after_their_rotation():
@@ -362,6 +401,20 @@ def test_names_joined_go_to_one_reducer():
     raw = recorded(GATED)[1]
     expected = np.einsum("LBTNH,LBSKH->LBNKTS", raw["query"], raw["key"])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_edit_of_joined_names_replaces_the_last():
+    def edit(query, key, layer):
+        return key + query[:, :, ::2]
+
+    taps = run(GATED, {"query+key": edit}, {"query": None, "key": None})[1]
+    raw = recorded(GATED)[1]
+    close(taps["query"][0], raw["query"][0])
+    close(taps["key"][0], raw["key"][0] + raw["query"][0][:, :, ::2])
+    with pytest.raises(
+        InputError, match="tap 'key\\+query': accepted: names in the decoder's order"
+    ):
+        run(GATED, {"key+query": edit})
 
 
 @pytest.mark.parametrize(
