@@ -59,6 +59,25 @@ def override(config: C, flag_values: dict[str, Any]) -> C:
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
+def restore(config_type: type[C], stored: dict[str, Any]) -> C:
+    """The config that a run wrote as config.json.
+
+    Raises:
+      InputError: other fields than the config has, as another version would write.
+    """
+    hints = typing.get_type_hints(config_type)
+    if set(stored) != set(hints):
+        odd = ", ".join(sorted(set(stored) ^ set(hints)))
+        raise InputError(f"config.json: {odd}; accepted: the fields that this version writes")
+    values: dict[str, Any] = {}
+    for name, value in stored.items():
+        if dataclasses.is_dataclass(hints[name]):
+            values[name] = restore(typing.cast(type, hints[name]), value)
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return config_type(**values)
+
+
 def numbers(name: str, values: list[str], kind: type) -> tuple[Any, ...]:
     """The value of a list flag as integers, or as numbers where `kind` is float.
 

@@ -228,12 +228,12 @@ def _entry(trained: Run, corpus: Corpus, seconds: float) -> dict[str, Any]:
         "normalised": variant.normalised,
         "parameters": sum(x.size for x in jax.tree.leaves(trained.model().params)),
         "seconds": seconds,
-        **_history(trained),
+        **history(trained),
         "snapshot": _snapshot(trained, corpus),
     }
 
 
-def _history(trained: Run) -> dict[str, Any]:
+def history(trained: Run) -> dict[str, Any]:
     """Rows of the log as columns: [steps][seeds], the seeds in the order of the config."""
     by_step: dict[int, list[dict[str, Any]]] = {}
     for row in trained.rows:

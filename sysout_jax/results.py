@@ -50,6 +50,27 @@ class RunDirectory:
         except OSError as error:
             raise InputError(unwritable(workdir, error)) from error
 
+    @classmethod
+    def reopened(cls, path: str | os.PathLike[str]) -> "RunDirectory":
+        """The directory of a run that is to go on; metrics.jsonl grows where it ended.
+
+        Raises:
+          InputError: there is no config.json in it, or it cannot be written.
+        """
+        self = cls.__new__(cls)
+        self.path = Path(path)
+        if not (self.path / "config.json").is_file():
+            raise InputError(
+                f"--resume={path}: no config.json there; accepted: the directory of a run"
+            )
+        try:
+            self._metrics = (self.path / "metrics.jsonl").open("a")
+        except OSError as error:
+            raise InputError(
+                f"--resume={path}: {error.strerror}; accepted: a directory that is writable"
+            ) from error
+        return self
+
     def write(self, name: str, value: Any) -> Path:
         """Write `name` (a file name ending in .json) from dataclasses, mappings and arrays."""
         return write_json(self.path / name, value)
@@ -159,7 +180,7 @@ def provenance() -> dict[str, Any]:
     return {
         "command": shlex.join([*program, *arguments]),
         "started": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
-        "code": _code_version(),
+        "code": code_version(),
         "python": ".".join(map(str, sys.version_info[:3])),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "device": {
@@ -171,7 +192,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _code_version() -> dict[str, Any]:
+def code_version() -> dict[str, Any]:
     """The commit of the clone that this file is in, and whether it was changed since."""
     root = Path(__file__).parent.parent
 

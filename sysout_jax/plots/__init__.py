@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sysout_jax.errors import InputError
-from sysout_jax.plots import analysis, compression, variants
+from sysout_jax.plots import analysis, compression, convergence, variants
 from sysout_jax.plots.style import STYLE, save
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ EXPERIMENTS: Mapping[str, tuple[Any, tuple[str, ...]]] = {
     "variants": (variants.figures, (".png",)),
     "analysis": (analysis.figures, (".png", ".pdf")),
     "compression": (compression.figures, (".png", ".pdf")),
+    "convergence": (convergence.figures, (".png", ".pdf")),
 }
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 from absl import flags
 
-from experiments import analyze, compress, launch, variants
+from experiments import analyze, compress, convergence, launch, variants
 
 FLAGS = flags.FLAGS
 
@@ -51,3 +51,9 @@ def run_analyze() -> Callable[..., Outcome]:
 def run_compress() -> Callable[..., Outcome]:
     """Call `python -m experiments.compress` with these arguments."""
     return _binary(compress)
+
+
+@pytest.fixture(scope="session")
+def run_convergence() -> Callable[..., Outcome]:
+    """Call `python -m experiments.convergence` with these arguments."""
+    return _binary(convergence)

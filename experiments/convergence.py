@@ -1,0 +1,338 @@
+"""Do variants without outliers converge faster? Learning rates, seeds, tokens, time, intervals.
+
+python -m experiments.convergence                                          # Bigram-Backcopy
+python -m experiments.convergence --corpus=PATH --model=llama-tiny --lrs=1e-3,3e-3 --steps=2000
+python -m experiments.convergence --resume=runs/convergence/RUN --lrs=1e-2    # go on, and more
+python -m experiments.convergence --redraw=runs/convergence/RUN
+"""
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from rich.console import Console
+
+from experiments import launch
+from experiments.convergence_report import compared, markdown_tables, print_tables
+from experiments.report import Progress, reading
+from experiments.variants import BACKCOPY, FILLED_IN, SMOKE, TEXT, history
+from sysout_jax import plots
+from sysout_jax.analysis import proxies
+from sysout_jax.core.attention import PAPER, VARIANTS
+from sysout_jax.data import load_corpus
+from sysout_jax.errors import Diverged, InputError
+from sysout_jax.model.config import SHAPES, one_of
+from sysout_jax.model.decoder import parameter_count
+from sysout_jax.results import RunDirectory, code_version, read_record, write_json
+from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.loop import Corpus, Run, train
+from sysout_jax.training.optimizer import OptimizerConfig
+from sysout_jax.training.timing import step_flops, step_seconds
+
+FLAGS = flags.FLAGS
+# The learning rate is constant after warm-up: then every step is the end of a shorter run, and
+# losses may be compared at any of them.
+SYNTHETIC = replace(BACKCOPY, measure_every=50)
+SYNTHETIC_LRS = (2.3e-3, 7e-3, 2.1e-2)
+REAL = replace(
+    TEXT, seeds=(0, 1, 2), steps=300, measure_every=25,
+    optimizer=OptimizerConfig(schedule="constant"),
+)  # fmt: skip
+REAL_LRS = (1e-3, 3e-3, 9e-3)
+SEQUENCES = 64  # of each zero-shot measure
+GOES_ON = ("lrs", "variants")  # flags that may be given with --resume
+OF_A_CELL = ("corpus", "variant", "lr", "checkpoint_every", *FILLED_IN)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines a comparison; a cell is one variant at one learning rate."""
+
+    train: TrainConfig = SYNTHETIC  # but for variant and learning rate
+    variants: tuple[str, ...] = PAPER
+    lrs: tuple[float, ...] = SYNTHETIC_LRS
+    baseline: str = "softmax"
+    rounds: int = 20  # of the interleaved timing
+    workdir: str = "runs"
+
+    def __post_init__(self) -> None:
+        for name in (self.baseline, *self.variants):
+            one_of("variants", name, tuple(VARIANTS))
+        if self.baseline not in self.variants:
+            raise InputError(
+                f"--baseline={self.baseline}: accepted: one of --variants={','.join(self.variants)}"
+            )
+        if self.rounds < 1:
+            raise InputError(f"--rounds={self.rounds}: accepted: an integer of at least 1")
+        names = tuple(f"{lr:g}" for lr in self.lrs)
+        for flag, values in (("variants", self.variants), ("lrs", names)):
+            if not values or len(set(values)) < len(values):
+                found = ",".join(values)
+                raise InputError(f"--{flag}={found}: accepted: at least one, none of them twice")
+        for lr in self.lrs:
+            if not 0 < lr < float("inf"):
+                raise InputError(f"--lrs={','.join(names)}: accepted: finite numbers above 0")
+
+    def cell(self, variant: str, lr: float) -> TrainConfig:
+        """The training run of a cell."""
+        optimizer = replace(self.train.optimizer, lr=lr)
+        return replace(self.train, variant=variant, optimizer=optimizer)
+
+
+def run(config: Config, console: Console, resumed: Path | None = None) -> RunDirectory:
+    """Train every cell that is not there yet, compare, draw; a finished cell is on disk at once."""
+    train_config = config.train
+    with reading(console, train_config.corpus) as progress:
+        corpus: Corpus = load_corpus(
+            train_config.corpus, train_config.tokenizer, train_config.bos, progress=progress
+        )
+    for split in ("train", "val"):
+        corpus.batch(split, 0, 0, train_config.batch_size, train_config.seq_len)
+    directory = RunDirectory.reopened(resumed) if resumed else RunDirectory(
+        config.workdir, "convergence"
+    )  # fmt: skip
+    directory.write("config.json", config)
+    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
+    about = _describe(config, corpus)
+    with directory.record("convergence", **about, variants={}, cells=[], compared={}) as record:
+        record["variants"] = _costs(config, corpus, directory, console)
+        try:
+            _train_all(config, corpus, directory, console, record["cells"])
+        finally:
+            record["compared"] = compared(record)
+    found = read_record(directory.path)
+    print_tables(console, found)
+    figures = plots.draw(found, directory.path / "figures")
+    console.print(f"record   {directory.path / 'result.json'}", soft_wrap=True, markup=False)
+    console.print("figures  " + "\n         ".join(map(str, figures)), soft_wrap=True, markup=False)
+    return directory
+
+
+def _describe(config: Config, corpus: Corpus) -> dict[str, Any]:
+    c = config.train
+    return {
+        "corpus": c.corpus,
+        "baseline": config.baseline,
+        "lrs": list(config.lrs),
+        "config": c,
+        "tokens": corpus.tokens,
+        "split": corpus.split,
+        "epochs": corpus.epochs(c.steps, c.batch_size, c.seq_len),
+        "tokens_per_step": c.batch_size * c.seq_len,
+    }
+
+
+def _costs(
+    config: Config, corpus: Corpus, directory: RunDirectory, console: Console
+) -> dict[str, Any]:
+    """Parameters, operations and seconds of each variant; from a file if all were timed before."""
+    path = directory.path / "costs.json"
+    if path.exists() and list(found := json.loads(path.read_text())) == list(config.variants):
+        return dict(found)
+    cells = {name: config.cell(name, config.lrs[0]) for name in config.variants}
+    with console.status(f"timing {len(cells)} variants in turn"):
+        seconds = step_seconds(cells, corpus.vocab, config.rounds)
+    costs = {
+        name: {
+            "label": VARIANTS[name].label,
+            "order": list(VARIANTS).index(name),
+            "parameters": parameter_count(cell.architecture(corpus.vocab)),
+            "flops": step_flops(cell, corpus.vocab),
+            "seconds": seconds[name],
+        }
+        for name, cell in cells.items()
+    }
+    return dict(json.loads(directory.write("costs.json", costs).read_text()))
+
+
+def _train_all(
+    config: Config, corpus: Corpus, directory: RunDirectory, console: Console, found: list[Any]
+) -> None:
+    """Read or train every cell, learning rate by learning rate, into `found`."""
+    place = directory.path / "cells"
+    place.mkdir(exist_ok=True)
+    cells = {f"{name} {lr:g}": (name, lr) for lr in config.lrs for name in config.variants}
+    with Progress(console, config.train, tuple(cells)) as progress:
+        for title, (name, lr) in cells.items():
+            path = place / f"{name}-{lr:g}.json"
+            if not path.exists():
+
+                def log(row: dict[str, Any], title: str = title, lr: float = lr) -> None:
+                    directory.log({"lr": lr, **row})
+                    progress.update(row | {"variant": title})
+
+                write_json(path, _train(config.cell(name, lr), corpus, log))
+            found.append(json.loads(path.read_text()))
+
+
+def _train(cell: TrainConfig, corpus: Corpus, log: Any) -> dict[str, Any]:
+    """What the record says of a cell."""
+    begun = time.perf_counter()
+    about = {
+        "variant": cell.variant,
+        "lr": cell.optimizer.lr,
+        "seeds": cell.seeds,
+        "code": code_version(),
+        "device": jax.devices()[0].device_kind,
+    }
+    try:
+        trained = train(cell, corpus, log)
+    except Diverged as error:
+        return about | {"diverged": {"step": error.step, "seed": error.seed}}
+    measured = history(trained)["measured"]
+    return about | {
+        "step": measured["step"],
+        "val_loss": measured["val_loss"],
+        "measures": {name: values[-1] for name, values in measured["measures"].items()},
+        "zero_shot": _zero_shot(trained, corpus),
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def _zero_shot(trained: Run, corpus: Corpus) -> dict[str, list[Any]]:
+    """Whole next words where there is text, and copying from the context: [seeds] each."""
+    c = trained.config
+    found: dict[str, list[Any]] = {}
+    specials = {corpus.bos} if corpus.bos is not None else set()
+    if trained.tokenizer is not None:
+        specials |= {trained.tokenizer.eot}
+        kinds = proxies.vocabulary(trained.tokenizer.decode, corpus.vocab, specials)
+        rows = corpus.batch("val", 0, 0, SEQUENCES, c.seq_len)
+    ids = np.array([i for i in range(corpus.vocab) if i not in specials])
+    length = c.seq_len // 2
+    twice = proxies.repeated(jax.random.key(0), ids, length, SEQUENCES, corpus.bos)
+    for seed in c.seeds:
+        model = trained.model(seed)
+        guesses, losses = proxies.greedy(model.config, model.params, twice)
+        copied = proxies.copying(twice, guesses, losses, length)
+        for name in ("loss_first", "loss_second", "accuracy"):
+            found.setdefault(f"copy_{name}", []).append(getattr(copied, name))
+        if trained.tokenizer is not None:
+            guesses, _ = proxies.greedy(model.config, model.params, rows)
+            right, total = proxies.next_words(kinds, rows, guesses, c.seq_len // 4)
+            found.setdefault("next_word", []).append(right / total if total else float("nan"))
+            found.setdefault("words", []).append(total)
+    return found
+
+
+# ----------------------------------------------------------------------------- the binary
+
+
+def main() -> None:
+    console = Console()
+    if FLAGS.redraw:
+        redraw(Path(FLAGS.redraw), console)
+    elif FLAGS.resume:
+        path = Path(FLAGS.resume)
+        run(resumed_config(path), console, path)
+    else:
+        run(config_from_flags(), console)
+
+
+def redraw(directory: Path, console: Console) -> None:
+    """Print and draw the record of a run.
+
+    Raises:
+      InputError: there is no record of this experiment.
+    """
+    record = read_record(directory)
+    try:
+        if FLAGS.markdown:
+            print("\n\n".join(markdown_tables(record).values()))
+        else:
+            print_tables(console, record)
+        figures = plots.draw(record, directory / "figures")
+    except (KeyError, TypeError, IndexError) as error:
+        raise InputError(
+            f"--redraw={directory}: result.json is no record of this experiment ({error!r}); "
+            "accepted: a run directory of experiments.convergence"
+        ) from error
+    if not FLAGS.markdown:
+        console.print("\n".join(map(str, figures)), soft_wrap=True, markup=False)
+
+
+def resumed_config(path: Path) -> Config:
+    """The config of a run that is to go on, with more rates and variants if the flags say so.
+
+    Raises:
+      InputError: no run of this experiment, or a flag that would change what is there.
+    """
+    for name in FLAGS:
+        mine = str(FLAGS.find_module_defining_flag(name)).startswith("experiments")
+        if mine and FLAGS[name].present and name not in ("resume", *GOES_ON):
+            raise InputError(
+                f"--{name}: the run in --resume={path} has its own; accepted: --lrs and --variants"
+            )
+    try:
+        stored = json.loads((path / "config.json").read_text())
+        config = launch.restore(Config, stored)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"--resume={path}: {reason}; accepted: a run directory of experiments.convergence"
+        ) from error
+    lrs = launch.numbers("lrs", FLAGS.lrs or [], float)
+    known = {f"{lr:g}" for lr in config.lrs}
+    more = tuple(lr for lr in lrs if f"{lr:g}" not in known)
+    names = tuple(name for name in FLAGS.variants or [] if name not in config.variants)
+    return replace(config, lrs=config.lrs + more, variants=config.variants + names)
+
+
+def config_from_flags() -> Config:
+    """The comparison that the flags ask for.
+
+    Raises:
+      InputError: a flag's value is not accepted.
+    """
+    synthetic = FLAGS.corpus == "backcopy"
+    base = SYNTHETIC if synthetic else replace(REAL, corpus=FLAGS.corpus)
+    lrs: tuple[float, ...] = SYNTHETIC_LRS if synthetic else REAL_LRS
+    variants = PAPER
+    if FLAGS.model is not None:
+        one_of("model", FLAGS.model, tuple(SHAPES))
+        base = replace(base, model=SHAPES[FLAGS.model])
+    if jax.default_backend() != "cpu":
+        base = launch.override(base, {"dtype": "bfloat16"})
+    rounds = FLAGS.rounds
+    if FLAGS.smoke:
+        base, lrs, variants = launch.override(base, SMOKE), lrs[:2], ("softmax", "context_scale")
+        rounds = 2
+    given = {name: FLAGS[name].value for name in FLAGS if name not in OF_A_CELL}
+    if FLAGS.lrs is not None:
+        lrs = launch.numbers("lrs", FLAGS.lrs, float)
+    if FLAGS.variants is not None:
+        variants = tuple(VARIANTS) if FLAGS.variants == ["all"] else tuple(FLAGS.variants)
+    base = launch.override(base, given)
+    return Config(base, variants, lrs, FLAGS.baseline, rounds, FLAGS.workdir)
+
+
+def define_flags() -> None:
+    """Define the flags of this binary."""
+    flags.DEFINE_string(
+        "corpus", "backcopy", "backcopy (a synthetic task), stdlib (Python's own source), PATH (a "
+        "file, directory or glob), tokens:DIR (nanoGPT's train.bin and val.bin)",
+    )  # fmt: skip
+    flags.DEFINE_list("variants", None, f"to compare, or all; default: {','.join(PAPER)}")
+    flags.DEFINE_list("lrs", None, "learning rates that each variant is trained with")
+    flags.DEFINE_string("baseline", "softmax", "the variant that the others are compared with")
+    flags.DEFINE_string("model", None, f"shape to start from: {', '.join(SHAPES)}")
+    flags.DEFINE_integer("rounds", 20, "how often the step of each variant is timed, in turn")
+    flags.DEFINE_string("workdir", "runs", "where run directories go")
+    flags.DEFINE_bool("smoke", False, "a few steps of two variants at two rates, in seconds")
+    flags.DEFINE_string(
+        "resume", None, "go on with this run directory; --lrs and --variants add to it"
+    )
+    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
+    flags.DEFINE_bool("markdown", False, "print tables in Markdown")
+    launch.define_overrides(TrainConfig, skip=OF_A_CELL)
+    flags.adopt_module_key_flags(launch)  # so that --help lists them
+
+
+if __name__ == "__main__":
+    define_flags()
+    launch.launch(main)

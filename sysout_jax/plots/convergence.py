@@ -1,0 +1,116 @@
+"""Loss curves with bands, learning rates, and speed-ups of the convergence experiment."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sysout_jax.analysis.statistics import mean_interval
+from sysout_jax.plots.style import COLOURS, array, grid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Record = Mapping[str, Any]
+SEEN = 0.1  # of the run: its first tenth is left out where losses are compared
+
+
+def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
+    """Every figure of a convergence record, by name."""
+    if record["compared"]:
+        yield "loss", _loss(record)
+        yield "rates", _rates(record)
+        yield "speed", _speed(record)
+
+
+def _colour(record: Record, name: str) -> str:
+    return COLOURS[record["variants"][name]["order"] % len(COLOURS)]
+
+
+def _cells(record: Record, name: str) -> list[Record]:
+    """The cells of a variant that have a loss to show, by learning rate."""
+    mine = [c for c in record["cells"] if c["variant"] == name and "diverged" not in c]
+    return sorted(mine, key=lambda cell: cell["lr"])
+
+
+def _curve(record: Record, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, and losses [n, seeds], at the best learning rate."""
+    lr = record["compared"]["variants"][name]["lr"]
+    (cell,) = [cell for cell in _cells(record, name) if cell["lr"] == lr]
+    return array(cell["step"]), array(cell["val_loss"])
+
+
+def _band(axes: "Axes", steps: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
+    """The mean over seeds in a band of Student's 95% interval."""
+    found = np.array([mean_interval(row) for row in values])
+    axes.plot(steps, found[:, 0], color=colour, lw=1.2, label=label)
+    axes.fill_between(steps, found[:, 1], found[:, 2], color=colour, alpha=0.13, lw=0)
+
+
+def _loss(record: Record) -> "Figure":
+    """Validation loss, and its difference from the baseline's in pairs of seeds."""
+    figure, (losses, differences) = grid(2, 4.6, 3.3)
+    _, base = _curve(record, record["baseline"])
+    for name, its in record["compared"]["variants"].items():
+        steps, values = _curve(record, name)
+        shown = steps >= SEEN * steps[-1]
+        colour, label = _colour(record, name), record["variants"][name]["label"]
+        _band(losses, steps[shown], values[shown], colour, f"{label}, lr {its['lr']:g}")
+        if name != record["baseline"]:
+            _band(differences, steps[shown], (values - base)[shown], colour, label)
+    losses.set_ylabel("validation loss, nats per token")
+    losses.set_title(record["corpus"], loc="left")
+    losses.legend(fontsize=7.5)
+    differences.axhline(0, color="#222222", lw=0.8)
+    differences.set_ylabel(f"minus that of {record['variants'][record['baseline']]['label']}")
+    differences.set_title("mean and 95% interval over seeds", loc="left")
+    for axes in (losses, differences):
+        axes.set_xlabel("optimiser steps")
+    return figure
+
+
+def _rates(record: Record) -> "Figure":
+    """The last loss of each variant at each learning rate."""
+    figure, (axes,) = grid(1, 5.4, 3.3)
+    for name in record["variants"]:
+        cells = _cells(record, name)
+        found = np.array([mean_interval(array(c["val_loss"][-1])) for c in cells]).reshape(-1, 3)
+        lrs = np.array([cell["lr"] for cell in cells])
+        reach = np.nan_to_num(np.abs(found[:, 1:] - found[:, :1])).T
+        label = record["variants"][name]["label"]
+        axes.errorbar(
+            lrs, found[:, 0], yerr=reach, fmt="o-", ms=3.5, lw=1.2, capsize=2,
+            color=_colour(record, name), label=label,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xticks(record["lrs"], [f"{lr:g}" for lr in record["lrs"]])
+    axes.minorticks_off()
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("validation loss at the last step")
+    axes.set_title(f"{record['corpus']}, mean and 95% interval over seeds", loc="left")
+    axes.legend(fontsize=7.5)
+    return figure
+
+
+def _speed(record: Record) -> "Figure":
+    """Speed-ups to the baseline's last loss, in steps and in time."""
+    others = [n for n in record["compared"]["variants"] if n != record["baseline"]]
+    figure, panels = grid(2, 4.0, 0.9 + 0.3 * len(others), sharey=True)
+    places = np.arange(len(others))[::-1]
+    for axes, key, title in zip(
+        panels, ("speedup", "speedup_seconds"), ("in steps", "in time"), strict=True
+    ):
+        for place, name in zip(places, others, strict=True):
+            mean, low, high = record["compared"]["variants"][name][key]
+            axes.errorbar(
+                mean, place, xerr=[[max(mean - low, 0)], [max(high - mean, 0)]], fmt="o", ms=4,
+                color=_colour(record, name), capsize=2.5, lw=1.2,
+            )  # fmt: skip
+        axes.axvline(1, color="#222222", lw=0.8)
+        axes.set_title(title, loc="left")
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("speed-up to the baseline's last loss (0: not reached)")
+        axes.set_ylim(-0.6, len(others) - 0.4)
+    panels[0].set_yticks(places, [record["variants"][name]["label"] for name in others])
+    return figure

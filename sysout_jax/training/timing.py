@@ -1,0 +1,75 @@
+"""What a training step costs: time measured side by side, and floating-point operations."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from sysout_jax.model.decoder import param_axes
+from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.optimizer import make_optimizer
+from sysout_jax.training.step import make_step, make_steps, start
+
+STEPS = 5  # optimiser steps in each timed call
+
+
+def step_seconds(
+    configs: Mapping[str, TrainConfig], vocab: int, rounds: int, steps: int = STEPS
+) -> dict[str, np.ndarray]:
+    """Seconds per optimiser step of one seed, every config in each round.
+
+    One after the other, a slow minute of the machine would count against one config alone. So all
+    are compiled first and then called in turn, every second round in the opposite order, which
+    takes out a steady drift as well. Compare ratios within rounds.
+
+    Args:
+      configs: name -> run; only its first seed is timed, on random tokens.
+      vocab: of the corpus.
+      rounds: how often each is called.
+      steps: in each call.
+
+    Returns:
+      name -> [rounds].
+    """
+    calls, states, batches = {}, {}, {}
+    for name, config in configs.items():
+        architecture = config.architecture(vocab)
+        optimizer = make_optimizer(config.optimizer, config.steps, param_axes(architecture))
+        key = jax.random.key(config.seeds[0])
+        shape = (steps, 1, config.batch_size, config.seq_len + 1)
+        batches[name] = jax.random.randint(key, shape, 0, vocab)
+        states[name] = jax.vmap(partial(start, architecture, optimizer))(key[None])
+        calls[name] = make_steps(make_step(architecture, optimizer, config.accumulate))
+
+    def call(name: str) -> float:
+        begun = time.perf_counter()
+        states[name], report = calls[name](states[name], batches[name])
+        jax.block_until_ready((states[name], report))
+        return (time.perf_counter() - begun) / steps
+
+    for name in configs:
+        call(name)  # compiles
+    seconds: dict[str, list[float]] = {name: [] for name in configs}
+    for turn in range(rounds):
+        for name in list(configs)[:: -1 if turn % 2 else 1]:
+            seconds[name].append(call(name))
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def step_flops(config: TrainConfig, vocab: int) -> float:
+    """Floating-point operations of one optimiser step, as XLA counts them before it optimises.
+
+    Loops are counted once whatever their length, so layers, queries and the parts of a batch are
+    laid out without any.
+    """
+    architecture = replace(config.architecture(vocab), scan_layers=False, query_block=None)
+    optimizer = make_optimizer(config.optimizer, config.steps, param_axes(architecture))
+    state = jax.eval_shape(partial(start, architecture, optimizer), jax.random.key(0))
+    batch = jax.ShapeDtypeStruct((config.batch_size, config.seq_len + 1), np.int32)
+    lowered = jax.jit(make_step(architecture, optimizer)).lower(state, batch)
+    counted: Any = lowered.cost_analysis()
+    return float(counted["flops"])

@@ -1,0 +1,255 @@
+"""The convergence experiment as a user meets it: cells, resuming, tables, figures, refusals."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from experiments import convergence
+from experiments.convergence_report import compared, markdown_tables, sentences, tables
+from sysout_jax.errors import Diverged
+from sysout_jax.results import plain
+from sysout_jax.training.loop import train
+
+TINY = (
+    "--width=8", "--heads=1", "--layers=1", "--steps=6", "--steps_per_call=2", "--measure_every=2",
+    "--batch_size=3", "--val_batches=1", "--seq_len=9", "--rounds=2", "--seeds=3,5",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "some text.txt"
+    words = "Summer is warm. Winter is cold.\n"
+    path.write_text("<|endoftext|>".join(words * n for n in range(1, 9)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(run_convergence, tmp_path_factory, text_file):
+    """A run that was interrupted in its second cell, and then went on with one more rate."""
+    place = tmp_path_factory.mktemp("runs")
+    trained, runs = [], {}
+
+    def counted(cell, *rest):
+        """Train each variant once, for tests must be quick: rates are the same run."""
+        if len(trained) == 1 and not place.joinpath("stopped").exists():
+            place.joinpath("stopped").touch()
+            raise KeyboardInterrupt
+        trained.append((cell.variant, cell.optimizer.lr))
+        if cell.variant not in runs:
+            runs[cell.variant] = train(cell, *rest)
+        return runs[cell.variant]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convergence, "train", counted)
+        first = run_convergence(
+            *TINY, f"--corpus={text_file}", "--variants=softmax,context_scale", "--lrs=0.01",
+            f"--workdir={place}",
+        )  # fmt: skip
+        (directory,) = (place / "convergence").iterdir()
+        halfway = json.loads((directory / "result.json").read_text())
+        kept = (directory / "cells" / "softmax-0.01.json").read_bytes()
+        second = run_convergence(f"--resume={directory}", "--lrs=0.03,0.01")
+    assert (directory / "cells" / "softmax-0.01.json").read_bytes() == kept
+    return directory, first, halfway, second, trained, runs
+
+
+@pytest.fixture(scope="module")
+def record(finished):
+    return json.loads((finished[0] / "result.json").read_text())
+
+
+def test_an_interrupted_run_keeps_its_cells_and_goes_on(finished, record):
+    _, first, halfway, second, trained, _ = finished
+    assert (first.status, first.err) == (130, "error: interrupted\n")
+    assert halfway["status"] == "interrupted"
+    assert [c["variant"] for c in halfway["cells"]] == ["softmax"]
+    assert list(halfway["compared"]["variants"]) == ["softmax"]
+    assert second.status == 0, second.err
+    names = ("softmax", "context_scale")
+    assert trained == [(name, lr) for lr in (0.01, 0.03) for name in names]
+    assert record["status"] == "complete"
+    assert record["lrs"] == [0.01, 0.03]
+    assert record["variants"] == halfway["variants"]  # timed once
+    assert [(c["variant"], c["lr"]) for c in record["cells"]] == trained
+
+
+def test_a_cell_is_what_training_gives(finished, record):
+    run = finished[-1]["context_scale"]
+    cell = next(c for c in record["cells"] if (c["variant"], c["lr"]) == ("context_scale", 0.01))
+    assert (run.config.variant, run.config.optimizer.lr) == ("context_scale", 0.01)
+    measured = [row for row in run.rows if "val_loss" in row]
+    assert cell["step"] == [0, 2, 4, 6]
+    np.testing.assert_allclose(cell["val_loss"], [row["val_loss"] for row in measured], rtol=1e-5)
+    for name, values in cell["measures"].items():
+        np.testing.assert_allclose(values, measured[-1]["measures"][name], rtol=1e-5)
+    assert cell["seeds"] == [3, 5]
+    assert set(cell["code"]) == {"commit", "dirty"}
+    assert set(cell["zero_shot"]) == {
+        "copy_loss_first", "copy_loss_second", "copy_accuracy", "next_word", "words",
+    }  # fmt: skip
+    assert all(len(values) == 2 for values in cell["zero_shot"].values())
+    assert min(cell["zero_shot"]["words"]) > 20
+
+
+def test_costs_are_beside_the_variants(record):
+    plain, gated = record["variants"]["softmax"], record["variants"]["context_scale"]
+    assert gated["parameters"] - plain["parameters"] == 8 + 1
+    assert gated["flops"] > plain["flops"]
+    assert len(plain["seconds"]) == len(gated["seconds"]) == 2
+
+
+def test_tables_show_the_record(finished, record):
+    shown = {name: rows for name, _, rows in tables(record)}
+    assert list(shown) == ["speed", "rates", "zero-shot"]
+    rates = shown["rates"]
+    assert rates[0] == ["variant", "lr 0.01", "lr 0.03"]
+    cell = next(c for c in record["cells"] if (c["variant"], c["lr"]) == ("softmax", 0.01))
+    mean, sd = np.mean(cell["val_loss"][-1]), np.std(cell["val_loss"][-1], ddof=1)
+    assert rates[1][1].removesuffix(" *") == f"{mean:.3f} ±{sd:.3f}"
+    assert sum(text.endswith(" *") for text in rates[1]) == 1
+    for rows in shown.values():
+        assert all(len(row) == len(rows[0]) for row in rows)
+        assert all(text in finished[3].out for text in rows[-1])
+    assert all(line in finished[3].out for line in sentences(record))
+
+
+def test_figures_and_redraw_need_the_record_alone(finished, run_convergence, tmp_path):
+    drawn = {path.name for path in (finished[0] / "figures").iterdir()}
+    assert drawn == {f"{s}{e}" for s in ("loss", "rates", "speed") for e in (".png", ".pdf")}
+    (tmp_path / "result.json").write_text((finished[0] / "result.json").read_text())
+    done = run_convergence(f"--redraw={tmp_path}", "--markdown")
+    assert done.status == 0, done.err
+    assert done.out.startswith("| variant | best lr | validation loss |")
+    assert done.out.count("| --- |") == 3
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == drawn
+
+
+def test_nothing_to_compare_with_where_all_diverge(run_convergence, tmp_path, monkeypatch):
+    def diverges(cell, *rest):
+        raise Diverged(cell.variant, 4, 3, float("nan"))
+
+    monkeypatch.setattr(convergence, "train", diverges)
+    seconds = {"softmax": np.ones(2)}
+    monkeypatch.setattr(convergence, "step_seconds", lambda *arguments: seconds)
+    done = run_convergence(*TINY, "--variants=softmax", "--lrs=0.03", f"--workdir={tmp_path}")
+    assert done.status == 0, done.err
+    assert "nothing to compare with" in done.out
+    (cell,) = json.loads(next(tmp_path.rglob("result.json")).read_text())["cells"]
+    assert cell["diverged"] == {"step": 4, "seed": 3}
+
+
+def planted(record, gain):
+    """A record of made-up cells: context_scale is `gain` below softmax in every seed."""
+    made = copy.deepcopy(record)
+    made["config"]["steps"] = 100
+    for cell in made["cells"]:
+        falls = np.linspace(4, 2, 11)[:, None] + [0.0, 0.3]
+        better = gain * (1 + np.array([0.01, -0.01])) if cell["variant"] != "softmax" else 0.0
+        worse = 0.1 if cell["lr"] == 0.01 else 0.0
+        cell |= {"step": list(range(0, 101, 10)), "val_loss": (falls - better + worse).tolist()}
+    for costs in made["variants"].values():
+        costs["seconds"] = [1.0, 1.0]
+    made["variants"]["context_scale"]["seconds"] = [2.0, 2.0]
+    made["compared"] = plain(compared(made))
+    return made
+
+
+def test_twice_the_time_per_step_takes_it_all_back(record):
+    """0.4 nats of 2 in 100 steps: a speed-up of 1.25 in steps, 0.62 in time."""
+    shown = {name: rows for name, _, rows in tables(planted(record, 0.4))}
+    base, row = (dict(zip(shown["speed"][0], r, strict=True)) for r in shown["speed"][1:])
+    assert base["steps to baseline's loss"] == "100"
+    assert row["best lr"] == "0.03 (edge)"
+    assert row["difference"].startswith("-0.400 (")
+    assert row["steps to baseline's loss"] == "80"
+    assert row["speed-up"] == "1.25 (1.25 to 1.25)"
+    assert row["time per step"] == "2.00 (2.00 to 2.00)"
+    assert row["speed-up in time"] == "0.62 (0.62 to 0.63)"
+    assert row["difference at equal time"].startswith("+0.600 (")
+    assert (row["at equal tokens"], row["at equal time"]) == ("faster", "slower")
+    said = sentences(planted(record, 0.4))
+    assert said[:2] == ["at equal tokens, faster: (e) context_scale",
+                        "at equal time, slower: (e) context_scale"]  # fmt: skip
+    assert "1 of 1; the order of all last changed at step 0 of 100" in said[3]
+    assert said[4] == "the baseline's loss fell by 0.800 nats in the last third"
+
+
+def test_a_rate_that_diverges_is_a_result(record):
+    """The best is then another; here it is the lowest, so lower ones are still to be tried."""
+    made = planted(record, 0.4)
+    for cell in made["cells"]:
+        if (cell["variant"], cell["lr"]) == ("softmax", 0.03):
+            cell["diverged"] = {"step": 4, "seed": 3}
+    made["compared"] = plain(compared(made))
+    shown = {name: rows for name, _, rows in tables(made)}
+    assert shown["rates"][1][2] == "diverged"
+    assert shown["speed"][1][1] == "0.01 (edge)"
+    assert "grid: (a) softmax (lowest), (e) context_scale (highest)" in sentences(made)[2]
+
+
+def test_a_loss_that_is_not_reached(record):
+    shown = {name: rows for name, _, rows in tables(planted(record, -0.4))}
+    row = dict(zip(shown["speed"][0], shown["speed"][2], strict=True))
+    assert row["steps to baseline's loss"] == ">100"
+    assert (row["speed-up"], row["at equal tokens"]) == ("<1", "slower")
+
+
+def test_markdown_has_a_table_for_each(record):
+    found = markdown_tables(record)
+    for name, _, rows in tables(record):
+        lines = found[name].splitlines()
+        assert len(lines) == len(rows) + 1
+        assert len({line.count(" | ") for line in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--variants=softmx"], "--variants='softmx': unknown"),
+        (["--variants=softmax,softmax"], "--variants=softmax,softmax: accepted: at least one"),
+        (["--variants=sigmoid"], "--baseline=softmax: accepted: one of --variants=sigmoid"),
+        (["--baseline=relu"], "--baseline=relu: accepted: one of --variants"),
+        (["--lrs="], "--lrs=: accepted: at least one"),
+        (["--lrs=1e-3,0.001"], "--lrs=0.001,0.001: accepted: at least one, none of them twice"),
+        (["--lrs=a"], "--lrs=a: accepted: numbers"),
+        (["--lrs=nan"], "--lrs=nan: accepted: finite numbers above 0"),
+        (["--lrs=-1"], "--lrs=-1: accepted: finite numbers above 0"),
+        (["--rounds=0"], "--rounds=0: accepted: an integer of at least 1"),
+        (["--steps=0"], "--steps=0: accepted: an integer of at least 1"),
+        (["--seeds=1,1"], "--seeds=1,1: accepted: different integers"),
+        (["--model=foo"], "--model='foo': unknown"),
+        (["--corpus=nowhere.txt"], "nowhere.txt"),
+        (["--resume=nowhere"], "--resume=nowhere: No such file or directory"),
+        (["--resume=nowhere", "--steps=7"], "--steps: the run in --resume=nowhere has its own"),
+        (["--redraw=nowhere"], "nowhere/result.json"),
+    ],
+)
+def test_bad_flags_are_one_line(run_convergence, tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    done = run_convergence(*arguments)
+    assert done.status == 2, done.out
+    assert done.err.startswith("error: ")
+    assert told in done.err
+    assert done.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"steps": 3}', '{"train": 1}'])
+def test_what_is_no_run_cannot_go_on(run_convergence, tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    done = run_convergence(f"--resume={tmp_path}")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith(f"error: --resume={tmp_path}: ")
+    assert "accepted: a run directory of experiments.convergence" in done.err
+
+
+def test_smoke_takes_two_variants_and_rates(run_convergence):
+    run_convergence("--redraw=nowhere")  # defines the flags
+    flags = convergence.FLAGS
+    flags.smoke, flags["steps"].value = True, 3
+    config = convergence.config_from_flags()
+    assert (config.variants, len(config.lrs)) == (("softmax", "context_scale"), 2)
+    assert (config.train.steps, config.train.batch_size, config.rounds) == (3, 4, 2)
