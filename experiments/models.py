@@ -88,6 +88,11 @@ def main() -> None:
     Console().print(table)
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
+    """Define the flags of this binary."""
     flags.DEFINE_bool("markdown", False, "print the table in Markdown")
+
+
+if __name__ == "__main__":
+    define_flags()
     launch.launch(main)

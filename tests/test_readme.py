@@ -7,6 +7,7 @@ import pytest
 
 from experiments.report import markdown_table, markdown_variants
 from sysout_jax.results import read_record
+from tests import usage
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -34,6 +35,15 @@ def test_variants_are_those_of_the_code():
     """To renew it: `python -m experiments.variants --list --markdown`."""
     shown = re.search(r"<!-- variants -->\n(.*?)\n?<!-- end -->", README, re.S).group(1)
     assert shown == markdown_variants()
+
+
+def test_flags_are_those_of_the_binaries():
+    """To renew them: `python -m tests.usage`."""
+    page = usage.PAGE.read_text()
+    assert page == usage.written(page)
+    for module in usage.binaries():
+        assert f"\n### {module.__name__}\n" in page
+    assert page.count("\n| `--") > 100
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -263,7 +263,6 @@ def test_permutation_outliers_are_features_that_tokens_agree_on():
     assert not np.any(d.permutation_outliers(narrow(x), key).flagged)
 
 
-
 def test_permutation_p_values_are_those_of_all_shuffles():
     """Two tokens with one large entry each: both in one feature of 5 has probability 1/5."""
     x = np.full((2, 5), 0.1)

@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 
 from experiments import analyze, compress, convergence, launch, variants
+from tests import usage
 
 FLAGS = flags.FLAGS
 
@@ -22,10 +23,7 @@ class Outcome(NamedTuple):
 
 def _binary(module: ModuleType) -> Callable[..., Outcome]:
     def run(*arguments: str) -> Outcome:
-        for name in list(FLAGS):  # binaries share names of flags
-            if str(FLAGS.find_module_defining_flag(name)).startswith("experiments"):
-                delattr(FLAGS, name)
-        module.define_flags()
+        usage.define(module)
         rest = FLAGS([module.__name__, *arguments])
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -1,0 +1,88 @@
+"""The tables of flags in docs/usage.md, from the flags themselves.
+
+python -m tests.usage     # writes them
+"""
+
+import dataclasses
+import importlib
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "usage.md"
+TABLES = re.compile(r"<!-- flags -->\n.*?\n?<!-- end -->", re.S)
+TAKES = {
+    "bool": "yes or no", "int": "an integer", "float": "a number", "string": "text",
+    "comma separated list of strings": "a list, with commas",
+}  # fmt: skip
+
+
+def binaries() -> list[ModuleType]:
+    """What can be run as `python -m experiments.NAME`."""
+    files = sorted((ROOT / "experiments").glob("*.py"))
+    return [
+        importlib.import_module(f"experiments.{path.stem}")
+        for path in files
+        if '__name__ == "__main__"' in path.read_text()
+    ]
+
+
+def define(module: ModuleType) -> None:
+    """Define the flags of one binary, and of no other: they share names."""
+    for name in list(flags.FLAGS):
+        if str(flags.FLAGS.find_module_defining_flag(name)).startswith("experiments"):
+            delattr(flags.FLAGS, name)
+    module.define_flags()
+
+
+def table(module: ModuleType) -> str:
+    """The flags of one binary in Markdown."""
+    define(module)
+    config = getattr(module, "Config", None)
+    fields = dict(_fields(config())) if config else {}
+    rows = ["| flag | takes | default | |", "| --- | --- | --- | --- |"]
+    for name in sorted(flags.FLAGS):
+        if not str(flags.FLAGS.find_module_defining_flag(name)).startswith("experiments"):
+            continue
+        flag = flags.FLAGS[name]
+        default = _shown(fields.get(name) if flag.default is None else flag.default)
+        said = " ".join(flag.help.split()).replace("|", r"\|")
+        rows.append(f"| `--{name}` | {TAKES[flag.flag_type()]} | {default} | {said} |")
+    return "\n".join(rows)
+
+
+def _fields(config: Any) -> Any:
+    """(name, value) of every field, at any depth."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value)
+        else:
+            yield field.name, value
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == "":
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return f"`{','.join(map(str, value))}`"
+    return f"`{value}`".replace("|", r"\|").replace("\n", r"\n")
+
+
+def written(page: str) -> str:
+    """The page with its tables as the flags are now."""
+    parts = [f"### experiments.{m.__name__.rpartition('.')[2]}\n\n{table(m)}" for m in binaries()]
+    whole = "<!-- flags -->\n" + "\n\n".join(parts) + "\n<!-- end -->"
+    return TABLES.sub(lambda _: whole, page)
+
+
+if __name__ == "__main__":
+    partial = PAGE.with_name(".usage.md.partial")
+    partial.write_text(written(PAGE.read_text()))
+    partial.rename(PAGE)
