@@ -222,14 +222,8 @@ def redraw(directory: Path) -> Path:
     Raises:
       InputError: there is no record of this experiment.
     """
-    record = read_record(directory)
-    try:
+    with launch.redrawing(directory, "experiments.analyze") as record:
         return publish(record, directory)
-    except (KeyError, TypeError, IndexError) as error:
-        raise InputError(
-            f"--redraw={directory}: result.json is no record of this experiment ({error!r}); "
-            "accepted: a run directory of experiments.analyze"
-        ) from error
 
 
 def config_from_flags() -> Config:

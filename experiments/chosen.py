@@ -30,7 +30,7 @@ class Choice:
 
     model: str = ""  # a run directory, its models/NAME, a published model's directory or hub id
     variant: str | None = None  # which of the run's models: its name, or the end of it
-    seed: int | None = None  # which of its seeds; None: the first
+    seed: int | None = None  # which of its seeds; None: the first, of experiments.compress all
     revision: str | None = None  # of a model on the hub: a commit, tag or branch
     param_dtype: str | None = None  # of the parameters in memory; None: as they are stored
     stream: bool = False  # hold one layer in memory at a time: for models larger than it

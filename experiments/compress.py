@@ -228,19 +228,13 @@ def redraw(directory: Path, console: Console) -> None:
     Raises:
       InputError: there is no record of this experiment.
     """
-    record = read_record(directory)
-    try:
+    with launch.redrawing(directory, "experiments.compress") as record:
         if FLAGS.markdown:
             print(markdown_tables(record))
         else:
             print_tables(console, record)
             print_agreements(console, record)
         figures = plots.draw(record, directory / "figures")
-    except (KeyError, TypeError, IndexError) as error:
-        raise InputError(
-            f"--redraw={directory}: result.json is no record of this experiment ({error!r}); "
-            "accepted: a run directory of experiments.compress"
-        ) from error
     if not FLAGS.markdown:
         console.print("\n".join(map(str, figures)), soft_wrap=True, markup=False)
 

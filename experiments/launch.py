@@ -8,6 +8,8 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -15,6 +17,7 @@ from absl import app, flags, logging
 
 from sysout_jax.data import default_cache_dir
 from sysout_jax.errors import Diverged, InputError
+from sysout_jax.results import read_record
 
 FLAGS = flags.FLAGS
 C = TypeVar("C")
@@ -102,6 +105,23 @@ def _leaves(config_type: type) -> Iterator[tuple[str, Any, str]]:
             if isinstance(hint, types.UnionType):
                 hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
             yield name, hint, comments.get(name, name.replace("_", " "))
+
+
+@contextmanager
+def redrawing(directory: Path, binary: str) -> Iterator[dict[str, Any]]:
+    """The record of a run, to draw it again.
+
+    Raises:
+      InputError: there is none, or what is drawn is not in it.
+    """
+    record = read_record(directory)
+    try:
+        yield record
+    except (KeyError, TypeError, IndexError) as error:
+        raise InputError(
+            f"--redraw={directory}: result.json is no record of this experiment ({error!r}); "
+            f"accepted: a run directory of {binary}"
+        ) from error
 
 
 def launch(main: Callable[[], None]) -> None:

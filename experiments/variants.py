@@ -303,20 +303,15 @@ def redraw(directory: Path, console: Console) -> None:
     Raises:
       InputError: there is no record of this experiment.
     """
-    record = read_record(directory)
-    try:
+    with launch.redrawing(directory, "experiments.variants") as record:
         for study in record["studies"]:
             if FLAGS.markdown:
                 print(markdown_table(study))
             else:
                 print_table(console, study)
         figures = plots.draw(record, directory / "figures")
-    except (KeyError, TypeError, IndexError) as error:
-        raise InputError(
-            f"--redraw={directory}: result.json is no record of this experiment ({error!r}); "
-            "accepted: a run directory of experiments.variants"
-        ) from error
-    console.print("\n".join(map(str, figures)))
+    if not FLAGS.markdown:
+        console.print("\n".join(map(str, figures)), soft_wrap=True)
 
 
 def config_from_flags() -> Config:
