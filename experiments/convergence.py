@@ -240,18 +240,12 @@ def redraw(directory: Path, console: Console) -> None:
     Raises:
       InputError: there is no record of this experiment.
     """
-    record = read_record(directory)
-    try:
+    with launch.redrawing(directory, "experiments.convergence") as record:
         if FLAGS.markdown:
             print("\n\n".join(markdown_tables(record).values()))
         else:
             print_tables(console, record)
         figures = plots.draw(record, directory / "figures")
-    except (KeyError, TypeError, IndexError) as error:
-        raise InputError(
-            f"--redraw={directory}: result.json is no record of this experiment ({error!r}); "
-            "accepted: a run directory of experiments.convergence"
-        ) from error
     if not FLAGS.markdown:
         console.print("\n".join(map(str, figures)), soft_wrap=True, markup=False)
 
