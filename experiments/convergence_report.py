@@ -22,10 +22,13 @@ from sysout_jax.analysis.convergence import (
 
 Record = dict[str, Any]
 LAST = 2 / 3  # of the run: if the order still changes after it, the run is not decided
-SPEED = (
-    "variant", "best lr", "validation loss", "difference", "steps to baseline's loss", "speed-up",
-    "time per step", "speed-up in time", "difference at equal time", "parameters", "FLOPs",
-    "at equal tokens", "at equal time",
+TOKENS = (
+    "variant", "best lr", "validation loss", "difference", "steps to baseline's loss",
+    "tokens, M", "speed-up", "verdict",
+)  # fmt: skip
+TIME = (
+    "variant", "parameters", "FLOPs", "ms per step", "time per step", "seconds to baseline's loss",
+    "speed-up", "difference", "verdict",
 )  # fmt: skip
 ZERO_SHOT = {
     "next_word": "next word",
@@ -90,9 +93,11 @@ def tables(record: Record) -> Iterator[tuple[str, str, list[list[str]]]]:
     tokens = steps * record["tokens_per_step"] / 1e6
     title = f"{record['corpus']}: {steps} steps, {tokens:.2f}M tokens, {seeds} seed"
     title += "s" * (seeds > 1)
-    rows = [_speed(record, name) for name in found["variants"]]
-    yield "speed", f"{title}, each variant at its best learning rate", [list(SPEED), *rows]
-    headings = ["variant", *(f"lr {lr:g}" for lr in record["lrs"])]
+    rows = [_tokens(record, name) for name in found["variants"]]
+    yield "tokens", f"{title}, each variant at its best learning rate", [list(TOKENS), *rows]
+    rows = [_time(record, name) for name in found["variants"]]
+    yield "time", "the same at equal time, where the quicker has finished", [list(TIME), *rows]
+    headings = ["variant", *(f"lr {lr:g}" for lr in sorted(record["lrs"]))]
     rates = [[_label(record, name), *_rates(record, name)] for name in record["variants"]]
     yield "rates", "validation loss at the last step, mean ± sd (* best)", [headings, *rates]
     cells: dict[str, Any] = {n: cells_of(record, n)[v["lr"]] for n, v in found["variants"].items()}
@@ -109,27 +114,37 @@ def _label(record: Record, name: str) -> str:
     return str(record["variants"][name]["label"])
 
 
-def _speed(record: Record, name: str) -> list[str]:
+def _tokens(record: Record, name: str) -> list[str]:
     its, steps = record["compared"]["variants"][name], record["config"]["steps"]
-    costs, base = record["variants"][name], record["variants"][record["baseline"]]
     cell: Any = cells_of(record, name)[its["lr"]]
     edge = " (edge)" if its["edge"] else ""
-    front = [_label(record, name), f"{its['lr']:g}{edge}", _spread(cell["val_loss"][-1])]
+    millions = record["tokens_per_step"] / 1e6
+    row = [_label(record, name), f"{its['lr']:g}{edge}", _spread(cell["val_loss"][-1]), ""]
+    row += [_reached(its["steps"], steps), _reached(its["steps"], steps, millions), "", ""]
+    if name != record["baseline"]:
+        row[3] = _difference(its["difference"])
+        row[-2:] = _times(its["speedup"]), its["verdict"]
+    return row
+
+
+def _time(record: Record, name: str) -> list[str]:
+    its, steps = record["compared"]["variants"][name], record["config"]["steps"]
+    costs, base = record["variants"][name], record["variants"][record["baseline"]]
+    pace = float(np.median(costs["seconds"]))
+    seconds = _reached(its["seconds"], steps * pace)
     if name == record["baseline"]:
-        reached = _reached(its["steps"], steps)
-        return [*front, "", reached, "", "", "", "", f"{costs['parameters']:,}",
-                f"{costs['flops'] / 1e6:,.0f}M", "", ""]  # fmt: skip
+        parameters, flops = f"{costs['parameters']:,}", f"{costs['flops'] / 1e6:,.0f}M"
+        return [_label(record, name), parameters, flops, f"{pace * 1e3:.1f}", "", seconds,
+                "", "", ""]  # fmt: skip
     return [
-        *front,
-        _difference(its["difference"]),
-        _reached(its["steps"], steps),
-        _times(its["speedup"]),
-        _times(its["step_seconds"]),
-        _times(its["speedup_seconds"]),
-        _difference(its["difference_at_equal_time"]),
+        _label(record, name),
         f"{costs['parameters'] / base['parameters'] - 1:+.2%}",
         f"{costs['flops'] / base['flops'] - 1:+.2%}",
-        its["verdict"],
+        f"{pace * 1e3:.1f}",
+        _times(its["step_seconds"]),
+        seconds,
+        _times(its["speedup_seconds"]),
+        _difference(its["difference_at_equal_time"]),
         its["verdict_at_equal_time"],
     ]
 
@@ -137,7 +152,7 @@ def _speed(record: Record, name: str) -> list[str]:
 def _rates(record: Record, name: str) -> Iterator[str]:
     cells = cells_of(record, name)
     best = record["compared"]["variants"].get(name, {}).get("lr")
-    for lr in record["lrs"]:
+    for lr in sorted(record["lrs"]):
         if lr not in cells:
             yield ""
         elif (cell := cells[lr]) is None:
@@ -165,8 +180,12 @@ def _times(interval: list[float]) -> str:
     return mean if mean == low == high == "<1" else f"{mean} ({low} to {high})"
 
 
-def _reached(interval: list[float | None], steps: int) -> str:
-    mean, low, high = (f">{steps}" if x is None else f"{x:.0f}" for x in interval)
+def _reached(interval: list[float | None], most: float, unit: float = 1.0) -> str:
+    """What it took, times a unit; more than `most`, all there was, where the record has null."""
+    digits = ".0f" if most * unit >= 100 else ".3g"
+    mean, low, high = (
+        f">{most * unit:{digits}}" if x is None else f"{x * unit:{digits}}" for x in interval
+    )
     return mean if mean == low == high else f"{mean} ({low} to {high})"
 
 

@@ -51,7 +51,7 @@ def finished(run_convergence, tmp_path_factory, text_file):
         (directory,) = (place / "convergence").iterdir()
         halfway = json.loads((directory / "result.json").read_text())
         kept = (directory / "cells" / "softmax-0.01.json").read_bytes()
-        second = run_convergence(f"--resume={directory}", "--lrs=0.03,0.01")
+        second = run_convergence(f"--resume={directory}", "--lrs=0.003,0.01")
     assert (directory / "cells" / "softmax-0.01.json").read_bytes() == kept
     return directory, first, halfway, second, trained, runs
 
@@ -69,9 +69,9 @@ def test_an_interrupted_run_keeps_its_cells_and_goes_on(finished, record):
     assert list(halfway["compared"]["variants"]) == ["softmax"]
     assert second.status == 0, second.err
     names = ("softmax", "context_scale")
-    assert trained == [(name, lr) for lr in (0.01, 0.03) for name in names]
+    assert trained == [(name, lr) for lr in (0.01, 0.003) for name in names]
     assert record["status"] == "complete"
-    assert record["lrs"] == [0.01, 0.03]
+    assert record["lrs"] == [0.01, 0.003]
     assert record["variants"] == halfway["variants"]  # timed once
     assert [(c["variant"], c["lr"]) for c in record["cells"]] == trained
 
@@ -103,12 +103,12 @@ def test_costs_are_beside_the_variants(record):
 
 def test_tables_show_the_record(finished, record):
     shown = {name: rows for name, _, rows in tables(record)}
-    assert list(shown) == ["speed", "rates", "zero-shot"]
+    assert list(shown) == ["tokens", "time", "rates", "zero-shot"]
     rates = shown["rates"]
-    assert rates[0] == ["variant", "lr 0.01", "lr 0.03"]
+    assert rates[0] == ["variant", "lr 0.003", "lr 0.01"]
     cell = next(c for c in record["cells"] if (c["variant"], c["lr"]) == ("softmax", 0.01))
     mean, sd = np.mean(cell["val_loss"][-1]), np.std(cell["val_loss"][-1], ddof=1)
-    assert rates[1][1].removesuffix(" *") == f"{mean:.3f} ±{sd:.3f}"
+    assert rates[1][2].removesuffix(" *") == f"{mean:.3f} ±{sd:.3f}"
     assert sum(text.endswith(" *") for text in rates[1]) == 1
     for rows in shown.values():
         assert all(len(row) == len(rows[0]) for row in rows)
@@ -123,7 +123,7 @@ def test_figures_and_redraw_need_the_record_alone(finished, run_convergence, tmp
     done = run_convergence(f"--redraw={tmp_path}", "--markdown")
     assert done.status == 0, done.err
     assert done.out.startswith("| variant | best lr | validation loss |")
-    assert done.out.count("| --- |") == 3
+    assert done.out.count("| --- |") == 4
     assert {path.name for path in (tmp_path / "figures").iterdir()} == drawn
 
 
@@ -147,8 +147,8 @@ def planted(record, gain):
     made["config"]["steps"] = 100
     for cell in made["cells"]:
         falls = np.linspace(4, 2, 11)[:, None] + [0.0, 0.3]
-        better = gain * (1 + np.array([0.01, -0.01])) if cell["variant"] != "softmax" else 0.0
-        worse = 0.1 if cell["lr"] == 0.01 else 0.0
+        better = gain * (1 + np.array([0.001, -0.001])) if cell["variant"] != "softmax" else 0.0
+        worse = 0.1 if cell["lr"] == 0.003 else 0.0
         cell |= {"step": list(range(0, 101, 10)), "val_loss": (falls - better + worse).tolist()}
     for costs in made["variants"].values():
         costs["seconds"] = [1.0, 1.0]
@@ -158,21 +158,26 @@ def planted(record, gain):
 
 
 def test_twice_the_time_per_step_takes_it_all_back(record):
-    """0.4 nats of 2 in 100 steps: a speed-up of 1.25 in steps, 0.62 in time."""
-    shown = {name: rows for name, _, rows in tables(planted(record, 0.4))}
-    base, row = (dict(zip(shown["speed"][0], r, strict=True)) for r in shown["speed"][1:])
+    """0.5 nats where 100 steps bring 2: three quarters of the steps, half as much time again."""
+    made = planted(record, 0.5)
+    shown = {name: rows for name, _, rows in tables(made)}
+    base, row = (dict(zip(shown["tokens"][0], r, strict=True)) for r in shown["tokens"][1:])
     assert base["steps to baseline's loss"] == "100"
-    assert row["best lr"] == "0.03 (edge)"
-    assert row["difference"].startswith("-0.400 (")
-    assert row["steps to baseline's loss"] == "80"
-    assert row["speed-up"] == "1.25 (1.25 to 1.25)"
+    assert row["best lr"] == "0.01 (edge)"
+    assert row["difference"].startswith("-0.500 (")
+    assert row["steps to baseline's loss"] == "75"
+    assert row["tokens, M"].startswith("0.0020")  # 75 steps of 3 x 9 tokens
+    assert (row["speed-up"], row["verdict"]) == ("1.33 (1.33 to 1.33)", "faster")
+    base, row = (dict(zip(shown["time"][0], r, strict=True)) for r in shown["time"][1:])
+    assert base["ms per step"] == "1000.0"
+    assert (base["seconds to baseline's loss"], row["seconds to baseline's loss"]) == ("100", "150")
     assert row["time per step"] == "2.00 (2.00 to 2.00)"
-    assert row["speed-up in time"] == "0.62 (0.62 to 0.63)"
-    assert row["difference at equal time"].startswith("+0.600 (")
-    assert (row["at equal tokens"], row["at equal time"]) == ("faster", "slower")
-    said = sentences(planted(record, 0.4))
-    assert said[:2] == ["at equal tokens, faster: (e) context_scale",
-                        "at equal time, slower: (e) context_scale"]  # fmt: skip
+    assert row["speed-up"] == "0.67 (0.67 to 0.67)"
+    assert row["difference"].startswith("+0.500 (")
+    assert row["verdict"] == "slower"
+    said = sentences(made)
+    assert said[0] == "at equal tokens, faster: (e) context_scale"
+    assert said[1] == "at equal time, slower: (e) context_scale"
     assert "1 of 1; the order of all last changed at step 0 of 100" in said[3]
     assert said[4] == "the baseline's loss fell by 0.800 nats in the last third"
 
@@ -181,20 +186,22 @@ def test_a_rate_that_diverges_is_a_result(record):
     """The best is then another; here it is the lowest, so lower ones are still to be tried."""
     made = planted(record, 0.4)
     for cell in made["cells"]:
-        if (cell["variant"], cell["lr"]) == ("softmax", 0.03):
+        if (cell["variant"], cell["lr"]) == ("softmax", 0.01):
             cell["diverged"] = {"step": 4, "seed": 3}
     made["compared"] = plain(compared(made))
     shown = {name: rows for name, _, rows in tables(made)}
     assert shown["rates"][1][2] == "diverged"
-    assert shown["speed"][1][1] == "0.01 (edge)"
+    assert shown["tokens"][1][1] == "0.003 (edge)"
     assert "grid: (a) softmax (lowest), (e) context_scale (highest)" in sentences(made)[2]
 
 
 def test_a_loss_that_is_not_reached(record):
     shown = {name: rows for name, _, rows in tables(planted(record, -0.4))}
-    row = dict(zip(shown["speed"][0], shown["speed"][2], strict=True))
-    assert row["steps to baseline's loss"] == ">100"
-    assert (row["speed-up"], row["at equal tokens"]) == ("<1", "slower")
+    row = dict(zip(shown["tokens"][0], shown["tokens"][2], strict=True))
+    assert (row["steps to baseline's loss"], row["tokens, M"]) == (">100", ">0.0027")
+    assert (row["speed-up"], row["verdict"]) == ("<1", "slower")
+    row = dict(zip(shown["time"][0], shown["time"][2], strict=True))
+    assert (row["seconds to baseline's loss"], row["speed-up"]) == (">200", "<1")
 
 
 def test_markdown_has_a_table_for_each(record):
