@@ -14,6 +14,7 @@ from sysout_jax.analysis import mixture
 from sysout_jax.core import detectors as d
 from sysout_jax.core import measures as m
 from sysout_jax.core.attention import VARIANTS
+from sysout_jax.core.ordering import median_magnitude
 from sysout_jax.core.streaming import attention_received
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
@@ -224,7 +225,7 @@ def _magnitudes(h: Array) -> dict[str, Array]:
     token_peak = jnp.max(size, axis=-1)
     return {
         "mean": jnp.mean(size),
-        "median": m.median_magnitude(h),
+        "median": median_magnitude(h),
         "top": _top(size, token_peak),
         "token_peak": token_peak,
         "token_feature": jnp.argmax(size, axis=-1),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from sysout_jax.core.layers import at_least_float32
+from sysout_jax.core.ordering import discoveries, median_magnitude
 
 ACTIVATION_RATIO = 1000.0  # An et al. 2025: max|h[t]| against the mean magnitude of the site
 WEIGHT_RATIO = 1000.0  # An et al. 2025: max|W| against the mean magnitude of the matrix
@@ -177,7 +178,7 @@ def calibrated_outliers(x: Float[Array, "..."], q: float = FALSE_DISCOVERIES) ->
     Source: the null and its check are E2 of theory/.
     """
     size = jnp.abs(x.astype(at_least_float32(x.dtype)))
-    unit = jnp.median(size) / jax.scipy.special.ndtri(jnp.asarray(0.75, size.dtype))
+    unit = median_magnitude(size) / jax.scipy.special.ndtri(jnp.asarray(0.75, size.dtype))
     log_p = jnp.log(2.0) + jax.scipy.special.log_ndtr(-ratio_or_zero(size, unit))
     return Detection(discoveries(log_p, q), -log_p / jnp.log(10.0))
 
@@ -234,23 +235,6 @@ def permutation_outliers(
 
     null = jax.lax.map(shuffled, jax.random.split(key, shuffles))
     return outliers_beside(jnp.mean(energy, axis=0), null.ravel(), q)
-
-
-def discoveries(log_p: Float[Array, "..."], q: float = FALSE_DISCOVERIES) -> Bool[Array, "..."]:
-    """Which of n p-values to reject with a false discovery rate of q.
-
-    p <= p_(k), the largest of the sorted p-values with p_(k) <= q k/n.
-
-    Args:
-      log_p: their natural logarithms.
-      q: the expected share of true null hypotheses among the rejected ones.
-
-    Source: Benjamini & Hochberg 1995.
-    """
-    ranked = jnp.sort(log_p.ravel())
-    rank = jnp.arange(1, ranked.size + 1, dtype=ranked.dtype)
-    accepted = jnp.where(ranked <= jnp.log(q * rank / ranked.size), ranked, -jnp.inf)
-    return log_p <= jnp.max(accepted)
 
 
 def ratio_or_zero(numerator: Array, denominator: Array) -> Array:

@@ -40,35 +40,6 @@ def top1_over_mean(h: Float[Array, "T D"]) -> Float[Array, ""]:
     return jnp.max(activation_outliers(h).score)
 
 
-def median_magnitude(h: Float[Array, "T D"]) -> Float[Array, ""]:
-    """median |h|, by bisection on the bits of the numbers instead of sorting them.
-
-    Non-negative floats are ordered as their bits are, so the smallest bit pattern that half of the
-    entries do not exceed is found in 31 counts: exact, and some ten times faster on 10^7 entries.
-
-    Args:
-      h: [T, D] float32.
-    """
-    size = jnp.abs(h)
-    bits = jax.lax.bitcast_convert_type(size, jnp.int32)
-    rank = (size.size - 1) // 2  # of the lower middle one, counted from 0
-
-    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = low + (high - low) // 2
-        enough = jnp.sum(bits <= middle, dtype=jnp.int32) > rank
-        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
-
-    ends = (jnp.int32(0), jnp.int32(0x7F800000))  # 0 and infinity
-    low = jax.lax.fori_loop(0, 31, halve, ends)[0]
-    lower = jax.lax.bitcast_convert_type(low, jnp.float32)
-    if size.size % 2:
-        return lower
-    tied = jnp.sum(bits <= low, dtype=jnp.int32) > rank + 1
-    upper = jnp.where(tied, lower, jnp.min(size, where=bits > low, initial=jnp.inf))
-    return (lower + upper) / 2.0
-
-
 def max_median_ratio(x: Float[Array, "T D"]) -> Float[Array, ""]:
     """MMR: mean_t max_j |x_tj - mean_j x_t| / median_j |x_tj - mean_j x_t| (He et al. 2024)."""
     size = jnp.abs(x - jnp.mean(x, axis=-1, keepdims=True))

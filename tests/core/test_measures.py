@@ -366,22 +366,6 @@ def test_measures_accept_what_their_tap_gives(measure):
 # ------------------------------------------------------------------------- order, sets, spectra
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (3, 5), (4, 7), (11, 13)])
-@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_median_magnitude_is_exact(shape, scale):
-    x = np.random.default_rng(shape[1]).standard_normal(shape).astype(np.float32) * np.float32(
-        scale
-    )
-    expected = np.median(np.abs(x).astype(np.float64))
-    np.testing.assert_allclose(m.median_magnitude(jnp.asarray(x)), expected, rtol=1e-7)
-
-
-@pytest.mark.parametrize("values", [[0, 0, 0, 1], [1, 1, 1, 1], [0, 2, 2, 3], [0, 0, 4, 4], [7]])
-def test_median_magnitude_with_ties(values):
-    x = jnp.asarray([values], jnp.float32)
-    assert m.median_magnitude(x) == np.median(values)
-
-
 @pytest.mark.parametrize("window", [None, 1, 3, 7, 20])
 def test_uniform_share(window):
     rows = np.tril(np.ones((7, 7))) * np.triu(np.ones((7, 7)), 1 - (window or 7))

@@ -1,15 +1,18 @@
-"""Checkpoints of published sizes with random weights, measured in a process of their own.
+"""Checkpoints of published sizes with random weights, measured in processes of their own.
 
-    python -m tests.families.large 1b PLACE     # load and analyse
-    python -m tests.families.large 7b PLACE     # stream under a memory limit
+    python -m tests.families.large 1b PLACE     # loaded
+    python -m tests.families.large 7b PLACE     # streamed, memory limited
 
-Prints one JSON line: sizes in bytes, times in seconds. PLACE is removed afterwards.
+Each runs one forward pass with three measures, and then experiments.analyze. Prints JSON: sizes in
+bytes, times in seconds: results/models/ keeps it. PLACE is removed afterwards.
 """
 
 import json
 import math
+import os
 import resource
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,6 +29,7 @@ from sysout_jax.families.config_map import read_config
 from sysout_jax.families.llama import LLAMA
 from sysout_jax.model.model import apply
 from sysout_jax.model.stream import streamed
+from sysout_jax.results import plain, provenance, read_record
 
 SHAPES = {
     "tiny": {
@@ -43,7 +47,8 @@ SHAPES = {
         "max_position_embeddings": 4096,
     },
 }  # fmt: skip
-TOKENS = 64
+TOKENS, SEQUENCES = 64, 4
+PARTS = "existence,positions,relations"
 LIMIT = 5_000_000_000  # bytes of private memory for the 7B-shaped model of 13.5 GB
 TAPS = {
     "block_out": measures.top1_over_median,
@@ -83,15 +88,17 @@ def peaks() -> dict[str, int]:
     return {name: 1024 * int(found[name].split()[0]) for name in ("VmHWM", "RssAnon")}
 
 
-def measure(shape: str, place: Path) -> dict:
-    """Make, load or stream, run, and remove a checkpoint."""
-    begun = time.perf_counter()
-    made = make(shape, place)
-    seconds = {"make": time.perf_counter() - begun}
-    tokens = jnp.asarray(np.random.default_rng(1).integers(0, 97, (1, TOKENS)), jnp.int32)
-    begun = time.perf_counter()
+def limit(shape: str, process: int) -> None:
+    """Limit the private memory of a process to less than the parameters have."""
     if shape == "7b":
-        resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
+        resource.prlimit(process, resource.RLIMIT_DATA, (LIMIT, LIMIT))
+
+
+def one_pass(shape: str, place: Path) -> dict:
+    """Load or stream, and run one sequence with three measures."""
+    limit(shape, os.getpid())
+    tokens = jnp.asarray(np.random.default_rng(1).integers(0, 97, (1, TOKENS)), jnp.int32)
+    begun, seconds = time.perf_counter(), {}
     if shape == "1b":
         model = loading.load(place)
         jax.block_until_ready(model.params)
@@ -103,15 +110,63 @@ def measure(shape: str, place: Path) -> dict:
         loaded = peaks()
         logits, taps = streamed(opened.config, opened.params, tokens, TAPS)
     assert np.isfinite(np.asarray(logits, np.float32)).all()
-    seconds["analyse"] = time.perf_counter() - begun
+    seconds["run"] = time.perf_counter() - begun
     layers = {name: len(value) for name, value in taps.items()}
-    shutil.rmtree(place)
+    return {"seconds": seconds, "loaded": loaded, "end": peaks(), "layers": layers}
+
+
+def analysed(shape: str, place: Path) -> dict:
+    """The analysis of a few sequences as a user runs it."""
+    text, work = place / "text", place / "runs"
+    text.mkdir()
+    for part in ("train", "val"):
+        ids = np.random.default_rng(2).integers(0, SHAPES[shape]["vocab_size"], 1000, np.uint16)
+        ids.tofile(text / f"{part}.bin")
+    arguments = [
+        f"--only={PARTS}", f"--sequences={SEQUENCES}", f"--seq_len={TOKENS}",
+        *([] if shape == "1b" else ["--stream"]),
+    ]  # fmt: skip
+    begun = time.perf_counter()
+    running = subprocess.Popen(
+        [sys.executable, "-m", "experiments.analyze", f"--model={place}",
+         f"--corpus=tokens:{text}", f"--workdir={work}", *arguments],
+        stdout=sys.stderr,
+    )  # fmt: skip
+    limit(shape, running.pid)
+    _, status, used = os.wait4(running.pid, 0)
+    assert status == 0
+    seconds = time.perf_counter() - begun
+    (directory,) = (work / "analyze").iterdir()
+    record = read_record(directory)
+    assert record["status"] == "complete"
+    layers = len(record["parts"]["positions"]["heads"])
     return {
-        "shape": shape, "checkpoint": made, "tokens": TOKENS, "seconds": seconds,
-        "loaded": loaded, "end": peaks(), "limit": LIMIT if shape == "7b" else None,
-        "layers": layers,
+        "arguments": arguments, "seconds": seconds, "VmHWM": 1024 * used.ru_maxrss,
+        "parts": list(record["parts"]), "layers": layers, "parameters": record["parameters"],
+        "outliers": record["parts"]["existence"]["any"],
     }  # fmt: skip
 
 
+def measure(shape: str, place: Path) -> dict:
+    """Make, run, analyse and remove a checkpoint."""
+    begun = time.perf_counter()
+    try:
+        made = make(shape, place)
+        seconds = time.perf_counter() - begun
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.families.large", shape, str(place), "pass"],
+            stdout=subprocess.PIPE, text=True, check=True,
+        )  # fmt: skip
+        return {
+            "provenance": provenance(), "load_average": os.getloadavg(), "shape": shape,
+            "checkpoint": made, "seconds_to_make": seconds, "tokens": TOKENS,
+            "sequences": SEQUENCES, "limit": LIMIT if shape == "7b" else None,
+            "pass": json.loads(done.stdout), "analysis": analysed(shape, place),
+        }  # fmt: skip
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]))))
+    act = one_pass if sys.argv[3:] == ["pass"] else measure
+    print(json.dumps(plain(act(sys.argv[1], Path(sys.argv[2]))), indent=1))

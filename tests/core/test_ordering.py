@@ -1,0 +1,70 @@
+"""Order statistics against the same by sorting."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sysout_jax.core import ordering as o
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (3, 5), (4, 7), (11, 13)])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_median_magnitude_is_exact(shape, scale):
+    x = np.random.default_rng(shape[1]).standard_normal(shape).astype(np.float32) * np.float32(
+        scale
+    )
+    expected = np.median(np.abs(x).astype(np.float64))
+    np.testing.assert_allclose(o.median_magnitude(jnp.asarray(x)), expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("values", [[0, 0, 0, 1], [1, 1, 1, 1], [0, 2, 2, 3], [0, 0, 4, 4], [7]])
+def test_median_magnitude_with_ties(values):
+    x = jnp.asarray([values], jnp.float32)
+    assert o.median_magnitude(x) == np.median(values)
+
+
+def test_median_magnitude_in_float64():
+    x = np.random.default_rng(0).standard_normal((5, 6, 7))
+    with jax.enable_x64(True):
+        assert float(o.median_magnitude(jnp.asarray(x))) == np.median(np.abs(x))
+
+
+def by_sorting(p, q):
+    """Benjamini and Hochberg's procedure as a loop over the sorted p-values."""
+    limit = -1.0
+    for k, value in enumerate(np.sort(p), 1):
+        if value <= q * k / len(p):
+            limit = value
+    return p <= limit
+
+
+@pytest.mark.parametrize("q", [0.01, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("kind", ["uniform", "planted", "ties", "small", "large", "zeros"])
+def test_discoveries_are_those_of_the_sorted_values(kind, q):
+    rng = np.random.default_rng(3)
+    p = rng.random(211)
+    if kind == "planted":
+        p[::7] *= 10.0 ** -rng.integers(1, 9, len(p[::7]))
+    elif kind == "ties":
+        p = np.ceil(p * 9) / 90
+    elif kind in ("small", "large"):
+        p = p * 1e-3 if kind == "small" else 1 - p * 1e-3
+    elif kind == "zeros":
+        p[:5] = 0.0
+    with np.errstate(divide="ignore"):
+        log_p = jnp.asarray(np.log(p), jnp.float32)
+    found = np.asarray(o.discoveries(log_p, q))
+    # Where a p-value is on the line itself, float32 may put it on either side.
+    on_it = np.isclose(p[:, None], q * np.arange(1, len(p) + 1) / len(p), rtol=1e-5).any()
+    assert on_it or (found == by_sorting(p, q)).all()
+    assert kind != "planted" or found.any()
+
+
+def test_discoveries_by_vmap():
+    """Each of a batch falls to its own number."""
+    p = np.random.default_rng(1).random((4, 30)) ** np.array([[1], [3], [9], [27]])
+    found = jax.vmap(lambda x: o.discoveries(x, 0.1))(jnp.asarray(np.log(p), jnp.float32))
+    expected = np.stack([by_sorting(row, 0.1) for row in p])
+    np.testing.assert_array_equal(found, expected)
+    assert len({row.sum() for row in expected}) > 2
