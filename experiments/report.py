@@ -96,7 +96,7 @@ def print_variants(console: Console) -> None:
 
 
 def markdown_variants() -> str:
-    """The table of variants in Markdown, as the README shows it."""
+    """The table of variants in Markdown, as docs/variants.md shows it."""
     rows = [["variant", "formula", "source"], ["---"] * 3]
     rows += [[v.label, f"`{v.formula}`", v.cite] for v in VARIANTS.values()]
     return markdown(rows)

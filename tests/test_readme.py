@@ -41,7 +41,8 @@ def test_tables_are_there():
 
 def test_variants_are_those_of_the_code():
     """To renew it: `python -m experiments.variants --list --markdown`."""
-    shown = re.search(r"<!-- variants -->\n(.*?)\n?<!-- end -->", README, re.S).group(1)
+    page = (ROOT / "docs" / "variants.md").read_text()
+    shown = re.search(r"<!-- variants -->\n(.*?)\n?<!-- end -->", page, re.S).group(1)
     assert shown == markdown_variants()
 
 
