@@ -230,7 +230,7 @@ def redraw(directory: Path, console: Console) -> None:
     """
     with launch.redrawing(directory, "experiments.compress") as record:
         if FLAGS.markdown:
-            print(markdown_tables(record))
+            print("\n\n".join(markdown_tables(record).values()))
         else:
             print_tables(console, record)
             print_agreements(console, record)

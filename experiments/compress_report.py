@@ -15,14 +15,15 @@ from sysout_jax.analysis.statistics import mean_interval
 BEFORE = "as trained"
 
 
-def tables(record: dict[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
-    """For each corpus its title, and rows of texts: headings, then one row a method.
+def tables(record: dict[str, Any]) -> Iterator[tuple[str, str, list[list[str]]]]:
+    """For each corpus its name, a title, and rows of texts: headings, then one row a method.
 
     A cell is the perplexity, a geometric mean over seeds, and the change of the loss in nats: over
     seeds with the half-width of Student's interval, or for one model with that over sequences.
     """
     for corpus in dict.fromkeys(model["corpus"] for model in record["models"]):
         mine = [model for model in record["models"] if model["corpus"] == corpus]
+        mine.sort(key=lambda model: str(model["label"]))  # the paper's letters first
         groups: dict[str, list[Any]] = {}
         for model in mine:
             groups.setdefault(model["name"], []).append(model)
@@ -37,6 +38,7 @@ def tables(record: dict[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
         sequences = mine[0]["tokens"]["evaluation"]
         spread = "95% over seeds" if seeds > 1 else "95% over sequences"
         yield (
+            corpus,
             f"{corpus}: perplexity (change of the loss in nats, {spread}); {seeds} seed"
             f"{'s' * (seeds > 1)}, {sequences:,} tokens",
             rows,
@@ -63,7 +65,7 @@ def _perplexity(losses: list[float]) -> str:
 
 def print_tables(console: Console, record: dict[str, Any]) -> None:
     """One table for each corpus."""
-    for title, rows in tables(record):
+    for _, title, rows in tables(record):
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in rows[0]:
             table.add_column(heading, justify="left" if heading == rows[0][0] else "right")
@@ -73,12 +75,12 @@ def print_tables(console: Console, record: dict[str, Any]) -> None:
         wide.print(table)
 
 
-def markdown_tables(record: dict[str, Any]) -> str:
-    """The tables in Markdown, as README and docs show them."""
-    return "\n\n".join(
-        markdown([rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]])
-        for _, rows in tables(record)
-    )
+def markdown_tables(record: dict[str, Any]) -> dict[str, str]:
+    """For each corpus the table in Markdown, as README and docs show it."""
+    return {
+        corpus: markdown([rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]])
+        for corpus, _, rows in tables(record)
+    }
 
 
 def agreements(record: dict[str, Any]) -> Iterator[tuple[str, str, str, Agreement]]:

@@ -23,7 +23,7 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
     corpora = list(dict.fromkeys(model["corpus"] for model in record["models"]))
     for number, corpus in enumerate(corpora):
         groups: dict[str, list[Record]] = {}
-        for model in record["models"]:
+        for model in sorted(record["models"], key=lambda model: str(model["label"])):
             if model["corpus"] == corpus and model["methods"]:
                 groups.setdefault(model["name"], []).append(model)
         suffix = f"-{number}" if len(corpora) > 1 else ""

@@ -68,7 +68,7 @@ def test_the_loss_is_that_of_the_model(record, trained):
 
 
 def test_the_table_shows_the_record(record, finished):
-    ((title, rows),) = tables(record)
+    ((_, title, rows),) = tables(record)
     assert "2 seeds" in title
     assert [row[0] for row in rows] == ["method", BEFORE, *METHODS]
     of = [m for m in record["models"] if m["variant"] == "softmax"]
