@@ -95,7 +95,7 @@ def test_figures_and_redraw_need_the_record_alone(finished, run_compress, tmp_pa
     (tmp_path / "result.json").write_text((finished[1] / "result.json").read_text())
     done = run_compress(f"--redraw={tmp_path}", "--markdown")
     assert done.status == 0, done.err
-    assert done.out.startswith("| method | (e) context_scale | (a) softmax |\n| --- | ---: |")
+    assert done.out.startswith("| method | (a) softmax | (e) context_scale |\n| --- | ---: |")
     assert len(list((tmp_path / "figures").iterdir())) == 6
 
 
