@@ -65,6 +65,7 @@ def existence(
     params: Params,
     tokens: Int[Array | np.ndarray, "T"],
     thresholds: Thresholds | None = None,
+    weights: WeightScan | None = None,
 ) -> Existence:
     """Find the outliers of a prompt, and the layer that shows each kind best.
 
@@ -77,10 +78,11 @@ def existence(
       params: its parameters.
       tokens: [T], T at least 2.
       thresholds: of the detectors; None for those of their papers.
+      weights: the scan of the parameters, if there is one.
     """
     tokens = np.asarray(tokens)
     found = scan(config, params, tokens[None], thresholds)
-    weights = weight_scan(params, found.thresholds.weight_ratio)
+    weights = weights or weight_scan(params, found.thresholds.weight_ratio)
     peaks = {
         name: int(np.argmax(found.site(name).top[:, 0, 0] / found.site(name).mean[:, 0]))
         for name in ("down_in", "block_out")

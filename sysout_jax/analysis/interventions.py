@@ -18,7 +18,7 @@ from sysout_jax.analysis.scan import (
     scan,
 )
 from sysout_jax.analysis.statistics import Interval, bootstrap_interval
-from sysout_jax.analysis.weights import WeightOutlier, weight_scan
+from sysout_jax.analysis.weights import WeightOutlier, WeightScan, weight_scan
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
 
@@ -83,6 +83,7 @@ def interventions(
     rows: Int[Array | np.ndarray, "B S"],
     thresholds: Thresholds | None = None,
     found: Scan | None = None,
+    weights: WeightScan | None = None,
     batch: int = 8,
     progress: Progress | None = None,
 ) -> Interventions:
@@ -99,6 +100,7 @@ def interventions(
       rows: [B, S], S = T + 1: inputs and next tokens as a corpus gives them.
       thresholds: of the detectors; None for those of their papers.
       found: the scan of rows[:, :-1], if there is one.
+      weights: the scan of the parameters, if there is one.
       batch: sequences that are run together.
       progress: called with the steps done and the steps in all.
     """
@@ -115,12 +117,13 @@ def interventions(
     steps(2, 4)
     attention, silent_attention = _attention(runner, found, none)
     steps(3, 4)
-    weights, silent_weights = _weights(runner, found, none, means.super_weight(SPIKE))
+    weights = weights or weight_scan(params, found.thresholds.weight_ratio)
+    of_weights, silent_weights = _weights(runner, weights, none, means.super_weight(SPIKE))
     steps(4, 4)
     return Interventions(
         bootstrap_interval(before),
         float(np.exp(before.mean())),
-        (*activations, *attention, *weights),
+        (*activations, *attention, *of_weights),
         (*silent, *silent_attention, *silent_weights),
     )
 
@@ -190,9 +193,8 @@ def _attention(runner: _Runner, found: Scan, none: Edits) -> tuple[list[Effect],
 
 
 def _weights(
-    runner: _Runner, found: Scan, none: Edits, super_weight: tuple[int, int, int] | None
+    runner: _Runner, weights: WeightScan, none: Edits, super_weight: tuple[int, int, int] | None
 ) -> tuple[list[Effect], list[str]]:
-    weights = weight_scan(runner.params, found.thresholds.weight_ratio)
     outliers = [(w.layer, w.input, w.output) for w in weights.outliers if w.matrix == "down"]
     heaviest: WeightOutlier = max(weights.largest, key=lambda w: w.ratio)
     chosen = {

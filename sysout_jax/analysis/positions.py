@@ -64,6 +64,7 @@ def positions(
     text: Callable[[list[int]], str] | None = None,
     thresholds: Thresholds | None = None,
     found: Scan | None = None,
+    weights: WeightScan | None = None,
     batch: int = 8,
     progress: Progress | None = None,
 ) -> Positions:
@@ -76,6 +77,7 @@ def positions(
       text: decodes ids, for the classes of tokens; None where ids stand for no text.
       thresholds: of the detectors; None for those of their papers.
       found: the scan of the same tokens, if there is one.
+      weights: the scan of the parameters, if there is one.
       batch: sequences that are run together.
       progress: called with the sequences done and the sequences in all.
     """
@@ -102,7 +104,7 @@ def positions(
             "top2": score[..., -2].mean(axis=1),
             "median": np.median(score, axis=-1).mean(axis=1),
         },
-        weight_scan(params, found.thresholds.weight_ratio),
+        weights or weight_scan(params, found.thresholds.weight_ratio),
         NAMES,
         np.bincount(classes.ravel(), minlength=len(NAMES)) / classes.size,
         {name: _kind(flags, tokens, classes) for name, flags in kinds.items()},

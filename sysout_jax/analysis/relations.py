@@ -51,6 +51,7 @@ def relations(
     tokens: Int[Array | np.ndarray, "B T"],
     thresholds: Thresholds | None = None,
     found: Scan | None = None,
+    weights: WeightScan | None = None,
     batch: int = 8,
     progress: Progress | None = None,
 ) -> Relations:
@@ -65,6 +66,7 @@ def relations(
       tokens: [B, T].
       thresholds: of the detectors; None for those of their papers.
       found: the scan of the same tokens, if there is one.
+      weights: the scan of the parameters, if there is one.
       batch: sequences that are run together.
       progress: called with the sequences done and the sequences in all.
     """
@@ -76,7 +78,7 @@ def relations(
         limit = (ratio * site.mean)[..., None]
         flags[name, "tokens"] = (site.token_peak > limit).any(axis=0)
         flags[name, "features"] = (site.feature_peak > limit).any(axis=0)
-    weights = weight_scan(params, found.thresholds.weight_ratio)
+    weights = weights or weight_scan(params, found.thresholds.weight_ratio)
     channels, neurons = (flags[name, "features"] for name in ("block_out", "down_in"))
     attention: Any = found.attention_flagged().any(axis=0)
     down_in, block_out = (flags[name, "tokens"] for name in ("down_in", "block_out"))

@@ -49,6 +49,7 @@ class WeightScan:
     row_ratio: np.ndarray  # [L, P], the largest over rows (inputs) of max/mean in the row
     column_ratio: np.ndarray  # [L, P], the same over columns (outputs)
     calibrated: np.ndarray  # [L, P], entries beyond a normal null at false discovery rate 0.01
+    evidence: np.ndarray  # [L, P], -log10 p of the largest entry beside that null
     largest: tuple[WeightOutlier, ...]  # of `down` in each layer, flagged or not
     outliers: tuple[WeightOutlier, ...]  # above the threshold, at most `LISTED` of a matrix
 
@@ -102,6 +103,7 @@ def weight_scan(params: Params, ratio: float = WEIGHT_RATIO) -> WeightScan:
     return WeightScan(
         tuple(name for _, name in present),
         table("ratio"), table("row_ratio"), table("column_ratio"), table("calibrated"),
+        table("evidence"),
         tuple(entries(layer, down, 1)[0] for layer in range(len(found))),
         tuple(
             entry
@@ -117,7 +119,7 @@ def weight_scan(params: Params, ratio: float = WEIGHT_RATIO) -> WeightScan:
 def _measure(w: Float[Array, "I O"]) -> dict[str, Any]:
     w = w.astype(jnp.float32)  # means of many narrow numbers are not
     size = jnp.abs(w)
-    score = weight_outliers(w).score
+    score, calibrated = weight_outliers(w).score, calibrated_outliers(w)
     # The largest entries are in the rows with the largest maxima; to look for them everywhere is
     # to sort everything, half a minute of a matrix of 7B parameters' size.
     rows = jax.lax.top_k(jnp.max(score, axis=1), min(LISTED, len(score)))[1]
@@ -132,7 +134,8 @@ def _measure(w: Float[Array, "I O"]) -> dict[str, Any]:
         "ratio": top[0],
         "row_ratio": ratio(1),
         "column_ratio": ratio(0),
-        "calibrated": jnp.sum(calibrated_outliers(w).flagged, dtype=jnp.int32),
+        "calibrated": jnp.sum(calibrated.flagged, dtype=jnp.int32),
+        "evidence": jnp.max(calibrated.score),
         "at": at,
         "value": w.ravel()[at],
         "score": top,

@@ -215,11 +215,11 @@ def permutation_outliers(
     s_j = mean_t x_tj^2;  null: s_j with the entries of every token shuffled over its features, in
     all features of all shuffles;  `outliers_beside`.
 
-    A token that is large as a whole is large in the null too: what is flagged is that tokens agree
-    on the feature, or that one entry holds most of a token.
+    Large tokens, and a spike in one token, are in the null too: what is flagged is that tokens
+    agree on the feature.
 
     Args:
-      x: [T, D], one site of one sequence.
+      x: [T, D], one site of one sequence, or of several one after the other.
       key: of the shuffles.
       shuffles: how many; M = shuffles * D.
       q: the false discovery rate over features.

@@ -219,11 +219,10 @@ def sink_sweep(
     Returns:
       [K, E], row k for key k.
     """
-    rates = [
-        [sink_rate(weights, key, each) for each in eps]
-        for key in range(min(keys, weights.shape[-1]))
-    ]
-    return jnp.stack([jnp.stack(row) for row in rates])
+    kept = range(min(keys, weights.shape[-1]))
+    strength = jnp.stack([sink_strength(weights, key) for key in kept])[:, :, None]  # [K, N, 1]
+    limits = jnp.asarray(eps, weights.dtype)[None, None]
+    return jnp.mean(strength > limits, axis=1, dtype=weights.dtype)
 
 
 def first_token_argmax(weights: Float[Array, "N T S"]) -> Float[Array, ""]:

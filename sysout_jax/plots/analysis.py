@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sysout_jax.plots import effects, lifecycle, positions
+from sysout_jax.plots import effects, lifecycle, measures, positions
 from sysout_jax.plots.stems import draw_panel
 from sysout_jax.plots.style import array, grid
 
@@ -97,6 +97,7 @@ FIGURES: Mapping[str, Mapping[str, Callable[[Record, Record], "Figure | None"]]]
         "lifecycle-disappearance": lifecycle.disappearance,
     },
     "roles": {"roles": effects.roles},
+    "measures": {"measures": measures.measures},
     "interventions": {"interventions": effects.interventions},
     "dynamics": {"dynamics": dynamics},
 }

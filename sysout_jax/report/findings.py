@@ -13,10 +13,12 @@ from sysout_jax.analysis.dynamics import Dynamics, dynamics
 from sysout_jax.analysis.existence import Existence, existence
 from sysout_jax.analysis.interventions import Interventions, interventions
 from sysout_jax.analysis.lifecycle import LifeCycle, lifecycle
+from sysout_jax.analysis.measured import Measured, measured
 from sysout_jax.analysis.positions import Positions, positions
 from sysout_jax.analysis.relations import Relations, relations
 from sysout_jax.analysis.roles import Roles, roles
 from sysout_jax.analysis.scan import QUERIES_AT_ONCE, Progress, Scan, Thresholds, scan
+from sysout_jax.analysis.weights import WeightScan, weight_scan
 from sysout_jax.errors import InputError
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model
@@ -46,7 +48,7 @@ class Material:
     batch: int = 8  # sequences that are run together
     checkpoints: Iterable[tuple[int, Params]] = ()  # of the run that trained the model
     steps: int = 0  # the number of checkpoints
-    _scans: list[Scan] = field(default_factory=list, init=False)  # the scan, once it is made
+    _made: dict[str, Any] = field(default_factory=dict, init=False)  # scans, once they are made
 
     def __post_init__(self) -> None:
         config, length = self.model.config, self.rows.shape[1] - 1
@@ -73,11 +75,20 @@ class Material:
 
     def scan(self, progress: Progress | None = None) -> Scan:
         """The scan of the sequences, made once."""
-        if not self._scans:
+        if "scan" not in self._made:
             model, tokens = self.model, self.rows[:, :-1]
             made = scan(model.config, model.params, tokens, self.thresholds, self.batch, progress)
-            self._scans.append(made)
-        return self._scans[0]
+            self._made["scan"] = made
+        found: Scan = self._made["scan"]
+        return found
+
+    def weights(self) -> WeightScan:
+        """The scan of the parameters, made once."""
+        if "weights" not in self._made:
+            ratio = self.thresholds.weight_ratio
+            self._made["weights"] = weight_scan(self.model.params, ratio)
+        found: WeightScan = self._made["weights"]
+        return found
 
     @property
     def text(self) -> Callable[[list[int]], str] | None:
@@ -92,12 +103,17 @@ class Material:
 
 
 def _of_sequences(
-    analysis: Callable[..., Any], *, text: bool = False, targets: bool = False
+    analysis: Callable[..., Any],
+    *,
+    text: bool = False,
+    targets: bool = False,
+    weights: bool = True,
 ) -> Callable[[Material, Progress | None], Any]:
     def run(material: Material, progress: Progress | None) -> Any:
         found = material.scan(progress)
         rows = material.rows if targets else material.rows[:, :-1]
-        more = {"text": material.text} if text else {}
+        more: dict[str, Any] = {"text": material.text} if text else {}
+        more |= {"weights": material.weights()} if weights else {}
         return analysis(
             material.model.config, material.model.params, rows, found=found, batch=material.batch,
             progress=progress, **more,
@@ -106,18 +122,28 @@ def _of_sequences(
     return run
 
 
-def _of_prompt(
-    analysis: Callable[..., Any],
-) -> Callable[[Material, Progress | None], Any]:
-    def run(material: Material, progress: Progress | None) -> Any:
-        model = material.model
-        return analysis(model.config, model.params, material.prompt, material.thresholds)
+def _existence(material: Material, progress: Progress | None) -> Existence:
+    model, thresholds = material.model, material.thresholds
+    weights = material.weights()
+    return existence(model.config, model.params, material.prompt, thresholds, weights)
 
-    return run
+
+def _lifecycle(material: Material, progress: Progress | None) -> LifeCycle:
+    model = material.model
+    return lifecycle(model.config, model.params, material.prompt, material.thresholds)
+
+
+def _measured(material: Material, progress: Progress | None) -> Measured:
+    # Measures of whole maps: of a long sequence, the part that fits in one.
+    rows, model = material.rows[:, : QUERIES_AT_ONCE + 1], material.model
+    found = material.scan() if rows.shape == material.rows.shape else None
+    return measured(
+        model.config, model.params, rows, material.thresholds, found, material.weights(),
+        material.batch, progress,
+    )  # fmt: skip
 
 
 def _dynamics(material: Material, progress: Progress | None) -> Dynamics:
-    # Measures of whole maps: of a long sequence, the part that fits in one.
     tokens = material.rows[:, :-1][:, :QUERIES_AT_ONCE]
     config, steps = material.model.config, material.steps
     return dynamics(config, material.checkpoints, tokens, material.batch, progress, steps)
@@ -126,11 +152,12 @@ def _dynamics(material: Material, progress: Progress | None) -> Dynamics:
 # part -> what runs it: (material, progress) -> result
 PARTS: Mapping[str, Callable[[Material, Progress | None], Any]] = MappingProxyType(
     {
-        "existence": _of_prompt(existence),
+        "existence": _existence,
         "positions": _of_sequences(positions, text=True),
         "relations": _of_sequences(relations),
-        "lifecycle": _of_prompt(lifecycle),
-        "roles": _of_sequences(roles),
+        "lifecycle": _lifecycle,
+        "roles": _of_sequences(roles, weights=False),
+        "measures": _measured,
         "interventions": _of_sequences(interventions, targets=True),
         "dynamics": _dynamics,
     }
@@ -147,6 +174,7 @@ class Findings:
     relations: Relations | None = None
     lifecycle: LifeCycle | None = None
     roles: Roles | None = None
+    measures: Measured | None = None
     interventions: Interventions | None = None
     dynamics: Dynamics | None = None
 

@@ -32,6 +32,11 @@ PARTS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
         ),
     ),
     "roles": ("Roles", "What do outlier tokens do for each head?", ("roles",)),
+    "measures": (
+        "Measures",
+        "How does it score by every measure of the field, beside itself before training?",
+        ("measures",),
+    ),
     "interventions": (
         "Interventions",
         "What does the model lose without them?",
@@ -57,6 +62,10 @@ CAPTIONS: Mapping[str, str] = {
     "lifecycle-spread": "Spread: what a later layer's attention makes of the token.",
     "lifecycle-disappearance": "Disappearance: the layer that writes the opposite.",
     "roles": "Each head's implicit scaling factor, and the values of the tokens it comes from.",
+    "measures": (
+        "Measures over their values before training, with intervals over sequences; share of heads "
+        "in which key k is a sink, by threshold."
+    ),
     "interventions": "Change of the loss by each intervention and its random control.",
     "dynamics": "Measures at the checkpoints; dotted: half way; dashed: the closest law.",
 }

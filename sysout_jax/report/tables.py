@@ -77,7 +77,7 @@ def _positions(part: Record, record: Record) -> str:
     rows = [["all tokens", "", "", *(f"{rate:.1%}" for rate in part["base_rate"]), "", ""]]
     for name, kind in part["kinds"].items():
         tokens = ", ".join(f"{piece} ({count})" for piece, count in kind["tokens"])
-        places = ", ".join(f"{place} ({count})" for place, count in kind["positions"])
+        places = _places(kind["positions"])
         rows.append([name, kind["flagged"], kind["sequences"], *kind["classes"], tokens, places])
     classes = table(
         ("detector", "tokens", "sequences", *names, "most frequent tokens", "positions"), rows
@@ -121,6 +121,38 @@ def _relations(part: Record, record: Record) -> str:
     return table(headings, rows)
 
 
+def _measures(part: Record, record: Record) -> str:
+    scores = [
+        [row["name"], row["over"], _interval(row["value"]), _interval(row["untrained"])]
+        for row in part["scores"]
+    ]
+    found = [
+        [row["label"], _interval(row["count"]), _interval(row["untrained"]), row["of"],
+         _places(row["places"])]
+        for row in part["detectors"]
+    ]  # fmt: skip
+    beside = [
+        [row["what"], row["null"], row["layer"], row["flagged"], f"{row['sequences']}/{row['of']}",
+         row["evidence"], row["limit"], row["control"], _places(row["places"])]
+        for row in part["calibrated"]
+    ]  # fmt: skip
+    untrained = f"{part['initialisations']} untrained [95%]"
+    of_scores = table(("measure@tap", "of layers, heads", "here [95%]", untrained), scores)
+    of_detectors = table(("detector", "here [95%]", untrained, "which", "where (sequences)"), found)
+    headings = (
+        "what", "null", "layer", "flagged", "in", "-log10 p of largest", "most it can be",
+        "flagged in another untrained model", "where (sequences)",
+    )  # fmt: skip
+    return (
+        f"<h3>Measures</h3>{of_scores}<h3>Detectors</h3>{of_detectors}"
+        f"<h3>Calibrated: false discovery rate 0.01</h3>{table(headings, beside)}"
+    )
+
+
+def _places(places: Sequence[Sequence[int]]) -> str:
+    return ", ".join(f"{place} ({count})" for place, count in places)
+
+
 def _interventions(part: Record, record: Record) -> str:
     rows = [["before", "", "", "", "", part["loss"][0], part["perplexity"], ""]]
     for e in part["effects"]:
@@ -158,6 +190,7 @@ _TABLES: Mapping[str, Callable[[Record, Record], str]] = {
     "existence": _existence,
     "positions": _positions,
     "relations": _relations,
+    "measures": _measures,
     "interventions": _interventions,
     "dynamics": _dynamics,
 }

@@ -178,6 +178,41 @@ def _roles(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     ]
 
 
+GROWN = 2.0  # a measure is said to have changed by this factor
+
+
+def _measures(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+    changed = []
+    for row in part["scores"]:
+        now, before = row["value"][0], row["untrained"][0]
+        if max(now, before) > GROWN * min(now, before):
+            changed.append(f"{row['name']} {before:.3g} to {now:.3g}")
+    lines = [
+        f"changed at least {GROWN:g}-fold from {part['initialisations']} untrained models: "
+        + (_listed(changed, len(part["scores"])) or "no measure")
+    ]
+    sweep = part["sweep"]
+    above = [e for e, rate in zip(sweep["eps"], sweep["value"][0], strict=True) if rate >= 0.5]
+    before = [e for e, rate in zip(sweep["eps"], sweep["untrained"][0], strict=True) if rate >= 0.5]
+    lines.append(
+        f"the first key is a sink of half of the heads up to threshold {max(above, default=0):g} "
+        f"(untrained: {max(before, default=0):g}; usual: 0.3)"
+    )
+    for row in part["detectors"]:
+        lines.append(
+            f"{row['label']}: {row['count'][0]:.3g} (untrained: {row['untrained'][0]:.3g})"
+        )
+    for row in part["calibrated"]:
+        control = row["control"]
+        beside = "" if control is None else f" (in another untrained model: {control:.3g})"
+        where = f", most often {_listed([p for p, _ in row['places']])}" if row["places"] else ""
+        lines.append(
+            f"calibrated, {row['what']} of layer {row['layer']} beside {row['null']}: "
+            f"{row['flagged']:.3g} flagged, in {row['sequences']} of {row['of']}{beside}{where}"
+        )
+    return lines
+
+
 def _interventions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     lines = [f"loss {part['loss'][0]:.3f}, perplexity {part['perplexity']:.1f} before"]
     for effect in part["effects"]:
@@ -228,6 +263,7 @@ _SENTENCES = {
     "relations": _relations,
     "lifecycle": _lifecycle,
     "roles": _roles,
+    "measures": _measures,
     "interventions": _interventions,
     "dynamics": _dynamics,
 }

@@ -10,6 +10,8 @@ import numpy as np
 from sysout_jax.analysis import mixture
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init, stack_blocks
+from sysout_jax.model.model import Model
+from sysout_jax.report.findings import analyze
 
 B, T = 6, 101  # T * D > 3000, so that two outliers can both be 1000 times the mean
 TRIGGER = 0  # the token that has outliers: first in every sequence, and again in every other one
@@ -85,6 +87,12 @@ def neuron(config, expert, of_expert):
     number = expert * 61 + of_expert if config.experts else of_expert
     assert mixture.place(config, number) == (expert if config.experts else 0, of_expert)
     return number
+
+
+@cache
+def findings():
+    """All analyses of it but dynamics."""
+    return analyze(Model(CONFIG, params()), rows()[0, :-1], rows=rows())
 
 
 @cache

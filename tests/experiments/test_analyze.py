@@ -126,7 +126,7 @@ def test_a_run_leaves_a_whole_record(finished, record):
     assert figures >= {
         "existence", "positions-layers", "positions-tokens", "positions-features",
         "positions-heads", "lifecycle-trace", "lifecycle-emergence", "lifecycle-spread", "roles",
-        "interventions", "dynamics",
+        "measures", "interventions", "dynamics",
     }  # fmt: skip
     assert not [path for path in directory.rglob(".*")]
     assert "finished existence, positions" in outcome.out

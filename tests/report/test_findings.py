@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-from functools import cache
 
 import pytest
 
@@ -17,22 +16,16 @@ from sysout_jax.report.words import headline
 from tests.analysis import planted as p
 
 
-@cache
-def findings():
-    model = so.Model(p.CONFIG, p.params())
-    return so.analyze(model, p.rows()[0, :-1], rows=p.rows())
-
-
 def said(part):
-    return "\n".join(headline(findings().record, part))
+    return "\n".join(headline(p.findings().record, part))
 
 
 def test_the_record_is_json_and_holds_every_part():
-    record = findings().record
+    record = p.findings().record
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert list(record["parts"]) == [name for name in PARTS if name != "dynamics"]
-    assert findings().dynamics is None
-    assert record["parts"]["lifecycle"]["channel"] == findings().lifecycle.channel == p.CHANNEL
+    assert p.findings().dynamics is None
+    assert record["parts"]["lifecycle"]["channel"] == p.findings().lifecycle.channel == p.CHANNEL
     panel = record["parts"]["existence"]["panels"][0]
     assert len(panel["values"]) == p.T
     assert len(json.dumps(panel["values"][0])) < 12 * len(panel["values"][0])  # three digits
@@ -51,14 +44,19 @@ def test_sentences_say_where_things_are():
     assert "disappearance: layer 3 removes" in life
     assert "cosine of its write with the residual -1.00" in life
     assert "12% of heads are sinks" in said("roles")
+    measures = said("measures")
+    assert "the first key is a sink of half of the heads up to threshold 0.05 (untr" in measures
+    assert "top1@block_out 0.0" in measures
+    assert "massive activations per sequence (Sun): 1.5 (untrained: 0)" in measures
+    assert re.search(r"over its channels: 1 flagged, in 1 of 1 \(.*\), most often 5\n", measures)
     assert re.search(
         r"an_attention, removed, rescaled by S: loss [+-]0\.000", said("interventions")
     )
 
 
 def test_every_figure_is_drawn_from_the_record(tmp_path):
-    figures = findings().figures()
-    assert len(figures) == 12
+    figures = p.findings().figures()
+    assert len(figures) == 13
     assert {"relations", "lifecycle-disappearance"} <= set(figures)
     marked = [t.get_text() for axes in figures["existence"].axes for t in axes.texts]
     assert "neuron 17, channel 5" in " ".join(marked) or "neuron 29" in " ".join(marked)
@@ -69,7 +67,7 @@ def test_every_figure_is_drawn_from_the_record(tmp_path):
 
 def test_text_cannot_become_markup(tmp_path):
     """Tokens are whatever the text holds; in the page they are text."""
-    record = copy.deepcopy(findings().record)
+    record = copy.deepcopy(p.findings().record)
     record["prompt"] = ["</script><img src=x onerror=alert(1)>" for _ in record["prompt"]]
     kind = record["parts"]["positions"]["kinds"]["sun"]
     kind["tokens"] = [["<b>&", 9]]
@@ -82,7 +80,7 @@ def test_text_cannot_become_markup(tmp_path):
 
 
 def test_views_have_the_marks_and_the_whole_axes():
-    views = interactive.views(findings().record)
+    views = interactive.views(p.findings().record)
     assert len(views) == 4
     drawing = views["view-2"]["drawing"]
     stems, points, marks = drawing["data"]

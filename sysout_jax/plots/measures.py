@@ -1,0 +1,45 @@
+"""The measures of a model beside untrained ones, and the whole sweep of a sink's threshold."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sysout_jax.plots.style import COLOURS, array
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Record = Mapping[str, Any]
+
+
+def measures(record: Record, part: Record) -> "Figure":
+    """Each measure over its value before training, and Sink_k(eps) at every eps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 0.9 + 0.27 * len(part["scores"])), layout="constrained")
+    ratios, sweep = figure.subplots(1, 2, width_ratios=(3, 2))
+    places = np.arange(len(part["scores"]))[::-1]
+    for place, row in zip(places, part["scores"], strict=True):
+        (value, low, high), before = array(row["value"]), array(row["untrained"])[0]
+        if before > 0 and value > 0:
+            ratios.plot([low / before, high / before], [place, place], color=COLOURS[3], lw=1.5)
+            ratios.plot(value / before, place, "o", color=COLOURS[3], ms=4)
+        else:
+            said = f"{before:.3g} before, {value:.3g} now"
+            ratios.text(1.0, place, said, fontsize=7, va="center", ha="center")
+    ratios.axvline(1.0, color="grey", lw=0.8)
+    ratios.set_xscale("log")
+    ratios.set_yticks(places, [row["label"] for row in part["scores"]], fontsize=8)
+    ratios.set_xlabel("over its value before training")
+    eps = array(part["sweep"]["eps"])
+    for key, (now, before) in enumerate(
+        zip(array(part["sweep"]["value"]), array(part["sweep"]["untrained"]), strict=True)
+    ):
+        sweep.step(eps, now, color=COLOURS[key + 1], where="post", label=f"key {key}")
+        sweep.step(eps, before, color=COLOURS[key + 1], where="post", ls=":", lw=1)
+    sweep.axvline(0.3, color="grey", lw=0.8)
+    sweep.set(xlabel=r"threshold $\epsilon$", xlim=(0, 1), ylim=(-0.02, 1.02))
+    sweep.set_title(r"Sink$_k(\epsilon)$; dotted: before training", loc="left")
+    sweep.legend(fontsize=7)
+    return figure
