@@ -99,8 +99,10 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
     else:
         prompt = encode_prompt(model.tokenizer, config.prompt, "yes" if chosen.bos else "no")
     batch = config.batch or (8 if length <= QUERIES_AT_ONCE else 1)
-    kept = len(chosen.kept)
-    material = Material(model, prompt, rows, config.thresholds, batch, chosen.checkpoints(), kept)
+    material = Material(
+        model, prompt, rows, config.thresholds, batch, chosen.checkpoints(), len(chosen.kept),
+        chosen.seeds(), len(chosen.saved),
+    )  # fmt: skip
     return material, spec
 
 
@@ -143,11 +145,13 @@ def run(config: Config, console: Console) -> RunDirectory:
                 for line in headline(described, name):
                     console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     finally:
-        finished = ", ".join(read_record(directory.path)["parts"]) or "none"
+        written = read_record(directory.path)
+        finished = ", ".join(written["parts"]) or "none"
         console.print(f"finished {finished}", soft_wrap=True, markup=False)
         console.print(f"record   {directory.path / 'result.json'}", soft_wrap=True, markup=False)
-    page = publish(read_record(directory.path), directory.path)
-    console.print(f"report   {page}", soft_wrap=True, markup=False)
+        if written["parts"] or written["status"] == "complete":  # of an interrupted run too
+            page = publish(written, directory.path)
+            console.print(f"report   {page}", soft_wrap=True, markup=False)
     return directory
 
 
@@ -180,6 +184,9 @@ def _impossible(config: Config, chosen: Chosen) -> dict[str, str]:
         found = f"{len(chosen.kept)} checkpoints of {chosen.name}"
         wanted = "accepted: a run that was trained with --checkpoint_every"
         reasons |= {"dynamics": f"{found}; {wanted}"}
+    if len(chosen.saved) < 2:
+        found = f"{len(chosen.saved)} seed{'s' * (not chosen.saved)} of {chosen.name}"
+        reasons |= {"seeds": f"{found}; accepted: a run that was trained with --seeds=0,1,..."}
     if config.choice.stream:
         reason = f"takes a model in memory; accepted with --stream: {', '.join(STREAMED)}"
         reasons = {name: reason for name in PARTS if name not in STREAMED} | reasons

@@ -56,6 +56,16 @@ class Chosen:
         for step, path in self.kept:
             yield step, load(path, self.seed).params
 
+    def seeds(self) -> Iterator[tuple[int, Params]]:
+        """The model of every seed of the run, one in memory at a time."""
+        for seed in self.saved:
+            yield seed, load(self.path, seed).params
+
+    @property
+    def saved(self) -> list[int]:
+        """The seeds of the run; empty for a published model."""
+        return [] if self.seed is None else saved_seeds(self.path)
+
     @property
     def kept(self) -> list[tuple[int, Path]]:
         """(step, directory) of each."""

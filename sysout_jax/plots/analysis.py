@@ -100,4 +100,5 @@ FIGURES: Mapping[str, Mapping[str, Callable[[Record, Record], "Figure | None"]]]
     "measures": {"measures": measures.measures},
     "interventions": {"interventions": effects.interventions},
     "dynamics": {"dynamics": dynamics},
+    "seeds": {},  # a table says it all
 }

@@ -18,6 +18,7 @@ from sysout_jax.analysis.positions import Positions, positions
 from sysout_jax.analysis.relations import Relations, relations
 from sysout_jax.analysis.roles import Roles, roles
 from sysout_jax.analysis.scan import QUERIES_AT_ONCE, Progress, Scan, Thresholds, scan
+from sysout_jax.analysis.seeds import Seeds, across_seeds
 from sysout_jax.analysis.weights import WeightScan, weight_scan
 from sysout_jax.errors import InputError
 from sysout_jax.model.decoder import Params
@@ -48,6 +49,8 @@ class Material:
     batch: int = 8  # sequences that are run together
     checkpoints: Iterable[tuple[int, Params]] = ()  # of the run that trained the model
     steps: int = 0  # the number of checkpoints
+    seeds: Iterable[tuple[int, Params]] = ()  # the models of that run, by seed
+    seed_count: int = 0
     _made: dict[str, Any] = field(default_factory=dict, init=False)  # scans, once they are made
 
     def __post_init__(self) -> None:
@@ -149,6 +152,14 @@ def _dynamics(material: Material, progress: Progress | None) -> Dynamics:
     return dynamics(config, material.checkpoints, tokens, material.batch, progress, steps)
 
 
+def _across_seeds(material: Material, progress: Progress | None) -> Seeds:
+    config, tokens = material.model.config, material.rows[:, :-1]
+    return across_seeds(
+        config, material.seeds, tokens, material.thresholds, material.batch, progress,
+        material.seed_count,
+    )  # fmt: skip
+
+
 # part -> what runs it: (material, progress) -> result
 PARTS: Mapping[str, Callable[[Material, Progress | None], Any]] = MappingProxyType(
     {
@@ -160,8 +171,12 @@ PARTS: Mapping[str, Callable[[Material, Progress | None], Any]] = MappingProxyTy
         "measures": _measured,
         "interventions": _of_sequences(interventions, targets=True),
         "dynamics": _dynamics,
+        "seeds": _across_seeds,
     }
 )
+
+
+OF_RUNS = ("dynamics", "seeds")  # parts that take more of a run than one model
 
 
 @dataclass(frozen=True)
@@ -177,6 +192,7 @@ class Findings:
     measures: Measured | None = None
     interventions: Interventions | None = None
     dynamics: Dynamics | None = None
+    seeds: Seeds | None = None
 
     def figures(self) -> dict[str, "Figure"]:
         """Every figure by name, drawn from the record."""
@@ -213,8 +229,8 @@ def analyze(
       model: what `load` or a training run returned.
       text: the prompt that is drawn token by token; or its ids, as they are.
       rows: [B, T + 1] ids of more text for the statistics; None for the prompt alone.
-      parts: keys of `PARTS`; None for all of them but dynamics, which takes the checkpoints of a
-        run: `python -m experiments.analyze`.
+      parts: keys of `PARTS`; None for all of them but dynamics and seeds, which take the
+        checkpoints and the seeds of a run: `python -m experiments.analyze`.
       thresholds: of the detectors; None for those of their papers.
       bos: put the tokenizer's BOS before the text.
       batch: sequences that are run together.
@@ -231,7 +247,7 @@ def analyze(
     prompt = np.asarray(text, np.int32)
     rows = prompt[None] if rows is None else np.asarray(rows, np.int32)
     material = Material(model, prompt, rows, thresholds or Thresholds(), batch)
-    names = tuple(name for name in PARTS if name != "dynamics") if parts is None else tuple(parts)
+    names = tuple(name for name in PARTS if name not in OF_RUNS) if parts is None else tuple(parts)
     unknown = [name for name in names if name not in PARTS]
     if unknown:
         raise InputError(f"parts={unknown[0]!r}: unknown; accepted: {', '.join(PARTS)}")

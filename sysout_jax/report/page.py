@@ -43,6 +43,7 @@ PARTS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
         ("interventions",),
     ),
     "dynamics": ("Dynamics", "When do they emerge in training?", ("dynamics",)),
+    "seeds": ("Seeds", "Do other seeds of the run have them at the same places?", ()),
 }
 CAPTIONS: Mapping[str, str] = {
     "existence": (
@@ -150,7 +151,8 @@ def _known(record: Record) -> str:
 def _title(record: Record) -> str:
     name = record.get("name")
     config = record["model"]
-    what = f"{config['variant']}, {config['layers']} layers, width {config['width']}"
+    layers = config["layers"]
+    what = f"{config['variant']}, {layers} layer{'s' * (layers != 1)}, width {config['width']}"
     return f"Outliers of {name} ({what})" if name else f"Outliers of a model: {what}"
 
 

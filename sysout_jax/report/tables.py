@@ -121,6 +121,18 @@ def _relations(part: Record, record: Record) -> str:
     return table(headings, rows)
 
 
+def _seeds(part: Record, record: Record) -> str:
+    rows = [
+        [row["given"], row["on"], row["items"],
+         f"{row['mean_given']:.3g} / {row['mean_found']:.3g}", _interval(row["jaccard"]),
+         row["null_jaccard"], row["p_value"]]
+        for row in part["rows"]
+    ]  # fmt: skip
+    seeds = ", ".join(map(str, part["seeds"]))
+    headings = ("which", "on", "of", "number", "Jaccard of pairs [95%]", "shuffled", "p")
+    return f"<h3>Pairs of the seeds {seeds}</h3>{table(headings, rows)}"
+
+
 def _measures(part: Record, record: Record) -> str:
     scores = [
         [row["name"], row["over"], _interval(row["value"]), _interval(row["untrained"])]
@@ -193,4 +205,5 @@ _TABLES: Mapping[str, Callable[[Record, Record], str]] = {
     "measures": _measures,
     "interventions": _interventions,
     "dynamics": _dynamics,
+    "seeds": _seeds,
 }

@@ -248,6 +248,20 @@ def _dynamics(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _seeds(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for row in part["rows"]:
+        name = f"{row['given']} {row['on']} of seeds {_listed(part['seeds'])}"
+        if row["jaccard"][0] is None:
+            lines.append(f"{name}: none in any seed")
+        else:
+            lines.append(
+                f"{name}: Jaccard of pairs {row['jaccard'][0]:.2f} (shuffled: "
+                f"{row['null_jaccard']:.2f}), {row['mean_given']:.3g} of {row['items']} each"
+            )
+    return lines
+
+
 def _listed(items: list[Any], most: int = 8) -> str:
     shown = ", ".join(map(str, items[:most]))
     return shown + (f" and {len(items) - most} more" if len(items) > most else "")
@@ -266,6 +280,7 @@ _SENTENCES = {
     "measures": _measures,
     "interventions": _interventions,
     "dynamics": _dynamics,
+    "seeds": _seeds,
 }
 
 

@@ -97,6 +97,11 @@ def test_a_trained_backcopy_model_has_a_sink_and_no_other_outlier(record, finish
     assert parts["dynamics"]["steps"] == [0, 200, 400, 600, 800, 1000]
     assert sink["changed"]
     assert 0 < sink["step"] <= 600
+    assert parts["seeds"]["seeds"] == [3, 5]
+    same = {(row["given"], row["on"]): row for row in parts["seeds"]["rows"]}
+    assert same["flagged", "tokens"]["jaccard"][0] > 0.5  # the first token of every sequence
+    assert same["flagged", "channels"]["jaccard"][0] is None
+    assert "flagged channels of seeds 3, 5: none in any seed" in finished[1].out
     assert {fit["law"] for fit in sink["fits"]} == {"linear", "logarithmic", "square root"}
 
 
@@ -273,6 +278,7 @@ def of_text(tmp_path_factory):
         (["--prompt="], ("--prompt: 1 token", "2 to 40")),
         (["--prompt=" + "long " * 80], ("--prompt: 401 tokens", "2 to 40")),
         (["--only=dynamics"], ("--only=dynamics: 0 checkpoints", "--checkpoint_every")),
+        (["--only=seeds"], ("--only=seeds: 1 seed of tiny", "--seeds=0,1")),
     ],
 )
 def test_text_that_does_not_fit(of_text, run_analyze, tmp_path, arguments, told):
@@ -312,9 +318,14 @@ def test_an_interrupted_run_says_what_it_finished(of_text, run_analyze, tmp_path
     record = json.loads((directory / "result.json").read_text())
     assert record["status"] == "interrupted"
     assert list(record["parts"]) == ["existence", "positions"]
-    assert run_analyze(f"--redraw={directory}").status == 0
     told = (directory / "report.html").read_text()
     assert "not finished are relations, roles" in told
+    assert "1 layer, width 8" in told
+    drawn = {path.stem for path in (directory / "figures").glob("*.png")}
+    assert {name.partition("-")[0] for name in drawn} == {"existence", "positions"}
+    assert outcome.err == "error: interrupted\n"
+    assert run_analyze(f"--redraw={directory}").status == 0
+    assert (directory / "report.html").read_text() == told
 
 
 # ------------------------------------------------------------------------- from a notebook

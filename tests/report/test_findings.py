@@ -10,7 +10,7 @@ import sysout_jax as so
 from sysout_jax import plots
 from sysout_jax.errors import InputError
 from sysout_jax.report import interactive
-from sysout_jax.report.findings import PARTS, PROMPT_TOKENS
+from sysout_jax.report.findings import OF_RUNS, PARTS, PROMPT_TOKENS
 from sysout_jax.report.page import page
 from sysout_jax.report.words import headline
 from tests.analysis import planted as p
@@ -23,7 +23,7 @@ def said(part):
 def test_the_record_is_json_and_holds_every_part():
     record = p.findings().record
     assert json.loads(json.dumps(record, allow_nan=False)) == record
-    assert list(record["parts"]) == [name for name in PARTS if name != "dynamics"]
+    assert list(record["parts"]) == [name for name in PARTS if name not in OF_RUNS]
     assert p.findings().dynamics is None
     assert record["parts"]["lifecycle"]["channel"] == p.findings().lifecycle.channel == p.CHANNEL
     panel = record["parts"]["existence"]["panels"][0]
