@@ -29,6 +29,7 @@ FEATURES = {
     "qkv_bias": "QKV biases",
     "mlp_bias": "MLP biases",
     "tied": "tied head",
+    "embed_width": "projected embeddings",
 }
 
 

@@ -14,6 +14,7 @@ from sysout_jax.families.hub import fetch, is_hub_id
 from sysout_jax.families.llama2c import load_llama2c
 from sysout_jax.families.tensors import CONVERT, DTYPES, PICKLES
 from sysout_jax.model.config import one_of
+from sysout_jax.model.decoder import param_axes
 from sysout_jax.model.model import Model
 from sysout_jax.training import checkpoint
 
@@ -34,8 +35,8 @@ def load(
       seed: of a training run, which of its seeds; None for the first.
       dtype: of the parameters in memory: float32, bfloat16, float16; None: as they are stored.
       revision: of a model on the hub.
-      shard: where each parameter of a published model goes, by its axis letters ("D -> N H");
-        None: the default device.
+      shard: where each parameter goes, by its axis letters ("D -> N H"); None: the default device.
+        Parameters of published models go there one by one as they are read, others when all are.
 
     Raises:
       InputError: none of these, or one that cannot be read; in one line, and nothing is left over.
@@ -50,7 +51,8 @@ def load(
     else:
         tokens = sorted(path.parent.glob("tok*.bin"))
         model = load_llama2c(path, tokens[0] if len(tokens) == 1 else None)
-    return model if dtype is None else _cast(model, dtype)
+    model = model if dtype is None else _cast(model, dtype)
+    return model if shard is None else _placed(model, shard)
 
 
 def open_layers(
@@ -105,6 +107,12 @@ def _is_pickle(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(4)
     return start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] in b"\x01\x02\x03\x04\x05")
+
+
+def _placed(model: Model, shard: Shard) -> Model:
+    axes = param_axes(model.config)
+    params = jax.tree.map(lambda x, letters: jax.device_put(x, shard(letters)), model.params, axes)
+    return Model(model.config, params, model.tokenizer)
 
 
 def _cast(model: Model, dtype: str) -> Model:

@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 
 from sysout_jax.errors import InputError
 from sysout_jax.families import tensor_map
-from sysout_jax.families.config_map import read_config, read_json, write_config
-from sysout_jax.families.family import Family
+from sysout_jax.families.config_map import read_config, read_json, read_within, write_config
+from sysout_jax.families.family import Family, Within
 from sysout_jax.families.table import FAMILIES, by_model_type
 from sysout_jax.families.tensor_map import Part, Stored
 from sysout_jax.families.tensors import DTYPES, INDEX, SINGLE, Source, sources
@@ -90,11 +90,13 @@ def open_checkpoint(directory: str | os.PathLike[str], dtype: str | None = None)
         one_of("param_dtype", dtype, tuple(DTYPES.values()))
     raw = read_json(path / "config.json")
     family = by_model_type(raw.get("model_type"), path / "config.json")
-    config = read_config(family, raw)
+    own = read_within(family, raw)
+    within = family.within if own is not raw else None
+    config = read_config(family, own)
     found, faults = sources(path)
     _check_extent(path, config, len(found))
     shapes = tensor_map.shapes(config)
-    plan = _plan(family, config, found, shapes, faults)
+    plan = _plan(family, config, found, shapes, faults, within)
     stored = {p: DTYPES[parts[0][2].dtype] for p, parts in plan.items()}
     dtypes = {p: dtype or stored[p] for p in plan}
     half = set(dtypes.values()) == {"bfloat16"}
@@ -135,10 +137,16 @@ def _plan(
     found: list[Source],
     shapes: Mapping[tuple[str, ...], tuple[int, ...]],
     faults: list[str],
+    within: Within | None,
 ) -> dict[tuple[str, ...], tuple[tuple[Stored, Part, Source], ...]]:
     """Which stored tensors make each parameter; every fault at once."""
-    bare = not any(source.name.startswith(family.prefix) for source in found)
-    by_name = {_full(family, source.name, bare): source for source in found}
+    if within is None:
+        bare = not any(source.name.startswith(family.prefix) for source in found)
+        by_name = {_full(family, source.name, bare): source for source in found}
+    else:
+        by_name = {_outer(within, source.name): source for source in found}
+        read = [n for n in by_name if not any(re.fullmatch(p, n) for p in within.others)]
+        by_name = {name: by_name[name] for name in read}
     plan: dict[tuple[str, ...], list[tuple[Stored, Part, Source]]] = {path: [] for path in shapes}
     missing, shaped = [], []
     for stored in tensor_map.layout(family, config):
@@ -182,6 +190,14 @@ def _full(family: Family, name: str, bare: bool) -> str:
     """A stored name with the family's prefix, which some checkpoints leave out."""
     outside = {row.stored[1:] for row in family.tensors if row.stored.startswith("/")}
     return f"{family.prefix}{name}" if bare and name not in outside else name
+
+
+def _outer(within: Within, name: str) -> str:
+    """A stored name of a larger checkpoint as this family's own, where it is one."""
+    for there, here in within.names:
+        if name.startswith(there):
+            return here + name.removeprefix(there)
+    return name
 
 
 def _is_head(family: Family, name: str) -> bool:

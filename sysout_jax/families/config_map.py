@@ -45,6 +45,39 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def read_within(family: Family, raw: Raw) -> Raw:
+    """The family's own config, from that of a larger checkpoint which may hold it.
+
+    Raises:
+      InputError: it holds none, or fields beside it are unknown.
+    """
+    within = family.within
+    if within is None or raw.get("model_type") != within.model_type:
+        return raw
+    inner = raw.get(within.config)
+    if not isinstance(inner, Mapping) or inner.get("model_type") not in (None, *family.model_types):
+        raise InputError(
+            f"config.json of {within.model_type}: {within.config} is {_short(inner)}; accepted: "
+            f"the config of a {family.model_types[0]}"
+        )
+    for name in within.shared:
+        if name in raw and inner.get(name, raw[name]) != raw[name]:
+            raise InputError(
+                f"config.json of {within.model_type}: {name} is {_short(raw[name])}, and "
+                f"{_short(inner[name])} in {within.config}; accepted: the same"
+            )
+    known = {*GENERIC, *within.ignored, *within.shared, within.config}
+    unknown = sorted(k for k, value in raw.items() if k not in known and value is not None)
+    if unknown:
+        named = ", ".join(f"{name}={_short(raw[name])}" for name in unknown)
+        raise InputError(
+            f"config.json of {within.model_type}: unknown fields {named} (accepted: "
+            f"{', '.join((within.config, *within.shared, *within.ignored))})"
+        )
+    shared = {name: raw[name] for name in within.shared if name in raw}
+    return {**within.defaults, **shared, **inner}
+
+
 def read_config(family: Family, raw: Raw) -> ModelConfig:
     """The architecture that a published config says.
 

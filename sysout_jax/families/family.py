@@ -70,6 +70,29 @@ def tensor(
 
 
 @dataclass(frozen=True)
+class Within:
+    """Where checkpoints of several modalities keep a model of a family.
+
+    Attributes:
+      model_type: of their config.json.
+      config: its field that is the family's own config.
+      defaults: what fields mean that are left out of that.
+      shared: fields that may stand beside it as well as in it, with the same value.
+      ignored: fields beside it that say nothing of the text decoder.
+      names: how stored names begin there, and here.
+      others: regular expressions of the other modalities' stored names, which are not read.
+    """
+
+    model_type: str
+    config: str
+    defaults: Mapping[str, Any]
+    shared: tuple[str, ...]
+    ignored: tuple[str, ...]
+    names: tuple[tuple[str, str], ...]
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Family:
     """A family of published models.
 
@@ -85,6 +108,7 @@ class Family:
       prefix: in front of stored names, which some checkpoints leave out.
       ignored: fields of config.json that do not change the function in inference.
       buffers: regular expressions of stored names that hold no parameters.
+      within: larger checkpoints that hold such a model.
     """
 
     name: str
@@ -98,3 +122,4 @@ class Family:
     prefix: str = "model."
     ignored: tuple[str, ...] = ()
     buffers: tuple[str, ...] = field(default=())
+    within: Within | None = None

@@ -3,7 +3,7 @@
 from math import sqrt
 from typing import Any
 
-from sysout_jax.families.family import Family, Field, Group, Only, Raw, Row, tensor
+from sysout_jax.families.family import Family, Field, Group, Only, Raw, Row, Within, tensor
 from sysout_jax.families.rows import (
     EPS,
     GATED,
@@ -110,11 +110,31 @@ def _five_of_six(layer: int, raw: Raw) -> bool:
     return bool((layer + 1) % period)
 
 
+# The larger models see images too; their text_config leaves out what is the reference's default.
+_SEEING = Within(
+    model_type="gemma3",
+    config="text_config",
+    defaults={
+        "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216,
+        "num_hidden_layers": 26, "num_attention_heads": 8, "max_position_embeddings": 131072,
+    },
+    shared=("tie_word_embeddings",),
+    ignored=(
+        "vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index",
+        "image_token_index", "initializer_range",
+    ),
+    names=(
+        ("language_model.model.", "model."),
+        ("language_model.lm_head.", "lm_head."),
+        ("model.language_model.", "model."),
+    ),
+    others=(r"(model\.)?vision_tower\..*", r"(model\.)?multi_modal_projector\..*"),
+)  # fmt: skip
 GEMMA3 = Family(
     name="gemma3",
     model_types=("gemma3_text",),
     architecture="Gemma3ForCausalLM",
-    covers="Gemma 3 270M and 1B and their instruct models (text only)",
+    covers="Gemma 3 270M and 1B, the text decoders of 4B, 12B and 27B, and their instruct models",
     cite="Gemma Team 2025 (arXiv:2503.19786)",
     fixed={**_FIXED, "query_key_norm": "head"},
     config=(
@@ -130,4 +150,5 @@ GEMMA3 = Family(
     tensors=_TENSORS,
     ignored=_IGNORED,
     buffers=(ROTARY_BUFFER,),
+    within=_SEEING,
 )

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Group, Only, Raw, tensor
 from sysout_jax.families.rows import PLAIN
 from sysout_jax.model.config import ModelConfig
@@ -19,10 +18,20 @@ def _write_positions(c: ModelConfig) -> dict[str, Any]:
 
 
 def _read_projection(raw: Raw) -> dict[str, Any]:
-    width, projected = raw["hidden_size"], raw.get("word_embed_proj_dim")
-    if projected not in (None, width):
-        raise InputError(f"word_embed_proj_dim={projected}; accepted: hidden_size, {width}")
-    return {}
+    projected = raw.get("word_embed_proj_dim")
+    return {"embed_width": None if projected == raw["hidden_size"] else projected}
+
+
+def _write_projection(c: ModelConfig) -> dict[str, Any]:
+    return {} if c.embed_width is None else {"word_embed_proj_dim": c.embed_width}
+
+
+def _plain(c: ModelConfig) -> bool:
+    return c.embed_width is None
+
+
+def _projected(c: ModelConfig) -> bool:
+    return c.embed_width is not None
 
 
 _AT = "layers.{l}.self_attn."
@@ -30,7 +39,7 @@ OPT = Family(
     name="opt",
     model_types=("opt",),
     architecture="OPTForCausalLM",
-    covers="OPT 125M, 1.3B to 66B (not 350M, whose embeddings are projected)",
+    covers="OPT 125M to 66B",
     cite="Zhang et al. 2022 (arXiv:2205.01068)",
     fixed={"norm": "layer", "norm_eps": 1e-5, "position": "learned", "position_offset": _OFFSET},
     config=(
@@ -41,7 +50,7 @@ OPT = Family(
         Field("ffn_dim", "mlp_width"),
         Field("init_std", "init_std", 0.02),
         Group(("max_position_embeddings",), ("context",), _read_positions, _write_positions),
-        Group(("word_embed_proj_dim",), (), _read_projection, lambda c: {}),
+        Group(("word_embed_proj_dim",), ("embed_width",), _read_projection, _write_projection),
         Field("do_layer_norm_before", "norm_placement", True, {True: "pre", False: "post"}),
         Field("activation_function", "mlp", "relu", PLAIN),
         Field("enable_bias", "bias", True),
@@ -51,8 +60,12 @@ OPT = Family(
         Only("_remove_final_layer_norm", False),
     ),
     tensors=(
-        tensor("embed_tokens.weight", "V D", "embed"),
-        tensor("/lm_head.weight", "V D", "head"),
+        tensor("embed_tokens.weight", "V D", "embed", when=_plain),
+        tensor("/lm_head.weight", "V D", "head", when=_plain),
+        tensor("embed_tokens.weight", "V W", "embed", when=_projected),
+        tensor("/lm_head.weight", "V W", "head", when=_projected),
+        tensor("project_in.weight", "D W", "embed_in"),
+        tensor("project_out.weight", "W D", "embed_out"),
         tensor("embed_positions.weight", "T D", "positions"),
         tensor("final_layer_norm.weight", "D", "final_norm/scale"),
         tensor("final_layer_norm.bias", "D", "final_norm/bias"),

@@ -56,8 +56,9 @@ def by_model_type(model_type: Any, file: Path) -> Family:
     Raises:
       InputError: no family has it.
     """
-    for family in FAMILIES.values():
-        if model_type in family.model_types:
-            return family
-    accepted = ", ".join(kind for family in FAMILIES.values() for kind in family.model_types)
+    kinds = {kind: family for family in FAMILIES.values() for kind in family.model_types}
+    kinds |= {f.within.model_type: f for f in FAMILIES.values() if f.within is not None}
+    if isinstance(model_type, str) and model_type in kinds:
+        return kinds[model_type]
+    accepted = ", ".join(kinds)
     raise InputError(f"{file}: model_type {model_type!r}; accepted: {accepted}")

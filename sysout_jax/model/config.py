@@ -73,6 +73,7 @@ class ModelConfig:
     attn_softcap: float | None = None  # c: logits of attention become c tanh(s/c)
     final_softcap: float | None = None  # the same for the output's
     embed_scale: float = 1.0  # multiplies embeddings
+    embed_width: int | None = None  # W, mapped to the width and back (OPT-350M); None: no map
     tied: bool = False  # the output head is the embedding, transposed
     window: int | None = None  # keys visible to a query, itself included; None: all of the past
     window_layers: tuple[int, ...] | None = None  # layers (from 0) with the window; None: all
@@ -105,7 +106,9 @@ class ModelConfig:
             "vocab", "context", "layers", "width", "heads", "experts_per_token", "rope_context",
         ):  # fmt: skip
             _at_least(1, name, getattr(self, name))
-        for name in ("kv_heads", "head_dim", "mlp_width", "window", "query_block"):
+        for name in (
+            "kv_heads", "head_dim", "mlp_width", "window", "query_block", "embed_width",
+        ):  # fmt: skip
             if getattr(self, name) is not None:
                 _at_least(1, name, getattr(self, name))
         for name in ("norm_eps", "init_std"):
@@ -204,10 +207,11 @@ class ModelConfig:
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """The size of each axis letter: V, T (learned positions), L, D, N, K, H, F, E."""
+        """The size of each axis letter: V, W, T (learned positions), L, D, N, K, H, F, E."""
         return MappingProxyType(
             {
                 "V": self.vocab,
+                "W": self.embed_width or self.width,
                 "T": self.context,
                 "L": self.layers,
                 "D": self.width,

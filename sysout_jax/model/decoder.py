@@ -1,6 +1,7 @@
 """The decoder: token ids to logits, with everything in between as the config says.
 
-Axes: B batch, T position, D width, V vocabulary, L layers; those of a block are in model/block.py.
+Axes: B batch, T position, D width, V vocabulary, W width of embeddings, L layers; those of a block
+are in model/block.py.
 """
 
 import zlib
@@ -32,10 +33,12 @@ def embed(config: ModelConfig, own: Own, tokens: Int[Array, "B T"]) -> Float[Arr
       InputError: T beyond the positions that are learned.
     """
     c, length = config, tokens.shape[1]
-    table = own("embed", "V -> D")
+    table = own("embed", "V -> D" if c.embed_width is None else "V -> W")
     # Embeddings and positions are added at the greater precision of parameters and activations.
     wide = max(table.dtype, jnp.dtype(c.dtype), key=lambda dtype: dtype.itemsize)
     x = jnp.take(table, tokens, axis=0).astype(wide)
+    if c.embed_width is not None:
+        x = linear(x, own("embed_in", "W -> D"))
     if c.position == "learned":
         end = c.context - c.position_offset
         if length > end:
@@ -50,7 +53,10 @@ def embed(config: ModelConfig, own: Own, tokens: Int[Array, "B T"]) -> Float[Arr
 
 def unembed(config: ModelConfig, own: Own, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """The logits of the final state, in its dtype."""
-    head = own("embed", "V -> D").T if config.tied else own("head", "D -> V")
+    width = "D"
+    if config.embed_width is not None:
+        x, width = linear(x, own("embed_out", "D -> W")), "W"
+    head = own("embed", f"V -> {width}").T if config.tied else own("head", f"{width} -> V")
     logits = linear(x, head, own("head_bias", "V") if config.head_bias else None)
     return logits if config.final_softcap is None else soft_cap(logits, config.final_softcap)
 

@@ -84,7 +84,11 @@ def streamed(
       InputError: as `forward`, before anything is read.
     """
     x, records = _pass(config, read, tokens, taps, edits)
-    tops = ("embed" if config.tied else "head", *(("head_bias",) if config.head_bias else ()))
+    tops = [
+        "embed" if config.tied else "head",
+        *(["head_bias"] if config.head_bias else []),
+        *(["embed_out"] if config.embed_width is not None else []),
+    ]
     return _unembed(config, {name: read(name) for name in tops}, x), records
 
 
@@ -95,7 +99,11 @@ def _pass(
     _check(replace(config, scan_layers=True), tokens, taps, edits)
     config = replace(config, scan_layers=False)
     hooks = tuple((taps or {}).items()), tuple((edits or {}).items())
-    tops = ("embed", "positions") if config.position == "learned" else ("embed",)
+    tops = [
+        "embed",
+        *(["positions"] if config.position == "learned" else []),
+        *(["embed_in"] if config.embed_width is not None else []),
+    ]
     x = _embed(config, {name: read(name) for name in tops}, tokens)
     per_layer = []
     for layer in range(config.layers):

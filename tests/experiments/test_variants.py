@@ -278,7 +278,7 @@ OTHER = {
     "rope_short": (1.5, 2.0), "rope_long": (1.5, 2.0), "local_rope_theta": 0.5, "mlp_limit": 0.5,
     "experts": 3, "norm_bias": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True,
     "query_key_norm": "head", "query_scale": 0.5, "clip_qkv": 0.5, "attn_softcap": 0.5,
-    "final_softcap": 0.5, "window_layers": (1,),
+    "final_softcap": 0.5, "window_layers": (1,), "embed_width": 5,
 }  # fmt: skip
 NEEDED = {"window_layers": {"window": 3}}  # for the value above to be accepted
 

@@ -32,6 +32,10 @@ GPT2 = {
 }  # fmt: skip
 MPT = {"vocab_size": 19, "d_model": 20, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}
 FALCON = {k: v for k, v in SMALL.items() if k != "intermediate_size"} | {"hidden_size": 24}
+GEMMA3 = GQA | {
+    "sliding_window": 3, "num_hidden_layers": 3, "query_pre_attn_scalar": 7,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+}  # fmt: skip
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10.0, "factor": 4.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
@@ -82,6 +86,12 @@ CASES = {
     ),
     "opt": ("OPTConfig", OPT, 11),
     "opt post": ("OPTConfig", OPT | {"do_layer_norm_before": False}, 11),
+    "opt projected, post": (
+        "OPTConfig", OPT | {"word_embed_proj_dim": 12, "do_layer_norm_before": False}, 11
+    ),
+    "opt projected, untied": (
+        "OPTConfig", OPT | {"word_embed_proj_dim": 28, "tie_word_embeddings": False}, 11
+    ),
     "opt bare": (
         "OPTConfig",
         OPT | {"enable_bias": False, "activation_function": "gelu", "tie_word_embeddings": False,
@@ -152,9 +162,13 @@ CASES = {
                "final_logit_softcapping": 2.0, "num_hidden_layers": 3}, 11,
     ),
     "gemma3": (
-        "Gemma3TextConfig",
-        GQA | {"sliding_window": 3, "num_hidden_layers": 3, "query_pre_attn_scalar": 7,
-               "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}, 11,
+        "Gemma3TextConfig", GEMMA3, 11,
+    ),
+    "gemma3 with images": (
+        "Gemma3Config",
+        {"text_config": GEMMA3, "mm_tokens_per_image": 4, "vision_config": {
+            "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "image_size": 8, "patch_size": 2}}, 11,
     ),
     "gemma3 scaled": (
         "Gemma3TextConfig",
@@ -195,6 +209,7 @@ CASES = {
 }  # fmt: skip
 RECORDED = [name for name in CASES if " " not in name] + [
     "falcon new decoder", "falcon alibi, sequential", "gpt_oss one window for all", "opt post",
+    "opt projected, post", "gemma3 with images",
 ]  # fmt: skip
 
 
@@ -240,6 +255,8 @@ def make(case: str, directory: Path) -> None:
 def run(directory: Path, ids: np.ndarray, dtype: str = "float32") -> dict[str, np.ndarray]:
     """What the reference computes: logits, hidden states [L + 1, B, T, D], attention maps.
 
+    Hidden states are [L, ...] where the last is that of OPT's projected embeddings.
+
     No attention maps of Falcon with ALiBi: the reference can give them only in its eager mode, in
     which it adds ALiBi twice (transformers 5.24, in the mask and in the layer).
     """
@@ -257,9 +274,10 @@ def run(directory: Path, ids: np.ndarray, dtype: str = "float32") -> dict[str, n
             torch.tensor(ids, dtype=torch.long),
             output_hidden_states=True, output_attentions=not twice, use_cache=False,
         )  # fmt: skip
+    states = [h.float().numpy() for h in out.hidden_states]
     found = {
         "logits": out.logits.float().numpy(),
-        "hidden": np.stack([h.float().numpy() for h in out.hidden_states]),
+        "hidden": np.stack([h for h in states if h.shape == states[0].shape]),
     }
     if not twice:
         found["attention"] = np.stack([a.float().numpy() for a in out.attentions])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sysout_jax.errors import InputError
-from sysout_jax.families.config_map import OURS_ALONE, read_config, write_config
+from sysout_jax.families.config_map import OURS_ALONE, read_config, read_within, write_config
 from sysout_jax.families.family import Field, Group, Only
 from sysout_jax.families.table import FAMILIES, by_model_type
 from sysout_jax.model.config import ModelConfig
@@ -60,6 +60,17 @@ PUBLISHED = {
             "sliding_window": None, "pretraining_tp": None,
         },
         {"experts": 8, "experts_per_token": 2, "window": None, "rope_theta": 1e6},
+    ),
+    "opt-350m": (
+        {
+            "_remove_final_layer_norm": False, "activation_dropout": 0.0,
+            "activation_function": "relu", "do_layer_norm_before": False, "dropout": 0.1,
+            "ffn_dim": 4096, "hidden_size": 1024, "init_std": 0.02, "layerdrop": 0.0,
+            "max_position_embeddings": 2048, "model_type": "opt", "num_attention_heads": 16,
+            "num_hidden_layers": 24, "prefix": "</s>", "torch_dtype": "float16",
+            "vocab_size": 50272, "word_embed_proj_dim": 512,
+        },
+        {"embed_width": 512, "norm_placement": "post", "tied": True},
     ),
     "opt-6.7b": (
         {
@@ -256,6 +267,50 @@ def test_published_configs_come_back(name):
     # these two may spell their default out
     assert set(differ) <= {"kv_heads", "head_dim"}
     assert dict(again.sizes) == dict(config.sizes)
+
+
+GEMMA_4B = {
+    "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999,
+    "eoi_token_index": 256000, "eos_token_id": [1, 106], "image_token_index": 262144,
+    "initializer_range": 0.02, "mm_tokens_per_image": 256, "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
+        "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0",
+    "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+}  # fmt: skip
+
+
+def test_the_text_decoder_of_a_larger_model():
+    """Fields that its text_config leaves out are the reference's defaults."""
+    family = by_model_type("gemma3", Path("config.json"))
+    config = read_config(family, read_within(family, GEMMA_4B))
+    assert (config.layers, config.width, config.heads, config.kv_heads) == (34, 2560, 8, 4)
+    assert (config.vocab, config.context, config.head_dim) == (262208, 131072, 256)
+    assert (config.rope_rule, config.rope_factor, config.window) == ("linear", 8.0, 1024)
+    assert config.window_layers == tuple(i for i in range(34) if (i + 1) % 6)
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"text_config": None}, "text_config is null; accepted: the config of a gemma3_text"),
+        ({"text_config": {"model_type": "llama"}}, "accepted: the config of a gemma3_text"),
+        ({"audio_config": {"layers": 3}}, "unknown fields audio_config="),
+        (
+            {"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}},
+            "tie_word_embeddings is false, and true in text_config; accepted: the same",
+        ),
+        ({"text_config": {"colour": 3}}, "unknown fields colour=3"),
+    ],
+)
+def test_what_a_larger_model_may_not_say(change, wanted):
+    family = by_model_type("gemma3", Path("config.json"))
+    with pytest.raises(InputError) as caught:
+        read_config(family, read_within(family, GEMMA_4B | change))
+    assert wanted in str(caught.value)
 
 
 def recorded(family):

@@ -34,9 +34,10 @@ def compare(directory, ids, expected, tolerance=TOLERANCE):
     np.testing.assert_allclose(
         taps["block_in"], expected["hidden"][:layers], rtol=tolerance, atol=tolerance
     )
-    np.testing.assert_allclose(
-        taps["final_norm"], expected["hidden"][layers], rtol=tolerance, atol=tolerance
-    )
+    if model.config.embed_width is None:
+        np.testing.assert_allclose(
+            taps["final_norm"], expected["hidden"][layers], rtol=tolerance, atol=tolerance
+        )
     if "attention" in expected:
         np.testing.assert_allclose(
             taps["attn_weights"], expected["attention"], rtol=0, atol=tolerance
@@ -47,7 +48,8 @@ def compare(directory, ids, expected, tolerance=TOLERANCE):
 def test_every_family_is_recorded():
     recorded = {json.loads(str(np.load(reference.place_of(case))["config"]))["model_type"]
                 for case in reference.RECORDED}  # fmt: skip
-    assert recorded == {family.model_types[0] for family in FAMILIES.values()}
+    within = {family.within.model_type for family in FAMILIES.values() if family.within}
+    assert recorded == {family.model_types[0] for family in FAMILIES.values()} | within
     assert {reference.place_of(case) for case in reference.RECORDED} == {
         *reference.GOLDEN.iterdir()
     }
@@ -65,12 +67,25 @@ def bits(directory):
     return {name: (x.dtype, x.shape, x.tobytes()) for name, x in tensors.items()}
 
 
+def text_only(within, tensors):
+    """The tensors of the text decoder, as a model of text alone names them."""
+    begins = dict(within.names) if within else {}
+    if not any(name.startswith(tuple(begins)) for name in tensors):
+        return tensors
+    return {
+        name.replace(there, here, 1): value
+        for name, value in tensors.items()
+        for there, here in begins.items()
+        if name.startswith(there)
+    }
+
+
 @pytest.mark.parametrize("case", reference.RECORDED)
 def test_what_is_loaded_is_exported_bit_by_bit(case, golden, tmp_path):
     directory, _, _ = golden(case)
     opened = open_checkpoint(directory)
     so.export(load_checkpoint(directory), tmp_path / "out", opened.family.name, shard_bytes=9000)
-    assert bits(tmp_path / "out") == bits(directory)
+    assert bits(tmp_path / "out") == text_only(opened.family.within, bits(directory))
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     again = open_checkpoint(tmp_path / "out")
     assert again.config == opened.config

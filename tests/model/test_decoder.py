@@ -256,6 +256,7 @@ FIELDS = {
     "attn_softcap": ("logits", 0.5, {}),
     "final_softcap": ("logits", 0.5, {}),
     "embed_scale": ("logits", 3.0, {}),
+    "embed_width": ("shapes", 5, {}),
     "tied": ("shapes", True, {}),
     "window": ("logits", 3, {}),
     "query_block": ("nothing", 3, {}),  # how, not what: tests/core/test_streaming.py
