@@ -35,8 +35,9 @@ def load(
       seed: of a training run, which of its seeds; None for the first.
       dtype: of the parameters in memory: float32, bfloat16, float16; None: as they are stored.
       revision: of a model on the hub.
-      shard: where each parameter goes, by its axis letters ("D -> N H"); None: the default device.
-        Parameters of published models go there one by one as they are read, others when all are.
+      shard: where each parameter goes, by its axis letters ("D -> N H") and shape, such as
+        `training.sharding.shard(mesh)`; None: the default device. Parameters of published models go
+        there one by one as they are read, others when all are.
 
     Raises:
       InputError: none of these, or one that cannot be read; in one line, and nothing is left over.
@@ -111,7 +112,9 @@ def _is_pickle(path: Path) -> bool:
 
 def _placed(model: Model, shard: Shard) -> Model:
     axes = param_axes(model.config)
-    params = jax.tree.map(lambda x, letters: jax.device_put(x, shard(letters)), model.params, axes)
+    params = jax.tree.map(
+        lambda x, letters: jax.device_put(x, shard(letters, x.shape)), model.params, axes
+    )
     return Model(model.config, params, model.tokenizer)
 
 

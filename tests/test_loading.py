@@ -58,7 +58,7 @@ import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sysout_jax.loading import load
 mesh = Mesh(np.array(jax.devices()), ("model",))
-def shard(axes):
+def shard(axes, shape):
     letters = axes.replace("-> ", "").split()
     return NamedSharding(mesh, PartitionSpec(*("model" if x == "D" else None for x in letters)))
 model = load(sys.argv[1], seed=5, dtype="float16", shard=shard)

@@ -28,7 +28,8 @@ from sysout_jax.model.decoder import param_axes, unstack_blocks
 from sysout_jax.model.model import Model
 from sysout_jax.model.stream import Layers
 
-Shard = Callable[[str], jax.sharding.Sharding]  # axis letters, e.g. "D -> N H" -> where it goes
+# Axis letters, e.g. "D -> N H", and the shape of a parameter -> where it goes.
+Shard = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 NAMED = 20  # tensors that one message names, of each kind of fault
 SHARD_BYTES = 5_000_000_000
 
@@ -55,7 +56,8 @@ class Checkpoint:
         for stored, part, source in self.plan[path]:
             target = whole if part.expert is None else whole[part.expert]
             np.copyto(target, stored.take(part, source.read()), casting="unsafe")
-        return jax.device_put(whole, shard(self.axes[path]) if shard else None, may_alias=True)
+        where = shard(self.axes[path], whole.shape) if shard else None
+        return jax.device_put(whole, where, may_alias=True)
 
     def layers(self) -> Layers:
         """The tree of all parameters, each part of it read when it is asked for."""
@@ -122,7 +124,7 @@ def load_checkpoint(
 
     Args:
       directory, dtype: as for `open_checkpoint`.
-      shard: where each parameter goes, by its axis letters; None: the default device.
+      shard: where each parameter goes, by its axis letters and shape; None: the default device.
 
     Raises:
       InputError: as `open_checkpoint`, or a tensor that cannot be read.

@@ -124,7 +124,8 @@ def test_parameters_go_where_they_are_sent(place):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("model",))
     seen = set()
 
-    def send(axes):
+    def send(axes, shape):
+        assert len(shape) == len(axes.replace("-> ", "").split())
         seen.add(axes)
         where = [("model" if letter == "F" else None) for letter in axes.replace("-> ", "").split()]
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*where))
@@ -434,7 +435,7 @@ import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sysout_jax.loading import load
 mesh = Mesh(np.array(jax.devices()), ("model",))
-def shard(axes):
+def shard(axes, shape):
     letters = axes.replace("-> ", "").split()
     return NamedSharding(mesh, PartitionSpec(*("model" if x == "K" else None for x in letters)))
 key = load(sys.argv[1], shard=shard).params["block_1"]["attn"]["key"]
