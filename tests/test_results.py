@@ -340,3 +340,21 @@ def test_the_commit_is_that_of_the_clone_of_this_file(tmp_path, monkeypatch):
     assert provenance()["code"] == {"commit": commit, "dirty": True}
     monkeypatch.setenv("PATH", "")
     assert provenance()["code"] == {"commit": None, "dirty": None}
+
+
+def test_a_run_goes_on_in_its_own_directory(tmp_path):
+    begun = RunDirectory(tmp_path, "probe")
+    begun.write("config.json", {"steps": 3})
+    begun.log({"step": 1})
+    again = RunDirectory.reopened(begun.path)
+    again.log({"step": 2})
+    with again.record("probe", found=7):
+        pass
+    assert read_record(begun.path)["found"] == 7
+    assert (begun.path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+    begun._metrics.close()
+
+
+def test_only_a_run_goes_on(tmp_path):
+    with pytest.raises(InputError, match=r"--resume=.*no config\.json there; accepted: "):
+        RunDirectory.reopened(tmp_path)
