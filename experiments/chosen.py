@@ -1,7 +1,7 @@
 """The model that --model means: of a run, published, of llama2.c, whole or one layer at a time."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,25 @@ def choose(choice: Choice) -> Chosen:
     trained = _study(run, located.name).get("config", {}).get("bos", True)
     bos = trained if choice.bos == "auto" else choice.bos == "yes"
     return Chosen(model, located, located.name, seed, run, bos)
+
+
+def every(choice: Choice) -> Iterator[Chosen]:
+    """The models that the flags mean: without --variant and --seed, all of a run."""
+    path, wanted = Path(choice.model).expanduser(), choice.variant
+    fitting = {
+        name: [choice.seed] if choice.seed is not None else seeds
+        for name, seeds in models(path).items()
+        if wanted is None or name == wanted or name.endswith(f"-{wanted}")
+    }
+    if fitting:
+        for name, seeds in fitting.items():
+            for seed in seeds:
+                yield choose(replace(choice, variant=name, seed=seed))
+    elif choice.model and path.exists() and loading.is_run(path) and choice.seed is None:
+        for seed in saved_seeds(path):
+            yield choose(replace(choice, seed=seed))
+    else:
+        yield choose(choice)  # a published model, or what is wrong with the flags
 
 
 def _published(choice: Choice, located: Path) -> Chosen:

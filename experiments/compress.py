@@ -6,7 +6,6 @@ python -m experiments.compress --model=gpt2 --corpus=PATH --methods=w8-tensor,wa
 python -m experiments.compress --redraw=runs/compress/RUN
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,25 +17,21 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
 from experiments import launch
-from experiments.chosen import Choice, Chosen, choose
+from experiments.chosen import Choice, Chosen, every
 from experiments.compress_report import markdown_tables, print_agreements, print_tables
-from experiments.report import reading
-from sysout_jax import loading, plots
+from experiments.texts import Texts
+from sysout_jax import plots
 from sysout_jax.analysis import schemes
-from sysout_jax.analysis.calibration import PRODUCTS, apart
+from sysout_jax.analysis.calibration import PRODUCTS
 from sysout_jax.analysis.compression import ALPHA, Compressed, Compressor, losses, present
 from sysout_jax.analysis.noise import noise
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.data import load_corpus
 from sysout_jax.errors import InputError
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.results import RunDirectory, read_record
-from sysout_jax.training.checkpoint import models, saved_seeds
-from sysout_jax.training.loop import Corpus
 
 FLAGS = flags.FLAGS
-TOKENS = 64  # of a sequence, if nothing is said
 METHODS = (
     "w8-tensor", "zero-w8-tensor", "w8", "w4", "w4-g32", "w3", "wnf4", "gptq-w4", "awq-w4",
     "w8a8-tensor", "w8a8", "w8a8-tensor-minmax", "w8a8-tensor-percentile", "w8a8-tensor-mse",
@@ -83,8 +78,8 @@ class Config:
 
 def run(config: Config, console: Console) -> RunDirectory:
     """Compress every model by every method; what is finished is kept when interrupted."""
-    chosen = list(_chosen(config.choice))
-    texts = _Texts(config, console)
+    chosen = list(every(config.choice))
+    texts = Texts(config.corpus, config.calibration, config.sequences, config.seq_len, console)
     for each in chosen:
         texts.of(each)  # before any work: text that is missing or too short
     directory = RunDirectory(config.workdir, "compress")
@@ -102,68 +97,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     return directory
 
 
-def _chosen(choice: Choice) -> Iterator[Chosen]:
-    """The models that the flags mean: without --variant and --seed, all of a run."""
-    path, wanted = Path(choice.model).expanduser(), choice.variant
-    fitting = {
-        name: [choice.seed] if choice.seed is not None else seeds
-        for name, seeds in models(path).items()
-        if wanted is None or name == wanted or name.endswith(f"-{wanted}")
-    }
-    if fitting:
-        for name, seeds in fitting.items():
-            for seed in seeds:
-                yield choose(replace(choice, variant=name, seed=seed))
-    elif choice.model and path.exists() and loading.is_run(path) and choice.seed is None:
-        for seed in saved_seeds(path):
-            yield choose(replace(choice, seed=seed))
-    else:
-        yield choose(choice)  # a published model, or what is wrong with the flags
-
-
-@dataclass
-class _Texts:
-    """Calibration and evaluation rows for each corpus, read once."""
-
-    config: Config
-    console: Console
-    _read: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-
-    def of(self, chosen: Chosen) -> tuple[np.ndarray, np.ndarray]:
-        """[B, T + 1] rows to calibrate on, and to evaluate on.
-
-        Raises:
-          InputError: no corpus, one that is too short, or one whose parts have text in common.
-        """
-        spec = self.config.corpus or chosen.corpus
-        if spec is None:
-            raise InputError(
-                f"--corpus: not given, and {chosen.path} does not say what it was trained on; "
-                "accepted: backcopy, stdlib, PATH, tokens:DIR"
-            )
-        if spec not in self._read:
-            self._read[spec] = self._rows(spec, chosen)
-        return self._read[spec]
-
-    def _rows(self, spec: str, chosen: Chosen) -> tuple[np.ndarray, np.ndarray]:
-        c, model = self.config, chosen.model
-        with reading(self.console, spec) as progress:
-            tokenizer = model.tokenizer or "bytes"
-            corpus: Corpus = load_corpus(spec, tokenizer, chosen.bos, progress=progress)
-        limit = model.config.context if model.config.position == "learned" else TOKENS
-        length = c.seq_len or min(TOKENS, limit)
-        evaluation = corpus.batch("val", 0, 0, c.sequences, length)
-        candidates = corpus.batch("train", 0, 0, 2 * c.calibration, length)
-        top, vocab = max(evaluation.max(), candidates.max()), model.config.vocab
-        if top >= vocab:
-            raise InputError(
-                f"--corpus={spec}: token id {top}, and the model's vocabulary has {vocab}; "
-                "accepted: text in the model's own tokenizer"
-            )
-        return apart(candidates, evaluation, c.calibration), evaluation
-
-
-def _one(config: Config, chosen: Chosen, texts: _Texts, found: list[Any], console: Console) -> None:
+def _one(config: Config, chosen: Chosen, texts: Texts, found: list[Any], console: Console) -> None:
     """Add what one model loses to the record, method by method."""
     calibration, rows = texts.of(chosen)
     model = chosen.model
