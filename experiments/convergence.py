@@ -47,6 +47,8 @@ REAL_LRS = (1e-3, 3e-3, 9e-3)
 SEQUENCES = 64  # of each zero-shot measure
 GOES_ON = ("lrs", "variants")  # flags that may be given with --resume
 OF_A_CELL = ("corpus", "variant", "lr", "checkpoint_every", *FILLED_IN)
+# What it times are steps of one device.
+NO_FLAG = (*OF_A_CELL, "mesh", "parallel")
 
 
 @dataclass(frozen=True)
@@ -323,7 +325,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
     flags.DEFINE_bool("markdown", False, "print tables in Markdown")
-    launch.define_overrides(TrainConfig, skip=OF_A_CELL)
+    launch.define_overrides(TrainConfig, skip=NO_FLAG)
     flags.adopt_module_key_flags(launch)  # so that --help lists them
 
 

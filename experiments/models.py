@@ -53,7 +53,7 @@ def rows() -> list[tuple[str, ...]]:
         placement = str(fixed.get("norm_placement", "pre or post"))
         placement = placement if "norm_placement" in names else "pre"
         parts = [f"{fixed['norm']} norm, {placement}"]
-        if "parallel" in names:
+        if "parallel_block" in names:
             parts.append("parallel")
         if fixed.get("variant") == "sink_logit":
             parts.append("sink logits")

@@ -11,6 +11,7 @@ import re
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -44,6 +45,7 @@ from sysout_jax.training.checkpoint import checkpoint_path, save
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run, train
 from sysout_jax.training.optimizer import OptimizerConfig
+from sysout_jax.training.sharding import make_mesh
 
 BACKCOPY = TrainConfig(
     corpus="backcopy",
@@ -83,6 +85,9 @@ class Config:
     def __post_init__(self) -> None:
         if self.jobs < 1:
             raise InputError(f"--jobs={self.jobs}: accepted: an integer of at least 1")
+        wide = next((study.mesh for study in self.studies if study.mesh_shape.devices > 1), None)
+        if wide and self.jobs > 1:  # devices would meet in another order, and wait forever
+            raise InputError(f"--jobs={self.jobs}: with --mesh={wide}; accepted: 1")
         for name in self.variants:
             one_of("variants", name, tuple(VARIANTS))
         corpora = [study.corpus for study in self.studies]
@@ -96,6 +101,8 @@ class Config:
 
 def run(config: Config, console: Console) -> RunDirectory:
     """Train, measure and draw; everything found is in the record of the returned directory."""
+    for study in config.studies:
+        make_mesh(study.mesh_shape)  # refused before anything is read or written
     corpora = [_open(study, console) for study in config.studies]
     names = _names([study.corpus for study in config.studies])
     _check_room(config, corpora)
@@ -335,12 +342,14 @@ def config_from_flags() -> Config:
         if FLAGS.smoke:
             study = launch.override(study, SMOKE)
         studies.append(launch.override(study, given))
-    jobs = FLAGS.jobs if FLAGS.jobs is not None else default_jobs()
+    jobs = FLAGS.jobs if FLAGS.jobs is not None else default_jobs(studies)
     return Config(tuple(studies), variants, jobs, FLAGS.workdir)
 
 
-def default_jobs() -> int:
+def default_jobs(studies: Sequence[TrainConfig]) -> int:
     """Two where compiling and small steps leave a second CPU core idle, else one."""
+    if any(study.mesh_shape.devices > 1 for study in studies):
+        return 1
     return 2 if jax.default_backend() == "cpu" and (os.cpu_count() or 1) > 1 else 1
 
 
@@ -355,7 +364,9 @@ def define_flags() -> None:
     flags.DEFINE_list("variants", list(PAPER), "which of --list to train, or all")
     flags.DEFINE_string("model", None, f"shape to start from: {', '.join(SHAPES)}")
     flags.DEFINE_integer(
-        "jobs", None, "variants trained at the same time; default: 2 on CPU, else 1"
+        "jobs",
+        None,
+        "variants trained at the same time; default: 2 on CPU with a mesh of one device, else 1",
     )
     flags.DEFINE_string("workdir", "runs", "where run directories go")
     flags.DEFINE_bool("smoke", False, "a few steps of two variants, in seconds")

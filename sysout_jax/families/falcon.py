@@ -28,7 +28,7 @@ def _read_shape(raw: Raw) -> dict[str, Any]:
         kv = 1 if raw.get("multi_query", True) else heads
     return {
         "kv_heads": kv,
-        "parallel": ("separate" if norms == 2 else "shared") if side_by_side else "none",
+        "parallel_block": ("separate" if norms == 2 else "shared") if side_by_side else "none",
         "mlp_width": raw.get("ffn_hidden_size") or 4 * raw["hidden_size"],
     }
 
@@ -39,14 +39,16 @@ def _write_shape(c: ModelConfig) -> dict[str, Any]:
         "num_kv_heads": kv,
         "multi_query": kv == 1,
         "new_decoder_architecture": new,
-        "parallel_attn": c.parallel != "none",
-        "num_ln_in_parallel_attn": {"separate": 2, "shared": 1}.get(c.parallel) if new else None,
+        "parallel_attn": c.parallel_block != "none",
+        "num_ln_in_parallel_attn": {"separate": 2, "shared": 1}.get(c.parallel_block)
+        if new
+        else None,
         "ffn_hidden_size": c.sizes["F"],
     }
 
 
 def _is_new(c: ModelConfig) -> bool:
-    return c.parallel == "separate" or c.sizes["K"] not in (1, c.heads)
+    return c.parallel_block == "separate" or c.sizes["K"] not in (1, c.heads)
 
 
 def _one_kv_head(c: ModelConfig) -> bool:
@@ -85,7 +87,7 @@ FALCON = Family(
         Field("bias", "bias", False),
         Only("apply_residual_connection_post_layernorm", False),
         Field("alibi", "position", False, {False: "rope", True: "alibi"}),
-        Group(_SHAPE, ("kv_heads", "parallel", "mlp_width"), _read_shape, _write_shape),
+        Group(_SHAPE, ("kv_heads", "parallel_block", "mlp_width"), _read_shape, _write_shape),
         rotary(),
     ),
     tensors=(
@@ -97,10 +99,10 @@ FALCON = Family(
             tensor(f"h.{{l}}.{stored}.{kind}", "D", f"block/{ours}/{own}", when=when)
             for kind, own in (("weight", "scale"), ("bias", "bias"))
             for stored, ours, when in (
-                ("input_layernorm", "attn_norm", lambda c: c.parallel != "separate"),
-                ("post_attention_layernorm", "mlp_norm", lambda c: c.parallel == "none"),
-                ("ln_attn", "attn_norm", lambda c: c.parallel == "separate"),
-                ("ln_mlp", "mlp_norm", lambda c: c.parallel == "separate"),
+                ("input_layernorm", "attn_norm", lambda c: c.parallel_block != "separate"),
+                ("post_attention_layernorm", "mlp_norm", lambda c: c.parallel_block == "none"),
+                ("ln_attn", "attn_norm", lambda c: c.parallel_block == "separate"),
+                ("ln_mlp", "mlp_norm", lambda c: c.parallel_block == "separate"),
             )
         ),
         tensor(_QKV + "weight", "(+ H) D", *_owners(_APART), when=_one_kv_head),

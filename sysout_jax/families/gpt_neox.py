@@ -25,7 +25,7 @@ GPT_NEOX = Family(
         Field("hidden_act", "mlp", "gelu", PLAIN),
         Field("attention_bias", "qkv_bias", True),
         Field("attention_bias", "out_bias", True),
-        Field("use_parallel_residual", "parallel", True, {True: "separate", False: "none"}),
+        Field("use_parallel_residual", "parallel_block", True, {True: "separate", False: "none"}),
         rotary(fraction=0.25, theta_name="rotary_emb_base", fraction_name="rotary_pct"),
     ),
     tensors=(

@@ -11,7 +11,8 @@ PHI = Family(
     covers="Phi-1, Phi-1.5, Phi-2",
     cite="Li et al. 2023 (arXiv:2309.05463)",
     fixed={
-        "norm": "layer", "position": "rope", "parallel": "shared", "bias": True, "head_bias": True,
+        "norm": "layer", "position": "rope", "parallel_block": "shared",
+        "bias": True, "head_bias": True,
     },
     config=(
         *sizes(),

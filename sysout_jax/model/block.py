@@ -241,12 +241,12 @@ class Block(Owner):
         attn = partial(Attention(c, name="attn"), layer=layer, tap=tap)
         mlp = partial((Experts if c.experts else Mlp)(c, name="mlp"), tap=tap)
         x = tap("block_in", x)
-        if c.parallel == "none":
+        if c.parallel_block == "none":
             x = self._sublayer(x, "attn", attn, tap)
             x = self._sublayer(x, "mlp", mlp, tap)
         else:
             attn_norm = Norm(c, name="attn_norm")(x)
-            mlp_norm = attn_norm if c.parallel == "shared" else Norm(c, name="mlp_norm")(x)
+            mlp_norm = attn_norm if c.parallel_block == "shared" else Norm(c, name="mlp_norm")(x)
             attn_out = tap("attn_out", attn(tap("attn_norm", attn_norm)))
             x = x + attn_out + tap("down_out", mlp(tap("mlp_norm", mlp_norm)))
         return tap("block_out", x), recorded

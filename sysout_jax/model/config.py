@@ -10,7 +10,7 @@ from sysout_jax.errors import InputError
 
 PLACEMENTS = ("pre", "post", "out", "sandwich")
 POSITIONS = ("learned", "rope", "alibi", "none")
-PARALLEL = ("none", "shared", "separate")
+PARALLEL_BLOCKS = ("none", "shared", "separate")
 QUERY_KEY_NORMS = ("none", "head", "whole")
 ROPE_RULES = ("plain", "linear", "dynamic", "llama3", "yarn", "longrope")
 DTYPES = ("float32", "bfloat16")
@@ -38,7 +38,7 @@ class ModelConfig:
     norm_eps: float = 1e-5  # added to the mean square under the root
     norm_scale: bool = True  # norms have a learned scale
     norm_plus_one: bool = False  # that scale is stored as its difference from 1 (Gemma)
-    parallel: str = "none"  # attention and MLP side by side, with a shared norm or separate ones
+    parallel_block: str = "none"  # attention and MLP side by side: shared norm, or separate
     position: str = "learned"  # learned, rope, alibi, none
     position_offset: int = 0  # rows of the learned positions before the first (OPT: 2)
     rope_theta: float = 10_000.0  # base of the rotary wavelengths
@@ -93,9 +93,9 @@ class ModelConfig:
                 f"--experts_per_token={self.experts_per_token}: more than --experts="
                 f"{self.experts}; accepted: at most that"
             )
-        if self.parallel != "none" and self.norm_placement != "pre":
+        if self.parallel_block != "none" and self.norm_placement != "pre":
             raise InputError(
-                f"--parallel={self.parallel}: --norm_placement={self.norm_placement}; "
+                f"--parallel_block={self.parallel_block}: --norm_placement={self.norm_placement}; "
                 "accepted: pre, where attention and MLP are side by side"
             )
 
@@ -134,7 +134,7 @@ class ModelConfig:
             ("variant", VARIANTS),
             ("norm", NORMS),
             ("norm_placement", PLACEMENTS),
-            ("parallel", PARALLEL),
+            ("parallel_block", PARALLEL_BLOCKS),
             ("position", POSITIONS),
             ("rope_rule", ROPE_RULES),
             ("mlp", MLPS),

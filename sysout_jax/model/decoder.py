@@ -111,17 +111,25 @@ def init(config: ModelConfig, key: Array) -> Params:
       config: the architecture.
       key: a jax.random.key.
     """
+    return cast(Params, jax.tree.map(lambda draw: draw(key), draws(config)))
+
+
+def draws(config: ModelConfig) -> Any:
+    """The tree of the parameters with a function from the key to each parameter in its place, for
+    those who cannot hold all of them on one device."""
 
     # One generator per distinct shape is compiled when this runs eagerly, and shared by all
     # variants; inside Linen's init under jit there is one per parameter: 7 s instead of 1.
-    def draw(path: Any, declared: Axed) -> Array:
+    def draw(path: Any, declared: Axed, key: Array) -> Array:
         shape = declared.value.shape
         if declared.constant is not None:
             return jnp.full(shape, declared.constant, jnp.float32)
         own_key = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
         return declared.std * jax.random.normal(own_key, shape, jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, _declared(config), is_leaf=_is_axed)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, declared: partial(draw, path, declared), _declared(config), is_leaf=_is_axed
+    )
 
 
 def param_axes(config: ModelConfig) -> Params:

@@ -6,6 +6,8 @@ from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import SHAPES, ModelConfig, one_of
 from sysout_jax.training.optimizer import OptimizerConfig
+from sysout_jax.training.parallel import check_parallel
+from sysout_jax.training.sharding import MeshShape, check_fits, parse_mesh
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class TrainConfig:
     measure_every: int = 100  # steps between measurements of outliers and validation loss
     checkpoint_every: int = 0  # steps between the models that are kept on the way; 0: none
     val_batches: int = 8  # batches of validation text that each measurement uses
+    mesh: str = "data=1"  # devices along data, fsdp, tensor: data=2,fsdp=2,tensor=2
+    parallel: str = "jit"  # how devices share the work: jit, or pmap, shard_map of data alone
     model: ModelConfig = field(default_factory=lambda: SHAPES["gpt2-tiny"])
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -53,12 +57,19 @@ class TrainConfig:
                 f"--accumulate={self.accumulate}: does not divide --batch_size={self.batch_size}; "
                 "accepted: a divisor of it"
             )
+        check_parallel(self.parallel, self.mesh_shape)
+        check_fits(self.mesh_shape, self.model, self.batch_size, self.accumulate)
         in_range = all(0 <= seed < 2**32 for seed in self.seeds)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not in_range:
             raise InputError(
                 f"--seeds={','.join(map(str, self.seeds))}: accepted: different integers from 0 to "
                 "2**32 - 1"
             )
+
+    @property
+    def mesh_shape(self) -> MeshShape:
+        """The mesh as numbers."""
+        return parse_mesh(self.mesh)
 
     def architecture(self, vocab: int) -> ModelConfig:
         """The model's config, with what the run determines filled in."""

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
@@ -19,7 +18,8 @@ from sysout_jax.model.decoder import Params, param_axes
 from sysout_jax.model.model import Model
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import make_optimizer
-from sysout_jax.training.step import make_step, make_steps, start, token_loss
+from sysout_jax.training.parallel import Devices, make_devices
+from sysout_jax.training.step import token_loss
 
 Corpus = Backcopy | TextCorpus
 Log = Callable[[dict[str, Any]], None]
@@ -101,25 +101,26 @@ def _train_group(
     keep: Keep | None,
 ) -> Params:
     optimizer = make_optimizer(config.optimizer, config.steps, param_axes(architecture))
-    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    state = jax.vmap(partial(start, architecture, optimizer))(keys)
-    run_steps = make_steps(make_step(architecture, optimizer, config.accumulate))
-    measure = _make_measure(config, architecture, corpus)
+    devices = make_devices(
+        config.parallel, config.mesh_shape, architecture, optimizer, config.accumulate
+    )
+    state = devices.start(jnp.stack([jax.random.key(seed) for seed in seeds]))
+    measure = _make_measure(config, architecture, corpus, devices)
     common = {"variant": config.variant, "seeds": list(seeds)}
 
     def checkpoint(step: int) -> None:
         due = config.checkpoint_every and step % config.checkpoint_every == 0
         if keep and (due or (config.checkpoint_every and step == config.steps)):
-            keep(step, seeds, state.params)
+            keep(step, seeds, devices.params(state))
 
-    record(common | {"step": 0} | measure(state.params))
+    record(common | {"step": 0} | measure(devices.params(state)))
     checkpoint(0)
     calls = list(_calls(config))
-    stream = (_batches(config, corpus, seeds, *call) for call in calls)
+    stream = (devices.put(_batches(config, corpus, seeds, *call)) for call in calls)
     batches = next(stream)
     for step, count in calls:
         begun = time.perf_counter()
-        state, report = run_steps(state, batches)
+        state, report = devices.steps(state, batches)
         batches = next(stream, batches)  # made while the device works
         loss, grad_norm = np.asarray(report.loss), np.asarray(report.grad_norm)
         seconds = time.perf_counter() - begun
@@ -134,10 +135,10 @@ def _train_group(
             at, which = (int(i[0]) for i in np.nonzero(~np.isfinite(loss)))
             raise Diverged(config.variant, step + at + 1, seeds[which], float(loss[at, which]))
         if (step + count) % config.measure_every == 0 or step + count == config.steps:
-            row |= measure(state.params)
+            row |= measure(devices.params(state))
         record(row)
         checkpoint(step + count)
-    return state.params
+    return devices.params(state)
 
 
 def _calls(config: TrainConfig) -> Iterator[tuple[int, int]]:
@@ -153,15 +154,15 @@ def _calls(config: TrainConfig) -> Iterator[tuple[int, int]]:
 
 def _batches(
     config: TrainConfig, corpus: Corpus, seeds: tuple[int, ...], step: int, count: int
-) -> Array:
+) -> np.ndarray:
     """[count, seeds, B, T+1]: batch n of seed s depends on (s, n) alone."""
     shape = (config.batch_size, config.seq_len)
     rows = [[corpus.batch("train", seed, step + n, *shape) for seed in seeds] for n in range(count)]
-    return jnp.asarray(np.array(rows))
+    return np.array(rows)
 
 
 def _make_measure(
-    config: TrainConfig, architecture: ModelConfig, corpus: Corpus
+    config: TrainConfig, architecture: ModelConfig, corpus: Corpus, devices: Devices
 ) -> Callable[[Params], dict[str, Any]]:
     """A function from stacked parameters to validation loss and outlier measures, per seed.
 
@@ -173,6 +174,7 @@ def _make_measure(
     noop = None if task is None else ~task.trigger_queries(batches[..., :-1])
 
     def of_batch(params: Params, batch: Array, noop: Array | None) -> dict[str, Any]:
+        batch = devices.spread(batch)
         loss = jnp.mean(token_loss(architecture, params, batch))
         measures = outlier_summary(architecture, params, batch[:, :-1], noop)
         return {"val_loss": loss, "measures": measures}

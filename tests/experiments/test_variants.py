@@ -126,6 +126,14 @@ def test_redraw_needs_the_record_alone(finished, run_variants, tmp_path):
         (["--norm=batch"], ("--norm=", "rms")),
         (["--accumulate=7"], ("--accumulate=7", "--batch_size=16")),
         (["--jobs=0"], ("--jobs=0", "at least 1")),
+        (["--jobs=2", "--mesh=data=2"], ("--jobs=2: with --mesh=data=2", "accepted: 1")),
+        (["--mesh=data=3"], ("--batch_size=16: not divided by data*fsdp=3", "a multiple of 3")),
+        (
+            ["--mesh=data=2"],
+            ("--mesh=data=2,fsdp=1", "2 devices, but there are 1"),
+        ),
+        (["--mesh=model=2"], ("--mesh=model=2: 'model=2'", "accepted: data, fsdp, tensor")),
+        (["--parallel=pmap", "--mesh=fsdp=2"], ("--parallel=pmap: --mesh=data=1,fsdp=2", "data=2")),
         (["--redraw=nowhere"], ("nowhere", "result.json")),
         (["extra"], ("extra", "--name=value")),
     ],
@@ -274,11 +282,12 @@ OTHER = {
     "schedule": "wsd", "seeds": (7, 8), "kv_heads": 1, "head_dim": 6, "mlp_width": 5, "window": 3,
     "accumulate": 2, "heads": 8, "width": 68, "batch_size": 4, "lr_floor": 0.5,
     "cooldown": 0.5, "beta1": 0.5, "beta2": 0.5, "momentum": 0.5, "query_block": 5,
-    "parallel": "shared", "rope_fraction": 0.5, "rope_rule": "linear", "rope_scale": 0.5,
+    "parallel_block": "shared", "rope_fraction": 0.5, "rope_rule": "linear", "rope_scale": 0.5,
     "rope_short": (1.5, 2.0), "rope_long": (1.5, 2.0), "local_rope_theta": 0.5, "mlp_limit": 0.5,
     "experts": 3, "norm_bias": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True,
     "query_key_norm": "head", "query_scale": 0.5, "clip_qkv": 0.5, "attn_softcap": 0.5,
     "final_softcap": 0.5, "window_layers": (1,), "embed_width": 5,
+    "mesh": "fsdp=4", "parallel": "shard_map",
 }  # fmt: skip
 NEEDED = {"window_layers": {"window": 3}}  # for the value above to be accepted
 

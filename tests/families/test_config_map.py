@@ -92,7 +92,7 @@ PUBLISHED = {
             "partial_rotary_factor": 0.4, "qk_layernorm": False, "resid_pdrop": 0.1,
             "rope_scaling": None, "rope_theta": 10000.0, "vocab_size": 51200,
         },
-        {"rope_fraction": 0.4, "head_bias": True, "parallel": "shared"},
+        {"rope_fraction": 0.4, "head_bias": True, "parallel_block": "shared"},
     ),
     "mpt-7b": (
         {
@@ -120,7 +120,7 @@ PUBLISHED = {
             "num_attention_heads": 71, "num_hidden_layers": 32, "parallel_attn": True,
             "vocab_size": 65024,
         },
-        {"kv_heads": 1, "parallel": "shared", "mlp_width": 4 * 4544, "norm_bias": True},
+        {"kv_heads": 1, "parallel_block": "shared", "mlp_width": 4 * 4544, "norm_bias": True},
     ),
     "falcon-40b": (
         {
@@ -128,7 +128,7 @@ PUBLISHED = {
             "model_type": "falcon", "new_decoder_architecture": True, "num_attention_heads": 128,
             "num_hidden_layers": 60, "num_kv_heads": 8, "parallel_attn": True, "vocab_size": 65024,
         },
-        {"kv_heads": 8, "parallel": "separate"},
+        {"kv_heads": 8, "parallel_block": "separate"},
     ),
     "gpt2": (
         {
@@ -149,7 +149,7 @@ PUBLISHED = {
             "rotary_pct": 0.25, "tie_word_embeddings": False, "use_parallel_residual": True,
             "vocab_size": 50304,
         },
-        {"rope_fraction": 0.25, "parallel": "separate", "mlp": "gelu_exact"},
+        {"rope_fraction": 0.25, "parallel_block": "separate", "mlp": "gelu_exact"},
     ),
     "Qwen2.5-7B": (
         QWEN | {"model_type": "qwen2", "use_mrope": False},

@@ -11,7 +11,7 @@ from sysout_jax.core.layers import MLPS, NORMS
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import (
     DTYPES,
-    PARALLEL,
+    PARALLEL_BLOCKS,
     PLACEMENTS,
     POSITIONS,
     QUERY_KEY_NORMS,
@@ -21,22 +21,24 @@ from sysout_jax.model.config import (
 )
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import OPTIMIZERS, SCHEDULES, OptimizerConfig
+from sysout_jax.training.parallel import PARALLEL
 
 CHOICES = {
     (ModelConfig, "variant"): tuple(VARIANTS),
     (ModelConfig, "norm"): tuple(NORMS),
     (ModelConfig, "norm_placement"): PLACEMENTS,
-    (ModelConfig, "parallel"): PARALLEL,
+    (ModelConfig, "parallel_block"): PARALLEL_BLOCKS,
     (ModelConfig, "position"): POSITIONS,
     (ModelConfig, "rope_rule"): ROPE_RULES,
     (ModelConfig, "query_key_norm"): QUERY_KEY_NORMS,
     (ModelConfig, "mlp"): tuple(MLPS),
     (ModelConfig, "dtype"): DTYPES,
     (TrainConfig, "variant"): tuple(VARIANTS),
+    (TrainConfig, "parallel"): PARALLEL,
     (OptimizerConfig, "optimizer"): OPTIMIZERS,
     (OptimizerConfig, "schedule"): SCHEDULES,
 }
-LOADED_LATER = {"corpus", "tokenizer"}  # `load_corpus` refuses those
+LOADED_LATER = {"corpus", "tokenizer", "mesh"}  # `load_corpus` and `parse_mesh` refuse those
 MAY_BE_ZERO = {"warmup", "decay", "clip", "checkpoint_every", "experts", "position_offset"}
 SHARES = {"rope_fraction", "beta1", "beta2", "momentum", "lr_floor", "cooldown"}
 
@@ -144,7 +146,11 @@ def test_every_word_is_a_choice():
         ({"window": 3, "window_layers": (1, 1)}, "--window_layers=1,1", "in order"),
         ({"context": 2, "position_offset": 2}, "--position_offset=2", "--context=2"),
         ({"experts": 2, "experts_per_token": 3}, "--experts_per_token=3", "--experts=2"),
-        ({"parallel": "shared", "norm_placement": "post"}, "--parallel=shared", "accepted: pre"),
+        (
+            {"parallel_block": "shared", "norm_placement": "post"},
+            "--parallel_block=shared",
+            "accepted: pre",
+        ),
     ],
 )
 def test_values_that_do_not_fit_together(values, flag, wanted):

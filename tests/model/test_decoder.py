@@ -221,7 +221,7 @@ FIELDS = {
     "norm_eps": ("logits", 1e-2, {}),
     "norm_scale": ("shapes", False, {}),
     "norm_plus_one": ("logits", True, {}),
-    "parallel": ("shapes", "shared", {}),
+    "parallel_block": ("shapes", "shared", {}),
     "position": ("shapes", "rope", {}),
     "position_offset": ("logits", 2, {"context": 9}),
     "rope_theta": ("logits", 100.0, ROPE),

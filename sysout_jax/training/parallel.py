@@ -1,0 +1,248 @@
+"""Training on one device or many: the same step under jit on a mesh, under pmap, under shard_map.
+
+`jit` is the main path: arrays are placed by training/sharding.py and the compiler inserts what
+devices have to tell each other. `pmap` and `shard_map` are data-parallel: every device holds
+everything, computes its part of the batch, and averages loss and gradient.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import ModelConfig, one_of
+from sysout_jax.model.decoder import Params, draws, param_axes
+from sysout_jax.model.taps import Edit
+from sysout_jax.training.sharding import (
+    MeshShape,
+    batch_sharding,
+    make_mesh,
+    place,
+    shardings,
+    spec,
+)
+from sysout_jax.training.step import Step, TrainState, make_step, make_steps, many, start
+
+PARALLEL = ("jit", "pmap", "shard_map")
+SEEDS = 1  # axes before a parameter's own
+STEPS_AND_SEEDS = 2  # axes before the rows of a batch
+
+
+@dataclass(frozen=True)
+class Devices:
+    """How a run uses its devices."""
+
+    start: Callable[[Array], TrainState]  # keys [seeds] -> the state before the first step
+    put: Callable[[np.ndarray], Array]  # batches [steps, seeds, B, T+1] to the devices
+    steps: Step
+    params: Callable[[TrainState], Params]  # [seeds, ...], to measure and to keep
+    spread: Callable[[Array], Array]  # inside jit, where params are used: rows [B, T] over devices
+
+
+def check_parallel(parallel: str, shape: MeshShape) -> None:
+    """Refuse an unknown way to use devices, or one that does not know the mesh's axes.
+
+    Raises:
+      InputError: says what is accepted.
+    """
+    one_of("parallel", parallel, PARALLEL)
+    if parallel != "jit" and shape.data != shape.devices:
+        raise InputError(
+            f"--parallel={parallel}: --mesh={shape}; accepted: a mesh of data alone, such as "
+            f"data={shape.devices}, or --parallel=jit"
+        )
+
+
+def make_devices(
+    parallel: str,
+    shape: MeshShape,
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    accumulate: int = 1,
+) -> Devices:
+    """What a training run needs to know of its devices.
+
+    Args:
+      parallel: jit, pmap or shard_map; on a single device all are one.
+      shape: of the mesh.
+      config, optimizer, accumulate: as for `make_step`.
+
+    Raises:
+      InputError: there are more or fewer devices than the mesh has.
+    """
+    mesh = make_mesh(shape)
+    if shape.devices == 1:
+        begin = jax.vmap(partial(start, config, optimizer))
+        steps = make_steps(make_step(config, optimizer, accumulate))
+        return Devices(begin, jnp.asarray, steps, _params, lambda rows: rows)
+    make = {"jit": _jit, "pmap": _pmap, "shard_map": _shard_map}[parallel]
+    return make(mesh, config, optimizer, accumulate)
+
+
+def _params(state: TrainState) -> Params:
+    return state.params
+
+
+# ------------------------------------------------------------------------- jit
+
+
+def mesh_edits(mesh: Mesh) -> dict[str, Edit]:
+    """Edits that keep the residual stream divided by sequences alone.
+
+    Without them the compiler may take the division of a parameter's width over to activations.
+    """
+
+    def keep(x: Array, layer: Array) -> Array:
+        return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
+
+    return {"block_in": keep, "final_norm": keep}
+
+
+def whole_tables(mesh: Mesh, config: ModelConfig, params: Params) -> Params:
+    """The parameters, those that rows are taken from gathered along fsdp.
+
+    A row of a table whose width is divided is divided as well, and the compiler knows no good way
+    from there to activations that are divided by sequences.
+    """
+
+    def of(letters: str, x: Array) -> Array:
+        if letters.split()[0] not in ("V", "T"):
+            return x
+        rows, *_ = spec(mesh, letters, x.shape)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(rows)))
+
+    return cast(Params, jax.tree.map(of, param_axes(config), params))
+
+
+def state_shapes(
+    config: ModelConfig, optimizer: optax.GradientTransformation, seeds: int = 1
+) -> TrainState:
+    """The stacked state of some seeds, as shapes."""
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), seeds))
+    shapes: TrainState = jax.eval_shape(jax.vmap(partial(start, config, optimizer)), keys)
+    return shapes
+
+
+def mesh_steps(
+    mesh: Mesh, config: ModelConfig, optimizer: optax.GradientTransformation, accumulate: int = 1
+) -> Any:
+    """The compiled call of `many` steps on a mesh, the state donated.
+
+    Args:
+      mesh: of `make_mesh`.
+      config, optimizer, accumulate: as for `make_step`.
+
+    Returns:
+      A jitted function: it can be called, or lowered with the shapes of state and batches.
+    """
+    where = state_shardings(mesh, config, optimizer)
+    gather = partial(whole_tables, mesh, config)
+    step = make_step(config, optimizer, accumulate, gather=gather, edits=mesh_edits(mesh))
+    return jax.jit(
+        many(step),
+        in_shardings=(where, batch_sharding(mesh, STEPS_AND_SEEDS)),
+        out_shardings=(where, NamedSharding(mesh, PartitionSpec())),
+        donate_argnums=0,
+    )
+
+
+def state_shardings(
+    mesh: Mesh | AbstractMesh, config: ModelConfig, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Where the stacked state of some seeds lives."""
+    one = state_shapes(config, optimizer)  # the number of seeds changes no sharding
+    where: TrainState = shardings(mesh, param_axes(config), one, SEEDS)
+    return where
+
+
+def _placed_start(
+    config: ModelConfig, optimizer: optax.GradientTransformation, where: TrainState
+) -> Callable[[Array], TrainState]:
+    """The state before the first step, parameter by parameter: no device holds all of them."""
+
+    def begin(keys: Array) -> TrainState:
+        params = jax.tree.map(
+            lambda draw, sharding: place(jax.vmap(draw)(keys), sharding),
+            draws(config),
+            where.params,
+        )
+        opt = jax.jit(jax.vmap(optimizer.init), out_shardings=where.opt)(params)
+        return TrainState(params, opt)
+
+    return begin
+
+
+def _jit(mesh: Mesh, config: ModelConfig, optimizer: Any, accumulate: int) -> Devices:
+    rows = batch_sharding(mesh, STEPS_AND_SEEDS)
+    return Devices(
+        start=_placed_start(config, optimizer, state_shardings(mesh, config, optimizer)),
+        put=lambda batches: jax.device_put(batches, rows),
+        steps=mesh_steps(mesh, config, optimizer, accumulate),
+        params=_params,
+        spread=lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh)),
+    )
+
+
+# ------------------------------------------------------------------------- data parallel
+
+AXIS = "data"
+
+
+def _averaging(config: ModelConfig, optimizer: Any, accumulate: int) -> Step:
+    return many(make_step(config, optimizer, accumulate, partial(jax.lax.pmean, axis_name=AXIS)))
+
+
+def _shard_map(mesh: Mesh, config: ModelConfig, optimizer: Any, accumulate: int) -> Devices:
+    whole, rows = PartitionSpec(), batch_sharding(mesh, STEPS_AND_SEEDS)
+    steps = jax.shard_map(
+        _averaging(config, optimizer, accumulate),
+        mesh=mesh,
+        in_specs=(whole, rows.spec),
+        out_specs=(whole, whole),
+        check_vma=False,  # else jax itself would sum the gradient of what all devices hold
+    )
+    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, whole), state_shapes(config, optimizer))
+    return Devices(
+        start=_placed_start(config, optimizer, everywhere),
+        put=lambda batches: jax.device_put(batches, rows),
+        steps=jax.jit(steps, donate_argnums=0),
+        params=_params,
+        spread=lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh)),
+    )
+
+
+def _pmap(mesh: Mesh, config: ModelConfig, optimizer: Any, accumulate: int) -> Devices:
+    devices = list(mesh.devices.flat)
+    begin = jax.vmap(partial(start, config, optimizer))
+    one_each = NamedSharding(mesh, PartitionSpec(AXIS))
+    steps = jax.pmap(
+        _averaging(config, optimizer, accumulate),
+        AXIS,
+        in_axes=(0, 0),
+        out_axes=(0, None),
+        devices=devices,
+        donate_argnums=0,
+    )
+
+    def copies(x: Array) -> Array:
+        return jax.device_put(np.broadcast_to(x, (len(devices), *x.shape)), one_each)
+
+    def put(batches: np.ndarray) -> Array:
+        parts = np.stack(np.split(batches, len(devices), axis=STEPS_AND_SEEDS))
+        return jax.device_put(parts, one_each)
+
+    return Devices(
+        start=lambda keys: jax.tree.map(copies, begin(keys)),
+        put=put,
+        steps=steps,
+        params=lambda state: jax.tree.map(lambda x: x[0], state.params),
+        spread=lambda rows: rows,
+    )

@@ -1,0 +1,102 @@
+"""Train tiny models on eight simulated devices and on one; print how far apart they end.
+
+Run by test_parallel.py in a process of its own, because a process has as many devices as it had
+when it started: python -m tests.training.on_devices '[["softmax", "adamw", "jit", "data=8"], ...]'
+"""
+
+import itertools
+import json
+import os
+import sys
+
+DEVICES = 8
+os.environ["XLA_FLAGS"] = (
+    f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"  # short programs: compiling is all the time
+)
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from sysout_jax.core.attention import VARIANTS  # noqa: E402
+from sysout_jax.model.config import ModelConfig  # noqa: E402
+from sysout_jax.model.decoder import param_axes  # noqa: E402
+from sysout_jax.training.config import TrainConfig  # noqa: E402
+from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
+from sysout_jax.training.parallel import make_devices  # noqa: E402
+
+STEPS, SEEDS, BATCH, LENGTH = 20, 2, 8, 5
+# KV heads that tensor=8 does not divide, and a vocabulary that nothing does: both are copied.
+MODEL = ModelConfig(
+    vocab=13, context=LENGTH, layers=1, width=16, heads=8, kv_heads=4, head_dim=2, mlp_width=24,
+    mlp="swiglu",
+)  # fmt: skip
+MESHES = [
+    f"data={d},fsdp={f},tensor={t}"
+    for d, f, t in itertools.product((1, 2, 4, 8), repeat=3)
+    if d * f * t == DEVICES
+]
+OPTIMIZERS = {
+    "adamw": OptimizerConfig(lr=3e-3, warmup=3),
+    "muon": OptimizerConfig(optimizer="muon", lr=3e-3, warmup=3),
+}
+EVERY = [
+    [variant, optimizer, *how]
+    for optimizer in OPTIMIZERS
+    for variant in VARIANTS
+    for how in (*(("jit", m) for m in MESHES), ("pmap", MESHES[-1]), ("shard_map", MESHES[-1]))
+]
+
+
+def trained(variant, optimizer, parallel, mesh, accumulate=1):
+    """Parameters after 20 steps and the losses of each, of two seeds; where parameters were."""
+    config = TrainConfig(
+        variant=variant, seq_len=LENGTH, batch_size=BATCH, accumulate=accumulate, model=MODEL,
+        optimizer=OPTIMIZERS[optimizer], mesh=mesh, parallel=parallel,
+    )  # fmt: skip
+    model = config.architecture(MODEL.vocab)
+    made = make_optimizer(config.optimizer, STEPS, param_axes(model))
+    devices = make_devices(parallel, config.mesh_shape, model, made, accumulate)
+    state = devices.start(jnp.stack([jax.random.key(seed) for seed in range(SEEDS)]))
+    shape = (STEPS, SEEDS, BATCH, LENGTH + 1)
+    rows = np.random.default_rng(7).integers(0, MODEL.vocab, shape).astype(np.int32)
+    state, record = devices.steps(state, devices.put(rows))
+    parts = {len(x.sharding.device_set) for x in jax.tree.leaves(state)}
+    embed = state.params["embed"]
+    held = embed.addressable_shards[0].data.size / embed.size
+    params = jax.tree.map(np.asarray, devices.params(state))
+    return params, np.asarray(record.loss), np.asarray(record.grad_norm), parts, held
+
+
+def main():
+    """One line of JSON for each case."""
+    cases = json.loads(sys.argv[1]) if len(sys.argv) > 1 else EVERY
+    alone = {}
+    for variant, optimizer, parallel, mesh, *rest in cases:
+        key = (variant, optimizer)
+        if key not in alone:
+            alone[key] = trained(variant, optimizer, "jit", "data=1")
+        params, loss, norm, *_ = alone[key]
+        found, found_loss, found_norm, parts, held = trained(
+            variant, optimizer, parallel, mesh, *rest
+        )
+        apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), found, params)
+        print(
+            json.dumps(
+                {
+                    "case": [variant, optimizer, parallel, mesh, *rest],
+                    "params": max(jax.tree.leaves(apart)),
+                    "loss": float(np.abs(found_loss - loss).max()),
+                    "grad_norm": float(np.abs(found_norm - norm).max()),
+                    "moved": float(loss[0].mean() - loss[-1].mean()),
+                    "devices": sorted(parts),
+                    "held": held,
+                }
+            ),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

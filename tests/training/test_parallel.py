@@ -1,0 +1,67 @@
+"""Many devices give the numbers of one: in processes of their own with eight simulated devices."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sysout_jax.errors import InputError
+from sysout_jax.training.config import TrainConfig
+
+ROOT = Path(__file__).parents[2]
+BOUND = 1e-5
+# Each way to use devices, each mesh axis, each optimiser, accumulation: what the complete product
+# (the slow test) has 456 of.
+CHOSEN = [
+    ["softmax", "adamw", "jit", "data=2,fsdp=2,tensor=2", 2],
+    ["softmax", "adamw", "pmap", "data=8"],
+    ["softmax", "adamw", "shard_map", "data=8"],
+    ["key_bias", "muon", "jit", "fsdp=4,tensor=2"],
+]
+
+
+def run(*cases):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.on_devices", *cases],
+        cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Involuntary full rematerialization" not in done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(row):
+    assert row["devices"] == [8], row
+    assert max(row["params"], row["loss"], row["grad_norm"]) < BOUND, row
+    assert abs(row["moved"]) > 1e-3  # twenty steps went somewhere
+
+
+def test_eight_devices_end_where_one_does():
+    rows = run(json.dumps(CHOSEN))
+    assert [row["case"] for row in rows] == CHOSEN
+    for row in rows:
+        check(row)
+    # Of the embeddings a device holds a half along fsdp=2, a quarter along fsdp=4.
+    assert [row["held"] for row in rows] == [0.5, 0.125, 1.0, 0.25]
+
+
+@pytest.mark.slow
+def test_every_variant_on_every_mesh():
+    rows = run()
+    assert len(rows) == 456
+    for row in rows:
+        check(row)
+
+
+@pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
+@pytest.mark.parametrize("mesh", ["fsdp=2", "data=2,tensor=2"])
+def test_data_parallel_knows_no_other_axis(parallel, mesh):
+    with pytest.raises(InputError, match=rf"--parallel={parallel}: --mesh=.*a mesh of data alone"):
+        TrainConfig(parallel=parallel, mesh=mesh, batch_size=8)
