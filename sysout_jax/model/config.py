@@ -13,6 +13,7 @@ POSITIONS = ("learned", "rope", "alibi", "none")
 PARALLEL_BLOCKS = ("none", "shared", "separate")
 QUERY_KEY_NORMS = ("none", "head", "whole")
 ROPE_RULES = ("plain", "linear", "dynamic", "llama3", "yarn", "longrope")
+REMATS = ("none", "block", "dots")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -80,6 +81,7 @@ class ModelConfig:
     init_std: float = 0.02  # standard deviation of initial weights
     scaled_residual_init: bool = False  # GPT-2's 1/sqrt(2 L) on projections into the residual
     scan_layers: bool = False  # one compiled block for all layers: compiles faster when deep
+    remat: str = "none"  # what the backward pass computes again: none, block, dots (all but those)
     query_block: int | None = None  # queries attended at a time, for long contexts; None: all
     dtype: str = "float32"  # float32 or bfloat16 activations; parameters are as they were loaded
 
@@ -135,6 +137,7 @@ class ModelConfig:
             ("norm", NORMS),
             ("norm_placement", PLACEMENTS),
             ("parallel_block", PARALLEL_BLOCKS),
+            ("remat", REMATS),
             ("position", POSITIONS),
             ("rope_rule", ROPE_RULES),
             ("mlp", MLPS),

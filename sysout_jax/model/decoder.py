@@ -85,9 +85,10 @@ class Decoder(Owner):
 
     def _blocks(self, x: Array, probe: Probe) -> tuple[Array, dict[str, Any]]:
         c = self.config
+        block = rematerialised(c)
         if c.scan_layers:
             scanned = nn.scan(
-                Block,
+                block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 length=c.layers,
@@ -96,9 +97,22 @@ class Decoder(Owner):
             return scanned(c, probe, name="blocks")(x, jnp.arange(c.layers))
         per_layer = []
         for layer in range(c.layers):
-            x, recorded = Block(c, probe, name=f"block_{layer}")(x, jnp.asarray(layer))
+            x, recorded = block(c, probe, name=f"block_{layer}")(x, jnp.asarray(layer))
             per_layer.append(recorded)
         return x, jax.tree.map(lambda *values: jnp.stack(values), *per_layer)
+
+
+def rematerialised(config: ModelConfig) -> Any:
+    """The block as `ModelConfig.remat` has it, the same in value.
+
+    The backward pass needs what a block computed: with "block" it keeps the block's input and
+    computes the rest again, with "dots" it keeps the products of matrices with weights too.
+    """
+    if config.remat == "none":
+        return Block
+    keep = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+    # Inside a scan nothing could merge the two computations, so nothing has to prevent it.
+    return nn.remat(Block, policy=keep[config.remat], prevent_cse=not config.scan_layers)
 
 
 def init(config: ModelConfig, key: Array) -> Params:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError
-from sysout_jax.model.config import SHAPES, ModelConfig, one_of
+from sysout_jax.model.config import DTYPES, SHAPES, ModelConfig, one_of
 from sysout_jax.training.optimizer import OptimizerConfig
 from sysout_jax.training.parallel import check_parallel
 from sysout_jax.training.sharding import MeshShape, check_fits, parse_mesh
@@ -33,6 +33,7 @@ class TrainConfig:
     measure_every: int = 100  # steps between measurements of outliers and validation loss
     checkpoint_every: int = 0  # steps between the models that are kept on the way; 0: none
     val_batches: int = 8  # batches of validation text that each measurement uses
+    param_dtype: str = "float32"  # of matrices while training: float32, bfloat16
     mesh: str = "data=1"  # devices along data, fsdp, tensor: data=2,fsdp=2,tensor=2
     parallel: str = "jit"  # how devices share the work: jit, or pmap, shard_map of data alone
     model: ModelConfig = field(default_factory=lambda: SHAPES["gpt2-tiny"])
@@ -40,6 +41,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         one_of("variant", self.variant, tuple(VARIANTS))
+        one_of("param_dtype", self.param_dtype, DTYPES)
         for name in (
             "seq_len", "batch_size", "accumulate", "steps", "seeds_at_once", "steps_per_call",
             "measure_every", "val_batches",

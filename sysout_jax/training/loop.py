@@ -102,7 +102,12 @@ def _train_group(
 ) -> Params:
     optimizer = make_optimizer(config.optimizer, config.steps, param_axes(architecture))
     devices = make_devices(
-        config.parallel, config.mesh_shape, architecture, optimizer, config.accumulate
+        config.parallel,
+        config.mesh_shape,
+        architecture,
+        optimizer,
+        config.accumulate,
+        config.param_dtype,
     )
     state = devices.start(jnp.stack([jax.random.key(seed) for seed in seeds]))
     measure = _make_measure(config, architecture, corpus, devices)

@@ -9,7 +9,7 @@ import optax
 from optax import contrib
 
 from sysout_jax.errors import InputError
-from sysout_jax.model.config import one_of
+from sysout_jax.model.config import DTYPES, one_of
 
 OPTIMIZERS = ("adamw", "sgd", "lion", "muon")
 SCHEDULES = ("constant", "cosine", "wsd")
@@ -36,10 +36,12 @@ class OptimizerConfig:
     eps: float = 1e-8  # under Adam's quotient
     decay: float = 0.1  # decoupled weight decay, on matrices and embeddings only
     clip: float = 1.0  # largest global gradient norm; 0: any
+    moment_dtype: str = "float32"  # of the first moment: float32, bfloat16
 
     def __post_init__(self) -> None:
         one_of("optimizer", self.optimizer, OPTIMIZERS)
         one_of("schedule", self.schedule, SCHEDULES)
+        one_of("moment_dtype", self.moment_dtype, DTYPES)
         for name in ("lr", "eps"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name}={getattr(self, name)}: accepted: a number above 0")
@@ -91,16 +93,22 @@ def make_optimizer(config: OptimizerConfig, steps: int, axes: Any) -> optax.Grad
     """
     lr = learning_rate(config, steps)
     decayed = jax.tree.map(is_matrix, axes)
+    moment = None if config.moment_dtype == "float32" else config.moment_dtype
     adam = {"b1": config.beta1, "b2": config.beta2, "eps": config.eps}
     if config.optimizer == "adamw":
-        update = optax.adamw(lr, **adam, weight_decay=config.decay, mask=decayed)
+        update = optax.adamw(lr, **adam, mu_dtype=moment, weight_decay=config.decay, mask=decayed)
     elif config.optimizer == "lion":
         update = optax.lion(
-            lr, b1=config.beta1, b2=config.beta2, weight_decay=config.decay, mask=decayed
+            lr,
+            b1=config.beta1,
+            b2=config.beta2,
+            mu_dtype=moment,
+            weight_decay=config.decay,
+            mask=decayed,
         )
     elif config.optimizer == "sgd":
         update = optax.chain(
-            optax.trace(decay=config.momentum),
+            optax.trace(decay=config.momentum, accumulator_dtype=moment),
             optax.add_decayed_weights(config.decay, mask=decayed),
             optax.scale_by_learning_rate(lr),
         )
@@ -111,6 +119,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, axes: Any) -> optax.Grad
             1.0,
             beta=config.momentum,
             eps=config.eps,
+            mu_dtype=moment,
             adam_b1=config.beta1,
             adam_b2=config.beta2,
             consistent_rms=MUON_RMS,

@@ -29,7 +29,7 @@ from sysout_jax.training.sharding import (
     shardings,
     spec,
 )
-from sysout_jax.training.step import Step, TrainState, make_step, make_steps, many, start
+from sysout_jax.training.step import Step, TrainState, make_step, make_steps, many, start, stored
 
 PARALLEL = ("jit", "pmap", "shard_map")
 SEEDS = 1  # axes before a parameter's own
@@ -67,6 +67,7 @@ def make_devices(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
+    dtype: str = "float32",
 ) -> Devices:
     """What a training run needs to know of its devices.
 
@@ -74,17 +75,18 @@ def make_devices(
       parallel: jit, pmap or shard_map; on a single device all are one.
       shape: of the mesh.
       config, optimizer, accumulate: as for `make_step`.
+      dtype: as for `start`.
 
     Raises:
       InputError: there are more or fewer devices than the mesh has.
     """
     mesh = make_mesh(shape)
     if shape.devices == 1:
-        begin = jax.vmap(partial(start, config, optimizer))
+        begin = jax.vmap(partial(start, config, optimizer, dtype=dtype))
         steps = make_steps(make_step(config, optimizer, accumulate))
         return Devices(begin, jnp.asarray, steps, _params, lambda rows: rows)
     make = {"jit": _jit, "pmap": _pmap, "shard_map": _shard_map}[parallel]
-    return make(mesh, config, optimizer, accumulate)
+    return make(mesh, config, optimizer, accumulate, dtype)
 
 
 def _params(state: TrainState) -> Params:
@@ -123,11 +125,15 @@ def whole_tables(mesh: Mesh, config: ModelConfig, params: Params) -> Params:
 
 
 def state_shapes(
-    config: ModelConfig, optimizer: optax.GradientTransformation, seeds: int = 1
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    seeds: int = 1,
+    dtype: str = "float32",
 ) -> TrainState:
     """The stacked state of some seeds, as shapes."""
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), seeds))
-    shapes: TrainState = jax.eval_shape(jax.vmap(partial(start, config, optimizer)), keys)
+    begin = jax.vmap(partial(start, config, optimizer, dtype=dtype))
+    shapes: TrainState = jax.eval_shape(begin, keys)
     return shapes
 
 
@@ -164,26 +170,27 @@ def state_shardings(
 
 
 def _placed_start(
-    config: ModelConfig, optimizer: optax.GradientTransformation, where: TrainState
+    config: ModelConfig, optimizer: optax.GradientTransformation, where: TrainState, dtype: str
 ) -> Callable[[Array], TrainState]:
     """The state before the first step, parameter by parameter: no device holds all of them."""
 
     def begin(keys: Array) -> TrainState:
-        params = jax.tree.map(
-            lambda draw, sharding: place(jax.vmap(draw)(keys), sharding),
-            draws(config),
-            where.params,
-        )
+        def drawn(draw: Any, sharding: NamedSharding) -> Array:
+            placed: Array = place(jax.vmap(draw)(keys), sharding)
+            return placed
+
+        params = jax.tree.map(drawn, draws(config), where.params)
         opt = jax.jit(jax.vmap(optimizer.init), out_shardings=where.opt)(params)
-        return TrainState(params, opt)
+        return TrainState(jax.tree.map(partial(stored, dtype), params, param_axes(config)), opt)
 
     return begin
 
 
-def _jit(mesh: Mesh, config: ModelConfig, optimizer: Any, accumulate: int) -> Devices:
+def _jit(mesh: Mesh, config: ModelConfig, optimizer: Any, accumulate: int, dtype: str) -> Devices:
     rows = batch_sharding(mesh, STEPS_AND_SEEDS)
+    where = state_shardings(mesh, config, optimizer)
     return Devices(
-        start=_placed_start(config, optimizer, state_shardings(mesh, config, optimizer)),
+        start=_placed_start(config, optimizer, where, dtype),
         put=lambda batches: jax.device_put(batches, rows),
         steps=mesh_steps(mesh, config, optimizer, accumulate),
         params=_params,
@@ -200,7 +207,9 @@ def _averaging(config: ModelConfig, optimizer: Any, accumulate: int) -> Step:
     return many(make_step(config, optimizer, accumulate, partial(jax.lax.pmean, axis_name=AXIS)))
 
 
-def _shard_map(mesh: Mesh, config: ModelConfig, optimizer: Any, accumulate: int) -> Devices:
+def _shard_map(
+    mesh: Mesh, config: ModelConfig, optimizer: Any, accumulate: int, dtype: str
+) -> Devices:
     whole, rows = PartitionSpec(), batch_sharding(mesh, STEPS_AND_SEEDS)
     steps = jax.shard_map(
         _averaging(config, optimizer, accumulate),
@@ -211,7 +220,7 @@ def _shard_map(mesh: Mesh, config: ModelConfig, optimizer: Any, accumulate: int)
     )
     everywhere = jax.tree.map(lambda _: NamedSharding(mesh, whole), state_shapes(config, optimizer))
     return Devices(
-        start=_placed_start(config, optimizer, everywhere),
+        start=_placed_start(config, optimizer, everywhere, dtype),
         put=lambda batches: jax.device_put(batches, rows),
         steps=jax.jit(steps, donate_argnums=0),
         params=_params,
@@ -219,9 +228,9 @@ def _shard_map(mesh: Mesh, config: ModelConfig, optimizer: Any, accumulate: int)
     )
 
 
-def _pmap(mesh: Mesh, config: ModelConfig, optimizer: Any, accumulate: int) -> Devices:
+def _pmap(mesh: Mesh, config: ModelConfig, optimizer: Any, accumulate: int, dtype: str) -> Devices:
     devices = list(mesh.devices.flat)
-    begin = jax.vmap(partial(start, config, optimizer))
+    begin = jax.vmap(partial(start, config, optimizer, dtype=dtype))
     one_each = NamedSharding(mesh, PartitionSpec(AXIS))
     steps = jax.pmap(
         _averaging(config, optimizer, accumulate),

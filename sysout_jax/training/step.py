@@ -1,6 +1,7 @@
 """One optimiser step of one seed, many steps in one call, and many seeds at once."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params, forward, init
+from sysout_jax.model.decoder import Params, forward, init, param_axes
 from sysout_jax.model.taps import Edit
+from sysout_jax.training.optimizer import is_matrix
 
 
 class TrainState(NamedTuple):
@@ -42,10 +44,29 @@ def token_loss(
     return cross_entropy(logits, batch[:, 1:])
 
 
-def start(config: ModelConfig, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
-    """The state before the first step, from a jax.random.key."""
+def start(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    dtype: str = "float32",
+) -> TrainState:
+    """The state before the first step, from a jax.random.key.
+
+    Args:
+      config, optimizer, key: of the run.
+      dtype: of matrices and embeddings (`stored`); the optimiser's state starts as float32.
+    """
     params = init(config, key)
-    return TrainState(params, optimizer.init(params))
+    opt = optimizer.init(params)
+    return TrainState(jax.tree.map(partial(stored, dtype), params, param_axes(config)), opt)
+
+
+def stored(dtype: str, x: Array, axes: str) -> Array:
+    """A parameter as a run keeps it: matrices and embeddings in `dtype`, vectors in float32.
+
+    A scale near one moves by less than the spacing of bfloat16 there, so it would stand still.
+    """
+    return x.astype(dtype) if is_matrix(axes) else x
 
 
 def make_step(
@@ -80,23 +101,32 @@ def make_step(
         parts = batch.reshape(accumulate, -1, batch.shape[1])
 
         def add(total: Any, part: Array) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, part)), None
+            found = jax.value_and_grad(loss_fn)(params, part)
+            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, found), None
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        zero = (jnp.zeros(()), jax.tree.map(lambda x: jnp.zeros(x.shape), params))
         total, _ = jax.lax.scan(add, zero, parts)
         return jax.tree.map(lambda x: x / accumulate, total)
 
     def step(state: TrainState, batch: Array) -> tuple[TrainState, StepRecord]:
         loss, grads = gradient(state.params, batch)
+        grads, params = _wide(grads), _wide(state.params)
         if average is not None:
             loss, grads = average((loss, grads))
         # optax raises floats to integer step counts, which strict promotion forbids.
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt = optimizer.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
+            updates, opt = optimizer.update(grads, state.opt, params)
+        params = jax.tree.map(
+            lambda x, old: x.astype(old.dtype), optax.apply_updates(params, updates), state.params
+        )
         return TrainState(params, opt), StepRecord(loss, optax.tree.norm(grads))
 
     return step
+
+
+def _wide(tree: Any) -> Any:
+    """What the optimiser sees, whatever parameters are kept in."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def many(step: Step) -> Step:

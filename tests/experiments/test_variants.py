@@ -287,6 +287,7 @@ OTHER = {
     "experts": 3, "norm_bias": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True,
     "query_key_norm": "head", "query_scale": 0.5, "clip_qkv": 0.5, "attn_softcap": 0.5,
     "final_softcap": 0.5, "window_layers": (1,), "embed_width": 5,
+    "param_dtype": "bfloat16", "moment_dtype": "bfloat16", "remat": "dots",
     "mesh": "fsdp=4", "parallel": "shard_map",
 }  # fmt: skip
 NEEDED = {"window_layers": {"window": 3}}  # for the value above to be accepted

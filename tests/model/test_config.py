@@ -15,6 +15,7 @@ from sysout_jax.model.config import (
     PLACEMENTS,
     POSITIONS,
     QUERY_KEY_NORMS,
+    REMATS,
     ROPE_RULES,
     SHAPES,
     ModelConfig,
@@ -34,7 +35,10 @@ CHOICES = {
     (ModelConfig, "mlp"): tuple(MLPS),
     (ModelConfig, "dtype"): DTYPES,
     (TrainConfig, "variant"): tuple(VARIANTS),
+    (ModelConfig, "remat"): REMATS,
     (TrainConfig, "parallel"): PARALLEL,
+    (TrainConfig, "param_dtype"): DTYPES,
+    (OptimizerConfig, "moment_dtype"): DTYPES,
     (OptimizerConfig, "optimizer"): OPTIMIZERS,
     (OptimizerConfig, "schedule"): SCHEDULES,
 }

@@ -264,6 +264,7 @@ FIELDS = {
     "init_std": ("init", 0.03, {}),
     "scaled_residual_init": ("init", True, {}),
     "scan_layers": ("shapes", True, {}),
+    "remat": ("nothing", "block", {}),  # how, not what: tests/training/test_levers.py
     "dtype": ("logits", "bfloat16", {}),
 }
 DEFAULTED = {  # what None stands for, and a value that must equal it
