@@ -99,7 +99,7 @@ def run(config: Config, console: Console) -> RunDirectory:
 
 def _one(config: Config, chosen: Chosen, texts: Texts, found: list[Any], console: Console) -> None:
     """Add what one model loses to the record, method by method."""
-    calibration, rows = texts.of(chosen)
+    _, calibration, rows = texts.of(chosen)
     model = chosen.model
     compressor = Compressor(
         model.config, model.params, calibration, config.sites, config.alpha, config.batch

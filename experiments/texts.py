@@ -1,6 +1,7 @@
 """Text to learn from and text to judge by, for the models of an experiment."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -15,19 +16,27 @@ from sysout_jax.training.loop import Corpus
 TOKENS = 64  # of a sequence, if nothing is said
 
 
+class Text(NamedTuple):
+    """A corpus, and [B, T + 1] rows of it: to calibrate on, and to evaluate on."""
+
+    corpus: Corpus
+    calibration: np.ndarray
+    evaluation: np.ndarray
+
+
 @dataclass
 class Texts:
-    """Calibration and evaluation rows for each corpus, read once."""
+    """The text of each model, every corpus read once."""
 
     corpus: str | None  # None: what the model was trained on
     calibration: int  # sequences of the training part
     sequences: int  # of the validation part
     seq_len: int | None  # T; None: 64, or the learned positions if fewer
     console: Console
-    _read: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    _read: dict[str, Text] = field(default_factory=dict)
 
-    def of(self, chosen: Chosen) -> tuple[np.ndarray, np.ndarray]:
-        """[B, T + 1] rows to calibrate on, and to evaluate on.
+    def of(self, chosen: Chosen) -> Text:
+        """The text for a model.
 
         Raises:
           InputError: no corpus, one that is too short, or one whose parts have text in common.
@@ -39,10 +48,10 @@ class Texts:
                 "accepted: backcopy, stdlib, PATH, tokens:DIR"
             )
         if spec not in self._read:
-            self._read[spec] = self._rows(spec, chosen)
+            self._read[spec] = self._open(spec, chosen)
         return self._read[spec]
 
-    def _rows(self, spec: str, chosen: Chosen) -> tuple[np.ndarray, np.ndarray]:
+    def _open(self, spec: str, chosen: Chosen) -> Text:
         model = chosen.model
         with reading(self.console, spec) as progress:
             tokenizer = model.tokenizer or "bytes"
@@ -57,4 +66,4 @@ class Texts:
                 f"--corpus={spec}: token id {top}, and the model's vocabulary has {vocab}; "
                 "accepted: text in the model's own tokenizer"
             )
-        return apart(candidates, evaluation, self.calibration), evaluation
+        return Text(corpus, apart(candidates, evaluation, self.calibration), evaluation)

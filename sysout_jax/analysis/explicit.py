@@ -23,18 +23,53 @@ from jaxtyping import Array, Float, Int
 from scipy import optimize, special
 
 from sysout_jax.analysis.scan import over_batches
+from sysout_jax.core.layers import cross_entropy
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward, stack_blocks, unstack_blocks
 
 FORMS: Mapping[str, str] = {
-    "dropped": "the sink left out, no factor in its place",
-    "extra_key": "its key and value as parameters: exact",
-    "constant": "a factor per head: the mean of S",
-    "gate": "a factor per head and token: a gate fitted to S",
+    "trained": "as trained",
+    "factor": "S itself, the sink's value dropped",
+    "extra_key": "key and value as parameters",
+    "dropped": "no sink, no factor",
+    "constant": "factor per head: mean of S",
+    "gate": "factor per head and token: gate fitted to S",
 }
+CONSTANT_KEYS = ("learned", "none")  # positions under which a logit does not depend on distance
 RIDGE = 1e-4  # of the gates' kernels, beside a mean over queries: keeps separable data finite
 CLIP = 1e-6  # S is kept this far from 0 and 1 where its logit is taken
+
+
+@dataclass(frozen=True)
+class Form:
+    """A model that plays the part of the trained one, and how it reads a row of text."""
+
+    config: ModelConfig
+    params: Params
+    reads_first: bool = False
+    edits: Mapping[str, Any] | None = None
+
+    def rows(self, rows: Int[np.ndarray, "B S"]) -> Int[np.ndarray, "B s"]:
+        """The rows as this model reads them."""
+        return rows if self.reads_first else rows[:, 1:]
+
+    def losses(self, rows: Int[np.ndarray, "B S"], batch: int = 8) -> Float[np.ndarray, "B"]:
+        """The mean loss of each row's tokens from the third on, in nats: all that a model without
+        the first token predicts."""
+        run = partial(_losses, self.config, int(self.reads_first))
+
+        def of(params: Params, rows: Array) -> Array:
+            return run(params, rows, dict(self.edits or {}))[None]
+
+        found: np.ndarray = over_batches(of, self.params, self.rows(rows), batch)[0]
+        return found
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _losses(config: ModelConfig, late: int, params: Params, rows: Array, edits: Any) -> Array:
+    logits, _ = forward(config, params, rows[:, :-1], edits=edits)
+    return jnp.mean(cross_entropy(logits, rows[:, 1:])[:, late:], axis=1)
 
 
 @dataclass(frozen=True)
@@ -166,6 +201,39 @@ def without_first(config: ModelConfig, variant: str) -> ModelConfig:
     return replace(config, variant=variant, position_offset=offset)
 
 
+def forms(
+    config: ModelConfig, params: Params, first: int, found: Factors
+) -> tuple[dict[str, Form], Gates]:
+    """Every form that the model allows, named as in `FORMS`, and the gates that were fitted.
+
+    "extra_key" is left out where positions reach into attention.
+
+    Args:
+      config: the architecture, of variant softmax.
+      params: its parameters.
+      first: the token id that every text begins with.
+      found: the factors on calibration text.
+    """
+    gates, constant = fit_gates(found), constant_gates(found)
+    made = {
+        "trained": Form(config, params, reads_first=True),
+        "factor": Form(config, params, True, {"attn_weights": _without_first_key}),
+        "dropped": Form(without_first(config, "softmax"), params),
+        "constant": Form(*with_gates(config, params, constant)),
+        "gate": Form(*with_gates(config, params, gates)),
+    }
+    if config.position in CONSTANT_KEYS:
+        made["extra_key"] = Form(*with_extra_key(config, params, first))
+    return {name: made[name] for name in FORMS if name in made}, gates
+
+
+@jax.tree_util.Partial
+def _without_first_key(weights: Float[Array, "B N T S"], layer: Array) -> Array:
+    """What softmax gives the other keys: o becomes S o^R (theory A1)."""
+    del layer
+    return weights.at[..., 0].set(0.0)
+
+
 def with_gates(config: ModelConfig, params: Params, gates: Gates) -> tuple[ModelConfig, Params]:
     """The softmax model whose sink's part is played by gates: of variant head_gate.
 
@@ -190,10 +258,10 @@ def with_extra_key(config: ModelConfig, params: Params, first: int) -> tuple[Mod
       InputError: positions that reach into attention, where the logit of the first key depends on
         the distance to it.
     """
-    if config.position not in ("learned", "none"):
+    if config.position not in CONSTANT_KEYS:
         raise InputError(
             f"--position={config.position}: the logit of the first key depends on the distance to "
-            "it, which no constant key has; accepted: learned, none"
+            f"it, which no constant key has; accepted: {', '.join(CONSTANT_KEYS)}"
         )
     taps = {"key": lambda k: k[0], "value": lambda v: v[0]}
     _, found = forward(config, params, jnp.array([[first]]), taps)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sysout_jax.errors import InputError
-from sysout_jax.plots import analysis, compression, convergence, variants
+from sysout_jax.plots import analysis, compression, convergence, explicit, variants
 from sysout_jax.plots.style import STYLE, save
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ EXPERIMENTS: Mapping[str, tuple[Any, tuple[str, ...]]] = {
     "analysis": (analysis.figures, (".png", ".pdf")),
     "compression": (compression.figures, (".png", ".pdf")),
     "convergence": (convergence.figures, (".png", ".pdf")),
+    "explicit": (explicit.figures, (".png", ".pdf")),
 }
 
 

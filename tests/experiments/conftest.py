@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 from absl import flags
 
-from experiments import analyze, compress, convergence, launch, variants
+from experiments import analyze, compress, convergence, explicit, launch, variants
 from tests import usage
 
 FLAGS = flags.FLAGS
@@ -55,3 +55,9 @@ def run_compress() -> Callable[..., Outcome]:
 def run_convergence() -> Callable[..., Outcome]:
     """Call `python -m experiments.convergence` with these arguments."""
     return _binary(convergence)
+
+
+@pytest.fixture(scope="session")
+def run_explicit() -> Callable[..., Outcome]:
+    """Call `python -m experiments.explicit` with these arguments."""
+    return _binary(explicit)

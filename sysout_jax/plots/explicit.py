@@ -1,0 +1,82 @@
+"""The forms of a model whose factor was made explicit: how good the gates are, what each costs."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sysout_jax.analysis.statistics import mean_interval
+from sysout_jax.plots.style import COLOURS, array, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Record = Mapping[str, Any]
+LINEAR = 0.01  # nats: below it the axis of a change of loss is linear
+
+
+def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
+    """Every figure of a record of explicit forms, by name."""
+    names = list(dict.fromkeys(model["name"] for model in record["models"]))
+    for name in names:
+        models = [m for m in record["models"] if m["name"] == name and m["forms"]]
+        if models:
+            yield name, _figure(name, models)
+
+
+def _figure(name: str, models: list[Record]) -> "Figure":
+    figure, (gates, costs) = grid(2, 3.6, 3.0)
+    _gates(gates, models)
+    _costs(costs, models)
+    figure.suptitle(name, x=0.01, ha="left", fontsize=9.5)
+    return figure
+
+
+def _gates(axes: Any, models: list[Record]) -> None:
+    """The mean of S where the gate has a value, on held-out text, one line per seed."""
+    axes.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls="--")
+    for model, colour in zip(models, _colours(len(models)), strict=True):
+        binned = model["factors"]["binned"]
+        mean, count = array(binned["mean"]), array(binned["count"])
+        centres = (np.arange(len(mean)) + 0.5) / len(mean)
+        sizes = 4 + 60 * count / count.sum()
+        axes.plot(centres, mean, color=colour, lw=0.8)
+        axes.scatter(centres, mean, s=sizes, color=colour, label=f"seed {model['seed']}")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="fitted gate", ylabel="implicit factor S, mean")
+    axes.set_aspect("equal")
+    if models[0]["seed"] is not None:
+        axes.legend(loc="upper left")
+    axes.set_title("gates on held-out text (area: share of queries)", loc="left")
+
+
+def _costs(axes: Any, models: list[Record]) -> None:
+    """The change of the loss by each form, at once and after fine-tuning."""
+    forms = list(models[0]["forms"])
+    places = np.arange(len(forms))[::-1]
+    kinds = (("at once", 0.14, "o", COLOURS[3]), ("fine-tuned", -0.14, "s", COLOURS[1]))
+    for label, offset, marker, colour in kinds:
+        for place, form in zip(places, forms, strict=True):
+            found = [model["forms"][form] for model in models]
+            if label == "fine-tuned":
+                found = [each["finetuned"] for each in found if "finetuned" in each]
+            if not found:
+                continue
+            changes = [each["change"] for each in found]
+            many = len(changes) > 1
+            mean, low, high = mean_interval([c[0] for c in changes]) if many else changes[0]
+            axes.errorbar(
+                mean, place + offset, xerr=[[max(mean - low, 0.0)], [max(high - mean, 0.0)]],
+                fmt=marker, ms=4, lw=1, color=colour,
+            )  # fmt: skip
+        axes.plot([], [], marker, ms=4, color=colour, label=label)
+    axes.axvline(0, color="#222222", lw=0.8)
+    axes.set_xscale("symlog", linthresh=LINEAR)
+    axes.set_yticks(places, [form.replace("_", " ") for form in forms])
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"change of the loss, nats (linear below {LINEAR})")
+    axes.legend(loc="best")
+    axes.set_title("what each form costs", loc="left")
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[(3 + n) % len(COLOURS)] for n in range(count)]

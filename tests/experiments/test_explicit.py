@@ -1,0 +1,104 @@
+"""Explicit forms as a user meets them: a run in; table, record and figure, or one line out."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.explicit_report import markdown_tables
+from sysout_jax.analysis.explicit import FORMS
+from sysout_jax.training.checkpoint import load
+
+
+@pytest.fixture(scope="module")
+def trained(run_variants, tmp_path_factory):
+    """Softmax and another variant on Backcopy, two seeds, a few steps."""
+    place = tmp_path_factory.mktemp("trained")
+    done = run_variants(
+        "--corpus=backcopy", "--variants=softmax,context_scale", "--seeds=3,5", "--steps=6",
+        "--measure_every=3", "--val_batches=1", "--batch_size=4", "--seq_len=16", "--width=16",
+        f"--workdir={place}",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    return next((place / "variants").iterdir())
+
+
+@pytest.fixture(scope="module")
+def finished(trained, run_explicit, tmp_path_factory):
+    place = tmp_path_factory.mktemp("explicit")
+    done = run_explicit(
+        f"--model={trained}", "--methods=w4", "--sequences=6", "--calibration=3", "--seq_len=13",
+        "--finetune=3", "--finetune_lr=1e-2", f"--workdir={place}",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    return done, next((place / "explicit").iterdir())
+
+
+@pytest.fixture(scope="module")
+def record(finished):
+    return json.loads((finished[1] / "result.json").read_text())
+
+
+def test_every_form_of_every_softmax_model(record):
+    found = [(model["name"], model["seed"]) for model in record["models"]]
+    assert found == [("backcopy-softmax", 3), ("backcopy-softmax", 5)]
+    for model in record["models"]:
+        forms = model["forms"]
+        assert list(forms) == list(FORMS)
+        assert forms["trained"]["change"] == [0.0, 0.0, 0.0]
+        assert forms["extra_key"]["loss"] == pytest.approx(forms["trained"]["loss"], abs=1e-5)
+        assert abs(forms["dropped"]["change"][0]) > 1e-4
+        for name, form in forms.items():
+            tuned = form.get("finetuned")
+            assert (tuned is None) == (name == "factor")
+            assert tuned is None or tuned["loss"] != form["loss"]
+
+
+def test_losses_are_those_of_tokens_both_kinds_predict(record, trained):
+    from sysout_jax.core.layers import cross_entropy
+    from sysout_jax.data import load_corpus
+    from sysout_jax.model.decoder import forward
+
+    rows = load_corpus("backcopy", "bytes", True).batch("val", 0, 0, 6, 13)
+    model = load(trained / "models" / "backcopy-softmax", 5)
+    logits, _ = forward(model.config, model.params, jnp.asarray(rows[:, :-1]))
+    expected = np.asarray(cross_entropy(logits, jnp.asarray(rows[:, 1:])))[:, 1:].mean()
+    assert record["models"][1]["forms"]["trained"]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_table_shows_the_record(record, finished):
+    table = markdown_tables(record)["backcopy-softmax"]
+    assert table.count("\n") == 1 + len(FORMS)
+    loss = np.mean([model["forms"]["gate"]["loss"] for model in record["models"]])
+    row = next(line for line in table.splitlines() if line.startswith(f"| {FORMS['gate']} "))
+    assert f"| {loss:.3f} |" in row
+    assert FORMS["extra_key"] in finished[0].out
+    assert (finished[1] / "figures" / "backcopy-softmax.png").stat().st_size > 10_000
+
+
+def test_a_record_is_drawn_again(run_explicit, finished):
+    figure = finished[1] / "figures" / "backcopy-softmax.pdf"
+    before = figure.read_bytes()
+    figure.unlink()
+    assert run_explicit(f"--redraw={finished[1]}").status == 0
+    assert figure.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--variant=context_scale"], "--variant=context_scale: accepted: a model of variant"),
+        (["--bos=no"], "--bos=no: backcopy-softmax reads texts whose first tokens differ"),
+        (["--finetune=-1"], "--finetune=-1: accepted: an integer of at least 0"),
+        (["--finetune_lr=0"], "--finetune_lr=0.0: accepted: a finite number above 0"),
+        (["--methods=w1"], "--methods=w1: "),
+        (["--stream"], "--stream: accepted: without it"),
+    ],
+)
+def test_wrong_flags_are_one_line(run_explicit, trained, tmp_path, arguments, line):
+    done = run_explicit(f"--model={trained}", f"--workdir={tmp_path}", *arguments)
+    assert done.status == 2
+    assert done.err.startswith(f"error: {line}")
+    assert done.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
