@@ -165,7 +165,9 @@ def scan(
     length = tokens.shape[1]
     if length < 2:
         raise InputError(f"sequences of {length} token: accepted: at least 2 tokens")
-    taps = over_batches(partial(_run, for_length(config, length)), params, tokens, batch, progress)
+    taps = over_batches(
+        partial(one_pass, for_length(config, length)), params, tokens, batch, progress
+    )
     for name in SITES:
         broken = ~np.isfinite(taps[name]["mean"]).all(axis=1)
         if broken.any():
@@ -207,7 +209,8 @@ def over_batches(
     return jax.tree.map(lambda *x: np.concatenate(x, axis=1), *parts)
 
 
-def _run(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
+def one_pass(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
+    """What a batch of sequences shows, as arrays: the fields of a `Scan` by tap."""
     normalised = VARIANTS[config.variant].normalised
     taps: Any = {
         "attn_weights": attention_received(normalised),

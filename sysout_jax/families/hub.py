@@ -18,12 +18,13 @@ def is_hub_id(name: str) -> bool:
     return bool(_ID.fullmatch(name)) and ".." not in name
 
 
-def fetch(name: str, revision: str | None = None) -> Path:
+def fetch(name: str, revision: str | None = None, wanted: tuple[str, ...] = WANTED) -> Path:
     """The directory of a published checkpoint, fetched into the hub's cache where it is not there.
 
     Args:
       name: the id.
       revision: a commit, tag or branch; None: the main branch.
+      wanted: patterns of the files to fetch.
 
     Raises:
       InputError: it cannot be fetched: no such id or revision, no access, no network.
@@ -33,7 +34,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
 
     try:
         place = snapshot_download(
-            name, revision=revision, allow_patterns=list(WANTED), ignore_patterns=["*/*"]
+            name, revision=revision, allow_patterns=list(wanted), ignore_patterns=["*/*"]
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]

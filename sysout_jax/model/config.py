@@ -247,10 +247,13 @@ SHAPES: Mapping[str, ModelConfig] = MappingProxyType(
     {
         "backcopy": ModelConfig(layers=1, width=64, heads=1, mlp="relu", context=32),
         "gpt2-tiny": replace(_GPT2, layers=2, width=64, heads=4),
-        "gpt2-124m": replace(_GPT2, layers=12, width=768, heads=12, context=1024),
+        "gpt2-124m": replace(_GPT2, layers=12, width=768, heads=12, context=1024, vocab=50257),
         "llama-tiny": replace(_LLAMA, layers=4, width=128, heads=4, kv_heads=2, mlp_width=344),
         "llama-57m": replace(
             _LLAMA, layers=8, width=512, heads=8, kv_heads=4, mlp_width=1376, context=1024
+        ),
+        "llama2-7b": replace(
+            _LLAMA, layers=32, width=4096, heads=32, mlp_width=11_008, context=4096, vocab=32_000
         ),
     }
 )

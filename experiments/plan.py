@@ -1,0 +1,220 @@
+"""Does a model fit on a machine that is not at hand, and how fast can a step be at best?
+
+python -m experiments.plan --model=gpt2-124m --topology=v5e:2x4 --batch_size=64
+python -m experiments.plan --model=llama2-7b --topology=v5e:16x16 --mesh=fsdp=256 --remat=block \\
+    --batch_size=256 --seq_len=4096
+python -m experiments.plan --model=meta-llama/Llama-2-7b-hf --topology=h100:8 --mesh=fsdp=8
+python -m experiments.plan --redraw=results/plan/gpt2-124m-v5e-8 --markdown
+"""
+
+import time
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from rich.console import Console
+
+from experiments import launch
+from experiments.plan_report import markdown_table, print_plan, verdict
+from sysout_jax.errors import InputError
+from sysout_jax.families.config_map import read_config, read_json, read_within
+from sysout_jax.families.hub import fetch, is_hub_id
+from sysout_jax.families.table import by_model_type
+from sysout_jax.model.config import SHAPES, ModelConfig, one_of
+from sysout_jax.results import RunDirectory, plain
+from sysout_jax.training import planning
+from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.optimizer import OptimizerConfig
+from sysout_jax.training.sharding import make_mesh
+
+FLAGS = flags.FLAGS
+STEPS = ("train", "analysis")
+BASE = TrainConfig(seq_len=1024, batch_size=32)
+# Of a training run, what a step's memory and work depend on.
+MATTERS = (
+    "variant", "seq_len", "batch_size", "accumulate", "param_dtype", "mesh", "optimizer",
+    "moment_dtype",
+)  # fmt: skip
+OF_A_RUN = {each.name for each in (*fields(TrainConfig), *fields(OptimizerConfig))}
+NO_FLAG = (*(OF_A_RUN - {*MATTERS, "model"}), "context", "variant")  # `variant` is in two dataclasses
+ACCEPTED = f"a shape ({', '.join(SHAPES)}), a directory with config.json, or a hub id"
+TRIES = 2  # suggestions that are compiled, at most
+
+
+@dataclass(frozen=True)
+class Config:
+    """A model, a machine, and how the one is to run on the other."""
+
+    model: str = "gpt2-124m"  # a shape, a published model's directory or hub id
+    topology: str = "v5e:2x4"  # the machine: v5e:16x16, v5p:4x8x8, ..., or simulated: h100:8, cpu:8
+    only: tuple[str, ...] = STEPS  # steps to compile: train, analysis
+    workdir: str = "runs"  # where run directories go
+    train: TrainConfig = field(default_factory=lambda: BASE)
+
+    def __post_init__(self) -> None:
+        for name in self.only:
+            one_of("only", name, STEPS)
+        if not self.only or len(set(self.only)) < len(self.only):
+            raise InputError(f"--only={','.join(self.only)}: accepted: {', '.join(STEPS)}")
+
+
+def architecture(name: str) -> ModelConfig:
+    """The architecture that --model names, activations in bfloat16 and layers scanned.
+
+    Raises:
+      InputError: no shape, directory or hub id, or a config that no family covers.
+    """
+    found = SHAPES.get(name)
+    if found is None:
+        path = Path(name).expanduser()
+        if not path.exists():
+            if not is_hub_id(name):
+                raise InputError(f"--model={name}: accepted: {ACCEPTED}")
+            path = fetch(name, wanted=("config.json",))
+        raw = read_json(path / "config.json")
+        family = by_model_type(raw.get("model_type"), path / "config.json")
+        found = read_config(family, read_within(family, raw))
+    return replace(found, dtype="bfloat16", scan_layers=True)
+
+
+def run(config: Config, console: Console) -> RunDirectory:
+    """Compile the steps for the machine; what they need is in the record of the directory."""
+    topology = planning.parse_topology(config.topology)
+    devices = planning.described(topology)
+    vocab = config.train.model.vocab
+    make_mesh(config.train.mesh_shape, devices)  # refused before anything is written
+    directory = RunDirectory(config.workdir, "plan")
+    directory.write("config.json", config)
+    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
+    about = {
+        "model": config.model,
+        "shape": planning.shape_of(config.train.architecture(vocab)),
+        "topology": str(topology),
+        "devices": len(devices),
+        "chip": topology.chip,
+        "steps": {},
+    }
+    with directory.record("plan", **about) as record:
+        for name in config.only:
+            with console.status(f"compiling the {name} step for {len(devices)} devices"):
+                record["steps"][name] = needed(name, config.train, topology, devices)
+            print_plan(console, plain(record), name)
+        train = record["steps"].get("train")
+        if train and train["fits"] is False:
+            with console.status("looking for what fits"):
+                record["suggestion"] = _search(config, topology, devices, train)
+            console.print(verdict(plain(record)), soft_wrap=True, markup=False)
+    console.print(f"record   {directory.path / 'result.json'}", soft_wrap=True, markup=False)
+    return directory
+
+
+def needed(
+    name: str, config: TrainConfig, topology: planning.Topology, devices: list[Any]
+) -> dict[str, Any]:
+    """What a step needs on each device, and the least time it can take."""
+    vocab, mesh = config.model.vocab, make_mesh(config.mesh_shape, devices)
+    begun = time.perf_counter()
+    if name == "train":
+        lowered = planning.train_program(config, vocab, mesh)
+        flops, useful = planning.train_flops(config, vocab), planning.model_flops(config, vocab)
+    else:
+        lowered = planning.analysis_program(config, vocab, mesh)
+        flops, useful = planning.analysis_flops(config, vocab), None
+    memory, moved = planning.compiled(lowered)
+    chip, count = topology.chip, len(devices)
+    of_one = None if useful is None else useful / count
+    return {
+        "config": _how(config),
+        "compile_seconds": time.perf_counter() - begun,
+        "memory": memory,
+        "room": chip and chip.hbm,
+        "fits": None if chip is None else moved is not None and memory.peak <= chip.hbm,
+        "flops": flops / count,
+        "model_flops": of_one,
+        "traffic": moved and planning.described_traffic(moved),
+        "roofline": planning.roofline(chip, flops / count, moved, of_one)
+        if chip and moved
+        else None,
+    }
+
+
+def _how(config: TrainConfig) -> dict[str, Any]:
+    names = ("mesh", "batch_size", "accumulate", "seq_len", "variant", "param_dtype")
+    return {
+        **{name: getattr(config, name) for name in names},
+        **{name: getattr(config.model, name) for name in ("remat", "scan_layers", "dtype")},
+        "optimizer": config.optimizer.optimizer,
+        "moment_dtype": config.optimizer.moment_dtype,
+    }
+
+
+def _search(
+    config: Config, topology: planning.Topology, devices: list[Any], train: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The nearest alternative that is expected to fit, compiled; if it does not, another."""
+    asked, peak, room = config.train, train["memory"].peak, train["room"]
+    found = None
+    for _ in range(TRIES):
+        asked = planning.suggestion(asked, asked.model.vocab, devices, peak, room)
+        if asked is None:
+            return found
+        found = needed("train", asked, topology, devices)
+        if found["fits"]:
+            return found
+        peak = found["memory"].peak
+    return found
+
+
+# ----------------------------------------------------------------------------- the binary
+
+
+def main() -> None:
+    console = Console()
+    if FLAGS.redraw:
+        with launch.redrawing(Path(FLAGS.redraw), "experiments.plan") as record:
+            if FLAGS.markdown:
+                print(markdown_table(record))
+            else:
+                for name in record["steps"]:
+                    print_plan(console, record, name)
+        return
+    jax.config.update("jax_platforms", "cpu")  # no other device is needed, or waited for
+    run(config_from_flags(), console)
+
+
+def config_from_flags() -> Config:
+    """The plan that the flags ask for.
+
+    Raises:
+      InputError: a flag's value is not accepted.
+    """
+    given = {name: FLAGS[name].value for name in FLAGS if name not in ("model", "only")}
+    config = Config()
+    config = replace(
+        config,
+        model=FLAGS.model or config.model,
+        topology=FLAGS.topology or config.topology,
+        only=config.only if FLAGS.only is None else tuple(FLAGS.only),
+        workdir=FLAGS.workdir or config.workdir,
+    )
+    if given["mesh"] is None:
+        devices = planning.described(planning.parse_topology(config.topology))
+        given["mesh"] = f"data={len(devices)}"
+    base = replace(config.train, model=architecture(config.model))
+    return replace(config, train=launch.override(base, given))
+
+
+def define_flags() -> None:
+    """Define the flags of this binary."""
+    flags.DEFINE_string("redraw", None, "print the record of this run directory and exit")
+    flags.DEFINE_bool("markdown", False, "print tables in Markdown")
+    flags.DEFINE_string("variant", None, "a row of core/attention.py")
+    launch.define_overrides(Config, skip=NO_FLAG)
+    flags.adopt_module_key_flags(launch)  # so that --help lists them
+
+
+if __name__ == "__main__":
+    define_flags()
+    launch.launch(main)

@@ -1,0 +1,380 @@
+"""What a training or analysis step needs on devices that are described, not at hand.
+
+The real step is lowered and compiled with shapes in place of arrays. A TPU is compiled for by the
+`libtpu` package on any machine; for other chips simulated CPU devices stand in, whose compiler
+divides the work alike but lays out memory in its own way.
+"""
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from math import prod
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from sysout_jax.analysis.scan import for_length, one_pass
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import init, param_axes, parameter_count
+from sysout_jax.training import hlo
+from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.optimizer import make_optimizer
+from sysout_jax.training.parallel import mesh_steps, state_shapes, state_shardings
+from sysout_jax.training.sharding import MESH_AXES, MeshShape, batch_sharding, check_fits, shard
+from sysout_jax.training.timing import step_flops
+
+GIB = 2**30
+INSTALL = "pip install libtpu==0.0.52 (the extra tpu-plan)"
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One device as JAX counts devices; rates per second."""
+
+    flops: float  # bfloat16 products of matrices, dense
+    hbm: float  # bytes of memory
+    bandwidth: float  # bytes to and from it
+    network: float  # bytes to other chips over all links, one way
+    source: str
+    tpu: bool = True
+
+
+# A chip of tpu7x is two devices; its numbers are halved.
+CHIPS: Mapping[str, Chip] = MappingProxyType(
+    {
+        "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, "docs.cloud.google.com/tpu/docs/v5e"),
+        "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, "docs.cloud.google.com/tpu/docs/v5p"),
+        "v6e": Chip(918e12, 32 * GIB, 1638e9, 400e9, "docs.cloud.google.com/tpu/docs/v6e"),
+        "tpu7x": Chip(
+            2307e12 / 2, 96 * GIB, 7380e9 / 2, 300e9, "docs.cloud.google.com/tpu/docs/tpu7x"
+        ),
+        "h100": Chip(
+            989.4e12, 80e9, 3350e9, 450e9, "NVIDIA H100 Tensor Core GPU datasheet, SXM5", False
+        ),
+    }
+)
+ACCEPTED = (
+    "a TPU slice such as v5e:4x4 (v5e, v6e: two sizes; v5p, tpu7x: three), or simulated devices "
+    "such as h100:8 or cpu:8"
+)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Devices by kind and layout: v5e:16x16, h100:8, cpu:8."""
+
+    kind: str
+    layout: str
+
+    @property
+    def chip(self) -> Chip | None:
+        """What is known of the device; None of a CPU."""
+        return CHIPS.get(self.kind)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.layout}"
+
+
+def parse_topology(text: str) -> Topology:
+    """The topology that --topology means.
+
+    Raises:
+      InputError: an unknown chip, or a layout that it has not.
+    """
+    kind, _, layout = text.partition(":")
+    chip = CHIPS.get(kind)
+    sizes = r"\d+x\d+(x\d+)?" if chip and chip.tpu else r"\d+"
+    if (chip is None and kind != "cpu") or not re.fullmatch(sizes, layout):
+        raise InputError(f"--topology={text}: accepted: {ACCEPTED}")
+    return Topology(kind, layout)
+
+
+def described(topology: Topology) -> list[jax.Device]:
+    """The devices of a topology, to compile for.
+
+    Raises:
+      InputError: libtpu is not installed, or knows no such slice; or this process has begun to use
+        its CPU as fewer devices.
+    """
+    if topology.chip is None or not topology.chip.tpu:
+        return _simulated(topology, int(topology.layout))
+    if find_spec("libtpu") is None:
+        raise InputError(f"--topology={topology}: needs the package libtpu: {INSTALL}")
+    # Asked of a machine without a TPU, libtpu would look for one on the network, and complain.
+    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    for name, value in {**quiet, "TPU_ACCELERATOR_TYPE": "none"}.items():
+        os.environ.setdefault(name, value)
+    from jax.experimental import topologies  # takes a while to import
+
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=str(topology))
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise InputError(f"--topology={topology}: {reason}; accepted: {ACCEPTED}") from error
+    devices: list[jax.Device] = list(found.devices)
+    return devices
+
+
+def _simulated(topology: Topology, count: int) -> list[jax.Device]:
+    with contextlib.suppress(RuntimeError):  # devices are in use: as many as there are
+        jax.config.update("jax_num_cpu_devices", count)
+    devices = jax.devices("cpu")
+    if not 0 < count <= len(devices):
+        raise InputError(
+            f"--topology={topology}: this process simulates {len(devices)} devices; accepted: at "
+            "most as many, or a process of its own"
+        )
+    return devices[:count]
+
+
+# ------------------------------------------------------------------------- the real steps
+
+
+def train_program(config: TrainConfig, vocab: int, mesh: Mesh) -> Any:
+    """The call of one optimiser step of one seed, lowered for a mesh."""
+    architecture = config.architecture(vocab)
+    optimizer = make_optimizer(config.optimizer, config.steps, param_axes(architecture))
+    state = state_shapes(architecture, optimizer, dtype=config.param_dtype)
+    batch = jax.ShapeDtypeStruct((1, 1, config.batch_size, config.seq_len + 1), np.int32)
+    return mesh_steps(mesh, architecture, optimizer, config.accumulate).lower(state, batch)
+
+
+def analysis_program(config: TrainConfig, vocab: int, mesh: Mesh | None) -> Any:
+    """One batch of the scan that every analysis starts from, lowered for a mesh, or for this one
+    device."""
+    architecture = replace(for_length(config.architecture(vocab), config.seq_len), remat="none")
+    where = shard(mesh) if mesh is not None else lambda letters, shape: None
+
+    def abstract(x: Any, letters: str) -> jax.ShapeDtypeStruct:
+        place = where(letters, x.shape)
+        return jax.ShapeDtypeStruct(x.shape, architecture.dtype, sharding=place)
+
+    shapes = jax.eval_shape(partial(init, architecture), jax.random.key(0))
+    params = jax.tree.map(abstract, shapes, param_axes(architecture))
+    rows = None if mesh is None else batch_sharding(mesh)
+    tokens = jax.ShapeDtypeStruct((config.batch_size, config.seq_len), np.int32, sharding=rows)
+    return jax.jit(partial(one_pass, architecture)).lower(params, tokens)
+
+
+def model_flops(config: TrainConfig, vocab: int) -> float:
+    """6ND and what attention adds: operations of a step that no implementation can leave out.
+
+    Per token 6 for each parameter of a matrix that tokens are multiplied with, and 12 L N H T
+    (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), which counts all T keys for every query.
+    """
+    c = config.architecture(vocab)
+    size = c.sizes
+    rows = size["V"] * (0 if c.tied else size["D"]) + (c.position == "learned") * (
+        size["T"] * size["D"]
+    )  # looked up, not multiplied
+    used = parameter_count(c) - rows
+    if c.experts:
+        matrices = parameter_count(c) - parameter_count(replace(c, experts=c.experts - 1))
+        used -= (c.experts - c.experts_per_token) * matrices
+    attention = 12 * size["L"] * size["N"] * size["H"] * config.seq_len
+    return config.batch_size * config.seq_len * float(6 * used + attention)
+
+
+def train_flops(config: TrainConfig, vocab: int) -> float:
+    """Operations of a training step, those of `remat` included, on all devices together.
+
+    Layers are alike, so two depths laid out without loops say what any depth needs.
+    """
+    one, two = (
+        step_flops(
+            replace(config, model=replace(config.model, layers=n, window_layers=None)), vocab
+        )
+        for n in (1, 2)
+    )
+    return one + (config.model.layers - 1) * (two - one)
+
+
+def analysis_flops(config: TrainConfig, vocab: int) -> float:
+    """Operations of an analysis step, in the same way."""
+
+    def of(layers: int) -> float:
+        flat = replace(
+            config.model, layers=layers, window_layers=None, scan_layers=False,
+            query_block=config.seq_len,
+        )  # fmt: skip
+        lowered = analysis_program(replace(config, model=flat, mesh="data=1"), vocab, None)
+        return float(lowered.cost_analysis()["flops"])
+
+    one, two = of(1), of(2)
+    return one + (config.model.layers - 1) * (two - one)
+
+
+# ------------------------------------------------------------------------- what it needs
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device; of a program that the compiler refused, the peak alone."""
+
+    peak: float
+    arguments: float | None = None
+    outputs: float | None = None
+    temporaries: float | None = None
+    kept: float | None = None  # of the arguments, what outputs take the place of
+
+
+OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+
+
+def compiled(lowered: Any) -> tuple[Memory, hlo.Traffic | None]:
+    """Compile; what memory is needed, and what is moved unless it needs more than there is."""
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        said = OUT_OF_MEMORY.search(str(error))
+        if said is None:
+            raise
+        return Memory(float(said.group(1)) * 1024.0 ** " KMGT".index(said.group(2) or " ")), None
+    found = program.memory_analysis()
+    arguments, outputs = found.argument_size_in_bytes, found.output_size_in_bytes
+    kept, temporaries = found.alias_size_in_bytes, found.temp_size_in_bytes
+    peak = arguments + outputs - kept + temporaries
+    moved = hlo.traffic(hlo.parse(io.StringIO(program.as_text())))
+    return Memory(peak, arguments, outputs, temporaries, kept), moved
+
+
+def roofline(
+    chip: Chip, flops: float, moved: hlo.Traffic, useful: float | None = None
+) -> dict[str, float]:
+    """Seconds of a step on each device: at least the longest of three, if they overlap entirely.
+
+    Args:
+      chip: the device.
+      flops: of the step, per device.
+      moved: bytes and collectives, per device.
+      useful: of the model alone, per device, for its utilisation; None where nothing is trained.
+    """
+    seconds = {
+        "compute": flops / chip.flops,
+        "memory": moved.bytes / chip.bandwidth,
+        "network": sum(each.wire for each in moved.collectives.values()) / chip.network,
+    }
+    step = max(seconds.values())
+    found = {**seconds, "step": step, "without_overlap": sum(seconds.values())}
+    if useful is not None:
+        found["utilisation"] = useful / (step * chip.flops)
+        found["utilisation_without_overlap"] = useful / (found["without_overlap"] * chip.flops)
+    return found
+
+
+def described_traffic(moved: hlo.Traffic) -> dict[str, Any]:
+    """For a record."""
+    kinds = {kind: asdict(each) for kind, each in sorted(moved.collectives.items())}
+    return {
+        "bytes": moved.bytes, "collectives": kinds, "loops": moved.loops,
+        "loops_counted_once": moved.unknown,
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------- what would fit
+
+
+def state_bytes(config: TrainConfig, vocab: int, mesh: Mesh) -> float:
+    """Parameters and the optimiser's state on one device, from shapes and shardings alone."""
+    architecture = config.architecture(vocab)
+    optimizer = make_optimizer(config.optimizer, config.steps, param_axes(architecture))
+    shapes = state_shapes(architecture, optimizer, dtype=config.param_dtype)
+    where = state_shardings(mesh, architecture, optimizer)
+    parts = jax.tree.map(
+        lambda x, place: prod(place.shard_shape(x.shape)) * x.dtype.itemsize, shapes, where
+    )
+    return float(sum(jax.tree.leaves(parts)))
+
+
+def activation_bytes(config: TrainConfig, vocab: int) -> float:
+    """A rough count of what a step keeps on one device beside its state: it ranks, no more.
+
+    Per token: what each layer keeps for the backward pass, what one layer computes, and logits.
+    """
+    c = config.architecture(vocab)
+    size, mesh = c.sizes, config.mesh_shape
+    tokens = config.batch_size * config.seq_len / (mesh.batch_parts * config.accumulate)
+    itemsize = 2 if c.dtype == "bfloat16" else 4
+    maps = 3 * size["N"] * min(config.seq_len, c.query_block or config.seq_len)
+    inside = (3 * size["F"] + 4 * size["N"] * size["H"] + maps) / mesh.tensor + 4 * size["D"]
+    kept = {"none": inside, "dots": inside - maps / mesh.tensor, "block": size["D"]}[c.remat]
+    parts = mesh.tensor if size["V"] % mesh.tensor == 0 else 1
+    return tokens * (itemsize * (size["L"] * kept + inside) + 8 * size["V"] / parts)
+
+
+def alternatives(config: TrainConfig, devices: int) -> Iterator[TrainConfig]:
+    """Every mesh of so many devices with every remat and number of parts of the batch that fit it,
+    and smaller batches where none do; those nearest to what was asked for first."""
+    remats = [config.model.remat] + [r for r in ("block",) if r != config.model.remat]
+    for batch in _divisors(config.batch_size)[::-1]:
+        for remat in remats:
+            for parts in _divisors(batch):
+                if parts >= config.accumulate:
+                    for mesh in _meshes(devices):
+                        model = replace(config.model, remat=remat)
+                        try:
+                            check_fits(mesh, model, batch, parts)
+                        except InputError:
+                            continue
+                        yield replace(
+                            config, mesh=str(mesh), model=model, batch_size=batch, accumulate=parts
+                        )
+
+
+def _meshes(devices: int) -> list[MeshShape]:
+    """All meshes of so many devices; tensor, which talks the most, as small as it can be."""
+    found = [
+        MeshShape(data, fsdp, devices // (data * fsdp))
+        for data in _divisors(devices)
+        for fsdp in _divisors(devices // data)
+    ]
+    return sorted(found, key=lambda mesh: (mesh.tensor, mesh.fsdp))
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def suggestion(
+    config: TrainConfig, vocab: int, devices: Sequence[jax.Device], asked: float, room: float
+) -> TrainConfig | None:
+    """The alternative nearest to `config` that is expected to fit; to be compiled to be sure.
+
+    Args:
+      config: what did not fit.
+      vocab: of its corpus.
+      devices: to choose the mesh of.
+      asked: peak bytes of `config` as compiled, by which the rough count is scaled.
+      room: bytes that each device has.
+    """
+    held: dict[str, float] = {}
+
+    def state(one: TrainConfig) -> float:
+        if one.mesh not in held:
+            shape = tuple(one.mesh_shape.sizes.values())
+            mesh = Mesh(np.array(devices).reshape(shape), MESH_AXES)
+            # Gradients are as large as parameters: a third of the state of AdamW.
+            held[one.mesh] = state_bytes(one, vocab, mesh)
+        return held[one.mesh]
+
+    rest = asked - state(config)
+    scale = max(rest / activation_bytes(config, vocab), 1.0)
+    for one in alternatives(config, len(devices)):
+        needed = 4 / 3 * state(one) + scale * activation_bytes(one, vocab)
+        if one != config and needed < 0.95 * room:
+            return one
+    return None
+
+
+def shape_of(config: ModelConfig) -> dict[str, Any]:
+    """What a record says of an architecture."""
+    return {**config.sizes, "parameters": parameter_count(config)}
