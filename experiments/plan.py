@@ -38,7 +38,11 @@ MATTERS = (
     "moment_dtype",
 )  # fmt: skip
 OF_A_RUN = {each.name for each in (*fields(TrainConfig), *fields(OptimizerConfig))}
-NO_FLAG = (*(OF_A_RUN - {*MATTERS, "model"}), "context", "variant")  # `variant` is in two dataclasses
+NO_FLAG = (
+    *(OF_A_RUN - {*MATTERS, "model"}),
+    "context",
+    "variant",
+)  # `variant` is in two dataclasses
 ACCEPTED = f"a shape ({', '.join(SHAPES)}), a directory with config.json, or a hub id"
 TRIES = 2  # suggestions that are compiled, at most
 

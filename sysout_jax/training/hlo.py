@@ -25,6 +25,7 @@ CALLED = re.compile(
 )
 TRIPS = re.compile(r'known_trip_count[^0-9]*"(\d+)"')
 GROUPS = re.compile(r"replica_groups=(mesh\[[^\]]*\] ?\{[^}]*\}|\[[^\]]*\]|\{\{[^}]*\}|\{\})")
+CHANNEL = re.compile(r"channel_id=(\d+)")
 AXIS = re.compile(r"'(\w+)'(?::\(\d+\)(\d+))?")
 
 
@@ -46,6 +47,7 @@ class Op:
     called: Mapping[str, tuple[str, ...]]  # body, condition, calls, ... -> computations
     value: int | None = None  # of an integer constant, the index of a parameter, a loop's count
     group: int = 0  # devices that a collective joins; 0: all
+    channel: int = 0  # of a collective: its number in the program; 0: none
 
     @property
     def bytes(self) -> float:
@@ -87,6 +89,7 @@ class Traffic:
     collectives: dict[str, Collective] = field(default_factory=lambda: defaultdict(Collective))
     loops: list[int] = field(default_factory=list)  # the counts of its loops
     unknown: int = 0  # loops whose count the text does not say: counted once
+    channels: set[int] = field(default_factory=set)  # of the collectives that are counted
 
 
 def buffers(text: str) -> tuple[Buffer, ...]:
@@ -132,9 +135,10 @@ def _op(line: str) -> tuple[str, Op]:
     trips = TRIPS.search(after)
     number = inside if kind in ("constant", "parameter") else trips.group(1) if trips else ""
     value = int(number) if re.fullmatch(r"-?\d+", number) else None
-    groups = GROUPS.search(after)
-    size = _group(groups.group(1)) if groups else 0
-    return name, Op(kind, buffers(out), tuple(NAMED.findall(inside)), called, value, size)
+    groups, channel = GROUPS.search(after), CHANNEL.search(after)
+    size, number_of = _group(groups.group(1)) if groups else 0, channel and int(channel.group(1))
+    operands = tuple(NAMED.findall(inside))
+    return name, Op(kind, buffers(out), operands, called, value, size, number_of or 0)
 
 
 def _closed(text: str, start: int = 0) -> int:
@@ -180,7 +184,9 @@ def _visit(program: Program, name: str, times: float, found: Traffic, fused: boo
             for callee in _callees(op):
                 _visit(program, callee, times, found, fused or inside)
         base = op.kind.removesuffix("-start")
-        if base in COLLECTIVES:
+        # What a TPU does beside other work is named by each piece of that work, with one channel.
+        if base in COLLECTIVES and op.channel not in found.channels:
+            found.channels |= {op.channel} - {0}
             # A TPU names a reduction of which each device keeps a part after both.
             base = "reduce-scatter" if name.startswith("all-reduce-scatter") else base
             _join(program, computation, op, base, times, found)

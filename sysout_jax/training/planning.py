@@ -34,6 +34,13 @@ from sysout_jax.training.timing import step_flops
 
 GIB = 2**30
 INSTALL = "pip install libtpu==0.0.52 (the extra tpu-plan)"
+# Without these libtpu looks for a TPU on the network, complains, and wants the machine to itself.
+NO_TPU_HERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -109,9 +116,7 @@ def described(topology: Topology) -> list[jax.Device]:
         return _simulated(topology, int(topology.layout))
     if find_spec("libtpu") is None:
         raise InputError(f"--topology={topology}: needs the package libtpu: {INSTALL}")
-    # Asked of a machine without a TPU, libtpu would look for one on the network, and complain.
-    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-    for name, value in {**quiet, "TPU_ACCELERATOR_TYPE": "none"}.items():
+    for name, value in NO_TPU_HERE.items():
         os.environ.setdefault(name, value)
     from jax.experimental import topologies  # takes a while to import
 
