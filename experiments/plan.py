@@ -161,9 +161,10 @@ def _search(
     asked, peak, room = config.train, train["memory"].peak, train["room"]
     found = None
     for _ in range(TRIES):
-        asked = planning.suggestion(asked, asked.model.vocab, devices, peak, room)
-        if asked is None:
+        nearest = planning.suggestion(asked, asked.model.vocab, devices, peak, room)
+        if nearest is None:
             return found
+        asked = nearest
         found = needed("train", asked, topology, devices)
         if found["fits"]:
             return found

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from math import prod
+from math import fsum, prod
 
 COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
@@ -52,7 +52,7 @@ class Op:
     @property
     def bytes(self) -> float:
         """Of what it writes to main memory."""
-        return sum(buffer.bytes for buffer in self.out)
+        return fsum(buffer.bytes for buffer in self.out)
 
 
 @dataclass
@@ -76,16 +76,16 @@ class Program:
 class Collective:
     """What all collectives of one kind move, per device."""
 
-    count: float = 0
-    bytes: float = 0  # of the whole arrays
-    wire: float = 0  # sent by each device, if devices form a ring
+    count: int = 0
+    bytes: float = 0.0  # of the whole arrays
+    wire: float = 0.0  # sent by each device, if devices form a ring
 
 
 @dataclass
 class Traffic:
     """What a program moves on each device."""
 
-    bytes: float = 0  # read from and written to main memory
+    bytes: float = 0.0  # read from and written to main memory
     collectives: dict[str, Collective] = field(default_factory=lambda: defaultdict(Collective))
     loops: list[int] = field(default_factory=list)  # the counts of its loops
     unknown: int = 0  # loops whose count the text does not say: counted once
@@ -169,7 +169,7 @@ def traffic(program: Program) -> Traffic:
     return found
 
 
-def _visit(program: Program, name: str, times: float, found: Traffic, fused: bool = False) -> None:
+def _visit(program: Program, name: str, times: int, found: Traffic, fused: bool = False) -> None:
     computation = program.computations[name]
     for op in computation.ops.values():
         if op.kind == "while":
@@ -213,11 +213,11 @@ def _trips(program: Program, op: Op) -> int | None:
 
 
 def _join(
-    program: Program, computation: Computation, op: Op, kind: str, times: float, found: Traffic
+    program: Program, computation: Computation, op: Op, kind: str, times: int, found: Traffic
 ) -> None:
     """Count a collective: n devices that hold arrays of so many bytes each."""
     n = op.group or program.devices
-    held = sum(
+    held = fsum(
         buffer.size
         for name in op.operands
         if name in computation.ops
@@ -242,7 +242,7 @@ def _moved(program: Program, computation: Computation, op: Op) -> float:
     if op.kind.endswith("-done"):
         begun = ops.get(op.operands[0])
         source = ops.get(begun.operands[0]) if begun and begun.operands else None
-        size = sum(buffer.size for buffer in op.out)
+        size = fsum(buffer.size for buffer in op.out)
         return op.bytes + (size if source is None or source.bytes else 0.0)
     if op.kind in ("dynamic-slice", "slice", "gather"):
         return 2 * op.bytes
@@ -250,7 +250,7 @@ def _moved(program: Program, computation: Computation, op: Op) -> float:
         return 2 * ops[op.operands[1]].bytes
     if op.kind == "fusion":
         return _of_fusion(program.computations[op.called["calls"][0]], ops, op)
-    return op.bytes + sum(ops[name].bytes for name in op.operands if name in ops)
+    return op.bytes + fsum(ops[name].bytes for name in op.operands if name in ops)
 
 
 def _of_fusion(inner: Computation, ops: Mapping[str, Op], op: Op) -> float:
@@ -266,7 +266,7 @@ def _of_fusion(inner: Computation, ops: Mapping[str, Op], op: Op) -> float:
     if len(results) != len(op.out):
         return read + op.bytes
     pairs = zip(results, op.out, strict=True)
-    return read + sum(_part_written(inner, name, buffer) for name, buffer in pairs)
+    return read + fsum(_part_written(inner, name, buffer) for name, buffer in pairs)
 
 
 def _part_read(inner: Computation, name: str) -> float:
@@ -276,7 +276,7 @@ def _part_read(inner: Computation, name: str) -> float:
         if name not in op.operands:
             continue
         if op.kind in ("dynamic-slice", "slice", "gather") and op.operands[0] == name:
-            total += sum(buffer.size for buffer in op.out)
+            total += fsum(buffer.size for buffer in op.out)
         elif op.kind == "bitcast":
             user = next(key for key, value in inner.ops.items() if value is op)
             total += _part_read(inner, user) if user != inner.root else float("inf")
@@ -291,5 +291,5 @@ def _part_written(inner: Computation, name: str, buffer: Buffer) -> float:
     while op.kind == "bitcast" and op.operands[0] in inner.ops:
         op = inner.ops[op.operands[0]]
     if op.kind == "dynamic-update-slice" and buffer.bytes:
-        return sum(part.size for part in inner.ops[op.operands[1]].out)
+        return fsum(part.size for part in inner.ops[op.operands[1]].out)
     return buffer.bytes

@@ -32,7 +32,7 @@ from sysout_jax.training.parallel import mesh_steps, state_shapes, state_shardin
 from sysout_jax.training.sharding import MESH_AXES, MeshShape, batch_sharding, check_fits, shard
 from sysout_jax.training.timing import step_flops
 
-GIB = 2**30
+GIB = 2.0**30
 INSTALL = "pip install libtpu==0.0.52 (the extra tpu-plan)"
 # Without these libtpu looks for a TPU on the network, complains, and wants the machine to itself.
 NO_TPU_HERE = {
@@ -225,14 +225,25 @@ def analysis_flops(config: TrainConfig, vocab: int) -> float:
 class Memory:
     """Bytes on each device; of a program that the compiler refused, the peak alone."""
 
-    peak: float
-    arguments: float | None = None
-    outputs: float | None = None
-    temporaries: float | None = None
-    kept: float | None = None  # of the arguments, what outputs take the place of
+    peak: int
+    arguments: int | None = None
+    outputs: int | None = None
+    temporaries: int | None = None
+    kept: int | None = None  # of the arguments, what outputs take the place of
 
 
-OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+OUT_OF_MEMORY = re.compile(  # what a TPU's compiler says, whose limit is a little below the chip's
+    r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm|\(([\d.]+)([KMGT]?)\) exceeds available HBM"
+)
+
+
+def refused(said: str) -> int | None:
+    """The bytes that a program needs, from the compiler's refusal; None where it says another."""
+    found = OUT_OF_MEMORY.search(said)
+    if found is None:
+        return None
+    number, unit = (a or b for a, b in zip(found.groups()[:2], found.groups()[2:], strict=True))
+    return round(float(number) * 1024 ** " KMGT".index(unit or " "))
 
 
 def compiled(lowered: Any) -> tuple[Memory, hlo.Traffic | None]:
@@ -240,10 +251,10 @@ def compiled(lowered: Any) -> tuple[Memory, hlo.Traffic | None]:
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        said = OUT_OF_MEMORY.search(str(error))
-        if said is None:
+        needed = refused(str(error))
+        if needed is None:
             raise
-        return Memory(float(said.group(1)) * 1024.0 ** " KMGT".index(said.group(2) or " ")), None
+        return Memory(needed), None
     found = program.memory_analysis()
     arguments, outputs = found.argument_size_in_bytes, found.output_size_in_bytes
     kept, temporaries = found.alias_size_in_bytes, found.temp_size_in_bytes
@@ -350,7 +361,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def suggestion(
-    config: TrainConfig, vocab: int, devices: Sequence[jax.Device], asked: float, room: float
+    config: TrainConfig, vocab: int, devices: Sequence[jax.Device], asked: int, room: float
 ) -> TrainConfig | None:
     """The alternative nearest to `config` that is expected to fit; to be compiled to be sure.
 
@@ -362,6 +373,7 @@ def suggestion(
       room: bytes that each device has.
     """
     held: dict[str, float] = {}
+    config = replace(config, mesh=str(config.mesh_shape))
 
     def state(one: TrainConfig) -> float:
         if one.mesh not in held:

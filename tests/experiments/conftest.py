@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 from absl import flags
 
-from experiments import analyze, compress, convergence, explicit, launch, variants
+from experiments import analyze, compress, convergence, explicit, launch, plan, variants
 from tests import usage
 
 FLAGS = flags.FLAGS
@@ -61,3 +61,9 @@ def run_convergence() -> Callable[..., Outcome]:
 def run_explicit() -> Callable[..., Outcome]:
     """Call `python -m experiments.explicit` with these arguments."""
     return _binary(explicit)
+
+
+@pytest.fixture(scope="session")
+def run_plan() -> Callable[..., Outcome]:
+    """Call `python -m experiments.plan` with these arguments."""
+    return _binary(plan)

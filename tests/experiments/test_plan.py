@@ -1,0 +1,132 @@
+"""Planning as a user meets it: a machine and a model in; a record, or one line out."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from experiments.plan_report import HEADINGS, fits, markdown_table, verdict
+from sysout_jax.model.config import SHAPES
+from sysout_jax.model.decoder import parameter_count
+from sysout_jax.results import read_record
+from sysout_jax.training.planning import GIB
+
+ROOT = Path(__file__).parents[2]
+QUICK = {
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+}
+SMALL = ("--model=backcopy", "--vocab=16", "--seq_len=8", "--dtype=float32")
+
+
+def in_own_process(workdir, *arguments):
+    """A process has as many devices as it had when it started."""
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.plan", f"--workdir={workdir}", *arguments],
+        cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | QUICK,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (directory,) = (workdir / "plan").iterdir()
+    return read_record(directory), done.stdout
+
+
+def test_two_devices_add_up_their_gradients(tmp_path):
+    """Data-parallel, every parameter's gradient is added up once, and the loss; nothing else."""
+    record, said = in_own_process(
+        tmp_path, *SMALL, "--topology=h100:2", "--batch_size=4", "--only=train"
+    )
+    assert record["status"] == "complete"
+    assert (record["devices"], record["topology"]) == (2, "h100:2")
+    step = record["steps"]["train"]
+    assert step["config"]["mesh"] == "data=2"
+    (reduced,) = step["traffic"]["collectives"].values()
+    gradients = 4 * record["shape"]["parameters"]
+    assert gradients <= reduced["bytes"] <= 1.02 * gradients
+    assert reduced["wire"] == pytest.approx(reduced["bytes"])  # twice, half of it each time
+    assert step["traffic"]["loops_counted_once"] == 0
+    assert step["fits"] is True
+    assert "FITS" in said
+    assert "all-reduce" in said
+    heads = [cell.strip() for cell in markdown_table(record).splitlines()[0].split("|")[1:-1]]
+    assert heads == list(HEADINGS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--topology=v9:2x2",), "--topology=v9:2x2: accepted: a TPU slice"),
+        (("--topology=h100:1", "--mesh=data=2"), "--mesh=data=2,fsdp=1,tensor=1: 2 devices, but"),
+        (("--topology=h100:1", "--mesh=data=3", "--batch_size=4"), "--batch_size=4: not divided"),
+        (("--topology=h100:1", "--model=no/such/one"), "--model=no/such/one: accepted:"),
+        (("--topology=h100:1", "--only=train,eat"), "--only='eat': unknown"),
+    ],
+)  # fmt: skip
+def test_one_line_for_what_cannot_be(run_plan, tmp_path, flags, said):
+    outcome = run_plan(*SMALL, f"--workdir={tmp_path}", *flags)
+    assert outcome.status == 2
+    assert outcome.err.startswith(f"error: {said}")
+    assert outcome.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_is_a_model(run_plan, tmp_path):
+    """Of a published model its config.json is enough."""
+    config = {
+        "model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "vocab_size": 13, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 7, "rope_theta": 10000.0,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    outcome = run_plan(
+        f"--model={tmp_path}", "--topology=cpu:1", "--seq_len=4", "--batch_size=2",
+        "--only=analysis", f"--workdir={tmp_path}",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    (directory,) = (tmp_path / "plan").iterdir()
+    record = read_record(directory)
+    assert record["shape"]["F"] == 12
+    step = record["steps"]["analysis"]
+    assert (step["fits"], step["roofline"]) == (None, None)  # nothing is known of a CPU
+    assert step["flops"] > 0
+
+
+def test_words_of_a_verdict():
+    step = {"memory": {"peak": 20 * GIB}, "room": 16 * GIB, "fits": False}
+    how = {"mesh": "fsdp=4", "remat": "block", "accumulate": 2, "batch_size": 8}
+    better = {"memory": {"peak": 9 * GIB}, "room": 16 * GIB, "fits": True, "config": how}
+    assert fits(step) == "DOES NOT FIT: 20.00 of 16.0 GiB, 4.00 too many"
+    said = verdict({"steps": {"train": step}, "suggestion": better})
+    assert "--mesh=fsdp=4 --remat=block --accumulate=2 --batch_size=8: FITS: 9.00" in said
+    assert "nothing" in verdict({"steps": {"train": step}, "suggestion": None})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the extra tpu-plan (libtpu)")
+@pytest.mark.parametrize(
+    ("model", "topology", "flags"),
+    [
+        ("gpt2-124m", "v5e:2x4", ("--mesh=data=8", "--batch_size=64", "--seq_len=1024")),
+        ("llama2-7b", "v5e:16x16", ("--mesh=fsdp=256", "--batch_size=256", "--seq_len=4096")),
+        ("llama2-7b", "v5p:4x8x8", ("--mesh=fsdp=256", "--batch_size=256", "--seq_len=4096")),
+    ],
+)
+def test_tpus_that_are_not_at_hand(tmp_path, model, topology, flags):
+    """The plans of docs/scale.md, compiled again: they fit, and work is within bounds of 6ND."""
+    record, _ = in_own_process(
+        tmp_path, f"--model={model}", f"--topology={topology}", "--remat=block", *flags
+    )
+    train = record["steps"]["train"]
+    assert train["fits"]
+    assert train["traffic"]["loops_counted_once"] == 0
+    # With one more pass forwards at most 4/3; less where the compiler need not repeat the last.
+    assert 1.0 < train["flops"] / train["model_flops"] < 1.4
+    held = 12 * parameter_count(SHAPES[model]) / (1 if model == "gpt2-124m" else 256)
+    assert held <= train["memory"]["arguments"] < 1.1 * held
+    assert 0 < train["roofline"]["utilisation"] < 1
+    assert record["steps"]["analysis"]["fits"]

@@ -1,0 +1,136 @@
+"""Plans: rooflines by hand, a real step against a formula, and what would fit."""
+
+from dataclasses import replace
+
+import jax
+import pytest
+
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import SHAPES, ModelConfig
+from sysout_jax.model.decoder import parameter_count
+from sysout_jax.training import planning
+from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.hlo import Collective, Traffic
+from sysout_jax.training.levers import peak_bytes
+from sysout_jax.training.sharding import make_mesh
+
+TINY = ModelConfig(
+    vocab=13, layers=3, width=8, heads=2, mlp_width=24, mlp="swiglu", position="rope",
+    scan_layers=True,
+)  # fmt: skip
+RUN = TrainConfig(batch_size=6, seq_len=5, model=TINY)
+
+
+def test_roofline_by_hand():
+    chip = planning.Chip(flops=100.0, hbm=1.0, bandwidth=10.0, network=5.0, source="")
+    moved = Traffic(bytes=30.0, collectives={"all-reduce": Collective(1, 4.0, 10.0)})
+    found = planning.roofline(chip, 200.0, moved, useful=150.0)
+    assert (found["compute"], found["memory"], found["network"]) == (2, 3, 2)
+    assert (found["step"], found["without_overlap"]) == (3, 7)
+    assert found["utilisation"] == pytest.approx(150 / 300)
+    assert found["utilisation_without_overlap"] == pytest.approx(150 / 700)
+    assert "utilisation" not in planning.roofline(chip, 200.0, moved)
+
+
+@pytest.mark.parametrize("name", planning.CHIPS)
+def test_chips_are_plausible(name):
+    """A slip of a thousand would show: all are within the range of accelerators of a decade."""
+    chip = planning.CHIPS[name]
+    assert 1e14 < chip.flops < 3e15
+    assert 1e10 < chip.hbm < 3e11
+    assert 5e11 < chip.bandwidth < 1e13
+    assert 1e11 < chip.network < 2e12
+    assert chip.source
+
+
+def test_llama_2_7b_is_that():
+    """Touvron et al. 2023: 6.74e9 parameters."""
+    assert parameter_count(SHAPES["llama2-7b"]) == 6_738_415_616
+
+
+def test_model_flops_by_hand():
+    d, f, v, layers, tokens = 8, 24, 13, 3, 30
+    matrices = layers * (4 * d * d + 3 * d * f) + d * v
+    norms = (2 * layers + 1) * d
+    assert planning.model_flops(RUN, v) == tokens * (
+        6 * (matrices + norms) + 12 * layers * d * RUN.seq_len
+    )
+
+
+def test_counted_operations_are_those_of_the_formula():
+    """XLA's count of two depths laid out, against 6ND with attention: within a tenth."""
+    model = replace(SHAPES["gpt2-124m"], dtype="bfloat16")
+    config = TrainConfig(batch_size=2, seq_len=512, model=model)
+    vocab = 50_257
+    ratio = planning.train_flops(config, vocab) / planning.model_flops(config, vocab)
+    assert 0.95 < ratio < 1.1
+
+
+def test_deeper_is_counted_as_laid_out():
+    """Three layers from one and two, against XLA's own count of three."""
+    direct = planning.step_flops(RUN, 13)
+    assert planning.train_flops(RUN, 13) == pytest.approx(direct, rel=1e-6)
+
+
+def test_a_real_step_needs_what_it_was_said_to():
+    mesh = make_mesh(RUN.mesh_shape)
+    memory, moved = planning.compiled(planning.train_program(RUN, 13, mesh))
+    assert memory.peak == peak_bytes(RUN, 13)
+    state = planning.state_bytes(RUN, 13, mesh)
+    assert state == pytest.approx(12 * parameter_count(RUN.architecture(13)), rel=0.01)
+    assert state <= memory.arguments < 1.1 * state + 1000
+    assert moved.bytes > memory.arguments  # parameters are read, and more
+    assert moved.loops.count(3) >= 2  # layers, forwards and backwards
+    assert not moved.collectives
+
+
+@pytest.mark.parametrize(
+    ("said", "needed"),
+    [
+        ("Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm.", 20.5 * 2**30),
+        ("total memory required (116.42G) exceeds available HBM (15.75G).", 116.42 * 2**30),
+        ("Used 512M of 15.75G hbm", 2**29),
+        ("another fault", None),
+    ],
+)
+def test_refusals_of_the_compiler(said, needed):
+    found = planning.refused(said)
+    assert found == (needed and round(needed))
+
+
+@pytest.mark.parametrize(
+    "text", ["v5e", "v5e:", "v5e:8", "v7e:2x2", "h100:2x2", "cpu:x", "h100:", "tpu:4x4"]
+)
+def test_unknown_topologies(text):
+    with pytest.raises(InputError, match=rf"--topology={text}: accepted: a TPU slice"):
+        planning.parse_topology(text)
+
+
+def test_libtpu_is_missing(monkeypatch):
+    monkeypatch.setattr(planning, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs the package libtpu: pip install libtpu"):
+        planning.described(planning.parse_topology("v5e:2x4"))
+
+
+def test_what_would_fit():
+    """State is divided by fsdp alone; room for half of it asks for a mesh that divides it."""
+    devices = jax.devices("cpu") * 6
+    config = replace(RUN, mesh="data=6")
+    one = make_mesh(RUN.mesh_shape)
+    state = planning.state_bytes(RUN, 13, one)
+    asked = round(2 * state)
+    found = planning.suggestion(config, 13, devices, asked, room=1.9 * state)
+    assert found.mesh_shape.devices == 6
+    assert found.mesh_shape.fsdp == 2
+    assert found.batch_size == 6
+    assert planning.suggestion(config, 13, devices, asked, room=0.01 * state) is None
+
+
+def test_alternatives_all_fit_together():
+    """Every one is a run that TrainConfig accepts; what was asked for is the first of them."""
+    config = replace(RUN, mesh="data=6,fsdp=1,tensor=1")
+    found = list(planning.alternatives(config, 6))
+    assert found[0] == config
+    assert len(found) == len(set(found)) == 10
+    assert {one.model.remat for one in found} == {"none", "block"}
+    assert all(one.mesh_shape.devices == 6 for one in found)
