@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from sysout_jax.data import default_cache_dir
 from sysout_jax.errors import Diverged, InputError
 from sysout_jax.results import read_record
+from sysout_jax.training import hosts
 
 FLAGS = flags.FLAGS
 C = TypeVar("C")
@@ -124,13 +125,27 @@ def redrawing(directory: Path, binary: str) -> Iterator[dict[str, Any]]:
         ) from error
 
 
+def define_hosts() -> None:
+    """Define the flags of a run on several hosts."""
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        f"HOST:PORT of process 0 where several run together; {hosts.AUTO} on SLURM, Cloud TPU, GKE",
+    )
+    flags.DEFINE_integer("processes", None, "how many processes run this command, one a host")
+    flags.DEFINE_integer("process", None, "which of them this is, from 0")
+
+
 def launch(main: Callable[[], None]) -> None:
     """Parse flags and run `main`; the exit status is that of `guarded`."""
 
     def run(argv: Sequence[str]) -> None:
         if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # orbax tells its whole story at INFO
-        sys.exit(guarded(main, argv))
+        status = guarded(main, argv)
+        if status and hosts.several():
+            hosts.leave_with(status)
+        sys.exit(status)
 
     app.run(run)
 
@@ -151,6 +166,10 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
         return _say(error, 2)
     except Diverged as error:
         return _say(error, 1)
+    except jax.errors.JaxRuntimeError as error:
+        if not hosts.several():
+            raise
+        hosts.leave(error)
     except OSError as error:
         return _say(f"{error.filename or '--workdir'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:

@@ -41,6 +41,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.model.config import SHAPES, one_of
 from sysout_jax.model.decoder import Params, init
 from sysout_jax.results import RunDirectory, plain, read_record
+from sysout_jax.training import hosts
 from sysout_jax.training.checkpoint import checkpoint_path, save
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run, train
@@ -99,11 +100,19 @@ class Config:
                 )
 
 
-def run(config: Config, console: Console) -> RunDirectory:
-    """Train, measure and draw; everything found is in the record of the returned directory."""
+def run(config: Config, console: Console) -> RunDirectory | None:
+    """Train, measure and draw; everything found is in the record of the returned directory.
+
+    Of several processes the first alone writes; the others only train with it.
+    """
     for study in config.studies:
         make_mesh(study.mesh_shape)  # refused before anything is read or written
     corpora = [_open(study, console) for study in config.studies]
+    if not hosts.first():
+        for study, corpus in zip(config.studies, corpora, strict=True):
+            for name in config.variants:
+                train(dataclasses.replace(study, variant=name), corpus)
+        return None
     names = _names([study.corpus for study in config.studies])
     _check_room(config, corpora)
     directory = RunDirectory(config.workdir, "variants")
@@ -301,7 +310,8 @@ def main() -> None:
     elif FLAGS.redraw:
         redraw(Path(FLAGS.redraw), console)
     else:
-        run(config_from_flags(), console)
+        hosts.connect(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+        run(config_from_flags(), console if hosts.first() else Console(quiet=True))
 
 
 def redraw(directory: Path, console: Console) -> None:
@@ -373,6 +383,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("list", False, "print the table of variants and exit")
     flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
     flags.DEFINE_bool("markdown", False, "print tables in Markdown")
+    launch.define_hosts()
     launch.define_overrides(TrainConfig, skip=("corpus", "variant", *FILLED_IN))
     flags.adopt_module_key_flags(launch)  # so that --help lists them
 

@@ -57,16 +57,25 @@ class Backcopy:
         """The trigger tokens, most frequent first."""
         return chain(self.chain_seed).triggers
 
-    def batch(self, split: str, seed: int, index: int, batch_size: int, seq_len: int) -> np.ndarray:
+    def batch(
+        self,
+        split: str,
+        seed: int,
+        index: int,
+        batch_size: int,
+        seq_len: int,
+        rows: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Fresh rows: inputs are `[:, :-1]`, targets `[:, 1:]`.
 
         Args:
           split: `train` or `val`; the two never share a random key.
           seed, index: which stream, and which batch of it; both from 0.
           batch_size, seq_len: B and T.
+          rows: which rows of the batch; None: all.
 
         Returns:
-          int32 [B, T + 1], BOS in column 0.
+          int32 [B, T + 1], or as many rows as `rows`, BOS in column 0.
 
         Raises:
           InputError: a size below 1, a negative seed or index.
@@ -74,7 +83,7 @@ class Backcopy:
         check_request(split, seed, index, batch_size, seq_len)
         words = random_words(batch_size * seq_len, "backcopy", split, seed, index)
         uniform = (words >> np.uint64(11)).reshape(seq_len, batch_size) * 2.0**-53
-        return chain(self.chain_seed).rows(uniform)
+        return chain(self.chain_seed).rows(uniform if rows is None else uniform[:, rows])
 
     def epochs(self, steps: int, batch_size: int, seq_len: int) -> float:
         """Always 0: no row is ever seen twice."""

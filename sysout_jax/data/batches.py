@@ -42,7 +42,15 @@ class TextCorpus:
         """Tokens in each part."""
         return {"train": self.train.size, "val": self.val.size}
 
-    def batch(self, split: str, seed: int, index: int, batch_size: int, seq_len: int) -> np.ndarray:
+    def batch(
+        self,
+        split: str,
+        seed: int,
+        index: int,
+        batch_size: int,
+        seq_len: int,
+        rows: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Rows of tokens: inputs are `[:, :-1]`, targets `[:, 1:]`.
 
         The part is cut into blocks, one every `seq_len` tokens from a random phase; an epoch is a
@@ -53,27 +61,29 @@ class TextCorpus:
           split: `train` or `val`.
           seed, index: which stream, and which batch of it; both from 0.
           batch_size, seq_len: B and T.
+          rows: which rows of the batch, without reading the others; None: all.
 
         Returns:
-          int32 [B, T + 1]. With a BOS, column 0 is it and T text tokens follow.
+          int32 [B, T + 1], or as many rows as `rows`. With a BOS, column 0 is it and T text tokens
+          follow.
 
         Raises:
           InputError: a part shorter than one row; a size below 1.
         """
         check_request(split, seed, index, batch_size, seq_len)
         blocks, phases = self._blocks(split, seq_len)
-        samples = np.arange(index * batch_size, (index + 1) * batch_size)
-        starts = np.empty(batch_size, np.int64)
+        samples = index * batch_size + (np.arange(batch_size) if rows is None else rows)
+        starts = np.empty(samples.size, np.int64)
         for epoch in np.unique(samples // blocks).tolist():
-            rows = samples // blocks == epoch
+            inside = samples // blocks == epoch
             order, phase = _epoch(split, seed, epoch, blocks, phases)
-            starts[rows] = phase + order[samples[rows] % blocks] * seq_len
+            starts[inside] = phase + order[samples[inside] % blocks] * seq_len
         width = seq_len + (self.bos is None)
         part = np.asarray(self.train if split == "train" else self.val)
         text = part[starts[:, None] + np.arange(width)].astype(np.int32)
         if self.bos is None:
             return text
-        return np.concatenate([np.full((batch_size, 1), self.bos, np.int32), text], axis=1)
+        return np.concatenate([np.full((samples.size, 1), self.bos, np.int32), text], axis=1)
 
     def epochs(self, steps: int, batch_size: int, seq_len: int) -> float:
         """How often `steps` batches go through the train part."""

@@ -17,6 +17,7 @@ from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, param_axes
 from sysout_jax.model.model import Model
 from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.hosts import gathered
 from sysout_jax.training.optimizer import make_optimizer
 from sysout_jax.training.parallel import Devices, make_devices
 from sysout_jax.training.step import token_loss
@@ -106,6 +107,7 @@ def _train_group(
         config.mesh_shape,
         architecture,
         optimizer,
+        config.batch_size,
         config.accumulate,
         config.param_dtype,
     )
@@ -115,13 +117,15 @@ def _train_group(
 
     def checkpoint(step: int) -> None:
         due = config.checkpoint_every and step % config.checkpoint_every == 0
-        if keep and (due or (config.checkpoint_every and step == config.steps)):
-            keep(step, seeds, devices.params(state))
+        if due or (config.checkpoint_every and step == config.steps):
+            params = gathered(devices.params(state))
+            if keep:
+                keep(step, seeds, params)
 
     record(common | {"step": 0} | measure(devices.params(state)))
     checkpoint(0)
     calls = list(_calls(config))
-    stream = (devices.put(_batches(config, corpus, seeds, *call)) for call in calls)
+    stream = (devices.put(_batches(config, corpus, seeds, devices.rows, *call)) for call in calls)
     batches = next(stream)
     for step, count in calls:
         begun = time.perf_counter()
@@ -143,7 +147,7 @@ def _train_group(
             row |= measure(devices.params(state))
         record(row)
         checkpoint(step + count)
-    return devices.params(state)
+    return gathered(devices.params(state))
 
 
 def _calls(config: TrainConfig) -> Iterator[tuple[int, int]]:
@@ -158,12 +162,21 @@ def _calls(config: TrainConfig) -> Iterator[tuple[int, int]]:
 
 
 def _batches(
-    config: TrainConfig, corpus: Corpus, seeds: tuple[int, ...], step: int, count: int
+    config: TrainConfig,
+    corpus: Corpus,
+    seeds: tuple[int, ...],
+    rows: np.ndarray | None,
+    step: int,
+    count: int,
 ) -> np.ndarray:
-    """[count, seeds, B, T+1]: batch n of seed s depends on (s, n) alone."""
+    """[count, seeds, rows, T+1]: batch n of seed s depends on (s, n) alone."""
     shape = (config.batch_size, config.seq_len)
-    rows = [[corpus.batch("train", seed, step + n, *shape) for seed in seeds] for n in range(count)]
-    return np.array(rows)
+    return np.array(
+        [
+            [corpus.batch("train", seed, step + n, *shape, rows) for seed in seeds]
+            for n in range(count)
+        ]
+    )
 
 
 def _make_measure(
@@ -192,4 +205,4 @@ def _make_measure(
 
         return jax.vmap(of_seed)(params)
 
-    return lambda params: jax.device_get(measure(params))
+    return lambda params: jax.device_get(gathered(measure(params)))

@@ -21,6 +21,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig, one_of
 from sysout_jax.model.decoder import Params, draws, param_axes
 from sysout_jax.model.taps import Edit
+from sysout_jax.training.hosts import host_rows, put_rows
 from sysout_jax.training.sharding import (
     MeshShape,
     batch_sharding,
@@ -42,6 +43,7 @@ class Devices:
 
     start: Callable[[Array], TrainState]  # keys [seeds] -> the state before the first step
     put: Callable[[np.ndarray], Array]  # batches [steps, seeds, B, T+1] to the devices
+    rows: np.ndarray | None  # of B that this process reads and puts; None: all
     steps: Step
     params: Callable[[TrainState], Params]  # [seeds, ...], to measure and to keep
     spread: Callable[[Array], Array]  # inside jit, where params are used: rows [B, T] over devices
@@ -66,6 +68,7 @@ def make_devices(
     shape: MeshShape,
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
+    batch_size: int,
     accumulate: int = 1,
     dtype: str = "float32",
 ) -> Devices:
@@ -75,6 +78,7 @@ def make_devices(
       parallel: jit, pmap or shard_map; on a single device all are one.
       shape: of the mesh.
       config, optimizer, accumulate: as for `make_step`.
+      batch_size: B, of all devices together.
       dtype: as for `start`.
 
     Raises:
@@ -84,9 +88,9 @@ def make_devices(
     if shape.devices == 1:
         begin = jax.vmap(partial(start, config, optimizer, dtype=dtype))
         steps = make_steps(make_step(config, optimizer, accumulate))
-        return Devices(begin, jnp.asarray, steps, _params, lambda rows: rows)
+        return Devices(begin, jnp.asarray, None, steps, _params, lambda rows: rows)
     make = {"jit": _jit, "pmap": _pmap, "shard_map": _shard_map}[parallel]
-    return make(mesh, config, optimizer, accumulate, dtype)
+    return make(mesh, config, optimizer, batch_size, accumulate, dtype)
 
 
 def _params(state: TrainState) -> Params:
@@ -186,12 +190,15 @@ def _placed_start(
     return begin
 
 
-def _jit(mesh: Mesh, config: ModelConfig, optimizer: Any, accumulate: int, dtype: str) -> Devices:
-    rows = batch_sharding(mesh, STEPS_AND_SEEDS)
+def _jit(
+    mesh: Mesh, config: ModelConfig, optimizer: Any, batch_size: int, accumulate: int, dtype: str
+) -> Devices:
+    rows = host_rows(mesh, batch_size)
     where = state_shardings(mesh, config, optimizer)
     return Devices(
         start=_placed_start(config, optimizer, where, dtype),
-        put=lambda batches: jax.device_put(batches, rows),
+        put=partial(put_rows, mesh, batch_size, rows),
+        rows=rows,
         steps=mesh_steps(mesh, config, optimizer, accumulate),
         params=_params,
         spread=lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh)),
@@ -208,9 +215,10 @@ def _averaging(config: ModelConfig, optimizer: Any, accumulate: int) -> Step:
 
 
 def _shard_map(
-    mesh: Mesh, config: ModelConfig, optimizer: Any, accumulate: int, dtype: str
+    mesh: Mesh, config: ModelConfig, optimizer: Any, batch_size: int, accumulate: int, dtype: str
 ) -> Devices:
     whole, rows = PartitionSpec(), batch_sharding(mesh, STEPS_AND_SEEDS)
+    read = host_rows(mesh, batch_size)
     steps = jax.shard_map(
         _averaging(config, optimizer, accumulate),
         mesh=mesh,
@@ -221,17 +229,19 @@ def _shard_map(
     everywhere = jax.tree.map(lambda _: NamedSharding(mesh, whole), state_shapes(config, optimizer))
     return Devices(
         start=_placed_start(config, optimizer, everywhere, dtype),
-        put=lambda batches: jax.device_put(batches, rows),
+        put=partial(put_rows, mesh, batch_size, read),
+        rows=read,
         steps=jax.jit(steps, donate_argnums=0),
         params=_params,
         spread=lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh)),
     )
 
 
-def _pmap(mesh: Mesh, config: ModelConfig, optimizer: Any, accumulate: int, dtype: str) -> Devices:
-    devices = list(mesh.devices.flat)
+def _pmap(
+    mesh: Mesh, config: ModelConfig, optimizer: Any, batch_size: int, accumulate: int, dtype: str
+) -> Devices:
+    devices, here = list(mesh.devices.flat), len(mesh.local_devices)
     begin = jax.vmap(partial(start, config, optimizer, dtype=dtype))
-    one_each = NamedSharding(mesh, PartitionSpec(AXIS))
     steps = jax.pmap(
         _averaging(config, optimizer, accumulate),
         AXIS,
@@ -240,18 +250,19 @@ def _pmap(mesh: Mesh, config: ModelConfig, optimizer: Any, accumulate: int, dtyp
         devices=devices,
         donate_argnums=0,
     )
+    each = jax.pmap(lambda x: x, AXIS, devices=devices)  # puts one slice on each device
 
-    def copies(x: Array) -> Array:
-        return jax.device_put(np.broadcast_to(x, (len(devices), *x.shape)), one_each)
+    def copies(x: Array) -> np.ndarray:
+        return np.broadcast_to(np.asarray(x), (here, *x.shape))
 
-    def put(batches: np.ndarray) -> Array:
-        parts = np.stack(np.split(batches, len(devices), axis=STEPS_AND_SEEDS))
-        return jax.device_put(parts, one_each)
+    def one(x: Array) -> Array:
+        return x.addressable_shards[0].data[0]
 
     return Devices(
-        start=lambda keys: jax.tree.map(copies, begin(keys)),
-        put=put,
+        start=lambda keys: each(jax.tree.map(copies, begin(keys))),
+        put=lambda batches: each(np.stack(np.split(batches, here, axis=STEPS_AND_SEEDS))),
+        rows=host_rows(mesh, batch_size),
         steps=steps,
-        params=lambda state: jax.tree.map(lambda x: x[0], state.params),
+        params=lambda state: jax.tree.map(one, state.params),
         spread=lambda rows: rows,
     )

@@ -99,7 +99,7 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
       InputError: there are more or fewer devices.
     """
     found = list(jax.devices() if devices is None else devices)
-    if shape.devices == 1:
+    if shape.devices == 1 and jax.process_count() == 1:
         found = found[:1]
     if shape.devices != len(found):
         raise InputError(

@@ -57,7 +57,7 @@ def trained(variant, optimizer, parallel, mesh, accumulate=1):
     )  # fmt: skip
     model = config.architecture(MODEL.vocab)
     made = make_optimizer(config.optimizer, STEPS, param_axes(model))
-    devices = make_devices(parallel, config.mesh_shape, model, made, accumulate)
+    devices = make_devices(parallel, config.mesh_shape, model, made, BATCH, accumulate)
     state = devices.start(jnp.stack([jax.random.key(seed) for seed in range(SEEDS)]))
     shape = (STEPS, SEEDS, BATCH, LENGTH + 1)
     rows = np.random.default_rng(7).integers(0, MODEL.vocab, shape).astype(np.int32)

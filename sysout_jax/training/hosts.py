@@ -1,0 +1,161 @@
+"""Several processes, each with devices of its own, that train as one.
+
+Every process runs the same program on the same mesh. Each reads only the rows of a batch that its
+own devices need; the first alone writes. All of them end when one does: whoever waits for the lost
+one is told by the connection, and whoever does not by the heartbeat, `HEARTBEAT` seconds later.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from sysout_jax.errors import InputError
+from sysout_jax.training.sharding import batch_sharding
+
+AUTO = "auto"
+CONNECTING = 60  # seconds to wait for the others at the start
+HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
+LEAVING = 60  # seconds that those who are done wait for the others
+
+
+def connect(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Join the other processes of a run; nothing to do where no coordinator is given.
+
+    Must come before any use of a device.
+
+    Args:
+      coordinator: HOST:PORT of process 0; "auto" where JAX knows it from SLURM, Cloud TPU, GKE or
+        Open MPI; None for a run of one process.
+      processes: how many there are.
+      process: which of them this is, from 0.
+
+    Raises:
+      InputError: the three do not go together, or the others are not there in time.
+    """
+    if coordinator in (None, AUTO):
+        for name, value in (("processes", processes), ("process", process)):
+            if value is not None:
+                raise InputError(f"--{name}={value}: accepted: with --coordinator=HOST:PORT")
+        if coordinator is None:
+            return
+    elif ":" not in str(coordinator) or not str(coordinator).rpartition(":")[2].isdecimal():
+        raise InputError(f"--coordinator={coordinator}: accepted: HOST:PORT, or {AUTO}")
+    elif processes is None or processes < 1:
+        raise InputError(f"--processes={processes}: accepted: how many processes there are")
+    elif process is None or not 0 <= process < processes:
+        raise InputError(f"--process={process}: accepted: from 0 to {processes - 1}")
+    _end_in_words()
+    try:
+        jax.distributed.initialize(
+            None if coordinator == AUTO else coordinator,
+            processes,
+            process,
+            cluster_detection_method=None if coordinator == AUTO else "deactivate",
+            initialization_timeout=CONNECTING,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=LEAVING,
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"--coordinator={coordinator}: no run of several processes within {CONNECTING} s "
+            f"({reason}); accepted: HOST:PORT of process 0, reachable from all, or {AUTO} on "
+            "SLURM, Cloud TPU and GKE"
+        ) from error
+    if jax.default_backend() == "cpu":
+        # Process 0 alone fills the cache and would then be ahead of the others by their compiling,
+        # for longer than the collectives of CPUs wait.
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
+def several() -> bool:
+    """Whether this run has more than one process."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def leave(reason: object) -> None:
+    """End this process because another is gone, with one line and exit status 1."""
+    said = (str(reason).strip() or type(reason).__name__).splitlines()[0][:200]
+    print(
+        f"error: another process of this run is gone, or does not answer: this one stops ({said})",
+        file=sys.stderr,
+    )
+    leave_with(1)
+
+
+def leave_with(status: int) -> None:
+    """End this process at once: on the way out, JAX would wait for the others."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborting(_: int) -> None:
+    leave("JAX gave up, as it says above")
+
+
+def _end_in_words() -> None:
+    """Say what happened where JAX aborts because it misses another process.
+
+    JAX does so in a thread of its own, where no exception reaches Python and no handler of the
+    signal module is run.
+    """
+    ctypes.CDLL(None).signal(signal.SIGABRT, _aborting)
+
+
+def host_rows(mesh: Mesh, batch_size: int) -> np.ndarray | None:
+    """Which rows of a batch the devices of this process need, in order; None: all of them."""
+    if not several():
+        return None
+    where = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    parts = [np.arange(batch_size)[rows] for rows in where.values()]
+    return np.unique(np.concatenate(parts))
+
+
+def put_rows(mesh: Mesh, batch_size: int, rows: np.ndarray | None, batches: np.ndarray) -> Array:
+    """Batches on the devices of all processes, each of which gives its rows.
+
+    Args:
+      mesh: of `make_mesh`.
+      batch_size: B, of all processes together.
+      rows: of `host_rows`.
+      batches: [steps, seeds, rows, T+1].
+    """
+    leading = 2
+    where = batch_sharding(mesh, leading)
+    if rows is None:
+        return jax.device_put(batches, where)
+    steps, seeds, _, width = batches.shape
+
+    def of(index: Any) -> np.ndarray:
+        wanted = np.arange(batch_size)[index[leading]]
+        return batches[:, :, np.searchsorted(rows, wanted)]
+
+    return jax.make_array_from_callback((steps, seeds, batch_size, width), where, of)
+
+
+def gathered(tree: Any) -> Any:
+    """Arrays that are divided over processes, whole in each; all of them have to ask together."""
+
+    def of(x: Any) -> Array:
+        if x.is_fully_addressable:
+            return x
+        if x.is_fully_replicated:
+            return x.addressable_data(0)
+        whole = NamedSharding(x.sharding.mesh, PartitionSpec())
+        return jax.jit(lambda x: x, out_shardings=whole)(x).addressable_data(0)
+
+    return jax.tree.map(of, tree)
