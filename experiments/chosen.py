@@ -7,12 +7,14 @@ from typing import Any
 
 from sysout_jax import loading
 from sysout_jax.errors import InputError
+from sysout_jax.families.checkpoint import Shard
 from sysout_jax.families.tokens import BOS, published_tokenizer
 from sysout_jax.model.config import one_of
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model
 from sysout_jax.results import read_record
 from sysout_jax.training.checkpoint import checkpoints, load, models, saved_seeds
+from sysout_jax.training.sharding import MeshShape, make_mesh, parse_mesh, shard
 
 ACCEPTED = (
     "a directory that experiments.variants wrote, one of its models/NAME, or a published model's "
@@ -35,9 +37,25 @@ class Choice:
     param_dtype: str | None = None  # of the parameters in memory; None: as they are stored
     stream: bool = False  # hold one layer in memory at a time: for models larger than it
     bos: str = "auto"  # auto, yes, no: the prompt and every sequence start with a BOS token
+    mesh: str = "data=1"  # devices that share the parameters: fsdp=2,tensor=2
 
     def __post_init__(self) -> None:
         one_of("bos", self.bos, BOS)
+        if self.stream and self.shape.devices > 1:
+            raise InputError(f"--stream: with --mesh={self.mesh}; accepted: a mesh of one device")
+
+    @property
+    def shape(self) -> MeshShape:
+        """The mesh as numbers."""
+        return parse_mesh(self.mesh)
+
+    def shard(self) -> Shard | None:
+        """Where parameters go; None: the default device.
+
+        Raises:
+          InputError: there are more or fewer devices.
+        """
+        return None if self.shape.devices == 1 else shard(make_mesh(self.shape))
 
 
 @dataclass(frozen=True)
@@ -120,7 +138,7 @@ def choose(choice: Choice) -> Chosen:
         return _published(choice, located)
     if choice.stream:
         raise InputError(f"--stream: {located} is a run's model; accepted: a published model")
-    model = loading.load(located, choice.seed, choice.param_dtype)
+    model = loading.load(located, choice.seed, choice.param_dtype, shard=choice.shard())
     run = located.absolute().parent.parent if located.absolute().parent.name == "models" else None
     seed = saved_seeds(located)[0] if choice.seed is None else choice.seed
     trained = _study(run, located.name).get("config", {}).get("bos", True)
@@ -155,7 +173,7 @@ def _published(choice: Choice, located: Path) -> Chosen:
         opened = loading.open_layers(located, choice.param_dtype)
         model = Model(opened.config, opened.layers(), published_tokenizer(located))
     else:
-        model = loading.load(located, dtype=choice.param_dtype)
+        model = loading.load(located, dtype=choice.param_dtype, shard=choice.shard())
     adds = getattr(model.tokenizer, "adds_bos", True)
     bos = adds if choice.bos == "auto" else choice.bos == "yes"
     return Chosen(model, located, name, None, None, bos)
