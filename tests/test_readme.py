@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import compress_report, convergence_report
+from experiments import claims, compress_report, convergence_report, explicit_report
 from experiments.report import markdown_table, markdown_variants
+from sysout_jax.analysis.explicit import FORMS
 from sysout_jax.results import read_record
 from tests import usage
 
@@ -36,6 +37,8 @@ def test_tables_come_from_their_records(kind, directory, name, shown):
 def _table(record, name):
     if record["experiment"] == "compression":
         return compress_report.markdown_tables(record)[name]
+    if record["experiment"] == "explicit":
+        return explicit_report.markdown_tables(record)[name]
     if record["experiment"] == "convergence":
         assert all(cell["code"]["dirty"] is False for cell in record["cells"])
         return convergence_report.markdown_tables(record)[name]
@@ -52,6 +55,22 @@ def test_variants_are_those_of_the_code():
     page = (ROOT / "docs" / "variants.md").read_text()
     shown = re.search(r"<!-- variants -->\n(.*?)\n?<!-- end -->", page, re.S).group(1)
     assert shown == markdown_variants()
+
+
+def test_explicit_forms_are_those_of_the_record():
+    table = _table(read_record(ROOT / "results" / "explicit" / "backcopy"), "backcopy-softmax")
+    dropped, gate = (
+        next(row for row in table.splitlines() if row.startswith(f"| {FORMS[form]} ")).split(" | ")
+        for form in ("dropped", "gate")
+    )
+    assert f"loses {dropped[2]} nats, with a gate fitted to S {gate[2]} (" in README
+
+
+def test_claims_are_those_of_the_ledger():
+    """To renew it: `python -m experiments.claims --markdown`."""
+    page = (ROOT / "docs" / "claims.md").read_text()
+    shown = re.search(r"<!-- claims -->\n(.*?)\n?<!-- end -->", page, re.S).group(1)
+    assert shown == claims.markdown_table(claims.decided(claims.RESULTS))
 
 
 def test_flags_are_those_of_the_binaries():

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 from absl import flags
 
-from experiments import analyze, compress, convergence, explicit, launch, plan, variants
+from experiments import analyze, claims, compress, convergence, explicit, launch, plan, variants
 from tests import usage
 
 FLAGS = flags.FLAGS
@@ -67,3 +67,9 @@ def run_explicit() -> Callable[..., Outcome]:
 def run_plan() -> Callable[..., Outcome]:
     """Call `python -m experiments.plan` with these arguments."""
     return _binary(plan)
+
+
+@pytest.fixture(scope="session")
+def run_claims() -> Callable[..., Outcome]:
+    """Call `python -m experiments.claims` with these arguments."""
+    return _binary(claims)

@@ -1,0 +1,249 @@
+"""What is claimed of outliers, and what the records here say of it.
+
+python -m experiments.claims                         # the ledger
+python -m experiments.claims --check                 # decide all from the records; 1 if any differs
+python -m experiments.claims --run=removal_harms     # measure again, and decide from that
+python -m experiments.claims --run=all --budget=30   # minutes
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from absl import flags
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from experiments import launch
+from experiments.ledger import LEDGER, UNDECIDED, Claim, Record, Verdict
+from experiments.report import markdown
+from sysout_jax.errors import InputError
+from sysout_jax.results import plain, read_record, write_json
+
+FLAGS = flags.FLAGS
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
+VERDICTS = RESULTS / "claims.json"
+NO_RECORD = "no record yet"
+Rows = dict[str, dict[str, Any]]
+
+# record -> the commands that make it anew, each given the run of the first where it says RUN
+COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "variants/demo": ("experiments.variants",),
+        "theory": ("theory.verify --json",),
+        "analyze/backcopy": (
+            "experiments.variants --corpus=backcopy --variants=softmax",
+            "experiments.analyze --model=RUN --variant=softmax --sequences=64",
+        ),
+        "compress/backcopy": (
+            "experiments.variants --corpus=backcopy", "experiments.compress --model=RUN"
+        ),
+        "convergence/backcopy": (
+            "experiments.convergence --lrs=7.8e-4,2.3e-3,7e-3",
+        ),
+        "explicit/backcopy": (
+            "experiments.variants --corpus=backcopy --variants=softmax",
+            "experiments.explicit --model=RUN --finetune=200 --sequences=128",
+        ),
+    }
+)  # fmt: skip
+
+
+def decided(results: Path) -> Rows:
+    """Every claim with its verdict, from the records below a directory.
+
+    Raises:
+      InputError: a record that cannot be read, or that has not what the claim reads.
+    """
+    return {name: _row(each, results) for name, each in LEDGER.items()}
+
+
+def _row(each: Claim, results: Path) -> dict[str, Any]:
+    if each.decide is None or each.record is None:
+        return _described(Verdict(UNDECIDED, NO_RECORD), {})
+    if not (path := _place(results, each.record)).exists():
+        raise InputError(f"{path}: no such record; accepted: a clone with its results/")
+    return _judged(each, _read(path))
+
+
+def _judged(each: Claim, record: Record) -> dict[str, Any]:
+    assert each.decide is not None
+    started = record["provenance"]["started"]
+    predicted = each.written <= started[:10]
+    about = {"started": started, "scale": scale(record), "threshold_before_record": predicted}
+    return _described(each.decide(record), about)
+
+
+def scale(record: Record) -> str:
+    """How large the test was: text, parameters, seeds."""
+    if "checks" in record:
+        return "random heads, float64"
+    if "studies" in record:
+        study = record["studies"][0]
+        sizes = [each["parameters"] for each in study["variants"].values()]
+        seeds = len(study["config"]["seeds"])
+        return f"{study['corpus']}, {np.median(sizes) / 1e3:.0f}k parameters, {seeds} seeds"
+    if "models" in record:
+        seeds = len({model["seed"] for model in record["models"]})
+        return f"{record['models'][0]['corpus']}, {seeds} seeds"
+    seeds = len(record["config"]["seeds"]) if "config" in record else 1
+    return f"{record['corpus']}, {seeds} seed{'s' * (seeds > 1)}"
+
+
+def _described(verdict: Verdict, about: dict[str, Any]) -> dict[str, Any]:
+    return {"verdict": verdict.says, "numbers": verdict.numbers, **about}
+
+
+def _place(results: Path, record: str) -> Path:
+    return results / record / ("verify.json" if record == "theory" else "result.json")
+
+
+def _read(path: Path) -> Record:
+    return json.loads(path.read_text()) if path.name == "verify.json" else read_record(path.parent)
+
+
+# ------------------------------------------------------------------------- measuring again
+
+
+def run(names: list[str], budget: float | None, workdir: Path, console: Console) -> None:
+    """Make the records of claims anew below `workdir`, and say what they decide.
+
+    Records are made in the order of the ledger, each once; one is begun only while there is budget.
+
+    Raises:
+      InputError: a command of a record failed.
+    """
+    begun = time.monotonic()
+    wanted = list(dict.fromkeys(LEDGER[name].record for name in names))
+    for record in wanted:
+        mine = [name for name in names if LEDGER[name].record == record]
+        if record is None:
+            console.print(f"{', '.join(mine)}: {NO_RECORD}; no command makes one", soft_wrap=True)
+            continue
+        if budget is not None and time.monotonic() - begun > 60.0 * budget:
+            console.print(f"{', '.join(mine)}: not run, the budget is spent", soft_wrap=True)
+            continue
+        found = _made(record, workdir, console)
+        for name in mine:
+            row = _judged(LEDGER[name], found)
+            console.print(f"{name}: {row['verdict']} ({row['numbers']})", soft_wrap=True)
+
+
+def _made(record: str, workdir: Path, console: Console) -> Record:
+    """The record that its commands make; the last one's."""
+    first: Path | None = None
+    for command in COMMANDS[record]:
+        module, *arguments = command.replace("RUN", str(first)).split()
+        console.print(f"python -m {module} {' '.join(arguments)}", soft_wrap=True, markup=False)
+        if module == "theory.verify":
+            verify = [sys.executable, "-m", module, *arguments]
+            printed = subprocess.run(verify, cwd=ROOT, capture_output=True, check=False).stdout
+            return dict(json.loads(printed))
+        place = (workdir / module.partition(".")[2]).absolute()
+        before = set(place.glob("*"))
+        arguments.append(f"--workdir={workdir.absolute()}")
+        done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=False)
+        made = sorted(set(place.glob("*")) - before)
+        if done.returncode or not made:
+            raise InputError(f"--run: {command!r} ended with status {done.returncode}; see above")
+        first = first or made[-1]
+    return read_record(made[-1])
+
+
+# ------------------------------------------------------------------------------- the table
+
+
+def _cells(rows: Rows) -> list[list[str]]:
+    table = [["claim", "verdict", "numbers", "threshold", "tested on", "source"]]
+    for name, row in rows.items():
+        each = LEDGER[name]
+        when = "" if row.get("threshold_before_record", True) else " (set after the run)"
+        table.append(
+            [each.statement, row["verdict"], row["numbers"], each.threshold + when,
+             row.get("scale", ""), each.source]
+        )  # fmt: skip
+    return table
+
+
+def markdown_table(rows: Rows) -> str:
+    """The ledger in Markdown, as docs/claims.md shows it."""
+    table = [[cell.replace("|", "\\|") for cell in row] for row in _cells(rows)]
+    return markdown([table[0], ["---"] * len(table[0]), *table[1:]])
+
+
+def print_table(console: Console, rows: Rows) -> None:
+    """The ledger, a line or a few for each claim."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("name", "claim", "verdict", "numbers", "tested on"):
+        table.add_column(heading, overflow="fold")
+    for name, row in rows.items():
+        table.add_row(
+            name, LEDGER[name].statement, row["verdict"], row["numbers"], row.get("scale", "")
+        )
+    console.print(table)
+
+
+# ------------------------------------------------------------------------------ the binary
+
+
+def main() -> None:
+    console = Console()
+    if FLAGS.run is not None:
+        names = list(LEDGER) if FLAGS.run == ["all"] else FLAGS.run
+        unknown = [name for name in names if name not in LEDGER]
+        if unknown:
+            raise InputError(f"--run={unknown[0]}: unknown; accepted: all, {', '.join(LEDGER)}")
+        run(names, FLAGS.budget, Path(FLAGS.workdir), console)
+        return
+    rows = decided(RESULTS)
+    if FLAGS.write:
+        write_json(VERDICTS, rows)
+    if FLAGS.markdown:
+        print(markdown_table(rows))
+    else:
+        print_table(console, rows)
+    if FLAGS.check:
+        check(rows, VERDICTS)
+
+
+def check(rows: Rows, path: Path) -> None:
+    """Compare what the records say with what the file says they do.
+
+    Raises:
+      InputError: they differ, or there is no such file.
+    """
+    try:
+        stated = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}; accepted: what --write wrote") from error
+    found = plain(rows)
+    differing = [name for name in {**found, **stated} if found.get(name) != stated.get(name)]
+    if differing:
+        raise InputError(
+            f"{path}: says otherwise of {', '.join(differing)}; accepted: what the records say, as "
+            "--write writes it"
+        )
+
+
+def define_flags() -> None:
+    """Define the flags of this binary."""
+    flags.DEFINE_bool("check", False, "fail if results/claims.json is not what the records say")
+    flags.DEFINE_bool("write", False, "write results/claims.json from the records")
+    flags.DEFINE_bool("markdown", False, "print the ledger in Markdown")
+    flags.DEFINE_list("run", None, "measure these claims again, or all")
+    flags.DEFINE_float("budget", None, "with --run: minutes after which no measurement is begun")
+    flags.DEFINE_string("workdir", "runs", "with --run: where run directories go")
+    flags.adopt_module_key_flags(launch)  # so that --help lists them
+
+
+if __name__ == "__main__":
+    define_flags()
+    launch.launch(main)
