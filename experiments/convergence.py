@@ -20,7 +20,8 @@ from rich.console import Console
 from experiments import launch
 from experiments.convergence_report import compared, markdown_tables, print_tables
 from experiments.report import Progress, reading
-from experiments.variants import BACKCOPY, FILLED_IN, SMOKE, TEXT, history
+from experiments.trained import history
+from experiments.variants import BACKCOPY, FILLED_IN, SMOKE, TEXT
 from sysout_jax import plots
 from sysout_jax.analysis import proxies
 from sysout_jax.core.attention import PAPER, VARIANTS
@@ -98,7 +99,7 @@ def run(config: Config, console: Console, resumed: Path | None = None) -> RunDir
     directory = RunDirectory.reopened(resumed) if resumed else RunDirectory(
         config.workdir, "convergence"
     )  # fmt: skip
-    directory.write("config.json", config)
+    directory.write_config(config)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     about = _describe(config, corpus)
     with directory.record("convergence", **about, variants={}, cells=[], compared={}) as record:
@@ -264,14 +265,7 @@ def resumed_config(path: Path) -> Config:
             raise InputError(
                 f"--{name}: the run in --resume={path} has its own; accepted: --lrs and --variants"
             )
-    try:
-        stored = json.loads((path / "config.json").read_text())
-        config = launch.restore(Config, stored)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"--resume={path}: {reason}; accepted: a run directory of experiments.convergence"
-        ) from error
+    config = launch.read_config(Config, path, "resume", "experiments.convergence")
     lrs = launch.numbers("lrs", FLAGS.lrs or [], float)
     known = {f"{lr:g}" for lr in config.lrs}
     more = tuple(lr for lr in lrs if f"{lr:g}" not in known)

@@ -2,9 +2,12 @@
 
 import dataclasses
 import inspect
+import json
 import os
 import re
+import signal
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +19,7 @@ import jax
 from absl import app, flags, logging
 
 from sysout_jax.data import default_cache_dir
-from sysout_jax.errors import Diverged, InputError
+from sysout_jax.errors import Diverged, InputError, Preempted
 from sysout_jax.results import read_record
 from sysout_jax.training import hosts
 
@@ -75,11 +78,30 @@ def restore(config_type: type[C], stored: dict[str, Any]) -> C:
         raise InputError(f"config.json: {odd}; accepted: the fields that this version writes")
     values: dict[str, Any] = {}
     for name, value in stored.items():
-        if dataclasses.is_dataclass(hints[name]):
-            values[name] = restore(typing.cast(type, hints[name]), value)
+        kind = hints[name]
+        of = next(iter(typing.get_args(kind)), None)
+        if dataclasses.is_dataclass(kind):
+            values[name] = restore(typing.cast(type, kind), value)
+        elif dataclasses.is_dataclass(of) and typing.get_origin(kind) is tuple:
+            values[name] = tuple(restore(typing.cast(type, of), item) for item in value)
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
     return config_type(**values)
+
+
+def read_config(config_type: type[C], directory: Path, flag: str, binary: str) -> C:
+    """The config of a run directory that a flag names.
+
+    Raises:
+      InputError: it is no run of this binary.
+    """
+    try:
+        return restore(config_type, json.loads((directory / "config.json").read_text()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"--{flag}={directory}: {reason}; accepted: a run directory of {binary}"
+        ) from error
 
 
 def numbers(name: str, values: list[str], kind: type) -> tuple[Any, ...]:
@@ -154,7 +176,8 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
     """Run `main` and turn what may go wrong for a user into one line on stderr.
 
     Returns:
-      The exit status: 0, 2 for a user's mistake, 1 for a run that failed, 130 for Ctrl-C.
+      The exit status: 0, also of a run that stopped as SIGTERM asked, 2 for a user's mistake, 1
+      for a run that failed, 130 for Ctrl-C.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))
@@ -174,7 +197,20 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
         return _say(f"{error.filename or '--workdir'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
+    except Preempted as error:
+        print(error)
     return 0
+
+
+@contextmanager
+def until_terminated() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come, as machines that are taken away send: the run ends by itself."""
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _say(message: object, status: int) -> int:

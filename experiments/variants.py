@@ -10,17 +10,15 @@ import os
 import re
 import shutil
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from rich.console import Console
 
@@ -33,20 +31,24 @@ from experiments.report import (
     print_variants,
     reading,
 )
+from experiments.room import check_room
+from experiments.trained import describe, entry, study_names
 from sysout_jax import plots
-from sysout_jax.analysis.outliers import SUMMARY_LABELS, snapshot
+from sysout_jax.analysis.outliers import SUMMARY_LABELS
 from sysout_jax.core.attention import PAPER, VARIANTS
-from sysout_jax.data import Backcopy, load_corpus
-from sysout_jax.errors import InputError
+from sysout_jax.data import load_corpus
+from sysout_jax.errors import InputError, Preempted
 from sysout_jax.model.config import SHAPES, one_of
-from sysout_jax.model.decoder import Params, init
+from sysout_jax.model.decoder import Params
 from sysout_jax.results import RunDirectory, plain, read_record
 from sysout_jax.training import hosts
 from sysout_jax.training.checkpoint import checkpoint_path, save
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run, train
 from sysout_jax.training.optimizer import OptimizerConfig
+from sysout_jax.training.resume import States, check_same
 from sysout_jax.training.sharding import make_mesh
+from sysout_jax.training.states import Saving
 
 BACKCOPY = TrainConfig(
     corpus="backcopy",
@@ -68,8 +70,7 @@ TEXT = TrainConfig(
     optimizer=OptimizerConfig(lr=3e-3),
 )
 FLAGS = flags.FLAGS
-PROMPT = "Summer is warm. Winter is cold.\n"  # of An et al. 2025 and Sun et al. 2024
-RECORD_BYTES = 8_000_000  # of a study beside its models: record and figures
+STATES = "states"  # of a run directory: gone when it is complete, unless --keep_every
 FILLED_IN = ("vocab", "context")  # fields of the model that corpus and seq_len determine
 SMOKE = {"steps": 4, "measure_every": 2, "steps_per_call": 2, "batch_size": 4, "val_batches": 1}
 
@@ -82,6 +83,10 @@ class Config:
     variants: tuple[str, ...] = PAPER
     jobs: int = 1  # variants trained at the same time
     workdir: str = "runs"
+    name: str | None = None  # of the run directory; the same command again goes on in it
+    resume_from: str | None = None  # a run directory, whose training goes on in a new one
+    init_from: str | None = None  # a model directory, whose parameters training begins with
+    saving: Saving = field(default_factory=Saving)
 
     def __post_init__(self) -> None:
         if self.jobs < 1:
@@ -113,17 +118,26 @@ def run(config: Config, console: Console) -> RunDirectory | None:
             for name in config.variants:
                 train(dataclasses.replace(study, variant=name), corpus)
         return None
-    names = _names([study.corpus for study in config.studies])
-    _check_room(config, corpora)
-    directory = RunDirectory(config.workdir, "variants")
-    directory.write("config.json", config)
+    names = study_names([study.corpus for study in config.studies])
+    check_room(
+        config.workdir, config.studies, corpora, len(config.variants), config.jobs, config.saving
+    )
+    directory = RunDirectory(config.workdir, "variants", config.name)
+    directory.forget_log()
+    directory.write_config(config)
     console.print(f"run      {directory.path}", soft_wrap=True)
-    with directory.record("variants", labels=SUMMARY_LABELS, studies=[]) as record:
+    with (
+        nullcontext(bool) if hosts.several() else launch.until_terminated() as stopping,
+        directory.record("variants", labels=SUMMARY_LABELS, studies=[]) as record,
+    ):
         for name, study, corpus in zip(names, config.studies, corpora, strict=True):
-            described = {"name": name, **_describe(study, corpus)}
+            described = {"name": name, **describe(study, corpus)}
             record["studies"].append(described)
-            _train_all(config, study, corpus, directory, console, described)
+            states = _states(config, directory.path, name, console, stopping)
+            _train_all(config, study, corpus, directory, console, described, states)
             print_table(console, plain(described))
+    if not config.saving.keep_every:
+        shutil.rmtree(directory.path / STATES, ignore_errors=True)
     figures = plots.draw(read_record(directory.path), directory.path / "figures")
     console.print(f"record   {directory.path / 'result.json'}", soft_wrap=True)
     console.print("figures  " + "\n         ".join(map(str, figures)), soft_wrap=True)
@@ -139,51 +153,25 @@ def _open(study: TrainConfig, console: Console) -> Corpus:
     return corpus
 
 
-def _names(corpora: list[str]) -> list[str]:
-    """A name for each study's files: the last part of its corpus, numbered where two agree."""
-    names: list[str] = []
-    for corpus in corpora:
-        name = re.sub(r"[^A-Za-z0-9_]+", "-", Path(corpus).name).strip("-") or "corpus"
-        names.append(f"{name}-{len(names)}" if name in names else name)
-    return names
+def _states(
+    config: Config, path: Path, study: str, console: Console, stopping: Callable[[], bool]
+) -> States | None:
+    """Where the training states of a study go, and what its training begins with.
 
-
-def _check_room(config: Config, corpora: list[Corpus]) -> None:
-    """Refuse to start where the trained models will not fit on the disk."""
-    needed = 0
-    for study, corpus in zip(config.studies, corpora, strict=True):
-        architecture = study.architecture(corpus.vocab)
-        parameters = jax.eval_shape(partial(init, architecture), jax.random.key(0))
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parameters))
-        kept = 1 + (2 + study.steps // study.checkpoint_every if study.checkpoint_every else 0)
-        needed += size * kept * len(study.seeds) * len(config.variants) + RECORD_BYTES
-    existing = next(p for p in (Path(config.workdir).absolute() / "x").parents if p.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise InputError(
-            f"--workdir={config.workdir}: {free / 1e6:.1f} MB free; accepted: a directory with "
-            f"room for the trained models, {needed / 1e6:.1f} MB"
+    Several processes keep none: what one of them finds on its disk, others may not.
+    """
+    return (
+        None
+        if hosts.several()
+        else States(
+            path / STATES / study,
+            config.saving,
+            partial(console.print, soft_wrap=True, markup=False),
+            Path(config.resume_from) / STATES / study if config.resume_from else None,
+            Path(config.init_from) if config.init_from else None,
+            stopping,
         )
-
-
-def _describe(study: TrainConfig, corpus: Corpus) -> dict[str, Any]:
-    description = {
-        "corpus": study.corpus,
-        "config": {key: value for key, value in asdict(study).items() if key != "variant"},
-        "tokens": corpus.tokens,
-        "documents": corpus.documents,
-        "split": corpus.split,
-        "epochs": corpus.epochs(study.steps, study.batch_size, study.seq_len),
-        "tokens_per_seed": study.steps * study.batch_size * study.seq_len,
-        "variants": {},
-    }
-    if isinstance(corpus, Backcopy):
-        rows = [
-            corpus.batch("val", 0, n, study.batch_size, study.seq_len)
-            for n in range(study.val_batches)
-        ]
-        description["loss_floor"] = float(corpus.entropy_floor(np.concatenate(rows)).mean())
-    return description
+    )
 
 
 def _train_all(
@@ -193,11 +181,12 @@ def _train_all(
     directory: RunDirectory,
     console: Console,
     described: dict[str, Any],
+    states: States | None,
 ) -> None:
     """Train every variant of the study, `config.jobs` at a time, and describe them in order."""
     stop, lock = threading.Event(), threading.Lock()
 
-    def train_one(name: str) -> tuple[Run, float]:
+    def train_one(name: str) -> Run:
         def log(row: dict[str, Any]) -> None:
             if stop.is_set():
                 raise InterruptedError
@@ -207,23 +196,23 @@ def _train_all(
 
         def keep(step: int, seeds: tuple[int, ...], params: Params) -> None:
             place = checkpoint_path(directory.path, f"{described['name']}-{name}", step, seeds[0])
-            with lock:  # the storage library mixes up what two threads save at once
-                save(place, one.architecture(corpus.vocab), params, seeds, corpus.tokenizer)
+            _save(place, one.architecture(corpus.vocab), params, seeds, corpus.tokenizer)
 
-        begun = time.perf_counter()
         one = dataclasses.replace(study, variant=name)
-        trained = train(one, corpus, log, keep)
-        return trained, time.perf_counter() - begun
+        return train(one, corpus, log, keep, states)
 
     progress = Progress(console, study, config.variants)
     with progress, ThreadPoolExecutor(config.jobs) as pool:
         try:
             futures = {name: pool.submit(train_one, name) for name in config.variants}
             for name, future in futures.items():
-                trained, seconds = future.result()
-                described["variants"][name] = _entry(trained, corpus, seconds)
-                with lock:
-                    _save(trained, directory.path / "models" / f"{described['name']}-{name}")
+                trained = future.result()
+                described["variants"][name] = entry(trained, corpus)
+                place = directory.path / "models" / f"{described['name']}-{name}"
+                _save(place, trained.architecture, trained.params, study.seeds, trained.tokenizer)
+        except Preempted:
+            pool.shutdown(cancel_futures=True)  # what runs is asked to stop too, and saves
+            raise
         except BaseException:
             # Error or Ctrl-C: what runs ends at its next row, what waits never starts.
             stop.set()
@@ -231,71 +220,10 @@ def _train_all(
             raise
 
 
-def _save(trained: Run, place: Path) -> None:
-    save(place, trained.architecture, trained.params, trained.config.seeds, trained.tokenizer)
-
-
-def _entry(trained: Run, corpus: Corpus, seconds: float) -> dict[str, Any]:
-    """What the record says of a trained variant."""
-    variant = VARIANTS[trained.config.variant]
-    return {
-        "label": variant.label,
-        "order": list(VARIANTS).index(variant.name),
-        "normalised": variant.normalised,
-        "parameters": sum(x.size for x in jax.tree.leaves(trained.model().params)),
-        "seconds": seconds,
-        **history(trained),
-        "snapshot": _snapshot(trained, corpus),
-    }
-
-
-def history(trained: Run) -> dict[str, Any]:
-    """Rows of the log as columns: [steps][seeds], the seeds in the order of the config."""
-    by_step: dict[int, list[dict[str, Any]]] = {}
-    for row in trained.rows:
-        by_step.setdefault(row["step"], []).append(row)
-    groups = [g for _, g in sorted(by_step.items())]
-
-    def column(key: str) -> dict[str, Any]:
-        chosen = [group for group in groups if key in group[0]]
-        return {
-            "step": [group[0]["step"] for group in chosen],
-            key: [np.concatenate([row[key] for row in group]) for group in chosen],
-        }
-
-    measured = column("val_loss")
-    chosen = [group for group in groups if "measures" in group[0]]
-    measured["measures"] = {
-        name: [np.concatenate([row["measures"][name] for row in group]) for group in chosen]
-        for name in chosen[0][0]["measures"]
-    }
-    return {"curve": column("loss"), "measured": measured}
-
-
-def _snapshot(trained: Run, corpus: Corpus) -> dict[str, Any]:
-    """One sequence as the figures show it: the paper's prompt, or a row of a synthetic task."""
-    tokenizer = trained.tokenizer
-    if tokenizer is None:
-        tokens = corpus.batch("val", 0, 0, 1, trained.config.seq_len)[0, :-1]
-        pieces = ["BOS" if t == corpus.bos else str(t) for t in tokens]
-    else:
-        bos = [] if corpus.bos is None else [corpus.bos]
-        tokens = np.array([*bos, *tokenizer.encode(PROMPT)], np.int32)[: trained.config.seq_len]
-        pieces = tokenizer.pieces(tokens)
-    model = trained.model()
-    shot = snapshot(model.config, model.params, jnp.asarray(tokens))
-    return {
-        "pieces": pieces,
-        "attention": _rounded(shot.attention),
-        "attention_layer": shot.attention_layer,
-        "magnitude": _rounded(shot.magnitude),
-        "magnitude_layer": shot.magnitude_layer,
-    }
-
-
-def _rounded(x: np.ndarray) -> list[list[float]]:
-    """Three significant digits: what a figure can show."""
-    return [[float(f"{value:.3g}") for value in row] for row in x.tolist()]
+def _save(place: Path, *model: Any) -> None:
+    """Write a model, in the place of the one that a part of this run before it may have left."""
+    shutil.rmtree(place, ignore_errors=True)
+    save(place, *model)
 
 
 # ----------------------------------------------------------------------------- the binary
@@ -311,7 +239,16 @@ def main() -> None:
         redraw(Path(FLAGS.redraw), console)
     else:
         hosts.connect(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
-        run(config_from_flags(), console if hosts.first() else Console(quiet=True))
+        console = console if hosts.first() else Console(quiet=True)
+        for name in ("name", "resume_from", "init_from"):
+            if hosts.several() and FLAGS[name].value is not None:
+                raise InputError(f"--{name}: with --coordinator; accepted: a run of one process")
+        config = config_from_flags()
+        own = own_directory()
+        if own and _complete(own):
+            console.print(f"complete {own}", soft_wrap=True, markup=False)
+        else:
+            run(config, console)
 
 
 def redraw(directory: Path, console: Console) -> None:
@@ -332,28 +269,88 @@ def redraw(directory: Path, console: Console) -> None:
 
 
 def config_from_flags() -> Config:
-    """The studies that the flags ask for, one per corpus.
+    """The studies that the flags ask for, one per corpus, or those of the run that goes on.
 
     Raises:
       InputError: a flag's value is not accepted.
     """
+    for flag, path in (("name", own_directory()), ("resume_from", FLAGS.resume_from)):
+        if path and (flag == "resume_from" or (path / "config.json").exists()):
+            return _going_on(flag, Path(path))
     variants = tuple(VARIANTS) if FLAGS.variants == ["all"] else tuple(FLAGS.variants)
     if FLAGS.smoke and FLAGS["variants"].using_default_value:
         variants = ("softmax", "context_scale")
-    given = {name: FLAGS[name].value for name in FLAGS if name not in ("corpus", "variant")}
     studies = []
     for corpus in FLAGS.corpus:
         study = BACKCOPY if corpus == "backcopy" else dataclasses.replace(TEXT, corpus=corpus)
-        if FLAGS.model is not None:
-            one_of("model", FLAGS.model, tuple(SHAPES))
-            study = dataclasses.replace(study, model=SHAPES[FLAGS.model])
         if jax.default_backend() != "cpu":
             study = launch.override(study, {"dtype": "bfloat16"})
-        if FLAGS.smoke:
-            study = launch.override(study, SMOKE)
-        studies.append(launch.override(study, given))
+        studies.append(_as_given(study))
+    return _with_places(tuple(studies), variants)
+
+
+def _as_given(study: TrainConfig) -> TrainConfig:
+    """The study with what the flags say of it."""
+    if FLAGS.model is not None:
+        one_of("model", FLAGS.model, tuple(SHAPES))
+        shape = dataclasses.replace(SHAPES[FLAGS.model], dtype=study.model.dtype)
+        study = dataclasses.replace(study, model=shape)
+    if FLAGS.smoke:
+        study = launch.override(study, SMOKE)
+    given = {name: FLAGS[name].value for name in FLAGS if name not in ("corpus", "variant")}
+    return launch.override(study, given)
+
+
+def _with_places(studies: tuple[TrainConfig, ...], variants: tuple[str, ...]) -> Config:
+    """The studies, and what the flags say of where they run, begin and are kept."""
     jobs = FLAGS.jobs if FLAGS.jobs is not None else default_jobs(studies)
-    return Config(tuple(studies), variants, jobs, FLAGS.workdir)
+    saving = launch.override(Saving(), {name: FLAGS[name].value for name in FLAGS})
+    places = (FLAGS.workdir, FLAGS.name, FLAGS.resume_from, FLAGS.init_from)
+    return Config(studies, variants, jobs, *places, saving)
+
+
+def own_directory() -> Path | None:
+    """The run directory that --name names.
+
+    Raises:
+      InputError: it is no name.
+    """
+    if FLAGS.name is None:
+        return None
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", FLAGS.name):
+        raise InputError(f"--name={FLAGS.name}: accepted: letters, digits, '_', '-' and '.'")
+    return Path(FLAGS.workdir) / "variants" / FLAGS.name
+
+
+def _complete(path: Path) -> bool:
+    return (path / "result.json").exists() and read_record(path)["status"] == "complete"
+
+
+def _going_on(flag: str, path: Path) -> Config:
+    """The studies of a run that is to go on; flags may say them again, and not otherwise.
+
+    Raises:
+      InputError: no run of this experiment, a complete one, or a flag that contradicts it.
+    """
+    stored = launch.read_config(Config, path, flag, "experiments.variants")
+    if flag == "resume_from" and not (path / STATES).exists():
+        raise InputError(
+            f"--resume_from={path}: no training states in it; accepted: a run that was "
+            f"interrupted, or --init_from={path / 'models'}/NAME"
+        )
+    there = {"variants": list(stored.variants), "corpus": [s.corpus for s in stored.studies]}
+    for name, found in there.items():
+        asked = FLAGS[name].value or []
+        asked = list(VARIANTS) if asked == ["all"] else asked
+        if FLAGS[name].present and asked != found:
+            raise InputError(
+                f"--{name}={','.join(asked)}: {path} was trained with {','.join(found)}; "
+                "accepted: that, or another --name"
+            )
+    studies = tuple(map(_as_given, stored.studies))
+    for study, asked_for in zip(stored.studies, studies, strict=True):
+        check_same(asdict(study), asked_for, path)
+    return _with_places(studies, stored.variants)
 
 
 def default_jobs(studies: Sequence[TrainConfig]) -> int:
@@ -379,12 +376,22 @@ def define_flags() -> None:
         "variants trained at the same time; default: 2 on CPU with a mesh of one device, else 1",
     )
     flags.DEFINE_string("workdir", "runs", "where run directories go")
+    flags.DEFINE_string(
+        "name", None, "of the run directory; the same command again goes on in it; default: a time"
+    )
+    flags.DEFINE_string(
+        "resume_from", None, "a run directory that was interrupted: go on with it in a new one"
+    )
+    flags.DEFINE_string(
+        "init_from", None, "a run's models/NAME: begin with its parameters, at step 0"
+    )
     flags.DEFINE_bool("smoke", False, "a few steps of two variants, in seconds")
     flags.DEFINE_bool("list", False, "print the table of variants and exit")
     flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
     flags.DEFINE_bool("markdown", False, "print tables in Markdown")
     launch.define_hosts()
     launch.define_overrides(TrainConfig, skip=("corpus", "variant", *FILLED_IN))
+    launch.define_overrides(Saving)
     flags.adopt_module_key_flags(launch)  # so that --help lists them
 
 

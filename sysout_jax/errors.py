@@ -14,3 +14,7 @@ class Diverged(ArithmeticError):
             "try a smaller --lr, a longer --warmup or a smaller --clip"
         )
         self.step, self.seed = step, seed
+
+
+class Preempted(Exception):
+    """A run that was asked to stop, and did: what there is to go on from is on disk."""

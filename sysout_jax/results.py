@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, Preempted
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 DIGITS = 6  # significant digits of a float in a record: float32 has seven
@@ -30,23 +30,30 @@ class RunDirectory:
     Every file but metrics.jsonl, which grows by whole lines, is written under a temporary name and
     renamed, so a reader never sees half of one.
 
+    One run writes into it at a time: the kernel holds the lock for the process, so that none is
+    left over when that dies.
+
     Args:
       workdir: the parent of all runs.
-      experiment: the name of the experiment; the run's own name is the time of its start.
+      experiment: the name of the experiment.
+      name: of the run, which may be there to go on; None names it by the time of its start.
 
     Raises:
-      InputError: the directory cannot be written.
+      InputError: the directory cannot be written, or another run is writing to it.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], experiment: str) -> None:
+    def __init__(
+        self, workdir: str | os.PathLike[str], experiment: str, name: str | None = None
+    ) -> None:
         stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
+        names = [stamp, *(f"{stamp}-{n}" for n in range(2, 100))] if name is None else [name]
         try:
-            for suffix in ("", *(f"-{n}" for n in range(2, 100))):
-                self.path = Path(workdir) / experiment / f"{stamp}{suffix}"
+            for each in names:
+                self.path = Path(workdir) / experiment / each
                 with contextlib.suppress(FileExistsError):
-                    self.path.mkdir(parents=True)
+                    self.path.mkdir(parents=True, exist_ok=name is not None)
                     break
-            self._metrics = (self.path / "metrics.jsonl").open("x")
+            self._open_log("x" if name is None else "a")
         except OSError as error:
             raise InputError(unwritable(workdir, error)) from error
 
@@ -55,7 +62,8 @@ class RunDirectory:
         """The directory of a run that is to go on; metrics.jsonl grows where it ended.
 
         Raises:
-          InputError: there is no config.json in it, or it cannot be written.
+          InputError: there is no config.json in it, it cannot be written, or another run is
+            writing to it.
         """
         self = cls.__new__(cls)
         self.path = Path(path)
@@ -64,12 +72,35 @@ class RunDirectory:
                 f"--resume={path}: no config.json there; accepted: the directory of a run"
             )
         try:
-            self._metrics = (self.path / "metrics.jsonl").open("a")
+            self._open_log("a")
         except OSError as error:
             raise InputError(
                 f"--resume={path}: {error.strerror}; accepted: a directory that is writable"
             ) from error
         return self
+
+    def _open_log(self, mode: str) -> None:
+        """Open metrics.jsonl for this run alone, without the half line that a kill may leave."""
+        import fcntl  # of Unix: only those who run experiments need it
+
+        path = self.path / "metrics.jsonl"
+        self._metrics = path.open(mode)
+        try:
+            fcntl.flock(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._metrics.close()
+            raise InputError(
+                f"{self.path}: another run is writing to it; accepted: a directory of its own"
+            ) from None
+        self._metrics.truncate(path.read_bytes().rfind(b"\n") + 1)
+
+    def forget_log(self) -> None:
+        """Empty metrics.jsonl, for a run that logs again what it had."""
+        self._metrics.truncate(0)
+
+    def write_config(self, config: Any) -> None:
+        """Write config.json, from which a run goes on: every digit of every number."""
+        write_text(self.path / "config.json", _lines(json.loads(json.dumps(asdict(config))), ""))
 
     def write(self, name: str, value: Any) -> Path:
         """Write `name` (a file name ending in .json) from dataclasses, mappings and arrays."""
@@ -84,7 +115,8 @@ class RunDirectory:
     def record(self, experiment: str, **content: Any) -> Iterator[dict[str, Any]]:
         """A record to fill, written as result.json however the block ends.
 
-        Its "status" says how: complete, interrupted (Ctrl-C), or failed with the "reason".
+        Its "status" says how: complete, interrupted (Ctrl-C), preempted (SIGTERM), or failed with
+        the "reason".
         """
         begun = time.perf_counter()
         record = {"experiment": experiment, "provenance": provenance(), **content}
@@ -92,7 +124,8 @@ class RunDirectory:
             yield record
             record["status"] = "complete"
         except BaseException as error:
-            record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            stopped = {KeyboardInterrupt: "interrupted", Preempted: "preempted"}
+            record["status"] = stopped.get(type(error), "failed")
             record["reason"] = str(error)
             raise
         finally:
@@ -108,9 +141,14 @@ def unwritable(workdir: str | os.PathLike[str], error: OSError) -> str:
 
 def write_json(path: Path, value: Any) -> Path:
     """Write JSON under a temporary name beside `path`, and rename it."""
+    return write_text(path, layout(value))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write lines of text in the same way."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(layout(value) + "\n")
+        partial.write_text(text + "\n")
         partial.replace(path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from sysout_jax import results
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, Preempted
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.results import RunDirectory, plain, provenance, read_record, write_json
+from sysout_jax.training.optimizer import OptimizerConfig
 
 
 class Noon(datetime.datetime):
@@ -241,8 +242,9 @@ def test_a_complete_record(tmp_path):
         (ArithmeticError("loss is nan at step 3"), "failed", "loss is nan at step 3"),
         (KeyboardInterrupt(), "interrupted", ""),
         (SystemExit(3), "failed", "3"),
+        (Preempted("asked to stop"), "preempted", "asked to stop"),
     ],
-    ids=["failed", "interrupted", "exit"],
+    ids=["failed", "interrupted", "exit", "preempted"],
 )
 def test_a_record_of_a_run_that_ended_early(tmp_path, error, status, reason):
     run = RunDirectory(tmp_path, "study")
@@ -346,13 +348,39 @@ def test_a_run_goes_on_in_its_own_directory(tmp_path):
     begun = RunDirectory(tmp_path, "probe")
     begun.write("config.json", {"steps": 3})
     begun.log({"step": 1})
+    begun._metrics.write('{"step": 2, "lo')  # as a kill leaves it
+    begun._metrics.close()
     again = RunDirectory.reopened(begun.path)
     again.log({"step": 2})
     with again.record("probe", found=7):
         pass
     assert read_record(begun.path)["found"] == 7
     assert (begun.path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
-    begun._metrics.close()
+
+
+def test_a_directory_is_of_one_run_at_a_time(tmp_path):
+    """A second run is refused in one line and changes nothing; a dead one holds nothing."""
+    first = RunDirectory(tmp_path, "probe", "mine")
+    first.write_config(OptimizerConfig(lr=0.123456789))
+    first.log({"step": 1})
+    message = f"{first.path}: another run is writing to it; accepted: a directory of its own"
+    for again in (
+        lambda: RunDirectory(tmp_path, "probe", "mine"),
+        lambda: RunDirectory.reopened(first.path),
+    ):
+        with pytest.raises(InputError) as caught:
+            again()
+        assert str(caught.value) == message
+    first.log({"step": 2})
+    first._metrics.close()  # as the kernel does when a process dies
+    second = RunDirectory(tmp_path, "probe", "mine")
+    assert (first.path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+    second.forget_log()
+    second.log({"step": 3})
+    second._metrics.close()
+    assert (first.path / "metrics.jsonl").read_text() == '{"step": 3}\n'
+    # What a run goes on from has every digit.
+    assert json.loads((first.path / "config.json").read_text())["lr"] == 0.123456789
 
 
 def test_only_a_run_goes_on(tmp_path):

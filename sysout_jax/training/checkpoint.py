@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from functools import partial
@@ -22,6 +23,7 @@ from sysout_jax.model.model import Model
 from sysout_jax.results import write_json
 
 FORMAT = 1
+STORAGE = threading.Lock()  # the storage library mixes up what two threads begin at once
 
 
 def save(
@@ -50,13 +52,13 @@ def save(
     shutil.rmtree(partial_directory, ignore_errors=True)
     partial_directory.mkdir(parents=True)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with STORAGE, ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(partial_directory / "params", params)
         record = {
             "format": FORMAT,
             "seeds": list(seeds),
             "model": asdict(config),
-            "sha256": _digests(partial_directory / "params"),
+            "sha256": digests(partial_directory / "params"),
         }
         write_json(partial_directory / "config.json", record)
         if tokenizer is not None:
@@ -84,7 +86,7 @@ def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
     import orbax.checkpoint as ocp
 
     path = Path(directory).absolute()
-    config, seeds, digests = _read_config(path)
+    config, seeds, written = _read_config(path)
     if seed is not None and seed not in seeds:
         raise InputError(f"seed {seed}: not in {path}; accepted: {', '.join(map(str, seeds))}")
     shapes = jax.eval_shape(
@@ -94,8 +96,8 @@ def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     try:
         # The storage library does not notice every file that was cut short.
-        found = _digests(path / "params")
-        changed = sorted(name for name in digests if found.get(name) != digests[name])
+        found = digests(path / "params")
+        changed = sorted(name for name in written if found.get(name) != written[name])
         if changed:
             raise ValueError(f"{changed[0]} is missing or not as it was written")
         with ocp.StandardCheckpointer() as checkpointer:
@@ -138,15 +140,15 @@ def saved_seeds(directory: Path) -> list[int]:
     return _read_config(directory)[1]
 
 
-def _digests(directory: Path) -> dict[str, str]:
+def digests(directory: Path) -> dict[str, str]:
     """The SHA-256 of every file below a directory, by relative name."""
-    digests = {}
+    found = {}
     for path in sorted(directory.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
                 name = path.relative_to(directory).as_posix()
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _read_config(path: Path) -> tuple[ModelConfig, list[int], dict[str, str]]:

@@ -1,5 +1,6 @@
 """The training loop: seeds in groups, steps in calls, measurements in between."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from jaxtyping import Array
 
 from sysout_jax.analysis.outliers import outlier_summary
 from sysout_jax.data import Backcopy, TextCorpus, load_corpus
-from sysout_jax.errors import Diverged, InputError
+from sysout_jax.errors import Diverged, InputError, Preempted
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, param_axes
 from sysout_jax.model.model import Model
@@ -20,10 +21,11 @@ from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.hosts import gathered
 from sysout_jax.training.optimizer import make_optimizer
 from sysout_jax.training.parallel import Devices, make_devices
-from sysout_jax.training.step import token_loss
+from sysout_jax.training.resume import Begun, Row, States
+from sysout_jax.training.step import TrainState, token_loss
 
 Corpus = Backcopy | TextCorpus
-Log = Callable[[dict[str, Any]], None]
+Log = Callable[[Row], None]
 Keep = Callable[[int, tuple[int, ...], Params], None]  # step, seeds, their parameters stacked
 
 
@@ -35,7 +37,8 @@ class Run:
     architecture: ModelConfig
     params: Params  # a leading axis over config.seeds on every leaf
     tokenizer: Any
-    rows: list[dict[str, Any]] = field(repr=False)  # what was logged, in order
+    rows: list[Row] = field(repr=False)  # what was logged, in order
+    seconds: float  # spent, in all parts of an interrupted run
 
     def model(self, seed: int | None = None) -> Model:
         """The model of one seed; the first if None.
@@ -55,6 +58,7 @@ def train(
     corpus: Corpus | None = None,
     log: Log | None = None,
     keep: Keep | None = None,
+    states: States | None = None,
 ) -> Run:
     """Train one variant with every seed of the config.
 
@@ -64,9 +68,11 @@ def train(
       log: called with each row as it is made: {"variant", "seeds", "step", "tokens_per_second",
         "loss": [per seed], "grad_norm": [per seed]} after every call, and with "val_loss" and
         "measures" {name: [per seed]} besides at step 0, every `measure_every` steps and the last.
-
+        A run that goes on logs the rows before its interruption again.
       keep: called with the parameters of each group of seeds at step 0, every
         `checkpoint_every` steps and the last, if that is not 0; it must copy what it keeps.
+      states: where training states go, and what the run begins with; None for no states, and from
+        scratch. An interrupted run ends with the bits of one that was not.
 
     Returns:
       A `Run`.
@@ -74,23 +80,28 @@ def train(
     Raises:
       InputError: corpus and config do not fit together.
       Diverged: a loss was not finite; rows up to there have been logged.
+      Preempted: it was asked to stop; its state is saved.
     """
     if corpus is None:
         corpus = load_corpus(config.corpus, config.tokenizer, config.bos)
     architecture = config.architecture(corpus.vocab)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
 
-    def record(row: dict[str, Any]) -> None:
+    def record(row: Row) -> None:
         rows.append(row)
         if log:
             log(row)
 
-    params = []
+    if states and states.stopping():
+        raise Preempted(f"asked to stop before variant {config.variant}")
+    params, seconds = [], 0.0
     for first in range(0, len(config.seeds), config.seeds_at_once):
         group = config.seeds[first : first + config.seeds_at_once]
-        params.append(_train_group(config, architecture, corpus, group, record, keep))
+        trained, spent = _train_group(config, architecture, corpus, group, record, keep, states)
+        params.append(trained)
+        seconds += spent
     stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *params)
-    return Run(config, architecture, stacked, corpus.tokenizer, rows)
+    return Run(config, architecture, stacked, corpus.tokenizer, rows, seconds)
 
 
 def _train_group(
@@ -100,54 +111,98 @@ def _train_group(
     seeds: tuple[int, ...],
     record: Log,
     keep: Keep | None,
-) -> Params:
-    optimizer = make_optimizer(config.optimizer, config.steps, param_axes(architecture))
-    devices = make_devices(
+    states: States | None,
+) -> tuple[Params, float]:
+    """The parameters of one group of seeds after the last step, and the seconds they took."""
+    devices = _devices(config, architecture)
+    measure = _make_measure(config, architecture, corpus, devices)
+    clock = time.perf_counter()
+    rows: list[Row] = []
+
+    def start() -> TrainState:
+        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        return devices.whole(devices.start(keys))
+
+    with contextlib.ExitStack() as stack:
+        own = stack.enter_context(states.of(config, corpus, seeds)) if states else None
+        begun = own.begin(architecture, start) if own else Begun(start())
+        state = devices.placed(begun.state)
+        for row in begun.rows:
+            rows.append(row)
+            record(row)
+
+        def reached(state: TrainState, row: Row) -> None:
+            """Measure, log and keep what is due after a step."""
+            step = row["step"]
+            if step % config.measure_every == 0 or step == config.steps:
+                row |= measure(devices.params(state))
+            rows.append(row)
+            record(row)
+            every = config.checkpoint_every
+            if every and (step % every == 0 or step == config.steps):
+                params = gathered(devices.params(state))  # by all processes, whoever keeps it
+                if keep:
+                    keep(step, seeds, params)
+            seconds = begun.seconds + time.perf_counter() - clock
+            stop = own and own.save(step, lambda: devices.whole(state), rows, seconds)
+            if stop and step < config.steps:
+                raise Preempted(f"asked to stop at step {step} of variant {config.variant}")
+
+        if not rows:
+            reached(state, {"variant": config.variant, "seeds": list(seeds), "step": 0})
+        later = _steps(config, corpus, seeds, devices, state, begun.step)
+        for state, row, diverged in later:
+            if diverged:
+                record(row)
+                raise diverged
+            reached(state, row)
+    spent = begun.seconds + time.perf_counter() - clock
+    return gathered(devices.params(state)), spent
+
+
+def _devices(config: TrainConfig, architecture: ModelConfig) -> Devices:
+    return make_devices(
         config.parallel,
         config.mesh_shape,
         architecture,
-        optimizer,
+        make_optimizer(config.optimizer, config.steps, param_axes(architecture)),
         config.batch_size,
         config.accumulate,
         config.param_dtype,
     )
-    state = devices.start(jnp.stack([jax.random.key(seed) for seed in seeds]))
-    measure = _make_measure(config, architecture, corpus, devices)
-    common = {"variant": config.variant, "seeds": list(seeds)}
 
-    def checkpoint(step: int) -> None:
-        due = config.checkpoint_every and step % config.checkpoint_every == 0
-        if due or (config.checkpoint_every and step == config.steps):
-            params = gathered(devices.params(state))
-            if keep:
-                keep(step, seeds, params)
 
-    record(common | {"step": 0} | measure(devices.params(state)))
-    checkpoint(0)
-    calls = list(_calls(config))
+def _steps(
+    config: TrainConfig,
+    corpus: Corpus,
+    seeds: tuple[int, ...],
+    devices: Devices,
+    state: TrainState,
+    done: int,
+) -> Iterator[tuple[TrainState, Row, Diverged | None]]:
+    """The state after each call that follows `done` steps, and the row of its steps."""
+    calls = [call for call in _calls(config) if call[0] >= done]
     stream = (devices.put(_batches(config, corpus, seeds, devices.rows, *call)) for call in calls)
-    batches = next(stream)
+    batches = next(stream, jnp.zeros(0))  # a finished run has no call left
     for step, count in calls:
         begun = time.perf_counter()
         state, report = devices.steps(state, batches)
         batches = next(stream, batches)  # made while the device works
         loss, grad_norm = np.asarray(report.loss), np.asarray(report.grad_norm)
         seconds = time.perf_counter() - begun
-        row = common | {
+        row = {
+            "variant": config.variant,
+            "seeds": list(seeds),
             "step": step + count,
             "tokens_per_second": count * len(seeds) * config.batch_size * config.seq_len / seconds,
             "loss": loss.mean(axis=0),
             "grad_norm": grad_norm.mean(axis=0),
         }
+        diverged = None
         if not np.isfinite(loss).all():
-            record(row)
             at, which = (int(i[0]) for i in np.nonzero(~np.isfinite(loss)))
-            raise Diverged(config.variant, step + at + 1, seeds[which], float(loss[at, which]))
-        if (step + count) % config.measure_every == 0 or step + count == config.steps:
-            row |= measure(devices.params(state))
-        record(row)
-        checkpoint(step + count)
-    return gathered(devices.params(state))
+            diverged = Diverged(config.variant, step + at + 1, seeds[which], float(loss[at, which]))
+        yield state, row, diverged
 
 
 def _calls(config: TrainConfig) -> Iterator[tuple[int, int]]:

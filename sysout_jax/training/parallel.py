@@ -45,8 +45,13 @@ class Devices:
     put: Callable[[np.ndarray], Array]  # batches [steps, seeds, B, T+1] to the devices
     rows: np.ndarray | None  # of B that this process reads and puts; None: all
     steps: Step
-    params: Callable[[TrainState], Params]  # [seeds, ...], to measure and to keep
+    whole: Callable[[TrainState], TrainState]  # [seeds, ...], to measure and to keep
+    placed: Callable[[TrainState], TrainState]  # the other way: what `whole` gave, to go on
     spread: Callable[[Array], Array]  # inside jit, where params are used: rows [B, T] over devices
+
+    def params(self, state: TrainState) -> Params:
+        """[seeds, ...], to measure and to keep."""
+        return self.whole(state).params
 
 
 def check_parallel(parallel: str, shape: MeshShape) -> None:
@@ -88,13 +93,13 @@ def make_devices(
     if shape.devices == 1:
         begin = jax.vmap(partial(start, config, optimizer, dtype=dtype))
         steps = make_steps(make_step(config, optimizer, accumulate))
-        return Devices(begin, jnp.asarray, None, steps, _params, lambda rows: rows)
+        return Devices(begin, jnp.asarray, None, steps, _same, _same, lambda rows: rows)
     make = {"jit": _jit, "pmap": _pmap, "shard_map": _shard_map}[parallel]
     return make(mesh, config, optimizer, batch_size, accumulate, dtype)
 
 
-def _params(state: TrainState) -> Params:
-    return state.params
+def _same(state: TrainState) -> TrainState:
+    return state
 
 
 # ------------------------------------------------------------------------- jit
@@ -200,7 +205,8 @@ def _jit(
         put=partial(put_rows, mesh, batch_size, rows),
         rows=rows,
         steps=mesh_steps(mesh, config, optimizer, accumulate),
-        params=_params,
+        whole=_same,
+        placed=_same,
         spread=lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh)),
     )
 
@@ -232,7 +238,8 @@ def _shard_map(
         put=partial(put_rows, mesh, batch_size, read),
         rows=read,
         steps=jax.jit(steps, donate_argnums=0),
-        params=_params,
+        whole=_same,
+        placed=_same,
         spread=lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh)),
     )
 
@@ -263,6 +270,7 @@ def _pmap(
         put=lambda batches: each(np.stack(np.split(batches, here, axis=STEPS_AND_SEEDS))),
         rows=host_rows(mesh, batch_size),
         steps=steps,
-        params=lambda state: jax.tree.map(one, state.params),
+        whole=lambda state: jax.tree.map(one, state),
+        placed=lambda state: each(jax.tree.map(copies, state)),
         spread=lambda rows: rows,
     )

@@ -219,10 +219,10 @@ def test_divergence_names_step_and_seed_and_keeps_the_record(run_variants, tmp_p
 def test_interruption_keeps_what_was_finished(run_variants, tmp_path, monkeypatch):
     real = variants.train
 
-    def interrupted(config, corpus, log, keep):
+    def interrupted(config, corpus, log, keep, states):
         if config.variant == "sigmoid":
             raise KeyboardInterrupt
-        return real(config, corpus, log, keep)
+        return real(config, corpus, log, keep, states)
 
     monkeypatch.setattr(variants, "train", interrupted)
     outcome = run_variants(

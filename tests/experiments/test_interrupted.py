@@ -1,0 +1,230 @@
+"""Interrupted runs of the variants experiment end with the bits of one that was not."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from sysout_jax.training.checkpoint import load
+from sysout_jax.training.states import saved_steps
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+    "--corpus=backcopy", "--variants=softmax,context_scale", "--width=8", "--heads=2",
+    "--batch_size=3", "--val_batches=2", "--seq_len=7", "--seeds=0,3", "--steps=400",
+    "--steps_per_call=10", "--measure_every=200", "--save_every=40",
+)  # fmt: skip
+ENV = os.environ | {
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+}
+
+
+def command(workdir, *arguments):
+    return [sys.executable, "-m", "experiments.variants", *TINY, f"--workdir={workdir}", *arguments]
+
+
+def begin(workdir, *arguments):
+    return subprocess.Popen(
+        command(workdir, *arguments), cwd=ROOT, env=ENV, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def trained(directory):
+    """What a run found, without what clocks say: record, rows, parameters."""
+    (study,) = json.loads((directory / "result.json").read_text())["studies"]
+    for entry in study["variants"].values():
+        assert entry.pop("seconds") > 0
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row.pop("tokens_per_second", 1) > 0
+    models = {
+        (path.name, seed): jax.tree.map(np.asarray, dict(load(path, seed).params))
+        for path in (directory / "models").iterdir()
+        for seed in (0, 3)
+    }
+    return study, sorted(rows, key=lambda row: (row["variant"], row["step"])), models
+
+
+@pytest.fixture(scope="module")
+def whole(run_variants, tmp_path_factory):
+    """A run that nothing interrupts, and what it found."""
+    workdir = tmp_path_factory.mktemp("whole")
+    outcome = run_variants(*TINY, f"--workdir={workdir}", "--name=a")
+    assert outcome.status == 0, outcome.err
+    directory = workdir / "variants" / "a"
+    assert not (directory / "states").exists()
+    return directory
+
+
+def same(directory, whole):
+    found, expected = trained(directory), trained(whole)
+    assert found[0] == expected[0]
+    assert found[1] == expected[1]
+    jax.tree.map(np.testing.assert_array_equal, found[2], expected[2])
+
+
+def rows(directory):
+    log = directory / "metrics.jsonl"
+    return log.read_text().count("\n") if log.exists() else 0
+
+
+def wait_until(process, ready, seconds=120):
+    for _ in range(seconds * 50):
+        if ready() or (process and process.poll() is not None):
+            return
+        time.sleep(0.02)
+
+
+def test_killed_and_preempted(whole, run_variants, tmp_path):
+    """SIGKILL twice, SIGTERM once, and to the end: parameters, rows and record are the same."""
+    directory, dice = tmp_path / "variants" / "a", random.Random(7)
+    for low, high in ((5, 30), (40, 50)):  # of 84 rows; a run that goes on logs its rows again
+        at, process = dice.randint(low, high), begin(tmp_path, "--name=a")
+        wait_until(process, lambda at=at: rows(directory) > at)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (directory / "result.json").exists()
+
+    def terminate():
+        wait_until(process, lambda: rows(directory) > 60)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    process = None
+    (directory / "metrics.jsonl").write_text("")
+    with ThreadPoolExecutor() as pool:
+        pool.submit(terminate)
+        outcome = run_variants("--name=a", f"--workdir={tmp_path}")  # its config is that of the run
+    assert (outcome.status, outcome.err) == (0, "")
+    last = outcome.out.splitlines()[-1]
+    assert re.fullmatch(r"asked to stop (at step \d+ of|before) variant \w+", last)
+    assert json.loads((directory / "result.json").read_text())["status"] == "preempted"
+    damaged = max(saved_steps(directory / "states" / "backcopy" / "softmax-seed-0").values())
+    (damaged / "about.json").write_text("")
+    outcome = run_variants("--name=a", f"--workdir={tmp_path}")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.out.count("cannot be used (about.json is missing or not as it was written)") == 1
+    same(directory, whole)
+    assert not (directory / "states").exists()
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_times(whole, tmp_path):
+    directory, dice = tmp_path / "variants" / "a", random.Random(int(os.environ.get("SEED", "0")))
+    begun = time.monotonic()
+    process = begin(tmp_path / "timed", "--name=a")
+    assert process.wait() == 0
+    seconds = time.monotonic() - begun
+    seen, killed = [], 0
+    while killed < 20:
+        process = begin(tmp_path, "--name=a")
+        time.sleep(dice.uniform(0, seconds))
+        process.kill()
+        process.communicate()
+        if process.returncode == 0:  # it was done before: another run
+            same(directory, whole)
+            shutil.rmtree(directory)
+            continue
+        killed += 1
+        seen.append([max(saved_steps(path), default=0) for path in directory.glob("states/*/*")])
+    print(f"{seconds:.1f} s a run; states after each kill: {seen}")
+    process = begin(tmp_path, "--name=a")
+    assert process.wait() == 0
+    same(directory, whole)
+
+
+# ------------------------------------------------------------------------- what is refused
+
+
+@pytest.fixture(scope="module")
+def stopped(whole, tmp_path_factory):
+    """A run directory with its config and no result, as a kill before the first state leaves it."""
+    directory = tmp_path_factory.mktemp("stopped") / "variants" / "a"
+    directory.mkdir(parents=True)
+    shutil.copy(whole / "config.json", directory)
+    (directory / "states").mkdir()
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--lr=0.5"], ("--lr=0.5: ", "was trained with 0.007", "--init_from")),
+        (["--steps=400", "--seeds=0"], ("--seeds=0: ", "was trained with 0,3")),
+        (["--width=16"], ("--width=16: ", "was trained with 8")),
+        (["--variants=softmax"], ("--variants=softmax: ", "softmax,context_scale")),
+        (["--corpus=stdlib"], ("--corpus=stdlib: ", "was trained with backcopy")),
+        (["--model=gpt2-tiny"], ("was trained with",)),
+        (["--smoke"], ("--", "was trained with")),
+    ],
+)
+@pytest.mark.parametrize("how", ["name", "resume_from"])
+def test_flags_that_contradict_the_run(run_variants, stopped, how, arguments, told):
+    given = f"--name=a --workdir={stopped.parents[1]}" if how == "name" else f"--{how}={stopped}"
+    before = sorted(stopped.parents[1].rglob("*"))
+    outcome = run_variants(*given.split(), *arguments)
+    assert (outcome.status, outcome.err.count("\n")) == (2, 1), outcome
+    assert all(part in outcome.err for part in (*told, str(stopped), "accepted: ")), outcome.err
+    assert sorted(stopped.parents[1].rglob("*")) == before
+
+
+def test_a_complete_run_is_left_alone(run_variants, whole):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    outcome = run_variants("--name=a", f"--workdir={whole.parents[1]}")
+    assert (outcome.status, outcome.out) == (0, f"complete {whole}\n")
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+    outcome = run_variants(f"--resume_from={whole}")
+    assert (outcome.status, outcome.err.count("\n")) == (2, 1)
+    assert f"--init_from={whole / 'models'}/NAME" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["--resume_from=nowhere"],
+            ("--resume_from=nowhere: No such file", "variants"),
+        ),
+        (["--name=../a"], ("--name=../a: accepted: letters",)),
+        (["--keep_last=0"], ("--keep_last=0: accepted: ",)),
+        (
+            ["--init_from=nowhere", "--smoke"],
+            ("nowhere/config.json: No such file", "RUN/models"),
+        ),
+    ],
+)
+def test_bad_flags_are_one_line(run_variants, tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    outcome = run_variants(*arguments, "--corpus=backcopy")
+    assert (outcome.status, outcome.err.count("\n")) == (2, 1)
+    assert all(part in outcome.err for part in told), outcome.err
+
+
+def test_two_runs_in_one_directory(run_variants, stopped, tmp_path):
+    """The second is refused in a line; what the first has written stays."""
+    import fcntl
+
+    directory = shutil.copytree(stopped, tmp_path / "variants" / "a")
+    with (directory / "metrics.jsonl").open("w") as log:
+        log.write('{"step": 0}\n')
+        log.flush()
+        fcntl.flock(log, fcntl.LOCK_EX)
+        outcome = run_variants("--name=a", f"--workdir={tmp_path}")
+    assert outcome.status == 2
+    assert outcome.err == (
+        f"error: {directory}: another run is writing to it; accepted: a directory of its own\n"
+    )
+    assert (directory / "metrics.jsonl").read_text() == '{"step": 0}\n'
