@@ -20,13 +20,12 @@ from rich.progress import Progress as RichProgress
 
 from experiments import launch
 from experiments.chosen import Choice, Chosen, choose
-from experiments.report import reading
+from experiments.texts import length_of, read_corpus
 from sysout_jax.analysis.scan import QUERIES_AT_ONCE, Thresholds, for_length, over_batches
-from sysout_jax.data import TextCorpus, load_corpus
+from sysout_jax.data.prompt import encode_prompt
 from sysout_jax.errors import InputError
 from sysout_jax.families.known import TAPS as EXTREMES
 from sysout_jax.families.known import Check, Known, check_known, known_of
-from sysout_jax.families.tokens import encode_prompt
 from sysout_jax.model.config import one_of
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.model.stream import recorded
@@ -36,7 +35,6 @@ from sysout_jax.results import RunDirectory, plain, read_record
 
 FLAGS = flags.FLAGS
 PROMPT = "Summer is warm. Winter is cold.\n"  # of Sun et al. 2024 and An et al. 2025
-TOKENS = 64  # of a sequence, if nothing is said
 SMOKE = {"sequences": 2, "batch": 2}
 STREAMED = ("existence", "positions", "relations")  # parts that read a model layer by layer
 
@@ -76,24 +74,9 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
       InputError: a corpus that cannot be read, or that is too short.
     """
     model = chosen.model
-    spec = config.corpus or chosen.corpus
-    if spec is None:
-        raise InputError(
-            f"--corpus: not given, and {chosen.path} does not say what it was trained on; "
-            "accepted: backcopy, stdlib, PATH, tokens:DIR"
-        )
-    if model.tokenizer is None and not (spec == "backcopy" or spec.startswith("tokens:")):
-        raise InputError(
-            f"--model={config.choice.model}: no tokenizer.json, or vocab.json and merges.txt, "
-            "beside it; accepted: one of them, or --corpus=tokens:DIR"
-        )
-    with reading(console, spec) as progress:
-        corpus = load_corpus(spec, model.tokenizer or "bytes", chosen.bos, progress=progress)
-    limit = model.config.context if model.config.position == "learned" else TOKENS
-    length = config.seq_len or min(TOKENS, limit)
-    if isinstance(corpus, TextCorpus):
-        _check_length(config.sequences, length, corpus)
-    rows = corpus.batch("val", 0, 0, config.sequences, length)
+    corpus, spec = read_corpus(config.corpus, chosen, console)
+    length = length_of(config.seq_len, model.config)
+    rows = corpus.distinct("val", config.sequences, length)
     if model.tokenizer is None:
         prompt = rows[0, :-1][:PROMPT_TOKENS]
     else:
@@ -104,17 +87,6 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
         chosen.seeds(), len(chosen.saved),
     )  # fmt: skip
     return material, spec
-
-
-def _check_length(sequences: int, length: int, corpus: TextCorpus) -> None:
-    """Refuse to show the same text twice."""
-    tokens = corpus.tokens["val"]
-    room = tokens // length
-    if room < sequences:
-        raise InputError(
-            f"--sequences={sequences}: the validation part of {corpus.name!r} has {tokens} "
-            f"tokens; accepted: at most {room} sequences of --seq_len={length}"
-        )
 
 
 def run(config: Config, console: Console) -> RunDirectory:

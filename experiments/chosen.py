@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sysout_jax import loading
+from sysout_jax.data.prompt import starts_with_bos
 from sysout_jax.errors import InputError
 from sysout_jax.families.checkpoint import Shard
-from sysout_jax.families.tokens import BOS, published_tokenizer
-from sysout_jax.model.config import one_of
+from sysout_jax.families.tokens import published_tokenizer
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model
 from sysout_jax.results import read_record
@@ -40,7 +40,7 @@ class Choice:
     mesh: str = "data=1"  # devices that share the parameters: fsdp=2,tensor=2
 
     def __post_init__(self) -> None:
-        one_of("bos", self.bos, BOS)
+        starts_with_bos(None, self.bos)
         if self.stream and self.shape.devices > 1:
             raise InputError(f"--stream: with --mesh={self.mesh}; accepted: a mesh of one device")
 
@@ -141,8 +141,7 @@ def choose(choice: Choice) -> Chosen:
     model = loading.load(located, choice.seed, choice.param_dtype, shard=choice.shard())
     run = located.absolute().parent.parent if located.absolute().parent.name == "models" else None
     seed = saved_seeds(located)[0] if choice.seed is None else choice.seed
-    trained = _study(run, located.name).get("config", {}).get("bos", True)
-    bos = trained if choice.bos == "auto" else choice.bos == "yes"
+    bos = starts_with_bos(model.tokenizer, choice.bos)
     return Chosen(model, located, located.name, seed, run, bos)
 
 
@@ -174,8 +173,7 @@ def _published(choice: Choice, located: Path) -> Chosen:
         model = Model(opened.config, opened.layers(), published_tokenizer(located))
     else:
         model = loading.load(located, dtype=choice.param_dtype, shard=choice.shard())
-    adds = getattr(model.tokenizer, "adds_bos", True)
-    bos = adds if choice.bos == "auto" else choice.bos == "yes"
+    bos = starts_with_bos(model.tokenizer, choice.bos)
     return Chosen(model, located, name, None, None, bos)
 
 

@@ -11,6 +11,7 @@ from experiments.report import reading
 from sysout_jax.analysis.calibration import apart
 from sysout_jax.data import load_corpus
 from sysout_jax.errors import InputError
+from sysout_jax.model.config import ModelConfig
 from sysout_jax.training.loop import Corpus
 
 TOKENS = 64  # of a sequence, if nothing is said
@@ -22,6 +23,33 @@ class Text(NamedTuple):
     corpus: Corpus
     calibration: np.ndarray
     evaluation: np.ndarray
+
+
+def read_corpus(given: str | None, chosen: Chosen, console: Console) -> tuple[Corpus, str]:
+    """The corpus that --corpus means for a model, in its tokenizer; and the corpus' name.
+
+    Raises:
+      InputError: no corpus, or one that cannot be read or that the model cannot read.
+    """
+    spec = given or chosen.corpus
+    if spec is None:
+        raise InputError(
+            f"--corpus: not given, and {chosen.path} does not say what it was trained on; "
+            "accepted: backcopy, stdlib, PATH, tokens:DIR"
+        )
+    tokenizer = chosen.model.tokenizer
+    if tokenizer is None and not (spec == "backcopy" or spec.startswith("tokens:")):
+        raise InputError(
+            f"--model={chosen.path}: no tokenizer.json, or vocab.json and merges.txt, "
+            "beside it; accepted: one of them, or --corpus=tokens:DIR"
+        )
+    with reading(console, spec) as progress:
+        return load_corpus(spec, tokenizer or "bytes", chosen.bos, progress=progress), spec
+
+
+def length_of(given: int | None, config: ModelConfig) -> int:
+    """T: what --seq_len says, or `TOKENS`, or what the model can read if that is less."""
+    return given or min(TOKENS, config.longest or TOKENS)
 
 
 @dataclass
@@ -41,24 +69,16 @@ class Texts:
         Raises:
           InputError: no corpus, one that is too short, or one whose parts have text in common.
         """
-        spec = self.corpus or chosen.corpus
-        if spec is None:
-            raise InputError(
-                f"--corpus: not given, and {chosen.path} does not say what it was trained on; "
-                "accepted: backcopy, stdlib, PATH, tokens:DIR"
-            )
+        spec = self.corpus or chosen.corpus or ""
         if spec not in self._read:
-            self._read[spec] = self._open(spec, chosen)
+            self._read[spec] = self._open(chosen)
         return self._read[spec]
 
-    def _open(self, spec: str, chosen: Chosen) -> Text:
+    def _open(self, chosen: Chosen) -> Text:
         model = chosen.model
-        with reading(self.console, spec) as progress:
-            tokenizer = model.tokenizer or "bytes"
-            corpus: Corpus = load_corpus(spec, tokenizer, chosen.bos, progress=progress)
-        limit = model.config.context if model.config.position == "learned" else TOKENS
-        length = self.seq_len or min(TOKENS, limit)
-        evaluation = corpus.batch("val", 0, 0, self.sequences, length)
+        corpus, spec = read_corpus(self.corpus, chosen, self.console)
+        length = length_of(self.seq_len, model.config)
+        evaluation = corpus.distinct("val", self.sequences, length)
         candidates = corpus.batch("train", 0, 0, 2 * self.calibration, length)
         top, vocab = max(evaluation.max(), candidates.max()), model.config.vocab
         if top >= vocab:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from sysout_jax.data.backcopy import Backcopy
 from sysout_jax.data.batches import TextCorpus
@@ -14,7 +15,13 @@ from sysout_jax.data.encode import (
     open_token_files,
     tokenizer_for,
 )
-from sysout_jax.data.tokenizer import Tokenizer, load_saved, load_tokenizer
+from sysout_jax.data.tokenizer import (
+    ByteTokenizer,
+    SubwordTokenizer,
+    Tokenizer,
+    load_saved,
+    load_tokenizer,
+)
 from sysout_jax.errors import InputError
 
 __all__ = [
@@ -66,6 +73,8 @@ def load_corpus(
         given = tokenizer
         known = tokenizer_for(spec, given, cache_dir) if isinstance(given, str) else given
         found = encode_corpus(spec, known, cache_dir, progress)
+    if isinstance(known, ByteTokenizer | SubwordTokenizer):
+        known = replace(known, adds_bos=bos)  # what is saved beside a model says how it was trained
     return TextCorpus(
         name=spec,
         vocab=found.vocab,

@@ -85,6 +85,10 @@ class Backcopy:
         uniform = (words >> np.uint64(11)).reshape(seq_len, batch_size) * 2.0**-53
         return chain(self.chain_seed).rows(uniform if rows is None else uniform[:, rows])
 
+    def distinct(self, split: str, count: int, seq_len: int) -> np.ndarray:
+        """Rows to judge by: int32 [B, T + 1], the first batch of seed 0's stream."""
+        return self.batch(split, 0, 0, count, seq_len)
+
     def epochs(self, steps: int, batch_size: int, seq_len: int) -> float:
         """Always 0: no row is ever seen twice."""
         return 0.0

@@ -85,6 +85,29 @@ class TextCorpus:
             return text
         return np.concatenate([np.full((samples.size, 1), self.bos, np.int32), text], axis=1)
 
+    def distinct(self, split: str, count: int, seq_len: int) -> np.ndarray:
+        """Rows to judge by: the first of seed 0's stream, no text of them shown twice.
+
+        Args:
+          split: `train` or `val`.
+          count, seq_len: B and T.
+
+        Returns:
+          int32 [B, T + 1], as `batch`.
+
+        Raises:
+          InputError: as `batch`, or fewer blocks than rows.
+        """
+        check_request(split, 0, 0, count, seq_len)
+        room = self._blocks(split, seq_len)[0]
+        if count > room:
+            raise InputError(
+                f"--sequences={count}: the {split} part of corpus {self.name!r} has "
+                f"{self.tokens[split]} tokens; accepted: at most {room} sequences of "
+                f"--seq_len={seq_len}"
+            )
+        return self.batch(split, 0, 0, count, seq_len)
+
     def epochs(self, steps: int, batch_size: int, seq_len: int) -> float:
         """How often `steps` batches go through the train part."""
         return steps * batch_size / self._blocks("train", seq_len)[0]

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ from sysout_jax.errors import InputError
 ACCEPTED = "bytes, gpt2:DIR, PATH.json, bpe:SIZE"
 _FORMAT = "sysout_jax tokenizer 1"
 _EOT_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
+_OURS = ("format", "kind", "eot", "bos", "adds_bos")  # what we add to the library's own JSON
 _BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|bos|>")
 _GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 _MAX_TRAINED = 1_000_000
@@ -36,9 +37,9 @@ class Tokenizer(Protocol):
     """What the rest of the library asks of a tokenizer.
 
     `vocab` counts every id including the specials, `eot` separates documents, `bos` starts a
-    sequence, and `fingerprint` changes whenever the ids of some text could. Text never encodes to
-    a special token, even where it spells one. `cut` finds where a long text may be cut (at a
-    match's end) without changing its ids, or is None where it may not be cut at all.
+    sequence if `adds_bos`, and `fingerprint` changes whenever the ids of some text could. Text
+    never encodes to a special token, even where it spells one. `cut` finds where a long text may be
+    cut (at a match's end) without changing its ids, or is None where it may not be cut at all.
     """
 
     @property
@@ -47,6 +48,8 @@ class Tokenizer(Protocol):
     def eot(self) -> int: ...
     @property
     def bos(self) -> int: ...
+    @property
+    def adds_bos(self) -> bool: ...
     @property
     def fingerprint(self) -> str: ...
     @property
@@ -82,6 +85,7 @@ class ByteTokenizer:
     bos: int = 257
     fingerprint: str = "bytes-1"
     cut: re.Pattern[str] | None = _ANYWHERE
+    adds_bos: bool = True  # sequences that the model learned from start with BOS
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
@@ -96,7 +100,7 @@ class ByteTokenizer:
         return [_label(self._bytes(i)) for i in np.asarray(ids).tolist()]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        _write_json(path, {"format": _FORMAT, "kind": "bytes"})
+        _write_json(path, {"format": _FORMAT, "kind": "bytes", "adds_bos": self.adds_bos})
 
     def _bytes(self, token: int) -> bytes:
         if token < self.eot:
@@ -111,7 +115,7 @@ class SubwordTokenizer:
     backend: tokenizers.Tokenizer = field(repr=False)  # its repr is its whole vocabulary
     eot: int
     bos: int
-    adds_bos: bool = False  # whether its own rule for prompts puts BOS in front
+    adds_bos: bool = False  # its own rule for prompts, or how the model was trained
 
     @functools.cached_property
     def vocab(self) -> int:
@@ -151,10 +155,8 @@ class SubwordTokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         spec = json.loads(self.backend.to_str())
-        _write_json(
-            path,
-            {"format": _FORMAT, "kind": "tokenizers", "eot": self.eot, "bos": self.bos, **spec},
-        )
+        own = {"eot": self.eot, "bos": self.bos, "adds_bos": self.adds_bos}
+        _write_json(path, {"format": _FORMAT, "kind": "tokenizers", **own, **spec})
 
     def _piece(self, token: int, byte_level: bool) -> str:
         name = self.backend.id_to_token(token)
@@ -265,10 +267,10 @@ def _read_merges(spec: str, path: Path, vocab: dict[str, int]) -> list[tuple[str
 def _load_json(spec: str, path: Path) -> ByteTokenizer | SubwordTokenizer:
     content = _read_json(spec, path)
     if content.get("format") == _FORMAT and content.get("kind") == "bytes":
-        return ByteTokenizer()
+        return ByteTokenizer(adds_bos=content.get("adds_bos", True))
     if not isinstance(content.get("model"), dict):
         _reject(spec, f"{path} is no tokenizer.json: it has no 'model'")
-    ours = {key: content.pop(key, None) for key in ("format", "kind", "eot", "bos")}
+    ours = {key: content.pop(key, None) for key in _OURS}
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # the library raises bare Exception for every malformed field
@@ -286,7 +288,9 @@ def _load_json(spec: str, path: Path) -> ByteTokenizer | SubwordTokenizer:
             )
     if not eots + boses:
         _reject(spec, f"{path} has none of the special tokens {', '.join(_EOT_NAMES + _BOS_NAMES)}")
-    return _subword(backend, (eots + boses)[0], (boses + eots)[0])
+    found = _subword(backend, (eots + boses)[0], (boses + eots)[0])
+    adds = ours["adds_bos"]
+    return found if adds is None else replace(found, adds_bos=adds)
 
 
 def _train_bpe(

@@ -1,18 +1,12 @@
-"""The tokenizer of a published checkpoint, and prompts with an explicit choice of BOS."""
+"""The tokenizer of a published checkpoint."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sysout_jax.data import Tokenizer, load_saved, load_tokenizer
 from sysout_jax.data.tokenizer import SubwordTokenizer
-from sysout_jax.errors import InputError
 from sysout_jax.families.config_map import read_json
-from sysout_jax.model.config import one_of
-
-BOS = ("auto", "yes", "no")
 
 
 def published_tokenizer(directory: Path) -> Tokenizer | None:
@@ -59,26 +53,3 @@ def _special(tokenizer: SubwordTokenizer, name: Any, number: Any, otherwise: int
         return known
     number = number[0] if isinstance(number, list) and number else number
     return number if type(number) is int and 0 <= number < tokenizer.vocab else otherwise
-
-
-def encode_prompt(tokenizer: Tokenizer, text: str, bos: str = "auto") -> np.ndarray:
-    """The ids of a prompt, with or without BOS in front: outliers can depend on it.
-
-    Args:
-      tokenizer: of the model.
-      text: the prompt.
-      bos: "yes", "no", or "auto": as the published tokenizer does.
-
-    Returns:
-      [T] int32.
-
-    Raises:
-      InputError: another value of `bos`, or no token at all.
-    """
-    one_of("bos", bos, BOS)
-    adds = getattr(tokenizer, "adds_bos", True) if bos == "auto" else bos == "yes"
-    ids = tokenizer.encode(text)
-    ids = np.concatenate([np.array([tokenizer.bos], np.int32), ids]) if adds else ids
-    if not ids.size:
-        raise InputError("an empty prompt without BOS: accepted: some text, or --bos=yes")
-    return ids

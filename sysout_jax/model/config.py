@@ -197,6 +197,11 @@ class ModelConfig:
         return int(self.sizes["H"] * self.rope_fraction)
 
     @property
+    def longest(self) -> int | None:
+        """Tokens of the longest sequence that learned positions allow; None: any length."""
+        return self.context - self.position_offset if self.position == "learned" else None
+
+    @property
     def layers_with_window(self) -> tuple[int, ...]:
         """The layers, from 0, in which `window` limits attention."""
         if self.window is None:

@@ -40,10 +40,10 @@ def embed(config: ModelConfig, own: Own, tokens: Int[Array, "B T"]) -> Float[Arr
     if c.embed_width is not None:
         x = linear(x, own("embed_in", "W -> D"))
     if c.position == "learned":
-        end = c.context - c.position_offset
-        if length > end:
+        if c.longest is not None and length > c.longest:
             raise InputError(
-                f"--seq_len={length}: learned positions end at {end}; accepted: at most {end}"
+                f"--seq_len={length}: learned positions end at {c.longest}; "
+                f"accepted: at most {c.longest}"
             )
         rows = own("positions", "T -> D")[c.position_offset : c.position_offset + length]
         x = x + jnp.broadcast_to(rows.astype(x.dtype), x.shape)
@@ -185,7 +185,7 @@ def forward(
     Args:
       config: the architecture.
       params: as `init` returns them.
-      tokens: [B, T] ids, T at most `config.context` where positions are learned.
+      tokens: [B, T] ids, T at most `config.longest`.
       taps: name -> reducer of one sequence's value, or None for the value itself.
       edits: name -> function of the batch's value and the layer index that replaces the value.
 

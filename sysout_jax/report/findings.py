@@ -20,6 +20,7 @@ from sysout_jax.analysis.roles import Roles, roles
 from sysout_jax.analysis.scan import QUERIES_AT_ONCE, Progress, Scan, Thresholds, scan
 from sysout_jax.analysis.seeds import Seeds, across_seeds
 from sysout_jax.analysis.weights import WeightScan, weight_scan
+from sysout_jax.data.prompt import encode_prompt
 from sysout_jax.errors import InputError
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model
@@ -55,17 +56,16 @@ class Material:
 
     def __post_init__(self) -> None:
         config, length = self.model.config, self.rows.shape[1] - 1
-        limited = config.position == "learned"
-        longest = min(PROMPT_TOKENS, config.context) if limited else PROMPT_TOKENS
+        end = config.longest
+        longest = PROMPT_TOKENS if end is None else min(PROMPT_TOKENS, end)
         said = f"--prompt: {len(self.prompt)} token{'s' * (len(self.prompt) != 1)}; accepted: "
         if len(self.prompt) < 2:
             raise InputError(f"{said}2 to {longest} tokens")
         if length < 2:
             raise InputError(f"--seq_len={length}: accepted: an integer of at least 2")
-        if limited and length > config.context:
+        if end is not None and length > end:
             raise InputError(
-                f"--seq_len={length}: learned positions end at {config.context}; "
-                f"accepted: at most {config.context}"
+                f"--seq_len={length}: learned positions end at {end}; accepted: at most {end}"
             )
         if len(self.prompt) > longest:
             raise InputError(f"{said}2 to {longest} tokens")
@@ -219,7 +219,7 @@ def analyze(
     rows: Sequence[Sequence[int]] | np.ndarray | None = None,
     parts: Sequence[str] | None = None,
     thresholds: Thresholds | None = None,
-    bos: bool = True,
+    bos: str = "auto",
     batch: int = 8,
     progress: Progress | None = None,
 ) -> Findings:
@@ -232,7 +232,7 @@ def analyze(
       parts: keys of `PARTS`; None for all of them but dynamics and seeds, which take the
         checkpoints and the seeds of a run: `python -m experiments.analyze`.
       thresholds: of the detectors; None for those of their papers.
-      bos: put the tokenizer's BOS before the text.
+      bos: auto, yes or no: the text starts with the tokenizer's BOS; auto: as in its training.
       batch: sequences that are run together.
       progress: called with what is done of a part, and what there is in all.
 
@@ -242,8 +242,7 @@ def analyze(
     if isinstance(text, str):
         if model.tokenizer is None:
             raise InputError("text: the model has no tokenizer; accepted: token ids")
-        start = [model.tokenizer.bos] if bos else []
-        text = np.array([*start, *model.tokenizer.encode(text)])
+        text = encode_prompt(model.tokenizer, text, bos)
     prompt = np.asarray(text, np.int32)
     rows = prompt[None] if rows is None else np.asarray(rows, np.int32)
     material = Material(model, prompt, rows, thresholds or Thresholds(), batch)

@@ -47,6 +47,21 @@ def test_row_is_a_sample_of_one_stream():
 
 
 @pytest.mark.parametrize("bos", [None, 7000])
+@pytest.mark.parametrize("seq_len", [1, 7, 30, 31, 104, 105, 106, 210])
+def test_rows_to_judge_by_show_no_text_twice(bos, seq_len):
+    """As many as are granted share no input, whatever the phase; one more would."""
+    corpus = counting(bos=bos)
+    room = round(1 / TextCorpus("v", 7001, bos, corpus.val, corpus.train).epochs(1, 1, seq_len))
+    for count in range(1, room + 1):
+        rows = corpus.distinct("val", count, seq_len)
+        assert np.array_equal(rows, corpus.batch("val", 0, 0, count, seq_len))
+        text = rows[:, :-1] if bos is None else rows[:, 1:]
+        assert len(np.unique(text)) == text.size == count * seq_len
+    with pytest.raises(InputError, match=f"--sequences={room + 1}: .* at most {room} sequences"):
+        corpus.distinct("val", room + 1, seq_len)
+
+
+@pytest.mark.parametrize("bos", [None, 7000])
 @pytest.mark.parametrize("seq_len", [1, 7, 31, 400, 503, 504, 505, 1008])
 def test_epoch_sees_every_block_once(bos, seq_len):
     corpus = counting(bos=bos)

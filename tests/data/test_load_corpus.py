@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sysout_jax.data import Backcopy, TextCorpus, load_corpus, load_tokenizer
+from sysout_jax.data import Backcopy, TextCorpus, load_corpus, load_saved, load_tokenizer
 from sysout_jax.errors import InputError
 
 
@@ -31,6 +31,8 @@ def test_text(text, tmp_path, tokenizer, vocab, bos):
     assert (corpus.name, corpus.vocab, corpus.documents) == (text, vocab, 1)
     assert corpus.tokenizer is not None
     assert corpus.bos == (corpus.tokenizer.bos if bos else None)
+    corpus.tokenizer.save(tmp_path / "beside-a-model.json")
+    assert load_saved(tmp_path / "beside-a-model.json").adds_bos is bos  # what auto is there
     row = corpus.batch("train", 0, 0, 1, 40)[0]
     shown = corpus.tokenizer.decode(row[1:] if bos else row)
     assert shown in Path(text).read_text()

@@ -15,7 +15,7 @@ import pytest
 
 import sysout_jax as so
 from experiments import analyze
-from sysout_jax.data import load_tokenizer
+from sysout_jax.data import load_corpus, load_tokenizer
 from sysout_jax.families.known import Known
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init
@@ -287,6 +287,22 @@ def test_text_that_does_not_fit(of_text, run_analyze, tmp_path, arguments, told)
     assert all(part in said for part in told), said
 
 
+def test_auto_is_how_the_model_was_trained(of_text, run_analyze, tmp_path):
+    """The same for a corpus and a prompt, here and from a notebook: what is saved beside it."""
+    place = tmp_path / "run" / "models" / "tiny"
+    shutil.copytree(of_text / "run" / "models" / "tiny", place)
+    load_corpus(str(of_text / "text.txt"), "bytes", bos=False).tokenizer.save(
+        place / "tokenizer.json"
+    )
+    record, _ = analysed(
+        run_analyze, tmp_path, f"--model={place}", f"--corpus={of_text / 'text.txt'}",
+        "--seq_len=11", "--sequences=2", "--only=existence", "--prompt=Summer",
+    )  # fmt: skip
+    assert record["prompt"] == list("Summer")
+    findings = so.analyze(so.load(place), "Summer", parts=("existence",))
+    assert findings.record["prompt"] == list("Summer")
+
+
 def test_a_model_of_unknown_text_asks_for_it(of_text, run_analyze, tmp_path):
     said = line(run_analyze(f"--model={of_text / 'run'}", f"--workdir={tmp_path}"))
     assert "--corpus: not given" in said
@@ -338,6 +354,10 @@ def test_from_a_notebook(of_text, tmp_path):
     assert findings.positions is None
     assert set(findings.figures()) == {"existence", "roles"}
     assert findings.record["prompt"][:2] == ["<|bos|>", "S"]
+    bare = so.analyze(model, "Summer", parts=("existence",), bos="no")
+    assert bare.record["prompt"][0] == "S"
+    with pytest.raises(so.InputError, match="--bos='maybe': unknown; accepted: auto, yes, no"):
+        so.analyze(model, "Summer", bos="maybe")
     written = findings.save(tmp_path / "out")
     assert written.exists()
     assert json.loads((tmp_path / "out" / "result.json").read_text()) == findings.record

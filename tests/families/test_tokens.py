@@ -7,8 +7,9 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
 from sysout_jax.data import load_tokenizer
+from sysout_jax.data.prompt import encode_prompt
 from sysout_jax.errors import InputError
-from sysout_jax.families.tokens import encode_prompt, published_tokenizer
+from sysout_jax.families.tokens import published_tokenizer
 
 WORDS = {"<unk>": 0, "<s>": 1, "</s>": 2, "summer": 3, "is": 4, "warm": 5, "<pad>": 6}
 

@@ -1,0 +1,50 @@
+"""Whether text starts with a BOS token, decided in one place: outliers can depend on it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sysout_jax.data.tokenizer import Tokenizer
+from sysout_jax.errors import InputError
+
+BOS = ("auto", "yes", "no")
+
+
+def starts_with_bos(tokenizer: Tokenizer | None, bos: str = "auto") -> bool:
+    """Whether prompts and rows of a corpus start with BOS.
+
+    Args:
+      tokenizer: of the model; without one, rows are those of a task, which do where they can.
+      bos: "yes", "no", or "auto": as the tokenizer of a published model does, and as a model that
+        was trained here was trained.
+
+    Raises:
+      InputError: another value of `bos`.
+    """
+    if bos not in BOS:
+        raise InputError(f"--bos={bos!r}: unknown; accepted: {', '.join(BOS)}")
+    if bos == "auto":
+        return tokenizer is None or tokenizer.adds_bos
+    return bos == "yes"
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str, bos: str = "auto") -> np.ndarray:
+    """The ids of a prompt, with or without BOS in front.
+
+    Args:
+      tokenizer: of the model.
+      text: the prompt.
+      bos: as `starts_with_bos`.
+
+    Returns:
+      [T] int32.
+
+    Raises:
+      InputError: another value of `bos`, or no token at all.
+    """
+    adds = starts_with_bos(tokenizer, bos)
+    ids = tokenizer.encode(text)
+    ids = np.concatenate([np.array([tokenizer.bos], np.int32), ids]) if adds else ids
+    if not ids.size:
+        raise InputError("an empty prompt without BOS: accepted: some text, or --bos=yes")
+    return ids
