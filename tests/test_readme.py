@@ -46,6 +46,27 @@ def _table(record, name):
     return markdown_table(study)
 
 
+def test_the_sizes_of_published_models_come_from_their_record():
+    """To renew it: `python -m tests.families.large 1b PLACE > results/models/1b/result.json`."""
+    record = read_record(ROOT / "results" / "models" / "1b")
+    assert record["provenance"]["code"]["dirty"] is False
+    done, analysis = record["pass"], record["analysis"]
+    sizes = [record["checkpoint"], done["loaded"]["VmHWM"], analysis["VmHWM"]]
+    shown = re.search(
+        r"A 1.1B model \(([\d.]+) GB\) loads at a peak of ([\d.]+) GB"
+        r" and is analysed at ([\d.]+) GB",
+        README,
+    )
+    assert shown.groups() == tuple(f"{size / 1e9:.1f}" for size in sizes)
+    assert analysis["parameters"] == pytest.approx(1.1e9, rel=0.01)
+    page = " ".join((ROOT / "docs" / "models.md").read_text().split())
+    times = (done["seconds"]["load"], done["seconds"]["run"], analysis["seconds"])
+    assert "That took {:.0f}, {:.0f} and {:.0f} s".format(*times) in page
+    sizes[1:1] = [done["loaded"]["VmHWM"], done["end"]["VmHWM"]]
+    for size in sizes:
+        assert f"{size / 1e9:.1f} GB" in page
+
+
 def test_tables_are_there():
     assert len(TABLES) >= 4
 

@@ -4,7 +4,7 @@
     python -m tests.families.large 7b PLACE     # streamed, memory limited
 
 Each runs one forward pass with three measures, and then experiments.analyze. Prints JSON: sizes in
-bytes, times in seconds: results/models/ keeps it. PLACE is removed afterwards.
+bytes, times in seconds: results/models/SHAPE/result.json keeps it. PLACE is removed afterwards.
 """
 
 import json
