@@ -113,9 +113,16 @@ def when_one_is_lost(victim, how):
             process.communicate()
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_the_others_stop_when_one_is_killed(victim):
-    seconds, status, err = when_one_is_lost(victim, signal.SIGKILL)
+@pytest.mark.parametrize(
+    ("victim", "how"),
+    [
+        (1, signal.SIGKILL),
+        pytest.param(0, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),  # alive, but silent
+    ],
+)
+def test_the_others_stop_when_one_is_lost(victim, how):
+    seconds, status, err = when_one_is_lost(victim, how)
     assert seconds < hosts.HEARTBEAT + 10  # usually at once: the connection tells
     assert status == 1
     assert err.splitlines()[-1].startswith("error: another process of this run is gone")
