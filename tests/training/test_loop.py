@@ -160,8 +160,8 @@ def test_loss_falls():
 class Poisoned(Backcopy):
     """A token beyond the vocabulary, whose embedding is NaN, in one batch of seed 1."""
 
-    def batch(self, split, seed, index, batch_size, seq_len):
-        rows = super().batch(split, seed, index, batch_size, seq_len)
+    def batch(self, split, seed, index, *shape_and_rows):
+        rows = super().batch(split, seed, index, *shape_and_rows)
         if (split, seed, index) == ("train", 1, 4):
             rows[2, 3] = 999
         return rows

@@ -208,10 +208,10 @@ class Interrupted(Backcopy):
 
     at = 6
 
-    def batch(self, split, seed, index, batch_size, seq_len):
+    def batch(self, split, seed, index, *shape_and_rows):
         if (split, index) == ("train", self.at):
             raise KeyboardInterrupt
-        return super().batch(split, seed, index, batch_size, seq_len)
+        return super().batch(split, seed, index, *shape_and_rows)
 
 
 def states(directory, **changes):
@@ -241,9 +241,9 @@ def test_an_interrupted_run_ends_with_the_same_bits(whole, copy):
     trained, heard = [], []
 
     class Watched(Backcopy):
-        def batch(self, split, seed, index, batch_size, seq_len):
+        def batch(self, split, seed, index, *shape_and_rows):
             trained.append((split, index))
-            return super().batch(split, seed, index, batch_size, seq_len)
+            return super().batch(split, seed, index, *shape_and_rows)
 
     again = train(TINY, Watched(), heard.append, states=states(copy))
     same(again.params, whole.params)
