@@ -5,6 +5,7 @@ import dataclasses
 import json
 from functools import cache
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ TOLERANCE = 1e-4
 # bfloat16 keeps 8 bits, and sums over some twenty channels average little of the rounding away: of
 # the largest logit, at every token. The reference's own distance from float32 is as large.
 BFLOAT16 = 0.08
+# Parameters rounded to float16's 11 bits, activations in float32: of the largest logit.
+FLOAT16 = 0.005
 WANTED = dict.fromkeys(("block_in", "attn_weights", "final_norm"))
 
 
@@ -153,6 +156,17 @@ def test_bfloat16_is_as_close_as_stated(case, made):
         # A router's near tie may choose another expert: most tokens, not all, must agree there.
         error = np.abs(found - exact["logits"]).max(-1) / scale
         assert np.mean(error < BFLOAT16) >= (0.8 if case in ("mixtral", "gpt_oss") else 1.0)
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2", "mixtral"])
+def test_float16_is_as_close_as_stated(case, golden):
+    """Of the families, Mixtral is farthest off: a router weighs its rounded scores."""
+    directory, ids, expected = golden(case)
+    model = load_checkpoint(directory, "float16")
+    assert {x.dtype for x in jax.tree.leaves(model.params)} == {jnp.dtype("float16")}
+    ours, _ = so.apply(model, jnp.asarray(ids))
+    error = np.abs(np.asarray(ours) - expected["logits"]).max() / np.abs(expected["logits"]).max()
+    assert 0.0 < error < FLOAT16
 
 
 # path of a parameter -> tap that its module reads, or writes
