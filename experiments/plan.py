@@ -134,7 +134,7 @@ def needed(
         "compile_seconds": time.perf_counter() - begun,
         "memory": memory,
         "room": chip and chip.hbm,
-        "fits": None if chip is None else moved is not None and memory.peak <= chip.hbm,
+        "fits": None if chip is None else memory.arguments is not None and memory.peak <= chip.hbm,
         "flops": flops / count,
         "model_flops": of_one,
         "traffic": moved and planning.described_traffic(moved),

@@ -247,7 +247,7 @@ def refused(said: str) -> int | None:
 
 
 def compiled(lowered: Any) -> tuple[Memory, hlo.Traffic | None]:
-    """Compile; what memory is needed, and what is moved unless it needs more than there is."""
+    """Compile; the memory that is needed, and what is moved where the program can be read."""
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -259,8 +259,12 @@ def compiled(lowered: Any) -> tuple[Memory, hlo.Traffic | None]:
     arguments, outputs = found.argument_size_in_bytes, found.output_size_in_bytes
     kept, temporaries = found.alias_size_in_bytes, found.temp_size_in_bytes
     peak = arguments + outputs - kept + temporaries
-    moved = hlo.traffic(hlo.parse(io.StringIO(program.as_text())))
-    return Memory(peak, arguments, outputs, temporaries, kept), moved
+    memory = Memory(peak, arguments, outputs, temporaries, kept)
+    try:
+        text = program.as_text()
+    except jax.errors.JaxRuntimeError:  # of jaxlib older than libtpu, which cannot read it back
+        return memory, None
+    return memory, hlo.traffic(hlo.parse(io.StringIO(text)))
 
 
 def roofline(
