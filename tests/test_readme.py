@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import claims, compress_report, convergence_report, explicit_report
+from experiments import claims, compress_report, convergence_report, explicit_report, plan_report
 from experiments.report import markdown_table, markdown_variants
 from sysout_jax.analysis.explicit import FORMS
 from sysout_jax.results import read_record
@@ -42,6 +42,8 @@ def _table(record, name):
     if record["experiment"] == "convergence":
         assert all(cell["code"]["dirty"] is False for cell in record["cells"])
         return convergence_report.markdown_tables(record)[name]
+    if record["experiment"] == "plan":
+        return plan_report.markdown_table(record)
     (study,) = [study for study in record["studies"] if study["name"] == name]
     return markdown_table(study)
 

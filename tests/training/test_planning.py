@@ -134,3 +134,25 @@ def test_alternatives_all_fit_together():
     assert len(found) == len(set(found)) == 10
     assert {one.model.remat for one in found} == {"none", "block"}
     assert all(one.mesh_shape.devices == 6 for one in found)
+
+
+class Unreadable:
+    """A compiled program whose text cannot be had."""
+
+    argument_size_in_bytes, output_size_in_bytes = 7, 5
+    alias_size_in_bytes, temp_size_in_bytes = 3, 11
+
+    def compile(self):
+        return self
+
+    def memory_analysis(self):
+        return self
+
+    def as_text(self):
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+
+def test_memory_is_known_without_the_text():
+    memory, moved = planning.compiled(Unreadable())
+    assert memory.peak == 7 + 5 - 3 + 11
+    assert moved is None
