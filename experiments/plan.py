@@ -24,7 +24,7 @@ from sysout_jax.families.hub import fetch, is_hub_id
 from sysout_jax.families.table import by_model_type
 from sysout_jax.model.config import SHAPES, ModelConfig, one_of
 from sysout_jax.results import RunDirectory, plain
-from sysout_jax.training import planning
+from sysout_jax.training import fitting, planning
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import OptimizerConfig
 from sysout_jax.training.sharding import make_mesh
@@ -161,7 +161,7 @@ def _search(
     asked, peak, room = config.train, train["memory"].peak, train["room"]
     found = None
     for _ in range(TRIES):
-        nearest = planning.suggestion(asked, asked.model.vocab, devices, peak, room)
+        nearest = fitting.suggestion(asked, asked.model.vocab, devices, peak, room)
         if nearest is None:
             return found
         asked = nearest

@@ -8,7 +8,7 @@ import pytest
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import SHAPES, ModelConfig
 from sysout_jax.model.decoder import parameter_count
-from sysout_jax.training import planning
+from sysout_jax.training import fitting, planning
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.hlo import Collective, Traffic
 from sysout_jax.training.levers import peak_bytes
@@ -76,7 +76,7 @@ def test_a_real_step_needs_what_it_was_said_to():
     mesh = make_mesh(RUN.mesh_shape)
     memory, moved = planning.compiled(planning.train_program(RUN, 13, mesh))
     assert memory.peak == peak_bytes(RUN, 13)
-    state = planning.state_bytes(RUN, 13, mesh)
+    state = fitting.state_bytes(RUN, 13, mesh)
     assert state == pytest.approx(12 * parameter_count(RUN.architecture(13)), rel=0.01)
     assert state <= memory.arguments < 1.1 * state + 1000
     assert moved.bytes > memory.arguments  # parameters are read, and more
@@ -117,19 +117,19 @@ def test_what_would_fit():
     devices = jax.devices("cpu") * 6
     config = replace(RUN, mesh="data=6")
     one = make_mesh(RUN.mesh_shape)
-    state = planning.state_bytes(RUN, 13, one)
+    state = fitting.state_bytes(RUN, 13, one)
     asked = round(2 * state)
-    found = planning.suggestion(config, 13, devices, asked, room=1.9 * state)
+    found = fitting.suggestion(config, 13, devices, asked, room=1.9 * state)
     assert found.mesh_shape.devices == 6
     assert found.mesh_shape.fsdp == 2
     assert found.batch_size == 6
-    assert planning.suggestion(config, 13, devices, asked, room=0.01 * state) is None
+    assert fitting.suggestion(config, 13, devices, asked, room=0.01 * state) is None
 
 
 def test_alternatives_all_fit_together():
     """Every one is a run that TrainConfig accepts; what was asked for is the first of them."""
     config = replace(RUN, mesh="data=6,fsdp=1,tensor=1")
-    found = list(planning.alternatives(config, 6))
+    found = list(fitting.alternatives(config, 6))
     assert found[0] == config
     assert len(found) == len(set(found)) == 10
     assert {one.model.remat for one in found} == {"none", "block"}
