@@ -52,8 +52,13 @@ def save(
     shutil.rmtree(partial_directory, ignore_errors=True)
     partial_directory.mkdir(parents=True)
     try:
-        with STORAGE, ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial_directory / "params", params)
+        # Of several processes only this one writes, and it must not wait for the others.
+        alone = {jax.process_index()}
+        options = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes=alone, barrier_sync_key_prefix="one"
+        )
+        with STORAGE, ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer:
+            checkpointer.save(partial_directory / "params", jax.device_get(params))
         record = {
             "format": FORMAT,
             "seeds": list(seeds),

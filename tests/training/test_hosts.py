@@ -17,6 +17,7 @@ from sysout_jax.data import load_corpus
 from sysout_jax.data.backcopy import Backcopy
 from sysout_jax.errors import InputError
 from sysout_jax.training import hosts
+from sysout_jax.training.checkpoint import load
 
 ROOT = Path(__file__).parents[2]
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -149,3 +150,26 @@ def test_rows_of_a_batch_are_those_of_the_whole(name):
     whole = corpus.batch("train", 3, 5, 7, 11)
     rows = np.array([1, 2, 6])
     np.testing.assert_array_equal(corpus.batch("train", 3, 5, 7, 11, rows), whole[rows])
+
+
+@pytest.mark.slow
+def test_a_study_of_two_processes_leaves_one_record_and_its_model(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "experiments.variants", "--smoke", "--corpus=backcopy",
+             "--variants=softmax", "--seeds=0", "--jobs=1", "--mesh=data=2", "--processes=2",
+             f"--coordinator=127.0.0.1:{port}", f"--process={n}", f"--workdir={tmp_path}"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"XLA_FLAGS": QUICK},
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    for process in started:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    (run,) = (tmp_path / "variants").iterdir()
+    assert json.loads((run / "result.json").read_text())["status"] == "complete"
+    assert load(run / "models" / "backcopy-softmax").config.variant == "softmax"
