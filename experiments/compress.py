@@ -7,7 +7,6 @@ python -m experiments.compress --redraw=runs/compress/RUN
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from rich.progress import Progress as RichProgress
 
 from experiments import launch
 from experiments.chosen import Choice, Chosen, every
-from experiments.compress_report import markdown_tables, print_agreements, print_tables
+from experiments.compress_report import markdown_tables, print_tables
 from experiments.texts import Texts
 from sysout_jax import plots
 from sysout_jax.analysis import schemes
@@ -90,7 +89,6 @@ def run(config: Config, console: Console) -> RunDirectory:
             _one(config, each, texts, record["models"], console)
     found = read_record(directory.path)
     print_tables(console, found)
-    print_agreements(console, found)
     figures = plots.draw(found, directory.path / "figures")
     console.print(f"record   {directory.path / 'result.json'}", soft_wrap=True, markup=False)
     console.print("figures  " + "\n         ".join(map(str, figures)), soft_wrap=True)
@@ -151,26 +149,9 @@ def _one(config: Config, chosen: Chosen, texts: Texts, found: list[Any], console
 def main() -> None:
     console = Console()
     if FLAGS.redraw:
-        redraw(Path(FLAGS.redraw), console)
+        launch.redraw("experiments.compress", console, print_tables, markdown_tables)
     else:
         run(config_from_flags(), console)
-
-
-def redraw(directory: Path, console: Console) -> None:
-    """Print and draw the record of a run.
-
-    Raises:
-      InputError: there is no record of this experiment.
-    """
-    with launch.redrawing(directory, "experiments.compress") as record:
-        if FLAGS.markdown:
-            print("\n\n".join(markdown_tables(record).values()))
-        else:
-            print_tables(console, record)
-            print_agreements(console, record)
-        figures = plots.draw(record, directory / "figures")
-    if not FLAGS.markdown:
-        console.print("\n".join(map(str, figures)), soft_wrap=True, markup=False)
 
 
 def config_from_flags() -> Config:

@@ -64,7 +64,7 @@ def _perplexity(losses: list[float]) -> str:
 
 
 def print_tables(console: Console, record: dict[str, Any]) -> None:
-    """One table for each corpus."""
+    """One table for each corpus, and how well the noise of rounding is predicted."""
     for _, title, rows in tables(record):
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in rows[0]:
@@ -73,6 +73,7 @@ def print_tables(console: Console, record: dict[str, Any]) -> None:
             table.add_row(*row, end_section=row[0] == BEFORE)
         wide = Console(file=console.file, force_terminal=console.is_terminal, width=WIDTH)
         wide.print(table)
+    _print_agreements(console, record)
 
 
 def markdown_tables(record: dict[str, Any]) -> dict[str, str]:
@@ -110,7 +111,7 @@ def _joined(columns: list[Any]) -> np.ndarray:
     return np.concatenate([np.array(column, np.float64) for column in columns])
 
 
-def print_agreements(console: Console, record: dict[str, Any]) -> None:
+def _print_agreements(console: Console, record: dict[str, Any]) -> None:
     """One line for each kind of tensor and width."""
     lines: dict[tuple[str, str], list[tuple[str, Agreement]]] = {}
     for kind, bits, what, found in agreements(record):

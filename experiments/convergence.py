@@ -229,28 +229,12 @@ def _zero_shot(trained: Run, corpus: Corpus) -> dict[str, list[Any]]:
 def main() -> None:
     console = Console()
     if FLAGS.redraw:
-        redraw(Path(FLAGS.redraw), console)
+        launch.redraw("experiments.convergence", console, print_tables, markdown_tables)
     elif FLAGS.resume:
         path = Path(FLAGS.resume)
         run(resumed_config(path), console, path)
     else:
         run(config_from_flags(), console)
-
-
-def redraw(directory: Path, console: Console) -> None:
-    """Print and draw the record of a run.
-
-    Raises:
-      InputError: there is no record of this experiment.
-    """
-    with launch.redrawing(directory, "experiments.convergence") as record:
-        if FLAGS.markdown:
-            print("\n\n".join(markdown_tables(record).values()))
-        else:
-            print_tables(console, record)
-        figures = plots.draw(record, directory / "figures")
-    if not FLAGS.markdown:
-        console.print("\n".join(map(str, figures)), soft_wrap=True, markup=False)
 
 
 def resumed_config(path: Path) -> Config:

@@ -216,25 +216,9 @@ def _finetuned(config: Config, form: Form, text: Text) -> Form:
 def main() -> None:
     console = Console()
     if FLAGS.redraw:
-        redraw(Path(FLAGS.redraw), console)
+        launch.redraw("experiments.explicit", console, print_tables, markdown_tables)
     else:
         run(config_from_flags(), console)
-
-
-def redraw(directory: Path, console: Console) -> None:
-    """Print and draw the record of a run.
-
-    Raises:
-      InputError: there is no record of this experiment.
-    """
-    with launch.redrawing(directory, "experiments.explicit") as record:
-        if FLAGS.markdown:
-            print("\n\n".join(markdown_tables(record).values()))
-        else:
-            print_tables(console, record)
-        figures = plots.draw(record, directory / "figures")
-    if not FLAGS.markdown:
-        console.print("\n".join(map(str, figures)), soft_wrap=True, markup=False)
 
 
 def config_from_flags() -> Config:

@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 
 import jax
 from absl import app, flags, logging
+from rich.console import Console
 
+from sysout_jax import plots
 from sysout_jax.data import default_cache_dir
 from sysout_jax.errors import Diverged, InputError, Preempted
 from sysout_jax.results import read_record
@@ -156,6 +158,28 @@ def define_hosts() -> None:
     )
     flags.DEFINE_integer("processes", None, "how many processes run this command, one a host")
     flags.DEFINE_integer("process", None, "which of them this is, from 0")
+
+
+def redraw(
+    binary: str,
+    console: Console,
+    show: Callable[[Console, dict[str, Any]], None],
+    markdown_tables: Callable[[dict[str, Any]], dict[str, str]],
+) -> None:
+    """Print the record of the run that --redraw names, in Markdown if --markdown, and draw it.
+
+    Raises:
+      InputError: there is no record of this experiment.
+    """
+    directory = Path(FLAGS.redraw)
+    with redrawing(directory, binary) as record:
+        if FLAGS.markdown:
+            print("\n\n".join(markdown_tables(record).values()))
+        else:
+            show(console, record)
+        figures = plots.draw(record, directory / "figures")
+    if not FLAGS.markdown:
+        console.print("\n".join(map(str, figures)), soft_wrap=True, markup=False)
 
 
 def launch(main: Callable[[], None]) -> None:

@@ -136,6 +136,17 @@ def markdown_table(study: dict[str, Any]) -> str:
     return markdown([headings, ["---"] + ["---:"] * (len(headings) - 1), *rows])
 
 
+def print_tables(console: Console, record: dict[str, Any]) -> None:
+    """The table of each study of a record."""
+    for study in record["studies"]:
+        print_table(console, study)
+
+
+def markdown_tables(record: dict[str, Any]) -> dict[str, str]:
+    """Study -> its table in Markdown."""
+    return {study["name"]: markdown_table(study) for study in record["studies"]}
+
+
 def title(study: dict[str, Any]) -> str:
     """The table's title: what was trained, and how its numbers are to be read."""
     config, seeds = study["config"], len(study["config"]["seeds"])

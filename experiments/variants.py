@@ -25,9 +25,10 @@ from rich.console import Console
 from experiments import launch
 from experiments.report import (
     Progress,
-    markdown_table,
+    markdown_tables,
     markdown_variants,
     print_table,
+    print_tables,
     print_variants,
     reading,
 )
@@ -236,7 +237,7 @@ def main() -> None:
     elif FLAGS.list:
         print_variants(console)
     elif FLAGS.redraw:
-        redraw(Path(FLAGS.redraw), console)
+        launch.redraw("experiments.variants", console, print_tables, markdown_tables)
     else:
         hosts.connect(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
         console = console if hosts.first() else Console(quiet=True)
@@ -249,23 +250,6 @@ def main() -> None:
             console.print(f"complete {own}", soft_wrap=True, markup=False)
         else:
             run(config, console)
-
-
-def redraw(directory: Path, console: Console) -> None:
-    """Print and draw the record of a run.
-
-    Raises:
-      InputError: there is no record of this experiment.
-    """
-    with launch.redrawing(directory, "experiments.variants") as record:
-        for study in record["studies"]:
-            if FLAGS.markdown:
-                print(markdown_table(study))
-            else:
-                print_table(console, study)
-        figures = plots.draw(record, directory / "figures")
-    if not FLAGS.markdown:
-        console.print("\n".join(map(str, figures)), soft_wrap=True)
 
 
 def config_from_flags() -> Config:

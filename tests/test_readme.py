@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments import claims, compress_report, convergence_report, explicit_report, plan_report
-from experiments.report import markdown_table, markdown_variants
+from experiments.report import markdown_tables, markdown_variants
 from sysout_jax.analysis.explicit import FORMS
 from sysout_jax.results import read_record
 from tests import usage
@@ -35,17 +35,15 @@ def test_tables_come_from_their_records(kind, directory, name, shown):
 
 
 def _table(record, name):
-    if record["experiment"] == "compression":
-        return compress_report.markdown_tables(record)[name]
-    if record["experiment"] == "explicit":
-        return explicit_report.markdown_tables(record)[name]
-    if record["experiment"] == "convergence":
-        assert all(cell["code"]["dirty"] is False for cell in record["cells"])
-        return convergence_report.markdown_tables(record)[name]
-    if record["experiment"] == "plan":
-        return plan_report.markdown_table(record)
-    (study,) = [study for study in record["studies"] if study["name"] == name]
-    return markdown_table(study)
+    reports = {
+        "variants": markdown_tables,
+        "compression": compress_report.markdown_tables,
+        "convergence": convergence_report.markdown_tables,
+        "explicit": explicit_report.markdown_tables,
+        "plan": lambda record: {"plan": plan_report.markdown_table(record)},
+    }
+    assert all(cell["code"]["dirty"] is False for cell in record.get("cells", ()))
+    return reports[record["experiment"]](record)[name]
 
 
 def test_the_sizes_of_published_models_come_from_their_record():
