@@ -78,6 +78,20 @@ def test_variants_are_those_of_the_code():
     assert shown == markdown_variants()
 
 
+def test_what_removing_a_sink_costs_is_in_the_record():
+    """To renew it: the two commands of experiments.claims.COMMANDS["analyze/backcopy"]."""
+    record = read_record(ROOT / "results" / "analyze" / "backcopy")
+    assert record["provenance"]["code"]["dirty"] is False
+    (cost,) = [
+        effect["change"][0]
+        for effect in record["parts"]["interventions"]["effects"]
+        if effect["detector"] == "an_attention"
+        and effect["treatment"] == "removed, rows renormalised"
+        and not effect["control"]
+    ]
+    assert f"removing a sink's attention costs {cost:.3f} nats" in " ".join(README.split())
+
+
 def test_explicit_forms_are_those_of_the_record():
     table = _table(read_record(ROOT / "results" / "explicit" / "backcopy"), "backcopy-softmax")
     dropped, gate = (
