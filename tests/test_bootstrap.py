@@ -1,6 +1,7 @@
 """tools/venv.sh against a stand-in interpreter that only logs what it is asked to do."""
 
 import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from sysout_jax.training.planning import INSTALL
 
 ROOT = Path(__file__).parents[1]
 STAND_IN = """#!/bin/sh
@@ -159,6 +162,10 @@ def test_the_pins_lie_in_the_declared_ranges(python: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     del extras["reference"]  # pinned apart, above
+    (libtpu,) = map(Requirement, extras.pop("tpu-plan"))  # large: pinned where users are told of it
+    told = re.search(r"libtpu==([\d.]+)", INSTALL)
+    assert told
+    assert libtpu.specifier.contains(told[1])
     pinned = pins(python)
     for text in chain(project["dependencies"], *extras.values()):
         declared = Requirement(text)
