@@ -26,7 +26,7 @@ from sysout_jax.data.prompt import encode_prompt
 from sysout_jax.errors import InputError
 from sysout_jax.families.known import TAPS as EXTREMES
 from sysout_jax.families.known import Check, Known, check_known, known_of
-from sysout_jax.model.config import one_of
+from sysout_jax.model.config import at_least, one_of
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.model.stream import recorded
 from sysout_jax.report.findings import PARTS, PROMPT_TOKENS, Material, describe, header, publish
@@ -56,9 +56,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, least in (("sequences", 1), ("seq_len", 2), ("batch", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"--{name}={value}: accepted: an integer of at least {least}")
+            at_least(least, name, getattr(self, name))
         for name in self.only:
             one_of("only", name, tuple(PARTS))
         if not self.only or len(set(self.only)) < len(self.only):

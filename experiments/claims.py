@@ -1,7 +1,7 @@
 """What is claimed of outliers, and what the records here say of it.
 
 python -m experiments.claims                         # the ledger
-python -m experiments.claims --check                 # decide all from the records; 1 if any differs
+python -m experiments.claims --check                 # decide all again; fail where one differs
 python -m experiments.claims --run=removal_harms     # measure again, and decide from that
 python -m experiments.claims --run=all --budget=30   # minutes
 """

@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 from absl import flags
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichProgress
 
 from experiments import launch
 from experiments.chosen import Choice, Chosen, every
 from experiments.compress_report import markdown_tables, print_tables
+from experiments.report import model_bar
 from experiments.texts import Texts
-from sysout_jax import plots
 from sysout_jax.analysis import schemes
 from sysout_jax.analysis.calibration import PRODUCTS
 from sysout_jax.analysis.compression import ALPHA, Compressed, Compressor, losses, present
@@ -27,6 +25,7 @@ from sysout_jax.analysis.noise import noise
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError
+from sysout_jax.model.config import at_least
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.results import RunDirectory, read_record
 
@@ -59,9 +58,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, least in (("sequences", 1), ("calibration", 1), ("seq_len", 2), ("batch", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"--{name}={value}: accepted: an integer of at least {least}")
+            at_least(least, name, getattr(self, name))
         if not 0.0 <= self.alpha <= 1.0:
             raise InputError(f"--alpha={self.alpha}: accepted: a number from 0 to 1")
         if self.choice.stream:
@@ -89,9 +86,7 @@ def run(config: Config, console: Console) -> RunDirectory:
             _one(config, each, texts, record["models"], console)
     found = read_record(directory.path)
     print_tables(console, found)
-    figures = plots.draw(found, directory.path / "figures")
-    console.print(f"record   {directory.path / 'result.json'}", soft_wrap=True, markup=False)
-    console.print("figures  " + "\n         ".join(map(str, figures)), soft_wrap=True)
+    launch.publish(console, directory.path, found)
     return directory
 
 
@@ -116,12 +111,7 @@ def _one(config: Config, chosen: Chosen, texts: Texts, found: list[Any], console
         "methods": {},
     }
     found.append(entry)
-    bar = RichProgress(
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
-        TextColumn("{task.completed}/{task.total}  {task.fields[state]}", markup=False),
-        TimeElapsedColumn(), console=console,
-    )  # fmt: skip
-    with bar:
+    with model_bar(console) as bar:
         task = bar.add_task(chosen.described, total=len(config.methods), state="")
         for method in config.methods:
             bar.update(task, state=method)

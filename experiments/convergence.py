@@ -22,12 +22,11 @@ from experiments.convergence_report import compared, markdown_tables, print_tabl
 from experiments.report import Progress, reading
 from experiments.trained import history
 from experiments.variants import BACKCOPY, FILLED_IN, SMOKE, TEXT
-from sysout_jax import plots
 from sysout_jax.analysis import proxies
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data import load_corpus
 from sysout_jax.errors import Diverged, InputError
-from sysout_jax.model.config import SHAPES, one_of
+from sysout_jax.model.config import SHAPES, at_least, one_of
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.results import RunDirectory, code_version, read_record, write_json
 from sysout_jax.training.config import TrainConfig
@@ -70,8 +69,7 @@ class Config:
             raise InputError(
                 f"--baseline={self.baseline}: accepted: one of --variants={','.join(self.variants)}"
             )
-        if self.rounds < 1:
-            raise InputError(f"--rounds={self.rounds}: accepted: an integer of at least 1")
+        at_least(1, "rounds", self.rounds)
         names = tuple(f"{lr:g}" for lr in self.lrs)
         for flag, values in (("variants", self.variants), ("lrs", names)):
             if not values or len(set(values)) < len(values):
@@ -110,9 +108,7 @@ def run(config: Config, console: Console, resumed: Path | None = None) -> RunDir
             record["compared"] = compared(record)
     found = read_record(directory.path)
     print_tables(console, found)
-    figures = plots.draw(found, directory.path / "figures")
-    console.print(f"record   {directory.path / 'result.json'}", soft_wrap=True, markup=False)
-    console.print("figures  " + "\n         ".join(map(str, figures)), soft_wrap=True, markup=False)
+    launch.publish(console, directory.path, found)
     return directory
 
 

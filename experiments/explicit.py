@@ -17,20 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichProgress
 
 from experiments import launch
 from experiments.chosen import Choice, Chosen, every
 from experiments.explicit_report import markdown_tables, print_tables
+from experiments.report import model_bar
 from experiments.texts import Text, Texts
-from sysout_jax import plots
 from sysout_jax.analysis import explicit, schemes
 from sysout_jax.analysis.compression import Compressor
 from sysout_jax.analysis.explicit import FORMS, Form
 from sysout_jax.analysis.outliers import outlier_summary
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.errors import InputError
+from sysout_jax.model.config import at_least
 from sysout_jax.model.decoder import Params, param_axes
 from sysout_jax.results import RunDirectory, read_record
 from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -65,9 +64,7 @@ class Config:
             ("finetune", 0), ("finetune_batch", 1), ("sequences", 1), ("calibration", 1),
             ("seq_len", 3), ("batch", 1),
         ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"--{name}={value}: accepted: an integer of at least {least}")
+            at_least(least, name, getattr(self, name))
         if not 0.0 < self.finetune_lr < float("inf"):
             raise InputError(f"--finetune_lr={self.finetune_lr}: accepted: a finite number above 0")
         if self.choice.stream:
@@ -91,9 +88,7 @@ def run(config: Config, console: Console) -> RunDirectory:
             _one(config, each, texts.of(each), record["models"], console)
     found = read_record(directory.path)
     print_tables(console, found)
-    figures = plots.draw(found, directory.path / "figures")
-    console.print(f"record   {directory.path / 'result.json'}", soft_wrap=True, markup=False)
-    console.print("figures  " + "\n         ".join(map(str, figures)), soft_wrap=True)
+    launch.publish(console, directory.path, found)
     return directory
 
 
@@ -130,12 +125,7 @@ def _one(config: Config, chosen: Chosen, text: Text, found: list[Any], console: 
         "forms": {},
     }
     found.append(entry)
-    bar = RichProgress(
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
-        TextColumn("{task.completed}/{task.total}  {task.fields[state]}", markup=False),
-        TimeElapsedColumn(), console=console,
-    )  # fmt: skip
-    with bar:
+    with model_bar(console) as bar:
         task = bar.add_task(chosen.described, total=len(made), state="")
         for name, form in made.items():
             bar.update(task, state=FORMS[name])
@@ -168,7 +158,7 @@ def _judged(config: Config, form: Form, text: Text, before: np.ndarray) -> dict[
     judged: dict[str, Any] = {
         "loss": float(losses.mean()), "change": bootstrap_interval(losses - before)
     }  # fmt: skip
-    if form.edits is not None:
+    if form.edits:
         return judged
     tokens = jnp.asarray(form.rows(text.evaluation)[: config.batch, :-1])
     judged["measures"] = _measures(form.config, form.params, tokens)

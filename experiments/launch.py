@@ -160,6 +160,14 @@ def define_hosts() -> None:
     flags.DEFINE_integer("process", None, "which of them this is, from 0")
 
 
+def publish(console: Console, directory: Path, record: dict[str, Any]) -> None:
+    """Draw the record of a run into its directory, and say where both are."""
+    figures = plots.draw(record, directory / "figures")
+    console.print(f"record   {directory / 'result.json'}", soft_wrap=True, markup=False)
+    found = "\n         ".join(map(str, figures))
+    console.print(f"figures  {found}", soft_wrap=True, markup=False)
+
+
 def redraw(
     binary: str,
     console: Console,

@@ -87,6 +87,22 @@ def below(found: Interval, threshold: float) -> str:
     return {HOLDS: FAILS, FAILS: HOLDS}.get(above(found, threshold), UNDECIDED)
 
 
+def formed(found: Interval, threshold: float, what: str) -> Verdict:
+    """Whether it is above; what is below at these sizes is absent, and not refuted."""
+    says = above(found, threshold)
+    numbers = f"{what} {shown(found, 0)}"
+    if says == FAILS:
+        return Verdict(UNDECIDED, f"{numbers}: none at this size")
+    return Verdict(says, numbers)
+
+
+def smaller(one: Interval, other: Interval) -> str:
+    """Whether the first is the smaller, intervals apart."""
+    if one.high < other.low:
+        return HOLDS
+    return FAILS if one.low > other.high else UNDECIDED
+
+
 def together(verdicts: Sequence[str]) -> str:
     """All must hold; one that fails decides."""
     if FAILS in verdicts:
@@ -131,8 +147,7 @@ def attention_outliers_form(record: Record) -> Verdict:
 )  # fmt: skip
 def activation_outliers_form(record: Record) -> Verdict:
     found = measured(record, "backcopy", "softmax", "top1_over_median@block_out")
-    says = UNDECIDED if above(found, MASSIVE) == FAILS else above(found, MASSIVE)
-    return Verdict(says, f"max/median {shown(found, 0)}: none at this size")
+    return formed(found, MASSIVE, "max/median")
 
 
 @claim(
@@ -141,8 +156,7 @@ def activation_outliers_form(record: Record) -> Verdict:
 )  # fmt: skip
 def weight_outliers_form(record: Record) -> Verdict:
     found = measured(record, "backcopy", "softmax", "weight_ratio@down")
-    says = UNDECIDED if above(found, WEIGHT) == FAILS else above(found, WEIGHT)
-    return Verdict(says, f"max/mean {shown(found, 0)}: none at this size")
+    return formed(found, WEIGHT, "max/mean")
 
 
 @claim(
@@ -195,9 +209,8 @@ def the_factor_sees_the_context(record: Record) -> Verdict:
     idle, active = (
         measured(record, "backcopy", "context_scale", name) for name in ("gate_noop", "gate_active")
     )
-    says = HOLDS if idle.high < 0.5 * active.low else UNDECIDED
-    says = FAILS if idle.low > 0.5 * active.high else says
-    return Verdict(says, f"{shown(idle)} against {shown(active)}")
+    half = Interval(*(0.5 * value for value in active))
+    return Verdict(smaller(idle, half), f"{shown(idle)} against {shown(active)}")
 
 
 def _effects(record: Record, treatment: str) -> Interval:
@@ -239,9 +252,9 @@ def _cheaper(record: Record, method: str) -> Verdict:
     """Whether the explicit factor loses less than softmax, unpaired intervals apart."""
     found = _compressed(record, method)
     softmax, factor = found["softmax"], found["context_scale"]
-    says = HOLDS if factor.high < softmax.low else UNDECIDED
-    says = FAILS if factor.low > softmax.high else says
-    return Verdict(says, f"(a) {shown(softmax, 4)}, (e) {shown(factor, 4)} nats")
+    return Verdict(
+        smaller(factor, softmax), f"(a) {shown(softmax, 4)}, (e) {shown(factor, 4)} nats"
+    )
 
 
 @claim(

@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
@@ -32,6 +38,17 @@ COLUMNS = {
     "gate_noop": "factor,\nno-op",
     "gate_active": "factor,\nothers",
 }
+
+
+def model_bar(console: Console) -> RichProgress:
+    """A bar for a model whose parts are done one after the other; the field `state` says which."""
+    return RichProgress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed}/{task.total}  {task.fields[state]}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+    )
 
 
 class Progress:

@@ -34,12 +34,11 @@ from experiments.report import (
 )
 from experiments.room import check_room
 from experiments.trained import describe, entry, study_names
-from sysout_jax import plots
 from sysout_jax.analysis.outliers import SUMMARY_LABELS
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data import load_corpus
 from sysout_jax.errors import InputError, Preempted
-from sysout_jax.model.config import SHAPES, one_of
+from sysout_jax.model.config import SHAPES, at_least, one_of
 from sysout_jax.model.decoder import Params
 from sysout_jax.results import RunDirectory, plain, read_record
 from sysout_jax.training import hosts
@@ -90,8 +89,7 @@ class Config:
     saving: Saving = field(default_factory=Saving)
 
     def __post_init__(self) -> None:
-        if self.jobs < 1:
-            raise InputError(f"--jobs={self.jobs}: accepted: an integer of at least 1")
+        at_least(1, "jobs", self.jobs)
         wide = next((study.mesh for study in self.studies if study.mesh_shape.devices > 1), None)
         if wide and self.jobs > 1:  # devices would meet in another order, and wait forever
             raise InputError(f"--jobs={self.jobs}: with --mesh={wide}; accepted: 1")
@@ -139,9 +137,7 @@ def run(config: Config, console: Console) -> RunDirectory | None:
             print_table(console, plain(described))
     if not config.saving.keep_every:
         shutil.rmtree(directory.path / STATES, ignore_errors=True)
-    figures = plots.draw(read_record(directory.path), directory.path / "figures")
-    console.print(f"record   {directory.path / 'result.json'}", soft_wrap=True)
-    console.print("figures  " + "\n         ".join(map(str, figures)), soft_wrap=True)
+    launch.publish(console, directory.path, read_record(directory.path))
     return directory
 
 

@@ -18,3 +18,8 @@ class Diverged(ArithmeticError):
 
 class Preempted(Exception):
     """A run that was asked to stop, and did: what there is to go on from is on disk."""
+
+
+def reason(error: object) -> str:
+    """The first line of what an exception says, or its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -20,6 +20,7 @@ from sysout_jax.core.layers import cross_entropy
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward, stack_blocks, unstack_blocks
+from sysout_jax.model.taps import Edit
 
 ALPHA = 0.5  # of SmoothQuant, its authors' choice (Xiao et al. 2022, section 4)
 CACHE = ("key", "value")
@@ -36,7 +37,7 @@ class Compressed:
     """
 
     params: Params
-    edits: Mapping[str, RoundInputs] = field(default_factory=dict)
+    edits: Mapping[str, Edit] = field(default_factory=dict)
     zeros: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -205,7 +206,11 @@ def _pruned(how: Pruning, w: Float[Array, "I O"], gram: Array | None) -> Float[A
 
 
 def losses(
-    config: ModelConfig, found: Compressed, rows: Int[np.ndarray, "B S"], batch: int = 8
+    config: ModelConfig,
+    found: Compressed,
+    rows: Int[np.ndarray, "B S"],
+    batch: int = 8,
+    skip: int = 0,
 ) -> Float[np.ndarray, "B"]:
     """The mean loss of each sequence's next tokens under a scheme, in nats.
 
@@ -214,20 +219,23 @@ def losses(
       found: what `Compressor.compress` returned.
       rows: [B, S], S = T + 1.
       batch: sequences that are run together.
+      skip: of the next tokens, how many at the start do not count.
     """
     config = for_length(config, rows.shape[1] - 1)
 
     def run(params: Params, rows: Array) -> Array:
-        return _losses(config, params, dict(found.edits), rows)[None]
+        return _losses(config, skip, params, dict(found.edits), rows)[None]
 
     lost: np.ndarray = over_batches(run, found.params, rows, batch)[0]
     return lost
 
 
-@partial(jax.jit, static_argnums=0)
-def _losses(config: ModelConfig, params: Params, edits: Any, rows: Array) -> Float[Array, "B"]:
+@partial(jax.jit, static_argnums=(0, 1))
+def _losses(
+    config: ModelConfig, skip: int, params: Params, edits: Any, rows: Array
+) -> Float[Array, "B"]:
     logits, _ = forward(config, params, rows[:, :-1], edits=edits)
-    return jnp.mean(cross_entropy(logits, rows[:, 1:]), axis=1)
+    return jnp.mean(cross_entropy(logits, rows[:, 1:])[:, skip:], axis=1)
 
 
 def present(sites: Sequence[str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ heads, K KV heads, H head dim, M queries of all sequences.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,11 +22,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy import optimize, special
 
+from sysout_jax.analysis.compression import Compressed, losses
 from sysout_jax.analysis.scan import over_batches
-from sysout_jax.core.layers import cross_entropy
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward, stack_blocks, unstack_blocks
+from sysout_jax.model.taps import Edit
 
 FORMS: Mapping[str, str] = {
     "trained": "as trained",
@@ -48,7 +49,7 @@ class Form:
     config: ModelConfig
     params: Params
     reads_first: bool = False
-    edits: Mapping[str, Any] | None = None
+    edits: Mapping[str, Edit] = field(default_factory=dict)
 
     def rows(self, rows: Int[np.ndarray, "B S"]) -> Int[np.ndarray, "B s"]:
         """The rows as this model reads them."""
@@ -57,19 +58,8 @@ class Form:
     def losses(self, rows: Int[np.ndarray, "B S"], batch: int = 8) -> Float[np.ndarray, "B"]:
         """The mean loss of each row's tokens from the third on, in nats: all that a model without
         the first token predicts."""
-        run = partial(_losses, self.config, int(self.reads_first))
-
-        def of(params: Params, rows: Array) -> Array:
-            return run(params, rows, dict(self.edits or {}))[None]
-
-        found: np.ndarray = over_batches(of, self.params, self.rows(rows), batch)[0]
-        return found
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _losses(config: ModelConfig, late: int, params: Params, rows: Array, edits: Any) -> Array:
-    logits, _ = forward(config, params, rows[:, :-1], edits=edits)
-    return jnp.mean(cross_entropy(logits, rows[:, 1:])[:, late:], axis=1)
+        model = Compressed(self.params, self.edits)
+        return losses(self.config, model, self.rows(rows), batch, int(self.reads_first))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, reason
 
 WANTED = (
     "config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json",
@@ -37,10 +37,10 @@ def fetch(name: str, revision: str | None = None, wanted: tuple[str, ...] = WANT
             name, revision=revision, allow_patterns=list(wanted), ignore_patterns=["*/*"]
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        said = reason(error)[:200]
         at = "" if revision is None else f" at revision {revision}"
         raise InputError(
-            f"--model={name}{at}: not fetched ({reason}); accepted: a directory that exists, or "
+            f"--model={name}{at}: not fetched ({said}); accepted: a directory that exists, or "
             "the id of a model on the hub that this machine can reach"
         ) from error
     return Path(place)

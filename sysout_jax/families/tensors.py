@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, reason
 from sysout_jax.families import mxfp4
 from sysout_jax.families.config_map import read_json
 
@@ -187,8 +187,8 @@ def _check_header(file: Path) -> None:
 
 
 def _unreadable(file: Path, error: Exception) -> InputError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return InputError(f"{file}: not a whole safetensors file ({reason})")
+    said = reason(error)[:200]
+    return InputError(f"{file}: not a whole safetensors file ({said})")
 
 
 def _finite(array: np.ndarray) -> bool:

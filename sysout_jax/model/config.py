@@ -103,16 +103,16 @@ class ModelConfig:
 
     def _check_ranges(self) -> None:
         for name in ("experts", "position_offset"):
-            _at_least(0, name, getattr(self, name))
+            at_least(0, name, getattr(self, name))
         for name in (
             "vocab", "context", "layers", "width", "heads", "experts_per_token", "rope_context",
         ):  # fmt: skip
-            _at_least(1, name, getattr(self, name))
+            at_least(1, name, getattr(self, name))
         for name in (
             "kv_heads", "head_dim", "mlp_width", "window", "query_block", "embed_width",
         ):  # fmt: skip
             if getattr(self, name) is not None:
-                _at_least(1, name, getattr(self, name))
+                at_least(1, name, getattr(self, name))
         for name in ("norm_eps", "init_std"):
             if not getattr(self, name) >= 0:
                 raise InputError(
@@ -232,8 +232,9 @@ class ModelConfig:
         )
 
 
-def _at_least(least: int, name: str, value: int) -> None:
-    if value < least:
+def at_least(least: int, name: str, value: int | None) -> None:
+    """Refuse a value of flag `name` that is below the least one; None is no value."""
+    if value is not None and value < least:
         raise InputError(f"--{name}={value}: accepted: an integer of at least {least}")
 
 

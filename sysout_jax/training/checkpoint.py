@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from sysout_jax.data import load_saved
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, reason
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, init
 from sysout_jax.model.model import Model
@@ -72,9 +72,13 @@ def save(
     except BaseException as error:
         shutil.rmtree(partial_directory, ignore_errors=True)
         if isinstance(error, ValueError):  # how the storage library reports a failed write
-            reason = str(error).splitlines()[0][:200]
-            raise OSError(errno.EIO, f"model not written: {reason}", str(target)) from error
+            raise unwritten("model", target, error) from error
         raise
+
+
+def unwritten(what: str, target: Path, error: Exception) -> OSError:
+    """What the storage library's ValueError of a failed write means."""
+    return OSError(errno.EIO, f"{what} not written: {reason(error)[:200]}", str(target))
 
 
 def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
@@ -108,8 +112,8 @@ def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
         with ocp.StandardCheckpointer() as checkpointer:
             stacked = checkpointer.restore(path / "params", target)
     except Exception as error:  # damaged files: the storage library raises what it meets
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path / 'params'}: cannot be read ({reason})") from error
+        said = reason(error)
+        raise InputError(f"{path / 'params'}: cannot be read ({said})") from error
     at = 0 if seed is None else seeds.index(seed)
     saved = path / "tokenizer.json"
     tokenizer = load_saved(saved) if saved.exists() else None

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError
-from sysout_jax.model.config import DTYPES, SHAPES, ModelConfig, one_of
+from sysout_jax.model.config import DTYPES, SHAPES, ModelConfig, at_least, one_of
 from sysout_jax.training.optimizer import OptimizerConfig
 from sysout_jax.training.parallel import check_parallel
 from sysout_jax.training.sharding import MeshShape, check_fits, parse_mesh
@@ -46,14 +46,8 @@ class TrainConfig:
             "seq_len", "batch_size", "accumulate", "steps", "seeds_at_once", "steps_per_call",
             "measure_every", "val_batches",
         ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"--{name}={getattr(self, name)}: accepted: an integer of at least 1"
-                )
-        if self.checkpoint_every < 0:
-            raise InputError(
-                f"--checkpoint_every={self.checkpoint_every}: accepted: an integer of at least 0"
-            )
+            at_least(1, name, getattr(self, name))
+        at_least(0, "checkpoint_every", self.checkpoint_every)
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"--accumulate={self.accumulate}: does not divide --batch_size={self.batch_size}; "

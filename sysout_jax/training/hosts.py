@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, reason
 from sysout_jax.training.sharding import batch_sharding
 
 AUTO = "auto"
@@ -63,10 +63,10 @@ def connect(coordinator: str | None, processes: int | None, process: int | None)
             shutdown_timeout_seconds=LEAVING,
         )
     except (ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = reason(error)
         raise InputError(
             f"--coordinator={coordinator}: no run of several processes within {CONNECTING} s "
-            f"({reason}); accepted: HOST:PORT of process 0, reachable from all, or {AUTO} on "
+            f"({said}); accepted: HOST:PORT of process 0, reachable from all, or {AUTO} on "
             "SLURM, Cloud TPU and GKE"
         ) from error
     if jax.default_backend() == "cpu":
@@ -85,9 +85,9 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def leave(reason: object) -> None:
+def leave(why: object) -> None:
     """End this process because another is gone, with one line and exit status 1."""
-    said = (str(reason).strip() or type(reason).__name__).splitlines()[0][:200]
+    said = reason(why)[:200]
     print(
         f"error: another process of this run is gone, or does not answer: this one stops ({said})",
         file=sys.stderr,

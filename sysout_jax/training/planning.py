@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sysout_jax.analysis.scan import for_length, one_pass
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, reason
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init, param_axes, parameter_count
 from sysout_jax.training import hlo
@@ -122,8 +122,8 @@ def described(topology: Topology) -> list[jax.Device]:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=str(topology))
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise InputError(f"--topology={topology}: {reason}; accepted: {ACCEPTED}") from error
+        said = reason(error)[:160]
+        raise InputError(f"--topology={topology}: {said}; accepted: {ACCEPTED}") from error
     devices: list[jax.Device] = list(found.devices)
     return devices
 

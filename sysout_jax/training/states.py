@@ -7,7 +7,6 @@ step: no clock is read.
 """
 
 import contextlib
-import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -18,9 +17,10 @@ from typing import Any
 
 import jax
 
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, reason
+from sysout_jax.model.config import at_least
 from sysout_jax.results import write_json
-from sysout_jax.training.checkpoint import STORAGE, digests
+from sysout_jax.training.checkpoint import STORAGE, digests, unwritten
 
 FORMAT = 1
 Say = Callable[[str], None]  # one line for the user
@@ -44,10 +44,7 @@ class Saving:
 
     def __post_init__(self) -> None:
         for name, least in (("save_every", 0), ("keep_last", 1), ("keep_every", 0)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"--{name}={getattr(self, name)}: accepted: an integer of at least {least}"
-                )
+            at_least(least, name, getattr(self, name))
 
     def kept(self, steps: list[int], finished: bool) -> set[int]:
         """Of the steps saved, those that stay; a finished run needs its last state alone."""
@@ -113,7 +110,7 @@ class StateStore:
                 self._checkpointer.save(partial / "state", _named(state))
             except ValueError as error:
                 shutil.rmtree(partial, ignore_errors=True)
-                raise _unwritten(target, error) from error
+                raise unwritten("state", target, error) from error
         record = {"format": FORMAT, "step": step, **about}
         self._pending = self._writer.submit(self._finish, partial, target, record, finished)
 
@@ -137,7 +134,7 @@ class StateStore:
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, ValueError):  # how the storage library reports a failed write
-                raise _unwritten(target, error) from error
+                raise unwritten("state", target, error) from error
             raise
         steps = saved_steps(self.directory)
         for step in set(steps) - self.saving.kept(list(steps), finished):
@@ -180,8 +177,8 @@ def restore(
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            say(f"{path}: cannot be used ({reason}); the one before it is tried")
+            said = reason(error)[:200]
+            say(f"{path}: cannot be used ({said}); the one before it is tried")
     return None
 
 
@@ -220,8 +217,3 @@ def _checkpointer() -> Any:
     # that the whole process shares, and two variants may be saving.
     options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
     return ocp.StandardCheckpointer(async_options=options)
-
-
-def _unwritten(target: Path, error: Exception) -> OSError:
-    reason = str(error).splitlines()[0][:200]
-    return OSError(errno.EIO, f"state not written: {reason}", str(target))

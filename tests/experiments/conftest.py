@@ -3,6 +3,7 @@
 import contextlib
 import io
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -73,3 +74,16 @@ def run_plan() -> Callable[..., Outcome]:
 def run_claims() -> Callable[..., Outcome]:
     """Call `python -m experiments.claims` with these arguments."""
     return _binary(claims)
+
+
+@pytest.fixture(scope="session")
+def trained(run_variants: Callable[..., Outcome], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two variants on Backcopy, two seeds, a few steps."""
+    place = tmp_path_factory.mktemp("trained")
+    done = run_variants(
+        "--corpus=backcopy", "--variants=softmax,context_scale", "--seeds=3,5", "--steps=6",
+        "--measure_every=3", "--val_batches=1", "--batch_size=4", "--seq_len=16", "--width=16",
+        f"--workdir={place}",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    return next((place / "variants").iterdir())

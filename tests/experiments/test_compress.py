@@ -13,19 +13,6 @@ METHODS = ("w16a16", "w4", "smooth-w8a8-tensor-minmax", "gptq-w3", "wanda-2:4", 
 
 
 @pytest.fixture(scope="module")
-def trained(run_variants, tmp_path_factory):
-    """Two variants on Backcopy, two seeds, a few steps."""
-    place = tmp_path_factory.mktemp("trained")
-    done = run_variants(
-        "--corpus=backcopy", "--variants=softmax,context_scale", "--seeds=3,5", "--steps=6",
-        "--measure_every=3", "--val_batches=1", "--batch_size=4", "--seq_len=16", "--width=16",
-        f"--workdir={place}",
-    )  # fmt: skip
-    assert done.status == 0, done.err
-    return next((place / "variants").iterdir())
-
-
-@pytest.fixture(scope="module")
 def finished(trained, run_compress, tmp_path_factory):
     place = tmp_path_factory.mktemp("compressed")
     done = run_compress(

@@ -12,19 +12,6 @@ from sysout_jax.training.checkpoint import load
 
 
 @pytest.fixture(scope="module")
-def trained(run_variants, tmp_path_factory):
-    """Softmax and another variant on Backcopy, two seeds, a few steps."""
-    place = tmp_path_factory.mktemp("trained")
-    done = run_variants(
-        "--corpus=backcopy", "--variants=softmax,context_scale", "--seeds=3,5", "--steps=6",
-        "--measure_every=3", "--val_batches=1", "--batch_size=4", "--seq_len=16", "--width=16",
-        f"--workdir={place}",
-    )  # fmt: skip
-    assert done.status == 0, done.err
-    return next((place / "variants").iterdir())
-
-
-@pytest.fixture(scope="module")
 def finished(trained, run_explicit, tmp_path_factory):
     place = tmp_path_factory.mktemp("explicit")
     done = run_explicit(

@@ -10,11 +10,11 @@ import pytest
 
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init, param_axes, stack_blocks
-from sysout_jax.training import levers
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import train
 from sysout_jax.training.optimizer import OPTIMIZERS, OptimizerConfig, is_matrix, make_optimizer
 from sysout_jax.training.step import make_step, many, start, token_loss
+from tests.training import levers
 
 CONFIG = ModelConfig(
     vocab=17, context=7, layers=2, width=12, heads=2, mlp_width=19, mlp="swiglu", bias=True

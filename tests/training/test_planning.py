@@ -11,8 +11,8 @@ from sysout_jax.model.decoder import parameter_count
 from sysout_jax.training import fitting, planning
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.hlo import Collective, Traffic
-from sysout_jax.training.levers import peak_bytes
 from sysout_jax.training.sharding import make_mesh
+from tests.training.levers import peak_bytes
 
 TINY = ModelConfig(
     vocab=13, layers=3, width=8, heads=2, mlp_width=24, mlp="swiglu", position="rope",
