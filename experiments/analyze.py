@@ -22,7 +22,7 @@ from experiments import launch
 from experiments.chosen import Choice, Chosen, choose
 from experiments.texts import length_of, read_corpus
 from sysout_jax.analysis.scan import QUERIES_AT_ONCE, Thresholds, for_length, over_batches
-from sysout_jax.data.prompt import encode_prompt
+from sysout_jax.data.prompt import PROMPT, encode_prompt
 from sysout_jax.errors import InputError
 from sysout_jax.families.known import TAPS as EXTREMES
 from sysout_jax.families.known import Check, Known, check_known, known_of
@@ -34,7 +34,6 @@ from sysout_jax.report.words import headline, known_lines
 from sysout_jax.results import RunDirectory, plain, read_record
 
 FLAGS = flags.FLAGS
-PROMPT = "Summer is warm. Winter is cold.\n"  # of Sun et al. 2024 and An et al. 2025
 SMOKE = {"sequences": 2, "batch": 2}
 STREAMED = ("existence", "positions", "relations")  # parts that read a model layer by layer
 

@@ -12,10 +12,9 @@ import numpy as np
 from sysout_jax.analysis.outliers import snapshot
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.data import Backcopy
+from sysout_jax.data.prompt import PROMPT, encode_prompt
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run
-
-PROMPT = "Summer is warm. Winter is cold.\n"  # of An et al. 2025 and Sun et al. 2024
 
 
 def study_names(corpora: list[str]) -> list[str]:
@@ -92,8 +91,7 @@ def _snapshot(trained: Run, corpus: Corpus) -> dict[str, Any]:
         tokens = corpus.batch("val", 0, 0, 1, trained.config.seq_len)[0, :-1]
         pieces = ["BOS" if t == corpus.bos else str(t) for t in tokens]
     else:
-        bos = [] if corpus.bos is None else [corpus.bos]
-        tokens = np.array([*bos, *tokenizer.encode(PROMPT)], np.int32)[: trained.config.seq_len]
+        tokens = encode_prompt(tokenizer, PROMPT)[: trained.config.seq_len]
         pieces = tokenizer.pieces(tokens)
     model = trained.model()
     shot = snapshot(model.config, model.params, jnp.asarray(tokens))

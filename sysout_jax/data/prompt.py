@@ -8,6 +8,7 @@ from sysout_jax.data.tokenizer import Tokenizer
 from sysout_jax.errors import InputError
 
 BOS = ("auto", "yes", "no")
+PROMPT = "Summer is warm. Winter is cold.\n"  # of Sun et al. 2024 and An et al. 2025
 
 
 def starts_with_bos(tokenizer: Tokenizer | None, bos: str = "auto") -> bool:

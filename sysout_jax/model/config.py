@@ -106,13 +106,9 @@ class ModelConfig:
             at_least(0, name, getattr(self, name))
         for name in (
             "vocab", "context", "layers", "width", "heads", "experts_per_token", "rope_context",
-        ):  # fmt: skip
-            at_least(1, name, getattr(self, name))
-        for name in (
             "kv_heads", "head_dim", "mlp_width", "window", "query_block", "embed_width",
         ):  # fmt: skip
-            if getattr(self, name) is not None:
-                at_least(1, name, getattr(self, name))
+            at_least(1, name, getattr(self, name))
         for name in ("norm_eps", "init_std"):
             if not getattr(self, name) >= 0:
                 raise InputError(

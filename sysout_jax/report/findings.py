@@ -22,6 +22,7 @@ from sysout_jax.analysis.seeds import Seeds, across_seeds
 from sysout_jax.analysis.weights import WeightScan, weight_scan
 from sysout_jax.data.prompt import encode_prompt
 from sysout_jax.errors import InputError
+from sysout_jax.model.config import at_least
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model
 from sysout_jax.report.page import write_page
@@ -61,8 +62,7 @@ class Material:
         said = f"--prompt: {len(self.prompt)} token{'s' * (len(self.prompt) != 1)}; accepted: "
         if len(self.prompt) < 2:
             raise InputError(f"{said}2 to {longest} tokens")
-        if length < 2:
-            raise InputError(f"--seq_len={length}: accepted: an integer of at least 2")
+        at_least(2, "seq_len", length)
         if end is not None and length > end:
             raise InputError(
                 f"--seq_len={length}: learned positions end at {end}; accepted: at most {end}"
