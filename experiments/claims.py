@@ -47,7 +47,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "experiments.variants --corpus=backcopy", "experiments.compress --model=RUN"
         ),
         "convergence/backcopy": (
-            "experiments.convergence --lrs=7.8e-4,2.3e-3,7e-3",
+            "experiments.convergence --lrs=7.8e-4,2.3e-3,7e-3 --seeds=0,1,2,3,4 --steps=3000",
         ),
         "explicit/backcopy": (
             "experiments.variants --corpus=backcopy --variants=softmax",
