@@ -1,7 +1,7 @@
 """What a training step costs: time measured side by side, and floating-point operations."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,14 +17,35 @@ from sysout_jax.training.step import make_step, make_steps, start
 STEPS = 5  # optimiser steps in each timed call
 
 
+def alternated(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds that each call takes, all of them in each round.
+
+    One after the other, a slow minute of the machine would count against one of them alone. So
+    each is called once to compile and then in turn, every second round in the opposite order,
+    which takes out a steady drift as well. Compare ratios within rounds.
+
+    Args:
+      calls: name -> a function that returns when its work is done.
+      rounds: how often each is called after that first time.
+
+    Returns:
+      name -> [rounds].
+    """
+    for call in calls.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        for name in list(calls)[:: -1 if turn % 2 else 1]:
+            begun = time.perf_counter()
+            calls[name]()
+            seconds[name].append(time.perf_counter() - begun)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
 def step_seconds(
     configs: Mapping[str, TrainConfig], vocab: int, rounds: int, steps: int = STEPS
 ) -> dict[str, np.ndarray]:
-    """Seconds per optimiser step of one seed, every config in each round.
-
-    One after the other, a slow minute of the machine would count against one config alone. So all
-    are compiled first and then called in turn, every second round in the opposite order, which
-    takes out a steady drift as well. Compare ratios within rounds.
+    """Seconds per optimiser step of one seed, `alternated` over configs.
 
     Args:
       configs: name -> run; only its first seed is timed, on random tokens.
@@ -45,19 +66,12 @@ def step_seconds(
         states[name] = jax.vmap(partial(start, architecture, optimizer))(key[None])
         calls[name] = make_steps(make_step(architecture, optimizer, config.accumulate))
 
-    def call(name: str) -> float:
-        begun = time.perf_counter()
+    def call(name: str) -> None:
         states[name], report = calls[name](states[name], batches[name])
         jax.block_until_ready((states[name], report))
-        return (time.perf_counter() - begun) / steps
 
-    for name in configs:
-        call(name)  # compiles
-    seconds: dict[str, list[float]] = {name: [] for name in configs}
-    for turn in range(rounds):
-        for name in list(configs)[:: -1 if turn % 2 else 1]:
-            seconds[name].append(call(name))
-    return {name: np.array(values) for name, values in seconds.items()}
+    seconds = alternated({name: partial(call, name) for name in configs}, rounds)
+    return {name: values / steps for name, values in seconds.items()}
 
 
 def step_flops(config: TrainConfig, vocab: int) -> float:
