@@ -26,8 +26,8 @@ from sysout_jax.model.config import SHAPES, ModelConfig, at_least
 from sysout_jax.model.decoder import param_axes, parameter_count
 from sysout_jax.results import RunDirectory
 from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
-from sysout_jax.training.step import TrainState, make_step, make_steps, start, token_loss
-from sysout_jax.training.timing import alternated
+from sysout_jax.training.step import make_step, make_steps, start, token_loss
+from sysout_jax.training.timing import Stepping, alternated
 
 FLAGS = flags.FLAGS
 STYLES = ("gpt2-tiny", "llama-tiny")
@@ -105,7 +105,7 @@ def timed(style: str, size: Size, config: Config) -> dict[str, Any]:
     peers: dict[str, Any] = {"eager": eager}
     if config.compiled:
         peers["compile"] = torch.compile(torch_decoder.filled(c, params))
-    ours = _Ours(make_steps(make_step(c, transform)), state, batches)
+    ours = Stepping(make_steps(make_step(c, transform)), state, batches)
     calls = {"ours": ours} | {
         name: partial(torch_decoder.run, torch_decoder.make_step(model, optimiser), theirs)
         for name, model in peers.items()
@@ -116,19 +116,6 @@ def timed(style: str, size: Size, config: Config) -> dict[str, Any]:
         "difference": difference, "seconds": seconds,
         "ratio": {name: quartiles(seconds[name] / seconds["ours"]) for name in peers},
     }  # fmt: skip
-
-
-@dataclass
-class _Ours:
-    """Some steps of ours in one call, which go on from where the last ended."""
-
-    steps: Any
-    state: TrainState
-    batches: jax.Array
-
-    def __call__(self) -> None:
-        self.state, report = self.steps(self.state, self.batches)
-        jax.block_until_ready((self.state, report))
 
 
 def apart(

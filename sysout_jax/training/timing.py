@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from sysout_jax.model.decoder import param_axes
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import make_optimizer
-from sysout_jax.training.step import make_step, make_steps, start
+from sysout_jax.training.step import Step, TrainState, make_step, make_steps, start
 
 STEPS = 5  # optimiser steps in each timed call
 
@@ -42,6 +43,19 @@ def alternated(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str,
     return {name: np.array(values) for name, values in seconds.items()}
 
 
+@dataclass
+class Stepping:
+    """Some steps in one call, the same batches each time, on from where the last call ended."""
+
+    steps: Step
+    state: TrainState
+    batches: Array
+
+    def __call__(self) -> None:
+        self.state, report = self.steps(self.state, self.batches)
+        jax.block_until_ready((self.state, report))
+
+
 def step_seconds(
     configs: Mapping[str, TrainConfig], vocab: int, rounds: int, steps: int = STEPS
 ) -> dict[str, np.ndarray]:
@@ -56,21 +70,17 @@ def step_seconds(
     Returns:
       name -> [rounds].
     """
-    calls, states, batches = {}, {}, {}
+    calls = {}
     for name, config in configs.items():
         architecture = config.architecture(vocab)
         optimizer = make_optimizer(config.optimizer, config.steps, param_axes(architecture))
         key = jax.random.key(config.seeds[0])
         shape = (steps, 1, config.batch_size, config.seq_len + 1)
-        batches[name] = jax.random.randint(key, shape, 0, vocab)
-        states[name] = jax.vmap(partial(start, architecture, optimizer))(key[None])
-        calls[name] = make_steps(make_step(architecture, optimizer, config.accumulate))
-
-    def call(name: str) -> None:
-        states[name], report = calls[name](states[name], batches[name])
-        jax.block_until_ready((states[name], report))
-
-    seconds = alternated({name: partial(call, name) for name in configs}, rounds)
+        batches = jax.random.randint(key, shape, 0, vocab)
+        state = jax.vmap(partial(start, architecture, optimizer))(key[None])
+        step = make_steps(make_step(architecture, optimizer, config.accumulate))
+        calls[name] = Stepping(step, state, batches)
+    seconds = alternated(calls, rounds)
     return {name: values / steps for name, values in seconds.items()}
 
 
