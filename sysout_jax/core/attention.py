@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from sysout_jax.core.layers import linear, rms_norm
+from sysout_jax.core.layers import at_least_float32, linear, rms_norm
 from sysout_jax.core.primitives import (
     Heads,
     Mixed,
@@ -25,9 +25,11 @@ from sysout_jax.core.primitives import (
     extra_scores,
     mix,
     open_sigmoid,
+    per_query,
     scale,
     scores,
     shift,
+    softmax_mix,
     softmax_weights,
     softpick_weights,
     visible,
@@ -92,10 +94,6 @@ def variant(
     return enter
 
 
-def _softmax_mix(heads: Heads) -> Mixed:
-    return mix(heads, softmax_weights(scores(heads), heads.mask)[0])
-
-
 # ------------------------------------------------------------- the six variants of the paper
 
 AN = "An et al. 2025 (arXiv:2502.06415)"
@@ -103,7 +101,7 @@ AN = "An et al. 2025 (arXiv:2502.06415)"
 
 @variant(letter="a", formula="softmax(s) v", cite="Vaswani et al. 2017, eq. 1", identity={})
 def softmax(heads: Heads, p: Params) -> Mixed:
-    return _softmax_mix(heads)
+    return softmax_mix(heads)
 
 
 @variant(
@@ -114,7 +112,7 @@ def softmax(heads: Heads, p: Params) -> Mixed:
     bias_value=Param("N H", "normal"),
 )
 def value_bias(heads: Heads, p: Params) -> Mixed:
-    mixed = _softmax_mix(heads)
+    mixed = softmax_mix(heads)
     return shift(mixed, jnp.broadcast_to(p["bias_value"], mixed.out.shape))
 
 
@@ -142,7 +140,7 @@ def context_bias(heads: Heads, p: Params) -> Mixed:
 )
 def attention_bias(heads: Heads, p: Params) -> Mixed:
     extra = extra_scores(heads, p["bias_key"])
-    mixed = mix(heads, *softmax_weights(scores(heads), heads.mask, extra))
+    mixed = softmax_mix(heads, extra)
     return shift(mixed, extra_output(heads, mixed.extra, p["bias_value"]))
 
 
@@ -156,7 +154,7 @@ def attention_bias(heads: Heads, p: Params) -> Mixed:
 )
 def context_scale(heads: Heads, p: Params) -> Mixed:
     gate = open_sigmoid(linear(heads.x_q, p["gate_kernel"], p["gate_bias"]))
-    return scale(heads, _softmax_mix(heads), gate[..., None])
+    return scale(heads, softmax_mix(heads), gate[..., None])
 
 
 @variant(
@@ -175,8 +173,7 @@ def sigmoid(heads: Heads, p: Params) -> Mixed:
 
 @variant(formula="softmax([s, 0]) [v, 0]", cite="Miller 2023, Attention is off by one")
 def softmax_off_by_one(heads: Heads, p: Params) -> Mixed:
-    logits = scores(heads)
-    return mix(heads, *softmax_weights(logits, heads.mask, jnp.zeros_like(logits[..., 0])))
+    return softmax_mix(heads, jnp.zeros(per_query(heads), at_least_float32(heads.q.dtype)))
 
 
 @variant(
@@ -185,9 +182,8 @@ def softmax_off_by_one(heads: Heads, p: Params) -> Mixed:
     sink_logit=Param("N", 0.0),
 )
 def sink_logit(heads: Heads, p: Params) -> Mixed:
-    logits = scores(heads)
-    extra = jnp.broadcast_to(p["sink_logit"].astype(logits.dtype)[:, None], logits.shape[:-1])
-    return mix(heads, *softmax_weights(logits, heads.mask, extra))
+    logit = p["sink_logit"].astype(at_least_float32(heads.q.dtype))
+    return softmax_mix(heads, jnp.broadcast_to(logit[:, None], per_query(heads)))
 
 
 @variant(
@@ -196,8 +192,7 @@ def sink_logit(heads: Heads, p: Params) -> Mixed:
     bias_key=Param("K H", "normal"),
 )
 def key_bias(heads: Heads, p: Params) -> Mixed:
-    extra = extra_scores(heads, p["bias_key"])
-    return mix(heads, *softmax_weights(scores(heads), heads.mask, extra))
+    return softmax_mix(heads, extra_scores(heads, p["bias_key"]))
 
 
 # -------------------------------------------------------- gates: the scaling factor explicit
@@ -212,7 +207,7 @@ def key_bias(heads: Heads, p: Params) -> Mixed:
 )
 def head_gate(heads: Heads, p: Params) -> Mixed:
     gate = jax.nn.sigmoid(linear(heads.x_q, p["gate_kernel"], p["gate_bias"]))
-    return scale(heads, _softmax_mix(heads), gate[..., None])
+    return scale(heads, softmax_mix(heads), gate[..., None])
 
 
 @variant(
@@ -222,7 +217,7 @@ def head_gate(heads: Heads, p: Params) -> Mixed:
     gate_kernel=Param("D -> N H", 0.0),
 )
 def element_gate(heads: Heads, p: Params) -> Mixed:
-    return scale(heads, _softmax_mix(heads), open_sigmoid(linear(heads.x_q, p["gate_kernel"])))
+    return scale(heads, softmax_mix(heads), open_sigmoid(linear(heads.x_q, p["gate_kernel"])))
 
 
 @variant(
@@ -233,7 +228,7 @@ def element_gate(heads: Heads, p: Params) -> Mixed:
 )
 def value_gate(heads: Heads, p: Params) -> Mixed:
     gate = heads.tap("attn_gate", open_sigmoid(linear(heads.x_k, p["gate_kernel"])))
-    return _softmax_mix(heads._replace(v=heads.v * gate))
+    return softmax_mix(heads._replace(v=heads.v * gate))
 
 
 @variant(
@@ -243,7 +238,7 @@ def value_gate(heads: Heads, p: Params) -> Mixed:
     gate_bias=Param("N", 0.0),
 )
 def static_gate(heads: Heads, p: Params) -> Mixed:
-    mixed = _softmax_mix(heads)
+    mixed = softmax_mix(heads)
     gate = open_sigmoid(p["gate_bias"])[:, None]
     return scale(heads, mixed, jnp.broadcast_to(gate, (*mixed.out.shape[:-1], 1)))
 
@@ -300,7 +295,7 @@ def elu_plus_one(heads: Heads, p: Params) -> Mixed:
 def qk_norm(heads: Heads, p: Params) -> Mixed:
     gain = (1.0 + p["qk_gain"].astype(heads.q.dtype))[:, None]
     q = rms_norm(heads.q)
-    return _softmax_mix(heads._replace(q=q * jnp.broadcast_to(gain, q.shape), k=rms_norm(heads.k)))
+    return softmax_mix(heads._replace(q=q * jnp.broadcast_to(gain, q.shape), k=rms_norm(heads.k)))
 
 
 @variant(
@@ -309,7 +304,7 @@ def qk_norm(heads: Heads, p: Params) -> Mixed:
     norm_gain=Param("N H", 0.0),
 )
 def head_norm(heads: Heads, p: Params) -> Mixed:
-    mixed = _softmax_mix(heads)
+    mixed = softmax_mix(heads)
     gain = 1.0 + p["norm_gain"].astype(mixed.out.dtype)
     normed = rms_norm(mixed.out)
     return mixed._replace(out=normed * jnp.broadcast_to(gain, normed.shape))

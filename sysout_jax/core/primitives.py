@@ -6,12 +6,13 @@ D model width, N query heads, K KV heads, G = N/K, H head dim.
 
 from collections.abc import Callable
 from math import sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from sysout_jax.core.flash import flash_attention
 from sysout_jax.core.layers import at_least_float32
 
 
@@ -34,6 +35,7 @@ class Heads(NamedTuple):
     scale: float | None = None  # of q.k; None: 1/sqrt(H)
     softcap: float | None = None  # c: logits s become c tanh(s/c)
     bias: Float[Array, "N #T S"] | None = None  # added to the logits last
+    fused: bool = False  # all of the past is visible and nobody asks for logits or weights
 
 
 class Mixed(NamedTuple):
@@ -41,7 +43,7 @@ class Mixed(NamedTuple):
     them the mass on extra keys (zero where a variant has none)."""
 
     out: Float[Array, "*B T N H"]
-    weights: Float[Array, "*B N T S"]
+    weights: Any  # [*B, N, T, S]; None where a fused kernel did not make them
     extra: Float[Array, "*B N T"]
 
 
@@ -58,6 +60,12 @@ def scores(heads: Heads) -> Float[Array, "*B N T S"]:
     if heads.bias is not None:
         logits = logits + jnp.broadcast_to(heads.bias.astype(wide), logits.shape)
     return heads.tap("attn_logits", logits)
+
+
+def per_query(heads: Heads) -> tuple[int, ...]:
+    """The shape [..., N, T] of what belongs to a head and a query."""
+    *batch, queries, count, _ = heads.q.shape
+    return (*batch, count, queries)
 
 
 def _scaled(logits: Array, heads: Heads) -> Array:
@@ -112,6 +120,17 @@ def softmax_weights(
     total = jnp.sum(weights, axis=-1) + mass
     total = jnp.where(total == 0.0, 1.0, total)
     return weights / total[..., None], mass / total
+
+
+def softmax_mix(heads: Heads, extra: Float[Array, "*B N T"] | None = None) -> Mixed:
+    """Mix values by the softmax of the logits and, where given, of one extra logit of no value.
+
+    The one place where a kernel that fuses the two steps may stand for them, if `heads.fused`.
+    """
+    if heads.fused:
+        out, mass = flash_attention(heads.q, heads.k, heads.v, extra, heads.scale)
+        return Mixed(out, None, mass)
+    return mix(heads, *softmax_weights(scores(heads), heads.mask, extra))
 
 
 def softpick_weights(

@@ -21,7 +21,7 @@ from sysout_jax.core.primitives import Heads
 from sysout_jax.core.streaming import Partial, join_queries, split_queries
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.geometry import logit_bias, rotation
-from sysout_jax.model.taps import LayerTap, Probe
+from sysout_jax.model.taps import WITHIN_ATTENTION, LayerTap, Probe
 
 
 class Axed(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
@@ -113,12 +113,14 @@ class Attention(Owner):
             name: self.own(f"variant_{name}", p.axes, p.init) for name, p in variant.params.items()
         }
 
+        fused = c.flash and c.attends_to_all and not tap.asks(*WITHIN_ATTENTION)
+
         def attend(q: Array, x_q: Array, queries: Array, tap: Any) -> Array:
             mask = causal_mask(queries, positions, c.window)
             if c.window_layers is not None:
                 mask = jnp.where(windowed, mask, causal_mask(queries, positions))
             bias = logit_bias(c, queries, positions)
-            heads = Heads(q, k, v, x_q, x, mask, tap, c.query_scale, c.attn_softcap, bias)
+            heads = Heads(q, k, v, x_q, x, mask, tap, c.query_scale, c.attn_softcap, bias, fused)
             return variant(heads, params).out
 
         if c.query_block is None:

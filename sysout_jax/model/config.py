@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from sysout_jax.core.attention import VARIANTS
+from sysout_jax.core.flash import DTYPES as FUSED
 from sysout_jax.core.layers import MLPS, NORMS
 from sysout_jax.errors import InputError
 
@@ -83,6 +84,7 @@ class ModelConfig:
     scan_layers: bool = False  # one compiled block for all layers: compiles faster when deep
     remat: str = "none"  # what the backward pass computes again: none, block, dots (all but those)
     query_block: int | None = None  # queries attended at a time, for long contexts; None: all
+    flash: bool = False  # a fused kernel mixes, where it can: bfloat16, softmax, no window, no tap
     dtype: str = "float32"  # float32 or bfloat16 activations; parameters are as they were loaded
 
     def __post_init__(self) -> None:
@@ -203,6 +205,12 @@ class ModelConfig:
         if self.window is None:
             return ()
         return tuple(range(self.layers)) if self.window_layers is None else self.window_layers
+
+    @property
+    def attends_to_all(self) -> bool:
+        """Whether plain logits of all of the past mix the values, in a dtype of fused kernels."""
+        plain = self.attn_softcap is None and self.position != "alibi"
+        return plain and self.window is None and self.query_block is None and self.dtype in FUSED
 
     def has_bias(self, part: str) -> bool:
         """Whether a part of the model, e.g. "qkv", has biases."""

@@ -51,6 +51,8 @@ TAPS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+WITHIN_ATTENTION = ("attn_logits", "attn_weights", "attn_extra")  # a fused kernel has none of them
+
 
 class Probe:
     """What to record and what to edit in one call of the decoder.
@@ -75,6 +77,10 @@ class Probe:
     def at(self, layer: Array, recorded: dict[str, Any]) -> "LayerTap":
         """The tap function of one layer: edits a value, records it, and passes it on."""
         return LayerTap(self, layer, recorded)
+
+    def asks(self, *names: str) -> bool:
+        """Whether a tap or an edit is at one of these names."""
+        return not self._asked().isdisjoint(names)
 
     def edited(self, name: str, seen: Mapping[str, Array], value: Array, layer: Array) -> Array:
         """The value that takes the place of `value`; `seen` are the layer's values before it."""
@@ -111,6 +117,10 @@ class LayerTap:
         for key, reducer, values in self._complete(name, self.seen):
             self.recorded[key] = value if reducer is None else jax.vmap(reducer)(*values)
         return value
+
+    def asks(self, *names: str) -> bool:
+        """Whether a tap or an edit is at one of these names."""
+        return self.probe.asks(*names)
 
     def of_block(self, positions: Int[Array, "t"], partials: dict[str, Partial]) -> Any:
         """The tap function for what has the queries at `positions` only; it fills `partials`."""

@@ -32,7 +32,7 @@ Row = dict[str, Any]
 # What may differ between the parts of a run: to which devices it goes, and so the last bits.
 FREE = ("mesh", "parallel")
 # Of a model that others begin with, what may differ: nothing that its parameters know.
-FREE_OF_MODEL = ("context", "dtype", "scan_layers", "query_block", "init_std")
+FREE_OF_MODEL = ("context", "dtype", "scan_layers", "query_block", "flash", "init_std")
 
 
 @dataclass(frozen=True)

@@ -260,6 +260,7 @@ FIELDS = {
     "tied": ("shapes", True, {}),
     "window": ("logits", 3, {}),
     "query_block": ("nothing", 3, {}),  # how, not what: tests/core/test_streaming.py
+    "flash": ("nothing", True, {}),  # how, not what: below, and tests/core/test_flash.py
     "window_layers": ("logits", (1,), {"window": 3}),
     "init_std": ("init", 0.03, {}),
     "scaled_residual_init": ("init", True, {}),
@@ -490,6 +491,42 @@ def test_bfloat16_is_close(placement):
     exact = logits(config, params)
     error = np.abs(np.asarray(out, np.float64) - exact).max() / np.abs(exact).max()
     assert 1e-4 < error < 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "taps", "fused"),
+    [
+        ({}, (), True),
+        ({"kv_heads": 2, "query_scale": 0.1}, (), True),
+        ({"variant": "attention_bias"}, ("attn_mix",), True),
+        ({}, ("attn_weights",), False),
+        ({}, ("query+attn_logits",), False),
+        ({"window": 3}, (), False),
+        ({"position": "alibi"}, (), False),
+        ({"attn_softcap": 0.5}, (), False),
+        ({"query_block": 3}, (), False),
+        ({"dtype": "float32"}, (), False),
+    ],
+    ids=str,
+)
+def test_a_fused_kernel_mixes_where_it_can(changes, taps, fused, monkeypatch):
+    """With the same logits; not where something asks for what it does not make, or what it cannot
+    do is needed."""
+    plain = dataclasses.replace(LLAMA, **({"dtype": "bfloat16"} | changes))
+    config = dataclasses.replace(plain, flash=True)
+    called = []
+    real = jax.nn.dot_product_attention
+
+    def counted(*arguments, **options):
+        called.append(options)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", counted)
+    params = noisy(config)
+    out, _ = forward(config, params, jnp.asarray(TOKENS), dict.fromkeys(taps))
+    assert bool(called) == fused
+    exact = logits(dataclasses.replace(plain, dtype="float32"), params)
+    assert np.abs(np.asarray(out, np.float64) - exact).max() < 0.05 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

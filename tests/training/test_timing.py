@@ -89,7 +89,9 @@ def test_operations_are_those_of_the_matrix_products():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"accumulate": 3}, {"scan_layers": True}, {"query_block": 2}], ids=str
+    "changes",
+    [{"accumulate": 3}, {"scan_layers": True}, {"query_block": 2}, {"flash": True}],
+    ids=str,
 )
 def test_loops_do_not_hide_operations(changes):
     own = {k: v for k, v in changes.items() if k == "accumulate"}

@@ -1,0 +1,96 @@
+"""The fused kernel against the plain path: the same outputs and gradients, for every variant."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.core.flash import DTYPES, flash_attention
+from sysout_jax.core.primitives import Heads
+
+B, T, N, K, H, D = 2, 11, 6, 3, 8, 13
+SIZES = {"D": D, "N": N, "K": K, "H": H}
+MAKE_WEIGHTS = {  # variants that need the weights, so that no fused kernel can stand for them
+    "context_bias", "sigmoid", "clipped_softmax", "softpick", "relu", "elu_plus_one",
+}  # fmt: skip
+
+
+def draw(key, dtype):
+    """Inputs and a cotangent, scaled so that rows of weights are far from even and from one-hot."""
+    keys = jax.random.split(key, 5)
+    shapes = ((B, T, N, H), (B, T, K, H), (B, T, K, H), (B, T, D), (B, T, N, H))
+    return [1.5 * jax.random.normal(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True)]
+
+
+def parameters(name):
+    """Every parameter away from its initial value, extra keys strong enough to take mass."""
+    return {
+        key: jax.random.normal(
+            jax.random.key(n), [SIZES[a] for a in param.axes.replace("->", " ").split()]
+        )
+        for n, (key, param) in enumerate(VARIANTS[name].params.items())
+    }
+
+
+def both(name, dtype):
+    """((output, gradients), weights or None) of the plain and of the fused path."""
+    q, k, v, x, cotangent = draw(jax.random.key(0), dtype)
+    mask = jnp.tri(T, dtype=bool)
+
+    def run(fused):
+        def out(arrays, params):
+            q, k, v, x = arrays
+            mixed = VARIANTS[name](Heads(q, k, v, x, x, mask, fused=fused), params)
+            return mixed.out, mixed.weights
+
+        value, back, weights = jax.vjp(out, (q, k, v, x), parameters(name), has_aux=True)
+        return (value, back(cotangent.astype(value.dtype))), weights
+
+    return run(False), run(True)
+
+
+def apart(plain, fused):
+    """The largest difference of any array, as a share of its norm where that is above 1."""
+
+    def share(a, b):
+        a, b = np.float64(a), np.float64(b)
+        return np.linalg.norm(a - b) / max(np.linalg.norm(a), 1.0)
+
+    return max(jax.tree.leaves(jax.tree.map(share, plain, fused)))
+
+
+def fused_kernel(dtype):
+    """Whether this device has the kernel in that dtype."""
+    return dtype.name in DTYPES or jax.default_backend() != "gpu"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_outputs_and_gradients_are_those_of_the_plain_path(name, dtype, bound):
+    dtype = jnp.dtype(dtype)
+    if not fused_kernel(dtype):
+        pytest.skip(f"no kernel in {dtype} on this device")
+    (plain, weights), (fused, none) = both(name, dtype)
+    assert weights is not None
+    assert (none is None) == (name not in MAKE_WEIGHTS)
+    assert apart(plain, fused) < bound  # of bfloat16 a few roundings of 2^-9
+
+
+def test_an_extra_logit_is_not_rounded_to_the_dtype_of_queries():
+    """Near 32 bfloat16 steps by 0.25, so 32.1 would become 32."""
+    twos = jnp.full((B, T, N, H), 2.0, jnp.bfloat16)  # q.k = 32
+    _, mass = flash_attention(twos, twos, twos, jnp.full((B, N, T), 32.1), scale=1.0)
+    seen = np.arange(1, T + 1)
+    expected = np.exp(0.1) / (np.exp(0.1) + seen)
+    np.testing.assert_allclose(np.float64(mass), np.broadcast_to(expected, mass.shape), rtol=0.01)
+
+
+def test_seeds_run_together():
+    """vmap over a leading axis, as seeds are trained, is each of them alone."""
+    q, k, v, _, _ = draw(jax.random.key(2), jnp.bfloat16)
+    stack = [jnp.stack((a, 2 * a)) for a in (q, k, v)]
+    together, _ = jax.vmap(flash_attention)(*stack)
+    for n in range(2):
+        alone, _ = flash_attention(*(a[n] for a in stack))
+        np.testing.assert_allclose(np.float32(together[n]), np.float32(alone), rtol=0.01, atol=0.01)
