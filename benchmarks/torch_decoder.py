@@ -1,18 +1,21 @@
 """The peer: a decoder as people write it in PyTorch, in the styles of GPT-2 and LLaMA.
 
-One projection for queries, keys and values, `scaled_dot_product_attention`, the fused AdamW: what a
-nanoGPT-style trainer uses.
+One projection for queries, keys and values, `scaled_dot_product_attention`, the fused AdamW, mixed
+precision by `torch.autocast`: what a nanoGPT-style trainer uses.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any, cast
 
+import jax
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.training.optimizer import OptimizerConfig
 
@@ -106,9 +109,39 @@ class Decoder(nn.Module):
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
+def device() -> str:
+    """Where the peer computes: where JAX does.
+
+    Raises:
+      InputError: that is a GPU, and this PyTorch has none.
+    """
+    if jax.default_backend() != "gpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise InputError(
+            f"PyTorch {torch.__version__} sees no GPU, but JAX does; accepted: a PyTorch for CUDA, "
+            "or JAX_PLATFORMS=cpu"
+        )
+    return "cuda"
+
+
+def prepare() -> dict[str, Any]:
+    """Set PyTorch up as its trainers do; what a record says of it."""
+    where = device()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # JAX takes that many too
+    if where == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, which JAX takes there by default
+    return {
+        "torch": torch.__version__,
+        "device": where,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "threads": torch.get_num_threads(),
+    }
+
+
 def filled(c: ModelConfig, params: Mapping[str, Any]) -> Decoder:
-    """The peer with our parameters."""
-    model = Decoder(c)
+    """The peer with our parameters, on its device."""
+    model = Decoder(c).to(device())
     with torch.no_grad():
         for name, value in renamed(c, params).items():
             model.get_parameter(name).copy_(torch.from_numpy(np.array(value)))
@@ -148,7 +181,29 @@ def renamed(c: ModelConfig, tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def make_step(model: nn.Module, config: OptimizerConfig) -> Callable[[Tensor], Tensor]:
+def on_device(tokens: Any) -> Tensor:
+    """Token ids for the peer."""
+    return torch.from_numpy(np.array(tokens, np.int64)).to(device())
+
+
+def mean_loss(model: nn.Module, tokens: Tensor, dtype: str) -> Tensor:
+    """The loss with activations in `dtype`: as there, parameters stay float32."""
+    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        return cast(Tensor, model(tokens))
+
+
+def gradients(model: Decoder, tokens: Tensor, dtype: str) -> tuple[float, dict[str, np.ndarray]]:
+    """The loss of tokens [B, T+1], and its gradient by the names of parameters."""
+    loss = mean_loss(model, tokens, dtype)
+    loss.backward()
+    found = {name: cast(Tensor, p.grad).cpu().numpy() for name, p in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    return float(loss.detach()), found
+
+
+def make_step(
+    model: nn.Module, config: OptimizerConfig, dtype: str = "float32"
+) -> Callable[[Tensor], Tensor]:
     """A training step: tokens [B, T+1] -> loss."""
     groups = [
         {
@@ -163,16 +218,16 @@ def make_step(model: nn.Module, config: OptimizerConfig) -> Callable[[Tensor], T
 
     def step(tokens: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        loss = model(tokens)
+        loss = mean_loss(model, tokens, dtype)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
-        return cast(Tensor, loss.detach())
+        return loss.detach()
 
     return step
 
 
-def run(step: Callable[[Tensor], Tensor], batches: Tensor) -> None:
-    """One step for each of the batches [steps, B, T+1]."""
+def run(step: Callable[[Tensor], Tensor], batches: Tensor) -> np.ndarray:
+    """The loss of one step for each of the batches [steps, B, T+1], when all of it is done."""
     losses = [step(batch) for batch in batches]
-    float(losses[-1])
+    return torch.stack(losses).cpu().numpy()  # a GPU's queue is waited for

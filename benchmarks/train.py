@@ -1,37 +1,33 @@
-"""A training step against PyTorch's, in turn in one process: the same weights, batches, threads.
+"""A training step against PyTorch's, in turn in one process: the same weights and batches.
 
 pip install -r requirements-reference.txt    # PyTorch
 python -m benchmarks.train                   # two styles, three sizes, in minutes
 python -m benchmarks.train --quick           # the smallest size, without torch.compile
+python -m benchmarks.train --sizes=124m --styles=gpt2-tiny --dtype=bfloat16    # on a GPU
 """
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import torch
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import torch_decoder
 from experiments import launch
 from sysout_jax.errors import InputError
-from sysout_jax.model.config import SHAPES, ModelConfig, at_least
-from sysout_jax.model.decoder import param_axes, parameter_count
+from sysout_jax.model.config import DTYPES, SHAPES, ModelConfig, at_least, one_of
+from sysout_jax.model.decoder import parameter_count
 from sysout_jax.results import RunDirectory
-from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
-from sysout_jax.training.step import make_step, make_steps, start, token_loss
-from sysout_jax.training.timing import Stepping, alternated
+from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.planning import chip_of, model_flops
 
 FLAGS = flags.FLAGS
 STYLES = ("gpt2-tiny", "llama-tiny")
-EQUAL = 1e-4  # largest difference of loss and gradients at step 0, as shares of the largest value
 
 
 @dataclass(frozen=True)
@@ -47,12 +43,12 @@ class Size:
     batch_size: int
     steps: int  # in each timed call
 
-    def architecture(self, style: str) -> ModelConfig:
+    def architecture(self, style: str, dtype: str = "float32") -> ModelConfig:
         """The model's config in one of the styles."""
         own = self.mlp_width if SHAPES[style].mlp == "swiglu" else None
         return replace(
             SHAPES[style], layers=self.layers, width=self.width, heads=self.heads, kv_heads=None,
-            mlp_width=own, vocab=self.vocab, context=self.seq_len,
+            mlp_width=own, vocab=self.vocab, context=self.seq_len, dtype=dtype,
         )  # fmt: skip
 
 
@@ -60,121 +56,115 @@ SIZES: Mapping[str, Size] = {
     "60k": Size(2, 48, 4, 128, 64, 64, 32, 25),
     "1m": Size(4, 128, 4, 344, 2048, 256, 16, 2),
     "10m": Size(6, 320, 5, 864, 8192, 256, 8, 1),
+    "124m": Size(
+        12, 768, 12, 2048, 50_304, 1024, 16, 5
+    ),  # GPT-2's, the vocabulary a multiple of 64
 }
+ON_CPU = ("60k", "1m", "10m")  # the other takes minutes a step there
 
 
 @dataclass(frozen=True)
 class Config:
     """What is timed."""
 
-    sizes: tuple[str, ...] = tuple(SIZES)
+    sizes: tuple[str, ...] = ON_CPU
     styles: tuple[str, ...] = STYLES
+    dtype: str = "float32"  # of activations; parameters are float32
+    batch_size: int | None = None  # None: of the size
     rounds: int = 7  # of calls in turn, after one that compiles
     compiled: bool = True  # torch.compile besides eager PyTorch; needs a C++ compiler
+    flash: bool = False  # ours with fused attention, besides without
     workdir: str = "runs"
 
     def __post_init__(self) -> None:
         for flag, found, accepted in (
             ("sizes", self.sizes, tuple(SIZES)), ("styles", self.styles, STYLES),
         ):  # fmt: skip
-            if not found or not set(found) <= set(accepted):
-                raise InputError(
-                    f"--{flag}={','.join(found)}: accepted: some of {', '.join(accepted)}"
-                )
+            for name in found:
+                one_of(flag, name, accepted)
+            if not found:
+                raise InputError(f"--{flag}=: accepted: some of {', '.join(accepted)}")
+        one_of("dtype", self.dtype, DTYPES)
+        at_least(1, "batch_size", self.batch_size)
         at_least(2, "rounds", self.rounds)
 
 
-def timed(style: str, size: Size, config: Config) -> dict[str, Any]:
-    """Seconds per step of ours and of the peer, and how far they are apart at step 0.
-
-    Raises:
-      ValueError: they do not compute the same.
-    """
-    c, optimiser = size.architecture(style), OptimizerConfig(schedule="constant", warmup=0)
-    transform = make_optimizer(optimiser, 1, param_axes(c))
-    state = jax.vmap(partial(start, c, transform))(jax.random.key(0)[None])
-    params = jax.tree.map(lambda x: np.asarray(x[0]), state.params)
-    shape = (size.steps, 1, size.batch_size, size.seq_len + 1)
-    batches = jax.random.randint(jax.random.key(1), shape, 0, c.vocab)
-    theirs = torch.from_numpy(np.array(batches[:, 0], np.int64))
-
-    eager = torch_decoder.filled(c, params)
-    difference = apart(c, params, eager, batches[0, 0], theirs[0])
-    if not difference <= EQUAL:
-        raise ValueError(f"{style}: loss or gradients are {difference:.1e} from PyTorch's")
-    peers: dict[str, Any] = {"eager": eager}
-    if config.compiled:
-        peers["compile"] = torch.compile(torch_decoder.filled(c, params))
-    ours = Stepping(make_steps(make_step(c, transform)), state, batches)
-    calls = {"ours": ours} | {
-        name: partial(torch_decoder.run, torch_decoder.make_step(model, optimiser), theirs)
-        for name, model in peers.items()
-    }
-    seconds = {name: s / size.steps for name, s in alternated(calls, config.rounds).items()}
-    return {
-        "parameters": parameter_count(c), "tokens_per_step": size.batch_size * size.seq_len,
-        "difference": difference, "seconds": seconds,
-        "ratio": {name: quartiles(seconds[name] / seconds["ours"]) for name in peers},
-    }  # fmt: skip
-
-
-def apart(
-    c: ModelConfig,
-    params: Mapping[str, Any],
-    peer: torch_decoder.Decoder,
-    batch: jax.Array,
-    theirs: torch.Tensor,
-) -> float:
-    """The largest difference of loss and gradients, as a share of each array's largest value."""
-    loss, grads = jax.jit(jax.value_and_grad(lambda p: jnp.mean(token_loss(c, p, batch))))(params)
-    found = peer(theirs)
-    found.backward()
-    pairs = [(np.asarray(loss), found.detach().numpy())]
-    for name, ours in torch_decoder.renamed(c, grads).items():
-        grad = peer.get_parameter(name).grad
-        assert grad is not None
-        pairs.append((ours, grad.numpy()))
-    peer.zero_grad(set_to_none=True)
-    return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
-
-
-def quartiles(ratios: np.ndarray) -> list[float]:
-    """The median of the ratios within rounds, and their quartiles."""
-    return [float(q) for q in np.quantile(ratios, (0.5, 0.25, 0.75))]
+def forms(c: ModelConfig, flash: bool) -> dict[str, ModelConfig]:
+    """Ours, by name: the best form first."""
+    if not flash:
+        return {"ours": c}
+    return {"ours": replace(c, flash=True), "ours, dense": c}
 
 
 def run(config: Config, console: Console) -> dict[str, Any]:
-    """Time all of it and keep a record; sizes that are done stay in it when the rest is not."""
+    """Time all of it and keep a record; sizes that are done stay in it when the rest is not.
+
+    Raises:
+      InputError: there is no PyTorch.
+    """
+    if find_spec("torch") is None:
+        raise InputError(
+            "PyTorch is not installed; accepted: pip install -r requirements-reference.txt"
+        )
+    from benchmarks import side_by_side, torch_decoder  # which import it
+
     directory = RunDirectory(config.workdir, "benchmarks-train")
     console.print(f"run      {directory.path}", soft_wrap=True)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # JAX takes that many too
+    about = {**torch_decoder.prepare(), "load": os.getloadavg()}
     cells: list[dict[str, Any]] = []
-    about = {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg(),
-    }
     with directory.record("benchmarks.train", config=config, peer=about, cells=cells) as record:
         for style in config.styles:
-            for size in config.sizes:
-                with console.status(f"{style}, {size}"):
-                    cells.append(
-                        {"style": style, "size": size, **timed(style, SIZES[size], config)}
-                    )
+            for name in config.sizes:
+                size = SIZES[name]
+                size = replace(size, batch_size=config.batch_size or size.batch_size)
+                c = size.architecture(style, config.dtype)
+                with console.status(f"{style}, {name}"):
+                    found = side_by_side.timed(
+                        forms(c, config.flash), size.batch_size, size.steps, config.rounds,
+                        config.compiled, lambda text: console.print(text, soft_wrap=True),
+                    )  # fmt: skip
+                cells.append({"style": style, "size": name, **described(c, size, found)})
     return record
 
 
+def described(c: ModelConfig, size: Size, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says of a cell: what was found, and rates by the median of rounds.
+
+    The utilisation is the share of the chip's peak that the model's own operations
+    (`planning.model_flops`) are; None where the peak in that dtype is not known.
+    """
+    tokens = size.batch_size * size.seq_len
+    run = TrainConfig(model=c, seq_len=size.seq_len, batch_size=size.batch_size)
+    flops = model_flops(run, c.vocab)
+    chip = chip_of(jax.devices()[0].device_kind) if c.dtype == "bfloat16" else None
+    median = {name: float(np.median(seconds)) for name, seconds in found["seconds"].items()}
+    return {
+        "parameters": parameter_count(c), "tokens_per_step": tokens, "flops_per_step": flops,
+        "peak_flops": chip and chip.flops, **found,
+        "tokens_per_second": {name: tokens / seconds for name, seconds in median.items()},
+        "utilisation": chip and {
+            name: flops / seconds / chip.flops for name, seconds in median.items()
+        },
+    }  # fmt: skip
+
+
 def print_table(console: Console, record: Mapping[str, Any]) -> None:
-    """Milliseconds of a step, and how many times ours the peer's take."""
-    peers = list(record["cells"][0]["ratio"])
-    headings = (*(f"{name}, ms" for name in ("ours", *peers)), *(f"{p} / ours" for p in peers))
-    table = Table("style", "parameters", *headings)
+    """A row for each that was timed: milliseconds of a step, rates, and how many times ours."""
+    table = Table("model", "", "ms", "tokens/s", "MFU", "/ ours")
     for cell in record["cells"]:
-        times = (
-            f"{1e3 * float(np.median(cell['seconds'][name])):.1f}" for name in ("ours", *peers)
-        )
-        ratios = ("{:.2f} ({:.2f} to {:.2f})".format(*cell["ratio"][name]) for name in peers)
-        table.add_row(cell["style"], f"{cell['parameters']:,}", *times, *ratios)
+        for name in ("ours", *cell["ratio"]):
+            ratio = cell["ratio"].get(name)
+            used = cell["utilisation"]
+            table.add_row(
+                f"{cell['style']}, {cell['size']}" if name == "ours" else "",
+                name,
+                f"{1e3 * float(np.median(cell['seconds'][name])):.1f}",
+                f"{cell['tokens_per_second'][name]:,.0f}",
+                f"{used[name]:.1%}" if used else "-",
+                "{:.2f} ({:.2f} to {:.2f})".format(*ratio) if ratio else "",
+            )
+        for name, why in cell["left_out"].items():
+            table.add_row("", name, "-", "-", "-", why)
     console.print(table)
     console.print("a step's time, median of rounds; ratios within rounds, median and quartiles")
 
@@ -182,8 +172,9 @@ def print_table(console: Console, record: Mapping[str, Any]) -> None:
 def main() -> None:
     console = Console()
     config = Config(
-        tuple(FLAGS.sizes), tuple(FLAGS.styles), FLAGS.rounds, FLAGS.compiled, FLAGS.workdir
-    )
+        tuple(FLAGS.sizes), tuple(FLAGS.styles), FLAGS.dtype, FLAGS.batch_size, FLAGS.rounds,
+        FLAGS.compiled, FLAGS.flash, FLAGS.workdir,
+    )  # fmt: skip
     if FLAGS.quick:
         config = replace(config, sizes=("60k",), compiled=False)
     print_table(console, run(config, console))
@@ -191,10 +182,13 @@ def main() -> None:
 
 def define_flags() -> None:
     """Define the flags of this binary."""
-    flags.DEFINE_list("sizes", list(SIZES), f"of models: {', '.join(SIZES)}")
+    flags.DEFINE_list("sizes", list(ON_CPU), f"of models: {', '.join(SIZES)}")
     flags.DEFINE_list("styles", list(STYLES), f"of models: {', '.join(STYLES)}")
+    flags.DEFINE_string("dtype", "float32", f"of activations: {', '.join(DTYPES)}")
+    flags.DEFINE_integer("batch_size", None, "sequences in a step, instead of the size's own")
     flags.DEFINE_integer("rounds", 7, "how often each is timed, in turn, after it was compiled")
     flags.DEFINE_bool("compiled", True, "torch.compile besides eager PyTorch: a C++ compiler")
+    flags.DEFINE_bool("flash", False, "ours with fused attention, besides without")
     flags.DEFINE_string("workdir", "runs", "where run directories go")
     flags.DEFINE_bool("quick", False, "the smallest size, without torch.compile")
 

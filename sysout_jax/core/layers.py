@@ -43,7 +43,11 @@ def linear(
     rows = x.reshape(prod(lead), prod(contracted))
     out = rows @ weight.astype(x.dtype).reshape(prod(contracted), prod(outputs))
     out = out.reshape(*lead, *outputs)
-    return out if bias is None else out + jnp.broadcast_to(bias.astype(x.dtype), out.shape)
+    if bias is None:
+        return out
+    # Added in float32: the bias' gradient is a sum over rows, which bfloat16 would lose.
+    wide = at_least_float32(x.dtype)
+    return (out.astype(wide) + jnp.broadcast_to(bias.astype(wide), out.shape)).astype(x.dtype)
 
 
 def rms_norm(

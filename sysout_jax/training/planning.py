@@ -52,6 +52,7 @@ class Chip:
     network: float  # bytes to other chips over all links, one way
     source: str
     tpu: bool = True
+    reports: str | None = None  # its `device_kind` in JAX where it is at hand
 
 
 # A chip of tpu7x is two devices; its numbers are halved.
@@ -64,7 +65,22 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
             2307e12 / 2, 96 * GIB, 7380e9 / 2, 300e9, "docs.cloud.google.com/tpu/docs/tpu7x"
         ),
         "h100": Chip(
-            989.4e12, 80e9, 3350e9, 450e9, "NVIDIA H100 Tensor Core GPU datasheet, SXM5", False
+            989.4e12,
+            80e9,
+            3350e9,
+            450e9,
+            "NVIDIA H100 Tensor Core GPU datasheet, SXM5",
+            False,
+            "NVIDIA H100 80GB HBM3",
+        ),
+        "h200": Chip(
+            989.4e12,
+            141e9,
+            4800e9,
+            450e9,
+            "NVIDIA H200 Tensor Core GPU datasheet, SXM",
+            False,
+            "NVIDIA H200",
         ),
     }
 )
@@ -72,6 +88,11 @@ ACCEPTED = (
     "a TPU slice such as v5e:4x4 (v5e, v6e: two sizes; v5p, tpu7x: three), or simulated devices "
     "such as h100:8 or cpu:8"
 )
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """What is known of a device at hand, by its `device_kind` in JAX."""
+    return next((chip for chip in CHIPS.values() if chip.reports == device_kind), None)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from sysout_jax.model.decoder import param_axes
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import make_optimizer
-from sysout_jax.training.step import Step, TrainState, make_step, make_steps, start
+from sysout_jax.training.step import Step, StepRecord, TrainState, make_step, make_steps, start
 
 STEPS = 5  # optimiser steps in each timed call
 
@@ -51,9 +51,10 @@ class Stepping:
     state: TrainState
     batches: Array
 
-    def __call__(self) -> None:
+    def __call__(self) -> StepRecord:
         self.state, report = self.steps(self.state, self.batches)
         jax.block_until_ready((self.state, report))
+        return report
 
 
 def step_seconds(

@@ -1,64 +1,25 @@
-"""What is timed side by side computes the same thing, and the check of it can fail."""
+"""Flags of the benchmark, and what it makes of seconds."""
 
-import jax
+import dataclasses
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 
+from benchmarks import train
 from sysout_jax.errors import InputError
-from sysout_jax.model.decoder import init
-
-torch = pytest.importorskip("torch")  # requirements-reference.txt
-
-from benchmarks import torch_decoder, train  # noqa: E402
-
-TINY = train.Size(
-    layers=2, width=12, heads=3, mlp_width=17, vocab=29, seq_len=7, batch_size=5, steps=3
-)
-
-
-@pytest.fixture(scope="module", params=train.STYLES)
-def compared(request):
-    """(config, parameters, batch) of a style; every parameter away from its initial value."""
-    c = TINY.architecture(request.param)
-    noise = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: np.asarray(x) + 0.1 * noise.standard_normal(x.shape).astype(np.float32),
-        init(c, jax.random.key(0)),
-    )
-    return c, params, noise.integers(0, c.vocab, (TINY.batch_size, TINY.seq_len + 1), np.int32)
-
-
-def test_the_peer_computes_the_same_loss_and_gradients(compared):
-    c, params, batch = compared
-    peer = torch_decoder.filled(c, params)
-    theirs = torch.from_numpy(batch.astype(np.int64))
-    assert train.apart(c, params, peer, jax.numpy.asarray(batch), theirs) < 1e-5
-    with torch.no_grad():
-        peer.get_parameter("blocks.1.mlp.down.weight")[0, 0] += 0.1
-    assert train.apart(c, params, peer, jax.numpy.asarray(batch), theirs) > train.EQUAL
-
-
-def test_every_parameter_has_its_peer(compared):
-    c, params, _ = compared
-    renamed = torch_decoder.renamed(c, params)
-    peer = dict(torch_decoder.Decoder(c).named_parameters())
-    assert {name: value.shape for name, value in renamed.items()} == {
-        name: tuple(value.shape) for name, value in peer.items()
-    }
-
-
-def test_the_peer_learns(compared):
-    c, params, batch = compared
-    step = torch_decoder.make_step(torch_decoder.filled(c, params), train.OptimizerConfig(lr=0.01))
-    losses = [float(step(torch.from_numpy(batch.astype(np.int64)))) for _ in range(20)]
-    assert losses[-1] < 0.9 * losses[0]
+from sysout_jax.training import planning
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"sizes": ("2b",)}, "--sizes=2b"),
-        ({"styles": ()}, "--styles="),
+        ({"sizes": ("60k", "2b")}, "--sizes='2b': unknown; accepted: 60k, 1m, 10m, 124m"),
+        ({"styles": ("gpt3",)}, "--styles='gpt3': unknown; accepted: gpt2-tiny, llama-tiny"),
+        ({"styles": ()}, "--styles=: accepted: some of gpt2-tiny"),
+        ({"dtype": "float16"}, "--dtype='float16': unknown; accepted: float32, bfloat16"),
+        ({"batch_size": 0}, "--batch_size=0: accepted: an integer of at least 1"),
         ({"rounds": 1}, "--rounds=1"),
     ],
     ids=str,
@@ -66,3 +27,65 @@ def test_the_peer_learns(compared):
 def test_bad_flags_are_refused(changes, says):
     with pytest.raises(InputError, match=says):
         train.Config(**changes)
+
+
+def test_without_pytorch_one_line_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"PyTorch.*pip install -r requirements-reference\.txt"):
+        train.run(train.Config(workdir=str(tmp_path)), Console(file=io.StringIO()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_124m_is_gpt_2():
+    """Its 124,439,808 parameters, and embeddings of 47 more tokens."""
+    c = train.SIZES["124m"].architecture("gpt2-tiny")
+    assert train.parameter_count(c) == 124_439_808 + (50_304 - 50_257) * 768
+    assert "124m" not in train.Config().sizes
+
+
+@pytest.fixture
+def cell():
+    """124m in bfloat16 at 50 and 25 ms a step, as if on the device of the parameter."""
+    size = train.SIZES["124m"]
+    seconds = {"eager": np.array([0.05, 0.05, 0.2]), "ours": np.array([0.025, 0.025, 0.1])}
+    found = {"seconds": seconds, "ratio": {"eager": [2.0, 2.0, 2.0]}, "left_out": {"compile": "no"}}
+    return lambda dtype: train.described(size.architecture("gpt2-tiny", dtype), size, found)
+
+
+def test_rates_by_hand(cell, monkeypatch):
+    kind = planning.CHIPS["h100"].reports
+    device = type("Device", (), {"device_kind": kind})
+    monkeypatch.setattr(train.jax, "devices", lambda: [device])
+    of, tokens = cell("bfloat16"), 16 * 1024
+    without_positions = 124_439_808 + 47 * 768 - 1024 * 768
+    flops = tokens * (6 * without_positions + 12 * 12 * 768 * 1024)
+    assert of["flops_per_step"] == flops
+    assert of["tokens_per_second"] == {"eager": tokens / 0.05, "ours": tokens / 0.025}
+    assert of["utilisation"] == pytest.approx(
+        {"eager": flops / 0.05 / 989.4e12, "ours": flops / 0.025 / 989.4e12}
+    )
+    assert cell("float32")["utilisation"] is None  # the table has bfloat16's peak
+    device.device_kind = "cpu"
+    assert cell("bfloat16")["utilisation"] is None
+
+
+def test_the_table_has_a_row_for_each(cell):
+    out = io.StringIO()
+    record = {"cells": [{"style": "gpt2-tiny", "size": "124m", **cell("bfloat16")}]}
+    train.print_table(Console(file=out, width=100), record)
+    rows = [line for line in out.getvalue().splitlines() if line.startswith("│")]
+    cells = [[part.strip() for part in row.strip("│").split("│")] for row in rows]
+    assert cells == [
+        ["gpt2-tiny, 124m", "ours", "25.0", "655,360", "-", ""],
+        ["", "eager", "50.0", "327,680", "-", "2.00 (2.00 to 2.00)"],
+        ["", "compile", "-", "-", "-", "no"],
+    ]
+
+
+def test_fused_attention_is_timed_besides(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Model:
+        flash: bool = False
+
+    assert train.forms(Model(), False) == {"ours": Model()}
+    assert train.forms(Model(), True) == {"ours": Model(True), "ours, dense": Model()}

@@ -43,6 +43,13 @@ def test_chips_are_plausible(name):
     assert chip.source
 
 
+def test_a_device_at_hand_is_found_by_its_name():
+    """As NVIDIA's driver names an H100 SXM and an H200; CPUs are not in the table."""
+    assert planning.chip_of("NVIDIA H100 80GB HBM3") is planning.CHIPS["h100"]
+    assert planning.chip_of("NVIDIA H200") is planning.CHIPS["h200"]
+    assert planning.chip_of("cpu") is None
+
+
 def test_llama_2_7b_is_that():
     """Touvron et al. 2023: 6.74e9 parameters."""
     assert parameter_count(SHAPES["llama2-7b"]) == 6_738_415_616
