@@ -85,6 +85,8 @@ class Config:
             if not found:
                 raise InputError(f"--{flag}=: accepted: some of {', '.join(accepted)}")
         one_of("dtype", self.dtype, DTYPES)
+        if self.flash and self.dtype != "bfloat16":
+            raise InputError(f"--flash: --dtype={self.dtype}; accepted: --dtype=bfloat16")
         at_least(1, "batch_size", self.batch_size)
         at_least(2, "rounds", self.rounds)
 

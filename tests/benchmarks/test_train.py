@@ -1,6 +1,5 @@
 """Flags of the benchmark, and what it makes of seconds."""
 
-import dataclasses
 import io
 
 import numpy as np
@@ -19,6 +18,7 @@ from sysout_jax.training import planning
         ({"styles": ("gpt3",)}, "--styles='gpt3': unknown; accepted: gpt2-tiny, llama-tiny"),
         ({"styles": ()}, "--styles=: accepted: some of gpt2-tiny"),
         ({"dtype": "float16"}, "--dtype='float16': unknown; accepted: float32, bfloat16"),
+        ({"flash": True}, "--flash: --dtype=float32; accepted: --dtype=bfloat16"),
         ({"batch_size": 0}, "--batch_size=0: accepted: an integer of at least 1"),
         ({"rounds": 1}, "--rounds=1"),
     ],
@@ -82,10 +82,8 @@ def test_the_table_has_a_row_for_each(cell):
     ]
 
 
-def test_fused_attention_is_timed_besides(monkeypatch):
-    @dataclasses.dataclass(frozen=True)
-    class Model:
-        flash: bool = False
-
-    assert train.forms(Model(), False) == {"ours": Model()}
-    assert train.forms(Model(), True) == {"ours": Model(True), "ours, dense": Model()}
+def test_fused_attention_is_timed_besides():
+    c = train.SIZES["60k"].architecture("gpt2-tiny", "bfloat16")
+    assert train.forms(c, False) == {"ours": c}
+    assert train.forms(c, True) == {"ours": train.replace(c, flash=True), "ours, dense": c}
+    assert train.forms(c, True)["ours"].attends_to_all
