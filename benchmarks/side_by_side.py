@@ -26,6 +26,8 @@ BOUNDS: Mapping[str, Mapping[str, float]] = {
     "float32": {"loss": 1e-4, "gradients": 1e-4, "steps": 1e-3},
     "bfloat16": {"loss": 1e-2, "gradients": 5e-2, "steps": 1e-2},
 }
+# A rate at which rounding does not grow much within the first steps, whose losses are compared.
+OPTIMIZER = OptimizerConfig(lr=1e-4, schedule="constant", warmup=0)
 
 
 class Differs(ValueError):
@@ -54,42 +56,34 @@ def timed(
       Differs: a form, or the compiled peer, does not compute what the peer does.
     """
     c = next(iter(forms.values()))
-    # A rate at which rounding does not grow much within the first steps, which are compared.
-    optimiser = OptimizerConfig(lr=1e-4, schedule="constant", warmup=0)
-    transform = make_optimizer(optimiser, 1, param_axes(c))
+    transform = make_optimizer(OPTIMIZER, 1, param_axes(c))
     fresh = partial(jax.vmap(partial(start, c, transform)), jax.random.key(0)[None])
     params = jax.tree.map(lambda x: np.asarray(x[0]), fresh().params)
     shape = (steps, 1, batch_size, c.context + 1)
     batches = jax.random.randint(jax.random.key(1), shape, 0, c.vocab)
     theirs = torch_decoder.on_device(batches[:, 0])
 
-    eager = torch_decoder.filled(c, params)
-    expected = torch_decoder.gradients(eager, theirs[0], c.dtype)
+    expected = torch_decoder.gradients(torch_decoder.filled(c, params), theirs[0], c.dtype)
     differences = {
         name: apart(form, params, expected, batches[0, 0]) for name, form in forms.items()
     }
+    say(f"apart at step 0, as shares: {differences}")
     check(differences, c.dtype)
-    say(f"same at step 0, as shares: {differences}")
 
-    calls: dict[str, Callable[[], np.ndarray]] = {
-        "eager": partial(
-            torch_decoder.run, torch_decoder.make_step(eager, optimiser, c.dtype), theirs
-        )
-    }
+    calls = {"eager": _peer(c, params, theirs)}
     for name, form in forms.items():
-        stepping = Stepping(make_steps(make_step(form, transform)), fresh(), batches)
-        calls[name] = partial(_losses, stepping)
+        calls[name] = partial(
+            _losses, Stepping(make_steps(make_step(form, transform)), fresh(), batches)
+        )
     if compiled:
-        model = torch.compile(torch_decoder.filled(c, params))
-        step = torch_decoder.make_step(model, optimiser, c.dtype)
-        calls["compile"] = partial(torch_decoder.run, step, theirs)
+        calls["compile"] = _peer(c, params, theirs, torch.compile)
     first, losses, left_out = first_calls(calls, say)
-    calls = {name: calls[name] for name in losses}
     for name, found in losses.items():
         away = float(np.max(np.abs(found / losses["eager"] - 1)))
         differences[name] = {**differences.get(name, {}), "steps": away}
     check(differences, c.dtype)
 
+    calls = {name: calls[name] for name in losses}
     seconds = {name: s / steps for name, s in alternated(calls, rounds).items()}
     return {
         "differences": differences, "first_call": first, "left_out": left_out,
@@ -98,6 +92,16 @@ def timed(
             name: quartiles(s / seconds["ours"]) for name, s in seconds.items() if name != "ours"
         },
     }  # fmt: skip
+
+
+def _peer(
+    c: ModelConfig,
+    params: Mapping[str, Any],
+    tokens: torch.Tensor,
+    compiler: Callable[[torch_decoder.Decoder], Any] = lambda model: model,
+) -> Callable[[], np.ndarray]:
+    model = compiler(torch_decoder.filled(c, params))
+    return partial(torch_decoder.run, torch_decoder.make_step(model, OPTIMIZER, c.dtype), tokens)
 
 
 def _losses(stepping: Stepping) -> np.ndarray:
