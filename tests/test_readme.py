@@ -67,6 +67,27 @@ def test_the_sizes_of_published_models_come_from_their_record():
         assert f"{size / 1e9:.1f} GB" in page
 
 
+def test_the_sizes_of_a_streamed_model_come_from_their_record():
+    """To renew it: `python -m tests.families.large 7b PLACE > results/models/7b/result.json`."""
+    record = read_record(ROOT / "results" / "models" / "7b")
+    assert record["provenance"]["code"]["dirty"] is False
+    done, analysis = record["pass"], record["analysis"]
+    assert analysis["parameters"] == pytest.approx(6.7e9, rel=0.01)
+    page = " ".join((ROOT / "docs" / "models.md").read_text().split())
+    shown = re.search(
+        r"The 7B shape \(([\d.]+) GB\) streams, one layer at a time with private memory limited to"
+        r" ([\d.]+) GB: one pass peaks at ([\d.]+) GB, the analysis at ([\d.]+) GB"
+        r" \(\[record\]\(\.\./results/models/7b/result\.json\)\), in (\d+) and (\d+) s",
+        page,
+    )
+    assert analysis["VmHWM"] < record["limit"] < record["checkpoint"]
+    sizes = (record["checkpoint"], record["limit"], done["end"]["VmHWM"], analysis["VmHWM"])
+    times = (done["seconds"]["run"], analysis["seconds"])
+    assert shown.groups() == tuple(
+        [*(f"{size / 1e9:.1f}" for size in sizes), *(f"{seconds:.0f}" for seconds in times)]
+    )
+
+
 def test_tables_are_there():
     assert len(TABLES) >= 4
 
