@@ -66,7 +66,8 @@ def _kernel(q: Array, k: Array, v: Array, scale: float) -> Array:
     length = q.shape[1]
     if length % 2:  # cuDNN trains on even lengths only; nobody sees a row after the last
         after = ((0, 0), (0, 1), (0, 0), (0, 0))
-        return _kernel(*(jnp.pad(x, after) for x in (q, k, v)), scale)[:, :length]
+        q, k, v = (jnp.pad(x, after) for x in (q, k, v))
+        return _kernel(q, k, v, scale)[:, :length]
     if jax.default_backend() == "gpu":
         return jax.nn.dot_product_attention(
             q, k, v, scale=scale, is_causal=True, implementation="cudnn"
