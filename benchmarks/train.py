@@ -8,7 +8,7 @@ python -m benchmarks.train --sizes=124m --styles=gpt2-tiny --dtype=bfloat16    #
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -114,7 +114,8 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     console.print(f"run      {directory.path}", soft_wrap=True)
     about = {**torch_decoder.prepare(), "load": os.getloadavg()}
     cells: list[dict[str, Any]] = []
-    with directory.record("benchmarks.train", config=config, peer=about, cells=cells) as record:
+    timed = {name: value for name, value in asdict(config).items() if name != "workdir"}
+    with directory.record("benchmarks.train", config=timed, peer=about, cells=cells) as record:
         for style in config.styles:
             for name in config.sizes:
                 size = SIZES[name]

@@ -93,6 +93,10 @@ class Config:
         wide = next((study.mesh for study in self.studies if study.mesh_shape.devices > 1), None)
         if wide and self.jobs > 1:  # devices would meet in another order, and wait forever
             raise InputError(f"--jobs={self.jobs}: with --mesh={wide}; accepted: 1")
+        fused = any(study.model.flash for study in self.studies)
+        if fused and self.jobs > 1 and jax.default_backend() == "gpu":
+            # cuDNN fails to load a graph while another thread of the process is at work
+            raise InputError(f"--jobs={self.jobs}: with --flash on a GPU; accepted: 1")
         for name in self.variants:
             one_of("variants", name, tuple(VARIANTS))
         corpora = [study.corpus for study in self.studies]

@@ -14,6 +14,12 @@ from sysout_jax.core.layers import at_least_float32
 
 DTYPES = ("bfloat16", "float16")  # what the kernel takes
 PADDING = 8  # channels: cuDNN wants head dims that are multiples of it
+LARGEST = 128  # channels of a head that cuDNN's kernels take on every GPU that has them
+
+
+def takes(width: int) -> bool:
+    """Whether the kernel mixes heads of so many channels."""
+    return width % PADDING == 0 and width <= LARGEST
 
 
 def flash_attention(

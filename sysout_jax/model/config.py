@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from sysout_jax.core import flash
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.flash import DTYPES as FUSED
 from sysout_jax.core.layers import MLPS, NORMS
 from sysout_jax.errors import InputError
 
@@ -208,9 +208,10 @@ class ModelConfig:
 
     @property
     def attends_to_all(self) -> bool:
-        """Whether plain logits of all of the past mix the values, in a dtype of fused kernels."""
+        """Whether plain logits of all of the past mix the values, in what fused kernels take."""
         plain = self.attn_softcap is None and self.position != "alibi"
-        return plain and self.window is None and self.query_block is None and self.dtype in FUSED
+        whole = self.window is None and self.query_block is None
+        return plain and whole and self.dtype in flash.DTYPES and flash.takes(self.sizes["H"])
 
     def has_bias(self, part: str) -> bool:
         """Whether a part of the model, e.g. "qkv", has biases."""

@@ -506,13 +506,14 @@ def test_bfloat16_is_close(placement):
         ({"attn_softcap": 0.5}, (), False),
         ({"query_block": 3}, (), False),
         ({"dtype": "float32"}, (), False),
+        ({"head_dim": 6}, (), False),
     ],
     ids=str,
 )
 def test_a_fused_kernel_mixes_where_it_can(changes, taps, fused, monkeypatch):
     """With the same logits; not where something asks for what it does not make, or what it cannot
     do is needed."""
-    plain = dataclasses.replace(LLAMA, **({"dtype": "bfloat16"} | changes))
+    plain = dataclasses.replace(LLAMA, **({"dtype": "bfloat16", "head_dim": 8} | changes))
     config = dataclasses.replace(plain, flash=True)
     called = []
     real = jax.nn.dot_product_attention
