@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import launch
+from experiments import ledger_books as _books  # enters its claims  # noqa: F401
 from experiments.ledger import LEDGER, UNDECIDED, Claim, Record, Verdict
 from experiments.report import markdown
 from sysout_jax.errors import InputError
@@ -34,6 +35,11 @@ VERDICTS = RESULTS / "claims.json"
 NO_RECORD = "no record yet"
 Rows = dict[str, dict[str, Any]]
 
+BOOKS = (
+    "experiments.variants --corpus=tokens:.cache/books --tokenizer=.cache/books/tokenizer.json "
+    "--model=gpt2-tiny --layers=6 --width=256 --heads=4 --seq_len=256 --batch_size=32 --steps=5500 "
+    "--measure_every=1000 --val_batches=2 --warmup=200 --schedule=constant --lr=3e-3 --seeds=0,1,2"
+)
 # record -> the commands that make it anew, each given the run of the first where it says RUN
 COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -52,6 +58,12 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "explicit/backcopy": (
             "experiments.variants --corpus=backcopy --variants=softmax",
             "experiments.explicit --model=RUN --finetune=200 --sequences=128",
+        ),
+        "variants/books-h100": (BOOKS,),
+        "compress/books-h100": (BOOKS, "experiments.compress --model=RUN --seq_len=256"),
+        "explicit/books-h100": (
+            BOOKS,
+            "experiments.explicit --model=RUN --seq_len=256 --finetune=30 --finetune_batch=8",
         ),
     }
 )  # fmt: skip
@@ -90,12 +102,16 @@ def scale(record: Record) -> str:
         study = record["studies"][0]
         sizes = [each["parameters"] for each in study["variants"].values()]
         seeds = len(study["config"]["seeds"])
-        return f"{study['corpus']}, {np.median(sizes) / 1e3:.0f}k parameters, {seeds} seeds"
+        return f"{study['name']}, {np.median(sizes) / 1e3:.0f}k parameters, {seeds} seeds"
     if "models" in record:
         seeds = len({model["seed"] for model in record["models"]})
-        return f"{record['models'][0]['corpus']}, {seeds} seeds"
+        return f"{_text(record['models'][0]['corpus'])}, {seeds} seeds"
     seeds = len(record["config"]["seeds"]) if "config" in record else 1
     return f"{record['corpus']}, {seeds} seed{'s' * (seeds > 1)}"
+
+
+def _text(corpus: str) -> str:
+    return Path(corpus.removeprefix("tokens:")).name
 
 
 def _described(verdict: Verdict, about: dict[str, Any]) -> dict[str, Any]:
