@@ -276,10 +276,12 @@ def erasing(config):
 
 
 def test_an_edit_that_changes_nothing():
-    logits, taps = erasing(GATED)(noisy(GATED), jnp.zeros(len(present(GATED)), bool))
-    close(logits, recorded(GATED)[0], 1e-6)
-    for name, value in taps.items():
-        close(value, recorded(GATED)[1][name], 1e-6)
+    """To the bit, one operation at a time: of two compiled programs each may round differently."""
+    params, names = noisy(GATED), present(GATED)
+    with jax.disable_jit():
+        found = erasing(GATED)(params, jnp.zeros(len(names), bool))
+        expected = forward(GATED, params, TOKENS, dict.fromkeys(names))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_every_tap_can_be_edited():

@@ -1,0 +1,14 @@
+"""How the suite's own process compiles: without XLA's costly passes.
+
+Four fifths of the suite's processor time was XLA compiling programs that then run for milliseconds.
+One part per program: with several, the same arithmetic in two programs may differ in its last bits.
+"""
+
+import jax
+
+# XLA aborts on a flag that it does not know, and newer ones have no other emitters than those.
+_EMITTERS = ["--xla_cpu_use_fusion_emitters=false"] if jax.__version_info__ < (0, 11) else []
+XLA_FLAGS = " ".join([*_EMITTERS, "--xla_cpu_parallel_codegen_split_count=1"])
+
+# For a child whose bits are compared with those of the suite's process.
+ENVIRONMENT = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": XLA_FLAGS}
