@@ -113,7 +113,7 @@ class Attention(Owner):
             name: self.own(f"variant_{name}", p.axes, p.init) for name, p in variant.params.items()
         }
 
-        fused = c.flash and c.attends_to_all and not tap.asks(*WITHIN_ATTENTION)
+        fused = c.fused and not tap.probe.asks(*WITHIN_ATTENTION)
 
         def attend(q: Array, x_q: Array, queries: Array, tap: Any) -> Array:
             mask = causal_mask(queries, positions, c.window)

@@ -207,11 +207,13 @@ class ModelConfig:
         return tuple(range(self.layers)) if self.window_layers is None else self.window_layers
 
     @property
-    def attends_to_all(self) -> bool:
-        """Whether plain logits of all of the past mix the values, in what fused kernels take."""
+    def fused(self) -> bool:
+        """Whether `flash` is meant and possible: plain logits of all of the past mix the values, in
+        a dtype and of a size that the kernel takes."""
         plain = self.attn_softcap is None and self.position != "alibi"
         whole = self.window is None and self.query_block is None
-        return plain and whole and self.dtype in flash.DTYPES and flash.takes(self.sizes["H"])
+        taken = self.dtype in flash.DTYPES and flash.takes(self.sizes["H"])
+        return self.flash and plain and whole and taken
 
     def has_bias(self, part: str) -> bool:
         """Whether a part of the model, e.g. "qkv", has biases."""

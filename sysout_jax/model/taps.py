@@ -118,10 +118,6 @@ class LayerTap:
             self.recorded[key] = value if reducer is None else jax.vmap(reducer)(*values)
         return value
 
-    def asks(self, *names: str) -> bool:
-        """Whether a tap or an edit is at one of these names."""
-        return self.probe.asks(*names)
-
     def of_block(self, positions: Int[Array, "t"], partials: dict[str, Partial]) -> Any:
         """The tap function for what has the queries at `positions` only; it fills `partials`."""
 

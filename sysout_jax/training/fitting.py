@@ -37,7 +37,7 @@ def activation_bytes(config: TrainConfig, vocab: int) -> float:
     size, mesh = c.sizes, config.mesh_shape
     tokens = config.batch_size * config.seq_len / (mesh.batch_parts * config.accumulate)
     itemsize = 2 if c.dtype == "bfloat16" else 4
-    maps = 0 if c.flash else 3 * size["N"] * min(config.seq_len, c.query_block or config.seq_len)
+    maps = 0 if c.fused else 3 * size["N"] * min(config.seq_len, c.query_block or config.seq_len)
     inside = (3 * size["F"] + 4 * size["N"] * size["H"] + maps) / mesh.tensor + 4 * size["D"]
     kept = {"none": inside, "dots": inside - maps / mesh.tensor, "block": size["D"]}[c.remat]
     parts = mesh.tensor if size["V"] % mesh.tensor == 0 else 1
