@@ -4,6 +4,9 @@ Four fifths of the suite's processor time was XLA compiling programs that then r
 One part per program: with several, the same arithmetic in two programs may differ in its last bits.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import jax
 
 # XLA aborts on a flag that it does not know, and newer ones have no other emitters than those.
@@ -12,3 +15,13 @@ XLA_FLAGS = " ".join([*_EMITTERS, "--xla_cpu_parallel_codegen_split_count=1"])
 
 # For a child whose bits are compared with those of the suite's process.
 ENVIRONMENT = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": XLA_FLAGS}
+
+
+@contextmanager
+def optimised() -> Iterator[None]:
+    """XLA's passes, for programs compiled meanwhile that must round alike."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
