@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments import claims, compress_report, convergence_report, explicit_report, plan_report
+from experiments import (
+    claims,
+    compress_report,
+    convergence_report,
+    explicit_report,
+    laboratory_report,
+    plan_report,
+)
 from experiments.report import markdown_tables, markdown_variants
 from sysout_jax.analysis.explicit import FORMS
 from sysout_jax.results import read_record
@@ -40,6 +47,7 @@ def _table(record, name):
         "compression": compress_report.markdown_tables,
         "convergence": convergence_report.markdown_tables,
         "explicit": explicit_report.markdown_tables,
+        "laboratory": laboratory_report.markdown_tables,
         "plan": lambda record: {"plan": plan_report.markdown_table(record)},
     }
     assert all(cell["code"]["dirty"] is False for cell in record.get("cells", ()))

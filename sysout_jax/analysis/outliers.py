@@ -21,12 +21,17 @@ from sysout_jax.core.detectors import (
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
 
+LEAST = 1e-6  # attention that is none: where a variant's weights are exactly zero, odds are not
 # What `outlier_summary` adds to the measures of core: how it is labelled, and its unit or rule.
 SUMMARY_LABELS: Mapping[str, str] = {
     **{measure.name: measure.label for measure in m.MEASURES},
     "first_token_attention": "attention to first token",
     "noop_sink": "no-op queries: attention to first token",
     "noop_mass": "no-op queries: attention to all tokens",
+    "noop_sink_best": "no-op queries: attention to first token, best head",
+    "sink_gap": "the same head: log odds of the first token",
+    "loss_copy": "loss of what is copied",
+    "loss_bigram": "loss of what is drawn",
     **{detector.name: detector.label for detector in DETECTORS},
     "weight_ratio@down": "max/mean |W_down|",
     "implicit_scale": "implicit scale S",
@@ -59,7 +64,7 @@ def outlier_summary(
 
     Returns:
       name -> scalar; the names are keys of `SUMMARY_LABELS`, those of a gate only where there is
-      one, those of no-op queries only with `noop`.
+      one, those of no-op queries only with `noop`. `losses_by_query` has those of the loss.
     """
     _, taps = forward(config, params, tokens, reducers(config))
     summary = {
@@ -72,18 +77,52 @@ def outlier_summary(
     everywhere = jnp.ones(tokens.shape, bool)
     summary["first_token_attention"] = _at(everywhere, taps["attn_weights"]["first_key"])
     if noop is not None:
-        summary["noop_sink"] = _at(noop, taps["attn_weights"]["first_key"])
-        summary["noop_mass"] = _at(noop, taps["attn_weights"]["mass"])
+        summary |= _of_noops(noop, taps)
     scale = taps["attn_weights"]["scale"]
     summary["implicit_scale"] = jnp.mean(scale)
     summary["implicit_scale_sd"] = jnp.mean(jnp.std(scale, axis=-1))
     summary["weight_ratio@down"] = weight_ratio(params, "down")
     if "attn_gate" in taps:
         summary["gate"] = _at(everywhere, taps["attn_gate"])
-    if "attn_gate" in taps and noop is not None:
-        summary["gate_noop"] = _at(noop, taps["attn_gate"])
-        summary["gate_active"] = _at(~noop, taps["attn_gate"])
     return summary
+
+
+def _of_noops(noop: Bool[Array, "B T"], taps: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
+    """What `outlier_summary` says of queries that have nothing to attend to.
+
+    "sink_gap" is the mean of log(p_0 / sum_{j > 0} p_j), of the head that gives the first token
+    most: the logit whose growth theory C2 and F2 state. The first query sees one key and has none.
+    """
+    attention = taps["attn_weights"]
+    heads = _at_heads(noop, attention["first_key"])
+    best = jnp.argmax(heads)
+    gaps = _at_heads(noop & (jnp.arange(noop.shape[1]) > 0)[None], attention["gap"])
+    found = {
+        "noop_sink": _at(noop, attention["first_key"]),
+        "noop_mass": _at(noop, attention["mass"]),
+        "noop_sink_best": heads.ravel()[best],
+        "sink_gap": gaps.ravel()[best],
+    }
+    if "attn_gate" in taps:
+        found["gate_noop"] = _at(noop, taps["attn_gate"])
+        found["gate_active"] = _at(~noop, taps["attn_gate"])
+    return found
+
+
+def losses_by_query(
+    losses: Float[Array, "B T"], noop: Bool[Array, "B T"]
+) -> dict[str, Float[Array, ""]]:
+    """The mean loss of predictions that copy, and of the others but the first of each row.
+
+    Args:
+      losses: [B, T], of each position's prediction.
+      noop: [B, T], True for queries that have nothing to copy.
+    """
+    later = jnp.broadcast_to(jnp.arange(losses.shape[1]) > 0, losses.shape)
+    return {
+        "loss_copy": _mean_where(~noop, losses),
+        "loss_bigram": _mean_where(noop & later, losses),
+    }
 
 
 def flags(detector: Detector, taps: Mapping[str, Any]) -> Bool[Array, "L B *rest"]:
@@ -112,6 +151,7 @@ def reducers(config: ModelConfig) -> dict[str, Any]:
         return measured("attn_weights", weights) | {
             "first_key": raw[:, :, 0],
             "mass": jnp.sum(raw, axis=-1),
+            "gap": _log_odds(raw[:, :, 0], jnp.sum(raw[:, :, 1:], axis=-1)),
             "scale": m.implicit_scale(weights, attention_outliers(weights).flagged),
         }
 
@@ -135,8 +175,22 @@ def _over(how: str, per_layer: Float[Array, "L B *rest"]) -> Float[Array, ""]:
 
 def _at(queries: Bool[Array, "B T"], x: Float[Array, "L B N T"]) -> Float[Array, ""]:
     """The mean over the chosen queries, layers and heads."""
-    chosen = jnp.broadcast_to(queries[None, :, None, :], x.shape)
+    return _mean_where(jnp.broadcast_to(queries[None, :, None, :], x.shape), x)
+
+
+def _at_heads(queries: Bool[Array, "B T"], x: Float[Array, "L B N T"]) -> Float[Array, "L N"]:
+    """The mean over the chosen queries, of each layer and head."""
+    return jax.vmap(jax.vmap(partial(_mean_where, queries)))(jnp.swapaxes(x, 1, 2))
+
+
+def _mean_where(chosen: Bool[Array, "*n"], x: Float[Array, "*n"]) -> Float[Array, ""]:
+    """The mean of what is chosen; 0 where nothing is."""
     return jnp.sum(jnp.where(chosen, x, 0.0)) / jnp.maximum(jnp.sum(chosen, dtype=x.dtype), 1.0)
+
+
+def _log_odds(first: Array, rest: Array) -> Array:
+    """log(first / rest), either taken as `LEAST` where it is less."""
+    return jnp.log(jnp.maximum(first, LEAST)) - jnp.log(jnp.maximum(rest, LEAST))
 
 
 def weight_ratio(params: Params, name: str) -> Float[Array, ""]:

@@ -52,7 +52,7 @@ class Chain:
         return np.minimum(found - token * TEXT_TOKENS, TEXT_TOKENS - 1)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def chain(seed: int) -> Chain:
     """Draw the chain of a seed.
 

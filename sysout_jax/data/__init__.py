@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from sysout_jax.data.backcopy import Backcopy
+from sysout_jax.data.backcopy import Backcopies, Backcopy
 from sysout_jax.data.batches import TextCorpus
 from sysout_jax.data.corpus import ACCEPTED, Progress, documents
 from sysout_jax.data.encode import (
@@ -22,12 +22,16 @@ from sysout_jax.data.tokenizer import (
     load_saved,
     load_tokenizer,
 )
-from sysout_jax.errors import InputError
+
+# What a training loop reads: several chains have no one batch to judge all by.
+Source = Backcopy | Backcopies | TextCorpus
 
 __all__ = [
     "ACCEPTED",
+    "Backcopies",
     "Backcopy",
     "EncodedCorpus",
+    "Source",
     "TextCorpus",
     "Tokenizer",
     "default_cache_dir",
@@ -61,9 +65,7 @@ def load_corpus(
       InputError: an unknown spec; text, archive, tokenizer or token file that cannot be used.
     """
     if spec == "backcopy":
-        if not bos:
-            raise InputError("--corpus='backcopy': its rows always start with BOS; leave bos on")
-        return Backcopy()
+        return Backcopy(begins_with_bos=bos)
     known: Tokenizer | None
     if spec.startswith("tokens:"):
         known = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -26,13 +27,15 @@ class Backcopy:
     before a trigger is never a trigger (a copy is of a non-trigger, so the next draw starts from
     one); were it, the two would copy each other in an endless alternation.
 
+    Without BOS rows begin with that first token, so there is none whose value nobody needs.
+
     Source: Guo et al. 2024, Active-Dormant Attention Heads, arXiv:2410.13835.
     """
 
     chain_seed: int = 0
+    begins_with_bos: bool = True
     name: ClassVar[str] = "backcopy"
     vocab: ClassVar[int] = TEXT_TOKENS + 1
-    bos: ClassVar[int] = BOS
     tokenizer: ClassVar[None] = None
     documents: ClassVar[None] = None
     split: ClassVar[str] = "drawn apart: train and validation have different random keys"
@@ -41,6 +44,11 @@ class Backcopy:
     def tokens(self) -> dict[str, int]:
         """Empty: rows are drawn, not stored."""
         return {}
+
+    @property
+    def bos(self) -> int | None:
+        """The id in front of every row; None where there is none."""
+        return BOS if self.begins_with_bos else None
 
     @property
     def transition(self) -> np.ndarray:
@@ -75,15 +83,33 @@ class Backcopy:
           rows: which rows of the batch; None: all.
 
         Returns:
-          int32 [B, T + 1], or as many rows as `rows`, BOS in column 0.
+          int32 [B, T + 1], or as many rows as `rows`; BOS, if any, in column 0.
 
         Raises:
           InputError: a size below 1, a negative seed or index.
         """
         check_request(split, seed, index, batch_size, seq_len)
-        words = random_words(batch_size * seq_len, "backcopy", split, seed, index)
-        uniform = (words >> np.uint64(11)).reshape(seq_len, batch_size) * 2.0**-53
-        return chain(self.chain_seed).rows(uniform if rows is None else uniform[:, rows])
+        return self.drawn(split, seed, range(index, index + 1), batch_size, seq_len, rows)[0]
+
+    def drawn(
+        self,
+        split: str,
+        seed: int,
+        indices: range,
+        batch_size: int,
+        seq_len: int,
+        rows: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The batches of these numbers, drawn in one go: int32 [n, B, T + 1]."""
+        cut = 0 if self.begins_with_bos else 1  # the rows that have a BOS, without it
+        shape = (seq_len + cut, batch_size)
+        uniform = []
+        for index in indices:
+            words = random_words(batch_size * shape[0], "backcopy", split, seed, index)
+            numbers = (words >> np.uint64(11)).reshape(shape) * 2.0**-53
+            uniform.append(numbers if rows is None else numbers[:, rows])
+        found = chain(self.chain_seed).rows(np.concatenate(uniform, axis=1))
+        return found.reshape(len(indices), -1, shape[0] + 1)[..., cut:]
 
     def distinct(self, split: str, count: int, seq_len: int) -> np.ndarray:
         """Rows to judge by: int32 [B, T + 1], the first batch of seed 0's stream."""
@@ -110,11 +136,14 @@ class Backcopy:
           float64 [B, T] in nats; infinite where the task cannot produce that token.
 
         Raises:
-          InputError: rows that do not start with BOS.
+          InputError: rows that do not start with BOS, or that have it although the task has none.
         """
         tokens = np.asarray(tokens)
-        if tokens.ndim != 2 or tokens.shape[1] < 2 or (tokens[:, 0] != self.bos).any():
-            raise InputError(f"entropy_floor: wanted rows that start with BOS ({self.bos})")
+        if not self.begins_with_bos and tokens.ndim == 2:
+            longer = replace(self, begins_with_bos=True)
+            return longer.entropy_floor(np.insert(tokens, 0, BOS, axis=1))[:, 1:]
+        if tokens.ndim != 2 or tokens.shape[1] < 2 or (tokens[:, 0] != BOS).any():
+            raise InputError(f"entropy_floor: wanted rows that start with BOS ({BOS})")
         if tokens.min() < 0 or tokens[:, 1:].max() >= TEXT_TOKENS:
             raise InputError(f"entropy_floor: wanted tokens 0 to {TEXT_TOKENS - 1} after BOS")
         task = chain(self.chain_seed)
@@ -125,3 +154,50 @@ class Backcopy:
             drawn = -np.log(task.transition[current, target])
         rest = np.where(task.is_trigger[current], copied, drawn)
         return np.concatenate([first, rest], axis=1)
+
+
+@dataclass(frozen=True)
+class Backcopies:
+    """Several chains in one corpus: a training seed s has chain s modulo their number.
+
+    Seeds that are trained together are so of all chains, in one compiled program.
+    """
+
+    chain_seeds: tuple[int, ...]
+    begins_with_bos: bool = True
+    name: ClassVar[str] = Backcopy.name
+    vocab: ClassVar[int] = Backcopy.vocab
+    tokenizer: ClassVar[None] = None
+
+    def of(self, seed: int) -> Backcopy:
+        """The task that a training seed has."""
+        chain_seed = self.chain_seeds[seed % len(self.chain_seeds)]
+        return Backcopy(chain_seed, self.begins_with_bos)
+
+    def batch(
+        self,
+        split: str,
+        seed: int,
+        index: int,
+        batch_size: int,
+        seq_len: int,
+        rows: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Rows of the seed's own task, as its `Backcopy.batch` gives them."""
+        check_request(split, seed, index, batch_size, seq_len)
+        found = _together(self.of(seed), split, seed, index // TOGETHER, batch_size, seq_len)
+        batch = found[index % TOGETHER]
+        return batch if rows is None else batch[rows]
+
+
+TOGETHER = 50  # batches of one seed that are drawn in one go: as long as one alone takes
+
+
+@functools.lru_cache(maxsize=64)
+def _together(
+    task: Backcopy, split: str, seed: int, part: int, batch_size: int, seq_len: int
+) -> np.ndarray:
+    numbers = range(part * TOGETHER, (part + 1) * TOGETHER)
+    found = task.drawn(split, seed, numbers, batch_size, seq_len)
+    found.setflags(write=False)
+    return found

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sysout_jax.errors import InputError
-from sysout_jax.plots import analysis, compression, convergence, explicit, variants
+from sysout_jax.plots import analysis, compression, convergence, explicit, laboratory, variants
 from sysout_jax.plots.style import STYLE, save
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ EXPERIMENTS: Mapping[str, tuple[Any, tuple[str, ...]]] = {
     "compression": (compression.figures, (".png", ".pdf")),
     "convergence": (convergence.figures, (".png", ".pdf")),
     "explicit": (explicit.figures, (".png", ".pdf")),
+    "laboratory": (laboratory.figures, (".png", ".pdf")),
 }
 
 

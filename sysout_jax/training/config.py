@@ -33,6 +33,7 @@ class TrainConfig:
     measure_every: int = 100  # steps between measurements of outliers and validation loss
     checkpoint_every: int = 0  # steps between the models that are kept on the way; 0: none
     val_batches: int = 8  # batches of validation text that each measurement uses
+    loss_from: int = 0  # first position whose prediction is trained; 1 leaves out what follows BOS
     param_dtype: str = "float32"  # of matrices while training: float32, bfloat16
     mesh: str = "data=1"  # devices along data, fsdp, tensor: data=2,fsdp=2,tensor=2
     parallel: str = "jit"  # how devices share the work: jit, or pmap, shard_map of data alone
@@ -48,6 +49,10 @@ class TrainConfig:
         ):  # fmt: skip
             at_least(1, name, getattr(self, name))
         at_least(0, "checkpoint_every", self.checkpoint_every)
+        if not 0 <= self.loss_from < self.seq_len:
+            raise InputError(
+                f"--loss_from={self.loss_from}: accepted: a position from 0 to {self.seq_len - 1}"
+            )
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"--accumulate={self.accumulate}: does not divide --batch_size={self.batch_size}; "

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sysout_jax.analysis.outliers import outlier_summary
-from sysout_jax.data import Backcopy, TextCorpus, load_corpus
+from sysout_jax.analysis.outliers import losses_by_query, outlier_summary
+from sysout_jax.data import Backcopies, Backcopy, Source, TextCorpus, load_corpus
 from sysout_jax.errors import Diverged, InputError, Preempted
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, param_axes
@@ -55,7 +55,7 @@ class Run:
 
 def train(
     config: TrainConfig,
-    corpus: Corpus | None = None,
+    corpus: Source | None = None,
     log: Log | None = None,
     keep: Keep | None = None,
     states: States | None = None,
@@ -64,7 +64,8 @@ def train(
 
     Args:
       config: the run.
-      corpus: what `load_corpus` returned for `config.corpus`; None loads it.
+      corpus: what `load_corpus` returned for `config.corpus`; None loads it. Of `Backcopies` every
+        seed has its own chain.
       log: called with each row as it is made: {"variant", "seeds", "step", "tokens_per_second",
         "loss": [per seed], "grad_norm": [per seed]} after every call, and with "val_loss" and
         "measures" {name: [per seed]} besides at step 0, every `measure_every` steps and the last.
@@ -107,7 +108,7 @@ def train(
 def _train_group(
     config: TrainConfig,
     architecture: ModelConfig,
-    corpus: Corpus,
+    corpus: Source,
     seeds: tuple[int, ...],
     record: Log,
     keep: Keep | None,
@@ -115,7 +116,7 @@ def _train_group(
 ) -> tuple[Params, float]:
     """The parameters of one group of seeds after the last step, and the seconds they took."""
     devices = _devices(config, architecture)
-    measure = _make_measure(config, architecture, corpus, devices)
+    measure = _make_measure(config, architecture, corpus, seeds, devices)
     clock = time.perf_counter()
     rows: list[Row] = []
 
@@ -169,12 +170,13 @@ def _devices(config: TrainConfig, architecture: ModelConfig) -> Devices:
         config.batch_size,
         config.accumulate,
         config.param_dtype,
+        config.loss_from,
     )
 
 
 def _steps(
     config: TrainConfig,
-    corpus: Corpus,
+    corpus: Source,
     seeds: tuple[int, ...],
     devices: Devices,
     state: TrainState,
@@ -218,7 +220,7 @@ def _calls(config: TrainConfig) -> Iterator[tuple[int, int]]:
 
 def _batches(
     config: TrainConfig,
-    corpus: Corpus,
+    corpus: Source,
     seeds: tuple[int, ...],
     rows: np.ndarray | None,
     step: int,
@@ -235,29 +237,50 @@ def _batches(
 
 
 def _make_measure(
-    config: TrainConfig, architecture: ModelConfig, corpus: Corpus, devices: Devices
+    config: TrainConfig,
+    architecture: ModelConfig,
+    corpus: Source,
+    seeds: tuple[int, ...],
+    devices: Devices,
 ) -> Callable[[Params], dict[str, Any]]:
     """A function from stacked parameters to validation loss and outlier measures, per seed.
 
-    Every seed is measured on the same validation batches, and the measures of batches averaged.
+    Every seed is measured on the same validation batches, or on those of its own chain where
+    chains differ, and the measures of batches averaged.
     """
-    shape = (config.batch_size, config.seq_len)
-    batches = np.stack([corpus.batch("val", 0, n, *shape) for n in range(config.val_batches)])
-    task = corpus if isinstance(corpus, Backcopy) else None
-    noop = None if task is None else ~task.trigger_queries(batches[..., :-1])
+    own = isinstance(corpus, Backcopies)
+    tasks = [corpus.of(seed) for seed in seeds] if isinstance(corpus, Backcopies) else [corpus]
+    batches, noop = _held_out(config, tasks)
+    if not own:
+        batches, noop = jax.tree.map(lambda x: x[0], (batches, noop))
 
     def of_batch(params: Params, batch: Array, noop: Array | None) -> dict[str, Any]:
         batch = devices.spread(batch)
-        loss = jnp.mean(token_loss(architecture, params, batch))
+        losses = token_loss(architecture, params, batch)
         measures = outlier_summary(architecture, params, batch[:, :-1], noop)
-        return {"val_loss": loss, "measures": measures}
+        if noop is not None:
+            measures |= losses_by_query(losses, noop)
+        return {"val_loss": jnp.mean(losses), "measures": measures}
 
-    @jax.jit
-    def measure(params: Params) -> dict[str, Any]:
-        def of_seed(params: Params) -> dict[str, Any]:
-            found = jax.lax.map(lambda b: of_batch(params, *b), (batches, noop))
-            return jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
+    def of_seed(params: Params, batches: Array, noop: Array | None) -> dict[str, Any]:
+        found = jax.lax.map(lambda b: of_batch(params, *b), (batches, noop))
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
 
-        return jax.vmap(of_seed)(params)
+    # The batches are arguments, so that all runs of an architecture share one compiled function.
+    each = 0 if own else None
+    measure = jax.jit(jax.vmap(of_seed, in_axes=(0, each, each)))
+    return lambda params: jax.device_get(gathered(measure(params, batches, noop)))
 
-    return lambda params: jax.device_get(gathered(measure(params)))
+
+def _held_out(
+    config: TrainConfig, tasks: Sequence[Backcopy | TextCorpus]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Validation batches [tasks, n, B, T+1], and which of their queries have nothing to copy."""
+    shape, numbers = (config.batch_size, config.seq_len), range(config.val_batches)
+    batches = np.array([[task.batch("val", 0, n, *shape) for n in numbers] for task in tasks])
+    noop = [
+        ~task.trigger_queries(rows[..., :-1])
+        for task, rows in zip(tasks, batches, strict=True)
+        if isinstance(task, Backcopy)
+    ]
+    return batches, np.array(noop) if noop else None

@@ -76,13 +76,14 @@ def make_devices(
     batch_size: int,
     accumulate: int = 1,
     dtype: str = "float32",
+    loss_from: int = 0,
 ) -> Devices:
     """What a training run needs to know of its devices.
 
     Args:
       parallel: jit, pmap or shard_map; on a single device all are one.
       shape: of the mesh.
-      config, optimizer, accumulate: as for `make_step`.
+      config, optimizer, accumulate, loss_from: as for `make_step`.
       batch_size: B, of all devices together.
       dtype: as for `start`.
 
@@ -92,10 +93,10 @@ def make_devices(
     mesh = make_mesh(shape)
     if shape.devices == 1:
         begin = jax.vmap(partial(start, config, optimizer, dtype=dtype))
-        steps = make_steps(make_step(config, optimizer, accumulate))
+        steps = make_steps(make_step(config, optimizer, accumulate, loss_from=loss_from))
         return Devices(begin, jnp.asarray, None, steps, _same, _same, lambda rows: rows)
     make = {"jit": _jit, "pmap": _pmap, "shard_map": _shard_map}[parallel]
-    return make(mesh, config, optimizer, batch_size, accumulate, dtype)
+    return make(mesh, config, optimizer, batch_size, accumulate, dtype, loss_from)
 
 
 def _same(state: TrainState) -> TrainState:
@@ -147,20 +148,25 @@ def state_shapes(
 
 
 def mesh_steps(
-    mesh: Mesh, config: ModelConfig, optimizer: optax.GradientTransformation, accumulate: int = 1
+    mesh: Mesh,
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    accumulate: int = 1,
+    loss_from: int = 0,
 ) -> Any:
     """The compiled call of `many` steps on a mesh, the state donated.
 
     Args:
       mesh: of `make_mesh`.
-      config, optimizer, accumulate: as for `make_step`.
+      config, optimizer, accumulate, loss_from: as for `make_step`.
 
     Returns:
       A jitted function: it can be called, or lowered with the shapes of state and batches.
     """
     where = state_shardings(mesh, config, optimizer)
     gather = partial(whole_tables, mesh, config)
-    step = make_step(config, optimizer, accumulate, gather=gather, edits=mesh_edits(mesh))
+    edits = mesh_edits(mesh)
+    step = make_step(config, optimizer, accumulate, None, gather, edits, loss_from)
     return jax.jit(
         many(step),
         in_shardings=(where, batch_sharding(mesh, STEPS_AND_SEEDS)),
@@ -196,15 +202,16 @@ def _placed_start(
 
 
 def _jit(
-    mesh: Mesh, config: ModelConfig, optimizer: Any, batch_size: int, accumulate: int, dtype: str
-) -> Devices:
+    mesh: Mesh, config: ModelConfig, optimizer: Any, batch_size: int, accumulate: int, dtype: str,
+    loss_from: int,
+) -> Devices:  # fmt: skip
     rows = host_rows(mesh, batch_size)
     where = state_shardings(mesh, config, optimizer)
     return Devices(
         start=_placed_start(config, optimizer, where, dtype),
         put=partial(put_rows, mesh, batch_size, rows),
         rows=rows,
-        steps=mesh_steps(mesh, config, optimizer, accumulate),
+        steps=mesh_steps(mesh, config, optimizer, accumulate, loss_from),
         whole=_same,
         placed=_same,
         spread=lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh)),
@@ -216,17 +223,19 @@ def _jit(
 AXIS = "data"
 
 
-def _averaging(config: ModelConfig, optimizer: Any, accumulate: int) -> Step:
-    return many(make_step(config, optimizer, accumulate, partial(jax.lax.pmean, axis_name=AXIS)))
+def _averaging(config: ModelConfig, optimizer: Any, accumulate: int, loss_from: int) -> Step:
+    average = partial(jax.lax.pmean, axis_name=AXIS)
+    return many(make_step(config, optimizer, accumulate, average, loss_from=loss_from))
 
 
 def _shard_map(
-    mesh: Mesh, config: ModelConfig, optimizer: Any, batch_size: int, accumulate: int, dtype: str
-) -> Devices:
+    mesh: Mesh, config: ModelConfig, optimizer: Any, batch_size: int, accumulate: int, dtype: str,
+    loss_from: int,
+) -> Devices:  # fmt: skip
     whole, rows = PartitionSpec(), batch_sharding(mesh, STEPS_AND_SEEDS)
     read = host_rows(mesh, batch_size)
     steps = jax.shard_map(
-        _averaging(config, optimizer, accumulate),
+        _averaging(config, optimizer, accumulate, loss_from),
         mesh=mesh,
         in_specs=(whole, rows.spec),
         out_specs=(whole, whole),
@@ -245,12 +254,13 @@ def _shard_map(
 
 
 def _pmap(
-    mesh: Mesh, config: ModelConfig, optimizer: Any, batch_size: int, accumulate: int, dtype: str
-) -> Devices:
+    mesh: Mesh, config: ModelConfig, optimizer: Any, batch_size: int, accumulate: int, dtype: str,
+    loss_from: int,
+) -> Devices:  # fmt: skip
     devices, here = list(mesh.devices.flat), len(mesh.local_devices)
     begin = jax.vmap(partial(start, config, optimizer, dtype=dtype))
     steps = jax.pmap(
-        _averaging(config, optimizer, accumulate),
+        _averaging(config, optimizer, accumulate, loss_from),
         AXIS,
         in_axes=(0, 0),
         out_axes=(0, None),

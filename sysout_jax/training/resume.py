@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.data import Backcopy, TextCorpus
+from sysout_jax.data import Source
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
@@ -56,9 +56,7 @@ class States:
     init_from: Path | None = None  # a model directory
     stopping: Callable[[], bool] = lambda: False  # whether the run is asked to stop
 
-    def of(
-        self, config: TrainConfig, corpus: Backcopy | TextCorpus, seeds: tuple[int, ...]
-    ) -> "GroupStates":
+    def of(self, config: TrainConfig, corpus: Source, seeds: tuple[int, ...]) -> "GroupStates":
         """Those of one group of seeds."""
         return GroupStates(self, config, corpus, seeds)
 
@@ -76,7 +74,7 @@ class GroupStates:
         self,
         states: States,
         config: TrainConfig,
-        corpus: Backcopy | TextCorpus,
+        corpus: Source,
         seeds: tuple[int, ...],
     ) -> None:
         self.states, self.config, self.corpus, self.seeds = states, config, corpus, seeds
@@ -196,7 +194,7 @@ def check_same(stored: Mapping[str, Any], config: TrainConfig, where: Path) -> N
 def initial(
     path: Path,
     architecture: ModelConfig,
-    corpus: Backcopy | TextCorpus,
+    corpus: Source,
     seeds: tuple[int, ...],
     fresh: Params,
 ) -> Params:
@@ -244,7 +242,7 @@ def _shapes(state: TrainState) -> Any:
     )
 
 
-def _fingerprint(config: TrainConfig, corpus: Backcopy | TextCorpus, seeds: tuple[int, ...]) -> str:
+def _fingerprint(config: TrainConfig, corpus: Source, seeds: tuple[int, ...]) -> str:
     """The SHA-256 of the first batches: other text, tokenizer or code that cuts it gives others."""
     shape = (config.batch_size, config.seq_len)
     digest = hashlib.sha256()

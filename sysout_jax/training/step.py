@@ -76,6 +76,7 @@ def make_step(
     average: Callable[[Any], Any] | None = None,
     gather: Callable[[Params], Params] | None = None,
     edits: Mapping[str, Edit] | None = None,
+    loss_from: int = 0,
 ) -> Step:
     """The step of one seed: (state, batch [B, T+1]) -> (state, record).
 
@@ -89,11 +90,12 @@ def make_step(
       average: of loss and gradient over devices that each see a part of the batch, if they do.
       gather: what a mesh does with parameters before the decoder uses them.
       edits: of the decoder; on a mesh, they say where activations live.
+      loss_from: the first position whose prediction counts.
     """
 
     def loss_fn(params: Params, batch: Array) -> Array:
         params = params if gather is None else gather(params)
-        return jnp.mean(token_loss(config, params, batch, edits))
+        return jnp.mean(token_loss(config, params, batch, edits)[:, loss_from:])
 
     def gradient(params: Params, batch: Array) -> tuple[Array, Params]:
         if accumulate == 1:

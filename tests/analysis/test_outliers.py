@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from sysout_jax.analysis.outliers import (
+    LEAST,
     SUMMARY_LABELS,
     Snapshot,
+    losses_by_query,
     outlier_summary,
     snapshot,
     weight_ratio,
@@ -200,6 +202,14 @@ def recomputed(name):
     found["first_token_attention"] = raw["attn_weights"][..., 0].mean()
     found["noop_sink"] = of_queries(NOOP, raw["attn_weights"][..., 0])
     found["noop_mass"] = of_queries(NOOP, raw["attn_weights"].sum(-1))
+    first, rest = raw["attn_weights"][..., 0], raw["attn_weights"][..., 1:].sum(-1)
+    odds = np.log(np.maximum(first, LEAST) / np.maximum(rest, LEAST))
+    later = NOOP & (np.arange(T) > 0)
+    heads = [(layer, head) for layer in range(2) for head in range(2)]
+    sinks = [of_queries(NOOP, first[layer : layer + 1, :, [head]]) for layer, head in heads]
+    layer, head = heads[np.argmax(sinks)]
+    found["noop_sink_best"] = max(sinks)
+    found["sink_gap"] = of_queries(later, odds[layer : layer + 1, :, [head]])
     found["weight_ratio@down"] = max(
         top_over_mean(np.asarray(planted(name)[layer]["mlp"]["down"], np.float64))
         for layer in ("block_0", "block_1")
@@ -270,9 +280,10 @@ def names(name, noop):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_names_are_labelled(name):
-    of_noop = {key for key in SUMMARY_LABELS if key.startswith("noop")}
+    of_noop = {key for key in SUMMARY_LABELS if key.startswith("noop")} | {"sink_gap"}
     of_gates = {"gate", "gate_noop", "gate_active"}
-    expected = set(SUMMARY_LABELS) - (set() if has_gate(name) else of_gates)
+    of_losses = {"loss_copy", "loss_bigram"}
+    expected = set(SUMMARY_LABELS) - of_losses - (set() if has_gate(name) else of_gates)
     assert names(name, noop=True) == expected
     assert names(name, noop=False) == expected - of_noop - {"gate_noop", "gate_active"}
 
@@ -287,6 +298,16 @@ def test_no_query_at_all_is_zero_and_not_nan(everywhere):
     assert summary[none] == 0
     expected = summary["first_token_attention"] if everywhere else 0.0
     np.testing.assert_allclose(summary["noop_sink"], expected, rtol=1e-5)
+
+
+def test_losses_are_split_by_what_the_query_has_to_do():
+    losses = RNG.random((B, T))
+    found = losses_by_query(jnp.asarray(losses), jnp.asarray(NOOP))
+    copied = [losses[b, t] for b in range(B) for t in range(T) if not NOOP[b, t]]
+    drawn = [losses[b, t] for b in range(B) for t in range(1, T) if NOOP[b, t]]
+    assert found["loss_copy"] == pytest.approx(np.mean(copied), rel=1e-5)
+    assert found["loss_bigram"] == pytest.approx(np.mean(drawn), rel=1e-5)
+    assert set(found) < set(SUMMARY_LABELS)
 
 
 # -------------------------------------------------------------------------------- weights

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from sysout_jax.data import Backcopy
+from sysout_jax.data import Backcopies, Backcopy
 from sysout_jax.errors import InputError
 
 TASK = Backcopy()
@@ -171,6 +171,34 @@ def test_entropy_floor_of_the_impossible():
 def test_entropy_floor_wants_rows_of_the_task(tokens):
     with pytest.raises(InputError, match="entropy_floor"):
         TASK.entropy_floor(tokens)
+
+
+def test_without_bos_rows_are_those_with_it_cut(rows):
+    """The same numbers are drawn, one more for each row, as its BOS takes no number."""
+    bare = Backcopy(begins_with_bos=False)
+    assert bare.bos is None
+    found = bare.batch("train", 0, 0, 1500, 100)
+    assert found.shape == (1500, 101)
+    assert np.array_equal(found, rows[:, 1:])
+    np.testing.assert_array_equal(bare.entropy_floor(found), TASK.entropy_floor(rows)[:, 1:])
+    with pytest.raises(InputError, match="entropy_floor"):
+        bare.entropy_floor(rows[:20])
+
+
+@pytest.mark.parametrize("begins_with_bos", [True, False])
+def test_several_chains_are_each_their_own(begins_with_bos):
+    several = Backcopies((0, 4, 2), begins_with_bos)
+    for seed, chain_seed in ((0, 0), (7, 4), (5, 2)):
+        one = Backcopy(chain_seed, begins_with_bos)
+        assert several.of(seed) == one
+        for index in (0, 3, 49, 50, 121):  # drawn in parts of fifty
+            expected = one.batch("train", seed, index, 5, 7)
+            assert np.array_equal(several.batch("train", seed, index, 5, 7), expected)
+        some = np.array([3, 1])
+        assert np.array_equal(several.batch("val", seed, 2, 5, 7, some),
+                              one.batch("val", seed, 2, 5, 7)[some])  # fmt: skip
+    with pytest.raises(InputError):
+        several.batch("train", 0, -1, 5, 7)
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 0}, {"seq_len": 0}, {"index": -1}])

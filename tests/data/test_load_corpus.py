@@ -19,8 +19,7 @@ def text(tmp_path):
 
 def test_backcopy():
     assert load_corpus("backcopy") == Backcopy()
-    with pytest.raises(InputError, match="BOS"):
-        load_corpus("backcopy", bos=False)
+    assert load_corpus("backcopy", bos=False) == Backcopy(begins_with_bos=False)
 
 
 @pytest.mark.parametrize(("tokenizer", "vocab"), [("bytes", 258), ("bpe:300", 300)])

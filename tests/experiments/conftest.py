@@ -10,7 +10,17 @@ from typing import NamedTuple
 import pytest
 from absl import flags
 
-from experiments import analyze, claims, compress, convergence, explicit, launch, plan, variants
+from experiments import (
+    analyze,
+    claims,
+    compress,
+    convergence,
+    explicit,
+    laboratory,
+    launch,
+    plan,
+    variants,
+)
 from tests import usage
 
 FLAGS = flags.FLAGS
@@ -62,6 +72,12 @@ def run_convergence() -> Callable[..., Outcome]:
 def run_explicit() -> Callable[..., Outcome]:
     """Call `python -m experiments.explicit` with these arguments."""
     return _binary(explicit)
+
+
+@pytest.fixture(scope="session")
+def run_laboratory() -> Callable[..., Outcome]:
+    """Call `python -m experiments.laboratory` with these arguments."""
+    return _binary(laboratory)
 
 
 @pytest.fixture(scope="session")

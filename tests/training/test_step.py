@@ -69,6 +69,19 @@ def test_token_loss_is_the_cross_entropy_of_the_next_token():
             assert found[b, t] == pytest.approx(-np.log(p[ROWS[0, 0, b, t + 1]]), rel=1e-4)
 
 
+def test_positions_before_loss_from_are_not_trained():
+    """The loss is that of the others, and what only they would move stays."""
+    params, rows = noisy(), jnp.asarray(ROWS[0, 0])
+    step = make_step(CONFIG, optimizer(UNIT), loss_from=6)
+    after, record = jax.jit(step)(TrainState(params, optimizer(UNIT).init(params)), rows)
+    losses = jax.jit(partial(token_loss, CONFIG))(params, rows)
+    assert record.loss == pytest.approx(float(losses[:, 6:].mean()), rel=1e-6)
+    moved = np.abs(np.asarray(after.params["embed"] - params["embed"])).max(axis=1)
+    assert set(np.flatnonzero(moved)) >= set(ROWS[0, 0, :, 6])
+    queries = [record.loss == pytest.approx(float(losses[:, t].mean())) for t in range(6)]
+    assert not any(queries)
+
+
 def test_gradient_equals_a_finite_difference():
     params, rows = noisy(), jnp.asarray(ROWS[0, 0])
     step = make_step(CONFIG, optimizer(UNIT))

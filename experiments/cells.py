@@ -1,0 +1,95 @@
+"""Cells of an experiment as files in one directory, and the part of them that a process has."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from sysout_jax.errors import InputError
+from sysout_jax.results import plain, write_json
+
+Item = TypeVar("Item")
+ABOUT = "about.json"  # beside the cells: what they have in common
+
+
+class Shard(NamedTuple):
+    """Cell k of a list belongs to process k modulo `count`, if that is `index`."""
+
+    index: int
+    count: int
+
+    def of(self, items: Sequence[Item]) -> list[Item]:
+        """The items of this process."""
+        return list(items[self.index :: self.count])
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+def parse_shard(text: str) -> Shard:
+    """The shard that "i/n" names.
+
+    Raises:
+      InputError: it names none.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise InputError(f"--shard={text}: accepted: i/n with i from 0 to n - 1, such as 0/4")
+    return Shard(int(found[1]), int(found[2]))
+
+
+class Cells:
+    """A directory with a file for each finished cell.
+
+    Args:
+      place: the directory, made if missing.
+      about: what determines a cell beside its name: all that write here agree on it.
+
+    Raises:
+      InputError: cells that are there were made with something else.
+    """
+
+    def __init__(self, place: Path, about: Mapping[str, Any]) -> None:
+        self.place = place
+        place.mkdir(parents=True, exist_ok=True)
+        path, mine = place / ABOUT, dict(_leaves(plain(about)))
+        if path.exists():
+            theirs = dict(_leaves(json.loads(path.read_text())))
+            for name in {**theirs, **mine}:
+                if theirs.get(name) != mine.get(name):
+                    raise InputError(
+                        f"--{name}={_shown(mine.get(name))}: the cells in {place} have "
+                        f"{_shown(theirs.get(name))}; accepted: that, or another --name"
+                    )
+        write_json(path, about)
+
+    def __contains__(self, name: str) -> bool:
+        return self._path(name).exists()
+
+    def names(self) -> list[str]:
+        """The finished cells."""
+        return sorted(path.stem for path in self.place.glob("[!.]*.json") if path.name != ABOUT)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """What was found in a finished cell."""
+        return dict(json.loads(self._path(name).read_text()))
+
+    def write(self, name: str, found: Mapping[str, Any]) -> None:
+        """Finish a cell."""
+        write_json(self._path(name), found)
+
+    def _path(self, name: str) -> Path:
+        return self.place / f"{name}.json"
+
+
+def _leaves(tree: Mapping[str, Any]) -> Any:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value)
+        else:
+            yield name, value
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

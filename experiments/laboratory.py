@@ -1,0 +1,334 @@
+"""Bigram-Backcopy as a laboratory: variants, optimisers, depths, chains, with and without BOS.
+
+python -m experiments.laboratory                                  # one factor at a time
+python -m experiments.laboratory --name=all --full                # every combination
+python -m experiments.laboratory --name=all --full --shard=0/4    # a quarter of the cells
+python -m experiments.laboratory --redraw=runs/laboratory/RUN
+"""
+
+import itertools
+import re
+import time
+from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from rich.console import Console
+
+from experiments import launch
+from experiments.cells import Cells, Shard, parse_shard
+from experiments.laboratory_report import markdown_tables, print_tables
+from experiments.report import Progress
+from experiments.trained import history
+from experiments.variants import BACKCOPY, FILLED_IN, SMOKE
+from sysout_jax.analysis.dynamics import fit_growth
+from sysout_jax.core.attention import PAPER, VARIANTS
+from sysout_jax.data import Backcopies, Backcopy
+from sysout_jax.errors import Diverged, InputError
+from sysout_jax.model.config import at_least, one_of
+from sysout_jax.model.decoder import parameter_count
+from sysout_jax.results import RunDirectory, code_version, read_record
+from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.loop import Run, train
+from sysout_jax.training.optimizer import OPTIMIZERS
+
+FLAGS = flags.FLAGS
+BASE = replace(
+    BACKCOPY, batch_size=8, steps=1500, measure_every=100, val_batches=4, seeds=(0, 1, 2, 3, 4),
+    seeds_at_once=32,
+)  # fmt: skip
+# The same for every variant: that of the theory's trainings for AdamW, and of 0.1, 0.3 and 1 the
+# largest that trains for SGD. Muon's updates have AdamW's size, Lion's are a sign.
+RATES = {"adamw": 5e-3, "sgd": 1.0, "lion": 5e-4, "muon": 5e-3}
+LOSSES = {"all": 0, "masked": 1}  # the first position that is trained: BOS predicts, or not
+STARTS = {"bos": True, "none": False}
+CURVES = ("noop_sink_best", "sink_gap")  # measures whose whole course is recorded
+MEASURES = (
+    "loss_copy", "loss_bigram", "noop_sink", "noop_sink_best", "first_token_attention",
+    "value_drain@value", "residual_peak@block_out", "top1_over_median@block_out",
+    "neuron_rms_kurtosis@block_out", "weight_ratio@down", "implicit_scale", "gate_noop",
+    "gate_active",
+)  # fmt: skip
+FITTED = 0.1  # of the steps: growth is fitted to what comes after, as in theory C2
+OF_A_CELL = (
+    "corpus", "variant", "optimizer", "lr", "layers", "loss_from", "bos", "checkpoint_every",
+    *FILLED_IN,
+)  # fmt: skip
+NO_FLAG = (*OF_A_CELL, "mesh", "parallel", "tokenizer")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting; all seeds of all chains are trained in it together."""
+
+    variant: str
+    optimizer: str
+    layers: int
+    loss: str
+    start: str
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return "-".join(map(str, astuple(self)))
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines the cells."""
+
+    train: TrainConfig = BASE  # but for what a cell is; seeds are those of each chain
+    chains: tuple[int, ...] = (0, 1, 2)
+    variants: tuple[str, ...] = (*PAPER, "softmax_off_by_one", "sink_logit")
+    optimizers: tuple[str, ...] = ("adamw", "sgd", "muon")
+    layers: tuple[int, ...] = (1, 2, 3)
+    losses: tuple[str, ...] = tuple(LOSSES)
+    starts: tuple[str, ...] = tuple(STARTS)
+    bases: tuple[str, ...] = ("softmax", "context_scale")
+    full: bool = False
+    workdir: str = "runs"
+    name: str | None = None
+    shard: str | None = None
+
+    def __post_init__(self) -> None:
+        for flag, accepted in (
+            ("variants", VARIANTS), ("bases", VARIANTS), ("optimizers", OPTIMIZERS),
+            ("losses", LOSSES), ("starts", STARTS),
+        ):  # fmt: skip
+            for value in getattr(self, flag):
+                one_of(flag, value, tuple(accepted))
+        for value in self.layers:
+            at_least(1, "layers", value)
+        for flag in ("chains", "variants", "bases", "optimizers", "layers", "losses", "starts"):
+            values = getattr(self, flag)
+            if (not values and flag != "bases") or len(set(values)) < len(values):
+                found = ",".join(map(str, values))
+                raise InputError(f"--{flag}={found}: accepted: at least one, none of them twice")
+        for chain in self.chains:
+            if not 0 <= chain < 2**32:
+                raise InputError(f"--chains={chain}: accepted: integers from 0 to 2**32 - 1")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
+            raise InputError(f"--name={self.name}: accepted: letters, digits, '_', '-' and '.'")
+        if self.shard is not None:
+            parse_shard(self.shard)
+            if self.name is None:
+                raise InputError(f"--shard={self.shard}: accepted: with a --name that all share")
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every combination if `full`; else all variants with the first value of each other factor,
+        and of `bases` those with one other factor at another value; the most shared first."""
+        axes = (self.optimizers, self.layers, self.losses, self.starts)
+        made = [
+            Cell(variant, *rest) for rest in itertools.product(*axes) for variant in self.variants
+        ]
+        if self.full:
+            return made
+        first = [axis[0] for axis in axes]
+
+        def moved(cell: Cell) -> int:
+            return sum(x != y for x, y in zip(astuple(cell)[1:], first, strict=True))
+
+        return [c for c in made if moved(c) == 0 or (moved(c) == 1 and c.variant in self.bases)]
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """(seed, chain) of each run of a cell."""
+        return [(seed, chain) for seed in self.train.seeds for chain in self.chains]
+
+    def training(self, cell: Cell) -> TrainConfig:
+        """The training of a cell. Run r has chain r modulo their number, as `Backcopies` gives it,
+        and a seed of its own."""
+        count = len(self.chains)
+        seeds = tuple(seed * count + at for seed in self.train.seeds for at in range(count))
+        optimizer = replace(
+            self.train.optimizer, optimizer=cell.optimizer, lr=RATES[cell.optimizer]
+        )
+        return replace(
+            self.train, variant=cell.variant, seeds=seeds, loss_from=LOSSES[cell.loss],
+            bos=STARTS[cell.start], optimizer=optimizer,
+            model=replace(self.train.model, layers=cell.layers),
+        )  # fmt: skip
+
+
+def run(config: Config, console: Console) -> RunDirectory:
+    """Train the cells of this process that are not there yet; the record has all that are."""
+    shard = parse_shard(config.shard) if config.shard else Shard(0, 1)
+    about = {"train": config.train, "chains": config.chains, "rates": RATES}
+    name = config.name
+    if name:  # before anything is written: cells that are there must be of the same settings
+        Cells(Path(config.workdir) / "laboratory" / name / "cells", about)
+    if config.shard and name:
+        name = f"{name}/shard-{shard.index}-of-{shard.count}"
+    directory = RunDirectory(config.workdir, "laboratory", name)
+    directory.write_config(config)
+    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
+    home = directory.path.parent if config.shard else directory.path
+    cells = Cells(home / "cells", about)
+    described: dict[str, Any] = {
+        **about, "runs": config.runs,
+        "floor": {start: _floor(config, begins) for start, begins in STARTS.items()},
+        "cells": [],
+    }  # fmt: skip
+    with directory.record("laboratory", **described) as record:
+        try:
+            _train_all(config, shard.of(config.cells), cells, directory, console)
+        finally:
+            record["cells"] = _sorted(cells)
+    found = read_record(directory.path)
+    print_tables(console, found)
+    launch.publish(console, directory.path, found)
+    return directory
+
+
+def _sorted(cells: Cells) -> list[dict[str, Any]]:
+    """All cells that are there, of this command or another."""
+    variants = list(VARIANTS)
+
+    def place(cell: dict[str, Any]) -> Any:
+        others = (OPTIMIZERS.index(cell["optimizer"]), cell["layers"], cell["loss"], cell["start"])
+        return *others, variants.index(cell["variant"])
+
+    return sorted(map(cells.read, cells.names()), key=place)
+
+
+def _floor(config: Config, begins_with_bos: bool) -> list[float]:
+    """The least possible `loss_bigram` of each chain, on the rows that its runs are measured on."""
+    found, c = [], config.train
+    for chain in config.chains:
+        task = Backcopy(chain, begins_with_bos)
+        shape = (c.batch_size, c.seq_len)
+        rows = np.concatenate([task.batch("val", 0, n, *shape) for n in range(c.val_batches)])
+        least = task.entropy_floor(rows)[:, 1:]
+        found.append(float(least[~task.trigger_queries(rows[:, 1:-1])].mean()))
+    return found
+
+
+def _train_all(
+    config: Config, mine: list[Cell], cells: Cells, directory: RunDirectory, console: Console
+) -> None:
+    with Progress(console, config.train, tuple(cell.name for cell in mine)) as progress:
+        for cell in mine:
+            if cell.name in cells:
+                continue
+
+            def log(row: dict[str, Any], name: str = cell.name) -> None:
+                directory.log({"cell": name, **{k: v for k, v in row.items() if k != "measures"}})
+                progress.update(row | {"variant": name})
+
+            cells.write(cell.name, _train(config, cell, log))
+
+
+def _train(config: Config, cell: Cell, log: Any) -> dict[str, Any]:
+    """What the record says of a cell; values are by run, in the order of `Config.runs`."""
+    begun = time.perf_counter()
+    training = config.training(cell)
+    corpus = Backcopies(config.chains, STARTS[cell.start])
+    about = {
+        **asdict(cell),
+        "parameters": parameter_count(training.architecture(corpus.vocab)),
+        "code": code_version(),
+        "device": jax.devices()[0].device_kind,
+    }
+    try:
+        trained = train(training, corpus, log)
+    except Diverged as error:
+        seed, chain = config.runs[training.seeds.index(error.seed)]
+        return about | {"diverged": {"step": error.step, "seed": seed, "chain": chain}}
+    return about | found_in(trained) | {"seconds": time.perf_counter() - begun}
+
+
+def found_in(trained: Run) -> dict[str, Any]:
+    """Measures at the start and the end, curves, and the fits of the sink logit's growth."""
+    measured = history(trained)["measured"]
+    steps, measures = np.array(measured["step"]), measured["measures"]
+    later = steps > FITTED * steps[-1]
+    growth: dict[str, Any] = {}
+    for gaps in np.array(measures["sink_gap"]).T:
+        for fit in fit_growth(steps[later], gaps[later]):
+            law = growth.setdefault(fit.law, {"slope": [], "r_squared": []})
+            law["slope"].append(fit.slope)
+            law["r_squared"].append(fit.r_squared)
+    shown = [name for name in MEASURES if name in measures]
+    return {
+        "val_loss": measured["val_loss"][-1],
+        "begun": {name: measures[name][0] for name in shown},
+        "measures": {name: measures[name][-1] for name in shown},
+        "step": steps,
+        "curves": {name: measures[name] for name in CURVES},
+        "growth": growth,
+    }
+
+
+# ----------------------------------------------------------------------------- the binary
+
+
+def main() -> None:
+    console = Console()
+    if FLAGS.redraw:
+        launch.redraw("experiments.laboratory", console, print_tables, markdown_tables)
+    else:
+        run(config_from_flags(), console)
+
+
+def config_from_flags() -> Config:
+    """The cells that the flags ask for.
+
+    Raises:
+      InputError: a flag's value is not accepted.
+    """
+    base = launch.override(BASE, SMOKE if FLAGS.smoke else {})
+    base = launch.override(base, {n: FLAGS[n].value for n in FLAGS if n not in OF_A_CELL})
+    given: dict[str, Any] = {"variants": ("softmax", "context_scale")} if FLAGS.smoke else {}
+    for name in ("variants", "bases", "optimizers", "losses", "starts"):
+        if FLAGS[name].value is not None:
+            given[name] = tuple(FLAGS[name].value)
+    for name in ("chains", "layers"):
+        if FLAGS[name].value is not None:
+            given[name] = launch.numbers(name, FLAGS[name].value, int)
+    if FLAGS.variants == ["all"]:
+        given["variants"] = tuple(VARIANTS)
+    return Config(
+        base, full=FLAGS.full, workdir=FLAGS.workdir, name=FLAGS.name, shard=FLAGS.shard, **given
+    )
+
+
+def define_flags() -> None:
+    """Define the flags of this binary."""
+    default = Config()
+    for name, text in (
+        ("variants", "attention variants, or all"),
+        ("bases", "of the variants: those that are trained with every other factor changed, too"),
+        ("optimizers", f"of {', '.join(OPTIMIZERS)}, each at its own rate"),
+        ("layers", "depths"),
+        ("losses", "all, or masked: what follows BOS is not trained"),
+        ("starts", "bos, or none: rows begin with BOS, or with a token of the chain"),
+        ("chains", "Markov chains, by seed; all are trained in one program"),
+    ):
+        shown = ",".join(map(str, getattr(default, name)))
+        flags.DEFINE_list(name, None, f"{text}; default: {shown}")
+    flags.DEFINE_bool(
+        "full", False, "every combination; else one factor at a time, others at their first value"
+    )
+    flags.DEFINE_string("workdir", "runs", "where run directories go")
+    flags.DEFINE_string(
+        "name", None, "of the run directory; the same command again, with more cells or not, goes "
+        "on in it; default: a time",
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "shard", None, "i/n: train every n-th cell from the i-th, beside others of that --name; "
+        "the command without it gathers them",
+    )  # fmt: skip
+    flags.DEFINE_bool("smoke", False, "a few steps of two variants, in seconds")
+    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
+    flags.DEFINE_bool("markdown", False, "print the table in Markdown")
+    launch.define_overrides(TrainConfig, skip=NO_FLAG)
+    flags.adopt_module_key_flags(launch)  # so that --help lists them
+
+
+if __name__ == "__main__":
+    define_flags()
+    launch.launch(main)

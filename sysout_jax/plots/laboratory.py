@@ -1,0 +1,69 @@
+"""Cells of the laboratory: sinks of every run by variant and setting, and how their logits grow."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sysout_jax.plots.style import COLOURS, array, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Record = Mapping[str, Any]
+SETTING = ("optimizer", "layers", "loss", "start")
+APART = 0.16  # of the chains' points in a row
+WORDS = {"masked": "BOS not trained", "none": "no BOS"}  # of the values that are not the usual
+
+
+def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
+    """Every figure of a laboratory record, by name."""
+    cells = [cell for cell in record["cells"] if "diverged" not in cell]
+    if cells:
+        yield "sinks", _sinks(record, cells)
+        yield "growth", _growth(cells)
+
+
+def _name(cell: Record) -> str:
+    words = [cell["optimizer"], str(cell["layers"])]
+    return ", ".join([*words, *(WORDS[cell[key]] for key in SETTING[2:] if cell[key] in WORDS)])
+
+
+def _sinks(record: Record, cells: list[Record]) -> "Figure":
+    """A row for each cell, a point for each run, chains in colours one under the other."""
+    figure, (sink, drain) = grid(2, 4.6, 1.0 + 0.24 * len(cells), sharey=True)
+    places = np.arange(len(cells))[::-1]
+    chains = np.array([chain for _, chain in record["runs"]])
+    panels = {"noop_sink_best": sink, "value_drain@value": drain}
+    for at, chain in enumerate(record["chains"]):
+        offset = APART * ((len(record["chains"]) - 1) / 2 - at)
+        for name, axes in panels.items():
+            values = array([cell["measures"][name] for cell in cells])[:, chains == chain]
+            rows = np.broadcast_to(places[:, None] + offset, values.shape)
+            axes.plot(
+                values.ravel(), rows.ravel(), "o", ms=3, mew=0, alpha=0.6,
+                color=COLOURS[(at + 1) % len(COLOURS)], label=f"chain {chain}",
+            )  # fmt: skip
+    sink.set_yticks(places, [f"{cell['variant']}: {_name(cell)}" for cell in cells], fontsize=7)
+    sink.set_xlim(-0.03, 1.03)
+    sink.set_xlabel("no-op queries: attention to first token, best head")
+    drain.set_xlabel("norm of its value over the others' mean")
+    drain.legend(fontsize=7)
+    return figure
+
+
+def _growth(cells: list[Record]) -> "Figure":
+    """Mean log odds of the first token against steps, of the first cell's setting."""
+    figure, (axes,) = grid(1, 5.4, 3.4)
+    first = [cells[0][key] for key in SETTING]
+    for at, cell in enumerate(c for c in cells if [c[key] for key in SETTING] == first):
+        steps, gaps = array(cell["step"]), array(cell["curves"]["sink_gap"])
+        after = steps > 0
+        colour = COLOURS[at % len(COLOURS)]
+        axes.plot(steps[after], gaps[after].mean(axis=1), color=colour, label=cell["variant"])
+    axes.set_xscale("log")
+    axes.set_xlabel("optimiser steps")
+    axes.set_ylabel("log odds of first token, best head")
+    axes.set_title(f"{_name(cells[0])}: mean over runs; a law of log(t) is a line", loc="left")
+    axes.legend(fontsize=7)
+    return figure

@@ -1,0 +1,204 @@
+"""The laboratory: cells that are files, shared by shards; what a cell says, and of which chain."""
+
+import copy
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import laboratory
+from experiments.cells import Shard, parse_shard
+from experiments.laboratory import Cell, Config, found_in
+from experiments.laboratory_report import by_chain, cell_of, markdown_tables, sentences, tables
+from sysout_jax.analysis.statistics import mean_interval
+from sysout_jax.data import Backcopy
+from sysout_jax.errors import Diverged, InputError
+from sysout_jax.training.loop import train
+from sysout_jax.training.step import token_loss
+
+TINY = (
+    "--chains=0,2", "--seeds=3,5", "--steps=6", "--measure_every=2", "--steps_per_call=2",
+    "--batch_size=3", "--val_batches=2", "--seq_len=9", "--width=8", "--mlp_width=8",
+    "--optimizers=adamw", "--layers=1", "--starts=bos", "--variants=softmax,context_scale",
+    "--bases=softmax", "--name=cells",
+)  # fmt: skip
+ORDER = [(3, 0), (3, 2), (5, 0), (5, 2)]  # (seed, chain) of the runs
+
+
+@pytest.fixture(scope="module")
+def finished(run_laboratory, tmp_path_factory):
+    """Three cells by two shards, the second of which is stopped at first; then all of them."""
+    place = tmp_path_factory.mktemp("runs")
+    trained, runs = [], {}
+
+    def counted(config, *rest):
+        """Train each variant once, for tests must be quick: the masked cell is the other's run."""
+        if len(trained) == 1 and not (place / "stopped").exists():
+            (place / "stopped").touch()
+            raise KeyboardInterrupt
+        trained.append((config.variant, config.loss_from))
+        if config.variant not in runs:
+            runs[config.variant] = train(config, *rest)
+        return runs[config.variant]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(laboratory, "train", counted)
+        arguments = (*TINY, f"--workdir={place}")
+        stopped = run_laboratory(*arguments, "--shard=0/2")
+        rest = run_laboratory(*arguments, "--shard=1/2")
+        assert (stopped.status, stopped.err) == (130, "error: interrupted\n")
+        assert rest.status == 0, rest.err
+        assert trained == [("softmax", 0), ("context_scale", 0)]
+        whole = run_laboratory(*arguments)
+    assert whole.status == 0, whole.err
+    assert trained == [("softmax", 0), ("context_scale", 0), ("softmax", 1)]
+    return place / "laboratory" / "cells", whole, runs
+
+
+@pytest.fixture(scope="module")
+def record(finished):
+    return json.loads((finished[0] / "result.json").read_text())
+
+
+def test_the_record_has_the_cells_of_all_shards(finished, record):
+    assert record["status"] == "complete"
+    assert [(c["variant"], c["loss"]) for c in record["cells"]] == [
+        ("softmax", "all"), ("context_scale", "all"), ("softmax", "masked"),
+    ]  # fmt: skip
+    assert record["runs"] == [list(each) for each in ORDER]
+    files = sorted(path.name for path in (finished[0] / "cells").iterdir())
+    assert "softmax-adamw-1-masked-bos.json" in files
+    assert len(files) == 3 + 1
+    assert all(set(cell["code"]) == {"commit", "dirty"} for cell in record["cells"])
+
+
+def test_each_run_has_its_own_chain(finished, record):
+    """Losses of the first run of each chain, again, from its parameters and its chain's rows."""
+    run, cell = finished[-1]["softmax"], record["cells"][0]
+    for at in (0, 1):
+        task = Backcopy(ORDER[at][1])
+        rows = np.concatenate([task.batch("val", 0, n, 3, 9) for n in range(2)])
+        model = run.model(run.config.seeds[at])
+        losses = np.asarray(token_loss(model.config, model.params, jnp.asarray(rows)))
+        assert cell["val_loss"][at] == pytest.approx(losses.mean(), rel=1e-4)
+        trigger = task.trigger_queries(rows[:, :-1])
+        batches = [
+            losses[i : i + 3][trigger[i : i + 3]].mean() if trigger[i : i + 3].any() else 0
+            for i in (0, 3)
+        ]
+        assert cell["measures"]["loss_copy"][at] == pytest.approx(np.mean(batches), rel=1e-4)
+        least = task.entropy_floor(rows)[:, 1:]
+        assert record["floor"]["bos"][at] == pytest.approx(least[~trigger[:, 1:]].mean(), rel=1e-5)
+
+
+def test_the_same_seed_is_the_same_model_alone(finished):
+    """Company of other seeds and chains changes no training."""
+    run = finished[-1]["softmax"]
+    assert len(set(run.config.seeds)) == 4
+    assert [seed % 2 for seed in run.config.seeds] == [0, 1, 0, 1]  # the chain of each
+
+
+def test_growth_is_fitted_to_the_gap(finished, record):
+    run = finished[-1]["softmax"]
+    gaps = np.array([row["measures"]["sink_gap"] for row in run.rows if "measures" in row])
+    cell = record["cells"][0]
+    np.testing.assert_allclose(cell["curves"]["sink_gap"], gaps, rtol=1e-4)
+    for at in range(4):
+        slope, _ = np.polyfit(np.log([2, 4, 6]), gaps[1:, at], 1)
+        assert cell["growth"]["logarithmic"]["slope"][at] == pytest.approx(slope, rel=1e-3)
+    assert found_in(run)["begun"]["noop_sink"] == pytest.approx(cell["begun"]["noop_sink"], 1e-4)
+
+
+def test_tables_show_the_record(finished, record):
+    made = copy.deepcopy(record)
+    made["cells"][0]["measures"]["noop_sink_best"] = [0.2, 0.4, 0.6, 0.8]
+    shown = {name: rows for name, _, rows in tables(made)}
+    first = dict(zip(shown["cells"][0], shown["cells"][1], strict=True))
+    assert (first["setting"], first["variant"]) == ("adamw, 1 layer", "(a) softmax")
+    assert first["runs with a sink"] == "3 of 4"
+    mean, low, high = mean_interval([0.2, 0.4, 0.6, 0.8])
+    assert f"{mean:.2f} ±{(high - low) / 2:.2f}" in first.values()
+    assert shown["cells"][3][0] == "adamw, 1 layer, BOS not trained"
+    growth = made["cells"][0]["growth"]["logarithmic"]["slope"][1:]  # of the three with a sink
+    assert shown["growth"][1][3].startswith(f"{np.mean(growth):.2f} ±")
+    assert all(len(row) == len(rows[0]) for rows in shown.values() for row in rows)
+    by = by_chain(made, made["cells"][0]["measures"]["noop_sink_best"])
+    assert [found.mean for found in by] == [pytest.approx(0.4), pytest.approx(0.6)]
+    assert "in some: softmax (adamw, 1 layer)" in sentences(made)[0]
+    assert set(markdown_tables(made)) == {"cells", "growth"}
+    assert cell_of(made, "softmax", loss="masked") is made["cells"][2]
+    with pytest.raises(KeyError, match="muon"):
+        cell_of(made, "softmax", "muon")
+    assert "(e) context_scale" in finished[1].out
+
+
+def test_figures_and_redraw_need_the_record_alone(finished, run_laboratory, tmp_path):
+    drawn = {path.name for path in (finished[0] / "figures").iterdir()}
+    assert drawn == {f"{s}{e}" for s in ("sinks", "growth") for e in (".png", ".pdf")}
+    (tmp_path / "result.json").write_text((finished[0] / "result.json").read_text())
+    done = run_laboratory(f"--redraw={tmp_path}", "--markdown")
+    assert done.status == 0, done.err
+    assert done.out.startswith("| setting | variant |")
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == drawn
+
+
+def test_other_settings_do_not_join_cells_that_are_there(finished, run_laboratory):
+    place = finished[0].parents[1]
+    done = run_laboratory(*TINY, "--steps=7", f"--workdir={place}")
+    assert done.status == 2
+    assert done.err.startswith("error: --steps=7: the cells in ")
+
+
+def test_a_cell_that_diverges_is_a_result(run_laboratory, tmp_path, monkeypatch):
+    def diverges(config, *rest):
+        raise Diverged(config.variant, 4, config.seeds[3], float("nan"))
+
+    monkeypatch.setattr(laboratory, "train", diverges)
+    done = run_laboratory(*TINY, "--losses=all", f"--workdir={tmp_path}")
+    assert done.status == 0, done.err
+    assert "(a) softmax, adamw, 1 layer: diverged at step 4, seed 5, chain 2" in done.out
+
+
+def test_one_factor_at_a_time_or_every_combination():
+    few = Config(variants=("softmax", "sigmoid"), bases=("sigmoid",))
+    assert len(few.cells) == 2 + (2 + 2 + 1 + 1)
+    assert len(Config(variants=("softmax",), full=True).cells) == 3 * 3 * 2 * 2
+    assert few.cells[:2] == [Cell(n, "adamw", 1, "all", "bos") for n in ("softmax", "sigmoid")]
+    training = few.training(Cell("sigmoid", "sgd", 2, "masked", "none"))
+    assert (training.loss_from, training.bos, training.model.layers) == (1, False, 2)
+    assert training.optimizer.lr == laboratory.RATES["sgd"]
+
+
+def test_shards_share_all_items():
+    parts = [parse_shard(f"{i}/3").of(range(10)) for i in range(3)]
+    assert parts == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+    assert str(Shard(1, 3)) == "1/3"
+    for text in ("3/3", "a", "1", "-1/2", "0/0"):
+        with pytest.raises(InputError, match="accepted: i/n"):
+            parse_shard(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--variants=softmx"], "--variants='softmx': unknown"),
+        (["--optimizers=adam"], "--optimizers='adam': unknown"),
+        (["--losses=some"], "--losses='some': unknown"),
+        (["--chains=1,1"], "--chains=1,1: accepted: at least one, none of them twice"),
+        (["--chains=-1"], "--chains=-1: accepted: integers from 0"),
+        (["--layers=0"], "--layers=0: accepted"),
+        (["--layers=a"], "--layers=a: accepted: integers"),
+        (["--name=../x"], "--name=../x: accepted: letters"),
+        (["--shard=0/2"], "--shard=0/2: accepted: with a --name"),
+        (["--shard=2/2", "--name=x"], "--shard=2/2: accepted: i/n"),
+        (["--redraw=nowhere"], "nowhere/result.json"),
+    ],
+)
+def test_bad_flags_are_one_line(run_laboratory, tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    done = run_laboratory(*arguments)
+    assert done.status == 2, done.out
+    assert told in done.err
+    assert done.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
