@@ -3,8 +3,9 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from sysout_jax.errors import InputError
 from sysout_jax.results import plain, write_json
@@ -13,7 +14,8 @@ Item = TypeVar("Item")
 ABOUT = "about.json"  # beside the cells: what they have in common
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """Cell k of a list belongs to process k modulo `count`, if that is `index`."""
 
     index: int

@@ -37,7 +37,7 @@ from sysout_jax.training.optimizer import OPTIMIZERS
 
 FLAGS = flags.FLAGS
 BASE = replace(
-    BACKCOPY, batch_size=8, steps=1500, measure_every=100, val_batches=4, seeds=(0, 1, 2, 3, 4),
+    BACKCOPY, batch_size=4, steps=1500, measure_every=150, val_batches=8, seeds=(0, 1, 2, 3, 4),
     seeds_at_once=32,
 )  # fmt: skip
 # The same for every variant: that of the theory's trainings for AdamW, and of 0.1, 0.3 and 1 the
@@ -284,11 +284,11 @@ def config_from_flags() -> Config:
     base = launch.override(base, {n: FLAGS[n].value for n in FLAGS if n not in OF_A_CELL})
     given: dict[str, Any] = {"variants": ("softmax", "context_scale")} if FLAGS.smoke else {}
     for name in ("variants", "bases", "optimizers", "losses", "starts"):
-        if FLAGS[name].value is not None:
-            given[name] = tuple(FLAGS[name].value)
+        if (texts := FLAGS[name].value) is not None:
+            given[name] = tuple(texts)
     for name in ("chains", "layers"):
-        if FLAGS[name].value is not None:
-            given[name] = launch.numbers(name, FLAGS[name].value, int)
+        if (texts := FLAGS[name].value) is not None:
+            given[name] = launch.numbers(name, texts, int)
     if FLAGS.variants == ["all"]:
         given["variants"] = tuple(VARIANTS)
     return Config(
