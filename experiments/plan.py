@@ -4,12 +4,15 @@ python -m experiments.plan --model=gpt2-124m --topology=v5e:2x4 --batch_size=64
 python -m experiments.plan --model=llama2-7b --topology=v5e:16x16 --mesh=fsdp=256 --remat=block \\
     --batch_size=256 --seq_len=4096
 python -m experiments.plan --model=meta-llama/Llama-2-7b-hf --topology=h100:8 --mesh=fsdp=8
+python -m experiments.plan --model=gpt2-124m --topology=v5e:2x4 --batch_size=64 --levers
 python -m experiments.plan --redraw=results/plan/gpt2-124m-v5e-8 --markdown
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,7 +20,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import launch
-from experiments.plan_report import markdown_table, print_plan, verdict
+from experiments.plan_report import fits, markdown_table, print_plan, verdict
 from sysout_jax.errors import InputError
 from sysout_jax.families.config_map import read_config, read_json, read_within
 from sysout_jax.families.hub import fetch, is_hub_id
@@ -45,6 +48,30 @@ NO_FLAG = (
 )  # `variant` is in two dataclasses
 ACCEPTED = f"a shape ({', '.join(SHAPES)}), a directory with config.json, or a hub id"
 TRIES = 2  # suggestions that are compiled, at most
+# What saves memory in training: flags in words -> what they change of a run without any of them.
+PLAIN = {
+    "remat": "none", "scan_layers": False, "accumulate": 1, "dtype": "float32",
+    "moment_dtype": "float32", "param_dtype": "float32",
+}  # fmt: skip
+BLOCK = {"scan_layers": True, "remat": "block"}
+LEVERS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "none": {},
+        "--remat=dots": {"remat": "dots"},
+        "--remat=block": {"remat": "block"},
+        "--scan_layers": {"scan_layers": True},
+        "--scan_layers --remat=dots": {"scan_layers": True, "remat": "dots"},
+        "--scan_layers --remat=block": BLOCK,
+        "--scan_layers --accumulate=4": {"scan_layers": True, "accumulate": 4},
+        "--dtype=bfloat16": {"dtype": "bfloat16"},
+        "--moment_dtype=bfloat16": {"moment_dtype": "bfloat16"},
+        "--param_dtype=bfloat16": {"param_dtype": "bfloat16"},
+        "all of them, remat=block": {
+            **BLOCK, "accumulate": 4,
+            **dict.fromkeys(("dtype", "moment_dtype", "param_dtype"), "bfloat16"),
+        },
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +81,7 @@ class Config:
     model: str = "gpt2-124m"  # a shape, a published model's directory or hub id
     topology: str = "v5e:2x4"  # the machine: v5e:16x16, v5p:4x8x8, ..., or simulated: h100:8, cpu:8
     only: tuple[str, ...] = STEPS  # steps to compile: train, analysis
+    levers: bool = False  # the training step with each memory lever instead, none of them first
     workdir: str = "runs"  # where run directories go
     train: TrainConfig = field(default_factory=lambda: BASE)
 
@@ -101,7 +129,13 @@ def run(config: Config, console: Console) -> RunDirectory:
         "steps": {},
     }
     with directory.record("plan", **about) as record:
-        for name in config.only:
+        if config.levers:
+            record["levers"] = {}
+            for name, pulled in levers(config.train).items():
+                with console.status(f"compiling the training step with {name}"):
+                    record["levers"][name] = needed("train", pulled, topology, devices)
+                console.print(f"{name}: {fits(plain(record['levers'][name]))}", markup=False)
+        for name in () if config.levers else config.only:
             with console.status(f"compiling the {name} step for {len(devices)} devices"):
                 record["steps"][name] = needed(name, config.train, topology, devices)
             print_plan(console, plain(record), name)
@@ -144,6 +178,12 @@ def needed(
     }
 
 
+def levers(config: TrainConfig) -> dict[str, TrainConfig]:
+    """A run without levers, with each of them, and with all."""
+    plain_run = launch.override(config, PLAIN)
+    return {name: launch.override(plain_run, dict(lever)) for name, lever in LEVERS.items()}
+
+
 def _how(config: TrainConfig) -> dict[str, Any]:
     names = ("mesh", "batch_size", "accumulate", "seq_len", "variant", "param_dtype")
     return {
@@ -184,6 +224,8 @@ def main() -> None:
             else:
                 for name in record["steps"]:
                     print_plan(console, record, name)
+                for name, step in record.get("levers", {}).items():
+                    console.print(f"{name}: {fits(step)}", markup=False)
         return
     jax.config.update("jax_platforms", "cpu")  # no other device is needed, or waited for
     run(config_from_flags(), console)
@@ -195,13 +237,14 @@ def config_from_flags() -> Config:
     Raises:
       InputError: a flag's value is not accepted.
     """
-    given = {name: FLAGS[name].value for name in FLAGS if name not in ("model", "only")}
+    given = {name: FLAGS[name].value for name in FLAGS if name not in ("model", "only", "levers")}
     config = Config()
     config = replace(
         config,
         model=FLAGS.model or config.model,
         topology=FLAGS.topology or config.topology,
         only=config.only if FLAGS.only is None else tuple(FLAGS.only),
+        levers=bool(FLAGS.levers),
         workdir=FLAGS.workdir or config.workdir,
     )
     if given["mesh"] is None:

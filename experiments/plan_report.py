@@ -14,6 +14,7 @@ HEADINGS = (
     "model", "machine", "step", "mesh", "batch x T", "remat", "peak, GiB", "of", "fits",
     "TFLOP", "GB moved", "GB sent", "least ms", "bound by", "MFU at best", "MFU, no overlap",
 )  # fmt: skip
+OF_LEVERS = ("flags", "peak, GiB", "state", "temporaries", "TFLOP", "GB moved", "least ms")
 
 
 def bound(step: Record) -> str:
@@ -78,9 +79,26 @@ def print_plan(console: Console, record: Record, name: str) -> None:
 
 
 def markdown_table(record: Record) -> str:
-    """One row for each step."""
+    """One row for each step, or for each lever."""
+    if record.get("levers"):
+        rows = [_lever(name, step) for name, step in record["levers"].items()]
+        return markdown([list(OF_LEVERS), ["---"] + ["---:"] * (len(OF_LEVERS) - 1), *rows])
     rows = [_row(record, name) for name in record["steps"]]
     return markdown([list(HEADINGS), ["---"] * 3 + ["---:"] * (len(HEADINGS) - 3), *rows])
+
+
+def _lever(name: str, step: Record) -> list[str]:
+    memory, moved, line = step["memory"], step["traffic"], step["roofline"]
+    held, beside = memory["arguments"], memory["temporaries"]
+    return [
+        name if name == "none" or "--" not in name else f"`{name}`",
+        f"{memory['peak'] / GIB:.2f}",
+        "" if held is None else f"{held / GIB:.2f}",
+        "" if beside is None else f"{beside / GIB:.2f}",
+        f"{step['flops'] / 1e12:.2f}",
+        f"{moved['bytes'] / 1e9:.1f}" if moved else "",
+        f"{1e3 * line['step']:.1f}" if line else "",
+    ]
 
 
 def _row(record: Record, name: str) -> list[str]:

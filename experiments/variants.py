@@ -12,9 +12,8 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import launch
+from experiments.keeping import STATES, keeping
 from experiments.report import (
     Progress,
     markdown_tables,
@@ -70,7 +70,6 @@ TEXT = TrainConfig(
     optimizer=OptimizerConfig(lr=3e-3),
 )
 FLAGS = flags.FLAGS
-STATES = "states"  # of a run directory: gone when it is complete, unless --keep_every
 FILLED_IN = ("vocab", "context")  # fields of the model that corpus and seq_len determine
 SMOKE = {"steps": 4, "measure_every": 2, "steps_per_call": 2, "batch_size": 4, "val_batches": 1}
 
@@ -111,17 +110,16 @@ class Config:
 def run(config: Config, console: Console) -> RunDirectory | None:
     """Train, measure and draw; everything found is in the record of the returned directory.
 
-    Of several processes the first alone writes; the others only train with it.
+    Of several processes the first alone writes the record; the others only train with it.
     """
     for study in config.studies:
         make_mesh(study.mesh_shape)  # refused before anything is read or written
     corpora = [_open(study, console) for study in config.studies]
-    if not hosts.first():
-        for study, corpus in zip(config.studies, corpora, strict=True):
-            for name in config.variants:
-                train(dataclasses.replace(study, variant=name), corpus)
-        return None
     names = study_names([study.corpus for study in config.studies])
+    studies = list(zip(names, config.studies, corpora, strict=True))
+    if not hosts.first():
+        _help(config, studies, console)
+        return None
     check_room(
         config.workdir, config.studies, corpora, len(config.variants), config.jobs, config.saving
     )
@@ -129,20 +127,35 @@ def run(config: Config, console: Console) -> RunDirectory | None:
     directory.forget_log()
     directory.write_config(config)
     console.print(f"run      {directory.path}", soft_wrap=True)
-    with (
-        nullcontext(bool) if hosts.several() else launch.until_terminated() as stopping,
-        directory.record("variants", labels=SUMMARY_LABELS, studies=[]) as record,
-    ):
-        for name, study, corpus in zip(names, config.studies, corpora, strict=True):
-            described = {"name": name, **describe(study, corpus)}
-            record["studies"].append(described)
-            states = _states(config, directory.path, name, console, stopping)
-            _train_all(config, study, corpus, directory, console, described, states)
-            print_table(console, plain(described))
+    with directory.record("variants", labels=SUMMARY_LABELS, studies=[]) as record:
+        hosts.told(str(directory.path))
+        with _keeping(config, directory.path, console) as states_of:
+            for name, study, corpus in studies:
+                described = {"name": name, **describe(study, corpus)}
+                record["studies"].append(described)
+                states = states_of(name)
+                _train_all(config, study, corpus, directory, console, described, states)
+                print_table(console, plain(described))
     if not config.saving.keep_every:
         shutil.rmtree(directory.path / STATES, ignore_errors=True)
     launch.publish(console, directory.path, read_record(directory.path))
     return directory
+
+
+def _help(config: Config, studies: list[tuple[str, TrainConfig, Corpus]], console: Console) -> None:
+    """Train with the first process, and write the parts of training states that are held here."""
+    with _keeping(config, Path(hosts.told(None)), console) as states_of:
+        for name, study, corpus in studies:
+            for variant in config.variants:
+                train(dataclasses.replace(study, variant=variant), corpus, states=states_of(name))
+
+
+def _keeping(
+    config: Config, path: Path, console: Console
+) -> AbstractContextManager[Callable[[str], States | None]]:
+    begins = (config.resume_from, config.init_from)
+    needed = config.name is not None or any(begins)
+    return keeping(path, config.saving, *begins, needed, console)
 
 
 def _open(study: TrainConfig, console: Console) -> Corpus:
@@ -152,27 +165,6 @@ def _open(study: TrainConfig, console: Console) -> Corpus:
     for split in ("train", "val"):
         corpus.batch(split, 0, 0, study.batch_size, study.seq_len)
     return corpus
-
-
-def _states(
-    config: Config, path: Path, study: str, console: Console, stopping: Callable[[], bool]
-) -> States | None:
-    """Where the training states of a study go, and what its training begins with.
-
-    Several processes keep none: what one of them finds on its disk, others may not.
-    """
-    return (
-        None
-        if hosts.several()
-        else States(
-            path / STATES / study,
-            config.saving,
-            partial(console.print, soft_wrap=True, markup=False),
-            Path(config.resume_from) / STATES / study if config.resume_from else None,
-            Path(config.init_from) if config.init_from else None,
-            stopping,
-        )
-    )
 
 
 def _train_all(
@@ -241,9 +233,6 @@ def main() -> None:
     else:
         hosts.connect(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
         console = console if hosts.first() else Console(quiet=True)
-        for name in ("name", "resume_from", "init_from"):
-            if hosts.several() and FLAGS[name].value is not None:
-                raise InputError(f"--{name}: with --coordinator; accepted: a run of one process")
         config = config_from_flags()
         own = own_directory()
         if own and _complete(own):

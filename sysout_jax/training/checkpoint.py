@@ -101,7 +101,7 @@ def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
     shapes = jax.eval_shape(
         jax.vmap(partial(init, config)), jnp.stack([jax.random.key(s) for s in seeds])
     )
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     try:
         # The storage library does not notice every file that was cut short.

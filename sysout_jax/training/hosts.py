@@ -1,11 +1,13 @@
 """Several processes, each with devices of its own, that train as one.
 
 Every process runs the same program on the same mesh. Each reads only the rows of a batch that its
-own devices need; the first alone writes. All of them end when one does: whoever waits for the lost
-one is told by the connection, and whoever does not by the heartbeat, `HEARTBEAT` seconds later.
+own devices need; the first alone writes, but for training states, of which each writes what it
+holds. All of them end when one does: whoever waits for the lost one is told by the connection, and
+whoever does not by the heartbeat, `HEARTBEAT` seconds later.
 """
 
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -13,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -23,6 +26,7 @@ AUTO = "auto"
 CONNECTING = 60  # seconds to wait for the others at the start
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
 LEAVING = 60  # seconds that those who are done wait for the others
+LETTER = 4096  # bytes that process 0 can tell the others at once
 
 
 def connect(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -83,6 +87,27 @@ def several() -> bool:
 def first() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
+
+
+def told(value: Any) -> Any:
+    """What process 0 gives, in every process; JSON of at most `LETTER` bytes.
+
+    All of them have to ask together.
+    """
+    if not several():
+        return value
+    letter = json.dumps(value).encode() if first() else b""
+    if len(letter) > LETTER:
+        raise ValueError(f"{len(letter)} bytes; accepted: at most {LETTER}")
+    page = np.frombuffer(letter.ljust(LETTER), np.uint8)
+    return json.loads(multihost_utils.broadcast_one_to_all(page).tobytes())
+
+
+def of_all(flag: bool) -> list[bool]:
+    """What each process says, in every process; all of them have to ask together."""
+    if not several():
+        return [flag]
+    return [bool(said) for said in multihost_utils.process_allgather(np.array(flag))]
 
 
 def leave(why: object) -> None:
@@ -159,3 +184,31 @@ def gathered(tree: Any) -> Any:
         return jax.jit(lambda x: x, out_shardings=whole)(x).addressable_data(0)
 
     return jax.tree.map(of, tree)
+
+
+def shared(tree: Any) -> Any:
+    """Arrays of which every process holds the whole, as arrays of all processes together.
+
+    Others, which are divided over processes, stay as they are. Of jax.ShapeDtypeStruct: such ones.
+    """
+    if not several():
+        return tree
+    everywhere = NamedSharding(Mesh(np.array(jax.devices()), "all"), PartitionSpec())
+
+    def of(x: Any) -> Any:
+        if not x.sharding.is_fully_addressable:
+            return x
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+        return jax.make_array_from_callback(x.shape, everywhere, np.asarray(x).__getitem__)
+
+    return jax.tree.map(of, tree)
+
+
+def own(tree: Any, like: Any) -> Any:
+    """The other way: what `shared` made of arrays such as those in `like`."""
+
+    def of(x: Array, wanted: Any) -> Array:
+        return x if x.sharding == wanted.sharding else x.addressable_data(0)
+
+    return jax.tree.map(of, tree, like)

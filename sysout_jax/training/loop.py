@@ -93,7 +93,7 @@ def train(
         if log:
             log(row)
 
-    if states and states.stopping():
+    if states and states.asked_to_stop():
         raise Preempted(f"asked to stop before variant {config.variant}")
     params, seconds = [], 0.0
     for first in range(0, len(config.seeds), config.seeds_at_once):

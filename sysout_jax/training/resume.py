@@ -16,6 +16,7 @@ from sysout_jax.data import Source
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
+from sysout_jax.training import hosts
 from sysout_jax.training.checkpoint import load, saved_seeds
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.states import (
@@ -54,7 +55,11 @@ class States:
     say: Say  # hears one line of each state that cannot be used
     resume_from: Path | None = None  # another run's states
     init_from: Path | None = None  # a model directory
-    stopping: Callable[[], bool] = lambda: False  # whether the run is asked to stop
+    stopping: Callable[[], bool] = lambda: False  # whether this process is asked to stop
+
+    def asked_to_stop(self) -> bool:
+        """Whether any process of the run is; all of them have to ask together."""
+        return any(hosts.of_all(self.stopping()))
 
     def of(self, config: TrainConfig, corpus: Source, seeds: tuple[int, ...]) -> "GroupStates":
         """Those of one group of seeds."""
@@ -114,7 +119,8 @@ class GroupStates:
         for where, read in places:
             # The state that only says where arrays go is gone before they come.
             check = partial(self._check, where)
-            found = read(_shapes(start()), check=check) if saved_steps(where) else None
+            there = hosts.told(bool(saved_steps(where)))
+            found = read(_shapes(start()), check=check) if there else None
             if found is not None:
                 state, about = found
                 self._saved = about["step"]
@@ -145,7 +151,7 @@ class GroupStates:
         Raises:
           OSError: it cannot be written.
         """
-        last, stopping = step == self.config.steps, self.states.stopping()
+        last, stopping = step == self.config.steps, self.states.asked_to_stop()
         every = self.states.saving.save_every
         due = reaches(every, self._saved, step) or (last and every > 0) or stopping
         if due and step > self._saved:

@@ -3,10 +3,12 @@
 A state is a directory step-<n>: state/ (parameters and the optimiser's state, by orbax, each device
 writing what it holds), about.json (what else a run needs) and sha256.json (the digest of every
 other file). It appears under that name when all of it is there. The newest is that of the largest
-step: no clock is read.
+step: no clock is read. Several processes see the same directory: each writes the arrays that it
+holds, the first does all the rest and says which state is used.
 """
 
 import contextlib
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -17,12 +19,14 @@ from typing import Any
 
 import jax
 
-from sysout_jax.errors import InputError, reason
+from sysout_jax.errors import reason
 from sysout_jax.model.config import at_least
 from sysout_jax.results import write_json
+from sysout_jax.training import hosts
 from sysout_jax.training.checkpoint import STORAGE, digests, unwritten
 
 FORMAT = 1
+UNREADABLE = (OSError, ValueError, KeyError, TypeError)  # what a damaged state raises
 Say = Callable[[str], None]  # one line for the user
 Check = Callable[[dict[str, Any]], None]
 
@@ -99,15 +103,17 @@ class StateStore:
           OSError: this or the state before it cannot be written; what was there stays.
         """
         self.wait()
-        target = self.directory / f"step-{step:09d}"
+        target = _place(self.directory, step)
         partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        if hosts.first():
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        hosts.told(step)  # the others come when the directory is there
         with STORAGE:
             if self._checkpointer is None:
                 self._checkpointer = _checkpointer()
             try:
-                self._checkpointer.save(partial / "state", _named(state))
+                self._checkpointer.save(partial / "state", hosts.shared(_named(state)))
             except ValueError as error:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise unwritten("state", target, error) from error
@@ -127,6 +133,8 @@ class StateStore:
     def _finish(self, partial: Path, target: Path, record: dict[str, Any], finished: bool) -> None:
         try:
             self._checkpointer.wait_until_finished()
+            if not hosts.first():
+                return
             (partial / "about.json").write_text(json.dumps(record))
             write_json(partial / "sha256.json", digests(partial))
             shutil.rmtree(target, ignore_errors=True)
@@ -145,12 +153,13 @@ class StateStore:
 
         What a killed run had begun to write, and damaged states, are removed.
         """
-        for left in self.directory.glob(".step-*.partial"):
-            shutil.rmtree(left, ignore_errors=True)
         found = restore(self.directory, like, self._say, check)
-        for step, path in saved_steps(self.directory).items():
-            if found is None or step > found[1]["step"]:
-                shutil.rmtree(path, ignore_errors=True)
+        if hosts.first():
+            for left in self.directory.glob(".step-*.partial"):
+                shutil.rmtree(left, ignore_errors=True)
+            for step, path in saved_steps(self.directory).items():
+                if found is None or step > found[1]["step"]:
+                    shutil.rmtree(path, ignore_errors=True)
         return found
 
 
@@ -171,14 +180,33 @@ def restore(
     Raises:
       InputError: of `check`.
     """
-    for _, path in sorted(saved_steps(directory).items(), reverse=True):
+    damaged: set[int] = set()
+
+    def unusable(step: int, error: Exception) -> None:
+        damaged.add(step)
+        said = reason(error)[:200]
+        say(f"{_place(directory, step)}: cannot be used ({said}); the one before it is tried")
+
+    def newest() -> int | None:
+        for step in sorted(set(saved_steps(directory)) - damaged, reverse=True):
+            try:
+                _verify(_place(directory, step))
+            except UNREADABLE as error:
+                unusable(step, error)
+            else:
+                return step
+        return None
+
+    while (step := hosts.told(newest() if hosts.first() else None)) is not None:
+        path = _place(directory, step)
+        about = json.loads((path / "about.json").read_text())
+        check(about)
         try:
-            return _read(path, like, check)
-        except InputError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            said = reason(error)[:200]
-            say(f"{path}: cannot be used ({said}); the one before it is tried")
+            return _arrays(path, like), about
+        except UNREADABLE as error:
+            if hosts.several():  # the others may have read it
+                raise OSError(errno.EIO, reason(error)[:200], str(path)) from error
+            unusable(step, error)
     return None
 
 
@@ -187,7 +215,12 @@ def saved_steps(directory: Path) -> dict[int, Path]:
     return {int(path.name.split("-")[1]): path for path in sorted(directory.glob("step-*"))}
 
 
-def _read(path: Path, like: Any, check: Check) -> tuple[Any, dict[str, Any]]:
+def _verify(path: Path) -> None:
+    """Read every byte of a state.
+
+    Raises:
+      OSError, ValueError, KeyError, TypeError: it is not as it was written, or of another version.
+    """
     wanted = json.loads((path / "sha256.json").read_text())
     found = digests(path)
     found.pop("sha256.json")
@@ -197,11 +230,17 @@ def _read(path: Path, like: Any, check: Check) -> tuple[Any, dict[str, Any]]:
     about = json.loads((path / "about.json").read_text())
     if about["format"] != FORMAT:
         raise ValueError(f"format {about['format']}; accepted: {FORMAT}")
-    check(about)
+
+
+def _arrays(path: Path, like: Any) -> Any:
     named = _named(like)
     with STORAGE, contextlib.closing(_checkpointer()) as checkpointer:
-        arrays = checkpointer.restore(path / "state", named)
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in named]), about
+        arrays = hosts.own(checkpointer.restore(path / "state", hosts.shared(named)), named)
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in named])
+
+
+def _place(directory: Path, step: int) -> Path:
+    return directory / f"step-{step:09d}"
 
 
 def _named(state: Any) -> dict[str, Any]:

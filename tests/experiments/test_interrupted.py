@@ -1,5 +1,6 @@
 """Interrupted runs of the variants experiment end with the bits of one that was not."""
 
+import contextlib
 import json
 import os
 import random
@@ -149,6 +150,40 @@ def test_killed_at_twenty_random_times(whole, tmp_path):
     print(f"{seconds:.1f} s a run; states after each kill: {seen}")
     process = begin(tmp_path, "--name=a")
     assert process.wait() == 0
+    same(directory, whole)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 32 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "none", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here: that needs root")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full(whole, small_disk):
+    """The run ends in one line with its states whole; with room again, the same bits."""
+    directory = small_disk / "variants" / "a"
+    process = begin(small_disk, "--name=a")
+    wait_until(process, lambda: rows(directory) > 20)
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.splitlines()[-1].endswith("No space left on device"), err
+    assert "Traceback" not in err
+    assert any(saved_steps(path) for path in directory.glob("states/*/*"))
+    filler.unlink()
+    process = begin(small_disk, "--name=a")
+    _, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
     same(directory, whole)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import plan
 from experiments.plan_report import HEADINGS, fits, markdown_table, verdict
 from sysout_jax.model.config import SHAPES
 from sysout_jax.model.decoder import parameter_count
@@ -94,6 +95,24 @@ def test_a_directory_is_a_model(run_plan, tmp_path):
     step = record["steps"]["analysis"]
     assert (step["fits"], step["roofline"]) == (None, None)  # nothing is known of a CPU
     assert step["flops"] > 0
+
+
+def test_levers_are_compiled_one_by_one(run_plan, tmp_path, monkeypatch):
+    """Each is in the record, in the printed lines, and a row of the table, none of them first."""
+    two = {name: plan.LEVERS[name] for name in ("none", "--moment_dtype=bfloat16")}
+    monkeypatch.setattr(plan, "LEVERS", two)
+    outcome = run_plan(
+        *SMALL, "--topology=cpu:1", "--batch_size=2", "--levers", f"--workdir={tmp_path}"
+    )
+    assert outcome.status == 0, outcome.err
+    (directory,) = (tmp_path / "plan").iterdir()
+    record = read_record(directory)
+    assert record["steps"] == {}
+    plain, half = (record["levers"][name]["memory"]["arguments"] for name in two)
+    assert plain - half == pytest.approx(2 * record["shape"]["parameters"], abs=64)
+    rows = markdown_table(record).splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == ["none", "`--moment_dtype=bfloat16`"]
+    assert all(f"{name}: needs 0.00 GiB" in outcome.out for name in two)
 
 
 def test_words_of_a_verdict():

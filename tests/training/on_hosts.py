@@ -6,6 +6,7 @@ python -m tests.training.on_hosts '{"coordinator": ..., "processes": 2, "process
 import json
 import os
 import sys
+from pathlib import Path
 
 if __name__ == "__main__":
     ASKED = json.loads(sys.argv[1])
@@ -21,6 +22,8 @@ from sysout_jax.model.config import ModelConfig
 from sysout_jax.training import hosts, loop
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import OptimizerConfig
+from sysout_jax.training.resume import States
+from sysout_jax.training.states import Saving
 
 
 class Watched(Backcopy):
@@ -30,6 +33,16 @@ class Watched(Backcopy):
         found = super().batch(split, seed, index, batch_size, seq_len, rows)
         if split == "train":
             READ.append(len(found))
+        return found
+
+
+class Poisoned(Watched):
+    """The task with a token that does not exist, whose embedding is NaN, in the batch of a step."""
+
+    def batch(self, split, seed, index, batch_size, seq_len, rows=None):
+        found = super().batch(split, seed, index, batch_size, seq_len, rows)
+        if [split, jax.process_index(), index] == ["train", *ASKED["poison"]]:
+            found[0, 0] = 1_000_000
         return found
 
 
@@ -49,11 +62,21 @@ def main():
     if not ASKED["measures"]:  # whose compiling takes most of the time
         loop.outlier_summary = lambda *_: {"nothing": jnp.zeros(())}
 
+    task = Poisoned() if ASKED["poison"] else Watched()
+    seen: list[int] = []
+
     def log(row):
+        seen.append(row["step"])
         if hosts.first():
             print(json.dumps({"step": row["step"]}), flush=True)
 
-    run = loop.train(config, Watched(), log)
+    states = None
+    if ASKED["states"]:  # kept there, until a process is asked to stop after a step
+        states = States(
+            Path(ASKED["states"]), Saving(save_every=0), print,
+            stopping=lambda: ASKED["stop"] == [jax.process_index(), *seen[-1:]],
+        )  # fmt: skip
+    run = loop.train(config, task, log, states=states)
     rows = [np.asarray(row["loss"]).tolist() for row in run.rows[1:]]
     total = float(sum(np.abs(np.asarray(x)).sum() for x in jax.tree.leaves(run.params)))
     measured = {name: np.asarray(x).tolist() for name, x in run.rows[-1]["measures"].items()}

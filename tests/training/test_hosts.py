@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import time
 from functools import cache
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,23 +20,19 @@ from sysout_jax.data.backcopy import Backcopy
 from sysout_jax.errors import InputError
 from sysout_jax.training import hosts
 from sysout_jax.training.checkpoint import load
+from sysout_jax.training.states import saved_steps
 
 ROOT = Path(__file__).parents[2]
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
-def begin(processes, mesh, parallel="jit", devices=1, steps=4, measures=False):
+def begin(processes, mesh, parallel="jit", devices=1, steps=4, **more):
     """The processes of a run, started."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    asked = {
-        "devices": devices,
-        "mesh": mesh,
-        "parallel": parallel,
-        "steps": steps,
-        "measures": measures,
-    }
+    asked = {"devices": devices, "mesh": mesh, "parallel": parallel, "steps": steps}
+    asked |= dict.fromkeys(("measures", "states", "stop", "poison")) | more
     if processes > 1:
         asked |= {"coordinator": f"127.0.0.1:{port}", "processes": processes}
     return [
@@ -98,6 +96,53 @@ def test_processes_train_as_one(processes, devices, mesh, parallel, read):
     assert [found["read"] for found in results] == [[read]] * processes
 
 
+# ------------------------------------------------------------------------- interrupted
+
+
+def stopped(started):
+    """All of them end by themselves, with a state, where one was asked to."""
+    for process in started:
+        out, err = process.communicate(timeout=300)
+        assert (process.returncode, err) == (0, "")
+        assert out.splitlines()[-1] == "asked to stop at step 2 of variant context_scale"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parallel", "devices", "mesh"),
+    [
+        ("jit", 1, "fsdp=2"),
+        ("jit", 2, "data=2,fsdp=2"),
+        ("shard_map", 1, "data=2"),
+        ("pmap", 2, "data=4"),
+    ],
+)
+def test_processes_that_were_stopped_go_on_together_and_alone(tmp_path, parallel, devices, mesh):
+    """The one that is told is not the one that writes; the state is put onto one device as well."""
+    kept = {"states": str(tmp_path / "states")}
+    stopped(begin(2, mesh, parallel, devices, **kept, stop=[1, 2]))
+    shutil.copytree(kept["states"], tmp_path / "copy")
+    together = end(begin(2, mesh, parallel, devices, **kept))
+    agree(together)
+    assert together[0]["params"] == together[1]["params"]
+    (last,) = saved_steps(tmp_path / "states" / "context_scale-seed-3")
+    assert last == 2  # with save_every=0 only what was asked for
+    agree(end(begin(1, "data=1", states=str(tmp_path / "copy"))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_nan_on_one_host_ends_all_at_that_step(process):
+    """The loss is of all: every process finds the same, and none waits for another."""
+    for found in begin(2, "data=2", poison=[process, 3]):
+        _, err = found.communicate(timeout=300)
+        assert found.returncode == 1
+        assert err.startswith("error: loss is nan at step 4 of seed 3, variant context_scale;")
+
+
+# ------------------------------------------------------------------------- lost
+
+
 def when_one_is_lost(victim, how):
     """One of two processes gets a signal: how long the other lives, how it ends, what it says."""
     started = begin(2, "data=2", steps=1_000_000)
@@ -152,24 +197,75 @@ def test_rows_of_a_batch_are_those_of_the_whole(name):
     np.testing.assert_array_equal(corpus.batch("train", 3, 5, 7, 11, rows), whole[rows])
 
 
-@pytest.mark.slow
-def test_a_study_of_two_processes_leaves_one_record_and_its_model(tmp_path):
+# ------------------------------------------------------------------------- the binary
+
+
+def study(workdir, *arguments, where=(ROOT, ROOT)):
+    """Two processes that run experiments.variants together, started."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-m", "experiments.variants", "--smoke", "--corpus=backcopy",
-             "--variants=softmax", "--seeds=0", "--jobs=1", "--mesh=data=2", "--processes=2",
-             f"--coordinator=127.0.0.1:{port}", f"--process={n}", f"--workdir={tmp_path}"],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {"XLA_FLAGS": QUICK},
+            [sys.executable, "-m", "experiments.variants", *arguments, "--corpus=backcopy",
+             "--variants=softmax", "--width=8", "--seeds=0", "--jobs=1", "--mesh=fsdp=2",
+             "--seq_len=7", "--batch_size=4", "--val_batches=1", "--steps=400", "--save_every=20",
+             "--steps_per_call=5", "--measure_every=200", "--processes=2", f"--process={n}",
+             f"--coordinator=127.0.0.1:{port}", f"--workdir={workdir}"],
+            cwd=where[n], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT)},
         )
         for n in range(2)
     ]  # fmt: skip
+
+
+def results(started):
+    found = []
     for process in started:
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-    (run,) = (tmp_path / "variants").iterdir()
+        out, err = process.communicate(timeout=300)
+        found.append((process.returncode, err, out.splitlines()[-1:]))
+    return found
+
+
+def rows(run):
+    log = run / "metrics.jsonl"
+    return log.read_text().count("\n") if log.exists() else 0
+
+
+@pytest.mark.slow
+def test_a_study_of_two_processes_ends_the_same_however_often_it_was_interrupted(tmp_path):
+    """One of them killed, then the one that does not write told to stop, then to the end."""
+    whole, run = (tmp_path / name / "variants" / "a" for name in ("whole", "cut"))
+    for status, err, _ in results(study(tmp_path / "whole", "--name=a")):
+        assert (status, err) == (0, "")
+    assert not (whole / "states").exists()
+    for how, after in ((signal.SIGKILL, 20), (signal.SIGTERM, 50)):
+        started = study(tmp_path / "cut", "--name=a")
+        while rows(run) < after and started[1].poll() is None:
+            time.sleep(0.02)
+        started[1].send_signal(how)
+        ends = results(started)
+        if how == signal.SIGTERM:
+            assert [(status, err) for status, err, _ in ends] == [(0, ""), (0, "")]
+            assert all("asked to stop" in line for _, _, (line,) in ends)
+        else:
+            assert ends[0][0] == 1
+            assert "another process of this run is gone" in ends[0][1]
+        assert saved_steps(run / "states" / "backcopy" / "softmax-seed-0")
+    for status, err, _ in results(study(tmp_path / "cut", "--name=a")):
+        assert (status, err) == (0, "")
+    a, b = (load(path / "models" / "backcopy-softmax") for path in (whole, run))
+    jax.tree.map(np.testing.assert_array_equal, dict(a.params), dict(b.params))
     assert json.loads((run / "result.json").read_text())["status"] == "complete"
-    assert load(run / "models" / "backcopy-softmax").config.variant == "softmax"
+
+
+@pytest.mark.slow
+def test_a_directory_that_not_all_processes_see(tmp_path):
+    """Without a name, states are left out; with one, the run is refused."""
+    blind = "not seen by process 1"
+    (tmp_path / "elsewhere").mkdir()
+    for name in ([], ["--name=a"]):
+        ends = results(study("runs", *name, where=(tmp_path, tmp_path / "elsewhere")))
+        statuses = [status for status, _, _ in ends]
+        assert statuses == ([2, 2] if name else [0, 0])
+        assert (f"{blind}; accepted: a --workdir that all" in ends[0][1]) == bool(name)

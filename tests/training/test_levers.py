@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import plan
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init, param_axes, stack_blocks
+from sysout_jax.training import planning
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import train
 from sysout_jax.training.optimizer import OPTIMIZERS, OptimizerConfig, is_matrix, make_optimizer
+from sysout_jax.training.sharding import make_mesh
 from sysout_jax.training.step import make_step, many, start, token_loss
-from tests.training import levers
 
 CONFIG = ModelConfig(
     vocab=17, context=7, layers=2, width=12, heads=2, mlp_width=19, mlp="swiglu", bias=True
@@ -127,17 +129,18 @@ def test_a_run_in_bfloat16_is_measured_as_any():
 
 def test_the_planned_peak_falls():
     config = TrainConfig(seq_len=32, batch_size=8, model=dataclasses.replace(CONFIG, layers=6))
+    runs = plan.levers(config)
     plain, again = (
-        levers.peak_bytes(levers.pulled(config, levers.LEVERS[name]), 17)
+        planning.compiled(planning.train_program(runs[name], 17, make_mesh(config.mesh_shape)))[0]
         for name in ("--scan_layers", "--scan_layers --remat=block")
     )
-    assert again < 0.7 * plain
+    assert again.peak < 0.7 * plain.peak
+    assert again.arguments == plain.arguments
 
 
 def test_every_lever_is_a_run():
-    config = TrainConfig()
-    seen = [levers.pulled(config, changes) for changes in levers.LEVERS.values()]
-    assert len(set(seen)) == len(levers.LEVERS)
+    seen = list(plan.levers(TrainConfig()).values())
+    assert len(set(seen)) == len(plan.LEVERS)
     every = seen[-1]
     assert (every.accumulate, every.model.remat, every.optimizer.moment_dtype) == (
         4, "block", "bfloat16",

@@ -12,7 +12,6 @@ from sysout_jax.training import fitting, planning
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.hlo import Collective, Traffic
 from sysout_jax.training.sharding import make_mesh
-from tests.training.levers import peak_bytes
 
 TINY = ModelConfig(
     vocab=13, layers=3, width=8, heads=2, mlp_width=24, mlp="swiglu", position="rope",
@@ -82,7 +81,6 @@ def test_deeper_is_counted_as_laid_out():
 def test_a_real_step_needs_what_it_was_said_to():
     mesh = make_mesh(RUN.mesh_shape)
     memory, moved = planning.compiled(planning.train_program(RUN, 13, mesh))
-    assert memory.peak == peak_bytes(RUN, 13)
     state = fitting.state_bytes(RUN, 13, mesh)
     assert state == pytest.approx(12 * parameter_count(RUN.architecture(13)), rel=0.01)
     assert state <= memory.arguments < 1.1 * state + 1000
