@@ -89,7 +89,8 @@ def _row(each: Claim, results: Path) -> dict[str, Any]:
 def _judged(each: Claim, record: Record) -> dict[str, Any]:
     assert each.decide is not None
     started = record["provenance"]["started"]
-    predicted = each.written < started[:10]  # the day itself does not say which came first
+    # A day does not say which came first on it; a time does.
+    predicted = each.written < started[: len(each.written)]
     about = {"started": started, "scale": scale(record), "threshold_before_record": predicted}
     return _described(each.decide(record), about)
 
