@@ -55,6 +55,11 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "convergence/backcopy": (
             "experiments.convergence --lrs=7.8e-4,2.3e-3,7e-3 --seeds=0,1,2,3,4 --steps=3000",
         ),
+        "convergence/stdlib-tuned": (
+            "experiments.convergence --corpus=stdlib --tokenizer=bpe:1024 "
+            "--variants=softmax,context_scale --lrs=2e-3,3e-3,1e-3 --seeds=11,12,13,14,15,16 "
+            "--steps=2000 --seq_len=64 --batch_size=16 --measure_every=100",
+        ),
         "explicit/backcopy": (
             "experiments.variants --corpus=backcopy --variants=softmax",
             "experiments.explicit --model=RUN --finetune=200 --sequences=128",
