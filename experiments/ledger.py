@@ -1,8 +1,9 @@
 """The ledger: every claim about outliers that records can decide, or could.
 
 A claim is one decorated function from its record to a verdict. Its threshold is in words beside it
-and in numbers in the function, with the day, or the time in UTC, at which it was written: a record that
-is older did not test a prediction, and the table says so. A claim without a function waits for a record.
+and in numbers in the function, with the day, or the time in UTC, at which it was written: a record
+that is older did not test a prediction, and the table says so. A claim without a function waits
+for a record.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -53,22 +53,24 @@ PLAIN = {
     "remat": "none", "scan_layers": False, "accumulate": 1, "dtype": "float32",
     "moment_dtype": "float32", "param_dtype": "float32",
 }  # fmt: skip
-BLOCK = {"scan_layers": True, "remat": "block"}
+HALF = ("dtype", "moment_dtype", "param_dtype")
+_SCANNED: Mapping[str, Mapping[str, Any]] = {
+    "--remat=dots": {"remat": "dots"},
+    "--remat=block": {"remat": "block"},
+    "--accumulate=4": {"accumulate": 4},
+    **{f"--{name}=bfloat16": {name: "bfloat16"} for name in HALF},
+}
 LEVERS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "none": {},
-        "--remat=dots": {"remat": "dots"},
-        "--remat=block": {"remat": "block"},
         "--scan_layers": {"scan_layers": True},
-        "--scan_layers --remat=dots": {"scan_layers": True, "remat": "dots"},
-        "--scan_layers --remat=block": BLOCK,
-        "--scan_layers --accumulate=4": {"scan_layers": True, "accumulate": 4},
-        "--dtype=bfloat16": {"dtype": "bfloat16"},
-        "--moment_dtype=bfloat16": {"moment_dtype": "bfloat16"},
-        "--param_dtype=bfloat16": {"param_dtype": "bfloat16"},
+        **{
+            f"--scan_layers {lever}": {"scan_layers": True, **how}
+            for lever, how in _SCANNED.items()
+        },
         "all of them, remat=block": {
-            **BLOCK, "accumulate": 4,
-            **dict.fromkeys(("dtype", "moment_dtype", "param_dtype"), "bfloat16"),
+            "scan_layers": True, "remat": "block", "accumulate": 4,
+            **dict.fromkeys(HALF, "bfloat16"),
         },
     }
 )  # fmt: skip

@@ -97,9 +97,12 @@ def test_a_directory_is_a_model(run_plan, tmp_path):
     assert step["flops"] > 0
 
 
+HALF = "--scan_layers --moment_dtype=bfloat16"
+
+
 def test_levers_are_compiled_one_by_one(run_plan, tmp_path, monkeypatch):
     """Each is in the record, in the printed lines, and a row of the table, none of them first."""
-    two = {name: plan.LEVERS[name] for name in ("none", "--moment_dtype=bfloat16")}
+    two = {name: plan.LEVERS[name] for name in ("--scan_layers", HALF)}
     monkeypatch.setattr(plan, "LEVERS", two)
     outcome = run_plan(
         *SMALL, "--topology=cpu:1", "--batch_size=2", "--levers", f"--workdir={tmp_path}"
@@ -111,7 +114,7 @@ def test_levers_are_compiled_one_by_one(run_plan, tmp_path, monkeypatch):
     plain, half = (record["levers"][name]["memory"]["arguments"] for name in two)
     assert plain - half == pytest.approx(2 * record["shape"]["parameters"], abs=64)
     rows = markdown_table(record).splitlines()[2:]
-    assert [row.split("|")[1].strip() for row in rows] == ["none", "`--moment_dtype=bfloat16`"]
+    assert [row.split("|")[1].strip() for row in rows] == ["`--scan_layers`", f"`{HALF}`"]
     assert all(f"{name}: needs 0.00 GiB" in outcome.out for name in two)
 
 
