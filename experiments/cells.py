@@ -1,5 +1,6 @@
-"""Cells of an experiment as files in one directory, and the part of them that a process has."""
+"""Cells of an experiment: which there are, as files in one directory, and whose turn each is."""
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sysout_jax.errors import InputError
-from sysout_jax.results import plain, write_json
+from sysout_jax.results import RunDirectory, plain, write_json
 
 Item = TypeVar("Item")
 ABOUT = "about.json"  # beside the cells: what they have in common
@@ -39,6 +40,72 @@ def parse_shard(text: str) -> Shard:
     if not found or not int(found[1]) < int(found[2]):
         raise InputError(f"--shard={text}: accepted: i/n with i from 0 to n - 1, such as 0/4")
     return Shard(int(found[1]), int(found[2]))
+
+
+def check_place(name: str | None, shard: str | None) -> None:
+    """Refuse a --name that is none, and a --shard that is none or has no name to share.
+
+    Raises:
+      InputError: says what is accepted.
+    """
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise InputError(f"--name={name}: accepted: letters, digits, '_', '-' and '.'")
+    if shard is not None:
+        parse_shard(shard)
+        if name is None:
+            raise InputError(f"--shard={shard}: accepted: with a --name that all share")
+
+
+def check_values(flag: str, values: Sequence[Any]) -> None:
+    """Refuse an empty list, or one with a value twice.
+
+    Raises:
+      InputError: names the flag.
+    """
+    if not values or len(set(values)) < len(values):
+        found = ",".join(map(str, values))
+        raise InputError(f"--{flag}={found}: accepted: at least one, none of them twice")
+
+
+def crossed(
+    variants: Sequence[str], axes: Sequence[Sequence[Any]], bases: Sequence[str], full: bool
+) -> list[tuple[Any, ...]]:
+    """(variant, value of each axis) of the cells, those with the most in common first.
+
+    Args:
+      variants: attention variants.
+      axes: values of each other factor, the usual one first.
+      bases: variants that are crossed with one factor at another value, too.
+      full: every combination.
+    """
+    made = [(variant, *rest) for rest in itertools.product(*axes) for variant in variants]
+    if full:
+        return made
+    usual = [axis[0] for axis in axes]
+
+    def moved(cell: tuple[Any, ...]) -> int:
+        return sum(x != y for x, y in zip(cell[1:], usual, strict=True))
+
+    return [c for c in made if moved(c) == 0 or (moved(c) == 1 and c[0] in bases)]
+
+
+def opened(
+    workdir: str, experiment: str, name: str | None, shard: str | None, about: Mapping[str, Any]
+) -> tuple[RunDirectory, "Cells"]:
+    """The directory of this process's record, and the cells, which all of that name share.
+
+    Raises:
+      InputError: cells that are there were made with something else, before anything is written;
+        or the directory is not writable.
+    """
+    if name:
+        Cells(Path(workdir) / experiment / name / "cells", about)
+    if shard and name:
+        part = parse_shard(shard)
+        name = f"{name}/shard-{part.index}-of-{part.count}"
+    directory = RunDirectory(workdir, experiment, name)
+    home = directory.path.parent if shard else directory.path
+    return directory, Cells(home / "cells", about)
 
 
 class Cells:

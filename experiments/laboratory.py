@@ -6,11 +6,8 @@ python -m experiments.laboratory --name=all --full --shard=0/4    # a quarter of
 python -m experiments.laboratory --redraw=runs/laboratory/RUN
 """
 
-import itertools
-import re
 import time
 from dataclasses import asdict, astuple, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +16,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import launch
-from experiments.cells import Cells, Shard, parse_shard
+from experiments.cells import Cells, check_place, check_values, crossed, opened, parse_shard
 from experiments.laboratory_report import markdown_tables, print_tables
 from experiments.report import Progress
 from experiments.trained import history
@@ -102,37 +99,19 @@ class Config:
                 one_of(flag, value, tuple(accepted))
         for value in self.layers:
             at_least(1, "layers", value)
-        for flag in ("chains", "variants", "bases", "optimizers", "layers", "losses", "starts"):
-            values = getattr(self, flag)
-            if (not values and flag != "bases") or len(set(values)) < len(values):
-                found = ",".join(map(str, values))
-                raise InputError(f"--{flag}={found}: accepted: at least one, none of them twice")
+        for flag in ("chains", "variants", "optimizers", "layers", "losses", "starts"):
+            check_values(flag, getattr(self, flag))
         for chain in self.chains:
             if not 0 <= chain < 2**32:
                 raise InputError(f"--chains={chain}: accepted: integers from 0 to 2**32 - 1")
-        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
-            raise InputError(f"--name={self.name}: accepted: letters, digits, '_', '-' and '.'")
-        if self.shard is not None:
-            parse_shard(self.shard)
-            if self.name is None:
-                raise InputError(f"--shard={self.shard}: accepted: with a --name that all share")
+        check_place(self.name, self.shard)
 
     @property
     def cells(self) -> list[Cell]:
         """Every combination if `full`; else all variants with the first value of each other factor,
         and of `bases` those with one other factor at another value; the most shared first."""
         axes = (self.optimizers, self.layers, self.losses, self.starts)
-        made = [
-            Cell(variant, *rest) for rest in itertools.product(*axes) for variant in self.variants
-        ]
-        if self.full:
-            return made
-        first = [axis[0] for axis in axes]
-
-        def moved(cell: Cell) -> int:
-            return sum(x != y for x, y in zip(astuple(cell)[1:], first, strict=True))
-
-        return [c for c in made if moved(c) == 0 or (moved(c) == 1 and c.variant in self.bases)]
+        return [Cell(*each) for each in crossed(self.variants, axes, self.bases, self.full)]
 
     @property
     def runs(self) -> list[tuple[int, int]]:
@@ -156,18 +135,11 @@ class Config:
 
 def run(config: Config, console: Console) -> RunDirectory:
     """Train the cells of this process that are not there yet; the record has all that are."""
-    shard = parse_shard(config.shard) if config.shard else Shard(0, 1)
     about = {"train": config.train, "chains": config.chains, "rates": RATES}
-    name = config.name
-    if name:  # before anything is written: cells that are there must be of the same settings
-        Cells(Path(config.workdir) / "laboratory" / name / "cells", about)
-    if config.shard and name:
-        name = f"{name}/shard-{shard.index}-of-{shard.count}"
-    directory = RunDirectory(config.workdir, "laboratory", name)
+    shard = parse_shard(config.shard or "0/1")
+    directory, cells = opened(config.workdir, "laboratory", config.name, config.shard, about)
     directory.write_config(config)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
-    home = directory.path.parent if config.shard else directory.path
-    cells = Cells(home / "cells", about)
     described: dict[str, Any] = {
         **about, "runs": config.runs,
         "floor": {start: _floor(config, begins) for start, begins in STARTS.items()},

@@ -7,7 +7,6 @@ python -m experiments.variants --list
 
 import dataclasses
 import os
-import re
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -22,7 +21,9 @@ from absl import flags
 from rich.console import Console
 
 from experiments import launch
+from experiments.cells import check_place
 from experiments.keeping import STATES, keeping
+from experiments.presets import PRESETS
 from experiments.report import (
     Progress,
     markdown_tables,
@@ -251,11 +252,14 @@ def config_from_flags() -> Config:
         if path and (flag == "resume_from" or (path / "config.json").exists()):
             return _going_on(flag, Path(path))
     variants = tuple(VARIANTS) if FLAGS.variants == ["all"] else tuple(FLAGS.variants)
+    if FLAGS.preset is not None:
+        one_of("preset", FLAGS.preset, tuple(PRESETS))
     if FLAGS.smoke and FLAGS["variants"].using_default_value:
         variants = ("softmax", "context_scale")
     studies = []
     for corpus in FLAGS.corpus:
-        study = BACKCOPY if corpus == "backcopy" else dataclasses.replace(TEXT, corpus=corpus)
+        text = PRESETS[FLAGS.preset] if FLAGS.preset else TEXT
+        study = BACKCOPY if corpus == "backcopy" else dataclasses.replace(text, corpus=corpus)
         if jax.default_backend() != "cpu":
             study = launch.override(study, {"dtype": "bfloat16"})
         studies.append(_as_given(study))
@@ -290,8 +294,7 @@ def own_directory() -> Path | None:
     """
     if FLAGS.name is None:
         return None
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", FLAGS.name):
-        raise InputError(f"--name={FLAGS.name}: accepted: letters, digits, '_', '-' and '.'")
+    check_place(FLAGS.name, None)
     return Path(FLAGS.workdir) / "variants" / FLAGS.name
 
 
@@ -343,6 +346,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_list("variants", list(PAPER), "which of --list to train, or all")
     flags.DEFINE_string("model", None, f"shape to start from: {', '.join(SHAPES)}")
+    flags.DEFINE_string("preset", None, f"setting that text starts from: {', '.join(PRESETS)}")
     flags.DEFINE_integer(
         "jobs",
         None,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments import (
+    benchmark_report,
     claims,
     compress_report,
     convergence_report,
@@ -44,6 +45,7 @@ def test_tables_come_from_their_records(kind, directory, name, shown):
 def _table(record, name):
     reports = {
         "variants": markdown_tables,
+        "benchmark": benchmark_report.markdown_tables,
         "compression": compress_report.markdown_tables,
         "convergence": convergence_report.markdown_tables,
         "explicit": explicit_report.markdown_tables,

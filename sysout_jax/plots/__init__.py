@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sysout_jax.errors import InputError
-from sysout_jax.plots import analysis, compression, convergence, explicit, laboratory, variants
+from sysout_jax.plots import (
+    analysis,
+    benchmark,
+    compression,
+    convergence,
+    explicit,
+    laboratory,
+    variants,
+)
 from sysout_jax.plots.style import STYLE, save
 
 if TYPE_CHECKING:
@@ -20,6 +28,7 @@ EXPERIMENTS: Mapping[str, tuple[Any, tuple[str, ...]]] = {
     "convergence": (convergence.figures, (".png", ".pdf")),
     "explicit": (explicit.figures, (".png", ".pdf")),
     "laboratory": (laboratory.figures, (".png", ".pdf")),
+    "benchmark": (benchmark.figures, (".png", ".pdf")),
 }
 
 

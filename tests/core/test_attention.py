@@ -1,10 +1,12 @@
 """Every row of the table of attention variants: against a float64 oracle, against theory, and
 against one another. All tests run over `VARIANTS`; a new row only needs its oracle here."""
 
+import re
 import zlib
 from collections.abc import Callable
 from functools import cache
 from math import exp, log, sqrt
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sysout_jax.core import attention
 from sysout_jax.core.attention import PAPER, VARIANTS, variants
 from sysout_jax.core.layers import causal_mask
 from sysout_jax.core.measures import implicit_scale
@@ -691,3 +694,22 @@ def test_the_paper_has_six_variants():
     assert VARIANTS["context_scale"].label == "(e) context_scale"
     assert VARIANTS["softpick"].label == "softpick"
     assert variants() == tuple(VARIANTS.values())
+
+
+# ------------------------------------------------------------------------- docs/mitigations.md
+
+
+def test_the_guides_example_is_a_variant(monkeypatch):
+    """Entered as the guide says, at a temperature of one it is softmax, and at two another."""
+    monkeypatch.setattr(attention, "_table", {})
+    guide = (Path(__file__).parents[2] / "docs" / "mitigations.md").read_text()
+    code = re.search(r"```python\n(.*?)```", guide, re.S).group(1)
+    exec(code, vars(attention).copy())
+    (entered,) = attention._table.values()
+    assert entered.name == "learned_temperature"
+    q, k, v, x = (cast(draw(), jnp.float32)[key] for key in "qkvx")
+    heads = Heads(q, k, v, x[..., -q.shape[-3] :, :], x, jnp.asarray(CAUSAL))
+    plain = VARIANTS["softmax"](heads, {}).out
+    for temperature, same in ((1.0, True), (2.0, False)):
+        p = {name: jnp.full(N, temperature) for name in entered.params}
+        assert np.allclose(entered(heads, p).out, plain, atol=1e-6) == same

@@ -12,6 +12,7 @@ from absl import flags
 
 from experiments import (
     analyze,
+    benchmark,
     claims,
     compress,
     convergence,
@@ -103,3 +104,9 @@ def trained(run_variants: Callable[..., Outcome], tmp_path_factory: pytest.TempP
     )  # fmt: skip
     assert done.status == 0, done.err
     return next((place / "variants").iterdir())
+
+
+@pytest.fixture(scope="session")
+def run_benchmark() -> Callable[..., Outcome]:
+    """Call `python -m experiments.benchmark` with these arguments."""
+    return _binary(benchmark)

@@ -1,0 +1,306 @@
+"""Mitigations side by side: variants, optimisers, norms; outliers, loss, quantised, pruned.
+
+python -m experiments.benchmark                                      # the small preset, on a CPU
+python -m experiments.benchmark --preset=fruitfly --corpus=PATH --variants=all --name=all
+python -m experiments.benchmark --preset=fruitfly --corpus=PATH --name=all --shard=0/8
+python -m experiments.benchmark --redraw=runs/benchmark/RUN
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from rich.console import Console
+
+from experiments import launch
+from experiments.benchmark_report import markdown_tables, print_tables
+from experiments.cells import Cells, check_place, check_values, crossed, opened, parse_shard
+from experiments.presets import PRESETS
+from experiments.report import Progress, reading
+from experiments.trained import history
+from experiments.variants import FILLED_IN, SMOKE
+from sysout_jax.analysis import schemes
+from sysout_jax.analysis.calibration import apart
+from sysout_jax.analysis.compression import Compressed, Compressor, losses
+from sysout_jax.core.attention import PAPER, VARIANTS
+from sysout_jax.data import load_corpus
+from sysout_jax.errors import Diverged
+from sysout_jax.model.config import at_least, one_of
+from sysout_jax.model.decoder import parameter_count
+from sysout_jax.results import RunDirectory, code_version, read_record
+from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.loop import Corpus, Run, train
+from sysout_jax.training.optimizer import OPTIMIZERS
+
+FLAGS = flags.FLAGS
+# Of each optimiser, times the preset's: Muon's updates have AdamW's size, Lion's are a sign, and
+# SGD's are the gradient, clipped.
+RATES: Mapping[str, float] = MappingProxyType({"adamw": 1.0, "muon": 1.0, "lion": 0.1, "sgd": 200})
+# Names of norms -> what they change of the preset's model.
+NORMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "own": {},
+        "layer": {"norm": "layer"},
+        "rms": {"norm": "rms"},
+        "unscaled": {"norm_scale": False},
+        "sandwich": {"norm_placement": "sandwich"},
+        "qk": {"query_key_norm": "head"},
+    }
+)
+METHODS = ("w8-tensor", "w4", "w8a8", "w6a6", "w4a4", "magnitude-0.5", "wanda-0.5")
+OF_A_CELL = ("variant", "optimizer", "checkpoint_every", *FILLED_IN)
+NO_FLAG = (*OF_A_CELL, "mesh", "parallel")
+AXES = ("variant", "optimizer", "norm")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines the cells: a cell is a variant, an optimiser and a norm."""
+
+    train: TrainConfig = field(default_factory=lambda: PRESETS["small"])  # but for what a cell is
+    preset: str = "small"
+    variants: tuple[str, ...] = (*PAPER, "sink_logit", "element_gate", "value_gate", "softpick")
+    optimizers: tuple[str, ...] = ("adamw", "muon", "sgd")
+    norms: tuple[str, ...] = ("own", "rms", "sandwich", "qk")
+    bases: tuple[str, ...] = ("softmax", "context_scale")
+    full: bool = False
+    methods: tuple[str, ...] = METHODS
+    sequences: int = 64  # of the validation part, to evaluate compressed models on
+    calibration: int = 32  # sequences of the training part, to calibrate on
+    workdir: str = "runs"
+    name: str | None = None
+    shard: str | None = None
+
+    def __post_init__(self) -> None:
+        for flag, accepted in (
+            ("variants", VARIANTS), ("bases", VARIANTS), ("optimizers", RATES), ("norms", NORMS),
+        ):  # fmt: skip
+            for value in getattr(self, flag):
+                one_of(flag, value, tuple(accepted))
+        for flag in ("variants", "optimizers", "norms", "methods"):
+            check_values(flag, getattr(self, flag))
+        for method in self.methods:
+            schemes.scheme(method)
+        for flag in ("sequences", "calibration"):
+            at_least(1, flag, getattr(self, flag))
+        check_place(self.name, self.shard)
+
+    @property
+    def cells(self) -> list[dict[str, str]]:
+        """All variants with the first optimiser and norm, and of `bases` those with one of the two
+        at another value; every combination if `full`."""
+        made = crossed(self.variants, (self.optimizers, self.norms), self.bases, self.full)
+        return [dict(zip(AXES, each, strict=True)) for each in made]
+
+    def training(self, variant: str, optimizer: str, norm: str) -> TrainConfig:
+        """The training of a cell."""
+        lr = self.train.optimizer.lr * RATES[optimizer]
+        return replace(
+            self.train,
+            variant=variant,
+            optimizer=replace(self.train.optimizer, optimizer=optimizer, lr=lr),
+            model=replace(self.train.model, **NORMS[norm]),
+        )
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What all cells of a directory have in common."""
+        common = ("train", "preset", "methods", "sequences", "calibration")
+        return {name: getattr(self, name) for name in common}
+
+
+def run(config: Config, console: Console) -> RunDirectory:
+    """Train and compress the cells of this process that are not there yet."""
+    for cell in config.cells:
+        config.training(**cell)  # refused before anything is read or written
+    c = config.train
+    with reading(console, c.corpus) as progress:
+        corpus: Corpus = load_corpus(c.corpus, c.tokenizer, c.bos, progress=progress)
+    texts = _texts(config, corpus)
+    directory, cells = opened(config.workdir, "benchmark", config.name, config.shard, config.about)
+    directory.write_config(config)
+    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
+    tokens = c.steps * c.batch_size * c.seq_len
+    described = {**config.about, "tokens_per_seed": tokens, "split": corpus.split, "cells": []}
+    with directory.record("benchmark", **described) as record:
+        try:
+            _run_all(config, corpus, texts, cells, directory, console)
+        finally:
+            record["cells"] = _sorted(cells)
+    found = read_record(directory.path)
+    print_tables(console, found)
+    launch.publish(console, directory.path, found)
+    return directory
+
+
+def _texts(config: Config, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences to calibrate and to evaluate on, [B, T+1] each, which have no text in common."""
+    length = config.train.seq_len
+    evaluation = corpus.distinct("val", config.sequences, length)
+    candidates = corpus.batch("train", 0, 0, 2 * config.calibration, length)
+    return apart(candidates, evaluation, config.calibration), evaluation
+
+
+def _name(cell: Mapping[str, str]) -> str:
+    return "-".join(cell.values())
+
+
+def _sorted(cells: Cells) -> list[dict[str, Any]]:
+    """All cells that are there, of this process or another."""
+    tables = [list(table) for table in (NORMS, OPTIMIZERS, VARIANTS)]
+
+    def place(cell: dict[str, Any]) -> list[int]:
+        names = (cell["norm"], cell["optimizer"], cell["variant"])
+        return [table.index(name) for table, name in zip(tables, names, strict=True)]
+
+    return sorted(map(cells.read, cells.names()), key=place)
+
+
+def _run_all(
+    config: Config,
+    corpus: Corpus,
+    texts: tuple[np.ndarray, np.ndarray],
+    cells: Cells,
+    directory: RunDirectory,
+    console: Console,
+) -> None:
+    mine = parse_shard(config.shard or "0/1").of(config.cells)
+    with Progress(console, config.train, tuple(map(_name, mine))) as progress:
+        for cell in mine:
+            name = _name(cell)
+            if name in cells:
+                continue
+
+            def log(row: dict[str, Any], name: str = name) -> None:
+                directory.log({"cell": name, **{k: v for k, v in row.items() if k != "measures"}})
+                progress.update(row | {"variant": name})
+
+            cells.write(name, _found(config, cell, corpus, texts, log))
+
+
+def _found(
+    config: Config,
+    cell: Mapping[str, str],
+    corpus: Corpus,
+    texts: tuple[np.ndarray, np.ndarray],
+    log: Any,
+) -> dict[str, Any]:
+    """What the record says of a cell; lists are over seeds."""
+    begun = time.perf_counter()
+    training = config.training(**cell)
+    about = {
+        **cell,
+        "lr": training.optimizer.lr,
+        "parameters": parameter_count(training.architecture(corpus.vocab)),
+        "code": code_version(),
+        "device": jax.devices()[0].device_kind,
+    }
+    try:
+        trained = train(training, corpus, log)
+    except Diverged as error:
+        return about | {"diverged": {"step": error.step, "seed": error.seed}}
+    measured = history(trained)["measured"]
+    return about | {
+        "step": measured["step"],
+        "val_loss": measured["val_loss"],
+        "begun": {name: values[0] for name, values in measured["measures"].items()},
+        "measures": {name: values[-1] for name, values in measured["measures"].items()},
+        "compressed": _compressed(config, trained, *texts),
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def _compressed(
+    config: Config, trained: Run, calibration: np.ndarray, rows: np.ndarray
+) -> dict[str, list[float]]:
+    """Method -> the rise of the loss by it, of each seed."""
+    rise: dict[str, list[float]] = {method: [] for method in config.methods}
+    for seed in trained.config.seeds:
+        model = trained.model(seed)
+        compressor = Compressor(model.config, model.params, calibration)
+        before = losses(model.config, Compressed(model.params), rows)
+        for method in config.methods:
+            compressed = compressor.compress(schemes.scheme(method))
+            after = losses(model.config, compressed, rows)
+            rise[method].append(float((after - before).mean()))
+    return rise
+
+
+# ----------------------------------------------------------------------------- the binary
+
+
+def main() -> None:
+    console = Console()
+    if FLAGS.redraw:
+        launch.redraw("experiments.benchmark", console, print_tables, markdown_tables)
+    else:
+        run(config_from_flags(), console)
+
+
+def config_from_flags() -> Config:
+    """The cells that the flags ask for.
+
+    Raises:
+      InputError: a flag's value is not accepted.
+    """
+    one_of("preset", FLAGS.preset, tuple(PRESETS))
+    base = PRESETS[FLAGS.preset]
+    if jax.default_backend() != "cpu":
+        base = launch.override(base, {"dtype": "bfloat16"})
+    given: dict[str, Any] = {}
+    if FLAGS.smoke:
+        base = launch.override(base, {**SMOKE, "tokenizer": "bytes"})
+        given = {"variants": ("softmax", "context_scale"), "bases": (), "methods": ("w8a8",)}
+        given |= {"sequences": 2, "calibration": 2}
+    base = launch.override(base, {n: FLAGS[n].value for n in FLAGS if n not in OF_A_CELL})
+    for name in ("variants", "optimizers", "norms", "bases", "methods"):
+        if (texts := FLAGS[name].value) is not None:
+            given[name] = tuple(texts)
+    if FLAGS.variants == ["all"]:
+        given["variants"] = tuple(VARIANTS)
+    for name in ("sequences", "calibration"):
+        if FLAGS[name].value is not None:
+            given[name] = FLAGS[name].value
+    given |= {name: FLAGS[name].value for name in ("full", "workdir", "name", "shard")}
+    return Config(base, FLAGS.preset, **given)
+
+
+def define_flags() -> None:
+    """Define the flags of this binary."""
+    default = Config()
+    flags.DEFINE_string("preset", default.preset, f"what cells share: {', '.join(PRESETS)}")
+    for name, text in (
+        ("variants", "attention variants, or all"),
+        ("optimizers", f"of {', '.join(RATES)}, each at its own multiple of the preset's rate"),
+        ("norms", f"of {', '.join(NORMS)}; own: the preset's"),
+        ("bases", "of the variants: those that other optimisers and norms are tried with"),
+        ("methods", "of compression, as experiments.compress names them"),
+    ):
+        flags.DEFINE_list(name, None, f"{text}; default: {','.join(getattr(default, name))}")
+    flags.DEFINE_integer("sequences", None, "validation sequences for compressed models; 64")
+    flags.DEFINE_integer("calibration", None, "training sequences to calibrate on; 32")
+    flags.DEFINE_bool("full", False, "every combination; else one factor at a time")
+    flags.DEFINE_string("workdir", "runs", "where run directories go")
+    flags.DEFINE_string(
+        "name", None, "of the run directory; the same command again, with more cells or not, goes "
+        "on in it; default: a time",
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "shard", None, "i/n: run every n-th cell from the i-th, beside others of that --name; the "
+        "command without it gathers them",
+    )  # fmt: skip
+    flags.DEFINE_bool("smoke", False, "a few steps of two cells, in seconds")
+    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
+    flags.DEFINE_bool("markdown", False, "print the table in Markdown")
+    launch.define_overrides(TrainConfig, skip=NO_FLAG)
+    flags.adopt_module_key_flags(launch)  # so that --help lists them
+
+
+if __name__ == "__main__":
+    define_flags()
+    launch.launch(main)

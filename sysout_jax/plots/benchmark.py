@@ -1,0 +1,61 @@
+"""Cells of the benchmark: outliers, loss and what compression costs, a row for each cell."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sysout_jax.analysis.statistics import mean_interval
+from sysout_jax.plots.style import COLOURS, array, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Record = Mapping[str, Any]
+PANELS = {
+    "first_token_attention": "attention to first token",
+    "top1_over_median@block_out": "max/median |h|",
+    "weight_ratio@down": "max/mean |W_down|",
+    "val_loss": "validation loss",
+    "w8a8": "W8A8: rise of loss",
+    "w4a4": "W4A4: rise of loss",
+}
+
+
+def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
+    """The figure of a benchmark record."""
+    cells = [cell for cell in record["cells"] if "diverged" not in cell]
+    if cells:
+        yield "cells", _cells(cells)
+
+
+def _values(cell: Record, name: str) -> list[float] | None:
+    """Of each seed; None where the cell has no such number."""
+    if name == "val_loss":
+        return list(cell["val_loss"][-1])
+    found = cell["measures"].get(name, cell["compressed"].get(name))
+    return None if found is None or None in found else list(found)
+
+
+def _cells(cells: list[Record]) -> "Figure":
+    """Seeds as points, their mean and its interval; a colour for each optimiser and norm."""
+    panels = {name: text for name, text in PANELS.items() if any(_values(c, name) for c in cells)}
+    figure, axes = grid(len(panels), 3.4, 1.0 + 0.2 * len(cells), sharey=True)
+    places = np.arange(len(cells))[::-1]
+    settings = list(dict.fromkeys((cell["optimizer"], cell["norm"]) for cell in cells))
+    for axis, (name, text) in zip(axes, panels.items(), strict=True):
+        for place, cell in zip(places, cells, strict=True):
+            values = _values(cell, name)
+            if values is None:
+                continue
+            at = settings.index((cell["optimizer"], cell["norm"]))
+            colour = COLOURS[at % len(COLOURS)]
+            mean, low, high = mean_interval(values)
+            if len(values) > 1:
+                axis.plot([low, high], [place, place], color=colour, lw=1)
+            axis.plot(array(values), np.full(len(values), place), "o", ms=2.5, color=colour, mew=0)
+            axis.plot([mean], [place], "|", ms=8, color=colour)
+        axis.set_xlabel(text)
+    names = [f"{cell['variant']}: {cell['optimizer']}, {cell['norm']}" for cell in cells]
+    axes[0].set_yticks(places, names, fontsize=7)
+    return figure

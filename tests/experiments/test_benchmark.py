@@ -1,0 +1,150 @@
+"""The benchmark: cells that are files, what each says, and what its table shows."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from experiments import benchmark
+from experiments.benchmark import NORMS, RATES, Config
+from experiments.benchmark_report import COLUMNS, finished, markdown_tables, rows
+from experiments.presets import PRESETS
+from sysout_jax.analysis import schemes
+from sysout_jax.analysis.compression import Compressed, Compressor, losses
+from sysout_jax.analysis.statistics import mean_interval
+from sysout_jax.data import load_corpus
+from sysout_jax.errors import Diverged
+from sysout_jax.training.loop import train
+from sysout_jax.training.optimizer import OPTIMIZERS
+
+TINY = (
+    "--tokenizer=bytes", "--seeds=0,3", "--steps=4", "--measure_every=2", "--steps_per_call=2",
+    "--batch_size=3", "--val_batches=1", "--seq_len=11", "--width=8", "--heads=2", "--layers=1",
+    "--variants=softmax,context_scale", "--optimizers=adamw,muon", "--norms=own",
+    "--bases=softmax", "--methods=w4,w8a8", "--sequences=5", "--calibration=3", "--name=cells",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished_run(run_benchmark, tmp_path_factory):
+    """Three cells by two shards, one of which diverges; then the record of all of them."""
+    place = tmp_path_factory.mktemp("runs")
+    runs = []
+
+    def watched(config, *rest):
+        if config.optimizer.optimizer == "muon":
+            raise Diverged(config.variant, 2, 3, float("nan"))
+        runs.append(train(config, *rest))
+        return runs[-1]
+
+    arguments = (*TINY, f"--workdir={place}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "train", watched)
+        for shard in ("1/2", "0/2"):
+            done = run_benchmark(*arguments, f"--shard={shard}")
+            assert done.status == 0, done.err
+        patch.setattr(benchmark, "train", None)
+        whole = run_benchmark(*arguments)
+    assert whole.status == 0, whole.err
+    return place / "benchmark" / "cells", whole, {run.config.variant: run for run in runs}
+
+
+@pytest.fixture(scope="module")
+def record(finished_run):
+    return json.loads((finished_run[0] / "result.json").read_text())
+
+
+def test_the_record_has_the_cells_of_all_shards(finished_run, record):
+    assert record["status"] == "complete"
+    assert [(c["variant"], c["optimizer"], c["norm"]) for c in record["cells"]] == [
+        ("softmax", "adamw", "own"), ("context_scale", "adamw", "own"), ("softmax", "muon", "own"),
+    ]  # fmt: skip
+    assert record["cells"][2]["diverged"] == {"step": 2, "seed": 3}
+    assert record["cells"][2]["lr"] == RATES["muon"] * PRESETS["small"].optimizer.lr
+    assert len(finished(record)) == 2
+    first = record["cells"][0]
+    run = finished_run[2]["softmax"]
+    np.testing.assert_allclose(first["val_loss"][-1], run.rows[-1]["val_loss"], rtol=1e-5)
+    assert set(COLUMNS) <= set(first["measures"])
+    assert (finished_run[0] / "figures" / "cells.png").exists()
+    assert (finished_run[0] / "cells" / "softmax-adamw-own.json").exists()
+
+
+def test_what_compression_costs_is_that_of_each_seeds_model(finished_run, record):
+    run, cell = finished_run[2]["context_scale"], record["cells"][1]
+    corpus = load_corpus("stdlib", "bytes", True)
+    evaluation = corpus.distinct("val", 5, 11)
+    model = run.model(3)
+    before = losses(model.config, Compressed(model.params), evaluation)
+    compressed = Compressor(model.config, model.params, evaluation).compress(schemes.scheme("w4"))
+    rise = (losses(model.config, compressed, evaluation) - before).mean()
+    assert cell["compressed"]["w4"][1] == pytest.approx(float(rise), rel=1e-4, abs=1e-6)
+    assert cell["compressed"]["w4"][0] != cell["compressed"]["w4"][1]
+
+
+def test_the_table_shows_the_record(finished_run, record):
+    made = copy.deepcopy(record)
+    made["cells"][1]["measures"]["first_token_attention"] = [0.25, 0.75]
+    made["cells"][0]["val_loss"][-1], made["cells"][1]["val_loss"][-1] = [3.0, 4.0], [2.5, 3.4]
+    headings, untrained, softmax, factor, diverged = rows(made)
+    assert all(len(row) == len(headings) for row in (untrained, softmax, factor, diverged))
+    assert untrained[0] == "before training"
+    shown = dict(zip(headings, factor, strict=True))
+    _, low, high = mean_interval([-0.5, -0.6])
+    assert shown["minus softmax's"] == f"-0.550 ±{(high - low) / 2:.3f}"
+    assert shown["attention to first token"].startswith("0.50 ±")
+    assert dict(zip(headings, softmax, strict=True))["minus softmax's"] == ""
+    assert diverged[3] == "diverged at step 2"
+    assert markdown_tables(made)["cells"].count("\n") == 5
+    assert "(e) context_scale" in finished_run[1].out
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_every_norm_is_a_model(name):
+    config = Config()
+    assert config.training("softmax", "adamw", name).model is not None
+    changed = config.training("softmax", "adamw", name).architecture(7)
+    same = config.training("softmax", "adamw", "own").architecture(7)
+    own = {"own", PRESETS["small"].model.norm}
+    assert (changed == same) == (name in own)
+
+
+def test_every_optimizer_has_a_rate():
+    assert set(RATES) == set(OPTIMIZERS)
+
+
+def test_one_factor_at_a_time_or_all():
+    names = {"variants": ("softmax", "sigmoid"), "norms": ("own", "qk"), "bases": ("softmax",)}
+    few = Config(**names, optimizers=("adamw", "sgd"))
+    assert [tuple(cell.values()) for cell in few.cells] == [
+        ("softmax", "adamw", "own"), ("sigmoid", "adamw", "own"), ("softmax", "adamw", "qk"),
+        ("softmax", "sgd", "own"),
+    ]  # fmt: skip
+    assert len(Config(**names, optimizers=("adamw", "sgd"), full=True).cells) == 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--preset=big"], "--preset='big': unknown"),
+        (["--norms=own,own"], "--norms=own,own: accepted: at least one, none of them twice"),
+        (["--optimizers=adam"], "--optimizers='adam': unknown"),
+        (["--methods=w99"], "w99"),
+        (["--shard=0/2"], "--shard=0/2: accepted: with a --name that all share"),
+        (["--name=cells", "--shard=2/2"], "--shard=2/2: accepted: i/n"),
+        (["--name=../x"], "--name=../x: accepted: letters"),
+        (["--calibration=0"], "--calibration=0: accepted: an integer of at least 1"),
+    ],
+)
+def test_bad_flags_are_one_line(run_benchmark, tmp_path, flags, told):
+    done = run_benchmark(*flags, f"--workdir={tmp_path}")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert told in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_settings_do_not_join_cells_that_are_there(finished_run, run_benchmark):
+    done = run_benchmark(*TINY, "--calibration=4", f"--workdir={finished_run[0].parents[1]}")
+    assert done.status == 2
+    assert done.err.startswith("error: --calibration=4: the cells in ")
