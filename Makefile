@@ -4,13 +4,17 @@ PYTHON ?= python3
 RUN := .venv/bin/python -m
 CHECKED := $(wildcard sysout_jax experiments theory benchmarks)
 
-.PHONY: demo test lint clean venv venv-dev
+.PHONY: demo test bench lint clean venv venv-dev
 
 demo: venv
 	$(RUN) experiments.variants
 
 test: lint
 	$(RUN) pytest -n 2
+
+# make bench QUICK=--quick: minutes. Those against PyTorch need requirements-reference.txt besides.
+bench: venv
+	for name in train variants seeds startup; do $(RUN) benchmarks.$$name $(QUICK) || exit; done
 
 lint: venv-dev
 	$(RUN) ruff check .

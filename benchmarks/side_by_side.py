@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks import torch_decoder
+from benchmarks.goals import quartiles
 from sysout_jax.errors import reason
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import param_axes, stack_blocks, unstack_blocks
@@ -185,8 +186,3 @@ def check(differences: Mapping[str, Mapping[str, float]], dtype: str) -> None:
                     f"{name}: {what} are {found:.1e} from PyTorch's, in {dtype}; accepted: at most "
                     f"{BOUNDS[dtype][what]:.0e}"
                 )
-
-
-def quartiles(ratios: np.ndarray) -> list[float]:
-    """The median of the ratios within rounds, and their quartiles."""
-    return [float(q) for q in np.quantile(ratios, (0.5, 0.25, 0.75))]

@@ -1,0 +1,64 @@
+"""What a benchmark found beside its goal: one row each, printed and recorded."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+HEADINGS = ("what", "median (quartiles)", "goal", "met")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A quantity: median and quartiles of its rounds, and what it should be."""
+
+    what: str
+    found: list[float]  # median, lower and upper quartile
+    unit: str = ""
+    most: float | None = None  # the goal
+    least: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the median reaches the goal; None where there is none."""
+        if self.most is None and self.least is None:
+            return None
+        return (self.most is None or self.found[0] <= self.most) and (
+            self.least is None or self.found[0] >= self.least
+        )
+
+
+def quartiles(values: np.ndarray | Sequence[float]) -> list[float]:
+    """Median, lower and upper quartile."""
+    return [float(np.percentile(values, share)) for share in (50, 25, 75)]
+
+
+def texts(rows: Iterable[dict[str, Any]]) -> list[list[str]]:
+    """The rows of a record, as they are shown."""
+    made = []
+    for row in rows:
+        known = Row(**row)
+        sign, goal = ("<=", known.most) if known.least is None else (">=", known.least)
+        met = {True: "yes", False: "no", None: ""}[known.met]
+        median, low, high = (f"{value:.3g}" for value in known.found)
+        shown = f"{median} ({low} to {high})" if len({median, low, high}) > 1 else median
+        aim = "" if goal is None else f"{sign} {goal:g}{known.unit}"
+        made.append([known.what, f"{shown}{known.unit}", aim, met])
+    return made
+
+
+def print_rows(console: Console, title: str, rows: Iterable[dict[str, Any]]) -> None:
+    """A table of rows."""
+    table = Table(*HEADINGS, title=title, title_justify="left")
+    for row in texts(rows):
+        table.add_row(*row)
+    console.print(table)
+
+
+def markdown(rows: Iterable[dict[str, Any]]) -> str:
+    """The same in Markdown, as docs/performance.md shows it."""
+    lines = [list(HEADINGS), ["---", "---:", "---:", "---"], *texts(rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,81 @@
+"""Benchmarks of ours alone: rows beside goals, kinds of variants, and what is made of seconds."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from benchmarks import goals, seeds, startup, variants
+from benchmarks.goals import Row
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import ModelConfig
+
+
+@pytest.mark.parametrize(
+    ("row", "met", "shown"),
+    [
+        (Row("a", [2.0, 1.5, 2.5], " s", most=2.0), True, ["2 (1.5 to 2.5) s", "<= 2 s", "yes"]),
+        (Row("a", [2.1, 1.5, 2.5], " s", most=2.0), False, ["2.1 (1.5 to 2.5) s", "<= 2 s", "no"]),
+        (Row("a", [2.1, 2.1, 2.1], least=2.0), True, ["2.1", ">= 2", "yes"]),
+        (Row("a", [1.9, 1.9, 1.9], least=2.0), False, ["1.9", ">= 2", "no"]),
+        (Row("a", [0.12345, 0.1, 0.2]), None, ["0.123 (0.1 to 0.2)", "", ""]),
+    ],
+)
+def test_a_row_says_whether_its_goal_is_met(row, met, shown):
+    assert row.met is met
+    assert goals.texts([dataclasses.asdict(row)]) == [["a", *shown]]
+    assert f"| a | {' | '.join(shown)} |" in goals.markdown([dataclasses.asdict(row)])
+
+
+def test_quartiles_by_hand():
+    assert goals.quartiles(np.array([5.0, 1.0, 3.0, 2.0, 4.0])) == [3.0, 2.0, 4.0]
+
+
+def test_kinds_of_variants_come_from_what_they_do():
+    found = {name: variants.kind(name) for name in VARIANTS}
+    of = {kind: {n for n, k in found.items() if k == kind} for kind in set(found.values())}
+    assert {"context_scale", "head_gate", "static_gate"} <= of["gate per head"]
+    assert {"attention_bias", "softmax_off_by_one", "sink_logit", "key_bias"} == of["extra key"]
+    assert of["unnormalised"] == {name for name, v in VARIANTS.items() if not v.normalised}
+    assert {"softmax", "value_bias", "element_gate"} <= of[""]
+
+
+def test_times_are_compared_within_rounds():
+    times = {"softmax": np.array([1.0, 2.0, 4.0]), "sigmoid": np.array([1.1, 2.2, 4.4])}
+    softmax, sigmoid = variants.rows(times)
+    assert softmax.found == [2000.0, 1500.0, 3000.0]
+    assert sigmoid.found == pytest.approx([1.1] * 3)
+    assert sigmoid.most == variants.GOALS["unnormalised"]
+
+
+def test_seeds_are_compared_with_as_many_runs():
+    one, four, eight = seeds.rows({1: [2.0, 2.0], 4: [4.0, 4.0], 8: [8.0, 16.0]})
+    assert one.found[0] == 2.0
+    assert (four.found[0], four.met) == (0.5, None)
+    assert (eight.found, eight.met) == ([0.75, 0.625, 0.875], False)
+
+
+def test_loading_is_timed_beside_reading(tmp_path):
+    shape = ModelConfig(
+        layers=1, width=8, heads=2, vocab=11, context=7, norm="layer", bias=True, tied=True
+    )
+    load, read, ratio = startup.loaded(tmp_path, shape, rounds=2)
+    assert load.found[0] > 0
+    assert read.found[0] > 0
+    assert ratio.met is None
+    assert (tmp_path / "gpt2" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: variants.Config(variants=("soft",)), "--variants='soft': unknown"),
+        (lambda: variants.Config(rounds=1), "--rounds=1"),
+        (lambda: seeds.Config(steps=0), "--steps=0"),
+        (lambda: startup.Config(layers=0), "--layers=0"),
+    ],
+)
+def test_out_of_range(make, told):
+    with pytest.raises(InputError, match=told):
+        make()
