@@ -25,6 +25,7 @@ from sysout_jax.model.decoder import parameter_count
 from sysout_jax.results import RunDirectory
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.planning import chip_of, model_flops
+from sysout_jax.training.timing import alternated
 
 FLAGS = flags.FLAGS
 STYLES = ("gpt2-tiny", "llama-tiny")
@@ -59,6 +60,9 @@ SIZES: Mapping[str, Size] = {
     # GPT-2's, its vocabulary filled up to a multiple of 64
     "124m": Size(12, 768, 12, 2048, 50_304, 1024, 16, 5),
 }
+SIDE, PRODUCTS = 2048, 5  # of the products of matrices that measure a peak
+HEADINGS = ("model", "", "ms", "tokens/s", "of the peak", "times ours", "goal", "met")
+GOALS = {"eager": 1.0, "compile": 0.9}  # PyTorch's time is at least so many times ours
 ON_CPU = ("60k", "1m", "10m")  # the other takes minutes a step there
 
 
@@ -110,10 +114,12 @@ def run(config: Config, console: Console) -> dict[str, Any]:
 
     directory = RunDirectory(config.workdir, "benchmarks-train")
     console.print(f"run      {directory.path}", soft_wrap=True)
-    about = {**torch_decoder.prepare(), "load": os.getloadavg()}
+    peer = {**torch_decoder.prepare(), "load": os.getloadavg()}
+    peak = peak_of(config.dtype)
     cells: list[dict[str, Any]] = []
     timed = {name: value for name, value in asdict(config).items() if name != "workdir"}
-    with directory.record("benchmarks.train", config=timed, peer=about, cells=cells) as record:
+    about = {"config": timed, "peer": peer, "peak": peak, "cells": cells}
+    with directory.record("benchmarks.train", **about) as record:
         for style in config.styles:
             for name in config.sizes:
                 size = SIZES[name]
@@ -124,50 +130,82 @@ def run(config: Config, console: Console) -> dict[str, Any]:
                         forms(c, config.flash), size.batch_size, size.steps, config.rounds,
                         config.compiled, lambda text: console.print(text, soft_wrap=True),
                     )  # fmt: skip
-                cells.append({"style": style, "size": name, **described(c, size, found)})
+                cell = described(c, size, found, peak["flops"])
+                cells.append({"style": style, "size": name, **cell})
     return record
 
 
-def described(c: ModelConfig, size: Size, found: Mapping[str, Any]) -> dict[str, Any]:
+def peak_of(dtype: str) -> dict[str, Any]:
+    """Operations per second that a step's are a share of, and where the number is from.
+
+    The chip's published rate where it is known in that dtype; else what a product of two square
+    matrices reaches here, the best of `PRODUCTS`.
+    """
+    chip = chip_of(jax.devices()[0].device_kind)
+    if chip and dtype == "bfloat16":
+        return {"flops": chip.flops, "source": chip.source}
+    x = jax.random.normal(jax.random.key(0), (SIDE, SIDE), dtype)
+    product = jax.jit(lambda x: x @ x)
+    seconds = alternated({"": lambda: jax.block_until_ready(product(x))}, PRODUCTS)[""]
+    source = f"product of two matrices of {SIDE} x {SIDE} in {dtype}, measured"
+    return {"flops": 2 * SIDE**3 / float(seconds.min()), "source": source}
+
+
+def described(c: ModelConfig, size: Size, found: Mapping[str, Any], peak: float) -> dict[str, Any]:
     """What a record says of a cell: what was found, and rates by the median of rounds.
 
-    The utilisation is the share of the chip's peak that the model's own operations
-    (`planning.model_flops`) are; None where the peak in that dtype is not known.
+    The utilisation is the share of the peak that the model's own operations
+    (`planning.model_flops`) are.
     """
     tokens = size.batch_size * size.seq_len
     run = TrainConfig(model=c, seq_len=size.seq_len, batch_size=size.batch_size)
     flops = model_flops(run, c.vocab)
-    chip = chip_of(jax.devices()[0].device_kind) if c.dtype == "bfloat16" else None
     median = {name: float(np.median(seconds)) for name, seconds in found["seconds"].items()}
     return {
-        "parameters": parameter_count(c), "tokens_per_step": tokens, "flops_per_step": flops,
-        "peak_flops": chip and chip.flops, **found,
+        "parameters": parameter_count(c),
+        "tokens_per_step": tokens,
+        "flops_per_step": flops,
+        "peak_flops": peak,
+        **found,
         "tokens_per_second": {name: tokens / seconds for name, seconds in median.items()},
-        "utilisation": chip and {
-            name: flops / seconds / chip.flops for name, seconds in median.items()
-        },
-    }  # fmt: skip
+        "utilisation": {name: flops / seconds / peak for name, seconds in median.items()},
+    }
 
 
-def print_table(console: Console, record: Mapping[str, Any]) -> None:
+def texts(record: Mapping[str, Any]) -> list[list[str]]:
     """A row for each that was timed: milliseconds of a step, rates, and how many times ours."""
-    table = Table("model", "", "ms", "tokens/s", "MFU", "/ ours")
+    found = []
     for cell in record["cells"]:
         for name in ("ours", *cell["ratio"]):
-            ratio = cell["ratio"].get(name)
-            used = cell["utilisation"]
-            table.add_row(
+            ratio, goal = cell["ratio"].get(name), GOALS.get(name)
+            found.append([
                 f"{cell['style']}, {cell['size']}" if name == "ours" else "",
                 name,
                 f"{1e3 * float(np.median(cell['seconds'][name])):.1f}",
                 f"{cell['tokens_per_second'][name]:,.0f}",
-                f"{used[name]:.1%}" if used else "-",
+                f"{cell['utilisation'][name]:.1%}",
                 "{:.2f} ({:.2f} to {:.2f})".format(*ratio) if ratio else "",
-            )
+                f">= {goal}" if goal else "",
+                ("yes" if ratio[0] >= goal else "no") if goal and ratio else "",
+            ])  # fmt: skip
         for name, why in cell["left_out"].items():
-            table.add_row("", name, "-", "-", "-", why)
+            found.append(["", name, "", "", "", why, "", ""])
+    return found
+
+
+def print_table(console: Console, record: Mapping[str, Any]) -> None:
+    """The rows of a record."""
+    table = Table(*HEADINGS)
+    for row in texts(record):
+        table.add_row(*row)
     console.print(table)
     console.print("a step's time, median of rounds; ratios within rounds, median and quartiles")
+
+
+def markdown_table(record: Mapping[str, Any]) -> str:
+    """The same in Markdown, as docs/performance.md shows it."""
+    line = ["---"] * 2 + ["---:"] * (len(HEADINGS) - 3) + ["---"]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [list(HEADINGS), line, *texts(record)])
 
 
 def main() -> None:

@@ -49,37 +49,42 @@ def cell():
     size = train.SIZES["124m"]
     seconds = {"eager": np.array([0.05, 0.05, 0.2]), "ours": np.array([0.025, 0.025, 0.1])}
     found = {"seconds": seconds, "ratio": {"eager": [2.0, 2.0, 2.0]}, "left_out": {"compile": "no"}}
-    return lambda dtype: train.described(size.architecture("gpt2-tiny", dtype), size, found)
+    return train.described(size.architecture("gpt2-tiny", "bfloat16"), size, found, 1e15)
 
 
-def test_rates_by_hand(cell, monkeypatch):
-    kind = planning.CHIPS["h100"].reports
-    device = type("Device", (), {"device_kind": kind})
-    monkeypatch.setattr(train.jax, "devices", lambda: [device])
-    of, tokens = cell("bfloat16"), 16 * 1024
+def test_rates_by_hand(cell):
+    tokens = 16 * 1024
     without_positions = 124_439_808 + 47 * 768 - 1024 * 768
     flops = tokens * (6 * without_positions + 12 * 12 * 768 * 1024)
-    assert of["flops_per_step"] == flops
-    assert of["tokens_per_second"] == {"eager": tokens / 0.05, "ours": tokens / 0.025}
-    assert of["utilisation"] == pytest.approx(
-        {"eager": flops / 0.05 / 989.4e12, "ours": flops / 0.025 / 989.4e12}
+    assert cell["flops_per_step"] == flops
+    assert cell["tokens_per_second"] == {"eager": tokens / 0.05, "ours": tokens / 0.025}
+    assert cell["utilisation"] == pytest.approx(
+        {"eager": flops / 0.05 / 1e15, "ours": flops / 0.025 / 1e15}
     )
-    assert cell("float32")["utilisation"] is None  # the table has bfloat16's peak
-    device.device_kind = "cpu"
-    assert cell("bfloat16")["utilisation"] is None
+
+
+def test_the_peak_is_the_chips_or_measured(monkeypatch):
+    monkeypatch.setattr(train, "SIDE", 64)
+    found = train.peak_of("float32")
+    assert "64 x 64 in float32, measured" in found["source"]
+    assert 1e6 < found["flops"] < 1e15
+    monkeypatch.setattr(train, "chip_of", lambda kind: planning.CHIPS["h100"])
+    assert train.peak_of("bfloat16")["flops"] == 989.4e12
+    assert "measured" in train.peak_of("float32")["source"]  # the table has bfloat16's
 
 
 def test_the_table_has_a_row_for_each(cell):
-    out = io.StringIO()
-    record = {"cells": [{"style": "gpt2-tiny", "size": "124m", **cell("bfloat16")}]}
-    train.print_table(Console(file=out, width=100), record)
-    rows = [line for line in out.getvalue().splitlines() if line.startswith("│")]
-    cells = [[part.strip() for part in row.strip("│").split("│")] for row in rows]
-    assert cells == [
-        ["gpt2-tiny, 124m", "ours", "25.0", "655,360", "-", ""],
-        ["", "eager", "50.0", "327,680", "-", "2.00 (2.00 to 2.00)"],
-        ["", "compile", "-", "-", "-", "no"],
+    record = {"cells": [{"style": "gpt2-tiny", "size": "124m", **cell}]}
+    used = [f"{share:.1%}" for share in cell["utilisation"].values()]
+    assert train.texts(record) == [
+        ["gpt2-tiny, 124m", "ours", "25.0", "655,360", used[1], "", "", ""],
+        ["", "eager", "50.0", "327,680", used[0], "2.00 (2.00 to 2.00)", ">= 1.0", "yes"],
+        ["", "compile", "", "", "", "no", "", ""],
     ]
+    out = io.StringIO()
+    train.print_table(Console(file=out, width=120), record)
+    assert "655,360" in out.getvalue()
+    assert train.markdown_table(record).count("\n") == 4
 
 
 def test_fused_attention_is_timed_besides():
