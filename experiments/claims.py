@@ -23,6 +23,7 @@ from rich.table import Table
 
 from experiments import launch
 from experiments import ledger_books as _books  # enters its claims  # noqa: F401
+from experiments import ledger_laboratory as _laboratory  # noqa: F401
 from experiments.ledger import LEDGER, UNDECIDED, Claim, Record, Verdict
 from experiments.report import markdown
 from sysout_jax.errors import InputError
@@ -64,6 +65,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "experiments.variants --corpus=backcopy --variants=softmax",
             "experiments.explicit --model=RUN --finetune=200 --sequences=128",
         ),
+        "laboratory": ("experiments.laboratory",),
         "variants/books-h100": (BOOKS,),
         "compress/books-h100": (BOOKS, "experiments.compress --model=RUN --seq_len=256"),
         "explicit/books-h100": (
@@ -104,6 +106,9 @@ def scale(record: Record) -> str:
     """How large the test was: text, parameters, seeds."""
     if "checks" in record:
         return "random heads, float64"
+    if "runs" in record:
+        runs, chains = len(record["runs"]), len(record["chains"])
+        return f"backcopy, {runs} runs of {chains} chains in each cell"
     if "studies" in record:
         study = record["studies"][0]
         sizes = [each["parameters"] for each in study["variants"].values()]

@@ -360,23 +360,10 @@ waiting(
     f"max/median above {MASSIVE:g} with attention below {SINK}, 3 seeds",
 )
 waiting(
-    "optimisers",
-    "Adam makes residual peaks, SGD and Muon do not",
-    "Guo et al. 2024 (arXiv:2410.13835); Kaul et al. 2024",
-    "residual peak of AdamW above that of SGD and Muon, intervals apart, at equal loss",
-)
-waiting(
     "weight_decay",
     "Outliers against weight decay are an inverted U",
     "Gu et al. 2025 (arXiv:2410.10781)",
     "Sink rate largest at a decay inside the grid, 3 seeds",
-)
-waiting(
-    "one_is_not_enough",
-    "Softmax-off-by-one and sink logits do not remove outliers: S cannot see "
-    "the query except through the logits",
-    "theory A2",
-    f"attention of no-op queries to the first token above {SINK} with each",
 )
 waiting(
     "value_gates",

@@ -1,0 +1,165 @@
+"""Claims decided by the laboratory: other chains, other optimisers, deeper models, no BOS.
+
+A claim on sinks must hold for every chain: the interval is over the seeds of one chain. "Best head"
+is the head that gives the first token most, of all layers; with one layer there is no other.
+"""
+
+import numpy as np
+
+from experiments.laboratory_report import by_chain, cell_of, setting
+from experiments.ledger import (
+    AN,
+    FAILS,
+    SINK,
+    UNDECIDED,
+    WITH_SINKS,
+    WITHOUT,
+    Record,
+    Verdict,
+    above,
+    below,
+    claim,
+    shown,
+    smaller,
+    together,
+)
+from sysout_jax.analysis.statistics import Interval, mean_interval
+
+WRITTEN = "2026-11-26T13:16"  # UTC, before the first cell was trained
+EQUAL = 0.05  # nats of loss on bigram queries within which models are of equal loss
+SINK_OF = "noop_sink_best"
+EXPLAINED = 0.9  # R^2 of a law that describes the growth
+
+
+def _sinks(record: Record, variant: str, **setting: object) -> list[Interval]:
+    """Attention of no-op queries to the first token in each chain."""
+    cell = cell_of(record, variant, **setting)  # type: ignore[arg-type]
+    return by_chain(record, cell["measures"][SINK_OF])
+
+
+def _chains(found: list[Interval]) -> str:
+    return " ".join(f"{each.mean:.2f}" for each in found)
+
+
+def _in_all(record: Record, variants: tuple[str, ...], keep: bool) -> Verdict:
+    """Whether the variants have a sink, or have none, in every chain."""
+    decide = above if keep else below
+    found = {name: _sinks(record, name) for name in variants}
+    says = together([decide(each, SINK) for chains in found.values() for each in chains])
+    texts = [f"{name} {_chains(chains)}" for name, chains in found.items()]
+    return Verdict(says, f"by chain: {'; '.join(texts)}")
+
+
+@claim(
+    "On other chains, too, default attention, value bias and context-aware bias (a, b, c) keep "
+    "attention outliers",
+    f"{AN}, section 5", f"no-op queries give the first token more than {SINK} in each chain",
+    "laboratory", WRITTEN,
+)  # fmt: skip
+def chains_keep_sinks(record: Record) -> Verdict:
+    return _in_all(record, WITH_SINKS, keep=True)
+
+
+@claim(
+    "On other chains, too, attention bias, an explicit factor and sigmoid attention (d, e, f) have "
+    "none",
+    f"{AN}, section 5", f"no-op queries give the first token less than {SINK} in each chain",
+    "laboratory", WRITTEN,
+)  # fmt: skip
+def chains_lose_sinks(record: Record) -> Verdict:
+    return _in_all(record, WITHOUT, keep=False)
+
+
+@claim(
+    "Softmax-off-by-one and sink logits do not remove outliers: S cannot see the query except "
+    "through the logits",
+    "theory A2", f"attention of no-op queries to the first token above {SINK} with each",
+    "laboratory", WRITTEN, disputed=True,
+)  # fmt: skip
+def one_is_not_enough(record: Record) -> Verdict:
+    return _in_all(record, ("softmax_off_by_one", "sink_logit"), keep=True)
+
+
+@claim(
+    "The sink does not come from predicting what follows BOS: it forms where that is not trained",
+    "this project", f"softmax above {SINK} in each chain with the loss of BOS masked",
+    "laboratory", WRITTEN, disputed=True,
+)  # fmt: skip
+def the_sink_needs_no_loss_at_bos(record: Record) -> Verdict:
+    found = _sinks(record, "softmax", loss="masked")
+    return Verdict(together([above(each, SINK) for each in found]), f"by chain: {_chains(found)}")
+
+
+@claim(
+    "Without a token whose value nobody needs (BOS) no sink forms on the first token",
+    "theory B5", f"softmax below {SINK} in each chain on rows without BOS, and its bigram loss no "
+    f"more than {EQUAL} nats above that with BOS", "laboratory", WRITTEN, disputed=True,
+)  # fmt: skip
+def no_sink_without_bos(record: Record) -> Verdict:
+    found = _sinks(record, "softmax", start="none")
+    cost = mean_interval(_above_floor(record, start="none") - _above_floor(record))
+    says = together([*(below(each, SINK) for each in found), below(cost, EQUAL)])
+    return Verdict(says, f"by chain: {_chains(found)}; {shown(cost, 3)} nats more")
+
+
+def _above_floor(record: Record, **setting: object) -> np.ndarray:
+    """Loss on bigram queries over the least possible, of each run of softmax."""
+    cell = cell_of(record, "softmax", **setting)  # type: ignore[arg-type]
+    floors = dict(zip(record["chains"], record["floor"][cell["start"]], strict=True))
+    losses = zip(cell["measures"]["loss_bigram"], record["runs"], strict=True)
+    return np.array([loss - floors[chain] for loss, (_, chain) in losses])
+
+
+@claim(
+    "Adam makes residual peaks, SGD and Muon do not",
+    "Guo et al. 2024 (arXiv:2410.13835); Kaul et al. 2024",
+    "residual peak of AdamW above that of SGD and Muon, intervals apart, at equal loss (bigram "
+    f"queries, within {EQUAL} nats)", "laboratory", WRITTEN, disputed=True,
+)  # fmt: skip
+def optimisers(record: Record) -> Verdict:
+    names = ("adamw", "sgd", "muon")
+    peaks = {
+        name: mean_interval(cell_of(record, "softmax", name)["measures"]["residual_peak@block_out"])
+        for name in names
+    }
+    losses = {name: float(_above_floor(record, optimizer=name).mean()) for name in names}
+    says = together([smaller(peaks[name], peaks["adamw"]) for name in ("sgd", "muon")])
+    if max(losses.values()) - min(losses.values()) > EQUAL and says != FAILS:
+        says = UNDECIDED
+    texts = [f"{name} {shown(peaks[name])} at {losses[name]:.3f} nats" for name in names]
+    return Verdict(says, f"{'; '.join(texts)} above the floor")
+
+
+@claim(
+    "The sink's logit grows like the logarithm of the step",
+    "theory C2, F2", f"of softmax's runs with a sink, R^2 of a line in log(step) is above "
+    f"{EXPLAINED} on average and above that of a line in the step, pairs of runs", "laboratory",
+    WRITTEN,
+)  # fmt: skip
+def sink_logits_grow_like_log(record: Record) -> Verdict:
+    cell = cell_of(record, "softmax")
+    sinks = np.array(cell["measures"][SINK_OF]) > SINK
+    log, linear = (
+        np.array(cell["growth"][law]["r_squared"])[sinks] for law in ("logarithmic", "linear")
+    )
+    found, gain = mean_interval(log), mean_interval(log - linear)
+    says = together([above(found, EXPLAINED), above(gain, 0.0)])
+    numbers = f"R^2 {shown(found)}, {shown(gain)} above linear; {setting(cell)}, {sinks.sum()} runs"
+    return Verdict(says, numbers)
+
+
+@claim(
+    "In models of two and three layers the factor (e) still has no sink in any head, and softmax "
+    "has one",
+    f"{AN}, section 5", f"best head: softmax above, context_scale below {SINK} in each chain at "
+    "both depths", "laboratory", WRITTEN,
+)  # fmt: skip
+def deeper_models_agree(record: Record) -> Verdict:
+    says, texts = [], []
+    for layers in (2, 3):
+        softmax, factor = (
+            _sinks(record, name, layers=layers) for name in ("softmax", "context_scale")
+        )
+        says += [above(each, SINK) for each in softmax] + [below(each, SINK) for each in factor]
+        texts.append(f"{layers} layers: softmax {_chains(softmax)}, factor {_chains(factor)}")
+    return Verdict(together(says), "by chain, " + "; ".join(texts))
