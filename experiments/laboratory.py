@@ -37,8 +37,8 @@ BASE = replace(
     BACKCOPY, batch_size=4, steps=1500, measure_every=150, val_batches=8, seeds=(0, 1, 2, 3, 4),
     seeds_at_once=32,
 )  # fmt: skip
-# The same for every variant: that of the theory's trainings for AdamW, and of 0.1, 0.3 and 1 the
-# largest that trains for SGD. Muon's updates have AdamW's size, Lion's are a sign.
+# The same for every variant: AdamW's is that of the theory's trainings, Muon's updates have its
+# size, Lion's are a sign. SGD's is for larger batches: with batches of 4 it does not train.
 RATES = {"adamw": 5e-3, "sgd": 1.0, "lion": 5e-4, "muon": 5e-3}
 LOSSES = {"all": 0, "masked": 1}  # the first position that is trained: BOS predicts, or not
 STARTS = {"bos": True, "none": False}
