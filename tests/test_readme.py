@@ -8,6 +8,7 @@ import pytest
 from benchmarks import goals, train
 from experiments import (
     benchmark_report,
+    causal_report,
     claims,
     compress_report,
     convergence_report,
@@ -51,6 +52,7 @@ def _table(record, name):
         "benchmarks.variants": lambda record: {"rows": goals.markdown(record["rows"])},
         "benchmarks.seeds": lambda record: {"rows": goals.markdown(record["rows"])},
         "benchmarks.startup": lambda record: {"rows": goals.markdown(record["rows"])},
+        "causal": causal_report.markdown_tables,
         "compression": compress_report.markdown_tables,
         "convergence": convergence_report.markdown_tables,
         "explicit": explicit_report.markdown_tables,

@@ -240,3 +240,20 @@ def without_weights(
         down = down.reshape(block["mlp"]["down"].shape)
         unrolled[f"block_{layer}"] = {**block, "mlp": {**block["mlp"], "down": down}}
     return stack_blocks(unrolled) if "blocks" in params else unrolled
+
+
+def down_projections(params: Params) -> list[np.ndarray]:
+    """W_down of every layer as a matrix [neurons, channels]."""
+    unrolled = unstack_blocks(params) if "blocks" in params else params
+    count = sum(name.startswith("block_") for name in unrolled)
+    return [np.asarray(projection(unrolled[f"block_{i}"], "mlp", "down")) for i in range(count)]
+
+
+def changed_neuron(params: Params, layer: int, neuron: int, factor: float) -> Params:
+    """The parameters with a row of a layer's W_down multiplied by a factor."""
+    unrolled = dict(unstack_blocks(params) if "blocks" in params else params)
+    block = unrolled[f"block_{layer}"]
+    down = projection(block, "mlp", "down").at[neuron].multiply(factor)
+    mlp = {**block["mlp"], "down": down.reshape(block["mlp"]["down"].shape)}
+    unrolled[f"block_{layer}"] = {**block, "mlp": mlp}
+    return stack_blocks(unrolled) if "blocks" in params else unrolled

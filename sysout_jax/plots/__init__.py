@@ -9,6 +9,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.plots import (
     analysis,
     benchmark,
+    causal,
     compression,
     convergence,
     explicit,
@@ -28,6 +29,7 @@ EXPERIMENTS: Mapping[str, tuple[Any, tuple[str, ...]]] = {
     "convergence": (convergence.figures, (".png", ".pdf")),
     "explicit": (explicit.figures, (".png", ".pdf")),
     "laboratory": (laboratory.figures, (".png", ".pdf")),
+    "causal": (causal.figures, (".png", ".pdf")),
     "benchmark": (benchmark.figures, (".png", ".pdf")),
 }
 

@@ -13,6 +13,7 @@ from absl import flags
 from experiments import (
     analyze,
     benchmark,
+    causal,
     claims,
     compress,
     convergence,
@@ -79,6 +80,12 @@ def run_explicit() -> Callable[..., Outcome]:
 def run_laboratory() -> Callable[..., Outcome]:
     """Call `python -m experiments.laboratory` with these arguments."""
     return _binary(laboratory)
+
+
+@pytest.fixture(scope="session")
+def run_causal() -> Callable[..., Outcome]:
+    """Call `python -m experiments.causal` with these arguments."""
+    return _binary(causal)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,126 @@
+"""Do weights make activations, and activations the sink? Doses of each, and as much elsewhere.
+
+python -m experiments.causal --model=runs/variants/RUN                    # all its models
+python -m experiments.causal --model=RUN --variant=softmax --factors=0,1,4,16
+python -m experiments.causal --redraw=runs/causal/RUN
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+
+from experiments import launch
+from experiments.causal_report import markdown_tables, print_tables
+from experiments.chosen import Choice, every
+from experiments.report import model_bar
+from experiments.texts import length_of, read_corpus
+from sysout_jax.analysis.doses import check, doses
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import at_least
+from sysout_jax.results import RunDirectory, read_record
+
+FLAGS = flags.FLAGS
+SMOKE = {"sequences": 3, "batch": 3, "controls": 1}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines the doses and what they are measured on."""
+
+    choice: Choice = field(default_factory=Choice)
+    corpus: str | None = None  # text to measure on; None: what the run was trained on
+    factors: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the weights, the activation
+    controls: int = 8  # neurons and channels at random that are given as much
+    sequences: int = 64  # of the validation part
+    seq_len: int | None = None  # T, of each; None: 64, or the learned positions if fewer
+    batch: int = 64  # sequences that are run together
+    workdir: str = "runs"  # where run directories go
+
+    def __post_init__(self) -> None:
+        for name, least in (("controls", 1), ("sequences", 1), ("seq_len", 3), ("batch", 1)):
+            if (value := getattr(self, name)) is not None:
+                at_least(least, name, value)
+        shown = ",".join(f"{factor:g}" for factor in self.factors)
+        distinct = len(set(self.factors)) == len(self.factors)
+        if not distinct or not {0.0, 1.0} <= set(self.factors):
+            raise InputError(f"--factors={shown}: accepted: different numbers, 0 and 1 among them")
+        if not all(abs(factor) < float("inf") for factor in self.factors):
+            raise InputError(f"--factors={shown}: accepted: finite numbers")
+        if self.choice.stream:
+            raise InputError("--stream: accepted: without it, doses are of a model in memory")
+
+
+def run(config: Config, console: Console) -> RunDirectory:
+    """Give every dose to every model; what is finished is kept when interrupted."""
+    path = Path(config.choice.model).expanduser()
+    choice = config.choice
+    if choice.variant is None and (path / "models").is_dir():
+        choice = replace(choice, variant="softmax")
+    chosen = list(every(choice))
+    rows = []
+    for each in chosen:  # before any work: text that is missing, models without a later layer
+        check(each.model.config)
+        corpus, _ = read_corpus(config.corpus, each, console)
+        length = length_of(config.seq_len, each.model.config)
+        rows.append(corpus.distinct("val", config.sequences, length))
+    directory = RunDirectory(config.workdir, "causal")
+    directory.write("config.json", config)
+    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
+    with (
+        directory.record("causal", config=asdict(config), models=[]) as record,
+        model_bar(console) as bar,
+    ):
+        task = bar.add_task("doses", total=len(chosen), state="")
+        for each, text in zip(chosen, rows, strict=True):
+            bar.update(task, state=each.described)
+            model = each.model
+            found = doses(
+                model.config, model.params, text, config.factors, config.controls, config.batch
+            )
+            about: dict[str, Any] = {
+                "name": each.name, "seed": each.seed, "corpus": config.corpus or each.corpus
+            }  # fmt: skip
+            record["models"].append(about | asdict(found))
+            bar.advance(task)
+    found_record = read_record(directory.path)
+    print_tables(console, found_record)
+    launch.publish(console, directory.path, found_record)
+    return directory
+
+
+# ----------------------------------------------------------------------------- the binary
+
+
+def main() -> None:
+    console = Console()
+    if FLAGS.redraw:
+        launch.redraw("experiments.causal", console, print_tables, markdown_tables)
+    else:
+        run(config_from_flags(), console)
+
+
+def config_from_flags() -> Config:
+    """The config that the flags ask for.
+
+    Raises:
+      InputError: a flag's value is not accepted.
+    """
+    config = launch.override(Config(), SMOKE if FLAGS.smoke else {})
+    return launch.override(config, {name: FLAGS[name].value for name in FLAGS})
+
+
+def define_flags() -> None:
+    """Define the flags of this binary."""
+    flags.DEFINE_bool("smoke", False, "a few sequences and one control, in seconds")
+    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
+    flags.DEFINE_bool("markdown", False, "print the table in Markdown")
+    launch.define_overrides(Config)
+    flags.adopt_module_key_flags(launch)  # so that --help lists them
+
+
+if __name__ == "__main__":
+    define_flags()
+    launch.launch(main)

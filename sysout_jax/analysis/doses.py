@@ -1,0 +1,220 @@
+"""Dose and response: a weight or an activation of the first token changed, attention watched.
+
+The cause is in the block whose neuron writes most into the first token; the response is in the
+blocks after it. Every dose has controls: as large a change at other neurons or channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from sysout_jax.analysis.editing import changed_neuron, down_projections
+from sysout_jax.analysis.scan import over_batches
+from sysout_jax.core.layers import cross_entropy
+from sysout_jax.core.measures import residual_peak
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import Params, forward
+
+WEIGHT, ACTIVATION = "weight", "activation"
+TREATMENTS = {
+    WEIGHT: "row of W_down that writes most into the first token",
+    ACTIVATION: "largest channel of the first token",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the cause and the response are, found without any dose."""
+
+    layer: int  # of the neuron and the channel
+    neuron: int
+    channel: int
+    head: tuple[int, int]  # (layer, head) after it that gives the first token most
+
+
+@dataclass(frozen=True)
+class Response:
+    """What one dose does: means over sequences, of the controls over these too."""
+
+    treatment: str
+    factor: float  # that the weights or the activation are multiplied by; 1 changes nothing
+    control: bool
+    peak: float  # norm of the first token's state over the others' mean, after the block
+    ratio: float  # the same state's largest magnitude over the median of all
+    attention: float  # of the head, by queries after the first, to the first token
+    loss: float  # nats per token
+
+
+@dataclass(frozen=True)
+class Doses:
+    """All doses on one model."""
+
+    place: Place
+    responses: tuple[Response, ...]
+
+
+@struct.dataclass
+class FirstTokenEdit:
+    """Add `factor - 1` times a channel of the first token's state to a channel of it."""
+
+    layer: Int[Array, ""]
+    source: Int[Array, ""]
+    target: Int[Array, ""]
+    factor: Float[Array, ""]
+
+    def __call__(self, state: Float[Array, "B T D"], layer: Array) -> Array:
+        """The edit of block_out."""
+        more = jnp.where(layer == self.layer, self.factor - 1.0, 0.0) * state[:, 0, self.source]
+        return state.at[:, 0, self.target].add(more.astype(state.dtype))
+
+
+def doses(
+    config: ModelConfig,
+    params: Params,
+    rows: Int[np.ndarray, "B S"],
+    factors: Sequence[float],
+    controls: int = 8,
+    batch: int = 8,
+) -> Doses:
+    """Multiply the cause by each factor, and do as much to others.
+
+    Args:
+      config: the architecture.
+      params: its parameters.
+      rows: [B, S], S = T + 1: inputs and next tokens as a corpus gives them.
+      factors: the doses; 0 takes the cause away, above 1 plants more of it.
+      controls: neurons of the same block, and channels, drawn at random.
+      batch: sequences that are run together.
+
+    Raises:
+      InputError: a mixture of experts, or one block, after which there is no attention.
+    """
+    check(config)
+    place = find(config, params, rows, batch)
+    rng = np.random.default_rng(0)
+    neurons, channels = (
+        _others(rng, len(places), at, controls)
+        for places, at in (
+            (down_projections(params)[place.layer], place.neuron),
+            (np.empty(config.sizes["D"]), place.channel),
+        )
+    )
+    found = []
+    for factor in factors:
+        for control, places in ((False, [place.neuron]), (True, neurons)):
+            measured = [
+                _measured(config, _dosed(params, place, n, factor), rows, place, None, batch)
+                for n in places
+            ]
+            found.append(Response(WEIGHT, factor, control, *np.mean(measured, axis=0).tolist()))
+        for control, places in ((False, [place.channel]), (True, channels)):
+            measured = [
+                _measured(config, params, rows, place, (channel, factor), batch)
+                for channel in places
+            ]
+            found.append(Response(ACTIVATION, factor, control, *np.mean(measured, axis=0).tolist()))
+    return Doses(place, tuple(found))
+
+
+def check(config: ModelConfig) -> None:
+    """Refuse a model that has no such cause or no such response.
+
+    Raises:
+      InputError: a mixture of experts, or one block, after which there is no attention.
+    """
+    if config.experts:
+        raise InputError("--model: a mixture of experts; accepted: one MLP in each layer")
+    if config.layers < 2:
+        raise InputError(
+            "--model: of 1 layer, with no attention after its MLP; accepted: one of at least 2"
+        )
+
+
+def _others(rng: np.random.Generator, count: int, at: int, wanted: int) -> list[int]:
+    """Some of `count` places, none of them `at`."""
+    found = rng.permutation(np.delete(np.arange(count), at))[:wanted]
+    return [int(place) for place in found]
+
+
+def _dosed(params: Params, place: Place, neuron: int, factor: float) -> Params:
+    """The parameters with a row of down made longer by `factor - 1` lengths of the found one."""
+    down = down_projections(params)[place.layer]
+    length = np.linalg.norm(down, axis=1)
+    share = length[place.neuron] / max(float(length[neuron]), np.finfo(np.float32).tiny)
+    return changed_neuron(params, place.layer, neuron, 1.0 + (factor - 1.0) * float(share))
+
+
+def find(config: ModelConfig, params: Params, rows: np.ndarray, batch: int) -> Place:
+    """The neuron, the channel and the head, by means over sequences.
+
+    The neuron has the largest |activation at the first token| times the norm of its row of W_down,
+    over all blocks but the last; the channel is the largest of the first token after that block.
+    """
+    run = partial(_at_first, config)
+    taps = over_batches(run, params, rows[:, :-1], batch)
+    activation, state, attention = (
+        np.asarray(taps[name]).mean(axis=1) for name in ("down_in", "block_out", "attn_weights")
+    )
+    lengths = np.array([np.linalg.norm(down, axis=1) for down in down_projections(params)])
+    written = (activation * lengths)[:-1]
+    layer, neuron = (int(i) for i in np.unravel_index(np.argmax(written), written.shape))
+    later = attention[layer + 1 :]
+    at, head = (int(i) for i in np.unravel_index(np.argmax(later), later.shape))
+    return Place(layer, neuron, int(np.argmax(state[layer])), (layer + 1 + at, head))
+
+
+def _to_first(weights: Float[Array, "N T S"]) -> Float[Array, "N"]:
+    """Each head's attention to the first token, over the queries after it."""
+    return jnp.mean(weights[:, 1:, 0].astype(jnp.float32), axis=1)
+
+
+@partial(jax.jit, static_argnums=0)
+def _at_first(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
+    def size(x: Array) -> Array:
+        return jnp.abs(x[0].astype(jnp.float32))
+
+    taps = {"down_in": size, "block_out": size, "attn_weights": _to_first}
+    return forward(config, params, tokens, taps)[1]
+
+
+def _measured(
+    config: ModelConfig, params: Params, rows: np.ndarray, place: Place,
+    dose: tuple[int, float] | None, batch: int,
+) -> tuple[float, float, float, float]:  # fmt: skip
+    """(peak, ratio, attention, loss), means over sequences."""
+    channel, factor = dose or (place.channel, 1.0)
+    edit = FirstTokenEdit(
+        jnp.asarray(place.layer), jnp.asarray(place.channel), jnp.asarray(channel),
+        jnp.asarray(factor, jnp.float32),
+    )  # fmt: skip
+
+    def run(params: Params, rows: Array) -> Any:
+        return _respond(config, params, rows, edit)
+
+    found = over_batches(run, params, rows, batch)
+    layer, head = place.head
+    return (
+        float(found["peak"][place.layer].mean()), float(found["ratio"][place.layer].mean()),
+        float(found["attention"][layer, :, head].mean()), float(found["loss"].mean()),
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnums=0)
+def _respond(config: ModelConfig, params: Params, rows: Array, edit: FirstTokenEdit) -> Any:
+    def state(h: Array) -> dict[str, Array]:
+        h = h.astype(jnp.float32)
+        size = jnp.abs(h)
+        return {"peak": residual_peak(h), "ratio": jnp.max(size[0]) / jnp.median(size)}
+
+    taps: Any = {"block_out": state, "attn_weights": _to_first}
+    logits, found = forward(config, params, rows[:, :-1], taps, {"block_out": edit})
+    loss = jnp.mean(cross_entropy(logits, rows[:, 1:]), axis=1)[None]
+    return found["block_out"] | {"attention": found["attn_weights"], "loss": loss}

@@ -1,0 +1,100 @@
+"""Doses as a user meets them: a run in; table, record and figure, or one line out."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from experiments.causal_report import change, markdown_tables, response, specific
+from sysout_jax.analysis.statistics import mean_interval
+
+
+@pytest.fixture(scope="module")
+def deep(run_variants, tmp_path_factory):
+    """A run of softmax with two layers, two seeds, a few steps."""
+    place = tmp_path_factory.mktemp("deep")
+    done = run_variants(
+        "--corpus=backcopy", "--variants=softmax", "--seeds=3,5", "--steps=4", "--layers=2",
+        "--measure_every=4", "--val_batches=1", "--batch_size=4", "--seq_len=16", "--width=16",
+        f"--workdir={place}",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    return next((place / "variants").iterdir())
+
+
+@pytest.fixture(scope="module")
+def finished(deep, run_causal, tmp_path_factory):
+    place = tmp_path_factory.mktemp("causal")
+    done = run_causal(
+        f"--model={deep}", "--sequences=5", "--controls=2", "--factors=0,1,2", "--seq_len=13",
+        f"--workdir={place}",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    return done, next((place / "causal").iterdir())
+
+
+@pytest.fixture(scope="module")
+def record(finished):
+    return json.loads((finished[1] / "result.json").read_text())
+
+
+def test_every_dose_of_every_seed(record):
+    assert [(m["name"], m["seed"]) for m in record["models"]] == [
+        ("backcopy-softmax", 3), ("backcopy-softmax", 5),
+    ]  # fmt: skip
+    for model in record["models"]:
+        assert len(model["responses"]) == 2 * 3 * 2
+        assert model["place"]["layer"] == 0
+        assert model["place"]["head"][0] == 1
+
+
+def test_effects_are_against_the_same_model(record):
+    made = copy.deepcopy(record)["models"]
+    for at, model in enumerate(made):
+        for each in model["responses"]:
+            each["attention"] = (0.2 if each["control"] else 0.3 + at) * each["factor"]
+    assert change(made, "weight", 0.0, "attention") == mean_interval([-0.3, -1.3])
+    assert change(made, "weight", 2.0, "attention", control=True).mean == pytest.approx(0.2)
+    found = specific(made, "activation", 0.0, "attention")
+    assert found == pytest.approx(mean_interval([-0.1, -1.1]))
+    assert response(made[1], "weight", 2.0, False)["attention"] == pytest.approx(2.6)
+    with pytest.raises(KeyError, match=r"no weight dose of 3\.0"):
+        response(made[0], "weight", 3.0, False)
+
+
+def test_the_table_shows_the_record(record, finished):
+    table = markdown_tables(record)["backcopy-softmax"].splitlines()
+    assert len(table) == 2 + 2 * 3
+    losses = [response(m, "activation", 2.0, True)["loss"] for m in record["models"]]
+    assert f"| {np.mean(losses):.2f} ±" in table[-1]
+    assert "taken away, against as much elsewhere" in finished[0].out
+    assert (finished[1] / "figures" / "backcopy-softmax.png").stat().st_size > 10_000
+
+
+def test_a_record_is_drawn_again(run_causal, finished):
+    figure = finished[1] / "figures" / "backcopy-softmax.pdf"
+    before = figure.read_bytes()
+    figure.unlink()
+    assert run_causal(f"--redraw={finished[1]}").status == 0
+    assert figure.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "--model: of 1 layer, with no attention after its MLP"),
+        (["--factors=1,2"], "--factors=1,2: accepted: different numbers, 0 and 1 among them"),
+        (["--factors=0,1,inf"], "--factors=0,1,inf: accepted: finite numbers"),
+        (["--controls=0"], "--controls=0: accepted: an integer of at least 1"),
+        (["--stream"], "--stream: accepted: without it"),
+        (["--redraw=nowhere"], "nowhere/result.json"),
+    ],
+)
+def test_bad_flags_are_one_line(run_causal, trained, tmp_path, monkeypatch, arguments, line):
+    monkeypatch.chdir(tmp_path)
+    done = run_causal(f"--model={trained}", *arguments)
+    assert done.status == 2, done.out
+    assert line in done.err
+    assert done.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
