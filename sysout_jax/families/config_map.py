@@ -170,6 +170,8 @@ def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
     for row in family.config:
         if isinstance(row, Field):
             value = getattr(config, row.ours)
+            if value is None:  # some readers refuse a null where a default is meant
+                value = _meaning(config, row.ours)
             if row.values is not None:
                 named = [theirs for theirs, ours in row.values.items() if ours == value]
                 differ += [] if named else [f"{row.ours}={value!r}"]

@@ -1,0 +1,336 @@
+"""Existence, positions and relations of a model on disk, against forward hooks on `transformers`.
+
+pip install -r requirements-reference.txt    # PyTorch and transformers
+python -m benchmarks.analysis                # 100 sequences, three rounds, in minutes
+python -m benchmarks.analysis --quick        # 8 short ones, two rounds
+
+Each pass is made in a process of its own, which loads the checkpoint, so that the peak of memory is
+its own. A first pass of ours compiles; those of the rounds find its programs in a cache, as every
+run of experiments.analyze but the first does.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import children
+from experiments import launch
+from sysout_jax.analysis.positions import Positions
+from sysout_jax.analysis.relations import Relation
+from sysout_jax.analysis.scan import DETECTORS, SITES, Thresholds
+from sysout_jax.errors import InputError
+from sysout_jax.families.checkpoint import export, load_checkpoint
+from sysout_jax.model.config import SHAPES, ModelConfig, at_least
+from sysout_jax.model.decoder import init
+from sysout_jax.model.model import Model
+from sysout_jax.report.findings import analyze
+from sysout_jax.results import RunDirectory
+
+FLAGS = flags.FLAGS
+PARTS = ("existence", "positions", "relations")
+PROMPT = 64  # tokens of the prompt that existence looks at
+BOUND = 1e-3  # how far apart ours and the peer may be, as a share
+QUICK = {"sequences": 8, "seq_len": 128, "rounds": 2}
+
+
+class Differs(ValueError):
+    """Ours and the peer do not find the same."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is timed."""
+
+    layers: int = 6  # of the LLaMA
+    width: int = 512
+    vocab: int = 8192
+    sequences: int = 100
+    seq_len: int = 512
+    batch: int = 8  # sequences that are run together, by both
+    rounds: int = 3  # of both in turn
+    workdir: str = "runs"
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "vocab", "sequences", "batch"):
+            at_least(1, name, getattr(self, name))
+        at_least(2, "rounds", self.rounds)
+        at_least(2, "seq_len", self.seq_len)
+        if self.width < 1 or self.width % 64:
+            raise InputError(f"--width={self.width}: accepted: a multiple of 64")
+
+    def architecture(self) -> ModelConfig:
+        """A LLaMA of that size, with heads of 64."""
+        heads = self.width // 64
+        return replace(
+            SHAPES["llama-57m"], layers=self.layers, width=self.width, heads=heads,
+            kv_heads=heads, mlp_width=43 * self.width // 16, vocab=self.vocab,
+            context=max(self.seq_len, PROMPT),
+        )  # fmt: skip
+
+
+# ----------------------------------------------------------------------- both sides
+
+
+def peer() -> dict[str, Any]:
+    """What a record says of the peer, after it was asked for.
+
+    Raises:
+      InputError: it is not installed.
+    """
+    for module, name in (("torch", "PyTorch"), ("transformers", "transformers")):
+        if find_spec(module) is None:
+            raise InputError(
+                f"{name} is not installed; accepted: pip install -r requirements-reference.txt"
+            )
+    import transformers
+
+    from benchmarks import torch_decoder  # which imports PyTorch
+
+    return {"transformers": transformers.__version__, **torch_decoder.prepare()}
+
+
+def write_model(config: ModelConfig, directory: Path) -> Path:
+    """A random model of that config, as its family publishes it; returns its directory."""
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        export(Model(config, init(config, jax.random.key(0)), None), directory / "model", "llama")
+    return directory / "model"
+
+
+def write_rows(directory: Path, vocab: int, sequences: int, length: int) -> Path:
+    """Random token ids, and the next tokens that `analyze` takes too; returns their file."""
+    path = directory / f"rows-{length}.npy"
+    np.save(path, np.random.default_rng(0).integers(0, vocab, (sequences, length + 1), np.int32))
+    return path
+
+
+def prepare(checkpoint: str, rows: str, prompt: list[int], batch: int) -> Callable[[], Any]:
+    """Ours, for `children.measured`: as `hooks.analysis`."""
+    model, tokens = load_checkpoint(Path(checkpoint)), np.load(rows)
+    jax.block_until_ready(model.params)
+    return lambda: found_by_us(model, tokens, prompt, batch)
+
+
+def found_by_us(model: Model, rows: np.ndarray, prompt: list[int], batch: int) -> dict[str, Any]:
+    """What of our findings the peer finds too, as JSON knows it."""
+    findings = analyze(model, prompt, rows, PARTS, batch=batch)
+    assert findings.existence is not None
+    assert findings.positions is not None
+    assert findings.relations is not None
+    shown = [findings.existence.panels[at] for at in (2, 0)]
+    return {
+        "existence": {
+            name: [panel.layer, *panel.marks[0]] for name, panel in zip(SITES, shown, strict=True)
+        },
+        "weights": findings.positions.weights.ratio.tolist(),
+        **of_positions(findings.positions),
+        "relations": [_shares(row) for row in findings.relations.rows[2:]],
+    }
+
+
+def of_positions(found: Positions) -> dict[str, Any]:
+    """The numbers of `positions` that the peer has too."""
+    names = {detector.name: detector.name.removeprefix("an_") for detector in DETECTORS}
+    names["an_attention"] = "attention"
+    return {
+        **{
+            name: {
+                "top": site.top.tolist(), "median": site.median.tolist(),
+                "feature": site.features[:, 0].tolist(),
+            }
+            for name, site in found.sites.items()
+        },
+        "attention": {
+            **{name: each.tolist() for name, each in found.attention.items()},
+            "heads": found.heads.tolist(),
+        },
+        "flagged": {name: found.kinds[kind].flagged for kind, name in names.items()},
+    }  # fmt: skip
+
+
+def _shares(row: Relation) -> dict[str, float | None]:
+    means = {"precision": row.precision.mean, "recall": row.recall.mean}
+    return {name: None if np.isnan(mean) else mean for name, mean in means.items()}
+
+
+def apart(ours: Any, theirs: Any, at: str = "") -> Iterator[tuple[str, float]]:
+    """How far numbers are from the peer's, place by place, as shares of the largest there.
+
+    Args:
+      ours: nested mappings, whose leaves are nested lists of numbers, numbers or None.
+      theirs: the same; entries that only one of the two has are not compared.
+      at: the place that they are from.
+    """
+    if isinstance(theirs, Mapping):
+        for name in ours.keys() & theirs.keys():
+            yield from apart(ours[name], theirs[name], f"{at} {name}".strip())
+    elif isinstance(theirs, list) and isinstance(theirs[0], Mapping):
+        for row, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            yield from apart(a, b, f"{at} {row}")
+    else:
+        a, b = (np.asarray(x, float) for x in (ours, theirs))  # None is NaN
+        if a.shape != b.shape or (np.isnan(a) != np.isnan(b)).any():
+            yield at, float("inf")
+        elif not np.isnan(b).all():
+            yield at, float(np.nanmax(np.abs(a - b)) / max(np.nanmax(np.abs(b)), 1e-30))
+
+
+def check(ours: Any, theirs: Any) -> float:
+    """The largest share by which ours and the peer differ.
+
+    Raises:
+      Differs: it is above the bound.
+    """
+    where, share = max(apart(ours, theirs), key=lambda each: each[1])
+    if not share <= BOUND:
+        raise Differs(f"{where}: {share:.1e} from the peer's; accepted: at most {BOUND:.0e}")
+    return share
+
+
+# ----------------------------------------------------------------------- the binary
+
+
+def run(config: Config, console: Console) -> dict[str, Any]:
+    """Make both passes in turn and keep a record.
+
+    Raises:
+      InputError: PyTorch or transformers are not there.
+    """
+    about = peer()
+    directory = RunDirectory(config.workdir, "benchmarks-analysis")
+    console.print(f"run      {directory.path}", soft_wrap=True)
+    about["load"] = os.getloadavg()
+    timed = {name: value for name, value in asdict(config).items() if name != "workdir"}
+    with (
+        directory.record("benchmarks.analysis", config=timed, peer=about) as record,
+        tempfile.TemporaryDirectory() as place,
+    ):
+        architecture = config.architecture()
+        rows = write_rows(Path(place), config.vocab, config.sequences, config.seq_len)
+        ids = np.load(rows)
+        inputs = Path(place) / "inputs.npy"
+        np.save(inputs, ids[:, :-1])
+        both = {
+            "cache": Path(place) / "cache",
+            "checkpoint": str(write_model(architecture, Path(place))),
+            "prompt": ids[0, : min(PROMPT, config.seq_len)].tolist(),
+            "batch": config.batch,
+        }
+        calls = {
+            "ours": lambda: children.measured(
+                "benchmarks.analysis:prepare", rows=str(rows), **both
+            ),
+            "peer": lambda: children.measured(
+                "benchmarks.hooks:analysis", rows=str(inputs), limits=asdict(Thresholds()),
+                device=about["device"], **both,
+            ),
+        }  # fmt: skip
+
+        def say(text: str) -> None:
+            console.print(text, soft_wrap=True)
+
+        first = in_turn({"ours, first": calls["ours"]}, 1, say)["ours, first"][0]
+        passes = in_turn(calls, config.rounds, say)
+        record |= {"model": asdict(architecture), **compared(first, passes)}
+    return record
+
+
+def in_turn(
+    calls: Mapping[str, Callable[[], dict[str, Any]]], rounds: int, say: Callable[[str], None]
+) -> dict[str, list[dict[str, Any]]]:
+    """Name -> what each round's call returned; every second round in the opposite order."""
+    passes: dict[str, list[dict[str, Any]]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        for name in list(calls)[:: -1 if turn % 2 else 1]:
+            done = calls[name]()
+            passes[name].append(done)
+            above = (done["peak"] - done["loaded"]) / 2**20
+            say(f"{name}: {done['seconds'][0]:.1f} s, {above:.0f} MiB above the model")
+    return passes
+
+
+MEASURES: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
+    "pass": lambda done: done["seconds"][0],
+    "whole": lambda done: done["whole"],
+    "memory": lambda done: done["peak"] - done["loaded"],
+    "peak": lambda done: done["peak"],
+}
+
+
+def compared(
+    first: Mapping[str, Any], passes: Mapping[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """How far apart both are; seconds and bytes of each; and the peer's over ours, by rounds.
+
+    Args:
+      first: the pass of ours that compiled.
+      passes: "ours" and "peer", by rounds.
+
+    Raises:
+      Differs: a pass of ours does not find what the peer finds.
+    """
+    pairs = list(zip(passes["ours"], passes["peer"], strict=True))
+    return {
+        "difference": max(check(our["found"], peer["found"]) for our, peer in pairs),
+        "found": passes["ours"][0]["found"],
+        "first": {what: of(first) for what, of in MEASURES.items()},
+        "measured": {
+            name: {what: [of(done) for done in each] for what, of in MEASURES.items()}
+            for name, each in passes.items()
+        },
+        "ratio": {
+            what: [
+                float(q)
+                for q in np.quantile([of(peer) / of(our) for our, peer in pairs], (0.5, 0, 1))
+            ]
+            for what, of in MEASURES.items()
+        },
+    }
+
+
+def print_table(console: Console, record: Mapping[str, Any]) -> None:
+    """A row for each measure: ours, the peer's, and how many times ours that is."""
+    table = Table("", "ours, first", "ours", "hooks", "hooks / ours")
+    rows = {
+        "pass": ("the pass", 1, "s"), "whole": ("the whole process", 1, "s"),
+        "memory": ("peak above the model", 2**20, "MiB"),
+        "peak": ("peak of the process", 2**20, "MiB"),
+    }  # fmt: skip
+    for what, (label, unit, name) in rows.items():
+        measured = record["measured"]
+        medians = [float(np.median(measured[side][what])) for side in ("ours", "peer")]
+        table.add_row(
+            label,
+            *(f"{value / unit:.1f} {name}" for value in (record["first"][what], *medians)),
+            "{:.2f} ({:.2f} to {:.2f})".format(*record["ratio"][what]),
+        )
+    console.print(table)
+    console.print("medians; ratios within rounds: median, least and most; the first compiles")
+    console.print(f"both find the same: at most {record['difference']:.0e} apart, as a share")
+
+
+def main() -> None:
+    console = Console()
+    config = launch.override(Config(), QUICK if FLAGS.quick else {})
+    given = {name: FLAGS[name].value for name in FLAGS}
+    print_table(console, run(launch.override(config, given), console))
+
+
+def define_flags() -> None:
+    """Define the flags of this binary."""
+    flags.DEFINE_bool("quick", False, "8 sequences of 128 tokens, two rounds")
+    launch.define_overrides(Config)
+
+
+if __name__ == "__main__":
+    define_flags()
+    launch.launch(main)
