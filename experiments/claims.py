@@ -23,6 +23,7 @@ from rich.table import Table
 
 from experiments import launch
 from experiments import ledger_books as _books  # enters its claims  # noqa: F401
+from experiments import ledger_causal as _causal  # noqa: F401
 from experiments import ledger_laboratory as _laboratory  # noqa: F401
 from experiments.ledger import LEDGER, UNDECIDED, Claim, Record, Verdict
 from experiments.report import markdown
@@ -66,6 +67,11 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "experiments.explicit --model=RUN --finetune=200 --sequences=128",
         ),
         "laboratory": ("experiments.laboratory",),
+        "causal": (
+            "experiments.variants --corpus=backcopy --variants=softmax --layers=3 "
+            "--seeds=0,1,2,3,4 --steps=1500 --batch_size=8 --measure_every=500",
+            "experiments.causal --model=RUN",
+        ),
         "variants/books-h100": (BOOKS,),
         "compress/books-h100": (BOOKS, "experiments.compress --model=RUN --seq_len=256"),
         "explicit/books-h100": (
