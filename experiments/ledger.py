@@ -50,7 +50,12 @@ _table: dict[str, Claim] = {}
 
 
 def claim(
-    statement: str, source: str, threshold: str, record: str, written: str, disputed: bool = False
+    statement: str,
+    source: str,
+    threshold: str,
+    record: str | None,
+    written: str,
+    disputed: bool = False,
 ) -> Callable[[Callable[[Record], Verdict]], Callable[[Record], Verdict]]:
     """Enter the decorated function in the ledger under its own name."""
 

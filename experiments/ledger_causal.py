@@ -9,6 +9,7 @@ from experiments.ledger import AN, Record, Verdict, above, below, claim, shown, 
 from sysout_jax.analysis.doses import ACTIVATION, WEIGHT
 
 WRITTEN = "2026-11-26T14:05"  # UTC
+RECORD = None  # no dose was given yet; "causal" when results/causal is there
 FALLS = 0.1  # of attention to the first token, that counts as the sink going
 
 
@@ -16,7 +17,7 @@ FALLS = 0.1  # of attention to the first token, that counts as the sink going
     "Weights make the activation outlier: it follows the row of W_down that writes most into the "
     "first token",
     f"{AN}, section 3", "the first token's max|h|/median falls when the row is taken away and "
-    "rises when it is doubled, beyond as much elsewhere", "causal", WRITTEN,
+    "rises when it is doubled, beyond as much elsewhere", RECORD, WRITTEN,
 )  # fmt: skip
 def weights_cause_activations(record: Record) -> Verdict:
     gone, doubled = (specific(record["models"], WEIGHT, dose, "ratio") for dose in (0.0, 2.0))
@@ -28,7 +29,7 @@ def weights_cause_activations(record: Record) -> Verdict:
     "Activation outliers make attention outliers: the sink goes with the first token's largest "
     "channel",
     f"{AN}, section 3; Sun et al. 2024", f"attention to it falls by more than {FALLS} when the "
-    "channel is set to zero, beyond as much elsewhere", "causal", WRITTEN, disputed=True,
+    "channel is set to zero, beyond as much elsewhere", RECORD, WRITTEN, disputed=True,
 )  # fmt: skip
 def activations_cause_sinks(record: Record) -> Verdict:
     found = specific(record["models"], ACTIVATION, 0.0, "attention")
@@ -38,7 +39,7 @@ def activations_cause_sinks(record: Record) -> Verdict:
 @claim(
     "Weight outliers make attention outliers: the sink goes with the row of W_down",
     f"{AN}, section 3", f"attention to the first token falls by more than {FALLS} when the row "
-    "is taken away, beyond as much elsewhere", "causal", WRITTEN, disputed=True,
+    "is taken away, beyond as much elsewhere", RECORD, WRITTEN, disputed=True,
 )  # fmt: skip
 def weights_cause_sinks(record: Record) -> Verdict:
     found = specific(record["models"], WEIGHT, 0.0, "attention")
