@@ -56,6 +56,8 @@ def _cells(cells: list[Record]) -> "Figure":
             axis.plot(array(values), np.full(len(values), place), "o", ms=2.5, color=colour, mew=0)
             axis.plot([mean], [place], "|", ms=8, color=colour)
         axis.set_xlabel(text)
+        axis.locator_params(axis="x", nbins=4)
+        axis.tick_params(axis="y", labelsize=7)
     names = [f"{cell['variant']}: {cell['optimizer']}, {cell['norm']}" for cell in cells]
-    axes[0].set_yticks(places, names, fontsize=7)
+    axes[0].set_yticks(places, names)
     return figure
