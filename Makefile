@@ -14,7 +14,7 @@ test: lint
 
 # make bench QUICK=--quick: minutes. Those against PyTorch need requirements-reference.txt besides.
 bench: venv
-	for name in train variants seeds startup; do $(RUN) benchmarks.$$name $(QUICK) || exit; done
+	for name in variants seeds startup train; do $(RUN) benchmarks.$$name $(QUICK) || exit; done
 
 lint: venv-dev
 	$(RUN) ruff check .
