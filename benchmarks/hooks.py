@@ -105,7 +105,7 @@ def measured(layers: Layers, limits: Limits) -> dict[str, np.ndarray]:
         found |= {f"{name} {key}": site[key] for key in ("top", "median", "feature_peak")}
         limit = (limits["activation_ratio"] * site["mean"])[..., None]
         flags[name] = site["token_peak"] > limit
-        found[f"on {name} features"] = (site["feature_peak"] > limit).any(axis=0)
+        found[f"on {name} features"] = np.asarray((site["feature_peak"] > limit).any(axis=0))
         if name == "block_out":
             massive = np.maximum(limits["massive_value"], limits["massive_ratio"] * site["median"])
             flags["sun"] = site["token_peak"] > massive[..., None]
@@ -116,7 +116,7 @@ def measured(layers: Layers, limits: Limits) -> dict[str, np.ndarray]:
     flags["attention"] = (found["score"] >= limits["attention_share"]) & (
         found["score"] > limits["attention_excess"] * uniform
     )
-    found |= {f"on {name}": flag.any(axis=0) for name, flag in flags.items()}
+    found |= {f"on {name}": np.asarray(flag.any(axis=0)) for name, flag in flags.items()}
     found["on any"] = np.any([flag.any(axis=0) for flag in flags.values()], axis=0)
     return found | {"received": received}
 
