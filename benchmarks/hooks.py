@@ -45,12 +45,6 @@ def analysis(
     return work
 
 
-def attention(checkpoint: str, rows: str, limits: Limits, device: str) -> Callable[[], Any]:
-    """Load a checkpoint; the work is the same statistics of sequences, one at a time."""
-    model, tokens = loaded(checkpoint, device), torch.from_numpy(np.load(rows).astype(np.int64))
-    return lambda: averages([measured(brought(model, one), limits) for one in tokens.split(1)])
-
-
 def loaded(checkpoint: str, device: str) -> Any:
     """The model, with eager attention, all of it in memory."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # JAX takes that many too

@@ -17,11 +17,19 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from experiments import launch
+from experiments import cells, launch
 from experiments.benchmark_report import markdown_tables, print_tables
-from experiments.cells import Cells, check_place, check_values, crossed, opened, parse_shard
+from experiments.cells import (
+    Cells,
+    check_place,
+    check_values,
+    crossed,
+    find_missing,
+    opened,
+    parse_shard,
+)
 from experiments.presets import PRESETS
-from experiments.report import Progress, reading
+from experiments.report import reading
 from experiments.trained import history
 from experiments.variants import FILLED_IN, SMOKE
 from sysout_jax.analysis import schemes
@@ -122,16 +130,21 @@ def run(config: Config, console: Console) -> RunDirectory:
     with reading(console, c.corpus) as progress:
         corpus: Corpus = load_corpus(c.corpus, c.tokenizer, c.bos, progress=progress)
     texts = _texts(config, corpus)
-    directory, cells = opened(config.workdir, "benchmark", config.name, config.shard, config.about)
+    shard = parse_shard(config.shard or "0/1")
+    directory, there = opened(config.workdir, "benchmark", config.name, config.shard, config.about)
     directory.write_config(config)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     tokens = c.steps * c.batch_size * c.seq_len
     described = {**config.about, "tokens_per_seed": tokens, "split": corpus.split, "cells": []}
     with directory.record("benchmark", **described) as record:
         try:
-            _run_all(config, corpus, texts, cells, directory, console)
+            find_missing(
+                {_name(cell): cell for cell in shard.of(config.cells)},
+                lambda cell, log: _found(config, cell, corpus, texts, log),
+                there, c, directory, console,
+            )  # fmt: skip
         finally:
-            record["cells"] = _sorted(cells)
+            record["cells"] = _sorted(there)
     found = read_record(directory.path)
     print_tables(console, found)
     launch.publish(console, directory.path, found)
@@ -150,7 +163,7 @@ def _name(cell: Mapping[str, str]) -> str:
     return "-".join(cell.values())
 
 
-def _sorted(cells: Cells) -> list[dict[str, Any]]:
+def _sorted(there: Cells) -> list[dict[str, Any]]:
     """All cells that are there, of this process or another."""
     tables = [list(table) for table in (NORMS, OPTIMIZERS, VARIANTS)]
 
@@ -158,29 +171,7 @@ def _sorted(cells: Cells) -> list[dict[str, Any]]:
         names = (cell["norm"], cell["optimizer"], cell["variant"])
         return [table.index(name) for table, name in zip(tables, names, strict=True)]
 
-    return sorted(map(cells.read, cells.names()), key=place)
-
-
-def _run_all(
-    config: Config,
-    corpus: Corpus,
-    texts: tuple[np.ndarray, np.ndarray],
-    cells: Cells,
-    directory: RunDirectory,
-    console: Console,
-) -> None:
-    mine = parse_shard(config.shard or "0/1").of(config.cells)
-    with Progress(console, config.train, tuple(map(_name, mine))) as progress:
-        for cell in mine:
-            name = _name(cell)
-            if name in cells:
-                continue
-
-            def log(row: dict[str, Any], name: str = name) -> None:
-                directory.log({"cell": name, **{k: v for k, v in row.items() if k != "measures"}})
-                progress.update(row | {"variant": name})
-
-            cells.write(name, _found(config, cell, corpus, texts, log))
+    return sorted(map(there.read, there.names()), key=place)
 
 
 def _found(
@@ -285,20 +276,10 @@ def define_flags() -> None:
     flags.DEFINE_integer("sequences", None, "validation sequences for compressed models; 64")
     flags.DEFINE_integer("calibration", None, "training sequences to calibrate on; 32")
     flags.DEFINE_bool("full", False, "every combination; else one factor at a time")
-    flags.DEFINE_string("workdir", "runs", "where run directories go")
-    flags.DEFINE_string(
-        "name", None, "of the run directory; the same command again, with more cells or not, goes "
-        "on in it; default: a time",
-    )  # fmt: skip
-    flags.DEFINE_string(
-        "shard", None, "i/n: run every n-th cell from the i-th, beside others of that --name; the "
-        "command without it gathers them",
-    )  # fmt: skip
-    flags.DEFINE_bool("smoke", False, "a few steps of two cells, in seconds")
-    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
-    flags.DEFINE_bool("markdown", False, "print the table in Markdown")
+    cells.define_flags()
     launch.define_overrides(TrainConfig, skip=NO_FLAG)
-    flags.adopt_module_key_flags(launch)  # so that --help lists them
+    for module in (launch, cells):
+        flags.adopt_module_key_flags(module)  # so that --help lists them
 
 
 if __name__ == "__main__":

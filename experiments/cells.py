@@ -3,15 +3,21 @@
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from absl import flags
+from rich.console import Console
+
+from experiments.report import Progress
 from sysout_jax.errors import InputError
 from sysout_jax.results import RunDirectory, plain, write_json
+from sysout_jax.training.config import TrainConfig
 
 Item = TypeVar("Item")
+Log = Callable[[dict[str, Any]], None]
 ABOUT = "about.json"  # beside the cells: what they have in common
 
 
@@ -162,3 +168,49 @@ def _leaves(tree: Mapping[str, Any]) -> Any:
 
 def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def find_missing(
+    named: Mapping[str, Item],
+    find: Callable[[Item, Log], Mapping[str, Any]],
+    cells: Cells,
+    train: TrainConfig,
+    directory: RunDirectory,
+    console: Console,
+) -> None:
+    """Finish the cells that are not there yet, one after the other.
+
+    Args:
+      named: name -> cell.
+      find: what is found in a cell, from it and from what logs the rows of its training.
+      cells: where they go.
+      train: what their trainings have in common.
+      directory: whose log has their rows.
+      console: for a bar each.
+    """
+    with Progress(console, train, tuple(named)) as progress:
+        for name, cell in named.items():
+            if name in cells:
+                continue
+
+            def log(row: dict[str, Any], name: str = name) -> None:
+                directory.log({"cell": name, **{k: v for k, v in row.items() if k != "measures"}})
+                progress.update(row | {"variant": name})
+
+            cells.write(name, find(cell, log))
+
+
+def define_flags() -> None:
+    """Define the flags of an experiment whose cells are files."""
+    flags.DEFINE_string("workdir", "runs", "where run directories go")
+    flags.DEFINE_string(
+        "name", None, "of the run directory; the same command again, with more cells or not, goes "
+        "on in it; default: a time",
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "shard", None, "i/n: run every n-th cell from the i-th, beside others of that --name; the "
+        "command without it gathers them",
+    )  # fmt: skip
+    flags.DEFINE_bool("smoke", False, "a few steps of two variants, in seconds")
+    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
+    flags.DEFINE_bool("markdown", False, "print tables in Markdown")

@@ -15,10 +15,17 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from experiments import launch
-from experiments.cells import Cells, check_place, check_values, crossed, opened, parse_shard
+from experiments import cells, launch
+from experiments.cells import (
+    Cells,
+    check_place,
+    check_values,
+    crossed,
+    find_missing,
+    opened,
+    parse_shard,
+)
 from experiments.laboratory_report import markdown_tables, print_tables
-from experiments.report import Progress
 from experiments.trained import history
 from experiments.variants import BACKCOPY, FILLED_IN, SMOKE
 from sysout_jax.analysis.dynamics import fit_growth
@@ -137,7 +144,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     """Train the cells of this process that are not there yet; the record has all that are."""
     about = {"train": config.train, "chains": config.chains, "rates": RATES}
     shard = parse_shard(config.shard or "0/1")
-    directory, cells = opened(config.workdir, "laboratory", config.name, config.shard, about)
+    directory, there = opened(config.workdir, "laboratory", config.name, config.shard, about)
     directory.write_config(config)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     described: dict[str, Any] = {
@@ -147,16 +154,20 @@ def run(config: Config, console: Console) -> RunDirectory:
     }  # fmt: skip
     with directory.record("laboratory", **described) as record:
         try:
-            _train_all(config, shard.of(config.cells), cells, directory, console)
+            find_missing(
+                {cell.name: cell for cell in shard.of(config.cells)},
+                lambda cell, log: _train(config, cell, log),
+                there, config.train, directory, console,
+            )  # fmt: skip
         finally:
-            record["cells"] = _sorted(cells)
+            record["cells"] = _sorted(there)
     found = read_record(directory.path)
     print_tables(console, found)
     launch.publish(console, directory.path, found)
     return directory
 
 
-def _sorted(cells: Cells) -> list[dict[str, Any]]:
+def _sorted(there: Cells) -> list[dict[str, Any]]:
     """All cells that are there, of this command or another."""
     variants = list(VARIANTS)
 
@@ -164,7 +175,7 @@ def _sorted(cells: Cells) -> list[dict[str, Any]]:
         others = (OPTIMIZERS.index(cell["optimizer"]), cell["layers"], cell["loss"], cell["start"])
         return *others, variants.index(cell["variant"])
 
-    return sorted(map(cells.read, cells.names()), key=place)
+    return sorted(map(there.read, there.names()), key=place)
 
 
 def _floor(config: Config, begins_with_bos: bool) -> list[float]:
@@ -177,21 +188,6 @@ def _floor(config: Config, begins_with_bos: bool) -> list[float]:
         least = task.entropy_floor(rows)[:, 1:]
         found.append(float(least[~task.trigger_queries(rows[:, 1:-1])].mean()))
     return found
-
-
-def _train_all(
-    config: Config, mine: list[Cell], cells: Cells, directory: RunDirectory, console: Console
-) -> None:
-    with Progress(console, config.train, tuple(cell.name for cell in mine)) as progress:
-        for cell in mine:
-            if cell.name in cells:
-                continue
-
-            def log(row: dict[str, Any], name: str = cell.name) -> None:
-                directory.log({"cell": name, **{k: v for k, v in row.items() if k != "measures"}})
-                progress.update(row | {"variant": name})
-
-            cells.write(cell.name, _train(config, cell, log))
 
 
 def _train(config: Config, cell: Cell, log: Any) -> dict[str, Any]:
@@ -285,20 +281,10 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "full", False, "every combination; else one factor at a time, others at their first value"
     )
-    flags.DEFINE_string("workdir", "runs", "where run directories go")
-    flags.DEFINE_string(
-        "name", None, "of the run directory; the same command again, with more cells or not, goes "
-        "on in it; default: a time",
-    )  # fmt: skip
-    flags.DEFINE_string(
-        "shard", None, "i/n: train every n-th cell from the i-th, beside others of that --name; "
-        "the command without it gathers them",
-    )  # fmt: skip
-    flags.DEFINE_bool("smoke", False, "a few steps of two variants, in seconds")
-    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
-    flags.DEFINE_bool("markdown", False, "print the table in Markdown")
+    cells.define_flags()
     launch.define_overrides(TrainConfig, skip=NO_FLAG)
-    flags.adopt_module_key_flags(launch)  # so that --help lists them
+    for module in (launch, cells):
+        flags.adopt_module_key_flags(module)  # so that --help lists them
 
 
 if __name__ == "__main__":
