@@ -60,5 +60,9 @@ def print_rows(console: Console, title: str, rows: Iterable[dict[str, Any]]) -> 
 
 def markdown(rows: Iterable[dict[str, Any]]) -> str:
     """The same in Markdown, as docs/performance.md shows it."""
-    lines = [list(HEADINGS), ["---", "---:", "---:", "---"], *texts(rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return lines([list(HEADINGS), ["---", "---:", "---:", "---"], *texts(rows)])
+
+
+def lines(table: Iterable[list[str]]) -> str:
+    """Texts as a table in Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in table)

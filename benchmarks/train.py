@@ -18,6 +18,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import goals
 from experiments import launch
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import DTYPES, SHAPES, ModelConfig, at_least, one_of
@@ -205,7 +206,7 @@ def print_table(console: Console, record: Mapping[str, Any]) -> None:
 def markdown_table(record: Mapping[str, Any]) -> str:
     """The same in Markdown, as docs/performance.md shows it."""
     line = ["---"] * 2 + ["---:"] * (len(HEADINGS) - 3) + ["---"]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [list(HEADINGS), line, *texts(record)])
+    return goals.lines([list(HEADINGS), line, *texts(record)])
 
 
 def main() -> None:

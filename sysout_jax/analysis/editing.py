@@ -1,5 +1,6 @@
 """Edits as data: one compiled program runs a model under any of the interventions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -232,13 +233,25 @@ def without_weights(
     params: Params, places: list[tuple[int, int, int]], whole_neuron: bool
 ) -> Params:
     """The parameters with entries (layer, neuron, channel) of down, or their neurons, at zero."""
+    at = [(layer, neuron if whole_neuron else (neuron, c)) for layer, neuron, c in places]
+    return _with_downs(params, at, lambda weights: weights.set(0.0))
+
+
+def changed_neuron(params: Params, layer: int, neuron: int, factor: float) -> Params:
+    """The parameters with a row of a layer's W_down multiplied by a factor."""
+    return _with_downs(params, [(layer, neuron)], lambda weights: weights.multiply(factor))
+
+
+def _with_downs(
+    params: Params, places: list[tuple[int, Any]], change: Callable[[Any], Array]
+) -> Params:
+    """The parameters with W_down changed at each (layer, index): `change` has its `.at[index]`."""
     unrolled = dict(unstack_blocks(params) if "blocks" in params else params)
-    for layer, neuron, channel in places:
+    for layer, index in places:
         block = unrolled[f"block_{layer}"]
-        down = projection(block, "mlp", "down")
-        down = down.at[neuron].set(0.0) if whole_neuron else down.at[neuron, channel].set(0.0)
-        down = down.reshape(block["mlp"]["down"].shape)
-        unrolled[f"block_{layer}"] = {**block, "mlp": {**block["mlp"], "down": down}}
+        down = change(projection(block, "mlp", "down").at[index])
+        mlp = {**block["mlp"], "down": down.reshape(block["mlp"]["down"].shape)}
+        unrolled[f"block_{layer}"] = {**block, "mlp": mlp}
     return stack_blocks(unrolled) if "blocks" in params else unrolled
 
 
@@ -247,13 +260,3 @@ def down_projections(params: Params) -> list[np.ndarray]:
     unrolled = unstack_blocks(params) if "blocks" in params else params
     count = sum(name.startswith("block_") for name in unrolled)
     return [np.asarray(projection(unrolled[f"block_{i}"], "mlp", "down")) for i in range(count)]
-
-
-def changed_neuron(params: Params, layer: int, neuron: int, factor: float) -> Params:
-    """The parameters with a row of a layer's W_down multiplied by a factor."""
-    unrolled = dict(unstack_blocks(params) if "blocks" in params else params)
-    block = unrolled[f"block_{layer}"]
-    down = projection(block, "mlp", "down").at[neuron].multiply(factor)
-    mlp = {**block["mlp"], "down": down.reshape(block["mlp"]["down"].shape)}
-    unrolled[f"block_{layer}"] = {**block, "mlp": mlp}
-    return stack_blocks(unrolled) if "blocks" in params else unrolled
