@@ -43,7 +43,9 @@ CHOICES = {
     (OptimizerConfig, "schedule"): SCHEDULES,
 }
 LOADED_LATER = {"corpus", "tokenizer", "mesh"}  # `load_corpus` and `parse_mesh` refuse those
-MAY_BE_ZERO = {"warmup", "decay", "clip", "checkpoint_every", "experts", "position_offset"}
+MAY_BE_ZERO = {
+    "warmup", "decay", "clip", "checkpoint_every", "experts", "position_offset", "loss_from",
+}  # fmt: skip
 SHARES = {"rope_fraction", "beta1", "beta2", "momentum", "lr_floor", "cooldown"}
 
 
