@@ -16,6 +16,11 @@ XLA_FLAGS = " ".join([*_EMITTERS, "--xla_cpu_parallel_codegen_split_count=1"])
 # For a child whose bits are compared with those of the suite's process.
 ENVIRONMENT = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": XLA_FLAGS}
 
+# For a child that divides a model over two devices, whatever devices there are.
+TWO_DEVICES = {
+    "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"
+}  # fmt: skip
+
 
 @contextmanager
 def optimised() -> Iterator[None]:

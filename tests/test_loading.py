@@ -20,6 +20,7 @@ from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init
 from sysout_jax.model.stream import streamed
 from sysout_jax.training.checkpoint import save
+from tests import quick
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,7 +72,7 @@ def test_a_mesh_gets_the_shards_of_a_run(run):
     """Each of two devices holds half of the width; the values are those of the seed."""
     done = subprocess.run(
         [sys.executable, "-c", SHARDED, str(run)], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}, check=True,
+        env=os.environ | quick.TWO_DEVICES, check=True,
     )  # fmt: skip
     dtype, _, rest = done.stdout.partition(" ")
     shapes, _, total = rest.rpartition(" ")

@@ -1,6 +1,7 @@
 """Benchmarks of ours alone: rows beside goals, kinds of variants, and what is made of seconds."""
 
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,10 +51,31 @@ def test_times_are_compared_within_rounds():
 
 
 def test_seeds_are_compared_with_as_many_runs():
-    one, four, eight = seeds.rows({1: [2.0, 2.0], 4: [4.0, 4.0], 8: [8.0, 16.0]})
+    timed = {
+        1: [seeds.Timed(2.0, 100.0), seeds.Timed(2.0, 50.0)],
+        4: [seeds.Timed(4.0, 100.0), seeds.Timed(4.0, 100.0)],
+        8: [seeds.Timed(8.0, 200.0), seeds.Timed(16.0, 200.0)],
+    }
+    one, four, eight, speed, four_faster, eight_faster = seeds.rows(timed, throughput=3.0)
     assert one.found[0] == 2.0
     assert (four.found[0], four.met) == (0.5, None)
     assert (eight.found, eight.met) == ([0.75, 0.625, 0.875], False)
+    assert speed.found[0] == 75.0
+    assert (four_faster.found[0], four_faster.met) == (1.5, None)
+    assert (eight_faster.found, eight_faster.met) == ([3.0, 2.5, 3.5], True)
+
+
+@pytest.mark.parametrize("size", list(seeds.RUNS))
+def test_seeds_of_every_size_are_timed_from_nothing(size, monkeypatch):
+    small = {
+        "seq_len": 5, "batch_size": 2, "steps_per_call": 1,
+        "model": ModelConfig(layers=1, width=8, heads=2),
+    }  # fmt: skip
+    runs = {name: replace(run, **small) for name, run in seeds.RUNS.items()}
+    monkeypatch.setattr(seeds, "RUNS", runs)
+    found = seeds.whole_run(size, steps=3, count=2)
+    assert found.seconds > 0
+    assert found.tokens_per_second * found.seconds > 2 * 2 * 5
 
 
 def test_loading_is_timed_beside_reading(tmp_path):
@@ -72,7 +94,9 @@ def test_loading_is_timed_beside_reading(tmp_path):
     [
         (lambda: variants.Config(variants=("soft",)), "--variants='soft': unknown"),
         (lambda: variants.Config(rounds=1), "--rounds=1"),
-        (lambda: seeds.Config(steps=0), "--steps=0"),
+        (lambda: seeds.Config(steps=49), "--steps=49"),
+        (lambda: seeds.Config(counts=(2, 4)), "--counts=2,4"),
+        (lambda: seeds.Config(size="1m"), "--size='1m': unknown"),
         (lambda: startup.Config(layers=0), "--layers=0"),
     ],
 )

@@ -23,6 +23,7 @@ from sysout_jax.families.checkpoint import load_checkpoint, open_checkpoint
 from sysout_jax.families.config_map import read_config
 from sysout_jax.families.llama import LLAMA
 from sysout_jax.families.tensors import INDEX, SINGLE
+from tests import quick
 
 CONFIG = {
     "model_type": "llama", "vocab_size": 19, "hidden_size": 22, "intermediate_size": 29,
@@ -446,6 +447,6 @@ print(len(jax.devices()), [part.data.shape for part in key.addressable_shards])
 def test_a_mesh_gets_its_shards(place):
     done = subprocess.run(
         [sys.executable, "-c", SHARDED, str(place)], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}, check=True,
+        env=os.environ | quick.TWO_DEVICES, check=True,
     )  # fmt: skip
     assert done.stdout == "2 [(22, 1, 6), (22, 1, 6)]\n"

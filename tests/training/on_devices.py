@@ -10,6 +10,7 @@ import os
 import sys
 
 DEVICES = 8
+os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0 "
     "--xla_llvm_disable_expensive_passes=true"  # short programs: compiling is all the time

@@ -10,6 +10,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     ASKED = json.loads(sys.argv[1])
+    os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={ASKED['devices']}"
 
 import jax
