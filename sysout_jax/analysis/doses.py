@@ -19,6 +19,7 @@ from sysout_jax.analysis.editing import changed_neuron, down_projections
 from sysout_jax.analysis.scan import over_batches
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.core.measures import residual_peak
+from sysout_jax.core.ordering import median_magnitude
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
@@ -212,7 +213,7 @@ def _respond(config: ModelConfig, params: Params, rows: Array, edit: FirstTokenE
     def state(h: Array) -> dict[str, Array]:
         h = h.astype(jnp.float32)
         size = jnp.abs(h)
-        return {"peak": residual_peak(h), "ratio": jnp.max(size[0]) / jnp.median(size)}
+        return {"peak": residual_peak(h), "ratio": jnp.max(size[0]) / median_magnitude(h)}
 
     taps: Any = {"block_out": state, "attn_weights": _to_first}
     logits, found = forward(config, params, rows[:, :-1], taps, {"block_out": edit})

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from sysout_jax.core.detectors import activation_outliers, ratio_or_zero
+from sysout_jax.core.ordering import median_magnitude
 
 SINK_EPS = 0.3  # Gu et al. 2025
 SINK_SWEEP = tuple(n / 20 for n in range(20))  # thresholds from 0 to 0.95
@@ -32,7 +33,7 @@ def top1(h: Float[Array, "T D"]) -> Float[Array, ""]:
 def top1_over_median(h: Float[Array, "T D"]) -> Float[Array, ""]:
     """The largest magnitude over the median one: max |h| / median |h| (Sun et al. 2024)."""
     size = jnp.abs(h)
-    return ratio_or_zero(jnp.max(size), jnp.median(size))
+    return ratio_or_zero(jnp.max(size), median_magnitude(h))
 
 
 def top1_over_mean(h: Float[Array, "T D"]) -> Float[Array, ""]:

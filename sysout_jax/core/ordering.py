@@ -4,38 +4,71 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-# bytes of a number -> the integer of its bits, how many bits matter, and those of infinity
-BITS = {4: (jnp.int32, 31, 0x7F800000), 8: (jnp.int64, 63, 0x7FF0000000000000)}
+DIGIT = 16  # bits that are found at a time
+ROWS = 2**14  # at most, of a table whose columns are counted: a count fits into such a digit
+COLUMNS = 128  # few: a CPU goes down one vector of them after another
 
 
 def median_magnitude(h: Float[Array, "..."]) -> Float[Array, ""]:
     """median |h|, by bisection on the bits of the numbers instead of sorting them.
 
     Non-negative floats are ordered as their bits are, so the smallest bit pattern that half of the
-    entries do not exceed is found in 31 counts: exact, and some ten times faster on 10^7 entries.
+    entries do not exceed is found in as many counts as it has bits: exact, and some thirty times
+    faster than sorting 10^6 entries on a CPU. It has no gradient.
 
     Args:
       h: any shape, float32 or float64.
     """
     size = jnp.abs(h)
-    kind, steps, infinity = BITS[size.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(size, kind)
+    unsigned = {4: jnp.uint32, 8: jnp.uint64}[size.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(size, unsigned)
     rank = (size.size - 1) // 2  # of the lower middle one, counted from 0
-
-    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = low + (high - low) // 2
-        enough = jnp.sum(bits <= middle, dtype=jnp.int32) > rank
-        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
-
-    ends = (jnp.asarray(0, kind), jnp.asarray(infinity, kind))
-    low = jax.lax.fori_loop(0, steps, halve, ends)[0]
+    low = _ranked(bits, rank)
     lower = jax.lax.bitcast_convert_type(low, size.dtype)
     if size.size % 2:
         return lower
     tied = jnp.sum(bits <= low, dtype=jnp.int32) > rank + 1
     upper = jnp.where(tied, lower, jnp.min(size, where=bits > low, initial=jnp.inf))
     return (lower + upper) / 2.0
+
+
+def _ranked(bits: Array, rank: int) -> Array:
+    """The unsigned number with that many below it, its digits one by one from the highest."""
+    numbers = bits.ravel()
+    columns = min(COLUMNS, numbers.size)
+    tables = -(-numbers.size // (ROWS * columns))
+    missing = -numbers.size % (tables * columns)
+    if missing:  # filled up with what is above every number
+        most = jnp.asarray(jnp.iinfo(bits.dtype).max, bits.dtype)
+        numbers = jnp.pad(numbers, (0, missing), constant_values=most)
+    table = numbers.reshape(tables, -1, columns)
+    found, left = jnp.zeros((), bits.dtype), jnp.asarray(rank, jnp.int32)
+    last = (1 << DIGIT) - 1
+    for shift in range(8 * bits.dtype.itemsize - DIGIT, -1, -DIGIT):
+        digits = (table >> shift) & last
+        if shift + DIGIT < 8 * bits.dtype.itemsize:  # of the numbers that begin like the one found
+            digits = jnp.where(table >> (shift + DIGIT) == found, digits, last)
+        half = 1 << (DIGIT - 1)
+        small = (digits.astype(jnp.int32) - half).astype(jnp.int16)
+
+        def halve(_: Array, bounds: tuple[Array, Array], small: Array = small,
+                  left: Array = left) -> tuple[Array, Array]:  # fmt: skip
+            low, high = bounds
+            middle = low + (high - low) // 2
+            enough = _count(small <= middle.astype(jnp.int16)) > left
+            return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+        ends = (jnp.asarray(-half, jnp.int32), jnp.asarray(half - 1, jnp.int32))
+        digit = jax.lax.fori_loop(0, DIGIT, halve, ends)[0]
+        left = left - _count(small < digit.astype(jnp.int16))
+        found = (found << DIGIT) | (digit + half).astype(bits.dtype)
+    return found
+
+
+def _count(flags: Bool[Array, "K R C"]) -> Array:
+    """How many are true: down the columns first, where a processor adds many at a time."""
+    by_column = jnp.sum(flags, axis=1, dtype=jnp.int16)
+    return jnp.sum(jax.lax.optimization_barrier(by_column), dtype=jnp.int32)
 
 
 def discoveries(log_p: Float[Array, "..."], q: float) -> Bool[Array, "..."]:

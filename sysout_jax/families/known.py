@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sysout_jax.core.ordering import median_magnitude
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 
@@ -124,7 +125,7 @@ def extremes(h: Float[Array, "T F"]) -> dict[str, Array]:
     """
     magnitude = jnp.abs(h.astype(jnp.float32))
     value, index = jax.lax.top_k(jnp.max(magnitude, axis=0), min(TOP, h.shape[1]))
-    return {"index": index, "value": value, "median": jnp.median(magnitude)}
+    return {"index": index, "value": value, "median": median_magnitude(magnitude)}
 
 
 TAPS: Mapping[str, Callable[[Array], Any]] = {

@@ -18,6 +18,20 @@ def test_median_magnitude_is_exact(shape, scale):
     np.testing.assert_allclose(o.median_magnitude(jnp.asarray(x)), expected, rtol=1e-7)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_median_magnitude_of_several_tables(monkeypatch, rows):
+    """Columns longer than a count can be are cut, and the last table filled up."""
+    monkeypatch.setattr(o, "ROWS", rows)
+    x = np.random.default_rng(0).standard_normal(3 * o.COLUMNS + 1).astype(np.float32)
+    assert o.median_magnitude(jnp.asarray(x)) == np.median(np.abs(x))
+
+
+def test_median_magnitude_by_vmap():
+    x = np.random.default_rng(0).standard_normal((5, 7, 11)).astype(np.float32)
+    found = jax.vmap(o.median_magnitude)(jnp.asarray(x))
+    np.testing.assert_array_equal(found, np.median(np.abs(x).reshape(5, -1), axis=1))
+
+
 @pytest.mark.parametrize("values", [[0, 0, 0, 1], [1, 1, 1, 1], [0, 2, 2, 3], [0, 0, 4, 4], [7]])
 def test_median_magnitude_with_ties(values):
     x = jnp.asarray([values], jnp.float32)
