@@ -27,7 +27,7 @@ from benchmarks import children
 from experiments import launch
 from sysout_jax.analysis.positions import Positions
 from sysout_jax.analysis.relations import Relation
-from sysout_jax.analysis.scan import DETECTORS, SITES, Thresholds
+from sysout_jax.analysis.scan import DETECTORS, SITES, Thresholds, together
 from sysout_jax.errors import InputError
 from sysout_jax.families.checkpoint import export, load_checkpoint
 from sysout_jax.model.config import SHAPES, ModelConfig, at_least
@@ -56,7 +56,7 @@ class Config:
     vocab: int = 8192
     sequences: int = 100
     seq_len: int = 512
-    batch: int = 8  # sequences that are run together, by both
+    batch: int | None = None  # sequences that are run together, by both; None: as ours by itself
     rounds: int = 3  # of both in turn
     workdir: str = "runs"
 
@@ -223,7 +223,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
             "cache": Path(place) / "cache",
             "checkpoint": str(write_model(architecture, Path(place))),
             "prompt": ids[0, : min(PROMPT, config.seq_len)].tolist(),
-            "batch": config.batch,
+            "batch": config.batch or together(config.seq_len),
         }
         calls = {
             "ours": lambda: children.measured(

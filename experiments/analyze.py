@@ -21,7 +21,7 @@ from rich.progress import Progress as RichProgress
 from experiments import launch
 from experiments.chosen import Choice, Chosen, choose
 from experiments.texts import length_of, read_corpus
-from sysout_jax.analysis.scan import QUERIES_AT_ONCE, Thresholds, for_length, over_batches
+from sysout_jax.analysis.scan import Thresholds, for_length, over_batches, together
 from sysout_jax.data.prompt import PROMPT, encode_prompt
 from sysout_jax.errors import InputError
 from sysout_jax.families.known import TAPS as EXTREMES
@@ -49,7 +49,7 @@ class Config:
     check_known: bool = False  # compare with published coordinates of outliers
     sequences: int = 32  # of the corpus' validation part
     seq_len: int | None = None  # T, of each sequence; None: 64, or the learned positions if fewer
-    batch: int | None = None  # sequences that are run together; None: 8, or 1 if they are long
+    batch: int | None = None  # sequences that are run together; None: 8, or fewer if they are long
     workdir: str = "runs"  # where run directories go
     thresholds: Thresholds = field(default_factory=Thresholds)
 
@@ -78,7 +78,7 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
         prompt = rows[0, :-1][:PROMPT_TOKENS]
     else:
         prompt = encode_prompt(model.tokenizer, config.prompt, "yes" if chosen.bos else "no")
-    batch = config.batch or (8 if length <= QUERIES_AT_ONCE else 1)
+    batch = config.batch or together(length)
     material = Material(
         model, prompt, rows, config.thresholds, batch, chosen.checkpoints(), len(chosen.kept),
         chosen.seeds(), len(chosen.saved),

@@ -17,7 +17,14 @@ from sysout_jax.analysis.measured import Measured, measured
 from sysout_jax.analysis.positions import Positions, positions
 from sysout_jax.analysis.relations import Relations, relations
 from sysout_jax.analysis.roles import Roles, roles
-from sysout_jax.analysis.scan import QUERIES_AT_ONCE, Progress, Scan, Thresholds, scan
+from sysout_jax.analysis.scan import (
+    QUERIES_AT_ONCE,
+    Progress,
+    Scan,
+    Thresholds,
+    scan,
+    together,
+)
 from sysout_jax.analysis.seeds import Seeds, across_seeds
 from sysout_jax.analysis.weights import WeightScan, weight_scan
 from sysout_jax.data.prompt import encode_prompt
@@ -220,7 +227,7 @@ def analyze(
     parts: Sequence[str] | None = None,
     thresholds: Thresholds | None = None,
     bos: str = "auto",
-    batch: int = 8,
+    batch: int | None = None,
     progress: Progress | None = None,
 ) -> Findings:
     """Find, locate, relate, follow and remove the outliers of a model.
@@ -233,7 +240,7 @@ def analyze(
         checkpoints and the seeds of a run: `python -m experiments.analyze`.
       thresholds: of the detectors; None for those of their papers.
       bos: auto, yes or no: the text starts with the tokenizer's BOS; auto: as in its training.
-      batch: sequences that are run together.
+      batch: sequences that are run together; None: 8, or fewer if they are long.
       progress: called with what is done of a part, and what there is in all.
 
     Raises:
@@ -245,6 +252,7 @@ def analyze(
         text = encode_prompt(model.tokenizer, text, bos)
     prompt = np.asarray(text, np.int32)
     rows = prompt[None] if rows is None else np.asarray(rows, np.int32)
+    batch = batch or together(max(rows.shape[1] - 1, 1))
     material = Material(model, prompt, rows, thresholds or Thresholds(), batch)
     names = tuple(name for name in PARTS if name not in OF_RUNS) if parts is None else tuple(parts)
     unknown = [name for name in names if name not in PARTS]

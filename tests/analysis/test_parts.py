@@ -12,11 +12,27 @@ from scipy import stats
 from sysout_jax.analysis.dynamics import KINDS, dynamics, emergence, fit_growth
 from sysout_jax.analysis.existence import pool
 from sysout_jax.analysis.relations import relate
+from sysout_jax.analysis.scan import together
 from sysout_jax.analysis.tokens import NAMES, token_class, token_classes
 from sysout_jax.analysis.weights import PROJECTIONS, weight_scan
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init, stack_blocks
+
+# ----------------------------------------------------------------------- sizes of batches
+
+
+@pytest.mark.parametrize(
+    ("backend", "length", "expected"),
+    [
+        ("cpu", 5, 8), ("cpu", 128, 4), ("cpu", 512, 1), ("cpu", 1000, 1), ("gpu", 1000, 8),
+        ("gpu", 1025, 1), ("cpu", 9000, 1),
+    ],
+)  # fmt: skip
+def test_sequences_run_together(monkeypatch, backend, length, expected):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert together(length) == expected
+
 
 # ------------------------------------------------------------------------------ relations
 
