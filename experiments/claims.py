@@ -37,10 +37,9 @@ VERDICTS = RESULTS / "claims.json"
 NO_RECORD = "no record yet"
 Rows = dict[str, dict[str, Any]]
 
-BOOKS = (
+FRUITFLY = (
     "experiments.variants --corpus=tokens:.cache/books --tokenizer=.cache/books/tokenizer.json "
-    "--model=gpt2-tiny --layers=6 --width=256 --heads=4 --seq_len=256 --batch_size=32 --steps=5500 "
-    "--measure_every=1000 --val_batches=2 --warmup=200 --schedule=constant --lr=3e-3 --seeds=0,1,2"
+    "--preset=fruitfly --steps=5500"
 )
 # record -> the commands that make it anew, each given the run of the first where it says RUN
 COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -67,15 +66,23 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "experiments.explicit --model=RUN --finetune=200 --sequences=128",
         ),
         "laboratory": ("experiments.laboratory",),
-        "causal": (
+        "causal/backcopy": (
             "experiments.variants --corpus=backcopy --variants=softmax --layers=3 "
             "--seeds=0,1,2,3,4 --steps=1500 --batch_size=8 --measure_every=500",
             "experiments.causal --model=RUN",
         ),
-        "variants/books-h100": (BOOKS,),
-        "compress/books-h100": (BOOKS, "experiments.compress --model=RUN --seq_len=256"),
-        "explicit/books-h100": (
-            BOOKS,
+        "variants/fruitfly-h100": (FRUITFLY,),
+        "analyze/fruitfly-h100": (
+            FRUITFLY,
+            "experiments.analyze --model=RUN --variant=softmax --seed=0 --seq_len=256 "
+            "--only=existence,positions,relations,lifecycle,roles,measures,interventions",
+        ),
+        "causal/fruitfly-h100": (
+            FRUITFLY, "experiments.causal --model=RUN --seq_len=256 --sequences=8 --controls=4"
+        ),
+        "compress/fruitfly-h100": (FRUITFLY, "experiments.compress --model=RUN --seq_len=256"),
+        "explicit/fruitfly-h100": (
+            FRUITFLY,
             "experiments.explicit --model=RUN --seq_len=256 --finetune=30 --finetune_batch=8",
         ),
     }

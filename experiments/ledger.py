@@ -319,14 +319,6 @@ waiting(
     "precision and recall above their permutation null, on a model that has both",
     disputed=False,
 )
-waiting(
-    "last_layers_remove_them",
-    "The last layers write the negative of the outliers into the residual stream",
-    f"{AN}, section 3",
-    "cosine of write and residual below -0.9 in a model of 4 layers or more",
-    disputed=False,
-)
-
 # ------------------------------------------------------- what other works add, or dispute
 
 
@@ -358,12 +350,6 @@ def the_factor_can_be_made_explicit(record: Record) -> Verdict:
     return Verdict(says, f"gate {shown(gate, 3)}, constant {shown(constant, 3)} nats")
 
 
-waiting(
-    "massive_without_sinks",
-    "Sinks can go while massive activations stay",
-    "Bondarenko et al. 2023; Qiu et al. 2025 (arXiv:2505.06708)",
-    f"max/median above {MASSIVE:g} with attention below {SINK}, 3 seeds",
-)
 waiting(
     "weight_decay",
     "Outliers against weight decay are an inverted U",

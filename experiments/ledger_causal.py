@@ -1,4 +1,5 @@
-"""Claims on causes, decided by doses: softmax models of three layers on Bigram-Backcopy.
+"""Claims on causes, decided by doses: softmax models of three layers on Bigram-Backcopy, and the
+fruit fly's of books.
 
 Changes are against the same model without the dose, and less those that as much does elsewhere, in
 pairs of seeds. Thresholds were written before the first dose was given.
@@ -9,7 +10,7 @@ from experiments.ledger import AN, Record, Verdict, above, below, claim, shown, 
 from sysout_jax.analysis.doses import ACTIVATION, WEIGHT
 
 WRITTEN = "2026-11-26T14:05"  # UTC
-RECORD = None  # no dose was given yet; "causal" when results/causal is there
+BACKCOPY, BOOKS = "causal/backcopy", "causal/fruitfly-h100"
 FALLS = 0.1  # of attention to the first token, that counts as the sink going
 
 
@@ -17,7 +18,7 @@ FALLS = 0.1  # of attention to the first token, that counts as the sink going
     "Weights make the activation outlier: it follows the row of W_down that writes most into the "
     "first token",
     f"{AN}, section 3", "the first token's max|h|/median falls when the row is taken away and "
-    "rises when it is doubled, beyond as much elsewhere", RECORD, WRITTEN,
+    "rises when it is doubled, beyond as much elsewhere", BACKCOPY, WRITTEN,
 )  # fmt: skip
 def weights_cause_activations(record: Record) -> Verdict:
     gone, doubled = (specific(record["models"], WEIGHT, dose, "ratio") for dose in (0.0, 2.0))
@@ -29,7 +30,7 @@ def weights_cause_activations(record: Record) -> Verdict:
     "Activation outliers make attention outliers: the sink goes with the first token's largest "
     "channel",
     f"{AN}, section 3; Sun et al. 2024", f"attention to it falls by more than {FALLS} when the "
-    "channel is set to zero, beyond as much elsewhere", RECORD, WRITTEN, disputed=True,
+    "channel is set to zero, beyond as much elsewhere", BACKCOPY, WRITTEN, disputed=True,
 )  # fmt: skip
 def activations_cause_sinks(record: Record) -> Verdict:
     found = specific(record["models"], ACTIVATION, 0.0, "attention")
@@ -39,8 +40,32 @@ def activations_cause_sinks(record: Record) -> Verdict:
 @claim(
     "Weight outliers make attention outliers: the sink goes with the row of W_down",
     f"{AN}, section 3", f"attention to the first token falls by more than {FALLS} when the row "
-    "is taken away, beyond as much elsewhere", RECORD, WRITTEN, disputed=True,
+    "is taken away, beyond as much elsewhere", BACKCOPY, WRITTEN, disputed=True,
 )  # fmt: skip
 def weights_cause_sinks(record: Record) -> Verdict:
     found = specific(record["models"], WEIGHT, 0.0, "attention")
     return Verdict(below(found, -FALLS), f"attention {shown(found)}")
+
+
+@claim(
+    "The same in a language model: the activation outlier follows that row of W_down",
+    f"{AN}, section 3", "as on Backcopy", BOOKS, WRITTEN,
+)  # fmt: skip
+def text_weights_cause_activations(record: Record) -> Verdict:
+    return weights_cause_activations(record)
+
+
+@claim(
+    "The same in a language model: the sink goes with the first token's largest channel",
+    f"{AN}, section 3; Sun et al. 2024", "as on Backcopy", BOOKS, WRITTEN, disputed=True,
+)  # fmt: skip
+def text_activations_cause_sinks(record: Record) -> Verdict:
+    return activations_cause_sinks(record)
+
+
+@claim(
+    "The same in a language model: the sink goes with the row of W_down",
+    f"{AN}, section 3", "as on Backcopy", BOOKS, WRITTEN, disputed=True,
+)  # fmt: skip
+def text_weights_cause_sinks(record: Record) -> Verdict:
+    return weights_cause_sinks(record)
