@@ -164,7 +164,7 @@ def context_scale(heads: Heads, p: Params) -> Mixed:
     normalised=False,
 )
 def sigmoid(heads: Heads, p: Params) -> Mixed:
-    weights = jax.nn.sigmoid(scores(heads) - log(heads.k.shape[-3]))
+    weights = jax.nn.sigmoid(scores(heads) - log(heads.length))
     return mix(heads, visible(weights, heads.mask))
 
 
@@ -251,7 +251,7 @@ def static_gate(heads: Heads, p: Params) -> Mixed:
     cite="Bondarenko et al. 2023 (arXiv:2306.12929), alpha = 12, zeta = 1",
 )
 def clipped_softmax(heads: Heads, p: Params) -> Mixed:
-    stretch = 12.0 / heads.k.shape[-3]
+    stretch = 12.0 / heads.length
     weights, _ = softmax_weights(scores(heads), heads.mask)
     return mix(heads, jnp.clip((1.0 + stretch) * weights - stretch, 0.0, 1.0))
 

@@ -36,6 +36,12 @@ class Heads(NamedTuple):
     softcap: float | None = None  # c: logits s become c tanh(s/c)
     bias: Float[Array, "N #T S"] | None = None  # added to the logits last
     fused: bool = False  # all of the past is visible and nobody asks for logits or weights
+    sequence: int | None = None  # keys of the whole sequence, where k holds its beginning only
+
+    @property
+    def length(self) -> int:
+        """S of the whole sequence."""
+        return self.k.shape[-3] if self.sequence is None else self.sequence
 
 
 class Mixed(NamedTuple):

@@ -21,7 +21,10 @@ from sysout_jax.core.primitives import Heads
 from sysout_jax.core.streaming import Partial, join_queries, split_queries
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.geometry import logit_bias, rotation
-from sysout_jax.model.taps import WITHIN_ATTENTION, LayerTap, Probe
+from sysout_jax.model.taps import PER_QUERY, WITHIN_ATTENTION, LayerTap, Probe
+
+LONG = 256  # tokens from which attention's maps no longer fit into a processor's caches
+PARTS = 4  # of such a sequence's queries: 5/8 of the weights are computed
 
 
 class Axed(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
@@ -115,18 +118,27 @@ class Attention(Owner):
 
         fused = c.fused and not tap.probe.asks(*WITHIN_ATTENTION)
 
-        def attend(q: Array, x_q: Array, queries: Array, tap: Any) -> Array:
-            mask = causal_mask(queries, positions, c.window)
+        length = x.shape[1]
+
+        def attend(
+            q: Array, x_q: Array, queries: Array, tap: Any, count: int = length
+        ) -> Array:  # to the first `count` keys
+            keys = positions[:count]
+            mask = causal_mask(queries, keys, c.window)
             if c.window_layers is not None:
-                mask = jnp.where(windowed, mask, causal_mask(queries, positions))
-            bias = logit_bias(c, queries, positions)
-            heads = Heads(q, k, v, x_q, x, mask, tap, c.query_scale, c.attn_softcap, bias, fused)
+                mask = jnp.where(windowed, mask, causal_mask(queries, keys))
+            heads = Heads(
+                q, k[:, :count], v[:, :count], x_q, x[:, :count], mask, tap, c.query_scale,
+                c.attn_softcap, logit_bias(c, queries, keys), fused, length,
+            )  # fmt: skip
             return variant(heads, params).out
 
-        if c.query_block is None:
+        if c.query_block is not None:
+            out = _in_blocks(attend, q, x, tap, c.query_block)
+        elif fused or length < LONG or tap.probe.asks(*PER_QUERY):
             out = attend(q, x, positions, tap)
         else:
-            out = _in_blocks(attend, q, x, tap, c.query_block)
+            out = _to_the_past(attend, q, x, positions, tap)
         out_bias = self.own_bias("out", "out_bias", "D")
         out = tap("attn_mix", out)
         return linear(out, self.own("out", "N H -> D", "residual"), out_bias, inputs=2)
@@ -140,6 +152,23 @@ class Attention(Owner):
         # Norms take three axes and work on the last: one row per head, or one per position.
         rows = (-1, *x.shape[-2:]) if per_head else (*x.shape[:2], -1)
         return norm(x.reshape(rows)).reshape(x.shape)
+
+
+def _to_the_past(
+    attend: Callable[[Array, Array, Array, Any, int], Array],
+    q: Float[Array, "B T N H"],
+    x: Float[Array, "B T D"],
+    positions: Int[Array, "T"],
+    tap: LayerTap,
+) -> Float[Array, "B T N H"]:
+    """Attention with its queries in a few parts, each of which sees the keys up to its end: the
+    same numbers without most of the weights that a mask would set to zero."""
+    size = -(-q.shape[1] // PARTS)
+    parts = []
+    for first in range(0, q.shape[1], size):
+        rows = slice(first, min(first + size, q.shape[1]))
+        parts.append(attend(q[:, rows], x[:, rows], positions[rows], tap, rows.stop))
+    return jnp.concatenate(parts, axis=1)
 
 
 def _in_blocks(

@@ -52,6 +52,7 @@ TAPS: Mapping[str, str] = MappingProxyType(
 )
 
 WITHIN_ATTENTION = ("attn_logits", "attn_weights", "attn_extra")  # a fused kernel has none of them
+PER_QUERY = (*WITHIN_ATTENTION, "attn_gate")  # what attention to a part of the past has parts of
 
 
 class Probe:

@@ -10,6 +10,7 @@ import pytest
 
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError
+from sysout_jax.model import block as block_module
 from sysout_jax.model.config import DTYPES, PLACEMENTS, ModelConfig
 from sysout_jax.model.decoder import forward, init, param_axes, stack_blocks, unstack_blocks
 
@@ -559,3 +560,46 @@ def test_jit_equals_eager():
     params = noisy(LLAMA)
     eager = forward(LLAMA, params, jnp.asarray(TOKENS))[0]
     np.testing.assert_allclose(logits(LLAMA, params), eager, rtol=1e-5, atol=1e-5)
+
+
+PAST = [
+    *({"variant": name} for name in VARIANTS),
+    {"position": "alibi"}, {"position": "alibi", "alibi_falcon": True}, {"attn_softcap": 3.0},
+    {"window": 3}, {"window": 3, "window_layers": (1,)}, {"scan_layers": True},
+    {"variant": "value_gate", "dtype": "bfloat16"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", PAST, ids=str)
+def test_attention_to_the_past_alone(monkeypatch, changes):
+    """In parts that see no key after them: the same loss and gradients, to rounding."""
+    config = dataclasses.replace(LLAMA, **changes)
+    params = noisy(config)
+
+    def loss(params):
+        return jnp.mean(
+            jnp.square(forward(config, params, jnp.asarray(TOKENS))[0].astype(jnp.float32))
+        )
+
+    whole = jax.value_and_grad(loss)(params)
+    monkeypatch.setattr(block_module, "LONG", TOKENS.shape[1])
+    made = []
+    original = block_module._to_the_past
+    monkeypatch.setattr(
+        block_module, "_to_the_past", lambda *args: made.append(1) or original(*args)
+    )
+    parts = jax.value_and_grad(loss)(params)
+    assert made
+    rtol = 2e-5 if config.dtype == "float32" else 3e-2
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(b, a, rtol=rtol, atol=rtol * float(jnp.max(jnp.abs(a))))
+
+
+@pytest.mark.parametrize("tap", ["attn_weights", "attn_logits", "attn_gate"])
+def test_maps_that_are_asked_for_stay_whole(monkeypatch, tap):
+    config = dataclasses.replace(LLAMA, variant="context_scale")
+    params = noisy(config)
+    run = partial(forward, config, params, jnp.asarray(TOKENS), {tap: None})
+    expected = run()[1][tap]
+    monkeypatch.setattr(block_module, "LONG", 1)
+    np.testing.assert_array_equal(run()[1][tap], expected)
