@@ -56,12 +56,14 @@ def claim(
     record: str | None,
     written: str,
     disputed: bool = False,
+    name: str | None = None,
 ) -> Callable[[Callable[[Record], Verdict]], Callable[[Record], Verdict]]:
-    """Enter the decorated function in the ledger under its own name."""
+    """Enter the decorated function in the ledger under its own name, or, where it decides by
+    another record too, under the given one."""
 
     def enter(decide: Callable[[Record], Verdict]) -> Callable[[Record], Verdict]:
-        name = decide.__name__
-        _table[name] = Claim(name, statement, source, disputed, threshold, written, record, decide)
+        own = name or decide.__name__
+        _table[own] = Claim(own, statement, source, disputed, threshold, written, record, decide)
         return decide
 
     return enter

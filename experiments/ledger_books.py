@@ -144,20 +144,18 @@ def text_outliers_are_a_factor(record: Record) -> Verdict:
     return Verdict(below(found, FREE), f"{shown(found, 3)} nats")
 
 
-@claim(
+claim(
     "In a language model, taking the attention outliers away harms",
     f"{AN}, section 4", "as on Backcopy", ANALYZED, FIRST,
-)  # fmt: skip
-def text_removal_harms(record: Record) -> Verdict:
-    return removal_harms(record)
+    name="text_removal_harms",
+)(removal_harms)  # fmt: skip
 
 
-@claim(
+claim(
     "In a language model, putting the factor S in their place does not",
     f"{AN}, section 4", "as on Backcopy", ANALYZED, FIRST,
-)  # fmt: skip
-def text_the_factor_replaces_them(record: Record) -> Verdict:
-    return the_factor_replaces_them(record)
+    name="text_the_factor_replaces_them",
+)(the_factor_replaces_them)  # fmt: skip
 
 
 @claim(

@@ -47,25 +47,22 @@ def weights_cause_sinks(record: Record) -> Verdict:
     return Verdict(below(found, -FALLS), f"attention {shown(found)}")
 
 
-@claim(
+claim(
     "The same in a language model: the activation outlier follows that row of W_down",
     f"{AN}, section 3", "as on Backcopy", BOOKS, WRITTEN,
-)  # fmt: skip
-def text_weights_cause_activations(record: Record) -> Verdict:
-    return weights_cause_activations(record)
+    name="text_weights_cause_activations",
+)(weights_cause_activations)  # fmt: skip
 
 
-@claim(
+claim(
     "The same in a language model: the sink goes with the first token's largest channel",
     f"{AN}, section 3; Sun et al. 2024", "as on Backcopy", BOOKS, WRITTEN, disputed=True,
-)  # fmt: skip
-def text_activations_cause_sinks(record: Record) -> Verdict:
-    return activations_cause_sinks(record)
+    name="text_activations_cause_sinks",
+)(activations_cause_sinks)  # fmt: skip
 
 
-@claim(
+claim(
     "The same in a language model: the sink goes with the row of W_down",
     f"{AN}, section 3", "as on Backcopy", BOOKS, WRITTEN, disputed=True,
-)  # fmt: skip
-def text_weights_cause_sinks(record: Record) -> Verdict:
-    return weights_cause_sinks(record)
+    name="text_weights_cause_sinks",
+)(weights_cause_sinks)  # fmt: skip
