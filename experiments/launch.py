@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -195,7 +196,7 @@ def launch(main: Callable[[], None]) -> None:
 
     def run(argv: Sequence[str]) -> None:
         if not FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # orbax tells its whole story at INFO
+            _quiet_storage()
         status = guarded(main, argv)
         if status and hosts.several():
             hosts.leave_with(status)
@@ -232,6 +233,25 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
     except Preempted as error:
         print(error)
     return 0
+
+
+def _quiet_storage() -> None:
+    """Leave out what the storage library says besides what it raises.
+
+    It tells its whole story at INFO; a failed write it logs with a traceback from each of its
+    threads; other writes that failed are heard of as nobody asks for them, or because the event
+    loop that they report to is closed.
+    """
+    logging.set_verbosity(logging.WARNING)
+    for name in ("absl", "asyncio"):
+        getLogger(name).addFilter(lambda record: not record.exc_info)
+    before = sys.unraisablehook
+
+    def hook(raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            before(raised)
+
+    sys.unraisablehook = hook
 
 
 @contextmanager

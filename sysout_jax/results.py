@@ -108,8 +108,9 @@ class RunDirectory:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        self._metrics.write(json.dumps(plain(row), allow_nan=False) + "\n")
-        self._metrics.flush()
+        with naming(self.path / "metrics.jsonl"):
+            self._metrics.write(json.dumps(plain(row), allow_nan=False) + "\n")
+            self._metrics.flush()
 
     @contextlib.contextmanager
     def record(self, experiment: str, **content: Any) -> Iterator[dict[str, Any]]:
@@ -130,7 +131,8 @@ class RunDirectory:
             raise
         finally:
             record["seconds"] = time.perf_counter() - begun
-            self._metrics.close()
+            with naming(self.path / "metrics.jsonl"):
+                self._metrics.close()
             self.write("result.json", record)
 
 
@@ -148,13 +150,24 @@ def write_text(path: Path, text: str) -> Path:
     """Write lines of text in the same way."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text + "\n")
-        partial.replace(path)
+        with naming(path):
+            partial.write_text(text + "\n")
+            partial.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
     return path
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have errors of the system say which file it is: those of a write name none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def layout(value: Any) -> str:

@@ -181,7 +181,7 @@ def test_a_failing_write_keeps_the_old_file(tmp_path, monkeypatch):
     target = write_json(tmp_path / "a.json", {"old": 1})
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full_disk)
-        with pytest.raises(OSError, match="No space left on device"):
+        with pytest.raises(OSError, match=r"No space left on device: .*/a\.json"):
             write_json(target, {"new": 2})
     assert json.loads(target.read_text()) == {"old": 1}
     assert listing(tmp_path) == ["a.json"]
@@ -205,7 +205,7 @@ def test_a_full_disk_surfaces_from_the_log(tmp_path):
     run = RunDirectory(tmp_path, "study")
     run._metrics.close()
     run._metrics = open("/dev/full", "w")  # noqa: SIM115
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match=r"No space left on device: .*/metrics\.jsonl"):
         run.log({"step": 1})
     with pytest.raises(OSError, match="No space left on device"):
         run._metrics.close()

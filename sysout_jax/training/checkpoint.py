@@ -1,12 +1,14 @@
 """Trained models on disk: config.json, tokenizer.json, and the parameters of all seeds."""
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -51,7 +53,7 @@ def save(
     partial_directory = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial_directory, ignore_errors=True)
     partial_directory.mkdir(parents=True)
-    try:
+    with whole_or_not("model", partial_directory, target):
         # Of several processes only this one writes, and it must not wait for the others.
         alone = {jax.process_index()}
         options = ocp.options.MultiprocessingOptions(
@@ -69,16 +71,33 @@ def save(
         if tokenizer is not None:
             tokenizer.save(partial_directory / "tokenizer.json")
         partial_directory.rename(target)
+
+
+@contextlib.contextmanager
+def whole_or_not(what: str, partial_directory: Path, target: Path) -> Iterator[None]:
+    """Remove what was begun of a directory if it cannot be finished.
+
+    Raises:
+      OSError: it cannot be written; names the target and the operating system's reason.
+    """
+    try:
+        yield
     except BaseException as error:
         shutil.rmtree(partial_directory, ignore_errors=True)
-        if isinstance(error, ValueError):  # how the storage library reports a failed write
-            raise unwritten("model", target, error) from error
+        if isinstance(error, OSError | ValueError):
+            number, why = _failed_write(error)
+            raise OSError(number, f"{what} not written: {why}", str(target)) from error
         raise
 
 
-def unwritten(what: str, target: Path, error: Exception) -> OSError:
-    """What the storage library's ValueError of a failed write means."""
-    return OSError(errno.EIO, f"{what} not written: {reason(error)[:200]}", str(target))
+def _failed_write(error: OSError | ValueError) -> tuple[int, str]:
+    """The system's number of an error and what it means; the storage library has it in its text."""
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO, error.strerror or str(error)
+    code = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+    if code:
+        return int(code[1]), os.strerror(int(code[1]))
+    return errno.EIO, reason(error)[:200]
 
 
 def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:

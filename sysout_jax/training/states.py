@@ -23,7 +23,7 @@ from sysout_jax.errors import reason
 from sysout_jax.model.config import at_least
 from sysout_jax.results import write_json
 from sysout_jax.training import hosts
-from sysout_jax.training.checkpoint import STORAGE, digests, unwritten
+from sysout_jax.training.checkpoint import STORAGE, digests, whole_or_not
 
 FORMAT = 1
 UNREADABLE = (OSError, ValueError, KeyError, TypeError)  # what a damaged state raises
@@ -88,7 +88,8 @@ class StateStore:
         finally:
             self._writer.shutdown()
             if self._checkpointer is not None:
-                self._checkpointer.close()
+                with contextlib.suppress(OSError, ValueError):  # what the wait has said already
+                    self._checkpointer.close()
 
     def save(self, step: int, state: Any, about: dict[str, Any], finished: bool = False) -> None:
         """Copy a state off the devices and write it while training goes on.
@@ -112,11 +113,8 @@ class StateStore:
         with STORAGE:
             if self._checkpointer is None:
                 self._checkpointer = _checkpointer()
-            try:
+            with whole_or_not("state", partial, target):
                 self._checkpointer.save(partial / "state", hosts.shared(_named(state)))
-            except ValueError as error:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise unwritten("state", target, error) from error
         record = {"format": FORMAT, "step": step, **about}
         self._pending = self._writer.submit(self._finish, partial, target, record, finished)
 
@@ -131,7 +129,7 @@ class StateStore:
             pending.result()
 
     def _finish(self, partial: Path, target: Path, record: dict[str, Any], finished: bool) -> None:
-        try:
+        with whole_or_not("state", partial, target):
             self._checkpointer.wait_until_finished()
             if not hosts.first():
                 return
@@ -139,11 +137,6 @@ class StateStore:
             write_json(partial / "sha256.json", digests(partial))
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
-        except BaseException as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, ValueError):  # how the storage library reports a failed write
-                raise unwritten("state", target, error) from error
-            raise
         steps = saved_steps(self.directory)
         for step in set(steps) - self.saving.kept(list(steps), finished):
             shutil.rmtree(steps[step], ignore_errors=True)

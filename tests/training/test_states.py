@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -184,6 +186,38 @@ def test_a_full_disk_leaves_the_states_before(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left on device"):
         store(tmp_path, (8,))
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000004"]
+    assert found(tmp_path) == (4, [])
+
+
+NO_ROOM = """
+import resource, sys
+from pathlib import Path
+from experiments import launch
+from sysout_jax.training.states import Saving, StateStore
+from tests.training.test_states import a_state
+
+def main():
+    with StateStore(Path(sys.stdin.read()), Saving(), print) as store:
+        store.save(4, a_state(4), {})
+        store.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+        store.save(8, a_state(8), {})
+
+launch.launch(main)
+"""
+
+
+def test_a_write_that_the_system_refuses_is_one_line(tmp_path):
+    """The storage library's threads meet it first; a user sees which state, why, and no more."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_ROOM], input=str(tmp_path), cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"error: {tmp_path}/step-000000008: state not written: File too large\n",
+    )
+    assert list(saved_steps(tmp_path)) == [4]
     assert found(tmp_path) == (4, [])
 
 
