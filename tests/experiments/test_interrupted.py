@@ -311,5 +311,5 @@ def test_two_runs_in_one_directory(run_variants, stopped, tmp_path):
         f"error: {directory}: another run is writing to it; accepted: a directory of its own\n"
     )
     assert (directory / "metrics.jsonl").read_text() == '{"step": 0}\n'
-    RunDirectory(tmp_path, "variants", name="a").log({"step": 1})
-    assert (directory / "metrics.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'
+    with RunDirectory(tmp_path, "variants", name="a").record("study"):
+        assert (directory / "metrics.jsonl").read_text() == '{"step": 0}\n'

@@ -195,9 +195,8 @@ def test_disk_that_fills_up(run_variants, tmp_path, monkeypatch):
     )
     assert outcome.status == 1
     (directory,) = (tmp_path / "variants").iterdir()
-    assert outcome.err == (
-        f"error: {directory / 'models' / 'softmax'}: model not written: No space left on device\n"
-    )
+    model = directory / "models" / "backcopy-softmax"
+    assert outcome.err == f"error: {model}: model not written: No space left on device\n"
     assert not list((directory / "models").iterdir())
     assert json.loads((directory / "result.json").read_text())["status"] == "failed"
 
