@@ -17,7 +17,7 @@ from sysout_jax.errors import reason
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import param_axes, stack_blocks, unstack_blocks
 from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
-from sysout_jax.training.step import make_step, make_steps, start, token_loss
+from sysout_jax.training.step import make_step, make_steps, parts_of, start, token_loss
 from sysout_jax.training.timing import Stepping, alternated
 
 # How far apart ours and the peer may be, by the dtype of activations, as shares: the loss at step
@@ -74,13 +74,13 @@ def timed(
         say(f"{name}: from PyTorch's at step 0, as shares: {shares}")
     check(differences, c.dtype)
 
-    calls = {"eager": _peer(c, params, theirs)}
+    parts = parts_of(c, batch_size, c.context)  # of a batch, for both sides
+    calls = {"eager": _peer(c, params, theirs, parts)}
     for name, form in forms.items():
-        calls[name] = partial(
-            _losses, Stepping(make_steps(make_step(form, transform)), fresh(), batches)
-        )
+        step = make_steps(make_step(form, transform, parts))
+        calls[name] = partial(_losses, Stepping(step, fresh(), batches))
     if compiled:
-        calls["compile"] = _peer(c, params, theirs, torch.compile)
+        calls["compile"] = _peer(c, params, theirs, parts, torch.compile)
     first, losses, left_out = first_calls(calls, say)
     for name, found in losses.items():
         away = float(np.max(np.abs(found / losses["eager"] - 1)))
@@ -90,7 +90,7 @@ def timed(
     calls = {name: calls[name] for name in losses}
     seconds = {name: s / steps for name, s in alternated(calls, rounds).items()}
     return {
-        "differences": differences, "first_call": first, "left_out": left_out,
+        "parts": parts, "differences": differences, "first_call": first, "left_out": left_out,
         "seconds": seconds,
         "ratio": {
             name: quartiles(s / seconds["ours"]) for name, s in seconds.items() if name != "ours"
@@ -102,10 +102,12 @@ def _peer(
     c: ModelConfig,
     params: Mapping[str, Any],
     tokens: torch.Tensor,
+    parts: int,
     compiler: Callable[[torch_decoder.Decoder], Any] = lambda model: model,
 ) -> Callable[[], np.ndarray]:
     model = compiler(torch_decoder.filled(c, params))
-    return partial(torch_decoder.run, torch_decoder.make_step(model, OPTIMIZER, c.dtype), tokens)
+    step = torch_decoder.make_step(model, OPTIMIZER, c.dtype, parts)
+    return partial(torch_decoder.run, step, tokens)
 
 
 def _losses(stepping: Stepping) -> np.ndarray:

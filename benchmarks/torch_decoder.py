@@ -202,9 +202,9 @@ def gradients(model: Decoder, tokens: Tensor, dtype: str) -> tuple[float, dict[s
 
 
 def make_step(
-    model: nn.Module, config: OptimizerConfig, dtype: str = "float32"
+    model: nn.Module, config: OptimizerConfig, dtype: str = "float32", parts: int = 1
 ) -> Callable[[Tensor], Tensor]:
-    """A training step: tokens [B, T+1] -> loss."""
+    """A training step: tokens [B, T+1] -> loss; the batch in equal parts, gradients averaged."""
     groups = [
         {
             "params": [p for p in model.parameters() if (p.dim() == 2) == matrix],
@@ -218,11 +218,14 @@ def make_step(
 
     def step(tokens: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        loss = mean_loss(model, tokens, dtype)
-        loss.backward()
+        loss = torch.zeros((), device=tokens.device)
+        for part in tokens.chunk(parts):
+            share = mean_loss(model, part, dtype) / parts
+            share.backward()
+            loss += share.detach()
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
-        return loss.detach()
+        return loss
 
     return step
 

@@ -34,7 +34,7 @@ from sysout_jax.training.sharding import make_mesh
 
 FLAGS = flags.FLAGS
 STEPS = ("train", "analysis")
-BASE = TrainConfig(seq_len=1024, batch_size=32)
+BASE = TrainConfig(seq_len=1024, batch_size=32, accumulate=1)
 # Of a training run, what a step's memory and work depend on.
 MATTERS = (
     "variant", "seq_len", "batch_size", "accumulate", "param_dtype", "mesh", "optimizer",

@@ -25,7 +25,7 @@ class TrainConfig:
     bos: bool = True  # every sequence starts with a BOS token
     seq_len: int = 64  # T, inputs per sequence
     batch_size: int = 16  # sequences per optimiser step
-    accumulate: int = 1  # parts that a batch is cut into, their gradients averaged
+    accumulate: int | None = None  # equal parts of a batch; None: 1, or to fit a CPU's caches
     steps: int = 300  # optimiser steps
     seeds: tuple[int, ...] = (0,)  # initialisation and data order; trained together by vmap
     seeds_at_once: int = 8  # of the seeds, how many fit in memory together
@@ -53,13 +53,14 @@ class TrainConfig:
             raise InputError(
                 f"--loss_from={self.loss_from}: accepted: a position from 0 to {self.seq_len - 1}"
             )
-        if self.batch_size % self.accumulate:
+        parts = self.accumulate or 1
+        if self.batch_size % parts:
             raise InputError(
                 f"--accumulate={self.accumulate}: does not divide --batch_size={self.batch_size}; "
                 "accepted: a divisor of it"
             )
         check_parallel(self.parallel, self.mesh_shape)
-        check_fits(self.mesh_shape, self.model, self.batch_size, self.accumulate)
+        check_fits(self.mesh_shape, self.model, self.batch_size, parts)
         in_range = all(0 <= seed < 2**32 for seed in self.seeds)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not in_range:
             raise InputError(

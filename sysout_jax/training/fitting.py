@@ -35,13 +35,14 @@ def activation_bytes(config: TrainConfig, vocab: int) -> float:
     """
     c = config.architecture(vocab)
     size, mesh = c.sizes, config.mesh_shape
-    tokens = config.batch_size * config.seq_len / (mesh.batch_parts * config.accumulate)
+    parts = mesh.batch_parts * (config.accumulate or 1)
+    tokens = config.batch_size * config.seq_len / parts
     itemsize = 2 if c.dtype == "bfloat16" else 4
     maps = 0 if c.fused else 3 * size["N"] * min(config.seq_len, c.query_block or config.seq_len)
     inside = (3 * size["F"] + 4 * size["N"] * size["H"] + maps) / mesh.tensor + 4 * size["D"]
     kept = {"none": inside, "dots": inside - maps / mesh.tensor, "block": size["D"]}[c.remat]
-    parts = mesh.tensor if size["V"] % mesh.tensor == 0 else 1
-    return tokens * (itemsize * (size["L"] * kept + inside) + 8 * size["V"] / parts)
+    divided = mesh.tensor if size["V"] % mesh.tensor == 0 else 1
+    return tokens * (itemsize * (size["L"] * kept + inside) + 8 * size["V"] / divided)
 
 
 def alternatives(config: TrainConfig, devices: int) -> Iterator[TrainConfig]:
@@ -51,7 +52,7 @@ def alternatives(config: TrainConfig, devices: int) -> Iterator[TrainConfig]:
     for batch in _divisors(config.batch_size)[::-1]:
         for remat in remats:
             for parts in _divisors(batch):
-                if parts >= config.accumulate:
+                if parts >= (config.accumulate or 1):
                     for mesh in _meshes(devices):
                         model = replace(config.model, remat=remat)
                         try:

@@ -74,7 +74,7 @@ def make_devices(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
     batch_size: int,
-    accumulate: int = 1,
+    accumulate: int | None = None,
     dtype: str = "float32",
     loss_from: int = 0,
 ) -> Devices:
@@ -83,7 +83,8 @@ def make_devices(
     Args:
       parallel: jit, pmap or shard_map; on a single device all are one.
       shape: of the mesh.
-      config, optimizer, accumulate, loss_from: as for `make_step`.
+      config, optimizer, accumulate, loss_from: as for `make_step`; without `accumulate`, several
+        devices take their batch in one part.
       batch_size: B, of all devices together.
       dtype: as for `start`.
 
@@ -96,7 +97,7 @@ def make_devices(
         steps = make_steps(make_step(config, optimizer, accumulate, loss_from=loss_from))
         return Devices(begin, jnp.asarray, None, steps, _same, _same, lambda rows: rows)
     make = {"jit": _jit, "pmap": _pmap, "shard_map": _shard_map}[parallel]
-    return make(mesh, config, optimizer, batch_size, accumulate, dtype, loss_from)
+    return make(mesh, config, optimizer, batch_size, accumulate or 1, dtype, loss_from)
 
 
 def _same(state: TrainState) -> TrainState:

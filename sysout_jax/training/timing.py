@@ -97,6 +97,6 @@ def step_flops(config: TrainConfig, vocab: int) -> float:
     optimizer = make_optimizer(config.optimizer, config.steps, param_axes(architecture))
     state = jax.eval_shape(partial(start, architecture, optimizer), jax.random.key(0))
     batch = jax.ShapeDtypeStruct((config.batch_size, config.seq_len + 1), np.int32)
-    lowered = jax.jit(make_step(architecture, optimizer)).lower(state, batch)
+    lowered = jax.jit(make_step(architecture, optimizer, accumulate=1)).lower(state, batch)
     counted: Any = lowered.cost_analysis()
     return float(counted["flops"])

@@ -83,6 +83,19 @@ def test_the_peer_learns(compared):
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_the_peers_parts_are_its_batch(compared):
+    c, params, batch = compared
+    tokens = torch.from_numpy(batch.astype(np.int64))
+
+    def losses(parts):
+        step = torch_decoder.make_step(
+            torch_decoder.filled(c, params), side_by_side.OptimizerConfig(lr=0.01), parts=parts
+        )
+        return [float(step(tokens)) for _ in range(5)]
+
+    np.testing.assert_allclose(losses(len(batch)), losses(1), rtol=1e-5)
+
+
 def test_the_peer_is_where_jax_is(monkeypatch):
     assert torch_decoder.device() == "cpu"
     monkeypatch.setattr(torch_decoder.jax, "default_backend", lambda: "gpu")

@@ -17,7 +17,7 @@ TINY = ModelConfig(
     vocab=13, layers=3, width=8, heads=2, mlp_width=24, mlp="swiglu", position="rope",
     scan_layers=True,
 )  # fmt: skip
-RUN = TrainConfig(batch_size=6, seq_len=5, model=TINY)
+RUN = TrainConfig(batch_size=6, seq_len=5, accumulate=1, model=TINY)
 
 
 def test_roofline_by_hand():

@@ -10,6 +10,7 @@ import pytest
 
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init, param_axes
+from sysout_jax.training import step
 from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sysout_jax.training.step import TrainState, make_step, make_steps, start, token_loss
 
@@ -115,6 +116,41 @@ def test_accumulated_parts_equal_the_whole_batch(accumulate):
     parts, record_parts = steps_fn(UNIT, accumulate)(states[1], rows)
     close(parts, whole)
     close(record_parts, record)
+
+
+@pytest.mark.parametrize(
+    ("widest", "sequences", "length", "parts"),
+    [
+        ({"vocab": 2**10, "heads": 1}, 4, 2**10, 1),  # 2**22 numbers of logits
+        ({"vocab": 2**10 + 1, "heads": 1}, 4, 2**10, 2),
+        ({"mlp_width": 2**12}, 12, 2**8, 3),
+        ({"heads": 16, "kv_heads": 16, "width": 32}, 16, 2**9, 16),  # N T T = 2**22
+        ({"heads": 16, "kv_heads": 16, "width": 32, "query_block": 2**6}, 16, 2**9, 2),
+        ({"vocab": 2**10}, 7, 2**11, 7),  # a prime: one sequence at a time, the least there is
+        ({"vocab": 2**20}, 6, 2**7, 6),  # where even one does not fit
+        ({}, 1, 2**3, 1),
+    ],
+)  # fmt: skip
+def test_parts_that_fit_into_caches(widest, sequences, length, parts, monkeypatch):
+    config = dataclasses.replace(CONFIG, **widest)
+    assert step.parts_of(config, sequences, length) == parts
+    monkeypatch.setattr(step.jax, "default_backend", lambda: "gpu")
+    assert step.parts_of(config, sequences, length) == 1
+
+
+def test_parts_that_nobody_chose(monkeypatch):
+    """The bits are those of as many parts by name."""
+    monkeypatch.setattr(step, "CACHED", 3 * 7 * CONFIG.sizes["F"])  # three sequences of six
+    unset = make_steps(make_step(CONFIG, optimizer(ADAMW)))
+    rows = jnp.asarray(ROWS[:1])
+
+    def fresh_states():
+        return stack([fresh(ADAMW, seed) for seed in range(3)])
+
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        unset(fresh_states(), rows), steps_fn(ADAMW, 2)(fresh_states(), rows),
+    )  # fmt: skip
 
 
 def test_the_gradient_norm_is_that_before_clipping():
