@@ -134,6 +134,13 @@ def test_no_flag_is_defined_in_the_package():
     assert not [name for name in OURS if any(below(x, ["absl"]) for x in imported(name))]
 
 
+def test_no_clock_decides():
+    """A wrong one changes nothing: clocks name run directories and date records."""
+    clocks = re.compile(r"time\.time(_ns)?\(|\.now\(|st_[acm]time|get[acm]time\(")
+    read = {module for module, path in MODULES.items() if clocks.search(path.read_text())}
+    assert read == {"sysout_jax.results"}
+
+
 def test_no_room_for_odds_and_ends():
     names = {part for path in MODULES.values() for part in path.relative_to(ROOT).parts}
     assert not names & {"utils.py", "common.py", "helpers.py", "misc.py", "utils", "common"}

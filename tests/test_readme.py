@@ -106,6 +106,27 @@ def test_the_sizes_of_a_streamed_model_come_from_their_record():
     )
 
 
+def test_what_a_step_needs_on_tpus_comes_from_the_plans():
+    """To renew one: the command in its record."""
+    shown = re.search(
+        r"GPT-2 124M \(64 x 1,024\) needs (\S+) of (\d+) GiB and at least (\S+) ms on a v5e-8, one"
+        r" of LLaMA-2-7B \(256 x 4,096\) (\S+) of (\d+) GiB and (\S+) s on a v5e-256,"
+        r" (\S+) of (\d+) GiB and (\S+) s on a v5p-512",
+        README,
+    )
+    found = []
+    for name in ("gpt2-124m-v5e-8", "llama2-7b-v5e-256", "llama2-7b-v5p-512"):
+        record = read_record(ROOT / "results" / "plan" / name)
+        step, small = record["steps"]["train"], record["model"] == "gpt2-124m"
+        assert (step["config"]["batch_size"], step["config"]["seq_len"]) == (
+            (64, 1024) if small else (256, 4096)
+        )
+        peak, room, least = step["memory"]["peak"], step["room"], step["roofline"]["step"]
+        found += [f"{peak / 2**30:.1f}", f"{room / 2**30:.0f}"]
+        found.append(f"{1e3 * least:.0f}" if small else f"{least:.2f}")
+    assert shown.groups() == tuple(found)
+
+
 def test_tables_are_there():
     assert len(TABLES) >= 4
 
