@@ -43,23 +43,47 @@ class Blockwise:
         return self.finish(self.of_block(*values, jnp.arange(values[-1].shape[-2])))
 
 
-def merge(blocks: Partial, queries: int) -> Partial:
-    """The Partial of all queries from those of its blocks.
+def over_blocks(
+    of_block: Callable[[Any], tuple[Any, dict[str, Partial]]], blocks: Any, queries: int
+) -> tuple[Any, dict[str, Partial]]:
+    """Blocks of queries one after the other; sums and maxima are carried from one to the next.
+
+    A sum for each key of each block would be T/t of them: memory that grows with T^2.
 
     Args:
-      blocks: with a leading axis over blocks on every leaf.
+      of_block: one block -> what becomes of its queries, and by name what it contributes.
+      blocks: arrays with a leading axis over blocks.
       queries: T; what the last block holds beyond it is padding.
+
+    Returns:
+      What became of the queries, with that leading axis; the Partials of all queries.
     """
+    shapes = jax.eval_shape(of_block, jax.tree.map(lambda x: x[0], blocks))[1]
+    nothing = {
+        name: (
+            jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), of.total),
+            jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf, x.dtype), of.largest),
+        )
+        for name, of in shapes.items()
+    }
+
+    def add(whole: dict[str, Any], block: Any) -> tuple[dict[str, Any], Any]:
+        out, partials = of_block(block)
+        added = {
+            name: (
+                jax.tree.map(jnp.add, whole[name][0], of.total),
+                jax.tree.map(jnp.maximum, whole[name][1], of.largest),
+            )
+            for name, of in partials.items()
+        }
+        return added, (out, {name: of.queries for name, of in partials.items()})
 
     def join(x: Array) -> Array:
         x = jnp.moveaxis(x, 0, -2)
         return x.reshape(*x.shape[:-2], -1)[..., :queries]
 
-    return Partial(
-        jax.tree.map(lambda x: jnp.sum(x, axis=0), blocks.total),
-        jax.tree.map(lambda x: jnp.max(x, axis=0), blocks.largest),
-        jax.tree.map(join, blocks.queries),
-    )
+    whole, (out, single) = jax.lax.scan(add, nothing, blocks)
+    return out, {name: Partial(*whole[name], jax.tree.map(join, single[name])) for name in whole}
 
 
 def split_queries(x: Float[Array, "*B T N C"], size: int) -> Float[Array, "blocks *B t N C"]:

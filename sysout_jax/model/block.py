@@ -18,7 +18,7 @@ from sysout_jax.core.experts import choose, expert_linear, gather, route, scatte
 from sysout_jax.core.layers import MLPS, NORMS, causal_mask, linear
 from sysout_jax.core.positions import rotate
 from sysout_jax.core.primitives import Heads
-from sysout_jax.core.streaming import Partial, join_queries, split_queries
+from sysout_jax.core.streaming import Partial, join_queries, over_blocks, split_queries
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.geometry import logit_bias, rotation
 from sysout_jax.model.taps import PER_QUERY, WITHIN_ATTENTION, LayerTap, Probe
@@ -191,8 +191,9 @@ def _in_blocks(
     # The last block is filled up with queries before the start, which see nothing.
     positions = jnp.arange(blocks.shape[0] * size)
     positions = jnp.where(positions < queries, positions, -1).reshape(-1, size)
-    out, partials = jax.lax.map(of_block, (blocks, split_queries(x[:, :, None], size), positions))
-    tap.merge(partials, queries)
+    each = (blocks, split_queries(x[:, :, None], size), positions)
+    out, partials = over_blocks(of_block, each, queries)
+    tap.finish(partials)
     return join_queries(out, queries)
 
 

@@ -19,7 +19,7 @@ from typing import Any, cast
 import jax
 from jaxtyping import Array, Int
 
-from sysout_jax.core.streaming import Blockwise, Partial, merge
+from sysout_jax.core.streaming import Blockwise, Partial
 from sysout_jax.errors import InputError
 
 Reducer = Callable[..., Any]
@@ -138,11 +138,11 @@ class LayerTap:
 
         return tap
 
-    def merge(self, blocks: dict[str, Partial], queries: int) -> None:
-        """Record what blocks of queries gave, stacked along a leading axis."""
-        for key, partial in blocks.items():
+    def finish(self, partials: Mapping[str, Partial]) -> None:
+        """Record what all blocks of queries gave together."""
+        for key, partial in partials.items():
             reducer = cast(Blockwise, self.probe.taps[key])
-            self.recorded[key] = jax.vmap(reducer.finish)(merge(partial, queries))
+            self.recorded[key] = jax.vmap(reducer.finish)(partial)
 
     def _complete(
         self, name: str, seen: Mapping[str, Array]

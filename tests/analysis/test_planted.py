@@ -362,7 +362,7 @@ def test_without_outliers_only_the_largest_is_taken():
 def test_long_sequences_give_the_same_in_blocks(monkeypatch):
     """With blocks of 16 queries the scan and the roles are what they are with all at once."""
     monkeypatch.setattr("sysout_jax.analysis.scan.QUERIES_AT_ONCE", 64)
-    monkeypatch.setattr("sysout_jax.analysis.scan.QUERY_BLOCK", 16)
+    monkeypatch.setattr("sysout_jax.analysis.scan.QUERY_BLOCK_CPU", 16)
     assert for_length(p.CONFIG, 64) == p.CONFIG
     assert for_length(p.CONFIG, p.T).query_block == 16
     found = scan(p.CONFIG, p.params(), TOKENS)
