@@ -12,9 +12,10 @@ demo: venv
 test: lint
 	$(RUN) pytest -n 2
 
-# make bench QUICK=--quick: minutes. Those against PyTorch need requirements-reference.txt besides.
+# A quarter of an hour; make bench QUICK=--quick: two minutes. Those against PyTorch need
+# requirements-reference.txt besides.
 bench: venv
-	for name in variants seeds startup train; do $(RUN) benchmarks.$$name $(QUICK) || exit; done
+	for name in variants seeds startup train analysis long_context; do $(RUN) benchmarks.$$name $(QUICK) || exit; done
 
 lint: venv-dev
 	$(RUN) ruff check .

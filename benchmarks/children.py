@@ -3,10 +3,12 @@
 The child imports no more than this and the module that it is told to run.
 """
 
+import ctypes
 import importlib
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -21,7 +23,13 @@ class Died(RuntimeError):
     """A child ended without a result."""
 
 
-def measured(prepare: str, cache: Path, calls: int = 1, **arguments: Any) -> dict[str, Any]:
+class NoMemory(Died):
+    """It ended because it may not have more memory."""
+
+
+def measured(
+    prepare: str, cache: Path, calls: int = 1, limit: int = -1, **arguments: Any
+) -> dict[str, Any]:
     """Run what `prepare(**arguments)` returns in a process of its own.
 
     Args:
@@ -29,15 +37,17 @@ def measured(prepare: str, cache: Path, calls: int = 1, **arguments: Any) -> dic
         arguments whose result JSON knows. Loading counts in the time of the whole alone.
       cache: a directory for what JAX compiles, as experiments have one.
       calls: how often the work is done; the first compiles, or reads what is in the cache.
+      limit: bytes of private memory that the process may have; -1 for any number.
 
     Returns:
       "found": the result; "seconds": of each call; "whole": seconds from the start of the process
       to its end; "loaded": bytes in memory before the work; "peak": the most in it.
 
     Raises:
+      NoMemory: the limit ended it.
       Died: it ended without a result; with the last line that it wrote.
     """
-    command = [sys.executable, "-m", "benchmarks.children", prepare, str(calls)]
+    command = [sys.executable, "-m", "benchmarks.children", prepare, str(calls), str(limit)]
     environment = {
         **os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # else one process takes most of a GPU's memory
@@ -50,7 +60,9 @@ def measured(prepare: str, cache: Path, calls: int = 1, **arguments: Any) -> dic
     whole = time.perf_counter() - begun
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        raise Died(f"{prepare}: status {done.returncode}: {lines[-1] if lines else 'no word'}")
+        last = lines[-1] if lines else "no word"
+        refused = limit >= 0 and re.search("memory|bad_alloc|MemoryError", last)
+        raise (NoMemory if refused else Died)(f"{prepare}: status {done.returncode}: {last}")
     return {**json.loads(done.stdout.splitlines()[-1]), "whole": whole}
 
 
@@ -62,7 +74,13 @@ def memory() -> dict[str, int]:
 
 
 def forget_peak() -> None:
-    """Start to look for the peak of this process from now on."""
+    """Start to look for the peak of this process from now on.
+
+    What was freed before goes back to the kernel: else the work could fill it unseen.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -77,8 +95,9 @@ def carried_out(work: Callable[[], Any], calls: int) -> Mapping[str, Any]:
     return {"found": found, "seconds": seconds, "loaded": loaded, "peak": memory()["peak"]}
 
 
-def main(prepare: str, calls: str, arguments: str) -> None:
+def main(prepare: str, calls: str, limit: str, arguments: str) -> None:
     """What the child does; the last line that it writes is the result."""
+    resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
     module, _, function = prepare.partition(":")
     work = getattr(importlib.import_module(module), function)(**json.loads(arguments))
     print(json.dumps(carried_out(work, int(calls))))

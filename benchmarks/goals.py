@@ -1,7 +1,7 @@
 """What a benchmark found beside its goal: one row each, printed and recorded."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,11 @@ class Row:
         return (self.most is None or self.found[0] <= self.most) and (
             self.least is None or self.found[0] >= self.least
         )
+
+
+def timed(config: Any) -> dict[str, Any]:
+    """What a record says of a config: what was timed, not where files went."""
+    return {name: value for name, value in asdict(config).items() if name != "workdir"}
 
 
 def quartiles(values: np.ndarray | Sequence[float]) -> list[float]:

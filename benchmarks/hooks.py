@@ -1,4 +1,4 @@
-"""The peer of the analysis: forward hooks on `transformers`, and arithmetic on the host.
+"""The peer of analysis and long context: hooks on `transformers`, and arithmetic on the host.
 
 Activations and attention maps of every layer go to the host, where NumPy makes of them what the
 published code of this field does. Full sorts of that code are partial ones here.
@@ -40,6 +40,36 @@ def analysis(
             "existence": {name: largest(alone[name]) for name in SITES},
             "weights": weight_ratios(model),
             **averages([measured(brought(model, few), limits) for few in tokens.split(batch)]),
+        }
+
+    return work
+
+
+def statistics(
+    checkpoint: str, rows: str, limits: Limits, device: str, shares: int
+) -> Callable[[], Any]:
+    """Load a LLaMA checkpoint; the work is what one pass over one sequence shows.
+
+    Args:
+      checkpoint, limits, device: as of `analysis`.
+      rows: an .npy file of token ids [1, T].
+      shares: of a sequence, equally long, whose keys' attention is added up.
+    """
+    model, tokens = loaded(checkpoint, device), torch.from_numpy(np.load(rows).astype(np.int64))
+
+    def work() -> dict[str, Any]:
+        found = measured(brought(model, tokens), limits)
+        received = found["received"][:, 0]  # [L, N, S]
+        return {
+            **{
+                name: {
+                    "top": found[f"{name} top"][:, 0].tolist(),
+                    "median": found[f"{name} median"][:, 0].tolist(),
+                    "feature": found[f"{name} feature_peak"][:, 0].argmax(axis=-1).tolist(),
+                }
+                for name in SITES
+            },
+            "received": received.reshape(*received.shape[:2], shares, -1).sum(axis=-1).tolist(),
         }
 
     return work

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
+from benchmarks import goals
 from benchmarks.goals import Row, print_rows, quartiles
 from experiments import launch
 from sysout_jax.families.checkpoint import export
@@ -43,7 +44,7 @@ step_seconds({"softmax": TrainConfig()}, 256, rounds=0, steps=1)
 class Config:
     """What is timed."""
 
-    rounds: int = 5
+    rounds: int = 3
     layers: int = 12  # of the GPT-2 that is loaded, 768 wide
     proofs: bool = True
     workdir: str = "runs"
@@ -59,7 +60,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     console.print(f"run      {directory.path}", soft_wrap=True)
     shape = replace(SHAPES["gpt2-124m"], layers=config.layers)
     with (
-        directory.record("benchmarks.startup", config=asdict(config), rows=[]) as record,
+        directory.record("benchmarks.startup", config=goals.timed(config), rows=[]) as record,
         tempfile.TemporaryDirectory() as scratch,
     ):
         with console.status("children that import, and take a first step"):

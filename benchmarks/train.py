@@ -8,7 +8,7 @@ python -m benchmarks.train --sizes=124m --styles=gpt2-tiny --dtype=bfloat16    #
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -55,8 +55,8 @@ class Size:
 
 
 SIZES: Mapping[str, Size] = {
-    "60k": Size(2, 48, 4, 128, 64, 64, 32, 25),
-    "1m": Size(4, 128, 4, 344, 2048, 256, 16, 2),
+    "60k": Size(2, 48, 4, 128, 64, 64, 32, 10),
+    "1m": Size(4, 128, 4, 344, 2048, 256, 16, 1),
     "10m": Size(6, 320, 5, 864, 8192, 256, 8, 1),
     # GPT-2's, its vocabulary filled up to a multiple of 64
     "124m": Size(12, 768, 12, 2048, 50_304, 1024, 16, 5),
@@ -118,8 +118,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     peer = {**torch_decoder.prepare(), "load": os.getloadavg()}
     peak = peak_of(config.dtype)
     cells: list[dict[str, Any]] = []
-    timed = {name: value for name, value in asdict(config).items() if name != "workdir"}
-    about = {"config": timed, "peer": peer, "peak": peak, "cells": cells}
+    about = {"config": goals.timed(config), "peer": peer, "peak": peak, "cells": cells}
     with directory.record("benchmarks.train", **about) as record:
         for style in config.styles:
             for name in config.sizes:

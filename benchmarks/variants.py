@@ -1,11 +1,12 @@
 """What each attention variant adds to the time of a training step, in turn with softmax.
 
-python -m benchmarks.variants            # all variants, width 256
+python -m benchmarks.variants            # the paper's, at least one of each kind, width 256
+python -m benchmarks.variants --all      # all variants
 python -m benchmarks.variants --quick    # the paper's, narrow
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
+from benchmarks import goals
 from benchmarks.goals import Row, print_rows, quartiles
 from experiments import launch
 from sysout_jax.core.attention import PAPER, VARIANTS
@@ -39,9 +41,9 @@ GOALS: Mapping[str, float] = MappingProxyType(
 class Config:
     """What is timed."""
 
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    variants: tuple[str, ...] = PAPER
     rounds: int = 9  # of one call each, after one that compiles
-    steps: int = 2  # in a call
+    steps: int = 1  # in a call
     width: int = 256
     workdir: str = "runs"
 
@@ -81,7 +83,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     base = replace(WIDE, model=replace(WIDE.model, width=config.width))
     directory = RunDirectory(config.workdir, "benchmarks-variants")
     console.print(f"run      {directory.path}", soft_wrap=True)
-    with directory.record("benchmarks.variants", config=asdict(config), rows=[]) as record:
+    with directory.record("benchmarks.variants", config=goals.timed(config), rows=[]) as record:
         configs = {name: replace(base, variant=name) for name in names}
         with console.status(f"timing {len(names)} variants in turn"):
             seconds = step_seconds(configs, VOCAB, config.rounds, config.steps)
@@ -104,16 +106,17 @@ def rows(seconds: Mapping[str, np.ndarray]) -> list[Row]:
 def main() -> None:
     console = Console()
     jax.config.update("jax_enable_compilation_cache", False)
-    config = Config(workdir=FLAGS.workdir)
+    config = Config(tuple(VARIANTS) if FLAGS.all else PAPER, workdir=FLAGS.workdir)
     if FLAGS.quick:
-        config = replace(config, variants=PAPER, rounds=3, width=32)
+        config = replace(config, rounds=3, width=32)
     print_rows(console, "a step's time, times softmax's", run(config, console)["rows"])
 
 
 def define_flags() -> None:
     """Define the flags of this binary."""
     flags.DEFINE_string("workdir", "runs", "where run directories go")
-    flags.DEFINE_bool("quick", False, "the paper's six at width 32, in seconds")
+    flags.DEFINE_bool("all", False, "all variants, not the paper's six alone")
+    flags.DEFINE_bool("quick", False, "at width 32, in seconds")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import goals, train
+from benchmarks import analysis, goals, lengths, train
 from experiments import (
     benchmark_report,
     causal_report,
@@ -48,6 +48,8 @@ def _table(record, name):
     reports = {
         "variants": markdown_tables,
         "benchmark": benchmark_report.markdown_tables,
+        "benchmarks.analysis": lambda record: {"passes": analysis.markdown_table(record)},
+        "benchmarks.long_context": lengths.markdown_tables,
         "benchmarks.train": lambda record: {"steps": train.markdown_table(record)},
         "benchmarks.variants": lambda record: {"rows": goals.markdown(record["rows"])},
         "benchmarks.seeds": lambda record: {"rows": goals.markdown(record["rows"])},

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int

@@ -33,3 +33,13 @@ def test_what_was_held_before_the_work_is_not_its_peak():
 def test_the_last_word_of_a_child_that_dies_is_said(tmp_path):
     with pytest.raises(children.Died, match="status 1: ValueError: no such model"):
         children.measured("tests.benchmarks.test_children:broken", tmp_path)
+
+
+def test_a_child_has_no_more_memory_than_the_limit(tmp_path):
+    work = "tests.benchmarks.test_children:grown"
+    with pytest.raises(children.NoMemory, match="Unable to allocate"):
+        children.measured(work, tmp_path, limit=2**28, size=2**29)
+    assert children.measured(work, tmp_path, limit=2**29, size=2**27)["found"] == 1
+    with pytest.raises(children.Died) as died:
+        children.measured("tests.benchmarks.test_children:broken", tmp_path, limit=2**30)
+    assert not isinstance(died.value, children.NoMemory)
