@@ -160,7 +160,7 @@ def needed(
         lowered = planning.train_program(config, vocab, mesh)
         flops, useful = planning.train_flops(config, vocab), planning.model_flops(config, vocab)
     else:
-        lowered = planning.analysis_program(config, vocab, mesh)
+        lowered = planning.analysis_program(config, vocab, mesh, topology.kind)
         flops, useful = planning.analysis_flops(config, vocab), None
     memory, moved = planning.compiled(lowered)
     chip, count = topology.chip, len(devices)

@@ -72,7 +72,7 @@ def roles(
         outliers, what = np.zeros_like(outliers), "the first token"
         outliers[:, 0] = True
     some = outliers.any(axis=1)
-    run = partial(_run, for_length(config, tokens.shape[1]))
+    run = partial(_run, for_length(config, tokens.shape[1], maps=True))
     per_sequence = over_batches(run, params, tokens[some], batch, progress, outliers[some])
     mean = {name: value.mean(axis=1) for name, value in per_sequence.items()}
     heads = mean["scale"].shape[1]

@@ -173,10 +173,13 @@ def train_program(config: TrainConfig, vocab: int, mesh: Mesh) -> Any:
     return mesh_steps(mesh, architecture, optimizer, config.accumulate or 1).lower(state, batch)
 
 
-def analysis_program(config: TrainConfig, vocab: int, mesh: Mesh | None) -> Any:
-    """One batch of the scan that every analysis starts from, lowered for a mesh, or for this one
-    device."""
-    architecture = replace(for_length(config.architecture(vocab), config.seq_len), remat="none")
+def analysis_program(
+    config: TrainConfig, vocab: int, mesh: Mesh | None, kind: str | None = None
+) -> Any:
+    """One batch of the scan that every analysis starts from, as a kind of device runs it, lowered
+    for a mesh of those, or for this one device."""
+    fitted = for_length(config.architecture(vocab), config.seq_len, maps=True, platform=kind)
+    architecture = replace(fitted, remat="none")
     where = shard(mesh) if mesh is not None else lambda letters, shape: None
 
     def abstract(x: Any, letters: str) -> jax.ShapeDtypeStruct:

@@ -16,7 +16,7 @@ from sysout_jax.analysis.lifecycle import lifecycle
 from sysout_jax.analysis.positions import positions
 from sysout_jax.analysis.relations import relations
 from sysout_jax.analysis.roles import roles
-from sysout_jax.analysis.scan import Thresholds, for_length, scan
+from sysout_jax.analysis.scan import QUERY_BLOCK, Thresholds, for_length, scan
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.errors import InputError
@@ -365,6 +365,10 @@ def test_long_sequences_give_the_same_in_blocks(monkeypatch):
     monkeypatch.setattr("sysout_jax.analysis.scan.QUERY_BLOCK_CPU", 16)
     assert for_length(p.CONFIG, 64) == p.CONFIG
     assert for_length(p.CONFIG, p.T).query_block == 16
+    assert for_length(p.CONFIG, 65, platform="tpu").query_block == QUERY_BLOCK
+    monkeypatch.setattr("sysout_jax.analysis.scan.MAPS_AT_ONCE_CPU", 32)
+    assert for_length(p.CONFIG, 33) == for_length(p.CONFIG, 33, True, "gpu") == p.CONFIG
+    assert for_length(p.CONFIG, 33, maps=True).query_block == 16
     found = scan(p.CONFIG, p.params(), TOKENS)
     np.testing.assert_allclose(found.received, scanned().received, rtol=1e-5, atol=1e-6)
     in_blocks = roles(p.CONFIG, p.params(), TOKENS, found=found)
