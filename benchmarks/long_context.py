@@ -92,7 +92,7 @@ class Config:
 def prepare(checkpoint: str, rows: str) -> Callable[[], Any]:
     """Ours, for `children.measured`: `analysis.scan`'s pass, compiled; as `hooks.statistics`."""
     model, tokens = load_checkpoint(Path(checkpoint)), np.load(rows)
-    config = for_length(model.config, tokens.shape[1])
+    config = for_length(model.config, tokens.shape[1], maps=True)
     run = jax.jit(partial(one_pass, config)).lower(model.params, tokens).compile()
     return lambda: shown(over_batches(run, model.params, tokens, batch=1))
 

@@ -20,7 +20,7 @@ def test_the_peer_finds_the_same(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     from benchmarks import hooks
 
-    monkeypatch.setattr(scan, "QUERIES_AT_ONCE", 64)
+    monkeypatch.setattr(scan, "MAPS_AT_ONCE_CPU", 64)
     monkeypatch.setattr(scan, "QUERY_BLOCK_CPU", 24)
     c = against_hooks.llama(layers=2, width=16, heads=2, vocab=29, context=128)
     place = str(against_hooks.write_model(c, tmp_path))
