@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from experiments import claims, ledger
+from experiments import claims, laboratory_report, ledger
 from experiments.ledger import FAILS, HOLDS, LEDGER, UNDECIDED, above, below, together
 from sysout_jax.analysis.statistics import Interval
 from sysout_jax.errors import InputError
@@ -113,6 +113,99 @@ def test_a_gate_must_be_free_and_better_than_a_constant():
     assert decide(_forms([0.0, 0.001, 0.002], [0.0, 0.001, 0.002])).says == UNDECIDED
 
 
+def _laboratory(*cells):
+    """A record of three seeds of one chain: (variant, setting, sinks, max/median) of each cell."""
+    made = [
+        {
+            "variant": variant, **laboratory_report.USUAL, **setting,
+            "measures": {"noop_sink_best": sinks, "top1_over_median@block_out": peaks},
+        }
+        for variant, setting, sinks, peaks in cells
+    ]  # fmt: skip
+    return {"cells": made, "runs": [[0, 7], [1, 7], [2, 7]], "chains": [7]}
+
+
+@pytest.mark.parametrize(
+    ("inside", "most", "verdict"),
+    [
+        ([0.8, 0.81, 0.82], [0.2, 0.21, 0.22], HOLDS),  # above both ends
+        ([0.5, 0.51, 0.55], [0.2, 0.21, 0.22], UNDECIDED),  # not told from the lower end
+        ([0.5, 0.51, 0.55], [0.9, 0.91, 0.92], FAILS),  # still rising
+        ([0.3, 0.31, 0.32], [0.2, 0.21, 0.22], FAILS),  # falling from the first
+    ],
+)
+def test_an_inverted_u_is_above_both_of_its_ends(inside, most, verdict):
+    low = [0.1, 0.11, 0.12]
+    decays = {0.0: [0.5, 0.52, 0.53], 0.1: low, 0.5: inside, 2.0: most}
+    cells = [("softmax", {"decay": decay}, sinks, low) for decay, sinks in decays.items()]
+    other = ("softmax", {"decay": 0.5, "layers": 2}, [0.9] * 3, low)  # of another setting
+    assert LEDGER["weight_decay"].decide(_laboratory(*cells, other)).says == verdict
+
+
+@pytest.mark.parametrize(
+    ("softmax", "gate", "sinks", "verdict"),
+    [
+        (400.0, 100.0, 0.9, HOLDS),
+        (400.0, 300.0, 0.9, FAILS),
+        (400.0, 100.0, 0.1, FAILS),
+        (40.0, 10.0, 0.9, UNDECIDED),  # no spikes to remove
+        (40.0, 10.0, 0.1, FAILS),
+    ],
+)
+def test_value_gates_must_halve_spikes_and_keep_sinks(softmax, gate, sinks, verdict):
+    near = [-1.0, 0.0, 1.0]
+    record = _laboratory(
+        ("softmax", {}, [0.9, 0.91, 0.92], [softmax + x for x in near]),
+        ("value_gate", {}, [sinks + 0.01 * x for x in near], [gate + x for x in near]),
+    )
+    assert LEDGER["value_gates"].decide(record).says == verdict
+
+
+def _related(sequences, precision):
+    row = {
+        "given": "weights", "found": "activations", "on": "channels", "sequences": sequences,
+        "mean_given": 1.0, "mean_found": 2.0, "precision": precision, "null_precision": 0.1,
+    }  # fmt: skip
+    return {"parts": {"relations": {"rows": [row, row | {"found": "down_in"}]}}}
+
+
+def test_what_is_shared_is_more_than_by_chance_and_needs_both_kinds():
+    decide = LEDGER["weights_make_activations"].decide
+    assert decide(_related(4, [0.9, 0.8, 1.0])).says == HOLDS
+    assert decide(_related(4, [0.05, 0.0, 0.08])).says == FAILS
+    assert decide(_related(4, [0.2, 0.0, 0.4])).says == UNDECIDED
+    nothing = decide(_related(0, [None, None, None]))
+    assert nothing.says == UNDECIDED
+    assert "weights 1.0, activations 2.0; never both" in nothing.numbers
+
+
+def _treated(ratio, **changes):
+    site = {"top": [[2.0 * ratio, 1.0], [1.0, 1.0]], "median": [2.0, 1.0]}
+    effects = [
+        {"kind": "activations", "detector": "largest", "treatment": name.replace("_", " "),
+         "control": control, "change": [9.0, 8.0, 10.0] if control else change}
+        for name, change in changes.items() for control in (False, True)
+    ]  # fmt: skip
+    return {
+        "parts": {
+            "positions": {"sites": {"block_out": site}},
+            "interventions": {"effects": effects},
+        }
+    }
+
+
+def test_treatments_of_the_largest_activation_need_one_that_is_massive():
+    free, dear = [0.0, -0.001, 0.001], [0.5, 0.4, 0.6]
+    mean, critical = (
+        LEDGER[name].decide for name in ("set_to_mean", "massive_activations_are_critical")
+    )
+    for change, at_mean, at_zero in ((free, HOLDS, FAILS), (dear, FAILS, HOLDS)):
+        record = _treated(150.0, set_to_mean=change, set_to_zero=change)
+        assert (mean(record).says, critical(record).says) == (at_mean, at_zero)
+        record = _treated(50.0, set_to_mean=change, set_to_zero=change)
+        assert (mean(record).says, critical(record).says) == (UNDECIDED, UNDECIDED)
+
+
 def test_thresholds_that_are_younger_than_their_record_say_so(rows):
     table = claims.markdown_table(rows)
     for name, row in rows.items():
@@ -127,9 +220,9 @@ def test_wrong_flags_are_one_line(run_claims):
     assert done.err.count("\n") == 1
 
 
-def test_the_budget_is_kept_and_claims_without_a_record_are_named(run_claims, tmp_path):
+def test_the_budget_is_kept(run_claims, tmp_path):
     done = run_claims("--run=removal_harms,set_to_mean", "--budget=-1", f"--workdir={tmp_path}")
     assert done.status == 0
     assert "removal_harms: not run, the budget is spent" in done.out
-    assert "set_to_mean: no record yet" in done.out
+    assert "set_to_mean: not run, the budget is spent" in done.out
     assert not list(tmp_path.iterdir())
