@@ -25,7 +25,7 @@ from experiments import launch
 from experiments import ledger_books as _books  # enters its claims  # noqa: F401
 from experiments import ledger_causal as _causal  # noqa: F401
 from experiments import ledger_laboratory as _laboratory  # noqa: F401
-from experiments.ledger import LEDGER, UNDECIDED, Claim, Record, Verdict
+from experiments.ledger import LEDGER, Claim, Record, Verdict
 from experiments.report import markdown
 from sysout_jax.errors import InputError
 from sysout_jax.results import plain, read_record, write_json
@@ -34,7 +34,6 @@ FLAGS = flags.FLAGS
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 VERDICTS = RESULTS / "claims.json"
-NO_RECORD = "no record yet"
 Rows = dict[str, dict[str, Any]]
 
 FRUITFLY = (
@@ -77,6 +76,11 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "experiments.analyze --model=RUN --variant=softmax --seed=0 --seq_len=256 "
             "--only=existence,positions,relations,lifecycle,roles,measures,interventions",
         ),
+        "analyze/fruitfly-h100-seed2": (
+            FRUITFLY,
+            "experiments.analyze --model=RUN --variant=softmax --seed=2 --seq_len=256 "
+            "--sequences=32 --only=positions,relations,interventions",
+        ),
         "causal/fruitfly-h100": (
             FRUITFLY, "experiments.causal --model=RUN --seq_len=256 --sequences=8 --controls=4"
         ),
@@ -99,15 +103,12 @@ def decided(results: Path) -> Rows:
 
 
 def _row(each: Claim, results: Path) -> dict[str, Any]:
-    if each.decide is None or each.record is None:
-        return _described(Verdict(UNDECIDED, NO_RECORD), {})
     if not (path := _place(results, each.record)).exists():
         raise InputError(f"{path}: no such record; accepted: a clone with its results/")
     return _judged(each, _read(path))
 
 
 def _judged(each: Claim, record: Record) -> dict[str, Any]:
-    assert each.decide is not None
     started = record["provenance"]["started"]
     # A day does not say which came first on it; a time does.
     predicted = each.written < started[: len(each.written)]
@@ -165,9 +166,6 @@ def run(names: list[str], budget: float | None, workdir: Path, console: Console)
     wanted = list(dict.fromkeys(LEDGER[name].record for name in names))
     for record in wanted:
         mine = [name for name in names if LEDGER[name].record == record]
-        if record is None:
-            console.print(f"{', '.join(mine)}: {NO_RECORD}; no command makes one", soft_wrap=True)
-            continue
         if budget is not None and time.monotonic() - begun > 60.0 * budget:
             console.print(f"{', '.join(mine)}: not run, the budget is spent", soft_wrap=True)
             continue

@@ -1,4 +1,4 @@
-"""Bigram-Backcopy as a laboratory: variants, optimisers, depths, chains, with and without BOS.
+"""Bigram-Backcopy as a laboratory: variants, optimisers, decays, depths, chains, BOS or none.
 
 python -m experiments.laboratory                                  # one factor at a time
 python -m experiments.laboratory --name=all --full                # every combination
@@ -8,6 +8,7 @@ python -m experiments.laboratory --redraw=runs/laboratory/RUN
 
 import time
 from dataclasses import asdict, astuple, dataclass, replace
+from math import inf
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from experiments.cells import (
     opened,
     parse_shard,
 )
-from experiments.laboratory_report import markdown_tables, print_tables
+from experiments.laboratory_report import USUAL, markdown_tables, print_tables
 from experiments.trained import history
 from experiments.variants import BACKCOPY, FILLED_IN, SMOKE
 from sysout_jax.analysis.dynamics import fit_growth
@@ -58,7 +59,8 @@ MEASURES = (
 )  # fmt: skip
 FITTED = 0.1  # of the steps: growth is fitted to what comes after, as in theory C2
 OF_A_CELL = (
-    "corpus", "variant", "optimizer", "lr", "layers", "loss_from", "bos", "checkpoint_every",
+    "corpus", "variant", "optimizer", "lr", "decay", "layers", "loss_from", "bos",
+    "checkpoint_every",
     *FILLED_IN,
 )  # fmt: skip
 NO_FLAG = (*OF_A_CELL, "mesh", "parallel", "tokenizer")
@@ -73,6 +75,7 @@ class Cell:
     layers: int
     loss: str
     start: str
+    decay: float
 
     @property
     def name(self) -> str:
@@ -86,11 +89,12 @@ class Config:
 
     train: TrainConfig = BASE  # but for what a cell is; seeds are those of each chain
     chains: tuple[int, ...] = (0, 1, 2)
-    variants: tuple[str, ...] = (*PAPER, "softmax_off_by_one", "sink_logit")
+    variants: tuple[str, ...] = (*PAPER, "softmax_off_by_one", "sink_logit", "value_gate")
     optimizers: tuple[str, ...] = ("adamw", "sgd", "muon")
     layers: tuple[int, ...] = (1, 2, 3)
     losses: tuple[str, ...] = tuple(LOSSES)
     starts: tuple[str, ...] = tuple(STARTS)
+    decays: tuple[float, ...] = (0.1, 0.0, 0.3, 1.0, 3.0)  # times the rate, a step
     bases: tuple[str, ...] = ("softmax", "context_scale")
     full: bool = False
     workdir: str = "runs"
@@ -106,8 +110,11 @@ class Config:
                 one_of(flag, value, tuple(accepted))
         for value in self.layers:
             at_least(1, "layers", value)
-        for flag in ("chains", "variants", "optimizers", "layers", "losses", "starts"):
+        for flag in ("chains", "variants", "optimizers", "layers", "losses", "starts", "decays"):
             check_values(flag, getattr(self, flag))
+        for decay in self.decays:
+            if not 0 <= decay < inf:
+                raise InputError(f"--decays={decay}: accepted: numbers of at least 0")
         for chain in self.chains:
             if not 0 <= chain < 2**32:
                 raise InputError(f"--chains={chain}: accepted: integers from 0 to 2**32 - 1")
@@ -117,7 +124,7 @@ class Config:
     def cells(self) -> list[Cell]:
         """Every combination if `full`; else all variants with the first value of each other factor,
         and of `bases` those with one other factor at another value; the most shared first."""
-        axes = (self.optimizers, self.layers, self.losses, self.starts)
+        axes = (self.optimizers, self.layers, self.losses, self.starts, self.decays)
         return [Cell(*each) for each in crossed(self.variants, axes, self.bases, self.full)]
 
     @property
@@ -131,8 +138,9 @@ class Config:
         count = len(self.chains)
         seeds = tuple(seed * count + at for seed in self.train.seeds for at in range(count))
         optimizer = replace(
-            self.train.optimizer, optimizer=cell.optimizer, lr=RATES[cell.optimizer]
-        )
+            self.train.optimizer, optimizer=cell.optimizer, lr=RATES[cell.optimizer],
+            decay=cell.decay,
+        )  # fmt: skip
         return replace(
             self.train, variant=cell.variant, seeds=seeds, loss_from=LOSSES[cell.loss],
             bos=STARTS[cell.start], optimizer=optimizer,
@@ -173,7 +181,8 @@ def _sorted(there: Cells) -> list[dict[str, Any]]:
 
     def place(cell: dict[str, Any]) -> Any:
         others = (OPTIMIZERS.index(cell["optimizer"]), cell["layers"], cell["loss"], cell["start"])
-        return *others, variants.index(cell["variant"])
+        decay = (cell["decay"] != USUAL["decay"], cell["decay"])
+        return *others, decay, variants.index(cell["variant"])
 
     return sorted(map(there.read, there.names()), key=place)
 
@@ -254,9 +263,9 @@ def config_from_flags() -> Config:
     for name in ("variants", "bases", "optimizers", "losses", "starts"):
         if (texts := FLAGS[name].value) is not None:
             given[name] = tuple(texts)
-    for name in ("chains", "layers"):
+    for name, kind in (("chains", int), ("layers", int), ("decays", float)):
         if (texts := FLAGS[name].value) is not None:
-            given[name] = launch.numbers(name, texts, int)
+            given[name] = launch.numbers(name, texts, kind)
     if FLAGS.variants == ["all"]:
         given["variants"] = tuple(VARIANTS)
     return Config(
@@ -274,6 +283,7 @@ def define_flags() -> None:
         ("layers", "depths"),
         ("losses", "all, or masked: what follows BOS is not trained"),
         ("starts", "bos, or none: rows begin with BOS, or with a token of the chain"),
+        ("decays", "weight decays of the optimiser"),
         ("chains", "Markov chains, by seed; all are trained in one program"),
     ):
         shown = ",".join(map(str, getattr(default, name)))

@@ -1,6 +1,6 @@
 """What experiments.laboratory says: a row for each cell, the growth of sink logits, sentences."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ COLUMNS = {
     "gate_active": "factor, others",
 }
 SINK = "noop_sink_best"
-FIELDS = ("variant", "optimizer", "layers", "loss", "start")
+# What a cell is beside its variant, where nothing is said.
+USUAL = {"optimizer": "adamw", "layers": 1, "loss": "all", "start": "bos", "decay": 0.1}
 SHARES = ("noop_sink_best", "value_drain@value", "gate_noop", "gate_active")
 
 
@@ -33,20 +34,29 @@ def trained(record: Record) -> list[Record]:
     return [cell for cell in record["cells"] if "diverged" not in cell]
 
 
-def cell_of(
-    record: Record, variant: str, optimizer: str = "adamw", layers: int = 1, loss: str = "all",
-    start: str = "bos",
-) -> Record:  # fmt: skip
-    """The cell of a setting.
+def cell_of(record: Record, variant: str, **setting: object) -> Record:
+    """The cell of a setting: what is not given is as usual.
 
     Raises:
       KeyError: it is not in the record, or diverged.
     """
-    wanted = (variant, optimizer, layers, loss, start)
-    for cell in trained(record):
-        if tuple(cell[name] for name in FIELDS) == wanted:
-            return cell
-    raise KeyError(f"no cell {wanted}")
+    wanted = {**USUAL, **setting}
+    for cell in _matching(record, variant, wanted):
+        return cell
+    raise KeyError(f"no cell {variant}, {wanted}")
+
+
+def along(record: Record, variant: str, factor: str) -> dict[Any, Record]:
+    """The cells of a variant in which all but one factor is as usual, by that factor's value."""
+    others = {name: value for name, value in USUAL.items() if name != factor}
+    return {cell[factor]: cell for cell in _matching(record, variant, others)}
+
+
+def _matching(record: Record, variant: str, wanted: Mapping[str, object]) -> list[Record]:
+    return [
+        cell for cell in trained(record)
+        if cell["variant"] == variant and all(cell[n] == value for n, value in wanted.items())
+    ]  # fmt: skip
 
 
 def by_chain(record: Record, values: list[float]) -> list[Interval]:
@@ -63,6 +73,7 @@ def setting(cell: Record) -> str:
     words = [cell["optimizer"], f"{cell['layers']} layer{'s' * (cell['layers'] > 1)}"]
     words += ["BOS not trained"] if cell["loss"] == "masked" else []
     words += ["no BOS"] if cell["start"] == "none" else []
+    words += [f"decay {cell['decay']:g}"] if cell["decay"] != USUAL["decay"] else []
     return ", ".join(words)
 
 

@@ -2,8 +2,7 @@
 
 A claim is one decorated function from its record to a verdict. Its threshold is in words beside it
 and in numbers in the function, with the day, or the time in UTC, at which it was written: a record
-that is older did not test a prediction, and the table says so. A claim without a function waits
-for a record.
+that is older did not test a prediction, and the table says so.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,8 +41,8 @@ class Claim:
     disputed: bool  # whether other works dispute it, or it comes from them
     threshold: str
     written: str  # 2026-11-26, or 2026-11-26T02:01:29Z: when the threshold was
-    record: str | None  # below results/; None: no record decides it yet
-    decide: Callable[[Record], Verdict] | None
+    record: str  # below results/
+    decide: Callable[[Record], Verdict]
 
 
 _table: dict[str, Claim] = {}
@@ -53,7 +52,7 @@ def claim(
     statement: str,
     source: str,
     threshold: str,
-    record: str | None,
+    record: str,
     written: str,
     disputed: bool = False,
     name: str | None = None,
@@ -67,11 +66,6 @@ def claim(
         return decide
 
     return enter
-
-
-def waiting(name: str, statement: str, source: str, threshold: str, disputed: bool = True) -> None:
-    """Enter a claim that no record decides yet; the threshold says what will."""
-    _table[name] = Claim(name, statement, source, disputed, threshold, "2026-11-26", None, None)
 
 
 # --------------------------------------------------------------------- reading records
@@ -307,20 +301,6 @@ def text_converges_faster(record: Record) -> Verdict:
     return converges_faster(record)
 
 
-waiting(
-    "weights_make_activations",
-    "Weight outliers and activation outliers share their features",
-    f"{AN}, table 1",
-    "precision and recall above their permutation null, on a model that has both",
-    disputed=False,
-)
-waiting(
-    "activations_make_attention",
-    "Activation outliers and attention outliers share their tokens",
-    f"{AN}, table 1",
-    "precision and recall above their permutation null, on a model that has both",
-    disputed=False,
-)
 # ------------------------------------------------------- what other works add, or dispute
 
 
@@ -351,24 +331,5 @@ def the_factor_can_be_made_explicit(record: Record) -> Verdict:
     says = together([below(gate, FREE), HOLDS if gate.high < constant.low else UNDECIDED])
     return Verdict(says, f"gate {shown(gate, 3)}, constant {shown(constant, 3)} nats")
 
-
-waiting(
-    "weight_decay",
-    "Outliers against weight decay are an inverted U",
-    "Gu et al. 2025 (arXiv:2410.10781)",
-    "Sink rate largest at a decay inside the grid, 3 seeds",
-)
-waiting(
-    "value_gates",
-    "Gates on values remove spikes and keep sinks",
-    "Qiu et al. 2025 (arXiv:2505.06708)",
-    f"max/median below half of softmax's and attention above {SINK}, 3 seeds",
-)
-waiting(
-    "set_to_mean",
-    "Setting massive activations to their mean is harmless",
-    "Sun et al. 2024 (arXiv:2402.17762)",
-    f"less than {FREE} nats, on a model that has them",
-)
 
 LEDGER: Mapping[str, Claim] = MappingProxyType(_table)

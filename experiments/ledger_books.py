@@ -26,11 +26,12 @@ from experiments.ledger import (
     the_factor_replaces_them,
     together,
 )
-from sysout_jax.analysis.statistics import mean_interval
+from sysout_jax.analysis.statistics import Interval, mean_interval
 
 VARIANTS_OF, ANALYZED, COMPRESSED, EXPLICIT = (
     f"{name}/fruitfly-h100" for name in ("variants", "analyze", "compress", "explicit")
 )
+LARGEST = f"{ANALYZED}-seed2"  # the seed whose activations are the largest
 FIRST = "2026-11-26T01:54"  # UTC, when those of Backcopy were written that are used here again
 BEFORE = "2026-11-26T10:34"  # UTC; the record was begun at 17:09
 AFTER = "2026-11-26T17:40"
@@ -183,3 +184,53 @@ def massive_without_sinks(record: Record) -> Verdict:
     found = by_variant(record, "books", "top1_over_median@block_out", WITHOUT)
     some = any(above(each, MASSIVE) == HOLDS for each in found.values())
     return Verdict(HOLDS if some else UNDECIDED, f"max/median {listed(found, 0)}")
+
+
+def _shared(record: Record, given: str, found: str) -> Verdict:
+    """Whether outliers of one kind are where those of another are, more than by chance."""
+    (row,) = [
+        row for row in record["parts"]["relations"]["rows"]
+        if (row["given"], row["found"]) == (given, found)
+    ]  # fmt: skip
+    if not row["sequences"]:
+        a_sequence = f"{given} {row['mean_given']:.1f}, {found} {row['mean_found']:.1f}"
+        return Verdict(UNDECIDED, f"flagged {row['on']} a sequence: {a_sequence}; never both")
+    precision = Interval(*row["precision"])
+    says = above(precision, row["null_precision"])
+    return Verdict(says, f"precision {shown(precision)}, by chance {row['null_precision']:.2f}")
+
+
+@claim(
+    "Weight outliers and activation outliers share their features",
+    f"{AN}, table 1", "precision above that of its permutation null, on a model that has both",
+    LARGEST, FIRST,
+)  # fmt: skip
+def weights_make_activations(record: Record) -> Verdict:
+    return _shared(record, "weights", "activations")
+
+
+@claim(
+    "Activation outliers and attention outliers share their tokens",
+    f"{AN}, table 1", "precision above that of its permutation null, on a model that has both",
+    LARGEST, FIRST,
+)  # fmt: skip
+def activations_make_attention(record: Record) -> Verdict:
+    return _shared(record, "activations", "attention")
+
+
+@claim(
+    "Setting massive activations to their mean is harmless",
+    "Sun et al. 2024 (arXiv:2402.17762)",
+    f"less than {FREE} nats for the largest, in a model with max/median above {MASSIVE:g}", LARGEST,
+    FIRST, disputed=True,
+)  # fmt: skip
+def set_to_mean(record: Record) -> Verdict:
+    site = record["parts"]["positions"]["sites"]["block_out"]
+    ratio = max(top[0] / median for top, median in zip(site["top"], site["median"], strict=True))
+    (change,) = [
+        Interval(*effect["change"]) for effect in record["parts"]["interventions"]["effects"]
+        if (effect["kind"], effect["detector"]) == ("activations", "largest")
+        and effect["treatment"] == "set to mean" and not effect["control"]
+    ]  # fmt: skip
+    says = below(change, FREE) if ratio > MASSIVE else UNDECIDED
+    return Verdict(says, f"{shown(change, 4)} nats at max/median {ratio:.0f}, one seed")

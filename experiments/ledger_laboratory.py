@@ -1,4 +1,4 @@
-"""Claims decided by the laboratory: other chains, other optimisers, deeper models, no BOS.
+"""Claims decided by the laboratory: other chains, optimisers and decays, deeper models, no BOS.
 
 A claim on sinks must hold for every chain: the interval is over the seeds of one chain. "Best head"
 is the head that gives the first token most, of all layers; with one layer there is no other.
@@ -6,10 +6,12 @@ is the head that gives the first token most, of all layers; with one layer there
 
 import numpy as np
 
-from experiments.laboratory_report import by_chain, cell_of, setting
+from experiments.laboratory_report import along, by_chain, cell_of, setting
 from experiments.ledger import (
     AN,
     FAILS,
+    HOLDS,
+    MASSIVE,
     SINK,
     UNDECIDED,
     WITH_SINKS,
@@ -26,6 +28,7 @@ from experiments.ledger import (
 from sysout_jax.analysis.statistics import Interval, mean_interval
 
 WRITTEN = "2026-11-26T13:16"  # UTC, before the first cell was trained
+LATER = "2026-11-26T21:24"  # UTC, before decays and value gates were
 EQUAL = 0.05  # nats of loss on bigram queries within which models are of equal loss
 SINK_OF = "noop_sink_best"
 EXPLAINED = 0.9  # R^2 of a law that describes the growth
@@ -33,7 +36,7 @@ EXPLAINED = 0.9  # R^2 of a law that describes the growth
 
 def _sinks(record: Record, variant: str, **setting: object) -> list[Interval]:
     """Attention of no-op queries to the first token in each chain."""
-    cell = cell_of(record, variant, **setting)  # type: ignore[arg-type]
+    cell = cell_of(record, variant, **setting)
     return by_chain(record, cell["measures"][SINK_OF])
 
 
@@ -104,7 +107,7 @@ def no_sink_without_bos(record: Record) -> Verdict:
 
 def _above_floor(record: Record, **setting: object) -> np.ndarray:
     """Loss on bigram queries over the least possible, of each run of softmax."""
-    cell = cell_of(record, "softmax", **setting)  # type: ignore[arg-type]
+    cell = cell_of(record, "softmax", **setting)
     floors = dict(zip(record["chains"], record["floor"][cell["start"]], strict=True))
     losses = zip(cell["measures"]["loss_bigram"], record["runs"], strict=True)
     return np.array([loss - floors[chain] for loss, (_, chain) in losses])
@@ -119,7 +122,9 @@ def _above_floor(record: Record, **setting: object) -> np.ndarray:
 def optimisers(record: Record) -> Verdict:
     names = ("adamw", "sgd", "muon")
     peaks = {
-        name: mean_interval(cell_of(record, "softmax", name)["measures"]["residual_peak@block_out"])
+        name: mean_interval(
+            cell_of(record, "softmax", optimizer=name)["measures"]["residual_peak@block_out"]
+        )
         for name in names
     }
     losses = {name: float(_above_floor(record, optimizer=name).mean()) for name in names}
@@ -163,3 +168,44 @@ def deeper_models_agree(record: Record) -> Verdict:
         says += [above(each, SINK) for each in softmax] + [below(each, SINK) for each in factor]
         texts.append(f"{layers} layers: softmax {_chains(softmax)}, factor {_chains(factor)}")
     return Verdict(together(says), "by chain, " + "; ".join(texts))
+
+
+@claim(
+    "Outliers against weight decay are an inverted U",
+    "Gu et al. 2025 (arXiv:2410.10781)",
+    "softmax: at a decay inside the grid, no-op queries give the first token more than at both of "
+    "its ends, pairs of runs", "laboratory", LATER, disputed=True,
+)  # fmt: skip
+def weight_decay(record: Record) -> Verdict:
+    cells = along(record, "softmax", "decay")
+    found = {decay: np.array(cell["measures"][SINK_OF]) for decay, cell in cells.items()}
+    least, *inside, most = sorted(found)
+    best = max(inside, key=lambda decay: found[decay].mean())
+    rises = [mean_interval(found[best] - found[end]) for end in (least, most)]
+    means = ", ".join(f"{decay:g}: {found[decay].mean():.2f}" for decay in sorted(found))
+    over = " and ".join(shown(rise) for rise in rises)
+    says = together([above(rise, 0.0) for rise in rises])
+    return Verdict(says, f"{means}; at {best:g} {over} above the ends, {len(record['runs'])} runs")
+
+
+@claim(
+    "Gates on values remove spikes and keep sinks",
+    "Qiu et al. 2025 (arXiv:2505.06708)",
+    f"max/median below half of softmax's, pairs of runs, where that is above {MASSIVE:g}; no-op "
+    f"queries give the first token more than {SINK} in each chain", "laboratory", LATER,
+    disputed=True,
+)  # fmt: skip
+def value_gates(record: Record) -> Verdict:
+    softmax, gate = (
+        np.array(cell_of(record, name)["measures"]["top1_over_median@block_out"])
+        for name in ("softmax", "value_gate")
+    )
+    sinks, spikes = _sinks(record, "value_gate"), mean_interval(softmax)
+    smaller_spikes = above(mean_interval(0.5 * softmax - gate), 0.0)
+    says = [smaller_spikes if above(spikes, MASSIVE) == HOLDS else UNDECIDED]
+    says += [above(each, SINK) for each in sinks]
+    return Verdict(
+        together(says),
+        f"by chain: {_chains(sinks)}; max/median {shown(mean_interval(gate), 0)}, softmax's "
+        f"{shown(spikes, 0)}",
+    )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
-SETTING = ("optimizer", "layers", "loss", "start")
+SETTING = ("optimizer", "layers", "loss", "start", "decay")
 APART = 0.16  # of the chains' points in a row
 WORDS = {"masked": "BOS not trained", "none": "no BOS"}  # of the values that are not the usual
 
@@ -24,9 +24,11 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
         yield "growth", _growth(cells)
 
 
-def _name(cell: Record) -> str:
+def _name(cell: Record, first: Record) -> str:
+    """What a cell is beside its variant; its decay where it is not the first cell's."""
     words = [cell["optimizer"], str(cell["layers"])]
-    return ", ".join([*words, *(WORDS[cell[key]] for key in SETTING[2:] if cell[key] in WORDS)])
+    words += [WORDS[cell[key]] for key in ("loss", "start") if cell[key] in WORDS]
+    return ", ".join(words + [f"decay {x:g}" for x in [cell["decay"]] if x != first["decay"]])
 
 
 def _sinks(record: Record, cells: list[Record]) -> "Figure":
@@ -44,7 +46,8 @@ def _sinks(record: Record, cells: list[Record]) -> "Figure":
                 values.ravel(), rows.ravel(), "o", ms=3, mew=0, alpha=0.6,
                 color=COLOURS[(at + 1) % len(COLOURS)], label=f"chain {chain}",
             )  # fmt: skip
-    sink.set_yticks(places, [f"{cell['variant']}: {_name(cell)}" for cell in cells], fontsize=7)
+    names = [f"{cell['variant']}: {_name(cell, cells[0])}" for cell in cells]
+    sink.set_yticks(places, names, fontsize=7)
     sink.set_xlim(-0.03, 1.03)
     sink.set_xlabel("no-op queries: attention to first token, best head")
     drain.set_xlabel("norm of its value over the others' mean")
@@ -64,6 +67,8 @@ def _growth(cells: list[Record]) -> "Figure":
     axes.set_xscale("log")
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel("log odds of first token, best head")
-    axes.set_title(f"{_name(cells[0])}: mean over runs; a law of log(t) is a line", loc="left")
+    axes.set_title(
+        f"{_name(cells[0], cells[0])}: mean over runs; a law of log(t) is a line", loc="left"
+    )
     axes.legend(fontsize=7)
     return figure

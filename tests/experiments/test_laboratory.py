@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import asdict
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,15 @@ import pytest
 from experiments import laboratory
 from experiments.cells import Shard, parse_shard
 from experiments.laboratory import Cell, Config, found_in
-from experiments.laboratory_report import by_chain, cell_of, markdown_tables, sentences, tables
+from experiments.laboratory_report import (
+    USUAL,
+    along,
+    by_chain,
+    cell_of,
+    markdown_tables,
+    sentences,
+    tables,
+)
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.data import Backcopy
 from sysout_jax.errors import Diverged, InputError
@@ -20,7 +29,8 @@ from sysout_jax.training.step import token_loss
 TINY = (
     "--chains=0,2", "--seeds=3,5", "--steps=6", "--measure_every=2", "--steps_per_call=2",
     "--batch_size=3", "--val_batches=2", "--seq_len=9", "--width=8", "--mlp_width=8",
-    "--optimizers=adamw", "--layers=1", "--starts=bos", "--variants=softmax,context_scale",
+    "--optimizers=adamw", "--layers=1", "--starts=bos", "--decays=0.1",
+    "--variants=softmax,context_scale",
     "--bases=softmax", "--name=cells",
 )  # fmt: skip
 ORDER = [(3, 0), (3, 2), (5, 0), (5, 2)]  # (seed, chain) of the runs
@@ -68,7 +78,7 @@ def test_the_record_has_the_cells_of_all_shards(finished, record):
     ]  # fmt: skip
     assert record["runs"] == [list(each) for each in ORDER]
     files = sorted(path.name for path in (finished[0] / "cells").iterdir())
-    assert "softmax-adamw-1-masked-bos.json" in files
+    assert "softmax-adamw-1-masked-bos-0.1.json" in files
     assert len(files) == 3 + 1
     assert all(set(cell["code"]) == {"commit", "dirty"} for cell in record["cells"])
 
@@ -129,7 +139,11 @@ def test_tables_show_the_record(finished, record):
     assert set(markdown_tables(made)) == {"cells", "growth"}
     assert cell_of(made, "softmax", loss="masked") is made["cells"][2]
     with pytest.raises(KeyError, match="muon"):
-        cell_of(made, "softmax", "muon")
+        cell_of(made, "softmax", optimizer="muon")
+    made["cells"].append(made["cells"][0] | {"decay": 3.0})
+    assert along(made, "softmax", "decay") == {0.1: made["cells"][0], 3.0: made["cells"][-1]}
+    assert list(along(made, "softmax", "loss")) == ["all", "masked"]
+    assert next(rows for _, _, rows in tables(made))[-1][0] == "adamw, 1 layer, decay 3"
     assert "(e) context_scale" in finished[1].out
 
 
@@ -162,12 +176,13 @@ def test_a_cell_that_diverges_is_a_result(run_laboratory, tmp_path, monkeypatch)
 
 def test_one_factor_at_a_time_or_every_combination():
     few = Config(variants=("softmax", "sigmoid"), bases=("sigmoid",))
-    assert len(few.cells) == 2 + (2 + 2 + 1 + 1)
-    assert len(Config(variants=("softmax",), full=True).cells) == 3 * 3 * 2 * 2
-    assert few.cells[:2] == [Cell(n, "adamw", 1, "all", "bos") for n in ("softmax", "sigmoid")]
-    training = few.training(Cell("sigmoid", "sgd", 2, "masked", "none"))
+    assert len(few.cells) == 2 + (2 + 2 + 1 + 1 + 4)
+    assert len(Config(variants=("softmax",), full=True).cells) == 3 * 3 * 2 * 2 * 5
+    assert few.cells[:2] == [Cell(n, "adamw", 1, "all", "bos", 0.1) for n in ("softmax", "sigmoid")]
+    training = few.training(Cell("sigmoid", "sgd", 2, "masked", "none", 0.3))
     assert (training.loss_from, training.bos, training.model.layers) == (1, False, 2)
-    assert training.optimizer.lr == laboratory.RATES["sgd"]
+    assert (training.optimizer.lr, training.optimizer.decay) == (laboratory.RATES["sgd"], 0.3)
+    assert USUAL.items() <= asdict(Config().cells[0]).items()
 
 
 def test_shards_share_all_items():
@@ -189,6 +204,8 @@ def test_shards_share_all_items():
         (["--chains=-1"], "--chains=-1: accepted: integers from 0"),
         (["--layers=0"], "--layers=0: accepted"),
         (["--layers=a"], "--layers=a: accepted: integers"),
+        (["--decays=-0.1"], "--decays=-0.1: accepted: numbers of at least 0"),
+        (["--decays=nan"], "--decays=nan: accepted: numbers of at least 0"),
         (["--name=../x"], "--name=../x: accepted: letters"),
         (["--shard=0/2"], "--shard=0/2: accepted: with a --name"),
         (["--shard=2/2", "--name=x"], "--shard=2/2: accepted: i/n"),
