@@ -28,7 +28,7 @@ from experiments.cells import (
     opened,
     parse_shard,
 )
-from experiments.presets import PRESETS
+from experiments.presets import NORMS, PRESETS
 from experiments.report import reading
 from experiments.trained import history
 from experiments.variants import FILLED_IN, SMOKE
@@ -49,17 +49,6 @@ FLAGS = flags.FLAGS
 # Of each optimiser, times the preset's: Muon's updates have AdamW's size, Lion's are a sign, and
 # SGD's are the gradient, clipped.
 RATES: Mapping[str, float] = MappingProxyType({"adamw": 1.0, "muon": 1.0, "lion": 0.1, "sgd": 200})
-# Names of norms -> what they change of the preset's model.
-NORMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "own": {},
-        "layer": {"norm": "layer"},
-        "rms": {"norm": "rms"},
-        "unscaled": {"norm_scale": False},
-        "sandwich": {"norm_placement": "sandwich"},
-        "qk": {"query_key_norm": "head"},
-    }
-)
 METHODS = ("w8-tensor", "w4", "w8a8", "w6a6", "w4a4", "magnitude-0.5", "wanda-0.5")
 OF_A_CELL = ("variant", "optimizer", "checkpoint_every", *FILLED_IN)
 NO_FLAG = (*OF_A_CELL, "mesh", "parallel")

@@ -1,4 +1,4 @@
-"""Bigram-Backcopy as a laboratory: variants, optimisers, decays, depths, chains, BOS or none.
+"""Bigram-Backcopy as a laboratory: variants, optimisers, norms, depths, chains, BOS or none.
 
 python -m experiments.laboratory                                  # one factor at a time
 python -m experiments.laboratory --name=all --full                # every combination
@@ -27,6 +27,7 @@ from experiments.cells import (
     parse_shard,
 )
 from experiments.laboratory_report import USUAL, markdown_tables, print_tables
+from experiments.presets import NORMS
 from experiments.trained import history
 from experiments.variants import BACKCOPY, FILLED_IN, SMOKE
 from sysout_jax.analysis.dynamics import fit_growth
@@ -59,10 +60,11 @@ MEASURES = (
 )  # fmt: skip
 FITTED = 0.1  # of the steps: growth is fitted to what comes after, as in theory C2
 OF_A_CELL = (
-    "corpus", "variant", "optimizer", "lr", "decay", "layers", "loss_from", "bos",
-    "checkpoint_every",
-    *FILLED_IN,
+    "corpus", "variant", "optimizer", "lr", "decay", "eps", "layers", "loss_from", "bos",
+    "checkpoint_every", *FILLED_IN,
 )  # fmt: skip
+# What a cell is beside its variant, the usual value of each first.
+AXES = ("optimizers", "layers", "losses", "starts", "decays", "epsilons", "norms")
 NO_FLAG = (*OF_A_CELL, "mesh", "parallel", "tokenizer")
 
 
@@ -76,6 +78,8 @@ class Cell:
     loss: str
     start: str
     decay: float
+    eps: float
+    norm: str
 
     @property
     def name(self) -> str:
@@ -95,6 +99,8 @@ class Config:
     losses: tuple[str, ...] = tuple(LOSSES)
     starts: tuple[str, ...] = tuple(STARTS)
     decays: tuple[float, ...] = (0.1, 0.0, 0.3, 1.0, 3.0)  # times the rate, a step
+    epsilons: tuple[float, ...] = (1e-8, 1e-6, 1e-4)  # under Adam's quotient
+    norms: tuple[str, ...] = ("own", "layer", "unscaled", "sandwich", "qk")
     bases: tuple[str, ...] = ("softmax", "context_scale")
     full: bool = False
     workdir: str = "runs"
@@ -104,17 +110,20 @@ class Config:
     def __post_init__(self) -> None:
         for flag, accepted in (
             ("variants", VARIANTS), ("bases", VARIANTS), ("optimizers", OPTIMIZERS),
-            ("losses", LOSSES), ("starts", STARTS),
+            ("losses", LOSSES), ("starts", STARTS), ("norms", NORMS),
         ):  # fmt: skip
             for value in getattr(self, flag):
                 one_of(flag, value, tuple(accepted))
         for value in self.layers:
             at_least(1, "layers", value)
-        for flag in ("chains", "variants", "optimizers", "layers", "losses", "starts", "decays"):
+        for flag in ("chains", "variants", *AXES):
             check_values(flag, getattr(self, flag))
         for decay in self.decays:
             if not 0 <= decay < inf:
                 raise InputError(f"--decays={decay}: accepted: numbers of at least 0")
+        for eps in self.epsilons:
+            if not 0 < eps < inf:
+                raise InputError(f"--epsilons={eps}: accepted: numbers above 0")
         for chain in self.chains:
             if not 0 <= chain < 2**32:
                 raise InputError(f"--chains={chain}: accepted: integers from 0 to 2**32 - 1")
@@ -124,7 +133,7 @@ class Config:
     def cells(self) -> list[Cell]:
         """Every combination if `full`; else all variants with the first value of each other factor,
         and of `bases` those with one other factor at another value; the most shared first."""
-        axes = (self.optimizers, self.layers, self.losses, self.starts, self.decays)
+        axes = [getattr(self, flag) for flag in AXES]
         return [Cell(*each) for each in crossed(self.variants, axes, self.bases, self.full)]
 
     @property
@@ -139,12 +148,12 @@ class Config:
         seeds = tuple(seed * count + at for seed in self.train.seeds for at in range(count))
         optimizer = replace(
             self.train.optimizer, optimizer=cell.optimizer, lr=RATES[cell.optimizer],
-            decay=cell.decay,
+            decay=cell.decay, eps=cell.eps,
         )  # fmt: skip
+        model = replace(self.train.model, layers=cell.layers, **NORMS[cell.norm])
         return replace(
             self.train, variant=cell.variant, seeds=seeds, loss_from=LOSSES[cell.loss],
-            bos=STARTS[cell.start], optimizer=optimizer,
-            model=replace(self.train.model, layers=cell.layers),
+            bos=STARTS[cell.start], optimizer=optimizer, model=model,
         )  # fmt: skip
 
 
@@ -182,7 +191,8 @@ def _sorted(there: Cells) -> list[dict[str, Any]]:
     def place(cell: dict[str, Any]) -> Any:
         others = (OPTIMIZERS.index(cell["optimizer"]), cell["layers"], cell["loss"], cell["start"])
         decay = (cell["decay"] != USUAL["decay"], cell["decay"])
-        return *others, decay, variants.index(cell["variant"])
+        norm = list(NORMS).index(cell["norm"])
+        return *others, decay, cell["eps"], norm, variants.index(cell["variant"])
 
     return sorted(map(there.read, there.names()), key=place)
 
@@ -260,10 +270,10 @@ def config_from_flags() -> Config:
     base = launch.override(BASE, SMOKE if FLAGS.smoke else {})
     base = launch.override(base, {n: FLAGS[n].value for n in FLAGS if n not in OF_A_CELL})
     given: dict[str, Any] = {"variants": ("softmax", "context_scale")} if FLAGS.smoke else {}
-    for name in ("variants", "bases", "optimizers", "losses", "starts"):
+    for name in ("variants", "bases", "optimizers", "losses", "starts", "norms"):
         if (texts := FLAGS[name].value) is not None:
             given[name] = tuple(texts)
-    for name, kind in (("chains", int), ("layers", int), ("decays", float)):
+    for name, kind in (("chains", int), ("layers", int), ("decays", float), ("epsilons", float)):
         if (texts := FLAGS[name].value) is not None:
             given[name] = launch.numbers(name, texts, kind)
     if FLAGS.variants == ["all"]:
@@ -284,6 +294,8 @@ def define_flags() -> None:
         ("losses", "all, or masked: what follows BOS is not trained"),
         ("starts", "bos, or none: rows begin with BOS, or with a token of the chain"),
         ("decays", "weight decays of the optimiser"),
+        ("epsilons", "under Adam's quotient"),
+        ("norms", f"of {', '.join(NORMS)}; own: RMSNorm before each branch"),
         ("chains", "Markov chains, by seed; all are trained in one program"),
     ):
         shown = ",".join(map(str, getattr(default, name)))

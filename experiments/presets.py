@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from sysout_jax.model.config import SHAPES
 from sysout_jax.training.config import TrainConfig
@@ -28,3 +29,15 @@ PRESETS: Mapping[str, TrainConfig] = MappingProxyType(
         ),
     }
 )  # fmt: skip
+
+# Names of norms -> what they change of a preset's model.
+NORMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "own": {},
+        "layer": {"norm": "layer"},
+        "rms": {"norm": "rms"},
+        "unscaled": {"norm_scale": False},
+        "sandwich": {"norm_placement": "sandwich"},
+        "qk": {"query_key_norm": "head"},
+    }
+)

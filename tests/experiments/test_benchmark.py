@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.benchmark import NORMS, RATES, Config
+from experiments.benchmark import RATES, Config
 from experiments.benchmark_report import COLUMNS, finished, markdown_tables, rows
-from experiments.presets import PRESETS
+from experiments.presets import NORMS, PRESETS
 from sysout_jax.analysis import schemes
 from sysout_jax.analysis.compression import Compressed, Compressor, losses
 from sysout_jax.analysis.statistics import mean_interval

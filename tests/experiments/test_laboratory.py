@@ -30,7 +30,7 @@ TINY = (
     "--chains=0,2", "--seeds=3,5", "--steps=6", "--measure_every=2", "--steps_per_call=2",
     "--batch_size=3", "--val_batches=2", "--seq_len=9", "--width=8", "--mlp_width=8",
     "--optimizers=adamw", "--layers=1", "--starts=bos", "--decays=0.1",
-    "--variants=softmax,context_scale",
+    "--epsilons=1e-8", "--norms=own", "--variants=softmax,context_scale",
     "--bases=softmax", "--name=cells",
 )  # fmt: skip
 ORDER = [(3, 0), (3, 2), (5, 0), (5, 2)]  # (seed, chain) of the runs
@@ -78,7 +78,7 @@ def test_the_record_has_the_cells_of_all_shards(finished, record):
     ]  # fmt: skip
     assert record["runs"] == [list(each) for each in ORDER]
     files = sorted(path.name for path in (finished[0] / "cells").iterdir())
-    assert "softmax-adamw-1-masked-bos-0.1.json" in files
+    assert "softmax-adamw-1-masked-bos-0.1-1e-08-own.json" in files
     assert len(files) == 3 + 1
     assert all(set(cell["code"]) == {"commit", "dirty"} for cell in record["cells"])
 
@@ -176,12 +176,15 @@ def test_a_cell_that_diverges_is_a_result(run_laboratory, tmp_path, monkeypatch)
 
 def test_one_factor_at_a_time_or_every_combination():
     few = Config(variants=("softmax", "sigmoid"), bases=("sigmoid",))
-    assert len(few.cells) == 2 + (2 + 2 + 1 + 1 + 4)
-    assert len(Config(variants=("softmax",), full=True).cells) == 3 * 3 * 2 * 2 * 5
-    assert few.cells[:2] == [Cell(n, "adamw", 1, "all", "bos", 0.1) for n in ("softmax", "sigmoid")]
-    training = few.training(Cell("sigmoid", "sgd", 2, "masked", "none", 0.3))
+    assert len(few.cells) == 2 + (2 + 2 + 1 + 1 + 4 + 2 + 4)
+    assert len(Config(variants=("softmax",), full=True).cells) == 3 * 3 * 2 * 2 * 5 * 3 * 5
+    usual = ("adamw", 1, "all", "bos", 0.1, 1e-8, "own")
+    assert few.cells[:2] == [Cell(name, *usual) for name in ("softmax", "sigmoid")]
+    training = few.training(Cell("sigmoid", "sgd", 2, "masked", "none", 0.3, 1e-4, "sandwich"))
     assert (training.loss_from, training.bos, training.model.layers) == (1, False, 2)
-    assert (training.optimizer.lr, training.optimizer.decay) == (laboratory.RATES["sgd"], 0.3)
+    optimizer = training.optimizer
+    assert (optimizer.lr, optimizer.decay, optimizer.eps) == (laboratory.RATES["sgd"], 0.3, 1e-4)
+    assert (training.model.norm, training.model.norm_placement) == ("rms", "sandwich")
     assert USUAL.items() <= asdict(Config().cells[0]).items()
 
 
@@ -205,6 +208,9 @@ def test_shards_share_all_items():
         (["--layers=0"], "--layers=0: accepted"),
         (["--layers=a"], "--layers=a: accepted: integers"),
         (["--decays=-0.1"], "--decays=-0.1: accepted: numbers of at least 0"),
+        (["--epsilons=0"], "--epsilons=0.0: accepted: numbers above 0"),
+        (["--epsilons=inf"], "--epsilons=inf: accepted: numbers above 0"),
+        (["--norms=batch"], "--norms='batch': unknown; accepted: own, layer"),
         (["--decays=nan"], "--decays=nan: accepted: numbers of at least 0"),
         (["--name=../x"], "--name=../x: accepted: letters"),
         (["--shard=0/2"], "--shard=0/2: accepted: with a --name"),
