@@ -116,12 +116,14 @@ def test_killed_and_preempted(whole, run_variants, tmp_path):
     def terminate():
         wait_until(process, lambda: rows(directory) > 60)
         os.kill(os.getpid(), signal.SIGTERM)
+        return time.monotonic()
 
     process = None
     (directory / "metrics.jsonl").write_text("")
     with ThreadPoolExecutor() as pool:
-        pool.submit(terminate)
+        sent = pool.submit(terminate)
         outcome = run_variants("--name=a", f"--workdir={tmp_path}")  # its config is that of the run
+    assert time.monotonic() - sent.result() < 30  # what machines that are taken away allow
     assert (outcome.status, outcome.err) == (0, "")
     last = outcome.out.splitlines()[-1]
     assert re.fullmatch(r"asked to stop (at step \d+ of|before) variant \w+", last)
