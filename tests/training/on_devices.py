@@ -10,6 +10,7 @@ import os
 import sys
 
 DEVICES = 8
+NUDGES = 3  # runs on one device that differ by a unit of rounding
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0 "
@@ -50,49 +51,80 @@ EVERY = [
 ]
 
 
-def trained(variant, optimizer, parallel, mesh, accumulate=1):
-    """Parameters after 20 steps and the losses of each, of two seeds; where parameters were."""
+def made(variant, optimizer, parallel, mesh, accumulate=1):
+    """The devices of a run."""
     config = TrainConfig(
         variant=variant, seq_len=LENGTH, batch_size=BATCH, accumulate=accumulate, model=MODEL,
         optimizer=OPTIMIZERS[optimizer], mesh=mesh, parallel=parallel,
     )  # fmt: skip
     model = config.architecture(MODEL.vocab)
-    made = make_optimizer(config.optimizer, STEPS, param_axes(model))
-    devices = make_devices(parallel, config.mesh_shape, model, made, BATCH, accumulate)
+    optimizer = make_optimizer(config.optimizer, STEPS, param_axes(model))
+    return make_devices(parallel, config.mesh_shape, model, optimizer, BATCH, accumulate)
+
+
+def trained(devices, nudge=None):
+    """What two seeds end with after 20 steps, and which devices hold it.
+
+    Of `nudge`, a random generator, every initial parameter is a unit of rounding larger or smaller.
+    """
     state = devices.start(jnp.stack([jax.random.key(seed) for seed in range(SEEDS)]))
+    if nudge is not None:
+
+        def moved(x):
+            near = np.asarray(x) * (1 + 2.0**-23 * nudge.choice([-1, 1], x.shape))
+            return jax.device_put(near.astype(x.dtype), x.sharding)
+
+        state = state._replace(params=jax.tree.map(moved, state.params))
     shape = (STEPS, SEEDS, BATCH, LENGTH + 1)
     rows = np.random.default_rng(7).integers(0, MODEL.vocab, shape).astype(np.int32)
     state, record = devices.steps(state, devices.put(rows))
     parts = {len(x.sharding.device_set) for x in jax.tree.leaves(state)}
     embed = state.params["embed"]
     held = embed.addressable_shards[0].data.size / embed.size
-    params = jax.tree.map(np.asarray, devices.params(state))
-    return params, np.asarray(record.loss), np.asarray(record.grad_norm), parts, held
+    ended = {
+        "params": jax.tree.map(np.asarray, devices.params(state)),
+        "loss": np.asarray(record.loss),
+        "grad_norm": np.asarray(record.grad_norm),
+    }
+    return ended, {"devices": sorted(parts), "held": held}
+
+
+def apart(found, expected):
+    """The largest difference of parameters, losses and gradient norms."""
+
+    def largest(a, b):
+        return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), a, b)))
+
+    return {name: largest(found[name], expected[name]) for name in expected}
+
+
+def on_one(variant, optimizer):
+    """What one device ends with, and how far apart it ends of itself when nudged."""
+    devices = made(variant, optimizer, "jit", "data=1")
+    ended, _ = trained(devices)
+    nudged = [apart(trained(devices, np.random.default_rng(n))[0], ended) for n in range(NUDGES)]
+    return ended, {name: max(each[name] for each in nudged) for name in ended}
 
 
 def main():
     """One line of JSON for each case."""
     cases = json.loads(sys.argv[1]) if len(sys.argv) > 1 else EVERY
     alone = {}
-    for variant, optimizer, parallel, mesh, *rest in cases:
+    for variant, optimizer, *how in cases:
         key = (variant, optimizer)
         if key not in alone:
-            alone[key] = trained(variant, optimizer, "jit", "data=1")
-        params, loss, norm, *_ = alone[key]
-        found, found_loss, found_norm, parts, held = trained(
-            variant, optimizer, parallel, mesh, *rest
-        )
-        apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), found, params)
+            alone[key] = on_one(*key)
+        expected, rounding = alone[key]
+        found, where = trained(made(variant, optimizer, *how))
+        loss = expected["loss"]
         print(
             json.dumps(
                 {
-                    "case": [variant, optimizer, parallel, mesh, *rest],
-                    "params": max(jax.tree.leaves(apart)),
-                    "loss": float(np.abs(found_loss - loss).max()),
-                    "grad_norm": float(np.abs(found_norm - norm).max()),
+                    "case": [variant, optimizer, *how],
+                    "apart": apart(found, expected),
+                    "rounding": rounding,
                     "moved": float(loss[0].mean() - loss[-1].mean()),
-                    "devices": sorted(parts),
-                    "held": held,
+                    **where,
                 }
             ),
             flush=True,

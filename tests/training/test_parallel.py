@@ -37,17 +37,31 @@ def run(*cases):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def check(row):
-    assert row["devices"] == [8], row
-    assert max(row["params"], row["loss"], row["grad_norm"]) < BOUND, row
-    assert abs(row["moved"]) > 1e-3  # twenty steps went somewhere
+def wrong(row):
+    """What is not as on one device, beyond what rounding alone makes of it there.
+
+    Initial parameters that differ by a unit of rounding end 1e-7 to 1e-5 apart on one device, but
+    those of softpick, whose first weight is nearly the sign of a score near zero, 1e-2. Norms of
+    heads near zero (qk_norm, head_norm) leave gradients' norms 1e-4 to 3e-2 apart.
+    """
+    return [
+        (row["case"], name, row["apart"][name], rounding)
+        for name, rounding in row["rounding"].items()
+        if row["apart"][name] >= max(BOUND, rounding)
+    ]
+
+
+def check(rows):
+    assert [found for row in rows for found in wrong(row)] == []
+    assert {tuple(row["devices"]) for row in rows} == {(8,)}
+    assert min(abs(row["moved"]) for row in rows) > 1e-3  # twenty steps went somewhere
 
 
 def test_eight_devices_end_where_one_does():
     rows = run(json.dumps(CHOSEN))
     assert [row["case"] for row in rows] == CHOSEN
-    for row in rows:
-        check(row)
+    check(rows)
+    assert max(max(row["apart"].values()) for row in rows) < BOUND
     # Of the embeddings a device holds a half along fsdp=2, a quarter along fsdp=4.
     assert [row["held"] for row in rows] == [0.5, 0.125, 1.0, 0.25]
 
@@ -56,8 +70,7 @@ def test_eight_devices_end_where_one_does():
 def test_every_variant_on_every_mesh():
     rows = run()
     assert len(rows) == 456
-    for row in rows:
-        check(row)
+    check(rows)
 
 
 @pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
