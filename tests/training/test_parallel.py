@@ -47,7 +47,7 @@ def wrong(row):
     return [
         (row["case"], name, row["apart"][name], rounding)
         for name, rounding in row["rounding"].items()
-        if row["apart"][name] >= max(BOUND, rounding)
+        if not row["apart"][name] < max(BOUND, rounding)  # nor NaN
     ]
 
 
