@@ -226,7 +226,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
 
         calls = {"ours": partial(ours, config.shared, CALLS),
                  "hooks": partial(theirs, config.shared, CALLS)}  # fmt: skip
-        passes = in_turn(calls, config.rounds, say)
+        passes = compared(config, calls, say)
         found = {
             "hooks": longest(theirs, config.shared, config.step, say),
             "ours": as_time_allows(ours, 2 * config.shared, end, say),
@@ -236,6 +236,23 @@ def run(config: Config, console: Console) -> dict[str, Any]:
             **described(config.shared, config.gib, passes, found),
         }
     return dict(plain(record))
+
+
+def compared(
+    config: Config, calls: Mapping[str, Callable[[], Any]], say: Callable[[str], None]
+) -> dict[str, list[dict[str, Any]]]:
+    """`in_turn` at the length that both are compared at.
+
+    Raises:
+      InputError: one of them has too little memory for it.
+    """
+    try:
+        return in_turn(calls, config.rounds, say)
+    except children.NoMemory as error:
+        raise InputError(
+            f"--gib={config.gib:g}: too little for --shared={config.shared}; accepted: more of it, "
+            "or fewer tokens"
+        ) from error
 
 
 # ----------------------------------------------------------------------- the binary

@@ -105,6 +105,14 @@ def test_bad_flags_are_refused(changes, says):
         long_context.Config(**changes)
 
 
+def test_too_little_memory_to_compare_is_one_line():
+    def refused():
+        raise children.NoMemory("no memory")
+
+    with pytest.raises(InputError, match=r"--gib=8: too little for --shared=4096; accepted: more"):
+        long_context.compared(long_context.Config(), {"hooks": refused}, print)
+
+
 def test_only_a_cpus_memory_is_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(long_context.jax, "default_backend", lambda: "gpu")
     with pytest.raises(InputError, match=r"computes on a gpu.*accepted: JAX_PLATFORMS=cpu"):
