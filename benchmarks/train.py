@@ -2,7 +2,7 @@
 
 pip install -r requirements-reference.txt    # PyTorch
 python -m benchmarks.train                   # two styles, three sizes, in minutes
-python -m benchmarks.train --quick           # the smallest size, without torch.compile
+python -m benchmarks.train --quick           # the smallest model, without torch.compile
 python -m benchmarks.train --sizes=124m --styles=gpt2-tiny --dtype=bfloat16    # on a GPU
 """
 
@@ -215,7 +215,7 @@ def main() -> None:
         FLAGS.compiled, FLAGS.flash, FLAGS.workdir,
     )  # fmt: skip
     if FLAGS.quick:
-        config = replace(config, sizes=("60k",), compiled=False)
+        config = replace(config, sizes=("60k",), styles=STYLES[:1], compiled=False)
     print_table(console, run(config, console))
 
 
@@ -229,7 +229,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("compiled", True, "torch.compile besides eager PyTorch: a C++ compiler")
     flags.DEFINE_bool("flash", False, "ours with fused attention, besides without")
     flags.DEFINE_string("workdir", "runs", "where run directories go")
-    flags.DEFINE_bool("quick", False, "the smallest size, without torch.compile")
+    flags.DEFINE_bool("quick", False, "the smallest model, without torch.compile")
 
 
 if __name__ == "__main__":
