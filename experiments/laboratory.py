@@ -98,7 +98,7 @@ class Config:
     layers: tuple[int, ...] = (1, 2, 3)
     losses: tuple[str, ...] = tuple(LOSSES)
     starts: tuple[str, ...] = tuple(STARTS)
-    decays: tuple[float, ...] = (0.1, 0.0, 0.3, 1.0, 3.0)  # times the rate, a step
+    decays: tuple[float, ...] = (1e-4, 0.0, 0.1, 0.3, 1.0, 3.0)  # times the rate, a step
     epsilons: tuple[float, ...] = (1e-8, 1e-6, 1e-4)  # under Adam's quotient
     norms: tuple[str, ...] = ("own", "layer", "unscaled", "sandwich", "qk")
     bases: tuple[str, ...] = ("softmax", "context_scale")

@@ -25,7 +25,10 @@ COLUMNS = {
 }
 SINK = "noop_sink_best"
 # What a cell is beside its variant, where nothing is said.
-USUAL = {"optimizer": "adamw", "layers": 1, "loss": "all", "start": "bos", "decay": 0.1}
+USUAL = {
+    "optimizer": "adamw", "layers": 1, "loss": "all", "start": "bos", "decay": 1e-4, "eps": 1e-8,
+    "norm": "own",
+}  # fmt: skip
 SHARES = ("noop_sink_best", "value_drain@value", "gate_noop", "gate_active")
 
 
@@ -73,7 +76,8 @@ def setting(cell: Record) -> str:
     words = [cell["optimizer"], f"{cell['layers']} layer{'s' * (cell['layers'] > 1)}"]
     words += ["BOS not trained"] if cell["loss"] == "masked" else []
     words += ["no BOS"] if cell["start"] == "none" else []
-    words += [f"decay {cell['decay']:g}"] if cell["decay"] != USUAL["decay"] else []
+    words += [f"{name} {cell[name]:g}" for name in ("decay", "eps") if cell[name] != USUAL[name]]
+    words += [f"{cell['norm']} norm"] if cell["norm"] != "own" else []
     return ", ".join(words)
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
-SETTING = ("optimizer", "layers", "loss", "start", "decay")
+SETTING = ("optimizer", "layers", "loss", "start", "decay", "eps", "norm")
 APART = 0.16  # of the chains' points in a row
 WORDS = {"masked": "BOS not trained", "none": "no BOS"}  # of the values that are not the usual
 
@@ -25,10 +25,12 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
 
 
 def _name(cell: Record, first: Record) -> str:
-    """What a cell is beside its variant; its decay where it is not the first cell's."""
+    """What a cell is beside its variant; decay, eps and norm where they are not the first's."""
     words = [cell["optimizer"], str(cell["layers"])]
     words += [WORDS[cell[key]] for key in ("loss", "start") if cell[key] in WORDS]
-    return ", ".join(words + [f"decay {x:g}" for x in [cell["decay"]] if x != first["decay"]])
+    words += [f"{key} {cell[key]:g}" for key in ("decay", "eps") if cell[key] != first[key]]
+    words += [f"{cell['norm']} norm"] if cell["norm"] != first["norm"] else []
+    return ", ".join(words)
 
 
 def _sinks(record: Record, cells: list[Record]) -> "Figure":

@@ -20,6 +20,7 @@ from experiments.laboratory_report import (
     sentences,
     tables,
 )
+from experiments.variants import BACKCOPY
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.data import Backcopy
 from sysout_jax.errors import Diverged, InputError
@@ -29,7 +30,7 @@ from sysout_jax.training.step import token_loss
 TINY = (
     "--chains=0,2", "--seeds=3,5", "--steps=6", "--measure_every=2", "--steps_per_call=2",
     "--batch_size=3", "--val_batches=2", "--seq_len=9", "--width=8", "--mlp_width=8",
-    "--optimizers=adamw", "--layers=1", "--starts=bos", "--decays=0.1",
+    "--optimizers=adamw", "--layers=1", "--starts=bos", "--decays=1e-4",
     "--epsilons=1e-8", "--norms=own", "--variants=softmax,context_scale",
     "--bases=softmax", "--name=cells",
 )  # fmt: skip
@@ -78,7 +79,7 @@ def test_the_record_has_the_cells_of_all_shards(finished, record):
     ]  # fmt: skip
     assert record["runs"] == [list(each) for each in ORDER]
     files = sorted(path.name for path in (finished[0] / "cells").iterdir())
-    assert "softmax-adamw-1-masked-bos-0.1-1e-08-own.json" in files
+    assert "softmax-adamw-1-masked-bos-0.0001-1e-08-own.json" in files
     assert len(files) == 3 + 1
     assert all(set(cell["code"]) == {"commit", "dirty"} for cell in record["cells"])
 
@@ -141,7 +142,7 @@ def test_tables_show_the_record(finished, record):
     with pytest.raises(KeyError, match="muon"):
         cell_of(made, "softmax", optimizer="muon")
     made["cells"].append(made["cells"][0] | {"decay": 3.0})
-    assert along(made, "softmax", "decay") == {0.1: made["cells"][0], 3.0: made["cells"][-1]}
+    assert along(made, "softmax", "decay") == {1e-4: made["cells"][0], 3.0: made["cells"][-1]}
     assert list(along(made, "softmax", "loss")) == ["all", "masked"]
     assert next(rows for _, _, rows in tables(made))[-1][0] == "adamw, 1 layer, decay 3"
     assert "(e) context_scale" in finished[1].out
@@ -176,16 +177,18 @@ def test_a_cell_that_diverges_is_a_result(run_laboratory, tmp_path, monkeypatch)
 
 def test_one_factor_at_a_time_or_every_combination():
     few = Config(variants=("softmax", "sigmoid"), bases=("sigmoid",))
-    assert len(few.cells) == 2 + (2 + 2 + 1 + 1 + 4 + 2 + 4)
-    assert len(Config(variants=("softmax",), full=True).cells) == 3 * 3 * 2 * 2 * 5 * 3 * 5
-    usual = ("adamw", 1, "all", "bos", 0.1, 1e-8, "own")
+    assert len(few.cells) == 2 + (2 + 2 + 1 + 1 + 5 + 2 + 4)
+    assert len(Config(variants=("softmax",), full=True).cells) == 3 * 3 * 2 * 2 * 6 * 3 * 5
+    usual = ("adamw", 1, "all", "bos", 1e-4, 1e-8, "own")
     assert few.cells[:2] == [Cell(name, *usual) for name in ("softmax", "sigmoid")]
     training = few.training(Cell("sigmoid", "sgd", 2, "masked", "none", 0.3, 1e-4, "sandwich"))
     assert (training.loss_from, training.bos, training.model.layers) == (1, False, 2)
     optimizer = training.optimizer
     assert (optimizer.lr, optimizer.decay, optimizer.eps) == (laboratory.RATES["sgd"], 0.3, 1e-4)
     assert (training.model.norm, training.model.norm_placement) == ("rms", "sandwich")
-    assert USUAL.items() <= asdict(Config().cells[0]).items()
+    assert USUAL.items() == asdict(Config().cells[0]).items() - {("variant", "softmax")}
+    adam = BACKCOPY.optimizer  # what is usual here is usual on Backcopy
+    assert (USUAL["decay"], USUAL["eps"]) == (adam.decay, adam.eps)
 
 
 def test_shards_share_all_items():
