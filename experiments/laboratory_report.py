@@ -1,6 +1,7 @@
 """What experiments.laboratory says: a row for each cell, the growth of sink logits, sentences."""
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,19 @@ COLUMNS = {
     "value_drain@value": "value drain",
     "residual_peak@block_out": "residual peak",
     "top1_over_median@block_out": "max/median \\|h\\|",
+    "neuron_rms_kurtosis@block_out": "kurtosis",
     "weight_ratio@down": "max/mean \\|W_down\\|",
     "gate_noop": "factor, no-op",
     "gate_active": "factor, others",
 }
 SINK = "noop_sink_best"
 # What a cell is beside its variant, where nothing is said.
-USUAL = {
-    "optimizer": "adamw", "layers": 1, "loss": "all", "start": "bos", "decay": 1e-4, "eps": 1e-8,
-    "norm": "own",
-}  # fmt: skip
+USUAL: Mapping[str, Any] = MappingProxyType(
+    {
+        "optimizer": "adamw", "layers": 1, "loss": "all", "start": "bos", "decay": 1e-4,
+        "eps": 1e-8, "norm": "own",
+    }
+)  # fmt: skip
 SHARES = ("noop_sink_best", "value_drain@value", "gate_noop", "gate_active")
 
 
@@ -76,8 +80,8 @@ def setting(cell: Record) -> str:
     words = [cell["optimizer"], f"{cell['layers']} layer{'s' * (cell['layers'] > 1)}"]
     words += ["BOS not trained"] if cell["loss"] == "masked" else []
     words += ["no BOS"] if cell["start"] == "none" else []
-    words += [f"{name} {cell[name]:g}" for name in ("decay", "eps") if cell[name] != USUAL[name]]
-    words += [f"{cell['norm']} norm"] if cell["norm"] != "own" else []
+    words += [f"{n} {cell[n]:g}" for n in ("decay", "eps") if cell[n] != USUAL[n]]
+    words += [f"{cell['norm']} norms"] if cell["norm"] != USUAL["norm"] else []
     return ", ".join(words)
 
 

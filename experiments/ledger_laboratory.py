@@ -1,4 +1,4 @@
-"""Claims decided by the laboratory: other chains, optimisers and decays, deeper models, no BOS.
+"""Claims decided by the laboratory: other chains, optimisers, decays, norms and depths, no BOS.
 
 A claim on sinks must hold for every chain: the interval is over the seeds of one chain. "Best head"
 is the head that gives the first token most, of all layers; with one layer there is no other.
@@ -29,6 +29,7 @@ from sysout_jax.analysis.statistics import Interval, mean_interval
 
 WRITTEN = "2026-11-26T13:16"  # UTC, before the first cell was trained
 LATER = "2026-11-26T21:24"  # UTC, before decays and value gates were
+LAST = "2026-11-26T22:16"  # UTC, before norms and eps were
 EQUAL = 0.05  # nats of loss on bigram queries within which models are of equal loss
 SINK_OF = "noop_sink_best"
 EXPLAINED = 0.9  # R^2 of a law that describes the growth
@@ -209,3 +210,63 @@ def value_gates(record: Record) -> Verdict:
         f"by chain: {_chains(sinks)}; max/median {shown(mean_interval(gate), 0)}, softmax's "
         f"{shown(spikes, 0)}",
     )
+
+
+@claim(
+    "Sinks are not the norm's work: LayerNorm, norms without a scale, norms behind the branches "
+    "too (sandwich) and norms of queries and keys keep them",
+    "Gu et al. 2025 (arXiv:2410.10781); Sun et al. 2026 (arXiv:2603.05498)",
+    f"softmax: no-op queries give the first token more than {SINK} in each chain with each",
+    "laboratory", LAST, disputed=True,
+)  # fmt: skip
+def norms_keep_sinks(record: Record) -> Verdict:
+    norms = along(record, "softmax", "norm")
+    found = {name: _sinks(record, "softmax", norm=name) for name in norms if name != "own"}
+    says = together([above(each, SINK) for chains in found.values() for each in chains])
+    texts = [f"{name} {_chains(chains)}" for name, chains in found.items()]
+    return Verdict(says, f"by chain: {'; '.join(texts)}")
+
+
+def _falls(record: Record, measure: str, **setting: object) -> Verdict:
+    """Whether a measure of softmax is smaller in a setting than usual, at equal loss; pairs of
+    runs. What is smaller at another loss is not decided."""
+    usual, moved = (
+        np.array(cell_of(record, "softmax", **each)["measures"][measure]) for each in ({}, setting)
+    )
+    change = mean_interval(moved - usual)
+    cost = mean_interval(_above_floor(record, **setting) - _above_floor(record))
+    says = below(change, 0.0)
+    if abs(cost.mean) > EQUAL and says != FAILS:
+        says = UNDECIDED
+    return Verdict(
+        says, f"{shown(change)}, from {usual.mean():.2f}, at {shown(cost, 3)} nats more"
+    )  # fmt: skip
+
+
+@claim(
+    "Large states of the first token are the pre-norm's work: with norms behind the branches too "
+    "(sandwich) they go",
+    "Sun et al. 2026 (arXiv:2603.05498)", "softmax's residual peak is smaller than with norms "
+    f"before the branches alone, pairs of runs, at equal loss (bigram queries, within {EQUAL} "
+    "nats)", "laboratory", LAST, disputed=True,
+)  # fmt: skip
+def sandwich_norms_remove_peaks(record: Record) -> Verdict:
+    return _falls(record, "residual_peak@block_out", norm="sandwich")
+
+
+@claim(
+    "Norms without a scale for each channel make smaller outlier channels",
+    "Park et al. 2025 (arXiv:2506.19697)", "softmax's kurtosis is smaller than with scales, pairs "
+    "of runs, at equal loss", "laboratory", LAST, disputed=True,
+)  # fmt: skip
+def unscaled_norms_remove_outlier_channels(record: Record) -> Verdict:
+    return _falls(record, "neuron_rms_kurtosis@block_out", norm="unscaled")
+
+
+@claim(
+    "A larger eps of Adam makes smaller outlier channels",
+    "He et al. 2024 (arXiv:2405.19279)", "softmax's kurtosis is smaller at 1e-4 than at 1e-8, "
+    "pairs of runs, at equal loss", "laboratory", LAST, disputed=True,
+)  # fmt: skip
+def larger_eps_removes_outlier_channels(record: Record) -> Verdict:
+    return _falls(record, "neuron_rms_kurtosis@block_out", eps=1e-4)

@@ -25,12 +25,11 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
 
 
 def _name(cell: Record, first: Record) -> str:
-    """What a cell is beside its variant; decay, eps and norm where they are not the first's."""
+    """What a cell is beside its variant; decay, eps, norm where they are not the first cell's."""
     words = [cell["optimizer"], str(cell["layers"])]
     words += [WORDS[cell[key]] for key in ("loss", "start") if cell[key] in WORDS]
-    words += [f"{key} {cell[key]:g}" for key in ("decay", "eps") if cell[key] != first[key]]
-    words += [f"{cell['norm']} norm"] if cell["norm"] != first["norm"] else []
-    return ", ".join(words)
+    others = [key for key in ("decay", "eps", "norm") if cell[key] != first[key]]
+    return ", ".join(words + [f"{key} {cell[key]}" for key in others])
 
 
 def _sinks(record: Record, cells: list[Record]) -> "Figure":

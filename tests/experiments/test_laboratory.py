@@ -145,6 +145,8 @@ def test_tables_show_the_record(finished, record):
     assert along(made, "softmax", "decay") == {1e-4: made["cells"][0], 3.0: made["cells"][-1]}
     assert list(along(made, "softmax", "loss")) == ["all", "masked"]
     assert next(rows for _, _, rows in tables(made))[-1][0] == "adamw, 1 layer, decay 3"
+    made["cells"][-1] |= {"decay": 0.1, "eps": 1e-4, "norm": "qk"}
+    assert next(rows for _, _, rows in tables(made))[-1][0].endswith(", eps 0.0001, qk norms")
     assert "(e) context_scale" in finished[1].out
 
 
