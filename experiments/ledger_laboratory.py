@@ -29,7 +29,7 @@ from sysout_jax.analysis.statistics import Interval, mean_interval
 
 WRITTEN = "2026-11-26T13:16"  # UTC, before the first cell was trained
 LATER = "2026-11-26T21:24"  # UTC, before decays and value gates were
-LAST = "2026-11-26T22:16"  # UTC, before norms and eps were
+LAST = "2026-11-26T22:14"  # UTC, before norms and eps were
 EQUAL = 0.05  # nats of loss on bigram queries within which models are of equal loss
 SINK_OF = "noop_sink_best"
 EXPLAINED = 0.9  # R^2 of a law that describes the growth

@@ -161,6 +161,47 @@ def test_value_gates_must_halve_spikes_and_keep_sinks(softmax, gate, sinks, verd
     assert LEDGER["value_gates"].decide(record).says == verdict
 
 
+@pytest.mark.parametrize(("worst", "verdict"), [(0.9, HOLDS), (0.1, FAILS)])
+def test_norms_keep_sinks_if_each_does(worst, verdict):
+    near = [-0.01, 0.0, 0.01]
+    cells = [
+        ("softmax", {"norm": name}, [sink + x for x in near], near)
+        for name, sink in (("own", 0.1), ("qk", 0.9), ("sandwich", worst))
+    ]
+    other = ("softmax", {"norm": "qk", "eps": 1e-4}, [0.0] * 3, near)  # of another setting
+    assert LEDGER["norms_keep_sinks"].decide(_laboratory(*cells, other)).says == verdict
+
+
+@pytest.mark.parametrize(
+    ("moved", "loss", "verdict"),
+    [
+        ([1.0, 2.1, 3.0], 2.0, HOLDS),  # of pairs: the seeds themselves are far apart
+        ([3.0, 4.1, 5.0], 2.0, FAILS),
+        ([1.0, 3.1, 5.0], 2.0, UNDECIDED),
+        ([1.0, 2.1, 3.0], 2.1, UNDECIDED),  # smaller, at another loss
+        ([1.0, 2.1, 3.0], 1.9, UNDECIDED),
+        ([3.0, 4.1, 5.0], 2.1, FAILS),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "measure", "setting"),
+    [
+        ("sandwich_norms_remove_peaks", "residual_peak@block_out", {"norm": "sandwich"}),
+        ("unscaled_norms_remove_outlier_channels", "neuron_rms_kurtosis@block_out",
+         {"norm": "unscaled"}),
+        ("larger_eps_removes_outlier_channels", "neuron_rms_kurtosis@block_out", {"eps": 1e-4}),
+    ],
+)  # fmt: skip
+def test_what_falls_must_fall_at_equal_loss(name, measure, setting, moved, loss, verdict):
+    record = _laboratory(("softmax", {}, [], []), ("softmax", setting, [], []))
+    record["floor"] = {"bos": [1.0]}
+    for cell, values, losses in zip(
+        record["cells"], ([2.0, 3.0, 4.0], moved), ([2.0] * 3, [loss] * 3), strict=True
+    ):
+        cell["measures"] |= {measure: values, "loss_bigram": losses}
+    assert LEDGER[name].decide(record).says == verdict
+
+
 def _related(sequences, precision):
     row = {
         "given": "weights", "found": "activations", "on": "channels", "sequences": sequences,
