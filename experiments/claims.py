@@ -25,7 +25,7 @@ from experiments import launch
 from experiments import ledger_books as _books  # enters its claims  # noqa: F401
 from experiments import ledger_causal as _causal  # noqa: F401
 from experiments import ledger_laboratory as _laboratory  # noqa: F401
-from experiments.ledger import LEDGER, Claim, Record, Verdict
+from experiments.ledger import FAILS, HOLDS, LEDGER, UNDECIDED, Claim, Record, Verdict
 from experiments.report import markdown
 from sysout_jax.errors import InputError
 from sysout_jax.results import plain, read_record, write_json
@@ -217,6 +217,19 @@ def markdown_table(rows: Rows) -> str:
     return markdown([table[0], ["---"] * len(table[0]), *table[1:]])
 
 
+def markdown_summary(rows: Rows) -> str:
+    """The names of the claims by verdict in Markdown, as the README shows them."""
+    table = [["verdict", "of the paper", "of others, or disputed"], ["---"] * 3]
+    for verdict in (HOLDS, FAILS, UNDECIDED):
+        names = [name for name, row in rows.items() if row["verdict"] == verdict]
+        sides = (
+            ", ".join(name.replace("_", " ") for name in names if LEDGER[name].disputed is disputed)
+            for disputed in (False, True)
+        )
+        table.append([f"{verdict} ({len(names)})", *sides])
+    return markdown(table)
+
+
 def print_table(console: Console, rows: Rows) -> None:
     """The ledger, a line or a few for each claim."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -245,7 +258,7 @@ def main() -> None:
     if FLAGS.write:
         write_json(VERDICTS, rows)
     if FLAGS.markdown:
-        print(markdown_table(rows))
+        print(f"{markdown_summary(rows)}\n\n{markdown_table(rows)}")
     else:
         print_table(console, rows)
     if FLAGS.check:
