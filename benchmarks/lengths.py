@@ -70,10 +70,10 @@ def _measured(done: Mapping[str, Any]) -> dict[str, list[float]]:
 
 def _point(passes: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over processes of the same length."""
+    found = [{**_measured(done), "peak": [done["peak"]]} for done in passes]
     return {
-        "seconds": float(np.median([s for done in passes for s in _measured(done)["seconds"]])),
-        "memory": float(np.median([done["peak"] - done["loaded"] for done in passes])),
-        "peak": float(np.median([done["peak"] for done in passes])),
+        what: float(np.median([value for each in found for value in each[what]]))
+        for what in ("seconds", "memory", "peak")
     }
 
 
