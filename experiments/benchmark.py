@@ -1,4 +1,4 @@
-"""Mitigations side by side: variants, optimisers, norms; outliers, loss, quantised, pruned.
+"""Mitigations side by side: variants, optimisers, norms, settings; outliers, loss, compression.
 
 python -m experiments.benchmark                                      # the small preset, on a CPU
 python -m experiments.benchmark --preset=fruitfly --corpus=PATH --variants=all --name=all
@@ -18,7 +18,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cells, launch
-from experiments.benchmark_report import markdown_tables, print_tables
+from experiments.benchmark_report import AXES, markdown_tables, print_tables
 from experiments.cells import (
     Cells,
     check_place,
@@ -28,7 +28,7 @@ from experiments.cells import (
     opened,
     parse_shard,
 )
-from experiments.presets import NORMS, PRESETS
+from experiments.presets import NORMS, PRESETS, SETTINGS
 from experiments.report import reading
 from experiments.trained import history
 from experiments.variants import FILLED_IN, SMOKE
@@ -36,13 +36,12 @@ from sysout_jax.analysis import schemes
 from sysout_jax.analysis.calibration import apart
 from sysout_jax.analysis.compression import Compressed, Compressor, losses
 from sysout_jax.core.attention import PAPER, VARIANTS
-from sysout_jax.data import load_corpus
 from sysout_jax.errors import Diverged
 from sysout_jax.model.config import at_least, one_of
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.results import RunDirectory, code_version, read_record
 from sysout_jax.training.config import TrainConfig
-from sysout_jax.training.loop import Corpus, Run, train
+from sysout_jax.training.loop import Corpus, Run, corpus_of, train
 from sysout_jax.training.optimizer import OPTIMIZERS
 
 FLAGS = flags.FLAGS
@@ -52,18 +51,19 @@ RATES: Mapping[str, float] = MappingProxyType({"adamw": 1.0, "muon": 1.0, "lion"
 METHODS = ("w8-tensor", "w4", "w8a8", "w6a6", "w4a4", "magnitude-0.5", "wanda-0.5")
 OF_A_CELL = ("variant", "optimizer", "checkpoint_every", *FILLED_IN)
 NO_FLAG = (*OF_A_CELL, "mesh", "parallel")
-AXES = ("variant", "optimizer", "norm")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that determines the cells: a cell is a variant, an optimiser and a norm."""
+    """Everything that determines the cells: a cell is a variant, an optimiser, a norm
+    and a setting."""
 
     train: TrainConfig = field(default_factory=lambda: PRESETS["small"])  # but for what a cell is
     preset: str = "small"
     variants: tuple[str, ...] = (*PAPER, "sink_logit", "element_gate", "value_gate", "softpick")
     optimizers: tuple[str, ...] = ("adamw", "muon", "sgd")
     norms: tuple[str, ...] = ("own", "rms", "sandwich", "qk")
+    settings: tuple[str, ...] = ("own",)
     bases: tuple[str, ...] = ("softmax", "context_scale")
     full: bool = False
     methods: tuple[str, ...] = METHODS
@@ -76,10 +76,11 @@ class Config:
     def __post_init__(self) -> None:
         for flag, accepted in (
             ("variants", VARIANTS), ("bases", VARIANTS), ("optimizers", RATES), ("norms", NORMS),
+            ("settings", SETTINGS),
         ):  # fmt: skip
             for value in getattr(self, flag):
                 one_of(flag, value, tuple(accepted))
-        for flag in ("variants", "optimizers", "norms", "methods"):
+        for flag in ("variants", "optimizers", "norms", "settings", "methods"):
             check_values(flag, getattr(self, flag))
         for method in self.methods:
             schemes.scheme(method)
@@ -89,19 +90,21 @@ class Config:
 
     @property
     def cells(self) -> list[dict[str, str]]:
-        """All variants with the first optimiser and norm, and of `bases` those with one of the two
-        at another value; every combination if `full`."""
-        made = crossed(self.variants, (self.optimizers, self.norms), self.bases, self.full)
+        """All variants with the first optimiser, norm and setting, and of `bases` those with one
+        of the three at another value; every combination if `full`."""
+        axes = (self.optimizers, self.norms, self.settings)
+        made = crossed(self.variants, axes, self.bases, self.full)
         return [dict(zip(AXES, each, strict=True)) for each in made]
 
-    def training(self, variant: str, optimizer: str, norm: str) -> TrainConfig:
+    def training(self, variant: str, optimizer: str, norm: str, setting: str) -> TrainConfig:
         """The training of a cell."""
-        lr = self.train.optimizer.lr * RATES[optimizer]
+        base = SETTINGS[setting](self.train)
+        lr = base.optimizer.lr * RATES[optimizer]
         return replace(
-            self.train,
+            base,
             variant=variant,
-            optimizer=replace(self.train.optimizer, optimizer=optimizer, lr=lr),
-            model=replace(self.train.model, **NORMS[norm]),
+            optimizer=replace(base.optimizer, optimizer=optimizer, lr=lr),
+            model=replace(base.model, **NORMS[norm]),
         )
 
     @property
@@ -117,8 +120,8 @@ def run(config: Config, console: Console) -> RunDirectory:
         config.training(**cell)  # refused before anything is read or written
     c = config.train
     with reading(console, c.corpus) as progress:
-        corpus: Corpus = load_corpus(c.corpus, c.tokenizer, c.bos, progress=progress)
-    texts = _texts(config, corpus)
+        corpus = corpus_of(c, progress)
+    _texts(config, c, corpus)  # refused before anything is written
     shard = parse_shard(config.shard or "0/1")
     directory, there = opened(config.workdir, "benchmark", config.name, config.shard, config.about)
     directory.write_config(config)
@@ -129,7 +132,7 @@ def run(config: Config, console: Console) -> RunDirectory:
         try:
             find_missing(
                 {_name(cell): cell for cell in shard.of(config.cells)},
-                lambda cell, log: _found(config, cell, corpus, texts, log),
+                lambda cell, log: _found(config, cell, log),
                 there, c, directory, console,
             )  # fmt: skip
         finally:
@@ -140,9 +143,9 @@ def run(config: Config, console: Console) -> RunDirectory:
     return directory
 
 
-def _texts(config: Config, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
+def _texts(config: Config, training: TrainConfig, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
     """Sequences to calibrate and to evaluate on, [B, T+1] each, which have no text in common."""
-    length = config.train.seq_len
+    length = training.seq_len
     evaluation = corpus.distinct("val", config.sequences, length)
     candidates = corpus.batch("train", 0, 0, 2 * config.calibration, length)
     return apart(candidates, evaluation, config.calibration), evaluation
@@ -154,25 +157,20 @@ def _name(cell: Mapping[str, str]) -> str:
 
 def _sorted(there: Cells) -> list[dict[str, Any]]:
     """All cells that are there, of this process or another."""
-    tables = [list(table) for table in (NORMS, OPTIMIZERS, VARIANTS)]
+    tables = [list(table) for table in (SETTINGS, NORMS, OPTIMIZERS, VARIANTS)]
 
     def place(cell: dict[str, Any]) -> list[int]:
-        names = (cell["norm"], cell["optimizer"], cell["variant"])
+        names = (cell["setting"], cell["norm"], cell["optimizer"], cell["variant"])
         return [table.index(name) for table, name in zip(tables, names, strict=True)]
 
     return sorted(map(there.read, there.names()), key=place)
 
 
-def _found(
-    config: Config,
-    cell: Mapping[str, str],
-    corpus: Corpus,
-    texts: tuple[np.ndarray, np.ndarray],
-    log: Any,
-) -> dict[str, Any]:
+def _found(config: Config, cell: Mapping[str, str], log: Any) -> dict[str, Any]:
     """What the record says of a cell; lists are over seeds."""
     begun = time.perf_counter()
     training = config.training(**cell)
+    corpus = corpus_of(training)
     about = {
         **cell,
         "lr": training.optimizer.lr,
@@ -190,7 +188,7 @@ def _found(
         "val_loss": measured["val_loss"],
         "begun": {name: values[0] for name, values in measured["measures"].items()},
         "measures": {name: values[-1] for name, values in measured["measures"].items()},
-        "compressed": _compressed(config, trained, *texts),
+        "compressed": _compressed(config, trained, *_texts(config, training, corpus)),
         "seconds": time.perf_counter() - begun,
     }
 
@@ -238,7 +236,7 @@ def config_from_flags() -> Config:
         given = {"variants": ("softmax", "context_scale"), "bases": (), "methods": ("w8a8",)}
         given |= {"sequences": 2, "calibration": 2}
     base = launch.override(base, {n: FLAGS[n].value for n in FLAGS if n not in OF_A_CELL})
-    for name in ("variants", "optimizers", "norms", "bases", "methods"):
+    for name in ("variants", "optimizers", "norms", "settings", "bases", "methods"):
         if (texts := FLAGS[name].value) is not None:
             given[name] = tuple(texts)
     if FLAGS.variants == ["all"]:
@@ -258,7 +256,8 @@ def define_flags() -> None:
         ("variants", "attention variants, or all"),
         ("optimizers", f"of {', '.join(RATES)}, each at its own multiple of the preset's rate"),
         ("norms", f"of {', '.join(NORMS)}; own: the preset's"),
-        ("bases", "of the variants: those that other optimisers and norms are tried with"),
+        ("settings", f"of {', '.join(SETTINGS)}; own: the preset's"),
+        ("bases", "of the variants: those that what is not first in those lists is tried with"),
         ("methods", "of compression, as experiments.compress names them"),
     ):
         flags.DEFINE_list(name, None, f"{text}; default: {','.join(getattr(default, name))}")

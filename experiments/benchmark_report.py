@@ -13,6 +13,7 @@ from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.core.attention import VARIANTS
 
 Record = dict[str, Any]
+AXES = ("variant", "optimizer", "norm", "setting")  # of a cell
 COLUMNS = {
     "first_token_attention": "attention to first token",
     "sink_rate@attn_weights": "Sink₀(0.3)",
@@ -29,10 +30,10 @@ def finished(record: Record) -> list[Record]:
 
 
 def baseline(record: Record) -> Record | None:
-    """Softmax with the usual optimiser and norm, which losses are compared with."""
+    """Softmax with all else as usual, which losses are compared with."""
     usual = (
         cell for cell in finished(record)
-        if (cell["variant"], cell["optimizer"], cell["norm"]) == ("softmax", "adamw", "own")
+        if tuple(cell[name] for name in AXES) == ("softmax", "adamw", "own", "own")
     )  # fmt: skip
     return next(usual, None)
 
@@ -40,8 +41,8 @@ def baseline(record: Record) -> Record | None:
 def rows(record: Record) -> list[list[str]]:
     """Texts, headings first; the untrained baseline, then the cells."""
     headings = [
-        "variant", "optimiser", "norm", "validation loss", "minus softmax's", *COLUMNS.values(),
-        *(f"{method}: rise" for method in record["methods"]),
+        "variant", "optimiser", "norm", "setting", "validation loss", "minus softmax's",
+        *COLUMNS.values(), *(f"{method}: rise" for method in record["methods"]),
     ]  # fmt: skip
     plain = baseline(record)
     found = [headings]
@@ -49,14 +50,14 @@ def rows(record: Record) -> list[list[str]]:
         before = [plain["begun"][name] for name in COLUMNS]
         losses = _shown(plain["val_loss"][0], 3)
         blank = [""] * len(record["methods"])
-        found.append(["before training", "", "", losses, "", *map(_measure, before), *blank])
+        found.append(["before training", "", "", "", losses, "", *map(_measure, before), *blank])
     for cell in record["cells"]:
         found.append(_row(record, cell, plain))
     return found
 
 
 def _row(record: Record, cell: Record, plain: Record | None) -> list[str]:
-    names = [_label(cell), cell["optimizer"], cell["norm"]]
+    names = [_label(cell), *(cell[name] for name in AXES[1:])]
     if "diverged" in cell:
         blank = [""] * (len(COLUMNS) + len(record["methods"]))
         return [*names, f"diverged at step {cell['diverged']['step']}", "", *blank]
@@ -106,7 +107,7 @@ def print_tables(console: Console, record: Record) -> None:
     headings, *texts = rows(record)
     table = Table(title=title(record), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for at, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if at < len(headings[:3]) else "right")
+        table.add_column(heading, justify="left" if at < len(AXES) else "right")
     for row in texts:
         table.add_row(*row)
     Console(file=console.file, force_terminal=console.is_terminal, width=WIDTH).print(table)
@@ -118,5 +119,5 @@ def markdown_tables(record: Record) -> dict[str, str]:
     """Name -> the table in Markdown, as docs show it."""
     headings, *texts = rows(record)
     escaped = [heading.replace("|", "\\|") for heading in headings]
-    line = ["---"] * 3 + ["---:"] * (len(headings) - 3)
+    line = ["---"] * len(AXES) + ["---:"] * (len(headings) - len(AXES))
     return {"cells": markdown([escaped, line, *texts])}

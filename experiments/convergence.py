@@ -24,13 +24,12 @@ from experiments.trained import history
 from experiments.variants import BACKCOPY, FILLED_IN, SMOKE, TEXT
 from sysout_jax.analysis import proxies
 from sysout_jax.core.attention import PAPER, VARIANTS
-from sysout_jax.data import load_corpus
 from sysout_jax.errors import Diverged, InputError
 from sysout_jax.model.config import SHAPES, at_least, one_of
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.results import RunDirectory, code_version, read_record, write_json
 from sysout_jax.training.config import TrainConfig
-from sysout_jax.training.loop import Corpus, Run, train
+from sysout_jax.training.loop import Corpus, Run, corpus_of, train
 from sysout_jax.training.optimizer import OptimizerConfig
 from sysout_jax.training.timing import step_flops, step_seconds
 
@@ -89,9 +88,7 @@ def run(config: Config, console: Console, resumed: Path | None = None) -> RunDir
     """Train every cell that is not there yet, compare, draw; a finished cell is on disk at once."""
     train_config = config.train
     with reading(console, train_config.corpus) as progress:
-        corpus: Corpus = load_corpus(
-            train_config.corpus, train_config.tokenizer, train_config.bos, progress=progress
-        )
+        corpus = corpus_of(train_config, progress)
     for split in ("train", "val"):
         corpus.batch(split, 0, 0, train_config.batch_size, train_config.seq_len)
     directory = RunDirectory.reopened(resumed) if resumed else RunDirectory(

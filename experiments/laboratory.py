@@ -60,8 +60,8 @@ MEASURES = (
 )  # fmt: skip
 FITTED = 0.1  # of the steps: growth is fitted to what comes after, as in theory C2
 OF_A_CELL = (
-    "corpus", "variant", "optimizer", "lr", "decay", "eps", "layers", "loss_from", "bos",
-    "checkpoint_every", *FILLED_IN,
+    "corpus", "train_tokens", "variant", "optimizer", "lr", "decay", "eps", "layers", "loss_from",
+    "bos", "checkpoint_every", *FILLED_IN,
 )  # fmt: skip
 # What a cell is beside its variant, the usual value of each first.
 AXES = ("optimizers", "layers", "losses", "starts", "decays", "epsilons", "norms")

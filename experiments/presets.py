@@ -1,6 +1,6 @@
 """Settings by name, from which experiments on text start."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -29,6 +29,44 @@ PRESETS: Mapping[str, TrainConfig] = MappingProxyType(
         ),
     }
 )  # fmt: skip
+
+
+def _contexts(config: TrainConfig, times: float) -> TrainConfig:
+    """As many tokens a step, in rows of other lengths."""
+    return replace(
+        config, seq_len=int(config.seq_len * times), batch_size=int(config.batch_size / times)
+    )
+
+
+def _optimizer(config: TrainConfig, **changes: Any) -> TrainConfig:
+    return replace(config, optimizer=replace(config.optimizer, **changes))
+
+
+def _llama(config: TrainConfig) -> TrainConfig:
+    style = SHAPES["llama-tiny"]
+    changes = {name: getattr(style, name) for name in ("norm", "position", "mlp", "bias", "tied")}
+    return replace(config, model=replace(config.model, **changes, scaled_residual_init=False))
+
+
+def _repeated(config: TrainConfig, epochs: int) -> TrainConfig:
+    tokens = config.steps * config.batch_size * config.seq_len
+    return replace(config, train_tokens=tokens // epochs)
+
+
+# Names of settings -> what else they change of a preset: style, text, context, optimiser's numbers.
+SETTINGS: Mapping[str, Callable[[TrainConfig], TrainConfig]] = MappingProxyType(
+    {
+        "own": lambda config: config,
+        "llama": _llama,  # RMSNorm, rotary positions, SwiGLU, no biases, a head of its own
+        "repeated": lambda config: _repeated(config, 32),  # a 32nd of the text, 32 times
+        "quarter_context": lambda config: _contexts(config, 0.25),
+        "four_contexts": lambda config: _contexts(config, 4),
+        "no_bos": lambda config: replace(config, bos=False),
+        "decay_0": lambda config: _optimizer(config, decay=0.0),
+        "decay_1": lambda config: _optimizer(config, decay=1.0),
+        "eps_1e-4": lambda config: _optimizer(config, eps=1e-4),
+    }
+)
 
 # Names of norms -> what they change of a preset's model.
 NORMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(

@@ -37,7 +37,6 @@ from experiments.room import check_room
 from experiments.trained import describe, entry, study_names
 from sysout_jax.analysis.outliers import SUMMARY_LABELS
 from sysout_jax.core.attention import PAPER, VARIANTS
-from sysout_jax.data import load_corpus
 from sysout_jax.errors import InputError, Preempted
 from sysout_jax.model.config import SHAPES, at_least, one_of
 from sysout_jax.model.decoder import Params
@@ -45,7 +44,7 @@ from sysout_jax.results import RunDirectory, plain, read_record
 from sysout_jax.training import hosts
 from sysout_jax.training.checkpoint import checkpoint_path, save
 from sysout_jax.training.config import TrainConfig
-from sysout_jax.training.loop import Corpus, Run, train
+from sysout_jax.training.loop import Corpus, Run, corpus_of, train
 from sysout_jax.training.optimizer import OptimizerConfig
 from sysout_jax.training.resume import States, check_same
 from sysout_jax.training.sharding import make_mesh
@@ -162,7 +161,7 @@ def _keeping(
 def _open(study: TrainConfig, console: Console) -> Corpus:
     """The corpus, after proving that it can give both kinds of batches."""
     with reading(console, study.corpus) as progress:
-        corpus = load_corpus(study.corpus, study.tokenizer, study.bos, progress=progress)
+        corpus = corpus_of(study, progress)
     for split in ("train", "val"):
         corpus.batch(split, 0, 0, study.batch_size, study.seq_len)
     return corpus

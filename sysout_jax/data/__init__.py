@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+import numpy as np
+
 from sysout_jax.data.backcopy import Backcopies, Backcopy
 from sysout_jax.data.batches import TextCorpus
 from sysout_jax.data.corpus import ACCEPTED, Progress, documents
@@ -22,6 +24,7 @@ from sysout_jax.data.tokenizer import (
     load_saved,
     load_tokenizer,
 )
+from sysout_jax.errors import InputError
 
 # What a training loop reads: several chains have no one batch to judge all by.
 Source = Backcopy | Backcopies | TextCorpus
@@ -49,6 +52,7 @@ def load_corpus(
     bos: bool = True,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    train_tokens: int | None = None,
 ) -> Backcopy | TextCorpus:
     """The corpus a `--corpus` value names, ready to give batches.
 
@@ -60,11 +64,17 @@ def load_corpus(
       bos: put the BOS id in front of every row. `tokens:DIR` of unknown tokenizer has none.
       cache_dir: where encoded text is kept; `default_cache_dir()` if None.
       progress: called with the bytes read so far and the bytes in all.
+      train_tokens: of the training part, from its beginning; None: all.
 
     Raises:
-      InputError: an unknown spec; text, archive, tokenizer or token file that cannot be used.
+      InputError: an unknown spec; text, archive, tokenizer or token file that cannot be used; fewer
+        tokens than `train_tokens`.
     """
     if spec == "backcopy":
+        if train_tokens is not None:
+            raise InputError(
+                f"--train_tokens={train_tokens}: corpus backcopy draws its rows; accepted: none"
+            )
         return Backcopy(begins_with_bos=bos)
     known: Tokenizer | None
     if spec.startswith("tokens:"):
@@ -81,9 +91,18 @@ def load_corpus(
         name=spec,
         vocab=found.vocab,
         bos=known.bos if bos and known is not None else None,
-        train=found.train,
+        train=_first(spec, found.train, train_tokens),
         val=found.val,
         tokenizer=known,
         documents=found.documents,
         split=found.split,
     )
+
+
+def _first(spec: str, tokens: np.ndarray, count: int | None) -> np.ndarray:
+    if count is not None and not 0 < count <= tokens.size:
+        raise InputError(
+            f"--train_tokens={count}: the train part of corpus {spec!r} has {tokens.size} tokens; "
+            f"accepted: 1 to {tokens.size}"
+        )
+    return tokens[:count]

@@ -37,19 +37,24 @@ def _values(cell: Record, name: str) -> list[float] | None:
     return None if found is None or None in found else list(found)
 
 
+def _way(cell: Record) -> str:
+    """How a cell is trained: its optimiser, and what else is not the preset's own."""
+    rest = (cell[name] for name in ("norm", "setting"))
+    return ", ".join([cell["optimizer"], *(each for each in rest if each != "own")])
+
+
 def _cells(cells: list[Record]) -> "Figure":
-    """Seeds as points, their mean and its interval; a colour for each optimiser and norm."""
+    """Seeds as points, their mean and its interval; a colour for each way to train."""
     panels = {name: text for name, text in PANELS.items() if any(_values(c, name) for c in cells)}
     figure, axes = grid(len(panels), 3.4, 1.0 + 0.2 * len(cells), sharey=True)
     places = np.arange(len(cells))[::-1]
-    settings = list(dict.fromkeys((cell["optimizer"], cell["norm"]) for cell in cells))
+    ways = list(dict.fromkeys(map(_way, cells)))
     for axis, (name, text) in zip(axes, panels.items(), strict=True):
         for place, cell in zip(places, cells, strict=True):
             values = _values(cell, name)
             if values is None:
                 continue
-            at = settings.index((cell["optimizer"], cell["norm"]))
-            colour = COLOURS[at % len(COLOURS)]
+            colour = COLOURS[ways.index(_way(cell)) % len(COLOURS)]
             mean, low, high = mean_interval(values)
             if len(values) > 1:
                 axis.plot([low, high], [place, place], color=colour, lw=1)
@@ -58,6 +63,5 @@ def _cells(cells: list[Record]) -> "Figure":
         axis.set_xlabel(text)
         axis.locator_params(axis="x", nbins=4)
         axis.tick_params(axis="y", labelsize=7)
-    names = [f"{cell['variant']}: {cell['optimizer']}, {cell['norm']}" for cell in cells]
-    axes[0].set_yticks(places, names)
+    axes[0].set_yticks(places, [f"{cell['variant']}: {_way(cell)}" for cell in cells])
     return figure

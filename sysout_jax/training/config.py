@@ -23,6 +23,7 @@ class TrainConfig:
     corpus: str = "stdlib"  # backcopy, stdlib, PATH (file, directory, glob), tokens:DIR
     tokenizer: str = "bytes"  # bytes, gpt2:DIR, PATH.json, bpe:SIZE
     bos: bool = True  # every sequence starts with a BOS token
+    train_tokens: int | None = None  # of the training part, from its beginning; None: all
     seq_len: int = 64  # T, inputs per sequence
     batch_size: int = 16  # sequences per optimiser step
     accumulate: int | None = None  # equal parts of a batch; None: 1, or to fit a CPU's caches
@@ -44,8 +45,8 @@ class TrainConfig:
         one_of("variant", self.variant, tuple(VARIANTS))
         one_of("param_dtype", self.param_dtype, DTYPES)
         for name in (
-            "seq_len", "batch_size", "accumulate", "steps", "seeds_at_once", "steps_per_call",
-            "measure_every", "val_batches",
+            "seq_len", "batch_size", "accumulate", "train_tokens", "steps", "seeds_at_once",
+            "steps_per_call", "measure_every", "val_batches",
         ):  # fmt: skip
             at_least(1, name, getattr(self, name))
         at_least(0, "checkpoint_every", self.checkpoint_every)

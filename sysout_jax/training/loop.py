@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from sysout_jax.analysis.outliers import losses_by_query, outlier_summary
 from sysout_jax.data import Backcopies, Backcopy, Source, TextCorpus, load_corpus
+from sysout_jax.data.corpus import Progress
 from sysout_jax.errors import Diverged, InputError, Preempted
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, param_axes
@@ -53,6 +54,13 @@ class Run:
         return Model(self.architecture, jax.tree.map(lambda x: x[at], self.params), self.tokenizer)
 
 
+def corpus_of(config: TrainConfig, progress: Progress | None = None) -> Corpus:
+    """The corpus that a run draws its batches from; errors and `progress` as in `load_corpus`."""
+    return load_corpus(
+        config.corpus, config.tokenizer, config.bos, None, progress, config.train_tokens
+    )
+
+
 def train(
     config: TrainConfig,
     corpus: Source | None = None,
@@ -64,7 +72,7 @@ def train(
 
     Args:
       config: the run.
-      corpus: what `load_corpus` returned for `config.corpus`; None loads it. Of `Backcopies` every
+      corpus: what `corpus_of` returned for the config; None loads it. Of `Backcopies` every
         seed has its own chain.
       log: called with each row as it is made: {"variant", "seeds", "step", "tokens_per_second",
         "loss": [per seed], "grad_norm": [per seed]} after every call, and with "val_loss" and
@@ -84,7 +92,7 @@ def train(
       Preempted: it was asked to stop; its state is saved.
     """
     if corpus is None:
-        corpus = load_corpus(config.corpus, config.tokenizer, config.bos)
+        corpus = corpus_of(config)
     architecture = config.architecture(corpus.vocab)
     rows: list[Row] = []
 

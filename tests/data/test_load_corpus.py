@@ -60,6 +60,20 @@ def test_token_files(tmp_path, text):
         load_corpus(f"tokens:{tmp_path}", "bpe:300")
 
 
+def test_a_part_of_the_text_to_train_on(text, tmp_path):
+    whole = load_corpus(text, cache_dir=tmp_path)
+    part = load_corpus(text, cache_dir=tmp_path, train_tokens=1009)
+    np.testing.assert_array_equal(part.train, whole.train[:1009])
+    np.testing.assert_array_equal(part.val, whole.val)
+    most = whole.tokens["train"]
+    assert load_corpus(text, cache_dir=tmp_path, train_tokens=most).tokens == whole.tokens
+    for count in (0, most + 1):
+        with pytest.raises(InputError, match=f"--train_tokens={count}: .* accepted: 1 to {most}"):
+            load_corpus(text, cache_dir=tmp_path, train_tokens=count)
+    with pytest.raises(InputError, match="--train_tokens=5: corpus backcopy draws its rows"):
+        load_corpus("backcopy", train_tokens=5)
+
+
 def test_unknown_specs(text, tmp_path):
     with pytest.raises(InputError, match="accepted: backcopy, stdlib, PATH, tokens:DIR"):
         load_corpus("bookcopy", cache_dir=tmp_path)

@@ -2,19 +2,21 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from experiments import benchmark
 from experiments.benchmark import RATES, Config
-from experiments.benchmark_report import COLUMNS, finished, markdown_tables, rows
-from experiments.presets import NORMS, PRESETS
+from experiments.benchmark_report import AXES, COLUMNS, finished, markdown_tables, rows
+from experiments.presets import NORMS, PRESETS, SETTINGS
 from sysout_jax.analysis import schemes
 from sysout_jax.analysis.compression import Compressed, Compressor, losses
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.data import load_corpus
 from sysout_jax.errors import Diverged
+from sysout_jax.model.config import SHAPES
 from sysout_jax.training.loop import train
 from sysout_jax.training.optimizer import OPTIMIZERS
 
@@ -57,8 +59,9 @@ def record(finished_run):
 
 def test_the_record_has_the_cells_of_all_shards(finished_run, record):
     assert record["status"] == "complete"
-    assert [(c["variant"], c["optimizer"], c["norm"]) for c in record["cells"]] == [
-        ("softmax", "adamw", "own"), ("context_scale", "adamw", "own"), ("softmax", "muon", "own"),
+    assert [tuple(cell[name] for name in AXES) for cell in record["cells"]] == [
+        ("softmax", "adamw", "own", "own"), ("context_scale", "adamw", "own", "own"),
+        ("softmax", "muon", "own", "own"),
     ]  # fmt: skip
     assert record["cells"][2]["diverged"] == {"step": 2, "seed": 3}
     assert record["cells"][2]["lr"] == RATES["muon"] * PRESETS["small"].optimizer.lr
@@ -68,7 +71,7 @@ def test_the_record_has_the_cells_of_all_shards(finished_run, record):
     np.testing.assert_allclose(first["val_loss"][-1], run.rows[-1]["val_loss"], rtol=1e-5)
     assert set(COLUMNS) <= set(first["measures"])
     assert (finished_run[0] / "figures" / "cells.png").exists()
-    assert (finished_run[0] / "cells" / "softmax-adamw-own.json").exists()
+    assert (finished_run[0] / "cells" / "softmax-adamw-own-own.json").exists()
 
 
 def test_what_compression_costs_is_that_of_each_seeds_model(finished_run, record):
@@ -95,7 +98,7 @@ def test_the_table_shows_the_record(finished_run, record):
     assert shown["minus softmax's"] == f"-0.550 ±{(high - low) / 2:.3f}"
     assert shown["attention to first token"].startswith("0.50 ±")
     assert dict(zip(headings, softmax, strict=True))["minus softmax's"] == ""
-    assert diverged[3] == "diverged at step 2"
+    assert diverged[4] == "diverged at step 2"
     assert markdown_tables(made)["cells"].count("\n") == 5
     assert "(e) context_scale" in finished_run[1].out
 
@@ -103,11 +106,55 @@ def test_the_table_shows_the_record(finished_run, record):
 @pytest.mark.parametrize("name", NORMS)
 def test_every_norm_is_a_model(name):
     config = Config()
-    assert config.training("softmax", "adamw", name).model is not None
-    changed = config.training("softmax", "adamw", name).architecture(7)
-    same = config.training("softmax", "adamw", "own").architecture(7)
+    changed = config.training("softmax", "adamw", name, "own").architecture(7)
+    same = config.training("softmax", "adamw", "own", "own").architecture(7)
     own = {"own", PRESETS["small"].model.norm}
     assert (changed == same) == (name in own)
+
+
+# Setting -> what it changes of the small preset, beside the model: dotted field -> value.
+CHANGED = {
+    "own": {},
+    "llama": {},
+    "repeated": {"train_tokens": 600 * 16 * 64 // 32},
+    "quarter_context": {"seq_len": 16, "batch_size": 64},
+    "four_contexts": {"seq_len": 256, "batch_size": 4},
+    "no_bos": {"bos": False},
+    "decay_0": {"optimizer": replace(PRESETS["small"].optimizer, decay=0.0)},
+    "decay_1": {"optimizer": replace(PRESETS["small"].optimizer, decay=1.0)},
+    "eps_1e-4": {"optimizer": replace(PRESETS["small"].optimizer, eps=1e-4)},
+}
+
+
+def test_every_setting_changes_what_it_says():
+    assert set(CHANGED) == set(SETTINGS)
+    base = PRESETS["small"]
+    for name, changes in CHANGED.items():
+        made = SETTINGS[name](base)
+        assert replace(made, model=base.model) == replace(base, **changes)
+        assert (made.model == base.model) == (name != "llama")
+    style = SETTINGS["llama"](base).model
+    assert replace(style, layers=4, width=128, kv_heads=2, mlp_width=344) == SHAPES["llama-tiny"]
+
+
+def test_a_cell_trains_on_the_text_of_its_setting(monkeypatch):
+    """It has only the first tokens of the training part, or rows without BOS."""
+    seen = {}
+
+    def stopped(training, corpus, log):
+        seen[training.train_tokens, training.bos] = corpus
+        raise Diverged(training.variant, 1, 0, float("nan"))
+
+    monkeypatch.setattr(benchmark, "train", stopped)
+    config = Config(replace(PRESETS["small"], tokenizer="bytes"))
+    for name in ("own", "repeated", "no_bos"):
+        cell = dict(variant="softmax", optimizer="adamw", norm="own", setting=name)
+        benchmark._found(config, cell, None)
+    few = 600 * 16 * 64 // 32
+    own, repeated, bare = seen[None, True], seen[few, True], seen[None, False]
+    np.testing.assert_array_equal(repeated.train, own.train[:few])
+    np.testing.assert_array_equal(repeated.val, own.val)
+    assert (own.bos is None, bare.bos is None) == (False, True)
 
 
 def test_every_optimizer_has_a_rate():
@@ -116,12 +163,14 @@ def test_every_optimizer_has_a_rate():
 
 def test_one_factor_at_a_time_or_all():
     names = {"variants": ("softmax", "sigmoid"), "norms": ("own", "qk"), "bases": ("softmax",)}
+    names |= {"settings": ("own", "llama")}
     few = Config(**names, optimizers=("adamw", "sgd"))
     assert [tuple(cell.values()) for cell in few.cells] == [
-        ("softmax", "adamw", "own"), ("sigmoid", "adamw", "own"), ("softmax", "adamw", "qk"),
-        ("softmax", "sgd", "own"),
+        ("softmax", "adamw", "own", "own"), ("sigmoid", "adamw", "own", "own"),
+        ("softmax", "adamw", "own", "llama"), ("softmax", "adamw", "qk", "own"),
+        ("softmax", "sgd", "own", "own"),
     ]  # fmt: skip
-    assert len(Config(**names, optimizers=("adamw", "sgd"), full=True).cells) == 8
+    assert len(Config(**names, optimizers=("adamw", "sgd"), full=True).cells) == 16
 
 
 @pytest.mark.parametrize(

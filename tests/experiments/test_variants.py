@@ -288,7 +288,7 @@ OTHER = {
     "tokenizer": "bpe:300", "bos": False, "variant": "sigmoid", "norm": "layer", "mlp": "swiglu",
     "norm_placement": "post", "position": "rope", "dtype": "bfloat16", "optimizer": "lion",
     "schedule": "wsd", "seeds": (7, 8), "kv_heads": 1, "head_dim": 6, "mlp_width": 5, "window": 3,
-    "accumulate": 2, "heads": 8, "width": 68, "batch_size": 4, "lr_floor": 0.5,
+    "accumulate": 2, "train_tokens": 5, "heads": 8, "width": 68, "batch_size": 4, "lr_floor": 0.5,
     "cooldown": 0.5, "beta1": 0.5, "beta2": 0.5, "momentum": 0.5, "query_block": 5,
     "parallel_block": "shared", "rope_fraction": 0.5, "rope_rule": "linear", "rope_scale": 0.5,
     "rope_short": (1.5, 2.0), "rope_long": (1.5, 2.0), "local_rope_theta": 0.5, "mlp_limit": 0.5,
