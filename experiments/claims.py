@@ -25,6 +25,7 @@ from experiments import launch
 from experiments import ledger_books as _books  # enters its claims  # noqa: F401
 from experiments import ledger_causal as _causal  # noqa: F401
 from experiments import ledger_laboratory as _laboratory  # noqa: F401
+from experiments import ledger_levers as _levers  # noqa: F401
 from experiments.ledger import FAILS, HOLDS, LEDGER, UNDECIDED, Claim, Record, Verdict
 from experiments.report import markdown
 from sysout_jax.errors import InputError
@@ -36,10 +37,9 @@ RESULTS = ROOT / "results"
 VERDICTS = RESULTS / "claims.json"
 Rows = dict[str, dict[str, Any]]
 
-FRUITFLY = (
-    "experiments.variants --corpus=tokens:.cache/books --tokenizer=.cache/books/tokenizer.json "
-    "--preset=fruitfly --steps=5500"
-)
+_BOOKS = "--corpus=tokens:.cache/books --tokenizer=.cache/books/tokenizer.json --preset=fruitfly"
+FRUITFLY = f"experiments.variants {_BOOKS} --steps=5500"
+PAIR = f"experiments.variants {_BOOKS} --variants=softmax,context_scale --seeds=3,4,5,6,7"
 # record -> the commands that make it anew, each given the run of the first where it says RUN
 COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -81,12 +81,20 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "experiments.analyze --model=RUN --variant=softmax --seed=2 --seq_len=256 "
             "--sequences=32 --only=positions,relations,interventions",
         ),
+        "variants/fruitfly-pair-h100": (PAIR,),
         "causal/fruitfly-h100": (
-            FRUITFLY, "experiments.causal --model=RUN --seq_len=256 --sequences=8 --controls=4"
+            PAIR, "experiments.causal --model=RUN --seq_len=256 --sequences=8 --controls=4"
         ),
-        "compress/fruitfly-h100": (FRUITFLY, "experiments.compress --model=RUN --seq_len=256"),
+        "compress/fruitfly-h100": (PAIR, "experiments.compress --model=RUN --seq_len=256"),
+        "benchmark/fruitfly-h100": (
+            f"experiments.benchmark {_BOOKS} --name=levers --seeds=8,9,10 --steps=4000 "
+            "--variants=softmax,value_gate,attention_bias,context_scale --optimizers=adamw,muon "
+            "--norms=own,sandwich "
+            "--settings=own,llama,repeated,quarter_context,decay_0,decay_1,eps_1e-4 "
+            "--bases=softmax,attention_bias,context_scale --methods=w4a4,magnitude-0.5",
+        ),
         "explicit/fruitfly-h100": (
-            FRUITFLY,
+            PAIR,
             "experiments.explicit --model=RUN --seq_len=256 --finetune=30 --finetune_batch=8",
         ),
     }
@@ -123,6 +131,10 @@ def scale(record: Record) -> str:
     if "runs" in record:
         runs, chains = len(record["runs"]), len(record["chains"])
         return f"backcopy, {runs} runs of {chains} chains in each cell"
+    if "preset" in record:
+        seeds, sizes = len(record["train"]["seeds"]), [c["parameters"] for c in record["cells"]]
+        text = _text(record["train"]["corpus"])
+        return f"{text}, {np.median(sizes) / 1e3:.0f}k parameters, {seeds} seeds in each cell"
     if "studies" in record:
         study = record["studies"][0]
         sizes = [each["parameters"] for each in study["variants"].values()]

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from experiments import claims, laboratory_report, ledger
+from experiments import claims, laboratory_report, ledger, ledger_levers
 from experiments.ledger import FAILS, HOLDS, LEDGER, UNDECIDED, above, below, together
 from sysout_jax.analysis.statistics import Interval
 from sysout_jax.errors import InputError
@@ -208,6 +208,85 @@ def _related(sequences, precision):
         "mean_given": 1.0, "mean_found": 2.0, "precision": precision, "null_precision": 0.1,
     }  # fmt: skip
     return {"parts": {"relations": {"rows": [row, row | {"found": "down_in"}]}}}
+
+
+def _levers(*cells):
+    """A benchmark's record: softmax with nothing changed, and what each other cell changes of it.
+
+    A cell is (what it changes, Sink rate, max/median, kurtosis, loss), of three seeds about that.
+    """
+    near = [-0.01, 0.0, 0.01]
+    return {
+        "cells": [
+            {
+                **ledger_levers.USUAL, **moved, "val_loss": [[9.0] * 3, [loss + x for x in near]],
+                "measures": {
+                    ledger_levers.SINKS: [sinks + x for x in near],
+                    ledger_levers.LARGEST: [largest * (1 + x) for x in near],
+                    ledger_levers.KURTOSIS: [kurtosis + x for x in near],
+                },
+            }
+            for moved, sinks, largest, kurtosis, loss in cells
+        ]
+    }  # fmt: skip
+
+
+USUAL = ({}, 0.3, 120.0, 20.0, 4.0)
+LLAMA = ({"setting": "llama"}, 0.3, 150.0, 20.0, 4.0)
+FEW = ({"setting": "decay_0"}, 0.1, 120.0, 20.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "verdict"),
+    [
+        ("text_value_gates", [({"variant": "value_gate"}, 0.4, 40.0, 1, 4)], HOLDS),
+        ("text_value_gates", [({"variant": "value_gate"}, 0.0, 40.0, 1, 4)], FAILS),
+        ("text_value_gates", [({"variant": "value_gate"}, 0.4, 90.0, 1, 4)], FAILS),
+        ("attention_bias_fails_on_llama",
+         [LLAMA, ({"variant": "attention_bias", "setting": "llama"}, 0, 140.0, 1, 4)], HOLDS),
+        ("attention_bias_fails_on_llama",
+         [LLAMA, ({"variant": "attention_bias", "setting": "llama"}, 0, 40.0, 1, 4)], FAILS),
+        ("attention_bias_fails_on_llama",
+         [({"setting": "llama"}, 0.3, 50.0, 1, 4),
+          ({"variant": "attention_bias", "setting": "llama"}, 0, 45.0, 1, 4)], UNDECIDED),
+        ("llama_factor_removes_large_activations",
+         [LLAMA, ({"variant": "context_scale", "setting": "llama"}, 0, 40.0, 1, 4)], HOLDS),
+        ("llama_factor_removes_large_activations",
+         [LLAMA, ({"variant": "context_scale", "setting": "llama"}, 0, 140.0, 1, 4)], FAILS),
+        ("llama_attention_outliers_form", [LLAMA], HOLDS),
+        ("llama_attention_outliers_form", [({"setting": "llama"}, 0.02, 150.0, 1, 4)], FAILS),
+        ("less_text_makes_fewer_sinks", [({"setting": "repeated"}, 0.1, 9, 1, 5)], HOLDS),
+        ("less_text_makes_fewer_sinks", [({"setting": "repeated"}, 0.5, 9, 1, 5)], FAILS),
+        ("longer_contexts_make_stronger_sinks",
+         [({"setting": "quarter_context"}, 0.1, 9, 1, 5)], HOLDS),
+        ("longer_contexts_make_stronger_sinks",
+         [({"setting": "quarter_context"}, 0.5, 9, 1, 5)], FAILS),
+        ("text_optimisers", [({"optimizer": "muon"}, 0.1, 40.0, 1, 3.9)], HOLDS),
+        ("text_optimisers", [({"optimizer": "muon"}, 0.1, 40.0, 1, 4.2)], UNDECIDED),
+        ("text_optimisers", [({"optimizer": "muon"}, 0.1, 140.0, 1, 4.2)], FAILS),
+        ("text_weight_decay", [FEW, ({"setting": "decay_1"}, 0.1, 9, 1, 4)], HOLDS),
+        ("text_weight_decay", [FEW, ({"setting": "decay_1"}, 0.5, 9, 1, 4)], FAILS),
+        ("text_larger_eps_removes_outlier_channels",
+         [({"setting": "eps_1e-4"}, 0, 9, 5.0, 4.0)], HOLDS),
+        ("text_larger_eps_removes_outlier_channels",
+         [({"setting": "eps_1e-4"}, 0, 9, 5.0, 4.5)], UNDECIDED),
+        ("text_larger_eps_removes_outlier_channels",
+         [({"setting": "eps_1e-4"}, 0, 9, 25.0, 4.0)], FAILS),
+        ("text_sandwich_norms_remove_large_states",
+         [({"norm": "sandwich"}, 0, 20.0, 5.0, 4.0)], HOLDS),
+        ("text_sandwich_norms_remove_large_states",
+         [({"norm": "sandwich"}, 0, 20.0, 5.0, 4.5)], UNDECIDED),
+        ("text_sandwich_norms_remove_large_states",
+         [({"norm": "sandwich"}, 0, 90.0, 5.0, 4.5)], FAILS),
+    ],
+)  # fmt: skip
+def test_levers_of_a_language_model(name, cells, verdict):
+    assert LEDGER[name].decide(_levers(USUAL, *cells)).says == verdict
+
+
+def test_every_lever_has_a_test():
+    tested = {row[0] for row in test_levers_of_a_language_model.pytestmark[0].args[1]}
+    assert tested == {name for name, each in LEDGER.items() if each.record == ledger_levers.LEVERS}
 
 
 def test_what_is_shared_is_more_than_by_chance_and_needs_both_kinds():

@@ -1,0 +1,200 @@
+"""Claims on what makes outliers in a language model beside its variant, decided by the benchmark.
+
+The fruit fly with one thing changed: style, text, context, optimiser, norm. Seeds are paired with
+those of softmax with nothing changed.
+"""
+
+from experiments.benchmark_report import AXES, finished
+from experiments.ledger import (
+    AN,
+    FAILS,
+    HOLDS,
+    MASSIVE,
+    UNDECIDED,
+    Record,
+    Verdict,
+    above,
+    below,
+    claim,
+    shown,
+    together,
+)
+from sysout_jax.analysis.statistics import Interval, mean_interval
+
+LEVERS = "benchmark/fruitfly-h100"
+WRITTEN = "2026-11-27T02:13"  # UTC, before the first cell was trained
+RATE = 0.1  # of heads and layers whose first key takes more than 0.3: a sink in the model
+EQUAL = 0.05  # nats of validation loss within which models are of equal loss
+SINKS, LARGEST = "sink_rate@attn_weights", "top1_over_median@block_out"
+KURTOSIS = "neuron_rms_kurtosis@block_out"
+USUAL = dict(zip(AXES, ("softmax", "adamw", "own", "own"), strict=True))
+
+
+def _cell(record: Record, **moved: str) -> Record:
+    """The cell that differs from softmax with nothing changed in what is given."""
+    (found,) = [
+        cell for cell in finished(record) if {n: cell[n] for n in AXES} == {**USUAL, **moved}
+    ]
+    return found
+
+
+def _measured(cell: Record, measure: str) -> Interval:
+    return mean_interval(cell["measures"][measure])
+
+
+def _more(measure: str, one: Record, other: Record) -> Interval:
+    """How much more there is of a measure in one cell than in another, pairs of seeds."""
+    pairs = zip(one["measures"][measure], other["measures"][measure], strict=True)
+    return mean_interval([a - b for a, b in pairs])
+
+
+def _share(one: Record, other: Record) -> Interval:
+    """max/median of |h| in one cell, of another's."""
+    pairs = zip(one["measures"][LARGEST], other["measures"][LARGEST], strict=True)
+    return mean_interval([a / b for a, b in pairs])
+
+
+def _costs(one: Record, other: Record) -> Interval:
+    """Validation loss of one cell above another's."""
+    pairs = zip(one["val_loss"][-1], other["val_loss"][-1], strict=True)
+    return mean_interval([a - b for a, b in pairs])
+
+
+@claim(
+    "In a language model, gates on values remove spikes and keep sinks",
+    "Qiu et al. 2025 (arXiv:2505.06708)",
+    f"max/median below half of softmax's, pairs of seeds; Sink_0(0.3) above {RATE}", LEVERS,
+    WRITTEN, disputed=True,
+)  # fmt: skip
+def text_value_gates(record: Record) -> Verdict:
+    gate = _cell(record, variant="value_gate")
+    share, sinks = _share(gate, _cell(record)), _measured(gate, SINKS)
+    says = together([below(share, 0.5), above(sinks, RATE)])
+    return Verdict(says, f"{shown(share)} of softmax's max/median; Sink rate {shown(sinks)}")
+
+
+def _in_llamas_style(record: Record, variant: str) -> tuple[Interval, Interval]:
+    """A variant's share of softmax's max/median there, and softmax's."""
+    softmax = _cell(record, setting="llama")
+    moved = _cell(record, variant=variant, setting="llama")
+    return _share(moved, softmax), _measured(softmax, LARGEST)
+
+
+@claim(
+    "Attention bias (d), which removes large activations in GPT-2's style, fails in LLaMA's",
+    "Owen et al. 2025 (arXiv:2503.22329)",
+    "max/median with (d) above half of softmax's in LLaMA's style, pairs of seeds, where softmax's "
+    f"is above {MASSIVE:g}", LEVERS, WRITTEN, disputed=True,
+)  # fmt: skip
+def attention_bias_fails_on_llama(record: Record) -> Verdict:
+    share, largest = _in_llamas_style(record, "attention_bias")
+    says = above(share, 0.5) if above(largest, MASSIVE) == HOLDS else UNDECIDED
+    return Verdict(says, f"{shown(share)} of softmax's {shown(largest, 0)}")
+
+
+@claim(
+    "In LLaMA's style, too, an explicit factor removes large activations",
+    f"{AN}, section 5",
+    "max/median with (e) below half of softmax's, pairs of seeds, where softmax's is above "
+    f"{MASSIVE:g}", LEVERS, WRITTEN,
+)  # fmt: skip
+def llama_factor_removes_large_activations(record: Record) -> Verdict:
+    share, largest = _in_llamas_style(record, "context_scale")
+    says = below(share, 0.5) if above(largest, MASSIVE) == HOLDS else UNDECIDED
+    return Verdict(says, f"{shown(share)} of softmax's {shown(largest, 0)}")
+
+
+@claim(
+    "In LLaMA's style, too, softmax develops attention outliers",
+    f"{AN}, section 3", f"Sink_0(0.3) above {RATE}", LEVERS, WRITTEN,
+)  # fmt: skip
+def llama_attention_outliers_form(record: Record) -> Verdict:
+    found = _measured(_cell(record, setting="llama"), SINKS)
+    return Verdict(above(found, RATE), f"Sink rate {shown(found)}")
+
+
+@claim(
+    "Less text makes fewer sinks",
+    "Gu et al. 2025 (arXiv:2410.10781)",
+    "Sink_0(0.3) lower with a 32nd of the text shown 32 times than with all of it, pairs of seeds",
+    LEVERS, WRITTEN, disputed=True,
+)  # fmt: skip
+def less_text_makes_fewer_sinks(record: Record) -> Verdict:
+    repeated, usual = _cell(record, setting="repeated"), _cell(record)
+    change = _more(SINKS, repeated, usual)
+    cost = shown(_costs(repeated, usual), 3)
+    return Verdict(below(change, 0.0), f"Sink rate {shown(change)} more, at {cost} nats more")
+
+
+@claim(
+    "Longer contexts make stronger sinks",
+    "Barbero et al. 2025 (arXiv:2504.02732)",
+    "Sink_0(0.3) higher than with a quarter of the context and as many tokens a step, pairs of "
+    "seeds", LEVERS, WRITTEN, disputed=True,
+)  # fmt: skip
+def longer_contexts_make_stronger_sinks(record: Record) -> Verdict:
+    quarter = _cell(record, setting="quarter_context")
+    change = _more(SINKS, _cell(record), quarter)
+    text = f"Sink rate {shown(change)} more than the {shown(_measured(quarter, SINKS))} of T / 4"
+    return Verdict(above(change, 0.0), text)
+
+
+@claim(
+    "In a language model, Adam makes large activations and Muon does not",
+    "Kaul et al. 2024 (arXiv:2410.17174); Park et al. 2025 (arXiv:2506.19697)",
+    f"max/median with Muon below half of AdamW's, pairs of seeds, at a loss no more than {EQUAL} "
+    "nats above it", LEVERS, WRITTEN, disputed=True,
+)  # fmt: skip
+def text_optimisers(record: Record) -> Verdict:
+    muon, adamw = _cell(record, optimizer="muon"), _cell(record)
+    share, cost = _share(muon, adamw), _costs(muon, adamw)
+    says = below(share, 0.5)
+    if cost.mean > EQUAL and says != FAILS:
+        says = UNDECIDED
+    return Verdict(says, f"{shown(share)} of AdamW's, at {shown(cost, 3)} nats more")
+
+
+@claim(
+    "In a language model, outliers against weight decay are an inverted U",
+    "Gu et al. 2025 (arXiv:2410.10781)",
+    "Sink_0(0.3) at a decay of 0.1 above those at 0 and at 1, pairs of seeds", LEVERS, WRITTEN,
+    disputed=True,
+)  # fmt: skip
+def text_weight_decay(record: Record) -> Verdict:
+    usual = _cell(record)
+    rises = [_more(SINKS, usual, _cell(record, setting=end)) for end in ("decay_0", "decay_1")]
+    says = together([above(rise, 0.0) for rise in rises])
+    return Verdict(says, f"{' and '.join(map(shown, rises))} above those at 0 and at 1")
+
+
+def _at_equal_loss(cost: Interval, says: str) -> str:
+    """What is smaller at another loss is not decided."""
+    return UNDECIDED if abs(cost.mean) > EQUAL and says != FAILS else says
+
+
+@claim(
+    "In a language model, a larger eps of Adam makes smaller outlier channels",
+    "He et al. 2024 (arXiv:2405.19279)",
+    f"kurtosis at 1e-4 below that at 1e-8, pairs of seeds, at equal loss (within {EQUAL} nats)",
+    LEVERS, WRITTEN, disputed=True,
+)  # fmt: skip
+def text_larger_eps_removes_outlier_channels(record: Record) -> Verdict:
+    larger, usual = _cell(record, setting="eps_1e-4"), _cell(record)
+    change, cost = _more(KURTOSIS, larger, usual), _costs(larger, usual)
+    says = _at_equal_loss(cost, below(change, 0.0))
+    before = _measured(usual, KURTOSIS).mean
+    return Verdict(says, f"{shown(change)}, from {before:.1f}, at {shown(cost, 3)} nats more")
+
+
+@claim(
+    "In a language model, large states are the pre-norm's work: with norms behind the branches "
+    "too (sandwich) they go",
+    "Sun et al. 2026 (arXiv:2603.05498)",
+    "max/median below half of that with norms before the branches alone, pairs of seeds, at equal "
+    f"loss (within {EQUAL} nats)", LEVERS, WRITTEN, disputed=True,
+)  # fmt: skip
+def text_sandwich_norms_remove_large_states(record: Record) -> Verdict:
+    sandwich, usual = _cell(record, norm="sandwich"), _cell(record)
+    share, cost = _share(sandwich, usual), _costs(sandwich, usual)
+    says = _at_equal_loss(cost, below(share, 0.5))
+    return Verdict(says, f"{shown(share)} of the usual, at {shown(cost, 3)} nats more")
