@@ -26,7 +26,7 @@ from experiments import ledger_books as _books  # enters its claims  # noqa: F40
 from experiments import ledger_causal as _causal  # noqa: F401
 from experiments import ledger_laboratory as _laboratory  # noqa: F401
 from experiments import ledger_levers as _levers  # noqa: F401
-from experiments.ledger import FAILS, HOLDS, LEDGER, UNDECIDED, Claim, Record, Verdict
+from experiments.ledger import FAILS, HOLDS, LEDGER, UNDECIDED, Claim, Record, Unmeasured, Verdict
 from experiments.report import markdown
 from sysout_jax.errors import InputError
 from sysout_jax.results import plain, read_record, write_json
@@ -121,7 +121,11 @@ def _judged(each: Claim, record: Record) -> dict[str, Any]:
     # A day does not say which came first on it; a time does.
     predicted = each.written < started[: len(each.written)]
     about = {"started": started, "scale": scale(record), "threshold_before_record": predicted}
-    return _described(each.decide(record), about)
+    try:
+        verdict = each.decide(record)
+    except Unmeasured as error:
+        verdict = Verdict(UNDECIDED, f"not measured yet: {error}")
+    return _described(verdict, about)
 
 
 def scale(record: Record) -> str:

@@ -31,6 +31,10 @@ class Verdict:
     numbers: str
 
 
+class Unmeasured(Exception):
+    """A record does not have yet what a claim is decided by; the message says what."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """A row of the ledger."""
@@ -89,10 +93,10 @@ def below(found: Interval, threshold: float) -> str:
     return {HOLDS: FAILS, FAILS: HOLDS}.get(above(found, threshold), UNDECIDED)
 
 
-def formed(found: Interval, threshold: float, what: str) -> Verdict:
+def formed(found: Interval, threshold: float, what: str, digits: int = 0) -> Verdict:
     """Whether it is above; what is below at these sizes is absent, and not refuted."""
     says = above(found, threshold)
-    numbers = f"{what} {shown(found, 0)}"
+    numbers = f"{what} {shown(found, digits)}"
     if says == FAILS:
         return Verdict(UNDECIDED, f"{numbers}: none at this size")
     return Verdict(says, numbers)
