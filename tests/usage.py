@@ -1,7 +1,4 @@
-"""The tables of flags in docs/usage.md, from the flags themselves.
-
-python -m tests.usage     # writes them
-"""
+"""The tables of flags in docs/usage.md, from the flags themselves: `tests.pages` writes them."""
 
 import dataclasses
 import importlib
@@ -80,9 +77,3 @@ def written(page: str) -> str:
     parts = [f"### experiments.{m.__name__.rpartition('.')[2]}\n\n{table(m)}" for m in binaries()]
     whole = "<!-- flags -->\n" + "\n\n".join(parts) + "\n<!-- end -->"
     return TABLES.sub(lambda _: whole, page)
-
-
-if __name__ == "__main__":
-    partial = PAGE.with_name(".usage.md.partial")
-    partial.write_text(written(PAGE.read_text()))
-    partial.rename(PAGE)

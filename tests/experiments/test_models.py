@@ -1,6 +1,5 @@
 """The table of families: complete, and what the README shows."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,13 +24,6 @@ def test_features_are_fields():
         assert models.settable(family) <= fields
     assert "experts" in models.settable(FAMILIES["mixtral"])
     assert "experts" not in models.settable(FAMILIES["llama"])
-
-
-def test_the_readme_shows_it():
-    """To renew it: `python -m experiments.models --markdown`."""
-    readme = (ROOT / "README.md").read_text()
-    shown = re.search(r"<!-- models -->\n(.*?)\n?<!-- end -->", readme, re.S).group(1)
-    assert shown == models.markdown()
 
 
 def test_the_binary_prints_it():
