@@ -218,6 +218,7 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
         if len(argv) > 1:
             raise InputError(f"{argv[1]!r}: unexpected; accepted: flags of the form --name=value")
         main()
+        sys.stdout.flush()
     except InputError as error:
         return _say(error, 2)
     except Diverged as error:
@@ -226,6 +227,9 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
         if not hosts.several():
             raise
         hosts.leave(error)
+    except BrokenPipeError:  # who read the output has left, as head does: nobody is to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         return _say(f"{error.filename or '--workdir'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:

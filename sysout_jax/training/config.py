@@ -54,20 +54,24 @@ class TrainConfig:
             raise InputError(
                 f"--loss_from={self.loss_from}: accepted: a position from 0 to {self.seq_len - 1}"
             )
-        parts = self.accumulate or 1
-        if self.batch_size % parts:
+        if self.batch_size % self.parts:
             raise InputError(
                 f"--accumulate={self.accumulate}: does not divide --batch_size={self.batch_size}; "
                 "accepted: a divisor of it"
             )
         check_parallel(self.parallel, self.mesh_shape)
-        check_fits(self.mesh_shape, self.model, self.batch_size, parts)
+        check_fits(self.mesh_shape, self.model, self.batch_size, self.parts)
         in_range = all(0 <= seed < 2**32 for seed in self.seeds)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not in_range:
             raise InputError(
                 f"--seeds={','.join(map(str, self.seeds))}: accepted: different integers from 0 to "
                 "2**32 - 1"
             )
+
+    @property
+    def parts(self) -> int:
+        """Equal parts of a batch, as far as they are asked for: a mesh chooses none by itself."""
+        return self.accumulate or 1
 
     @property
     def mesh_shape(self) -> MeshShape:

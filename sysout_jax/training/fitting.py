@@ -35,7 +35,7 @@ def activation_bytes(config: TrainConfig, vocab: int) -> float:
     """
     c = config.architecture(vocab)
     size, mesh = c.sizes, config.mesh_shape
-    parts = mesh.batch_parts * (config.accumulate or 1)
+    parts = mesh.batch_parts * config.parts
     tokens = config.batch_size * config.seq_len / parts
     itemsize = 2 if c.dtype == "bfloat16" else 4
     maps = 0 if c.fused else 3 * size["N"] * min(config.seq_len, c.query_block or config.seq_len)
@@ -52,7 +52,7 @@ def alternatives(config: TrainConfig, devices: int) -> Iterator[TrainConfig]:
     for batch in _divisors(config.batch_size)[::-1]:
         for remat in remats:
             for parts in _divisors(batch):
-                if parts >= (config.accumulate or 1):
+                if parts >= config.parts:
                     for mesh in _meshes(devices):
                         model = replace(config.model, remat=remat)
                         try:

@@ -170,7 +170,7 @@ def train_program(config: TrainConfig, vocab: int, mesh: Mesh) -> Any:
     optimizer = make_optimizer(config.optimizer, config.steps, param_axes(architecture))
     state = state_shapes(architecture, optimizer, dtype=config.param_dtype)
     batch = jax.ShapeDtypeStruct((1, 1, config.batch_size, config.seq_len + 1), np.int32)
-    return mesh_steps(mesh, architecture, optimizer, config.accumulate or 1).lower(state, batch)
+    return mesh_steps(mesh, architecture, optimizer, config.parts).lower(state, batch)
 
 
 def analysis_program(
