@@ -39,7 +39,7 @@ Rows = dict[str, dict[str, Any]]
 
 _BOOKS = "--corpus=tokens:.cache/books --tokenizer=.cache/books/tokenizer.json --preset=fruitfly"
 FRUITFLY = f"experiments.variants {_BOOKS} --steps=5500"
-PAIR = f"experiments.variants {_BOOKS} --variants=softmax,context_scale --seeds=3,4,5,6,7"
+PAIR = f"{FRUITFLY} --variants=softmax,context_scale --seeds=3,4,5,6,7"
 # record -> the commands that make it anew, each given the run of the first where it says RUN
 COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -85,7 +85,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "causal/fruitfly-h100": (
             PAIR, "experiments.causal --model=RUN --seq_len=256 --sequences=8 --controls=4"
         ),
-        "compress/fruitfly-h100": (PAIR, "experiments.compress --model=RUN --seq_len=256"),
+        "compress/fruitfly-h100": (FRUITFLY, "experiments.compress --model=RUN --seq_len=256"),
         "benchmark/fruitfly-h100": (
             f"experiments.benchmark {_BOOKS} --name=levers --seeds=8,9,10 --steps=4000 "
             "--variants=softmax,value_gate,attention_bias,context_scale --optimizers=adamw,muon "
