@@ -93,6 +93,13 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "--settings=own,llama,repeated,quarter_context,decay_0,decay_1,eps_1e-4 "
             "--bases=softmax,attention_bias,context_scale --methods=w4a4,magnitude-0.5",
         ),
+        "benchmark/sinks": (
+            "experiments.benchmark --preset=sinks --name=sinks --seeds=1,2,3 --variants=softmax,"
+            "value_bias,context_bias,attention_bias,context_scale,sigmoid,softmax_off_by_one,"
+            "sink_logit,value_gate --optimizers=adamw,muon --norms=own,rms,sandwich,qk "
+            "--settings=own,llama,repeated,quarter_context,no_bos,decay_0,decay_1,eps_1e-4 "
+            "--bases=softmax --methods=w4a4,magnitude-0.5",
+        ),
         "explicit/fruitfly-h100": (
             PAIR,
             "experiments.explicit --model=RUN --seq_len=256 --finetune=30 --finetune_batch=8",

@@ -1,8 +1,11 @@
-"""Claims on what makes outliers in a language model beside its variant, decided by the benchmark.
+"""Claims on what makes outliers in a language model, decided by the benchmark's two presets that
+have them: the fruit fly (books) and, for sinks alone, a smaller one (Python's source).
 
-The fruit fly with one thing changed: style, text, context, optimiser, norm. Seeds are paired with
-those of softmax with nothing changed.
+One thing is changed: variant, style, text, context, optimiser, norm. Seeds are paired with those of
+softmax with nothing changed.
 """
+
+from collections.abc import Callable, Sequence
 
 from experiments.benchmark_report import AXES, finished
 from experiments.ledger import (
@@ -11,6 +14,8 @@ from experiments.ledger import (
     HOLDS,
     MASSIVE,
     UNDECIDED,
+    WITH_SINKS,
+    WITHOUT,
     Record,
     Unmeasured,
     Verdict,
@@ -23,8 +28,10 @@ from experiments.ledger import (
 )
 from sysout_jax.analysis.statistics import Interval, mean_interval
 
-LEVERS = "benchmark/fruitfly-h100"
-WRITTEN = "2026-11-27T02:13"  # UTC, before the first cell was trained
+LEVERS, SOURCE = "benchmark/fruitfly-h100", "benchmark/sinks"
+WRITTEN = "2026-11-27T02:13"  # UTC, before the first cell of the fruit fly was trained
+LATER = "2026-11-27T03:04"  # UTC, when one seed of softmax had been seen in the smaller preset
+NONE = 0.02  # of heads and layers, below which there is no sink
 RATE = 0.1  # of heads and layers whose first key takes more than 0.3: a sink in the model
 EQUAL = 0.05  # nats of validation loss within which models are of equal loss
 SINKS, LARGEST = "sink_rate@attn_weights", "top1_over_median@block_out"
@@ -205,3 +212,125 @@ def text_sandwich_norms_remove_large_states(record: Record) -> Verdict:
     share, cost = _share(sandwich, usual), _costs(sandwich, usual)
     says = _at_equal_loss(cost, below(share, 0.5))
     return Verdict(says, f"{shown(share)} of the usual, at {shown(cost, 3)} nats more")
+
+
+def _keep(record: Record, *changes: dict[str, str]) -> Verdict:
+    """Whether each of the changes keeps sinks."""
+    return _each(record, changes, lambda found: above(found, RATE))
+
+
+def _lose(record: Record, *changes: dict[str, str]) -> Verdict:
+    """Whether none of the changes has sinks."""
+    return _each(record, changes, lambda found: below(found, NONE))
+
+
+def _each(
+    record: Record, changes: Sequence[dict[str, str]], says: Callable[[Interval], str]
+) -> Verdict:
+    found = {" ".join(c.values()): _measured(_cell(record, **c), SINKS) for c in changes}
+    texts = [f"{name} {shown(each)}".lstrip() for name, each in found.items()]
+    return Verdict(
+        together([says(each) for each in found.values()]), f"Sink rate {', '.join(texts)}"
+    )
+
+
+def _variants(*names: str) -> list[dict[str, str]]:
+    return [{"variant": name} for name in names]
+
+
+@claim(
+    "In a small model of source text, too, default attention and biases beside the values (a, b, "
+    "c) keep attention outliers",
+    f"{AN}, section 5", f"Sink_0(0.3) above {RATE} in each", SOURCE, LATER,
+)  # fmt: skip
+def source_biases_keep_sinks(record: Record) -> Verdict:
+    return _keep(record, *_variants(*WITH_SINKS))
+
+
+@claim(
+    "In a small model of source text, too, attention bias, an explicit factor and sigmoid "
+    "attention (d, e, f) have none",
+    f"{AN}, section 5", f"Sink_0(0.3) below {NONE} in each", SOURCE, LATER,
+)  # fmt: skip
+def source_explicit_factors_remove_sinks(record: Record) -> Verdict:
+    return _lose(record, *_variants(*WITHOUT))
+
+
+@claim(
+    "There softmax-off-by-one and sink logits do not remove sinks",
+    "theory A2", f"Sink_0(0.3) above {RATE} with each", SOURCE, LATER, disputed=True,
+)  # fmt: skip
+def source_one_is_not_enough(record: Record) -> Verdict:
+    return _keep(record, *_variants("softmax_off_by_one", "sink_logit"))
+
+
+@claim(
+    "There gates on values keep sinks",
+    "Qiu et al. 2025 (arXiv:2505.06708)", f"Sink_0(0.3) above {RATE}", SOURCE, LATER,
+    disputed=True,
+)  # fmt: skip
+def source_value_gates_keep_sinks(record: Record) -> Verdict:
+    return _keep(record, *_variants("value_gate"))
+
+
+@claim(
+    "There sinks are not the norm's work: RMSNorm, norms behind the branches too (sandwich) and "
+    "norms of queries and keys keep them",
+    "Gu et al. 2025 (arXiv:2410.10781); Sun et al. 2026 (arXiv:2603.05498)",
+    f"Sink_0(0.3) above {RATE} with each", SOURCE, LATER, disputed=True,
+)  # fmt: skip
+def source_norms_keep_sinks(record: Record) -> Verdict:
+    return _keep(record, *({"norm": name} for name in ("rms", "sandwich", "qk")))
+
+
+@claim(
+    "There sinks are not Adam's work: Muon makes them too",
+    "Gu et al. 2025 (arXiv:2410.10781)", f"Sink_0(0.3) above {RATE}", SOURCE, LATER,
+    disputed=True,
+)  # fmt: skip
+def source_muon_makes_sinks(record: Record) -> Verdict:
+    return _keep(record, {"optimizer": "muon"})
+
+
+@claim(
+    "There no sink forms on the first token without BOS",
+    "theory B5", f"Sink_0(0.3) below {NONE}", SOURCE, LATER, disputed=True,
+)  # fmt: skip
+def source_no_sink_without_bos(record: Record) -> Verdict:
+    return _lose(record, {"setting": "no_bos"})
+
+
+@claim(
+    "In LLaMA's style, too, softmax has sinks there",
+    f"{AN}, section 3", f"Sink_0(0.3) above {RATE}", SOURCE, LATER,
+)  # fmt: skip
+def source_llama_keeps_sinks(record: Record) -> Verdict:
+    return _keep(record, {"setting": "llama"})
+
+
+claim(
+    "In a small model of source text, too, less text makes fewer sinks",
+    "Gu et al. 2025 (arXiv:2410.10781)", "as in the fruit fly", SOURCE, LATER, disputed=True,
+    name="source_less_text_makes_fewer_sinks",
+)(less_text_makes_fewer_sinks)  # fmt: skip
+
+
+claim(
+    "In a small model of source text, too, longer contexts make stronger sinks",
+    "Barbero et al. 2025 (arXiv:2504.02732)", "as in the fruit fly", SOURCE, LATER, disputed=True,
+    name="source_longer_contexts_make_stronger_sinks",
+)(longer_contexts_make_stronger_sinks)  # fmt: skip
+
+
+claim(
+    "In a small model of source text, too, outliers against weight decay are an inverted U",
+    "Gu et al. 2025 (arXiv:2410.10781)", "as in the fruit fly", SOURCE, LATER, disputed=True,
+    name="source_weight_decay",
+)(text_weight_decay)  # fmt: skip
+
+
+claim(
+    "In a small model of source text, too, a larger eps of Adam makes smaller outlier channels",
+    "He et al. 2024 (arXiv:2405.19279)", "as in the fruit fly", SOURCE, LATER, disputed=True,
+    name="source_larger_eps_removes_outlier_channels",
+)(text_larger_eps_removes_outlier_channels)  # fmt: skip

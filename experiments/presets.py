@@ -17,6 +17,14 @@ PRESETS: Mapping[str, TrainConfig] = MappingProxyType(
             tokenizer="bpe:1024", steps=600, seeds=(0, 1, 2),
             optimizer=OptimizerConfig(lr=2e-3, schedule="constant"),
         ),
+        # The smallest in which softmax has sinks: 0.9M parameters, 2.6M tokens of any text, BOS,
+        # rotary positions, heads of 64, short rows; minutes of a CPU core. No large activations.
+        "sinks": TrainConfig(
+            tokenizer="bpe:1024", seq_len=64, batch_size=32, steps=1250, measure_every=250,
+            steps_per_call=50, val_batches=4, seeds=(0, 1, 2),
+            model=replace(SHAPES["gpt2-tiny"], layers=4, width=128, heads=2, position="rope"),
+            optimizer=OptimizerConfig(lr=3e-3, schedule="constant", warmup=200),
+        ),
         # The smallest setting on text known here in which all three kinds are unmistakable in every
         # seed: 5.9M parameters, rotary positions. Eight seeds at 5,000 steps, 41M tokens of books,
         # results/variants/fruitfly-h100 and fruitfly-pair-h100: Sink_0(0.3) 0.16 to 0.30,

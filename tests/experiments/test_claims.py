@@ -236,6 +236,14 @@ LLAMA = ({"setting": "llama"}, 0.3, 150.0, 20.0, 4.0)
 FEW = ({"setting": "decay_0"}, 0.1, 120.0, 20.0, 4.0)
 
 
+def held(variant):
+    return {"variant": variant}, 0.3, 9.0, 1.0, 4.0
+
+
+def lost(variant):
+    return {"variant": variant}, -0.01, 9.0, 1.0, 4.0
+
+
 @pytest.mark.parametrize(
     ("name", "cells", "verdict"),
     [
@@ -278,6 +286,27 @@ FEW = ({"setting": "decay_0"}, 0.1, 120.0, 20.0, 4.0)
          [({"norm": "sandwich"}, 0, 20.0, 5.0, 4.5)], UNDECIDED),
         ("text_sandwich_norms_remove_large_states",
          [({"norm": "sandwich"}, 0, 90.0, 5.0, 4.5)], FAILS),
+        ("source_biases_keep_sinks", [held("value_bias"), held("context_bias")], HOLDS),
+        ("source_biases_keep_sinks", [held("value_bias"), lost("context_bias")], FAILS),
+        ("source_explicit_factors_remove_sinks",
+         [lost("attention_bias"), lost("context_scale"), lost("sigmoid")], HOLDS),
+        ("source_explicit_factors_remove_sinks",
+         [lost("attention_bias"), held("context_scale"), lost("sigmoid")], FAILS),
+        ("source_one_is_not_enough", [held("softmax_off_by_one"), held("sink_logit")], HOLDS),
+        ("source_one_is_not_enough", [held("softmax_off_by_one"), lost("sink_logit")], FAILS),
+        ("source_value_gates_keep_sinks", [held("value_gate")], HOLDS),
+        ("source_value_gates_keep_sinks", [lost("value_gate")], FAILS),
+        ("source_norms_keep_sinks",
+         [({"norm": name}, 0.3, 9, 1, 4) for name in ("rms", "sandwich", "qk")], HOLDS),
+        ("source_norms_keep_sinks",
+         [({"norm": name}, sinks, 9, 1, 4)
+          for name, sinks in (("rms", 0.3), ("sandwich", 0.0), ("qk", 0.3))], FAILS),
+        ("source_muon_makes_sinks", [({"optimizer": "muon"}, 0.3, 9, 1, 4)], HOLDS),
+        ("source_muon_makes_sinks", [({"optimizer": "muon"}, 0.0, 9, 1, 4)], FAILS),
+        ("source_no_sink_without_bos", [({"setting": "no_bos"}, -0.01, 9, 1, 4)], HOLDS),
+        ("source_no_sink_without_bos", [({"setting": "no_bos"}, 0.3, 9, 1, 4)], FAILS),
+        ("source_llama_keeps_sinks", [LLAMA], HOLDS),
+        ("source_llama_keeps_sinks", [({"setting": "llama"}, 0.0, 9, 1, 4)], FAILS),
     ],
 )  # fmt: skip
 def test_levers_of_a_language_model(name, cells, verdict):
@@ -296,8 +325,11 @@ def test_a_cell_that_is_not_there_leaves_a_claim_open():
 
 
 def test_every_lever_has_a_test():
-    tested = {row[0] for row in test_levers_of_a_language_model.pytestmark[0].args[1]}
-    assert tested == {name for name, each in LEDGER.items() if each.record == ledger_levers.LEVERS}
+    tested = {
+        LEDGER[row[0]].decide for row in test_levers_of_a_language_model.pytestmark[0].args[1]
+    }
+    records = (ledger_levers.LEVERS, ledger_levers.SOURCE)
+    assert tested == {each.decide for each in LEDGER.values() if each.record in records}
 
 
 def test_what_is_shared_is_more_than_by_chance_and_needs_both_kinds():
