@@ -1,6 +1,7 @@
 """What experiments.benchmark says: a row for each cell, and what else makes or removes outliers."""
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,11 @@ from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.core.attention import VARIANTS
 
 Record = dict[str, Any]
-AXES = ("variant", "optimizer", "norm", "setting")  # of a cell
+# What a cell is, where nothing is said.
+USUAL = MappingProxyType(
+    {"variant": "softmax", "optimizer": "adamw", "norm": "own", "setting": "own"}
+)
+AXES = tuple(USUAL)
 COLUMNS = {
     "first_token_attention": "attention to first token",
     "sink_rate@attn_weights": "Sink₀(0.3)",
@@ -29,13 +34,11 @@ def finished(record: Record) -> list[Record]:
     return [cell for cell in record["cells"] if "diverged" not in cell]
 
 
-def baseline(record: Record) -> Record | None:
-    """Softmax with all else as usual, which losses are compared with."""
-    usual = (
-        cell for cell in finished(record)
-        if tuple(cell[name] for name in AXES) == ("softmax", "adamw", "own", "own")
-    )  # fmt: skip
-    return next(usual, None)
+def cell_of(record: Record, **moved: str) -> Record | None:
+    """The cell that differs from the usual in what is given, if it is there and did not diverge."""
+    wanted = {**USUAL, **moved}
+    found = (cell for cell in finished(record) if {n: cell[n] for n in AXES} == wanted)
+    return next(found, None)
 
 
 def rows(record: Record) -> list[list[str]]:
@@ -44,7 +47,7 @@ def rows(record: Record) -> list[list[str]]:
         "variant", "optimiser", "norm", "setting", "validation loss", "minus softmax's",
         *COLUMNS.values(), *(f"{method}: rise" for method in record["methods"]),
     ]  # fmt: skip
-    plain = baseline(record)
+    plain = cell_of(record)  # which losses are compared with
     found = [headings]
     if plain:
         before = [plain["begun"][name] for name in COLUMNS]

@@ -7,7 +7,7 @@ softmax with nothing changed.
 
 from collections.abc import Callable, Sequence
 
-from experiments.benchmark_report import AXES, finished
+from experiments.benchmark_report import cell_of
 from experiments.ledger import (
     AN,
     FAILS,
@@ -36,7 +36,6 @@ RATE = 0.1  # of heads and layers whose first key takes more than 0.3: a sink in
 EQUAL = 0.05  # nats of validation loss within which models are of equal loss
 SINKS, LARGEST = "sink_rate@attn_weights", "top1_over_median@block_out"
 KURTOSIS = "neuron_rms_kurtosis@block_out"
-USUAL = dict(zip(AXES, ("softmax", "adamw", "own", "own"), strict=True))
 
 
 def _cell(record: Record, **moved: str) -> Record:
@@ -45,11 +44,9 @@ def _cell(record: Record, **moved: str) -> Record:
     Raises:
       Unmeasured: the record does not have it.
     """
-    wanted = {**USUAL, **moved}
-    for cell in finished(record):
-        if {name: cell[name] for name in AXES} == wanted:
-            return cell
-    raise Unmeasured(" ".join(["the cell", *moved.values()]))
+    if (found := cell_of(record, **moved)) is None:
+        raise Unmeasured(" ".join(["the cell", *moved.values()]))
+    return found
 
 
 def _measured(cell: Record, measure: str) -> Interval:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from experiments import claims, laboratory_report, ledger, ledger_levers
+from experiments import benchmark_report, claims, laboratory_report, ledger, ledger_levers
 from experiments.ledger import FAILS, HOLDS, LEDGER, UNDECIDED, above, below, together
 from sysout_jax.analysis.statistics import Interval
 from sysout_jax.errors import InputError
@@ -219,7 +219,8 @@ def _levers(*cells):
     return {
         "cells": [
             {
-                **ledger_levers.USUAL, **moved, "val_loss": [[9.0] * 3, [loss + x for x in near]],
+                **benchmark_report.USUAL, **moved,
+                "val_loss": [[9.0] * 3, [loss + x for x in near]],
                 "measures": {
                     ledger_levers.SINKS: [sinks + x for x in near],
                     ledger_levers.LARGEST: [largest * (1 + x) for x in near],
