@@ -36,6 +36,7 @@ from sysout_jax.analysis import schemes
 from sysout_jax.analysis.calibration import apart
 from sysout_jax.analysis.compression import Compressed, Compressor, losses
 from sysout_jax.core.attention import PAPER, VARIANTS
+from sysout_jax.data.corpus import Progress
 from sysout_jax.errors import Diverged
 from sysout_jax.model.config import at_least, one_of
 from sysout_jax.model.decoder import parameter_count
@@ -116,23 +117,22 @@ class Config:
 
 def run(config: Config, console: Console) -> RunDirectory:
     """Train and compress the cells of this process that are not there yet."""
-    for cell in config.cells:
-        config.training(**cell)  # refused before anything is read or written
     c = config.train
     with reading(console, c.corpus) as progress:
-        corpus = corpus_of(c, progress)
-    _texts(config, c, corpus)  # refused before anything is written
+        # Refused before anything is written: what a cell cannot be trained or judged on.
+        read = {cell["setting"]: _read(config, cell, progress) for cell in config.cells}
     shard = parse_shard(config.shard or "0/1")
     directory, there = opened(config.workdir, "benchmark", config.name, config.shard, config.about)
     directory.write_config(config)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     tokens = c.steps * c.batch_size * c.seq_len
-    described = {**config.about, "tokens_per_seed": tokens, "split": corpus.split, "cells": []}
+    split = read[config.settings[0]].corpus.split
+    described = {**config.about, "tokens_per_seed": tokens, "split": split, "cells": []}
     with directory.record("benchmark", **described) as record:
         try:
             find_missing(
                 {_name(cell): cell for cell in shard.of(config.cells)},
-                lambda cell, log: _found(config, cell, log),
+                lambda cell, log: _found(config, cell, read[cell["setting"]], log),
                 there, c, directory, console,
             )  # fmt: skip
         finally:
@@ -143,12 +143,23 @@ def run(config: Config, console: Console) -> RunDirectory:
     return directory
 
 
-def _texts(config: Config, training: TrainConfig, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences to calibrate and to evaluate on, [B, T+1] each, which have no text in common."""
-    length = training.seq_len
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """What the cells of a setting are trained on, and compressed models calibrated and judged by:
+    sequences [B, T+1] that have no text in common."""
+
+    corpus: Corpus
+    calibration: np.ndarray
+    evaluation: np.ndarray
+
+
+def _read(config: Config, cell: Mapping[str, str], progress: Progress | None = None) -> _Read:
+    training = config.training(**cell)
+    corpus, length = corpus_of(training, progress), training.seq_len
+    corpus.batch("train", 0, 0, training.batch_size, length)
     evaluation = corpus.distinct("val", config.sequences, length)
     candidates = corpus.batch("train", 0, 0, 2 * config.calibration, length)
-    return apart(candidates, evaluation, config.calibration), evaluation
+    return _Read(corpus, apart(candidates, evaluation, config.calibration), evaluation)
 
 
 def _name(cell: Mapping[str, str]) -> str:
@@ -166,20 +177,19 @@ def _sorted(there: Cells) -> list[dict[str, Any]]:
     return sorted(map(there.read, there.names()), key=place)
 
 
-def _found(config: Config, cell: Mapping[str, str], log: Any) -> dict[str, Any]:
+def _found(config: Config, cell: Mapping[str, str], read: _Read, log: Any) -> dict[str, Any]:
     """What the record says of a cell; lists are over seeds."""
     begun = time.perf_counter()
     training = config.training(**cell)
-    corpus = corpus_of(training)
     about = {
         **cell,
         "lr": training.optimizer.lr,
-        "parameters": parameter_count(training.architecture(corpus.vocab)),
+        "parameters": parameter_count(training.architecture(read.corpus.vocab)),
         "code": code_version(),
         "device": jax.devices()[0].device_kind,
     }
     try:
-        trained = train(training, corpus, log)
+        trained = train(training, read.corpus, log)
     except Diverged as error:
         return about | {"diverged": {"step": error.step, "seed": error.seed}}
     measured = history(trained)["measured"]
@@ -188,23 +198,21 @@ def _found(config: Config, cell: Mapping[str, str], log: Any) -> dict[str, Any]:
         "val_loss": measured["val_loss"],
         "begun": {name: values[0] for name, values in measured["measures"].items()},
         "measures": {name: values[-1] for name, values in measured["measures"].items()},
-        "compressed": _compressed(config, trained, *_texts(config, training, corpus)),
+        "compressed": _compressed(config, trained, read),
         "seconds": time.perf_counter() - begun,
     }
 
 
-def _compressed(
-    config: Config, trained: Run, calibration: np.ndarray, rows: np.ndarray
-) -> dict[str, list[float]]:
+def _compressed(config: Config, trained: Run, read: _Read) -> dict[str, list[float]]:
     """Method -> the rise of the loss by it, of each seed."""
     rise: dict[str, list[float]] = {method: [] for method in config.methods}
     for seed in trained.config.seeds:
         model = trained.model(seed)
-        compressor = Compressor(model.config, model.params, calibration)
-        before = losses(model.config, Compressed(model.params), rows)
+        compressor = Compressor(model.config, model.params, read.calibration)
+        before = losses(model.config, Compressed(model.params), read.evaluation)
         for method in config.methods:
             compressed = compressor.compress(schemes.scheme(method))
-            after = losses(model.config, compressed, rows)
+            after = losses(model.config, compressed, read.evaluation)
             rise[method].append(float((after - before).mean()))
     return rise
 

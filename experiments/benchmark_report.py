@@ -35,10 +35,15 @@ def finished(record: Record) -> list[Record]:
 
 
 def cell_of(record: Record, **moved: str) -> Record | None:
-    """The cell that differs from the usual in what is given, if it is there and did not diverge."""
+    """The cell that differs from the usual in what is given, if it is there.
+
+    Raises:
+      KeyError: cells have no such name.
+    """
+    for name in moved:
+        USUAL[name]
     wanted = {**USUAL, **moved}
-    found = (cell for cell in finished(record) if {n: cell[n] for n in AXES} == wanted)
-    return next(found, None)
+    return next((c for c in record["cells"] if {n: c[n] for n in AXES} == wanted), None)
 
 
 def rows(record: Record) -> list[list[str]]:
@@ -48,6 +53,8 @@ def rows(record: Record) -> list[list[str]]:
         *COLUMNS.values(), *(f"{method}: rise" for method in record["methods"]),
     ]  # fmt: skip
     plain = cell_of(record)  # which losses are compared with
+    if plain and "diverged" in plain:
+        plain = None
     found = [headings]
     if plain:
         before = [plain["begun"][name] for name in COLUMNS]

@@ -91,6 +91,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "compress/fruitfly-h100": (FRUITFLY, "experiments.compress --model=RUN --seq_len=256"),
         "benchmark/fruitfly-h100": (
             f"experiments.benchmark {_BOOKS} --name=levers --seeds=8,9,10 --steps=4000 "
+            "--steps_per_call=50 "
             "--variants=softmax,value_gate,attention_bias,context_scale --optimizers=adamw,muon "
             "--norms=own,sandwich "
             "--settings=own,llama,repeated,quarter_context,decay_0,decay_1,eps_1e-4 "
@@ -146,9 +147,10 @@ def scale(record: Record) -> str:
         runs, chains = len(record["runs"]), len(record["chains"])
         return f"backcopy, {runs} runs of {chains} chains in each cell"
     if "preset" in record:
-        seeds, sizes = len(record["train"]["seeds"]), [c["parameters"] for c in record["cells"]]
-        text = _text(record["train"]["corpus"])
-        return f"{text}, {np.median(sizes) / 1e3:.0f}k parameters, {seeds} seeds in each cell"
+        found = {round(cell["parameters"] / 1e3) for cell in record["cells"]}
+        many = f"{min(found)}k" + (f" to {max(found)}k" if len(found) > 1 else "")
+        text, seeds = _text(record["train"]["corpus"]), len(record["train"]["seeds"])
+        return f"{text}, {many} parameters, {seeds} seeds in each cell"
     if "studies" in record:
         study = record["studies"][0]
         sizes = [each["parameters"] for each in study["variants"].values()]
@@ -215,7 +217,8 @@ def _made(record: str, workdir: Path, console: Console) -> Record:
         before = set(place.glob("*"))
         arguments.append(f"--workdir={workdir.absolute()}")
         done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=False)
-        made = sorted(set(place.glob("*")) - before)
+        named = [place / a.partition("=")[2] for a in arguments if a.startswith("--name=")]
+        made = sorted(set(place.glob("*")) - before) or named  # one of that name goes on
         if done.returncode or not made:
             raise InputError(f"--run: {command!r} ended with status {done.returncode}; see above")
         first = first or made[-1]

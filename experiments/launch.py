@@ -210,7 +210,7 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
 
     Returns:
       The exit status: 0, also of a run that stopped as SIGTERM asked, 2 for a user's mistake, 1
-      for a run that failed, 130 for Ctrl-C.
+      for a run that failed or whose output nobody reads any more, 130 for Ctrl-C.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))

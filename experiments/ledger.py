@@ -19,6 +19,9 @@ SINK = 0.3  # attention to the first token above which it is a sink (Gu et al. 2
 MASSIVE = 100.0  # max/median of |h|: the lower of the two bounds of Sun et al. 2024 in use
 WEIGHT = 1000.0  # max/mean of |W_down| (An et al. 2025)
 FREE = 0.01  # nats per token that are no loss
+EQUAL = 0.05  # nats of loss within which models are of equal loss
+RATE = 0.1  # Sink_0(0.3), of heads and layers: sinks in a model of several heads
+NONE = 0.02  # below it, none
 WITH_SINKS, WITHOUT = PAPER[:3], PAPER[3:]
 Record = dict[str, Any]
 
@@ -114,6 +117,11 @@ def together(verdicts: Sequence[str]) -> str:
     if FAILS in verdicts:
         return FAILS
     return HOLDS if set(verdicts) == {HOLDS} else UNDECIDED
+
+
+def at_equal_loss(says: str, cost: float) -> str:
+    """What is so at a loss that differs by more than `EQUAL` is not decided, unless it fails."""
+    return UNDECIDED if abs(cost) > EQUAL and says != FAILS else says
 
 
 def shown(found: Interval, digits: int = 2) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.laboratory_report import along, by_chain, cell_of, setting
 from experiments.ledger import (
     AN,
-    FAILS,
+    EQUAL,
     HOLDS,
     MASSIVE,
     SINK,
@@ -19,6 +19,7 @@ from experiments.ledger import (
     Record,
     Verdict,
     above,
+    at_equal_loss,
     below,
     claim,
     shown,
@@ -30,7 +31,6 @@ from sysout_jax.analysis.statistics import Interval, mean_interval
 WRITTEN = "2026-11-26T13:16"  # UTC, before the first cell was trained
 LATER = "2026-11-26T21:24"  # UTC, before decays and value gates were
 LAST = "2026-11-26T22:14"  # UTC, before norms and eps were
-EQUAL = 0.05  # nats of loss on bigram queries within which models are of equal loss
 SINK_OF = "noop_sink_best"
 EXPLAINED = 0.9  # R^2 of a law that describes the growth
 
@@ -130,8 +130,7 @@ def optimisers(record: Record) -> Verdict:
     }
     losses = {name: float(_above_floor(record, optimizer=name).mean()) for name in names}
     says = together([smaller(peaks[name], peaks["adamw"]) for name in ("sgd", "muon")])
-    if max(losses.values()) - min(losses.values()) > EQUAL and says != FAILS:
-        says = UNDECIDED
+    says = at_equal_loss(says, max(losses.values()) - min(losses.values()))
     texts = [f"{name} {shown(peaks[name])} at {losses[name]:.3f} nats" for name in names]
     return Verdict(says, f"{'; '.join(texts)} above the floor")
 
@@ -235,12 +234,9 @@ def _falls(record: Record, measure: str, **setting: object) -> Verdict:
     )
     change = mean_interval(moved - usual)
     cost = mean_interval(_above_floor(record, **setting) - _above_floor(record))
-    says = below(change, 0.0)
-    if abs(cost.mean) > EQUAL and says != FAILS:
-        says = UNDECIDED
-    return Verdict(
-        says, f"{shown(change)}, from {usual.mean():.2f}, at {shown(cost, 3)} nats more"
-    )  # fmt: skip
+    says = at_equal_loss(below(change, 0.0), cost.mean)
+    text = f"{shown(change)}, from {usual.mean():.2f}, at {shown(cost, 3)} nats more"
+    return Verdict(says, text)
 
 
 @claim(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from sysout_jax.errors import InputError
 from sysout_jax.model.config import SHAPES
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import OptimizerConfig
@@ -25,8 +26,8 @@ PRESETS: Mapping[str, TrainConfig] = MappingProxyType(
             model=replace(SHAPES["gpt2-tiny"], layers=4, width=128, heads=2, position="rope"),
             optimizer=OptimizerConfig(lr=3e-3, schedule="constant", warmup=200),
         ),
-        # The smallest known here in which all three kinds are unmistakable in every seed: 5.9M
-        # parameters, 33M tokens of books. Of three seeds, results/benchmark/fruitfly-h100 (quarter
+        # The smallest known here in which all three kinds are unmistakable in each of three
+        # seeds: 5.8M parameters, 33M tokens of books, results/benchmark/fruitfly-h100 (quarter
         # context): Sink_0(0.3) 0.44 to 0.53, max/median |h| 116 to 192, |W_down| at four times
         # where it begins. Rows of 256 tokens take longer: 88 to 167 in eight seeds after 41M.
         "fruitfly": TrainConfig(
@@ -39,10 +40,21 @@ PRESETS: Mapping[str, TrainConfig] = MappingProxyType(
 )  # fmt: skip
 
 
-def _contexts(config: TrainConfig, times: float) -> TrainConfig:
-    """As many tokens a step, in rows of other lengths."""
+def _contexts(config: TrainConfig, longer: int = 1, shorter: int = 1) -> TrainConfig:
+    """As many tokens a step, in rows of other lengths.
+
+    Raises:
+      InputError: that takes a part of a token or of a row.
+    """
+    if config.seq_len % shorter or config.batch_size % longer:
+        raise InputError(
+            f"--seq_len={config.seq_len}, --batch_size={config.batch_size}: accepted with these "
+            f"--settings: multiples of {shorter} and of {longer}"
+        )
     return replace(
-        config, seq_len=int(config.seq_len * times), batch_size=int(config.batch_size / times)
+        config,
+        seq_len=config.seq_len * longer // shorter,
+        batch_size=config.batch_size * shorter // longer,
     )
 
 
@@ -57,8 +69,8 @@ def _llama(config: TrainConfig) -> TrainConfig:
 
 
 def _repeated(config: TrainConfig, epochs: int) -> TrainConfig:
-    tokens = config.steps * config.batch_size * config.seq_len
-    return replace(config, train_tokens=tokens // epochs)
+    tokens = config.steps * config.batch_size * config.seq_len // epochs
+    return replace(config, train_tokens=min(tokens, config.train_tokens or tokens))
 
 
 # Names of settings -> what else they change of a preset: style, text, context, optimiser's numbers.
@@ -67,8 +79,8 @@ SETTINGS: Mapping[str, Callable[[TrainConfig], TrainConfig]] = MappingProxyType(
         "own": lambda config: config,
         "llama": _llama,  # RMSNorm, rotary positions, SwiGLU, no biases, a head of its own
         "repeated": lambda config: _repeated(config, 32),  # a 32nd of the text, 32 times
-        "quarter_context": lambda config: _contexts(config, 0.25),
-        "four_contexts": lambda config: _contexts(config, 4),
+        "quarter_context": lambda config: _contexts(config, shorter=4),
+        "four_contexts": lambda config: _contexts(config, longer=4),
         "no_bos": lambda config: replace(config, bos=False),
         "decay_0": lambda config: _optimizer(config, decay=0.0),
         "decay_1": lambda config: _optimizer(config, decay=1.0),

@@ -70,7 +70,8 @@ class TrainConfig:
 
     @property
     def parts(self) -> int:
-        """Equal parts of a batch, as far as they are asked for: a mesh chooses none by itself."""
+        """Equal parts of a batch that are asked for. Where none are, a mesh takes the batch whole,
+        and one device may still cut it (`training.step.parts_of`)."""
         return self.accumulate or 1
 
     @property

@@ -112,7 +112,7 @@ def test_every_norm_is_a_model(name):
     assert (changed == same) == (name in own)
 
 
-# Setting -> what it changes of the small preset, beside the model: dotted field -> value.
+# Setting -> what it changes of the small preset, beside the model.
 CHANGED = {
     "own": {},
     "llama": {},
@@ -149,7 +149,7 @@ def test_a_cell_trains_on_the_text_of_its_setting(monkeypatch):
     config = Config(replace(PRESETS["small"], tokenizer="bytes"))
     for name in ("own", "repeated", "no_bos"):
         cell = dict(variant="softmax", optimizer="adamw", norm="own", setting=name)
-        benchmark._found(config, cell, None)
+        benchmark._found(config, cell, benchmark._read(config, cell), None)
     few = 600 * 16 * 64 // 32
     own, repeated, bare = seen[None, True], seen[few, True], seen[None, False]
     np.testing.assert_array_equal(repeated.train, own.train[:few])
@@ -184,6 +184,9 @@ def test_one_factor_at_a_time_or_all():
         (["--name=cells", "--shard=2/2"], "--shard=2/2: accepted: i/n"),
         (["--name=../x"], "--name=../x: accepted: letters"),
         (["--calibration=0"], "--calibration=0: accepted: an integer of at least 1"),
+        (["--settings=lama"], "--settings='lama': unknown; accepted: own, llama"),
+        (["--settings=own,four_contexts", "--batch_size=6"], "accepted with these --settings"),
+        (["--settings=own,repeated", "--tokenizer=bytes", "--steps=1"], "the train part of corpus"),
     ],
 )
 def test_bad_flags_are_one_line(run_benchmark, tmp_path, flags, told):
