@@ -155,8 +155,8 @@ class _Read:
 
 def _read(config: Config, cell: Mapping[str, str], progress: Progress | None = None) -> _Read:
     training = config.training(**cell)
-    corpus, length = corpus_of(training, progress), training.seq_len
-    corpus.batch("train", 0, 0, training.batch_size, length)
+    corpus, length = corpus_of(training, progress), training.measured_len
+    corpus.batch("train", 0, 0, training.batch_size, training.seq_len)
     evaluation = corpus.distinct("val", config.sequences, length)
     candidates = corpus.batch("train", 0, 0, 2 * config.calibration, length)
     return _Read(corpus, apart(candidates, evaluation, config.calibration), evaluation)

@@ -26,6 +26,7 @@ from experiments import ledger_books as _books  # enters its claims  # noqa: F40
 from experiments import ledger_causal as _causal  # noqa: F401
 from experiments import ledger_laboratory as _laboratory  # noqa: F401
 from experiments import ledger_levers as _levers  # noqa: F401
+from experiments import ledger_source as _source  # noqa: F401
 from experiments.ledger import FAILS, HOLDS, LEDGER, UNDECIDED, Claim, Record, Unmeasured, Verdict
 from experiments.report import markdown
 from sysout_jax.errors import InputError
@@ -43,6 +44,7 @@ _BOOKS = (
 )
 FRUITFLY = f"experiments.variants {_BOOKS} --steps=5500"
 PAIR = f"{FRUITFLY} --variants=softmax,context_scale --seeds=3,4,5,6,7"
+SINKS = "experiments.variants --preset=sinks --seeds=4,5,6,7,8"
 # record -> the commands that make it anew, each given the run of the first where it says RUN
 COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -104,6 +106,15 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "--settings=own,llama,repeated,quarter_context,no_bos,decay_0,decay_1,eps_1e-4 "
             "--bases=softmax --methods=w4a4,magnitude-0.5",
         ),
+        "benchmark/sinks-contexts": (
+            "experiments.benchmark --preset=sinks --name=contexts --seeds=4,5,6,7,8 "
+            "--variants=softmax --optimizers=adamw --norms=own "
+            "--settings=own,quarter_context,four_contexts --measure_seq_len=16 --val_batches=16 "
+            "--bases=softmax --methods=w4a4",
+        ),
+        "variants/sinks": (SINKS,),
+        "explicit/sinks": (SINKS, "experiments.explicit --model=RUN"),
+        "causal/sinks": (SINKS, "experiments.causal --model=RUN"),
         "explicit/fruitfly-h100": (
             PAIR,
             "experiments.explicit --model=RUN --seq_len=256 --finetune=30 --finetune_batch=8",

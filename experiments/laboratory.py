@@ -202,7 +202,7 @@ def _floor(config: Config, begins_with_bos: bool) -> list[float]:
     found, c = [], config.train
     for chain in config.chains:
         task = Backcopy(chain, begins_with_bos)
-        shape = (c.batch_size, c.seq_len)
+        shape = (c.batch_size, c.measured_len)
         rows = np.concatenate([task.batch("val", 0, n, *shape) for n in range(c.val_batches)])
         least = task.entropy_floor(rows)[:, 1:]
         found.append(float(least[~task.trigger_queries(rows[:, 1:-1])].mean()))

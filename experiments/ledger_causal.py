@@ -1,5 +1,5 @@
-"""Claims on causes, decided by doses: softmax models of three layers on Bigram-Backcopy, and the
-fruit fly's of books.
+"""Claims on causes, decided by doses: softmax models of three layers on Bigram-Backcopy, the fruit
+fly's of books, and smaller ones of Python's source.
 
 Changes are against the same model without the dose, and less those that as much does elsewhere, in
 pairs of seeds. Thresholds were written before the first dose was given.
@@ -10,7 +10,8 @@ from experiments.ledger import AN, Record, Verdict, above, below, claim, shown, 
 from sysout_jax.analysis.doses import ACTIVATION, WEIGHT
 
 WRITTEN = "2026-11-26T14:05"  # UTC
-BACKCOPY, BOOKS = "causal/backcopy", "causal/fruitfly-h100"
+LATER = "2026-11-27T06:30"  # UTC, for the models of source
+BACKCOPY, BOOKS, SOURCE = "causal/backcopy", "causal/fruitfly-h100", "causal/sinks"
 FALLS = 0.1  # of attention to the first token, that counts as the sink going
 
 
@@ -65,4 +66,25 @@ claim(
     "The same in a language model: the sink goes with the row of W_down",
     f"{AN}, section 3", "as on Backcopy", BOOKS, WRITTEN, disputed=True,
     name="text_weights_cause_sinks",
+)(weights_cause_sinks)  # fmt: skip
+
+
+claim(
+    "In a small model of source text, too, the activation outlier follows that row of W_down",
+    f"{AN}, section 3", "as on Backcopy", SOURCE, LATER,
+    name="source_weights_cause_activations",
+)(weights_cause_activations)  # fmt: skip
+
+
+claim(
+    "In a small model of source text, too, the sink goes with the first token's largest channel",
+    f"{AN}, section 3; Sun et al. 2024", "as on Backcopy", SOURCE, LATER, disputed=True,
+    name="source_activations_cause_sinks",
+)(activations_cause_sinks)  # fmt: skip
+
+
+claim(
+    "In a small model of source text, too, the sink goes with the row of W_down",
+    f"{AN}, section 3", "as on Backcopy", SOURCE, LATER, disputed=True,
+    name="source_weights_cause_sinks",
 )(weights_cause_sinks)  # fmt: skip

@@ -40,7 +40,7 @@ def describe(study: TrainConfig, corpus: Corpus) -> dict[str, Any]:
     }
     if isinstance(corpus, Backcopy):
         rows = [
-            corpus.batch("val", 0, n, study.batch_size, study.seq_len)
+            corpus.batch("val", 0, n, study.batch_size, study.measured_len)
             for n in range(study.val_batches)
         ]
         description["loss_floor"] = float(corpus.entropy_floor(np.concatenate(rows)).mean())

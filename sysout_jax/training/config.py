@@ -34,6 +34,7 @@ class TrainConfig:
     measure_every: int = 100  # steps between measurements of outliers and validation loss
     checkpoint_every: int = 0  # steps between the models that are kept on the way; 0: none
     val_batches: int = 8  # batches of validation text that each measurement uses
+    measure_seq_len: int | None = None  # T of their rows; None: what is trained on
     loss_from: int = 0  # first position whose prediction is trained; 1 leaves out what follows BOS
     param_dtype: str = "float32"  # of matrices while training: float32, bfloat16
     mesh: str = "data=1"  # devices along data, fsdp, tensor: data=2,fsdp=2,tensor=2
@@ -46,10 +47,15 @@ class TrainConfig:
         one_of("param_dtype", self.param_dtype, DTYPES)
         for name in (
             "seq_len", "batch_size", "accumulate", "train_tokens", "steps", "seeds_at_once",
-            "steps_per_call", "measure_every", "val_batches",
+            "steps_per_call", "measure_every", "val_batches", "measure_seq_len",
         ):  # fmt: skip
             at_least(1, name, getattr(self, name))
         at_least(0, "checkpoint_every", self.checkpoint_every)
+        if self.measured_len > self.seq_len:
+            raise InputError(
+                f"--measure_seq_len={self.measure_seq_len}: accepted: at most --seq_len="
+                f"{self.seq_len}"
+            )
         if not 0 <= self.loss_from < self.seq_len:
             raise InputError(
                 f"--loss_from={self.loss_from}: accepted: a position from 0 to {self.seq_len - 1}"
@@ -67,6 +73,11 @@ class TrainConfig:
                 f"--seeds={','.join(map(str, self.seeds))}: accepted: different integers from 0 to "
                 "2**32 - 1"
             )
+
+    @property
+    def measured_len(self) -> int:
+        """T of the validation rows that models are measured on."""
+        return self.measure_seq_len or self.seq_len
 
     @property
     def parts(self) -> int:

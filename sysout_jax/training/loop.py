@@ -284,7 +284,7 @@ def _held_out(
     config: TrainConfig, tasks: Sequence[Backcopy | TextCorpus]
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Validation batches [tasks, n, B, T+1], and which of their queries have nothing to copy."""
-    shape, numbers = (config.batch_size, config.seq_len), range(config.val_batches)
+    shape, numbers = (config.batch_size, config.measured_len), range(config.val_batches)
     batches = np.array([[task.batch("val", 0, n, *shape) for n in numbers] for task in tasks])
     noop = [
         ~task.trigger_queries(rows[..., :-1])

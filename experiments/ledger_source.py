@@ -1,0 +1,72 @@
+"""Claims decided by the smallest language model with sinks, of Python's source: a CPU's two hours.
+
+Seeds are others than those of `ledger_levers`, whose record is of the same preset. Of that record
+sinks and drained values had been seen when the thresholds were written here.
+"""
+
+from experiments.ledger import (
+    AN,
+    FREE,
+    RATE,
+    WITH_SINKS,
+    Record,
+    Verdict,
+    above,
+    below,
+    by_variant,
+    claim,
+    listed,
+    shown,
+    the_factor_can_be_made_explicit,
+    together,
+)
+from experiments.ledger_books import text_outliers_are_a_factor
+from sysout_jax.analysis.statistics import mean_interval
+
+VARIANTS_OF, EXPLICIT = "variants/sinks", "explicit/sinks"
+FIRST = "2026-11-27T03:04"  # UTC, when one seed of softmax had been seen
+WRITTEN = "2026-11-27T06:30"  # UTC, before the first of these models was trained
+
+
+@claim(
+    "In a small model of source text, too, default attention and biases beside the values (a, b, "
+    "c) keep attention outliers",
+    f"{AN}, section 5", f"Sink_0(0.3) above {RATE} in each", VARIANTS_OF, FIRST,
+)  # fmt: skip
+def source_biases_keep_sinks(record: Record) -> Verdict:
+    found = by_variant(record, "stdlib", "sink_rate@attn_weights", WITH_SINKS)
+    return Verdict(together([above(x, RATE) for x in found.values()]), listed(found))
+
+
+@claim(
+    "There, too, the value of the outlier token is drained where it takes the attention (a, b, c)",
+    "Gu et al. 2025 (arXiv:2410.10781); Guo et al. 2024 (arXiv:2410.13835)",
+    "norm of its value below half of the others' mean in each", VARIANTS_OF, WRITTEN,
+)  # fmt: skip
+def source_values_of_sinks_drain(record: Record) -> Verdict:
+    found = by_variant(record, "stdlib", "value_drain@value", WITH_SINKS)
+    return Verdict(together([below(x, 0.5) for x in found.values()]), listed(found))
+
+
+@claim(
+    "There, too, taking the attention outliers away harms the model",
+    f"{AN}, section 4", f"more than {FREE} nats without the first token and without a factor",
+    EXPLICIT, WRITTEN,
+)  # fmt: skip
+def source_removal_harms(record: Record) -> Verdict:
+    found = mean_interval([model["forms"]["dropped"]["change"][0] for model in record["models"]])
+    return Verdict(above(found, FREE), f"{shown(found, 3)} nats")
+
+
+claim(
+    "There, too, attention outliers are a factor and no more: S replaces the first token",
+    f"{AN}, section 4; theory A1", f"less than {FREE} nats with S in its place", EXPLICIT, WRITTEN,
+    name="source_outliers_are_a_factor",
+)(text_outliers_are_a_factor)  # fmt: skip
+
+
+claim(
+    "There, too, the factor can be made explicit without training: gates fitted to S",
+    "this project", "as on Backcopy", EXPLICIT, WRITTEN, disputed=True,
+    name="source_the_factor_can_be_made_explicit",
+)(the_factor_can_be_made_explicit)  # fmt: skip
