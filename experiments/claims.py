@@ -44,7 +44,7 @@ _BOOKS = (
 )
 FRUITFLY = f"experiments.variants {_BOOKS} --steps=5500"
 PAIR = f"{FRUITFLY} --variants=softmax,context_scale --seeds=3,4,5,6,7"
-SINKS = "experiments.variants --preset=sinks --seeds=4,5,6,7,8"
+SINKS = "experiments.variants --preset=sinks --corpus=stdlib --seeds=4,5,6,7,8"
 # record -> the commands that make it anew, each given the run of the first where it says RUN
 COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

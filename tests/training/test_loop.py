@@ -101,6 +101,17 @@ def test_validation_loss_is_that_of_the_final_parameters():
         assert run.rows[-1]["val_loss"][at] == pytest.approx(expected, rel=1e-5)
 
 
+def test_rows_to_measure_on_may_be_shorter_than_those_trained_on():
+    run, corpus = trained(measure_seq_len=5), Backcopy()
+    same(run.params, trained().params)
+    loss = jax.jit(lambda p, rows: jnp.mean(token_loss(run.architecture, p, rows)))
+    batches = [jnp.asarray(corpus.batch("val", 0, n, 4, 5)) for n in range(2)]
+    expected = np.mean([loss(run.model(3).params, rows) for rows in batches])
+    assert run.rows[-1]["val_loss"][0] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(InputError, match="--measure_seq_len=9: accepted: at most --seq_len=8"):
+        dataclasses.replace(TINY, measure_seq_len=9)
+
+
 # ------------------------------------------------------------------------- reproducible
 
 
