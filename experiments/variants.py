@@ -251,12 +251,19 @@ def config_from_flags() -> Config:
         if path and (flag == "resume_from" or (path / "config.json").exists()):
             return _going_on(flag, Path(path))
     variants = tuple(VARIANTS) if FLAGS.variants == ["all"] else tuple(FLAGS.variants)
+    corpora = FLAGS.corpus
     if FLAGS.preset is not None:
         one_of("preset", FLAGS.preset, tuple(PRESETS))
+        if FLAGS["corpus"].using_default_value:
+            corpora = [TEXT.corpus]
+        elif set(corpora) == {BACKCOPY.corpus}:
+            raise InputError(
+                f"--preset={FLAGS.preset}: not of --corpus={BACKCOPY.corpus}; accepted: with text"
+            )
     if FLAGS.smoke and FLAGS["variants"].using_default_value:
         variants = ("softmax", "context_scale")
     studies = []
-    for corpus in FLAGS.corpus:
+    for corpus in corpora:
         text = PRESETS[FLAGS.preset] if FLAGS.preset else TEXT
         study = BACKCOPY if corpus == "backcopy" else dataclasses.replace(text, corpus=corpus)
         if jax.default_backend() != "cpu":
@@ -341,7 +348,8 @@ def define_flags() -> None:
         "corpus",
         ["backcopy", "stdlib"],
         "one study each: backcopy (a synthetic task), stdlib (Python's own source), PATH (a file, "
-        "directory or glob), tokens:DIR (nanoGPT's train.bin and val.bin)",
+        "directory or glob), tokens:DIR (nanoGPT's train.bin and val.bin); with --preset, its text "
+        "alone: stdlib",
     )
     flags.DEFINE_list("variants", list(PAPER), "which of --list to train, or all")
     flags.DEFINE_string("model", None, f"shape to start from: {', '.join(SHAPES)}")

@@ -16,6 +16,7 @@ import pytest
 
 import sysout_jax as so
 from experiments import launch, variants
+from experiments.presets import PRESETS
 from experiments.report import findings, markdown_table
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.data import load_corpus
@@ -113,6 +114,8 @@ def test_redraw_needs_the_record_alone(finished, run_variants, tmp_path):
         (["--corpus="], ("--corpus=", "at least one")),
         (["--tokenizer=foo", "--corpus=stdlib"], ("--tokenizer=", "foo", "bytes")),
         (["--model=foo"], ("--model=", "foo", "llama-tiny")),
+        (["--preset=foo"], ("--preset=", "foo", "fruitfly")),
+        (["--preset=sinks", "--corpus=backcopy"], ("--preset=sinks: ", "backcopy", "text")),
         (["--steps=0"], ("--steps=0", "at least 1")),
         (["--seq_len=0"], ("--seq_len=0", "at least 1")),
         (["--batch_size=-2"], ("--batch_size=-2", "at least 1")),
@@ -266,6 +269,20 @@ def test_signals(tmp_path, sent, status):
         json.loads(line)
     result = log.with_name("result.json")
     assert result.exists() == (sent == signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("corpora", "studies"),
+    [((), ["stdlib"]), (("--corpus=backcopy,stdlib",), ["backcopy", "stdlib"])],
+)
+def test_a_preset_is_of_text(run_variants, monkeypatch, corpora, studies):
+    asked = []
+    monkeypatch.setattr(variants, "run", lambda config, console: asked.append(config))
+    assert run_variants("--preset=sinks", "--seeds=7", *corpora).status == 0
+    (config,) = asked
+    assert [study.corpus for study in config.studies] == studies
+    preset = dataclasses.replace(PRESETS["sinks"], seeds=(7,), corpus="stdlib")
+    assert config.studies[-1] == preset
 
 
 def test_list_shows_the_whole_table(run_variants):
