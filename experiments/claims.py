@@ -90,7 +90,12 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "causal/fruitfly-h100": (
             PAIR, "experiments.causal --model=RUN --seq_len=256 --sequences=8 --controls=4"
         ),
-        "compress/fruitfly-h100": (FRUITFLY, "experiments.compress --model=RUN --seq_len=256"),
+        "compress/fruitfly-h100": (
+            FRUITFLY,
+            "experiments.compress --model=RUN --seq_len=256 --methods=w8-tensor,w8,w4,w3,gptq-w4,"
+            "w8a8-tensor,w8a8,w6a6,w4a4,rotate-w4a4,kv4,magnitude-0.5,wanda-0.5,wanda-2:4,"
+            "sparsegpt-0.5",
+        ),
         "benchmark/fruitfly-h100": (
             f"experiments.benchmark {_BOOKS} --name=levers --seeds=8,9,10 --steps=4000 "
             "--steps_per_call=50 "
@@ -117,7 +122,8 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "causal/sinks": (SINKS, "experiments.causal --model=RUN"),
         "explicit/fruitfly-h100": (
             PAIR,
-            "experiments.explicit --model=RUN --seq_len=256 --finetune=30 --finetune_batch=8",
+            "experiments.explicit --model=RUN --seq_len=256 --finetune=30 --finetune_batch=8 "
+            "--finetune_lr=3e-4",
         ),
     }
 )  # fmt: skip

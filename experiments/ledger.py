@@ -16,7 +16,7 @@ from sysout_jax.core.attention import PAPER, VARIANTS
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "not decided"
 AN = "An et al. 2025 (arXiv:2502.06415)"
 SINK = 0.3  # attention to the first token above which it is a sink (Gu et al. 2025)
-MASSIVE = 100.0  # max/median of |h|: the lower of the two bounds of Sun et al. 2024 in use
+MASSIVE = 100.0  # max/median of |h|: this project's bound; Sun et al. 2024 ask for 1,000
 WEIGHT = 1000.0  # max/mean of |W_down| (An et al. 2025)
 FREE = 0.01  # nats per token that are no loss
 EQUAL = 0.05  # nats of loss within which models are of equal loss

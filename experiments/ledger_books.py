@@ -24,9 +24,7 @@ from experiments.ledger import (
     claim,
     listed,
     measured,
-    removal_harms,
     shown,
-    the_factor_replaces_them,
     together,
 )
 from sysout_jax.analysis.statistics import Interval, mean_interval
@@ -40,6 +38,8 @@ FIRST = "2026-11-26T01:54"  # UTC, when those of Backcopy were written that are 
 BEFORE = "2026-11-26T10:34"  # UTC; the record was begun at 17:09
 AFTER = "2026-11-26T17:40"
 LATE = "2026-11-26T21:50"
+RENEWED = "2026-11-27T07:06"  # UTC, when four seeds had been seen: one had decided before
+UNTOUCHED = 1e-6  # nats: what float32 rounds; a treatment of less changes nothing
 LAST = 20  # rows of 50 steps each over which training losses are averaged
 
 
@@ -149,18 +149,14 @@ def text_outliers_are_a_factor(record: Record) -> Verdict:
     return Verdict(below(found, FREE), f"{shown(found, 3)} nats")
 
 
-claim(
+@claim(
     "In a language model, taking the attention outliers away harms",
-    f"{AN}, section 4", "as on Backcopy", ANALYZED, FIRST,
-    name="text_removal_harms",
-)(removal_harms)  # fmt: skip
-
-
-claim(
-    "In a language model, putting the factor S in their place does not",
-    f"{AN}, section 4", "as on Backcopy", ANALYZED, FIRST,
-    name="text_the_factor_replaces_them",
-)(the_factor_replaces_them)  # fmt: skip
+    f"{AN}, section 4", f"more than {FREE} nats without the first token and without a factor",
+    EXPLICIT, RENEWED,
+)  # fmt: skip
+def text_removal_harms(record: Record) -> Verdict:
+    found = mean_interval([model["forms"]["dropped"]["change"][0] for model in record["models"]])
+    return Verdict(above(found, FREE), f"{shown(found, 3)} nats")
 
 
 @claim(
@@ -242,11 +238,10 @@ def _largest(record: Record, treatment: str) -> tuple[Interval, float]:
 )  # fmt: skip
 def set_to_mean(record: Record) -> Verdict:
     change, ratio = _largest(record, "set to mean")
-    says = below(change, FREE) if ratio > MASSIVE else UNDECIDED
-    return Verdict(
-        says, f"{shown(change, 4)} nats at max/median {ratio:.0f}, of BOS, whose state is its mean "
-        "in every text; one seed",
-    )  # fmt: skip
+    edited = max(abs(change.low), abs(change.high)) > UNTOUCHED
+    says = below(change, FREE) if ratio > MASSIVE and edited else UNDECIDED
+    what = "one seed" if edited else "of BOS, whose state is its mean in every text; one seed"
+    return Verdict(says, f"{shown(change, 4)} nats at max/median {ratio:.0f}, {what}")
 
 
 @claim(

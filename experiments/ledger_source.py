@@ -1,7 +1,7 @@
 """Claims decided by the smallest language model with sinks, of Python's source: a CPU's two hours.
 
 Seeds are others than those of `ledger_levers`, whose record is of the same preset. Of that record
-sinks and drained values had been seen when the thresholds were written here.
+sinks had been seen when the thresholds were written here.
 """
 
 from experiments.ledger import (
@@ -12,16 +12,13 @@ from experiments.ledger import (
     Record,
     Verdict,
     above,
-    below,
     by_variant,
     claim,
     listed,
-    shown,
     the_factor_can_be_made_explicit,
     together,
 )
-from experiments.ledger_books import text_outliers_are_a_factor
-from sysout_jax.analysis.statistics import mean_interval
+from experiments.ledger_books import text_outliers_are_a_factor, text_removal_harms
 
 VARIANTS_OF, EXPLICIT = "variants/sinks", "explicit/sinks"
 FIRST = "2026-11-27T03:04"  # UTC, when one seed of softmax had been seen
@@ -38,24 +35,11 @@ def source_biases_keep_sinks(record: Record) -> Verdict:
     return Verdict(together([above(x, RATE) for x in found.values()]), listed(found))
 
 
-@claim(
-    "There, too, the value of the outlier token is drained where it takes the attention (a, b, c)",
-    "Gu et al. 2025 (arXiv:2410.10781); Guo et al. 2024 (arXiv:2410.13835)",
-    "norm of its value below half of the others' mean in each", VARIANTS_OF, WRITTEN,
-)  # fmt: skip
-def source_values_of_sinks_drain(record: Record) -> Verdict:
-    found = by_variant(record, "stdlib", "value_drain@value", WITH_SINKS)
-    return Verdict(together([below(x, 0.5) for x in found.values()]), listed(found))
-
-
-@claim(
+claim(
     "There, too, taking the attention outliers away harms the model",
     f"{AN}, section 4", f"more than {FREE} nats without the first token and without a factor",
-    EXPLICIT, WRITTEN,
-)  # fmt: skip
-def source_removal_harms(record: Record) -> Verdict:
-    found = mean_interval([model["forms"]["dropped"]["change"][0] for model in record["models"]])
-    return Verdict(above(found, FREE), f"{shown(found, 3)} nats")
+    EXPLICIT, WRITTEN, name="source_removal_harms",
+)(text_removal_harms)  # fmt: skip
 
 
 claim(
