@@ -43,7 +43,9 @@ _BOOKS = (
     "--seq_len=256 --batch_size=32"  # what it was before shorter rows were found to do better
 )
 FRUITFLY = f"experiments.variants {_BOOKS} --steps=5500"
-PAIR = f"{FRUITFLY} --variants=softmax,context_scale --seeds=3,4,5,6,7"
+PAIR = (
+    f"experiments.variants {_BOOKS} --steps=5000 --variants=softmax,context_scale --seeds=3,4,5,6,7"
+)
 SINKS = "experiments.variants --preset=sinks --corpus=stdlib --seeds=4,5,6,7,8"
 # record -> the commands that make it anew, each given the run of the first where it says RUN
 COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(

@@ -40,7 +40,7 @@ AFTER = "2026-11-26T17:40"
 LATE = "2026-11-26T21:50"
 RENEWED = "2026-11-27T07:06"  # UTC, when four seeds had been seen: one had decided before
 UNTOUCHED = 1e-6  # nats: what float32 rounds; a treatment of less changes nothing
-LAST = 20  # rows of 50 steps each over which training losses are averaged
+LAST = 1000  # steps over which training losses are averaged
 
 
 @claim(
@@ -101,13 +101,18 @@ def text_factor_removes_large_activations(record: Record) -> Verdict:
 )  # fmt: skip
 def text_learns_faster(record: Record) -> Verdict:
     variants = record["studies"][0]["variants"]
-    softmax, factor = (
-        [sum(row[seed] for row in variants[name]["curve"]["loss"][-LAST:]) / LAST
-         for seed in range(len(record["studies"][0]["config"]["seeds"]))]
-        for name in ("softmax", "context_scale")
-    )  # fmt: skip
+    softmax, factor = (_last(variants[name]["curve"]) for name in ("softmax", "context_scale"))
     found = mean_interval([e - a for e, a in zip(factor, softmax, strict=True)])
     return Verdict(below(found, 0.0), f"{shown(found, 3)} nats")
+
+
+def _last(curve: Record) -> list[float]:
+    """Training loss of each seed, the mean over the last `LAST` steps."""
+    rows = [
+        loss for step, loss in zip(curve["step"], curve["loss"], strict=True)
+        if step > curve["step"][-1] - LAST
+    ]  # fmt: skip
+    return [sum(seed) / len(rows) for seed in zip(*rows, strict=True)]
 
 
 def _cheaper(record: Record, method: str) -> Verdict:

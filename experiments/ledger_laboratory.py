@@ -139,7 +139,7 @@ def optimisers(record: Record) -> Verdict:
     "The sink's logit grows like the logarithm of the step",
     "theory C2, F2", f"of softmax's runs with a sink, R^2 of a line in log(step) is above "
     f"{EXPLAINED} on average and above that of a line in the step, pairs of runs", "laboratory",
-    WRITTEN,
+    WRITTEN, disputed=True,
 )  # fmt: skip
 def sink_logits_grow_like_log(record: Record) -> Verdict:
     cell = cell_of(record, "softmax")
