@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from sysout_jax.core.layers import at_least_float32
+from sysout_jax.core.layers import widened
 from sysout_jax.core.ordering import discoveries, median_magnitude
 
 ACTIVATION_RATIO = 1000.0  # An et al. 2025: max|h[t]| against the mean magnitude of the site
@@ -47,7 +47,7 @@ def activation_outliers(h: Float[Array, "T D"], ratio: float = ACTIVATION_RATIO)
 
     Source: An et al. 2025 (arXiv:2502.06415), definition of activation outliers.
     """
-    size = jnp.abs(h)
+    size = jnp.abs(widened(h))
     score = ratio_or_zero(jnp.max(size, axis=-1), jnp.mean(size))
     return Detection(score > ratio, score)
 
@@ -66,7 +66,7 @@ def weight_outliers(w: Float[Array, "I O"], ratio: float = WEIGHT_RATIO) -> Dete
 
     Source: An et al. 2025 (arXiv:2502.06415), definition of weight outliers.
     """
-    size = jnp.abs(w.astype(at_least_float32(w.dtype)))
+    size = jnp.abs(widened(w))
     score = ratio_or_zero(size, jnp.mean(size))
     return Detection(score > ratio, score)
 
@@ -88,7 +88,7 @@ def attention_outliers(weights: Float[Array, "N T S"], share: float = ATTENTION_
 
     Source: An et al. 2025 (arXiv:2502.06415), definition of attention outliers.
     """
-    score = jnp.mean(weights, axis=(0, 1))
+    score = jnp.mean(widened(weights), axis=(0, 1))
     return Detection(score >= share, score)
 
 
@@ -109,8 +109,8 @@ def massive_activations(
 
     Source: Sun et al. 2024 (arXiv:2402.17762), section 2.
     """
-    size = jnp.abs(h)
-    median = median_magnitude(h)
+    size = jnp.abs(widened(h))
+    median = median_magnitude(size)
     return Detection((size > value) & (size > ratio * median), ratio_or_zero(size, median))
 
 
@@ -128,6 +128,7 @@ def six_sigma_outliers(x: Float[Array, "..."], sigmas: float = SIGMAS) -> Detect
 
     Source: Bondarenko et al. 2023 (arXiv:2306.12929), section 3.
     """
+    x = widened(x)
     size = jnp.abs(x - jnp.mean(x))
     score = ratio_or_zero(size, jnp.sqrt(jnp.mean(jnp.square(size))))
     return Detection(score > sigmas, score)
@@ -178,7 +179,7 @@ def calibrated_outliers(x: Float[Array, "..."], q: float = FALSE_DISCOVERIES) ->
 
     Source: the null and its check are E2 of theory/.
     """
-    size = jnp.abs(x.astype(at_least_float32(x.dtype)))
+    size = jnp.abs(widened(x))
     unit = median_magnitude(size) / jax.scipy.special.ndtri(jnp.asarray(0.75, size.dtype))
     log_p = jnp.log(2.0) + jax.scipy.special.log_ndtr(-ratio_or_zero(size, unit))
     return Detection(discoveries(log_p, q), -log_p / jnp.log(10.0))
@@ -228,6 +229,7 @@ def permutation_outliers(
     Returns:
       `Detection` over [D].
     """
+    x = widened(x)
     largest = jnp.max(jnp.abs(x))
     energy = jnp.square(x / jnp.where(largest == 0.0, 1.0, largest))
 

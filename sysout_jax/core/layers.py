@@ -16,6 +16,11 @@ def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
+def widened(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x` in the dtype for sums: no narrower than float32."""
+    return x.astype(at_least_float32(x.dtype))
+
+
 def linear(
     x: Float[Array, "..."],
     weight: Float[Array, "..."],
@@ -70,7 +75,7 @@ def rms_norm(
       [..., D], in the dtype of `x`.
     """
     del bias
-    wide = x.astype(at_least_float32(x.dtype))
+    wide = widened(x)
     out = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return _affine(out, scale, None).astype(x.dtype)
 
@@ -94,7 +99,7 @@ def layer_norm(
     Returns:
       [..., D], in the dtype of `x`.
     """
-    wide = x.astype(at_least_float32(x.dtype))
+    wide = widened(x)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     out = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
     return _affine(out, scale, bias).astype(x.dtype)
@@ -172,7 +177,7 @@ def cross_entropy(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Fl
     Returns:
       [...], in float32 or wider.
     """
-    wide = logits.astype(at_least_float32(logits.dtype))
+    wide = widened(logits)
     # A masked sum instead of a gather: its gradient is dense, and faster than a scatter.
     hit = jax.nn.one_hot(targets, logits.shape[-1], dtype=jnp.bool_)
     return jax.nn.logsumexp(wide, axis=-1) - jnp.sum(jnp.where(hit, wide, 0.0), axis=-1)

@@ -3,7 +3,8 @@
 Every function takes the tensor of ONE sequence (or one weight matrix), so a tap's reducer can be
 any of them. Axes: T query position, S key position, D width, N query heads, K KV heads, H head
 dim. Attention weights cover the real keys only; rows of unnormalised variants are brought to one
-by `rows_to_one` before a sink is measured.
+by `rows_to_one` before a sink is measured. Tensors narrower than float32 are widened first, so a
+measure of a bfloat16 model is that of its numbers, and a float32.
 """
 
 from collections.abc import Callable
@@ -14,11 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from sysout_jax.core.detectors import activation_outliers, ratio_or_zero
+from sysout_jax.core.layers import widened
 from sysout_jax.core.ordering import median_magnitude
 
 SINK_EPS = 0.3  # Gu et al. 2025
 SINK_SWEEP = tuple(n / 20 for n in range(20))  # thresholds from 0 to 0.95
 SINK_KEYS = 4  # whose sweep is kept
+POWER_ITERATIONS = 64  # to the largest singular value
 VALUE_DRAINED, VALUE_KEPT = 0.2, 0.8  # value drain of no-op sinks; near 1 a sink broadcasts
 
 
@@ -27,13 +30,13 @@ VALUE_DRAINED, VALUE_KEPT = 0.2, 0.8  # value drain of no-op sinks; near 1 a sin
 
 def top1(h: Float[Array, "T D"]) -> Float[Array, ""]:
     """The largest magnitude: max |h|, in units of h."""
-    return jnp.max(jnp.abs(h))
+    return jnp.max(jnp.abs(widened(h)))
 
 
 def top1_over_median(h: Float[Array, "T D"]) -> Float[Array, ""]:
     """The largest magnitude over the median one: max |h| / median |h| (Sun et al. 2024)."""
-    size = jnp.abs(h)
-    return ratio_or_zero(jnp.max(size), median_magnitude(h))
+    size = jnp.abs(widened(h))
+    return ratio_or_zero(jnp.max(size), median_magnitude(size))
 
 
 def top1_over_mean(h: Float[Array, "T D"]) -> Float[Array, ""]:
@@ -43,6 +46,7 @@ def top1_over_mean(h: Float[Array, "T D"]) -> Float[Array, ""]:
 
 def max_median_ratio(x: Float[Array, "T D"]) -> Float[Array, ""]:
     """MMR: mean_t max_j |x_tj - mean_j x_t| / median_j |x_tj - mean_j x_t| (He et al. 2024)."""
+    x = widened(x)
     size = jnp.abs(x - jnp.mean(x, axis=-1, keepdims=True))
     return jnp.mean(ratio_or_zero(jnp.max(size, axis=-1), jnp.median(size, axis=-1)))
 
@@ -54,12 +58,13 @@ def neuron_rms_kurtosis(x: Float[Array, "T D"]) -> Float[Array, ""]:
 
     Source: He et al. 2024 (arXiv:2405.19279), with s_j their squared neuron RMS.
     """
-    energy = jnp.mean(x * x, axis=0)
+    energy = jnp.mean(jnp.square(widened(x)), axis=0)
     return jnp.mean(jnp.square(ratio_or_zero(energy, jnp.mean(energy))))
 
 
 def tensor_kurtosis(x: Float[Array, "T D"]) -> Float[Array, ""]:
     """mean((x - mu)^4) / std^4 over all T*D entries: 3 for a normal (Bondarenko et al. 2023)."""
+    x = widened(x)
     centred = x - jnp.mean(x)
     return ratio_or_zero(jnp.mean(centred**4), jnp.square(jnp.mean(centred**2)))
 
@@ -71,6 +76,7 @@ def token_kurtosis(x: Float[Array, "T D"]) -> Float[Array, "T"]:
 
     Source: Kaul et al. 2024 (arXiv:2410.17174).
     """
+    x = widened(x)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     fourth, second = (jnp.mean(centred**power, axis=-1) for power in (4, 2))
     return ratio_or_zero(fourth, jnp.square(second))
@@ -86,13 +92,14 @@ def other_token_kurtosis(x: Float[Array, "T D"]) -> Float[Array, ""]:
     return jnp.sum(token_kurtosis(x)[1:]) / max(x.shape[0] - 1, 1)
 
 
-def spectral_dominance(x: Float[Array, "R C"], iterations: int = 64) -> Float[Array, ""]:
+def spectral_dominance(x: Float[Array, "R C"]) -> Float[Array, ""]:
     """How close a matrix is to rank one: sigma_1^2 / sum_i sigma_i^2, from 1/rank to 1.
 
     sigma_1 by power iteration from the longest row, which approaches it from below.
 
     Source: Queipo de Llano et al. 2025, for token states; D1 of theory/ for the form of a SwiGLU.
     """
+    x = widened(x)
     largest = jnp.max(jnp.abs(x))
     x = x / jnp.where(largest == 0.0, 1.0, largest)  # its fourth powers must not overflow
 
@@ -101,7 +108,7 @@ def spectral_dominance(x: Float[Array, "R C"], iterations: int = 64) -> Float[Ar
         return ratio_or_zero(v, jnp.linalg.norm(v))
 
     start = x[jnp.argmax(jnp.sum(x * x, axis=1))]
-    v = jax.lax.fori_loop(0, iterations, step, ratio_or_zero(start, jnp.linalg.norm(start)))
+    v = jax.lax.fori_loop(0, POWER_ITERATIONS, step, ratio_or_zero(start, jnp.linalg.norm(start)))
     return ratio_or_zero(jnp.sum(jnp.square(x @ v)), jnp.sum(x * x))
 
 
@@ -112,6 +119,7 @@ def matrix_entropy(x: Float[Array, "R C"]) -> Float[Array, ""]:
 
     Source: Queipo de Llano et al. 2025, for token states.
     """
+    x = widened(x)
     largest = jnp.max(jnp.abs(x))
     x = x / jnp.where(largest == 0.0, 1.0, largest)
     x = x.T if x.shape[0] > x.shape[1] else x
@@ -166,14 +174,14 @@ def norm_over_rest(x: Float[Array, "T *C D"], outliers: Bool[Array, "T"]) -> Flo
       x: [T, ..., D].
       outliers: [T], True for tokens in O; 0 is returned where O is empty or everything.
     """
-    norms = jnp.linalg.norm(x, axis=-1)
+    norms = jnp.linalg.norm(widened(x), axis=-1)
     chosen = outliers.reshape(-1, *(1,) * (norms.ndim - 1)) & jnp.ones(norms.shape, bool)
     inside, outside = (jnp.mean(norms, axis=0, where=c) for c in (chosen, ~chosen))
     return jnp.where(jnp.any(outliers) & ~jnp.all(outliers), ratio_or_zero(inside, outside), 0.0)
 
 
 def _sink_over_rest(x: Array, sink: int) -> Array:
-    norms = jnp.linalg.norm(x, axis=-1)
+    norms = jnp.linalg.norm(widened(x), axis=-1)
     # Not the sum of all less the sink's: a massive sink would swallow the rest in float32.
     rest = jnp.sum(norms.at[sink].set(0.0), axis=0) / max(x.shape[0] - 1, 1)
     return ratio_or_zero(norms[sink], rest)
@@ -184,6 +192,7 @@ def _sink_over_rest(x: Array, sink: int) -> Array:
 
 def rows_to_one(weights: Float[Array, "*B N T S"]) -> Float[Array, "*B N T S"]:
     """Divide each row by its sum, so that unnormalised attention can be compared; 0 stays 0."""
+    weights = widened(weights)
     return ratio_or_zero(weights, jnp.sum(weights, axis=-1, keepdims=True))
 
 
@@ -194,7 +203,7 @@ def sink_strength(weights: Float[Array, "N T S"], key: int = 0) -> Float[Array, 
 
     Source: Gu et al. 2025 (arXiv:2410.10781), the score under Sink_k(eps).
     """
-    return jnp.mean(weights[:, key:, key], axis=-1)
+    return jnp.mean(widened(weights[:, key:, key]), axis=-1)
 
 
 def sink_rate(
@@ -204,7 +213,8 @@ def sink_rate(
 
     Average it over layers and sequences for Sink_k(eps) of Gu et al. 2025 (arXiv:2410.10781).
     """
-    return jnp.mean(sink_strength(weights, key) > eps, dtype=weights.dtype)
+    strength = sink_strength(weights, key)
+    return jnp.mean(strength > eps, dtype=strength.dtype)
 
 
 def sink_sweep(
@@ -222,16 +232,19 @@ def sink_sweep(
     """
     kept = range(min(keys, weights.shape[-1]))
     strength = jnp.stack([sink_strength(weights, key) for key in kept])[:, :, None]  # [K, N, 1]
-    limits = jnp.asarray(eps, weights.dtype)[None, None]
-    return jnp.mean(strength > limits, axis=1, dtype=weights.dtype)
+    limits = jnp.asarray(eps, strength.dtype)[None, None]
+    return jnp.mean(strength > limits, axis=1, dtype=strength.dtype)
 
 
 def first_token_argmax(weights: Float[Array, "N T S"]) -> Float[Array, ""]:
     """Share of (head, query) whose largest weight is on the first key (Kaul et al. 2024).
 
-    The first query, which sees nothing else, is left out; 0 where there is no other.
+    A row of zeros, which some variants have, has no largest weight, and counts as one that is not
+    on the first key. The first query, which sees nothing else, is left out; 0 where there is no
+    other.
     """
-    first = jnp.argmax(weights[:, 1:], axis=-1) == 0
+    weights = widened(weights[:, 1:])
+    first = (jnp.argmax(weights, axis=-1) == 0) & (weights[:, :, 0] > 0.0)
     return jnp.sum(first, dtype=weights.dtype) / max(first.size, 1)
 
 
@@ -252,6 +265,7 @@ def implicit_scale(
 
     Source: the identity A1 of theory/; An et al. 2025 (arXiv:2502.06415), section 5.
     """
+    weights = widened(weights)
     return jnp.sum(jnp.where(jnp.broadcast_to(outliers, weights.shape), 0.0, weights), axis=-1)
 
 

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from sysout_jax.core.layers import widened
+
 DIGIT = 16  # bits that are found at a time
 ROWS = 2**14  # at most, of a table whose columns are counted: a count fits into such a digit
 COLUMNS = 128  # few: a CPU goes down one vector of them after another
@@ -17,9 +19,9 @@ def median_magnitude(h: Float[Array, "..."]) -> Float[Array, ""]:
     faster than sorting 10^6 entries on a CPU. It has no gradient.
 
     Args:
-      h: any shape, float32 or float64.
+      h: any shape; narrower than float32 it is widened, which is exact.
     """
-    size = jnp.abs(h)
+    size = jnp.abs(widened(h))
     unsigned = {4: jnp.uint32, 8: jnp.uint64}[size.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(size, unsigned)
     rank = (size.size - 1) // 2  # of the lower middle one, counted from 0

@@ -297,3 +297,16 @@ def test_detectors_accept_what_their_tap_gives(detector):
 def test_detectors_have_names_and_labels_of_their_own():
     for each in ("name", "label"):
         assert len({getattr(detector, each) for detector in d.DETECTORS}) == len(d.DETECTORS)
+
+
+@pytest.mark.parametrize("detector", d.DETECTORS, ids=lambda each: each.name)
+def test_a_detector_of_narrow_numbers_is_that_of_their_values(detector):
+    tensor = attention() if detector.tap == "attn_weights" else draw(T, D)
+    x = jnp.asarray(tensor, jnp.bfloat16)
+    pair = x, jnp.asarray(np.float32(x))
+    if detector.reduce:  # of the one layer
+        pair = [detector.reduce(each)[None] for each in pair]
+    found, expected = map(detector.fn, pair)
+    assert found.score.dtype == jnp.float32
+    np.testing.assert_allclose(found.score, expected.score, rtol=1e-6)
+    np.testing.assert_array_equal(found.flagged, expected.flagged)

@@ -1,5 +1,6 @@
 """Every measure against a loop written from its definition, and on planted truth."""
 
+import inspect
 import math
 
 import jax
@@ -97,7 +98,7 @@ def rate(weights, key=0, eps=0.3):
 
 def largest_is_first(weights):
     n, t, _ = weights.shape
-    hits = [max(weights[i, q]) == weights[i, q, 0] for i in range(n) for q in range(1, t)]
+    hits = [max(weights[i, q]) == weights[i, q, 0] > 0 for i in range(n) for q in range(1, t)]
     return mean([float(hit) for hit in hits])
 
 
@@ -226,6 +227,44 @@ def test_first_token_argmax():
     )
     diagonal = np.eye(T)[None]
     assert m.first_token_argmax(narrow(diagonal)) == 0  # the first query's key is no choice
+
+
+def test_a_row_of_zeros_has_no_largest_weight():
+    """Softpick, ReLU and clipped softmax have such rows; those of one head, of two queries."""
+    weights = attention()
+    weights[0], weights[1, 3:5] = 0.0, 0.0
+    found = m.first_token_argmax(narrow(weights))
+    np.testing.assert_allclose(found, largest_is_first(weights), rtol=1e-6)
+    assert 0 < largest_is_first(weights) < 1
+    assert m.first_token_argmax(jnp.zeros((N, T, T))) == 0
+
+
+# ------------------------------------------------------------------------ narrow numbers
+
+
+def functions():
+    """Every public function of the module that measures a tensor."""
+    found = {
+        name: fn
+        for name, fn in vars(m).items()
+        if inspect.isfunction(fn) and fn.__module__ == m.__name__ and not name.startswith("_")
+    }
+    del found["uniform_share"]  # of numbers alone
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", functions())
+def test_a_measure_of_narrow_numbers_is_that_of_their_values(name, dtype):
+    fn = functions()[name]
+    first, *rest = inspect.signature(fn).parameters
+    tensor = attention() if first == "weights" else draw(T, K, H) if first == "v" else draw(T, D)
+    outliers = [jnp.arange(T) < 2] if "outliers" in rest else []
+    x = jnp.asarray(tensor, dtype)
+    found, expected = fn(x, *outliers), fn(jnp.asarray(np.float32(x)), *outliers)
+    assert found.dtype == expected.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert np.any(np.asarray(expected) != 0)
 
 
 # -------------------------------------------------------------------- bounds, invariances

@@ -38,6 +38,15 @@ def test_median_magnitude_with_ties(values):
     assert o.median_magnitude(x) == np.median(values)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_median_magnitude_of_narrow_numbers(dtype):
+    """Of an even number of entries the mean of two, which is not rounded to their dtype."""
+    eps = float(jnp.finfo(dtype).eps)
+    assert o.median_magnitude(jnp.asarray([[-3.0, 1.0], [-1.0 - eps, 0.5]], dtype)) == 1 + eps / 2
+    x = jnp.asarray(np.random.default_rng(3).standard_normal((3, 7)), dtype)
+    np.testing.assert_array_equal(o.median_magnitude(x), np.median(np.abs(np.float64(x))))
+
+
 def test_median_magnitude_in_float64():
     x = np.random.default_rng(0).standard_normal((5, 6, 7))
     with jax.enable_x64(True):

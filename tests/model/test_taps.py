@@ -67,6 +67,17 @@ def close(found, expected, tolerance=2e-5):
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
+def test_a_measure_reduces_a_tap_of_a_narrow_model():
+    config = dataclasses.replace(GELU, dtype="bfloat16")
+    _, taps = run(config, taps={"block_out": so.measures.top1_over_median})
+    _, whole = run(config, taps={"block_out": None})
+    size = np.abs(np.float64(whole["block_out"]))
+    expected = size.max((2, 3)) / np.median(size, (2, 3))
+    assert taps["block_out"].dtype == jnp.float32
+    # A compiler may keep more digits between the two than bfloat16 has: a few roundings of 2^-9.
+    np.testing.assert_allclose(taps["block_out"], expected, rtol=0.02)
+
+
 # ------------------------------------------------------------------------- what is recorded
 
 
