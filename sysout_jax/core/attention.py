@@ -59,6 +59,7 @@ class Variant:
     params: Mapping[str, Param] = field(default_factory=dict)
     normalised: bool = True  # rows of weights and extra mass sum to at most one
     identity: Mapping[str, float] | None = None  # parameter values at which it is softmax
+    extra_key: bool = False  # softmax over the real keys and one of no token
 
     @property
     def label(self) -> str:
@@ -80,6 +81,7 @@ def variant(
     letter: str = "",
     normalised: bool = True,
     identity: Mapping[str, float] | None = None,
+    extra_key: bool = False,
     **params: Param,
 ) -> Callable[[Callable[[Heads, Params], Mixed]], Callable[[Heads, Params], Mixed]]:
     """Enter the decorated function in the table under its own name."""
@@ -87,8 +89,9 @@ def variant(
     def enter(fn: Callable[[Heads, Params], Mixed]) -> Callable[[Heads, Params], Mixed]:
         name = fn.__name__.rstrip("_")
         _table[name] = Variant(
-            name, fn, formula, cite, letter, MappingProxyType(params), normalised, identity
-        )
+            name, fn, formula, cite, letter, MappingProxyType(params), normalised, identity,
+            extra_key,
+        )  # fmt: skip
         return fn
 
     return enter
@@ -135,6 +138,7 @@ def context_bias(heads: Heads, p: Params) -> Mixed:
     letter="d",
     formula="softmax([s, q.k'/sqrt(H)]) [v, v']",
     cite=f"Sun et al. 2024 (arXiv:2402.17762); {AN}",
+    extra_key=True,
     bias_key=Param("K H", "normal"),
     bias_value=Param("K H", "normal"),
 )
@@ -171,7 +175,9 @@ def sigmoid(heads: Heads, p: Params) -> Mixed:
 # ----------------------------------------------- extra keys: mass that goes to no real token
 
 
-@variant(formula="softmax([s, 0]) [v, 0]", cite="Miller 2023, Attention is off by one")
+@variant(
+    formula="softmax([s, 0]) [v, 0]", cite="Miller 2023, Attention is off by one", extra_key=True
+)
 def softmax_off_by_one(heads: Heads, p: Params) -> Mixed:
     return softmax_mix(heads, jnp.zeros(per_query(heads), at_least_float32(heads.q.dtype)))
 
@@ -179,6 +185,7 @@ def softmax_off_by_one(heads: Heads, p: Params) -> Mixed:
 @variant(
     formula="softmax([s, b]) [v, 0], b per head",
     cite="OpenAI 2025, gpt-oss (arXiv:2508.10925)",
+    extra_key=True,
     sink_logit=Param("N", 0.0),
 )
 def sink_logit(heads: Heads, p: Params) -> Mixed:
@@ -189,6 +196,7 @@ def sink_logit(heads: Heads, p: Params) -> Mixed:
 @variant(
     formula="softmax([s, q.k'/sqrt(H)]) [v, 0]",
     cite="Gu et al. 2025 (arXiv:2410.10781)",
+    extra_key=True,
     bias_key=Param("K H", "normal"),
 )
 def key_bias(heads: Heads, p: Params) -> Mixed:

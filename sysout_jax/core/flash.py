@@ -17,9 +17,9 @@ PADDING = 8  # channels: cuDNN wants head dims that are multiples of it
 LARGEST = 128  # channels of a head that cuDNN's kernels take on every GPU that has them
 
 
-def takes(width: int) -> bool:
-    """Whether the kernel mixes heads of so many channels."""
-    return width % PADDING == 0 and width <= LARGEST
+def takes(width: int, extra_key: bool = False) -> bool:
+    """Whether the kernel mixes heads of so many channels; an extra key adds some of its own."""
+    return width % PADDING == 0 and width + extra_key * PADDING <= LARGEST
 
 
 def flash_attention(

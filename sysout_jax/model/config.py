@@ -212,8 +212,8 @@ class ModelConfig:
         a dtype and of a size that the kernel takes."""
         plain = self.attn_softcap is None and self.position != "alibi"
         whole = self.window is None and self.query_block is None
-        taken = self.dtype in flash.DTYPES and flash.takes(self.sizes["H"])
-        return self.flash and plain and whole and taken
+        size = flash.takes(self.sizes["H"], VARIANTS[self.variant].extra_key)
+        return self.flash and plain and whole and size and self.dtype in flash.DTYPES
 
     def has_bias(self, part: str) -> bool:
         """Whether a part of the model, e.g. "qkv", has biases."""

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sysout_jax.core import flash
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.flash import DTYPES, flash_attention
 from sysout_jax.core.primitives import Heads
+from sysout_jax.model.config import ModelConfig
 
 B, T, N, K, H, D = 2, 11, 6, 3, 8, 13
 SIZES = {"D": D, "N": N, "K": K, "H": H}
@@ -75,6 +77,33 @@ def test_outputs_and_gradients_are_those_of_the_plain_path(name, dtype, bound):
     assert weights is not None
     assert (none is None) == (name not in MAKE_WEIGHTS)
     assert apart(plain, fused) < bound  # of bfloat16 a few roundings of 2^-9
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in MAKE_WEIGHTS])
+@pytest.mark.parametrize("width", [120, 128, 136])
+def test_the_kernel_is_given_no_more_channels_than_it_takes(name, width, monkeypatch):
+    """What reaches the kernel is measured; before Hopper cuDNN's has 128 channels at most."""
+    given = []
+
+    def kernel(q, k, v, scale):
+        given.extend(x.shape[-1] for x in (q, k, v))
+        return jnp.zeros((*q.shape[:-1], v.shape[-1]), v.dtype)
+
+    monkeypatch.setattr(flash, "_kernel", kernel)
+    config = ModelConfig(
+        vocab=7, layers=1, width=13, heads=3, head_dim=width, mlp_width=5, variant=name,
+        dtype="bfloat16", flash=True, context=5,
+    )  # fmt: skip
+    heads = [jnp.zeros((2, 5, 3, width), jnp.bfloat16)] * 3
+    x = jnp.zeros((2, 5, 13), jnp.bfloat16)
+    sizes = {"D": 13, "N": 3, "K": 3, "H": width}
+    params = {
+        key: jnp.zeros([sizes[a] for a in param.axes.replace("->", " ").split()])
+        for key, param in VARIANTS[name].params.items()
+    }
+    VARIANTS[name](Heads(*heads, x, x, jnp.tri(5, dtype=bool), fused=True), params)
+    assert given
+    assert config.fused == (max(given) <= 128)
 
 
 def test_an_extra_logit_is_not_rounded_to_the_dtype_of_queries():
