@@ -56,7 +56,7 @@ class Instance(NamedTuple):
 def draw(key: Array, shape: tuple[int, int], scale: Array) -> Instance:
     """Logits and values of size `scale`; eps between 1e-3 m and 0.9 m, nu below eps."""
     length, dim = shape
-    keys = jax.random.split(key, 9)
+    keys = jax.random.split(key, 10)
 
     def unit(key: Array, *shape: int) -> Array:
         x = jax.random.normal(key, shape, jnp.float64)
@@ -77,7 +77,7 @@ def draw(key: Array, shape: tuple[int, int], scale: Array) -> Instance:
         jnp.sqrt(scale) * jax.random.normal(keys[7], (length, dim), jnp.float64),
         along[:, None] * u[None] + across,
         nu * unit(keys[8], length, dim),
-        (uniform(keys[3], length) < 0.4).at[0].set(True).at[-1].set(False),
+        (uniform(keys[9], length) < 0.4).at[0].set(True).at[-1].set(False),
         u, m, nu, eps,
     )  # fmt: skip
 
