@@ -178,7 +178,7 @@ def symmetric(
     """AbsMax: round to the format's grid, scaled so that `magnitude` is its largest number.
 
     step = magnitude/largest;  nearest(clip(x/step, -largest, largest)) step, and x where the step
-    is zero. Where scales are powers of two, step is the largest with magnitude/step < 2 times the
+    is zero. Where scales are powers of two, step is the smallest with magnitude/step < 2 times the
     power of two in `largest`, so that the top of the range saturates.
 
     Args:

@@ -94,6 +94,18 @@ def test_zero_and_the_largest_are_exact(name):
     assert float(found[0, 9]) == pytest.approx(largest, rel=1e-6)
 
 
+@pytest.mark.parametrize("magnitude", [3.0, 3.9, 4.0, 5.0, 7.0, 7.9, 8.0, 13.0, 0.03])
+def test_a_scale_of_a_power_of_two_is_the_smallest_that_holds(magnitude):
+    """Below 2 * 4 steps, as 6 = 1.5 * 4; half a step is a number, so a larger one would show, and
+    the top of the range saturates, so a smaller one would too."""
+    step = min(2.0**e for e in range(-20, 20) if magnitude / 2.0**e < 8.0)
+    x = jnp.asarray([[magnitude, -step / 2]], jnp.float32)
+    found = q.symmetric(x, q.FORMATS["mxfp4"], jnp.asarray([[magnitude]], jnp.float32))
+    numbers = step * np.array([4.0, 6.0])
+    nearest = numbers[np.argmin(np.abs(numbers - magnitude))]
+    np.testing.assert_array_equal(found, [[nearest, -step / 2]])
+
+
 @pytest.mark.parametrize("name", [name for name in q.FORMATS if name != "nf4"])
 def test_symmetric_under_sign(name):
     x = jnp.asarray(draw(5, 17))
