@@ -29,11 +29,6 @@ COLUMNS = {
 }
 
 
-def finished(record: Record) -> list[Record]:
-    """The cells that did not diverge."""
-    return [cell for cell in record["cells"] if "diverged" not in cell]
-
-
 def cell_of(record: Record, **moved: str) -> Record | None:
     """The cell that differs from the usual in what is given, if it is there.
 

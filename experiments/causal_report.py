@@ -34,13 +34,6 @@ def response(model: Record, treatment: str, factor: float, control: bool) -> Rec
     raise KeyError(f"no {treatment} dose of {factor}")
 
 
-def change(
-    models: list[Record], treatment: str, factor: float, measure: str, control: bool = False
-) -> Interval:
-    """What a dose changes, against the same model without one, over seeds."""
-    return mean_interval(_changes(models, treatment, factor, measure, control))
-
-
 def specific(models: list[Record], treatment: str, factor: float, measure: str) -> Interval:
     """What a dose changes beyond as much elsewhere, paired by seed."""
     treated, control = (

@@ -30,20 +30,13 @@ _PARTS = ("train", "val")
 
 @dataclass(frozen=True, eq=False)
 class EncodedCorpus:
-    """Two token arrays and where they came from."""
+    """Two token arrays and how they were parted."""
 
     train: np.ndarray
     val: np.ndarray
     vocab: int
     documents: int | None
-    bytes: int | None
     split: str
-    source: str
-
-    @property
-    def tokens(self) -> dict[str, int]:
-        """Tokens in each part."""
-        return {"train": self.train.size, "val": self.val.size}
 
 
 def default_cache_dir() -> Path:
@@ -76,14 +69,14 @@ def encode_corpus(
     source = find_source(spec)
     cache = _cache(cache_dir)
     entry = cache / _key(source.digest(), tokenizer.fingerprint)
-    found = _open_entry(entry, spec)
+    found = _open_entry(entry)
     if found is not None:
         return found
     try:
         _build_entry(entry, source, tokenizer, progress)
     except OSError as error:
         _reject_cache(cache, f"cannot be written: {error.strerror}")
-    built = _open_entry(entry, spec)
+    built = _open_entry(entry)
     if built is None:
         _reject_cache(cache, f"entry {entry.name} does not read back as written")
     return built
@@ -128,7 +121,7 @@ def open_token_files(spec: str, vocab: int | None) -> EncodedCorpus:
     if vocab is not None and largest >= vocab:
         _reject(spec, f"{directory} holds token {largest}; the tokenizer has only {vocab}")
     size = largest + 1 if vocab is None else vocab
-    return EncodedCorpus(train, val, size, None, None, "as given: train.bin and val.bin", spec)
+    return EncodedCorpus(train, val, size, None, "as given: train.bin and val.bin")
 
 
 def validation_documents(digests: np.ndarray) -> np.ndarray:
@@ -174,7 +167,7 @@ def encoded_chunks(
 
 
 class _DocumentLog:
-    """Passes documents on, keeping the hash and the length in bytes of each."""
+    """Passes documents on, keeping the hash of each and the bytes of all."""
 
     def __init__(self) -> None:
         self.digests: list[int] = []
@@ -198,7 +191,7 @@ def _build_entry(
     work = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
     try:
         _write_entry(work, source, tokenizer, progress)
-        if _open_entry(entry, source.spec) is None:
+        if _open_entry(entry) is None:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(entry, work / "old")  # an entry that cannot be used
             # Another process may be first here too; its entry holds the same tokens.
@@ -270,7 +263,7 @@ def _copy_spans(tokens: np.ndarray, spans: list[tuple[int, int]], out: np.ndarra
         position += stop - start
 
 
-def _open_entry(entry: Path, spec: str) -> EncodedCorpus | None:
+def _open_entry(entry: Path) -> EncodedCorpus | None:
     """The cached corpus, or None if it is absent or any of its files is not as it was written."""
     try:
         facts: dict[str, Any] = json.loads((entry / "corpus.json").read_text(encoding="utf-8"))
@@ -282,8 +275,7 @@ def _open_entry(entry: Path, spec: str) -> EncodedCorpus | None:
         return EncodedCorpus(
             train=arrays["train"],
             val=arrays["val"],
-            source=spec,
-            **{name: facts[name] for name in ("vocab", "documents", "bytes", "split")},
+            **{name: facts[name] for name in ("vocab", "documents", "split")},
         )
     except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None

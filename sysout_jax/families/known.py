@@ -19,8 +19,6 @@ from sysout_jax.core.ordering import median_magnitude
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 
-KINDS = ("channels", "neuron", "weights")
-
 
 @dataclass(frozen=True)
 class Known:

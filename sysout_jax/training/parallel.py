@@ -138,11 +138,10 @@ def whole_tables(mesh: Mesh, config: ModelConfig, params: Params) -> Params:
 def state_shapes(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
-    seeds: int = 1,
     dtype: str = "float32",
 ) -> TrainState:
-    """The stacked state of some seeds, as shapes."""
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), seeds))
+    """The stacked state of one seed, as shapes."""
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     begin = jax.vmap(partial(start, config, optimizer, dtype=dtype))
     shapes: TrainState = jax.eval_shape(begin, keys)
     return shapes

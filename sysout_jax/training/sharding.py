@@ -28,18 +28,17 @@ class Row:
 
     over: tuple[str, ...]
     flag: str  # the size as users know it
-    why: str
     or_whole: bool = False  # a size that is not divided stays whole on every device, not refused
 
 
 # A letter that is not here (L, T, H, E, W, and the axis of seeds) stays whole.
 TABLE: Mapping[str, Row] = {
-    "B": Row(("data", "fsdp"), "batch_size", "sequences have nothing to do with each other"),
-    "D": Row(("fsdp",), "width", "nearly every parameter has this axis, once"),
-    "N": Row(("tensor",), "heads", "heads meet only in the output projection"),
-    "K": Row(("tensor",), "kv_heads", "beside their query heads; too few are copied", True),
-    "F": Row(("tensor",), "mlp_width", "neurons meet only in the down projection"),
-    "V": Row(("tensor",), "vocab", "the largest matrix, but vocabularies are odd", True),
+    "B": Row(("data", "fsdp"), "batch_size"),  # sequences have nothing to do with each other
+    "D": Row(("fsdp",), "width"),  # nearly every parameter has this axis, once
+    "N": Row(("tensor",), "heads"),  # heads meet only in the output projection
+    "K": Row(("tensor",), "kv_heads", True),  # beside their query heads; too few are copied
+    "F": Row(("tensor",), "mlp_width"),  # neurons meet only in the down projection
+    "V": Row(("tensor",), "vocab", True),  # the largest matrix, but vocabularies are odd
 }
 
 
