@@ -146,8 +146,8 @@ def basis_scores(key: Array, optimizer: optax.GradientTransformation) -> np.ndar
     setting = tiny.Setting()
     params = tiny.train(setting, optimizer, TRAINED, tiny.draw_seeds(of_seeds, SEEDS))
     _, seen = tiny.habits(setting, params)
-    states = seen.states[:, :, -1].astype(jnp.float64).reshape(SEEDS, -1, setting.width)
-    bases = jax.vmap(lambda k: rotation(k, setting.width))(jax.random.split(of_bases, BASES))
+    states = seen.states[:, :, -1].astype(jnp.float64).reshape(SEEDS, -1, tiny.WIDTH)
+    bases = jax.vmap(lambda k: rotation(k, tiny.WIDTH))(jax.random.split(of_bases, BASES))
 
     @jax.jit
     def score(x: Array) -> Array:

@@ -20,6 +20,10 @@ from sysout_jax.core.primitives import Heads
 from theory.descent import descend
 
 VOCAB = TEXT_TOKENS + 1
+LAYERS, WIDTH, HEADS = 1, 64, 1
+LENGTH, BATCH = 32, 16  # of the rows that are trained on
+CHAIN = 0  # its seed
+LOOKED_AT, SCORED = 64, 256  # rows
 HELD_OUT = 2**31 - 2  # seed of the rows that trained models are looked at with
 OUTER = ("embed", "positions", "head")  # what is not by layer
 Params = dict[str, Array]
@@ -30,14 +34,8 @@ class Setting:
     """What is trained: pre-norm blocks without norm gains, so that the residual stream has no basis
     of its own; learned positions; one chain."""
 
-    layers: int = 1
-    width: int = 64
-    heads: int = 1
-    length: int = 32
-    batch: int = 16
     variant: str = "softmax"  # one without parameters
     bos: bool = True  # rows begin with a token whose value nobody needs
-    chain_seed: int = 0
 
 
 class Seen(NamedTuple):
@@ -50,14 +48,13 @@ class Seen(NamedTuple):
 
 def init(setting: Setting, key: Array) -> Params:
     """Normal float32 parameters of standard deviation 0.02."""
-    d, layers = setting.width, setting.layers
     shapes = {
-        "embed": (VOCAB, d),
-        "positions": (setting.length, d),
-        "head": (d, VOCAB),
-        **{name: (layers, d, d) for name in ("query", "key", "value", "out")},
-        "up": (layers, d, 4 * d),
-        "down": (layers, 4 * d, d),
+        "embed": (VOCAB, WIDTH),
+        "positions": (LENGTH, WIDTH),
+        "head": (WIDTH, VOCAB),
+        **{name: (LAYERS, WIDTH, WIDTH) for name in ("query", "key", "value", "out")},
+        "up": (LAYERS, WIDTH, 4 * WIDTH),
+        "down": (LAYERS, 4 * WIDTH, WIDTH),
     }
     if VARIANTS[setting.variant].params:
         raise ValueError(f"{setting.variant}: accepted: a variant without parameters")
@@ -76,12 +73,11 @@ def apply(
     mask = causal_mask(at, at)
     x = params["embed"][tokens] + params["positions"][: len(tokens)]
     seen = []
-    for layer in range(setting.layers):
+    for layer in range(LAYERS):
         p = {name: value[layer] for name, value in params.items() if name not in OUTER}
         n = rms_norm(x)
         q, k, v = (
-            linear(n, p[name]).reshape(len(tokens), setting.heads, -1)
-            for name in ("query", "key", "value")
+            linear(n, p[name]).reshape(len(tokens), HEADS, -1) for name in ("query", "key", "value")
         )
         mixed = VARIANTS[setting.variant](Heads(q, k, v, n, n, mask), {})
         x = x + linear(mixed.out.reshape(x.shape), p["out"])
@@ -93,14 +89,14 @@ def apply(
 def rows(setting: Setting, seed: int, count: int) -> np.ndarray:
     """int32 [count, T + 1] rows of the task; without a BOS they begin within the chain."""
     extra = 0 if setting.bos else 1
-    uniform = np.random.default_rng(seed).random((setting.length + extra, count))
-    return chain(setting.chain_seed).rows(uniform)[:, extra:]
+    uniform = np.random.default_rng(seed).random((LENGTH + extra, count))
+    return chain(CHAIN).rows(uniform)[:, extra:]
 
 
-def noops(setting: Setting, tokens: Int[Array, "... T"]) -> Bool[Array, "... T"]:
+def noops(tokens: Int[Array, "... T"]) -> Bool[Array, "... T"]:
     """True for the queries that have nothing to copy; the first position, which sees one key, is
     none of them."""
-    idle = ~jnp.asarray(chain(setting.chain_seed).is_trigger)[tokens]
+    idle = ~jnp.asarray(chain(CHAIN).is_trigger)[tokens]
     return idle.at[..., 0].set(False)
 
 
@@ -108,8 +104,8 @@ def train(
     setting: Setting, optimizer: optax.GradientTransformation, steps: int, seeds: tuple[int, ...]
 ) -> Params:
     """Parameters after training, with a leading axis over seeds; every seed has its own rows."""
-    batches = np.stack([rows(setting, seed, steps * setting.batch) for seed in seeds])
-    batches = batches.reshape(len(seeds), steps, setting.batch, -1)
+    batches = np.stack([rows(setting, seed, steps * BATCH) for seed in seeds])
+    batches = batches.reshape(len(seeds), steps, BATCH, -1)
 
     def one(key: Array, batches: Array) -> Params:
         def loss(params: Params, step: Array) -> Array:
@@ -131,10 +127,10 @@ def _keys(seeds: tuple[int, ...]) -> Array:
     return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
-def excess_loss(setting: Setting, params: Params, count: int = 256) -> Float[Array, "S"]:
+def excess_loss(setting: Setting, params: Params) -> Float[Array, "S"]:
     """Loss per seed on new rows less that of the task itself, in nats; the first prediction, which
     differs with and without a BOS, is left out."""
-    task, drawn = chain(setting.chain_seed), rows(setting, HELD_OUT, count)
+    task, drawn = chain(CHAIN), rows(setting, HELD_OUT, SCORED)
     now, following = drawn[:, 1:-1], drawn[:, 2:]
     with np.errstate(divide="ignore"):
         surprise = -np.log(task.transition[now, np.minimum(following, TEXT_TOKENS - 1)])
@@ -160,12 +156,12 @@ class Habits(NamedTuple):
     peak: Float[Array, "S L"]  # |h_0| over the mean |h| of the others, of the block's output
 
 
-def habits(setting: Setting, params: Params, count: int = 64) -> tuple[Habits, Seen]:
+def habits(setting: Setting, params: Params) -> tuple[Habits, Seen]:
     """Look at the models of all seeds S on the same new rows; `Seen` is by seed and row."""
-    tokens = jnp.asarray(rows(setting, HELD_OUT, count)[:, :-1])
+    tokens = jnp.asarray(rows(setting, HELD_OUT, LOOKED_AT)[:, :-1])
     look = jax.vmap(lambda p: jax.vmap(lambda row: apply(setting, p, row)[1])(tokens))
     seen = jax.jit(look)(params)  # [S, C, L, ...]
-    idle = noops(setting, tokens)[None, :, None, None]
+    idle = noops(tokens)[None, :, None, None]
 
     def of_idle(share: Float[Array, "S C L N T"]) -> Float[Array, "S L N"]:
         where = jnp.broadcast_to(idle, share.shape)
