@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import DTYPES, SHAPES, ModelConfig, at_least, one_of
-from sysout_jax.training.optimizer import OptimizerConfig
+from sysout_jax.training.optimizer import OptimizerConfig, check_cooldown
 from sysout_jax.training.parallel import check_parallel
 from sysout_jax.training.sharding import MeshShape, check_fits, parse_mesh
 
@@ -51,6 +51,7 @@ class TrainConfig:
         ):  # fmt: skip
             at_least(1, name, getattr(self, name))
         at_least(0, "checkpoint_every", self.checkpoint_every)
+        check_cooldown(self.optimizer, self.steps)
         if self.measured_len > self.seq_len:
             raise InputError(
                 f"--measure_seq_len={self.measure_seq_len}: accepted: at most --seq_len="

@@ -27,8 +27,8 @@ class OptimizerConfig:
     optimizer: str = "adamw"  # adamw, sgd, lion, muon
     lr: float = 1e-3  # peak learning rate
     schedule: str = "cosine"  # after warm-up: constant, cosine, or wsd (constant, then linear)
-    warmup: int = 20  # steps of linear increase from 0
-    lr_floor: float = 0.1  # share of the peak left at the last step of cosine and wsd
+    warmup: int = 20  # steps of linear increase, from lr/warmup to lr
+    lr_floor: float = 0.1  # share of the peak, which cosine and wsd reach one step after the last
     cooldown: float = 0.2  # share of steps at the end over which wsd falls
     beta1: float = 0.9  # of AdamW, Lion, and Muon's Adam part
     beta2: float = 0.95  # of the same
@@ -60,15 +60,41 @@ class OptimizerConfig:
                 raise InputError(f"--{name}={getattr(self, name)}: accepted: a number from 0 to 1")
 
 
+def cooldown_steps(config: OptimizerConfig, steps: int) -> int:
+    """The steps at the end over which wsd falls: from the peak, which the first of them still has,
+    to what would be the floor one step after the last."""
+    return min(max(round(config.cooldown * steps), 1), max(steps - config.warmup, 1))
+
+
+def check_cooldown(config: OptimizerConfig, steps: int) -> None:
+    """Whether wsd is another schedule than constant.
+
+    Raises:
+      InputError: no step of the run is below the peak.
+    """
+    if config.schedule == "wsd" and cooldown_steps(config, steps) < 2:
+        raise InputError(
+            f"--schedule=wsd: with --cooldown={config.cooldown}, --warmup={config.warmup} and "
+            f"--steps={steps} no step is below the peak; accepted: a cooldown of at least 2 steps "
+            "after the warm-up, or --schedule=constant"
+        )
+
+
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate of each optimiser step: linear warm-up, then the chosen schedule."""
+    """The learning rate of each optimiser step: linear warm-up, then the chosen schedule.
+
+    With lr the peak, w steps of warm-up, n steps in all, f the floor's share and c the
+    `cooldown_steps`, step t = 0, 1, .. n - 1 has lr (t + 1)/w for t < w, and then, with
+    s = t - w and m = n - w, lr (constant), lr (f + (1 - f)(1 + cos(pi s/m))/2) (cosine), or
+    lr (1 - (1 - f) max(s - m + c, 0)/c) (wsd): of the last two t = n would have the floor f lr.
+    """
     after = max(steps - config.warmup, 1)
     if config.schedule == "constant":
         rest = optax.constant_schedule(config.lr)
     elif config.schedule == "cosine":
         rest = optax.cosine_decay_schedule(config.lr, after, alpha=config.lr_floor)
     else:
-        falling = min(max(round(config.cooldown * steps), 1), after)
+        falling = cooldown_steps(config, steps)
         rest = optax.join_schedules(
             [
                 optax.constant_schedule(config.lr),

@@ -11,8 +11,10 @@ import optax
 import pytest
 
 from sysout_jax.core.attention import VARIANTS
+from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init, param_axes, stack_blocks
+from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import (
     MUON_RMS,
     OPTIMIZERS,
@@ -321,6 +323,22 @@ def test_landmarks_of_schedules(schedule, warmup, cooldown):
     assert found[60] == pytest.approx(0.5 if schedule == "constant" else 0.125)
     assert (np.diff(found[warmup:]) <= 1e-7).all()
     assert found.max() <= 0.5 + 1e-7
+
+
+@pytest.mark.parametrize("warmup", [0, 3, 9, 10, 11, 13])
+@pytest.mark.parametrize("cooldown", [0.0, 0.05, 0.1, 0.2, 0.3, 1.0])
+def test_a_cooldown_that_cools_nothing_is_refused(warmup, cooldown):
+    """What wsd does to eleven steps decides: accepted where one of them is below the peak."""
+    c = OptimizerConfig(lr=0.5, schedule="wsd", warmup=warmup, cooldown=cooldown)
+    falls = any(rate(c, step, 11) < 0.5 for step in range(warmup, 11))
+    if falls:
+        TrainConfig(steps=11, optimizer=c)
+        return
+    with pytest.raises(InputError, match=rf"^--schedule=wsd: with --cooldown={cooldown}, ") as no:
+        TrainConfig(steps=11, optimizer=c)
+    assert "\n" not in str(no.value)
+    for schedule in ("constant", "cosine"):
+        TrainConfig(steps=11, optimizer=dataclasses.replace(c, schedule=schedule))
 
 
 def test_a_single_step():
