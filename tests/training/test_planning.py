@@ -63,6 +63,30 @@ def test_model_flops_by_hand():
     )
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_model_flops_of_a_narrow_table(tied):
+    """Looked up is a table [V, W]; W is mapped to the width and back, and only then to V."""
+    d, w, f, v, layers, tokens = 8, 5, 24, 13, 3, 30
+    model = replace(TINY, embed_width=w, tied=tied)
+    matrices = layers * (4 * d * d + 3 * d * f) + 2 * w * d + v * w
+    norms = (2 * layers + 1) * d
+    assert planning.model_flops(replace(RUN, model=model), v) == tokens * (
+        6 * (matrices + norms) + 12 * layers * d * RUN.seq_len
+    )
+
+
+@pytest.mark.parametrize("chosen", [2, 3])
+def test_model_flops_without_learned_positions_and_idle_experts(chosen):
+    """Positions are looked up; a token meets two or three of three experts, and all of a router."""
+    d, f, v, layers, tokens = 8, 24, 13, 3, 30
+    model = replace(TINY, position="learned", context=7, experts=3, experts_per_token=chosen)
+    matrices = layers * (4 * d * d + chosen * 3 * d * f + 3 * d) + d * v
+    norms = (2 * layers + 1) * d
+    assert planning.model_flops(replace(RUN, model=model), v) == tokens * (
+        6 * (matrices + norms) + 12 * layers * d * RUN.seq_len
+    )
+
+
 def test_counted_operations_are_those_of_the_formula():
     """XLA's count of two depths laid out, against 6ND with attention: within a tenth."""
     model = replace(SHAPES["gpt2-124m"], dtype="bfloat16")
@@ -76,6 +100,40 @@ def test_deeper_is_counted_as_laid_out():
     """Three layers from one and two, against XLA's own count of three."""
     direct = planning.step_flops(RUN, 13)
     assert planning.train_flops(RUN, 13) == pytest.approx(direct, rel=1e-6)
+
+
+def test_operations_of_an_analysis():
+    """Three layers from one and two are XLA's own count of three, and no fewer than the products of
+    matrices forwards, whose share grows with the width."""
+    d, f, layers, tokens = 64, 192, 3, 30
+    run = replace(RUN, model=replace(TINY, width=d, mlp_width=f))
+    flat = replace(run, model=replace(run.model, scan_layers=False, query_block=run.seq_len))
+    direct = planning.analysis_program(flat, 13, None).cost_analysis()["flops"]
+    found = planning.analysis_flops(run, 13)
+    assert found == pytest.approx(direct, rel=1e-6)
+    products = tokens * 2 * layers * (4 * d * d + 3 * d * f)
+    assert products < found < 1.3 * products
+
+
+@pytest.mark.parametrize(
+    ("changes", "model", "expected"),
+    [  # tokens on a device (bytes of a number (layers * kept + of one layer) + 8 logits)
+        ({}, {}, 30 * (4 * (3 * 166 + 166) + 8 * 13)),
+        ({}, {"remat": "dots"}, 30 * (4 * (3 * 136 + 166) + 8 * 13)),
+        ({}, {"remat": "block"}, 30 * (4 * (3 * 8 + 166) + 8 * 13)),
+        ({}, {"dtype": "bfloat16"}, 30 * (2 * (3 * 166 + 166) + 8 * 13)),
+        ({}, {"dtype": "bfloat16", "flash": True, "head_dim": 8},
+         30 * (2 * (3 * 168 + 168) + 8 * 13)),
+        ({"accumulate": 2}, {}, 15 * (4 * (3 * 166 + 166) + 8 * 13)),
+        ({"mesh": "data=3,fsdp=2"}, {}, 5 * (4 * (3 * 166 + 166) + 8 * 13)),
+        ({"mesh": "tensor=2"}, {}, 30 * (4 * (3 * 99 + 99) + 8 * 13)),  # 13 is not divided
+    ],
+    ids=str,
+)  # fmt: skip
+def test_activations_by_hand(changes, model, expected):
+    """A layer computes 3F + 4NH + 3NT and 4D numbers of a token: 72 + 32 + 30 and 32."""
+    config = replace(RUN, model=replace(TINY, **model), **changes)
+    assert fitting.activation_bytes(config, 13) == expected
 
 
 def test_a_real_step_needs_what_it_was_said_to():
