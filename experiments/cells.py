@@ -13,7 +13,7 @@ from rich.console import Console
 
 from experiments.report import Progress
 from sysout_jax.errors import InputError
-from sysout_jax.results import RunDirectory, plain, write_json
+from sysout_jax.results import RunDirectory, as_flag, leaves, plain, write_json
 from sysout_jax.training.config import TrainConfig
 
 Item = TypeVar("Item")
@@ -128,14 +128,14 @@ class Cells:
     def __init__(self, place: Path, about: Mapping[str, Any]) -> None:
         self.place = place
         place.mkdir(parents=True, exist_ok=True)
-        path, mine = place / ABOUT, dict(_leaves(plain(about)))
+        path, mine = place / ABOUT, dict(leaves(plain(about)))
         if path.exists():
-            theirs = dict(_leaves(json.loads(path.read_text())))
+            theirs = dict(leaves(json.loads(path.read_text())))
             for name in {**theirs, **mine}:
                 if theirs.get(name) != mine.get(name):
                     raise InputError(
-                        f"--{name}={_shown(mine.get(name))}: the cells in {place} have "
-                        f"{_shown(theirs.get(name))}; accepted: that, or another --name"
+                        f"--{name}={as_flag(mine.get(name))}: the cells in {place} have "
+                        f"{as_flag(theirs.get(name))}; accepted: that, or another --name"
                     )
         write_json(path, about)
 
@@ -156,18 +156,6 @@ class Cells:
 
     def _path(self, name: str) -> Path:
         return self.place / f"{name}.json"
-
-
-def _leaves(tree: Mapping[str, Any]) -> Any:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value)
-        else:
-            yield name, value
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def find_missing(

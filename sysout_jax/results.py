@@ -221,6 +221,20 @@ def plain(value: Any) -> Any:
     return value
 
 
+def leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The names and values of a config as a record has it, those of its parts in their place."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value)
+        else:
+            yield name, value
+
+
+def as_flag(value: Any) -> str:
+    """A value as its flag is given: several with commas between."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def provenance() -> dict[str, Any]:
     """Where a record comes from: command, code and library versions, device."""
     device = jax.devices()[0]

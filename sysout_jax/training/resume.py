@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from sysout_jax.data import Source
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
+from sysout_jax.results import as_flag, leaves
 from sysout_jax.training import hosts
 from sysout_jax.training.checkpoint import load, saved_seeds
 from sysout_jax.training.config import TrainConfig
@@ -189,10 +190,10 @@ def check_same(stored: Mapping[str, Any], config: TrainConfig, where: Path) -> N
       InputError: names the first flag that differs.
     """
     before, now = (json.loads(json.dumps(tree)) for tree in (stored, asdict(config)))
-    for (name, was), (other, asked) in zip(_leaves(before), _leaves(now), strict=True):
+    for (name, was), (other, asked) in zip(leaves(before), leaves(now), strict=True):
         if name != other or (was != asked and name not in FREE):
             raise InputError(
-                f"--{other}={_shown(asked)}: {where} was trained with {_shown(was)}; accepted: "
+                f"--{other}={as_flag(asked)}: {where} was trained with {as_flag(was)}; accepted: "
                 "that, or --init_from=RUN/models/NAME, which takes parameters alone"
             )
 
@@ -220,8 +221,8 @@ def initial(
         asked = getattr(architecture, name)
         if was != asked and name not in FREE_OF_MODEL:
             raise InputError(
-                f"--init_from={path}: {name} {_shown(was)}, but the run has {_shown(asked)}; "
-                f"accepted: a model of the same architecture, or --{name}={_shown(was)}"
+                f"--init_from={path}: {name} {as_flag(was)}, but the run has {as_flag(asked)}; "
+                f"accepted: a model of the same architecture, or --{name}={as_flag(was)}"
             )
     theirs, ours = models[0].tokenizer, corpus.tokenizer
     if (theirs and theirs.fingerprint) != (ours and ours.fingerprint):
@@ -255,18 +256,6 @@ def _fingerprint(config: TrainConfig, corpus: Source, seeds: tuple[int, ...]) ->
     for split, seed in (("val", 0), *(("train", seed) for seed in seeds)):
         digest.update(np.asarray(corpus.batch(split, seed, 0, *shape), np.int64).tobytes())
     return digest.hexdigest()
-
-
-def _leaves(stored: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in stored.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value)
-        else:
-            yield name, value
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _to_json(value: Any) -> Any:
