@@ -88,6 +88,8 @@ def test_a_published_directory(golden):
     np.testing.assert_allclose(logits, expected["logits"], atol=1e-4)
     assert "is no training run; accepted: no seed" in refusal(directory, seed=0)
     assert "--revision=main: " in refusal(directory, revision="main")
+    with pytest.raises(InputError, match="--revision=main: "):
+        loading.open_layers(directory, revision="main")
 
 
 STREAMED = (
