@@ -30,7 +30,7 @@ from experiments.laboratory_report import USUAL, markdown_tables, print_tables
 from experiments.presets import NORMS
 from experiments.trained import history
 from experiments.variants import BACKCOPY, FILLED_IN, SMOKE
-from sysout_jax.analysis.dynamics import fit_growth
+from sysout_jax.analysis.statistics import fit_growth
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data import Backcopies, Backcopy
 from sysout_jax.errors import Diverged, InputError

@@ -1,6 +1,6 @@
 """When each kind of outlier emerges in training, in which order, and by which law it grows."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +11,7 @@ from jaxtyping import Array, Int
 
 from sysout_jax.analysis.outliers import outlier_summary
 from sysout_jax.analysis.scan import Progress
+from sysout_jax.analysis.statistics import Fit, fit_growth
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
@@ -25,22 +26,6 @@ KINDS = {
     "weight outliers, W_down": "weight_ratio@down",
 }
 FACTOR, SHARE = 2.0, 0.1  # a change counts if by this factor, or of a share by this much
-LAWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "linear": lambda t: t,  # under Adam while gradients are large (theory C2)
-    "logarithmic": np.log,  # under gradient flow (theory C2)
-    "square root": np.sqrt,
-}
-
-
-@dataclass(frozen=True)
-class Fit:
-    """value = intercept + slope * f(step), by least squares over steps above 0."""
-
-    law: str
-    intercept: float
-    slope: float
-    residual: float  # root mean square
-    r_squared: float
 
 
 @dataclass(frozen=True)
@@ -128,29 +113,3 @@ def emergence(kind: str, measure: str, steps: np.ndarray, values: np.ndarray) ->
     half = np.abs(values - first) >= abs(last - first) / 2
     step = int(steps[np.argmax(half)]) if changed else None
     return Emergence(kind, measure, first, last, changed, step, fit_growth(steps, values))
-
-
-def fit_growth(steps: np.ndarray, values: np.ndarray) -> tuple[Fit, ...]:
-    """Fit each of `LAWS` to the values after step 0; the smallest residual comes first.
-
-    Args:
-      steps: [n], ascending.
-      values: [n].
-
-    Returns:
-      One fit per law; none where fewer than three steps are above 0.
-    """
-    after = steps > 0
-    t, y = steps[after].astype(np.float64), values[after].astype(np.float64)
-    if len(t) < 3:
-        return ()
-    fits = []
-    for law, transform in LAWS.items():
-        design = np.stack([np.ones_like(t), transform(t)], axis=1)
-        (intercept, slope), *_ = np.linalg.lstsq(design, y, rcond=None)
-        left = y - design @ (intercept, slope)
-        spread = float(np.sum((y - y.mean()) ** 2))
-        explained = 1.0 - float(np.sum(left**2)) / spread if spread > 0 else 0.0
-        residual = float(np.sqrt(np.mean(left**2)))
-        fits.append(Fit(law, float(intercept), float(slope), residual, explained))
-    return tuple(sorted(fits, key=lambda fit: fit.residual))

@@ -1,10 +1,17 @@
-"""Means with intervals over a few seeds."""
+"""Means with intervals over a few seeds, and laws of growth fitted to curves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
+
+LAWS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "linear": np.positive,  # under Adam while gradients are large (theory C2)
+    "logarithmic": np.log,  # under gradient flow (theory C2)
+    "square root": np.sqrt,
+}
 
 
 class Interval(NamedTuple):
@@ -51,3 +58,40 @@ def bootstrap_interval(
     picked = np.random.default_rng(seed).integers(0, x.size, (draws, x.size))
     low, high = np.quantile(x[picked].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(np.mean(x)), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """value = intercept + slope * f(step), by least squares over steps above 0."""
+
+    law: str
+    intercept: float
+    slope: float
+    residual: float  # root mean square
+    r_squared: float
+
+
+def fit_growth(steps: np.ndarray, values: np.ndarray) -> tuple[Fit, ...]:
+    """Fit each of `LAWS` to the values after step 0; the smallest residual comes first.
+
+    Args:
+      steps: [n], ascending.
+      values: [n].
+
+    Returns:
+      One fit per law; none where fewer than three steps are above 0.
+    """
+    after = steps > 0
+    t, y = steps[after].astype(np.float64), values[after].astype(np.float64)
+    if len(t) < 3:
+        return ()
+    fits = []
+    for law, transform in LAWS.items():
+        design = np.stack([np.ones_like(t), transform(t)], axis=1)
+        (intercept, slope), *_ = np.linalg.lstsq(design, y, rcond=None)
+        left = y - design @ (intercept, slope)
+        spread = float(np.sum((y - y.mean()) ** 2))
+        explained = 1.0 - float(np.sum(left**2)) / spread if spread > 0 else 0.0
+        residual = float(np.sqrt(np.mean(left**2)))
+        fits.append(Fit(law, float(intercept), float(slope), residual, explained))
+    return tuple(sorted(fits, key=lambda fit: fit.residual))

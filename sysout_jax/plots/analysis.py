@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sysout_jax.analysis.statistics import LAWS
 from sysout_jax.plots import effects, lifecycle, measures, positions
 from sysout_jax.plots.stems import draw_panel
 from sysout_jax.plots.style import array, grid
@@ -13,11 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
-LAWS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
-    "linear": np.positive,
-    "logarithmic": np.log,
-    "square root": np.sqrt,
-}
 
 
 def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
