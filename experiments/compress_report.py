@@ -55,7 +55,7 @@ def _cell(models: list[Any], method: str) -> str:
         mean, low, high = mean_interval([each["change"][0] for each in found])
     else:
         mean, low, high = found[0]["change"]
-    half = f" ±{(high - low) / 2:.3f}"
+    half = "" if low is None else f" ±{(high - low) / 2:.3f}"  # of one sequence there is none
     return f"{_perplexity([each['loss'] for each in found])} ({mean:+.3f}{half})"
 
 

@@ -61,7 +61,8 @@ def _over(changes: list[list[float]]) -> str:
         mean, low, high = changes[0]
     else:
         mean, low, high = mean_interval([change[0] for change in changes])
-    return f"{mean:+.3f} ±{(high - low) / 2:.3f}"
+    half = "" if low is None else f" ±{(high - low) / 2:.3f}"  # of one sequence there is none
+    return f"{mean:+.3f}{half}"
 
 
 def print_tables(console: Console, record: dict[str, Any]) -> None:

@@ -53,8 +53,8 @@ def bootstrap_interval(
       seed: of the resampling.
     """
     x = np.asarray(values, np.float64)
-    if x.size == 0:
-        return Interval(float("nan"), float("nan"), float("nan"))
+    if x.size < 2:  # one value drawn again and again says nothing of others
+        return Interval(float(x[0]) if x.size else float("nan"), float("nan"), float("nan"))
     picked = np.random.default_rng(seed).integers(0, x.size, (draws, x.size))
     low, high = np.quantile(x[picked].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(np.mean(x)), float(low), float(high))

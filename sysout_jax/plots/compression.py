@@ -49,7 +49,7 @@ def _loss(methods: list[str], corpus: str, groups: Mapping[str, list[Record]]) -
             if not changes:
                 continue
             many = len(changes) > 1
-            mean, low, high = mean_interval([c[0] for c in changes]) if many else changes[0]
+            mean, low, high = mean_interval([c[0] for c in changes]) if many else array(changes[0])
             axes.errorbar(
                 mean, place + at, xerr=[[max(mean - low, 0.0)], [max(high - mean, 0.0)]], fmt="o",
                 ms=3.5, color=colour, lw=1, 

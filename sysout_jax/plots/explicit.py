@@ -63,7 +63,7 @@ def _costs(axes: Any, models: list[Record]) -> None:
                 continue
             changes = [each["change"] for each in found]
             many = len(changes) > 1
-            mean, low, high = mean_interval([c[0] for c in changes]) if many else changes[0]
+            mean, low, high = mean_interval([c[0] for c in changes]) if many else array(changes[0])
             axes.errorbar(
                 mean, place + offset, xerr=[[max(mean - low, 0.0)], [max(high - mean, 0.0)]],
                 fmt=marker, ms=4, lw=1, color=colour,

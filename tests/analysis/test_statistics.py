@@ -64,11 +64,18 @@ def test_bootstrap_covers_as_often_as_it_says():
     assert abs(covered / len(draws) - 0.95) < 0.04  # 60 skewed values: some percent too few
 
 
+def test_bootstrap_of_one_value_has_no_interval():
+    mean, low, high = bootstrap_interval([3.0])
+    assert mean == 3
+    assert math.isnan(low)
+    assert math.isnan(high)
+    assert bootstrap_interval([3.0, 3.0]) == (3, 3, 3)
+
+
 def test_bootstrap_is_deterministic_and_stays_in_range():
     values = [1.0, 4.0, 5.0]
     assert bootstrap_interval(values) == bootstrap_interval(values)
     assert bootstrap_interval(values) != bootstrap_interval(values, seed=1, draws=3)
     _, low, high = bootstrap_interval(values)
     assert 1 <= low < high <= 5
-    assert bootstrap_interval([2.0]) == (2, 2, 2)
     assert all(math.isnan(x) for x in bootstrap_interval([]))
