@@ -6,9 +6,8 @@ python -m experiments.explicit --model=gpt2 --corpus=PATH --finetune=0
 python -m experiments.explicit --redraw=runs/explicit/RUN
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from experiments.texts import Text, Texts
 from sysout_jax.analysis import explicit, schemes
 from sysout_jax.analysis.compression import Compressor
 from sysout_jax.analysis.explicit import FORMS, Form
-from sysout_jax.analysis.outliers import outlier_summary
+from sysout_jax.analysis.outliers import summary_in_batches
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import at_least
@@ -160,8 +159,8 @@ def _judged(config: Config, form: Form, text: Text, before: np.ndarray) -> dict[
     }  # fmt: skip
     if form.edits:
         return judged
-    tokens = jnp.asarray(form.rows(text.evaluation)[: config.batch, :-1])
-    judged["measures"] = _measures(form.config, form.params, tokens)
+    tokens = form.rows(text.evaluation)[:, :-1]
+    judged["measures"] = summary_in_batches(form.config, form.params, tokens, config.batch)
     compressor = Compressor(
         form.config, form.params, form.rows(text.calibration), batch=config.batch
     )
@@ -175,9 +174,6 @@ def _judged(config: Config, form: Form, text: Text, before: np.ndarray) -> dict[
             "loss": float(after.mean()), "change": bootstrap_interval(after - losses)
         }  # fmt: skip
     return judged
-
-
-_measures: Callable[..., dict[str, Any]] = partial(jax.jit, static_argnums=0)(outlier_summary)
 
 
 def _finetuned(config: Config, form: Form, text: Text) -> Form:

@@ -2,14 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from sysout_jax.analysis.outliers import outlier_summary
+from sysout_jax.analysis.outliers import summary_in_batches
 from sysout_jax.analysis.scan import Progress
 from sysout_jax.analysis.statistics import Fit, fit_growth
 from sysout_jax.errors import InputError
@@ -60,27 +57,22 @@ def dynamics(
     progress: Progress | None = None,
     total: int = 0,
 ) -> Dynamics:
-    """Measure a model at each of its checkpoints.
+    """Measure a model at each of its checkpoints, by `outlier_summary` of all sequences.
 
     Args:
       config: the architecture.
       checkpoints: (step, parameters), in the order of the steps; read one at a time.
       tokens: [B, T], the same for every checkpoint.
-      batch: sequences that are run together.
+      batch: sequences that are run together; nothing measured depends on it.
       progress: called with the checkpoints done and their number.
       total: the number of checkpoints, for `progress`.
 
     Raises:
       InputError: there are fewer than two checkpoints.
     """
-    measure = jax.jit(partial(outlier_summary, config))
-    rows = [jnp.asarray(tokens[i : i + batch]) for i in range(0, len(tokens), batch)]
-    sizes = [len(part) for part in rows]
     steps, found = [], []
     for step, params in checkpoints:
-        parts = [jax.device_get(measure(params, part)) for part in rows]
-        names = parts[0]
-        found.append({n: float(np.average([p[n] for p in parts], weights=sizes)) for n in names})
+        found.append(summary_in_batches(config, params, tokens, batch))
         steps.append(step)
         if progress:
             progress(len(steps), max(total, len(steps)))
@@ -110,6 +102,6 @@ def emergence(kind: str, measure: str, steps: np.ndarray, values: np.ndarray) ->
     low, high = sorted((abs(first), abs(last)))
     share = measure == "first_token_attention"
     changed = high - low > SHARE if share else high > FACTOR * low
-    half = np.abs(values - first) >= abs(last - first) / 2
+    half = (values - first) * np.sign(last - first) >= abs(last - first) / 2
     step = int(steps[np.argmax(half)]) if changed else None
     return Emergence(kind, measure, first, last, changed, step, fit_growth(steps, values))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from sysout_jax.analysis.scan import over_batches
 from sysout_jax.core import measures as m
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.detectors import (
@@ -41,6 +42,12 @@ SUMMARY_LABELS: Mapping[str, str] = {
     "gate_active": "other queries: explicit factor",
 }
 
+# How each is summarised over layers and heads; what is not here by the mean.
+OVER: Mapping[str, str] = {
+    **{measure.name: measure.over for measure in m.MEASURES},
+    **dict.fromkeys((detector.name for detector in DETECTORS), "max"),
+}
+
 
 def outlier_summary(
     config: ModelConfig,
@@ -67,24 +74,56 @@ def outlier_summary(
       one, those of no-op queries only with `noop`. `losses_by_query` has those of the loss.
     """
     _, taps = forward(config, params, tokens, reducers(config))
-    summary = {
-        measure.name: _over(measure.over, taps[measure.tap][measure.name]) for measure in m.MEASURES
-    }
-    for detector in DETECTORS:
-        flagged = flags(detector, taps)
-        counts = jnp.sum(flagged, axis=tuple(range(2, flagged.ndim)), dtype=jnp.float32)
-        summary[detector.name] = _over("max", counts)
-    everywhere = jnp.ones(tokens.shape, bool)
-    summary["first_token_attention"] = _at(everywhere, taps["attn_weights"]["first_key"])
+    summary = _summarised(_by_sequence(taps))
     if noop is not None:
         summary |= _of_noops(noop, taps)
-    scale = taps["attn_weights"]["scale"]
-    summary["implicit_scale"] = jnp.mean(scale)
-    summary["implicit_scale_sd"] = jnp.mean(jnp.std(scale, axis=-1))
     summary["weight_ratio@down"] = weight_ratio(params, "down")
-    if "attn_gate" in taps:
-        summary["gate"] = _at(everywhere, taps["attn_gate"])
     return summary
+
+
+def summary_in_batches(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array | np.ndarray, "B T"],
+    batch: int = 8,
+) -> dict[str, float]:
+    """The `outlier_summary` of all sequences, a few of them at a time: averaged over all first.
+
+    Args:
+      config: the architecture.
+      params: its parameters.
+      tokens: [B, T].
+      batch: sequences that are run together; the summary does not depend on it.
+    """
+    found = over_batches(partial(_measure, config), params, tokens, batch)
+    summary = _summarised(found) | {"weight_ratio@down": _weight_ratio(params, "down")}
+    return {name: float(value) for name, value in summary.items()}
+
+
+@partial(jax.jit, static_argnums=0)
+def _measure(config: ModelConfig, params: Params, tokens: Int[Array, "B T"]) -> dict[str, Array]:
+    return _by_sequence(forward(config, params, tokens, reducers(config))[1])
+
+
+def _by_sequence(taps: Mapping[str, Any]) -> dict[str, Float[Array, "L B *rest"]]:
+    """What `outlier_summary` says of each sequence, layer and head."""
+    found = {measure.name: taps[measure.tap][measure.name] for measure in m.MEASURES}
+    for detector in DETECTORS:
+        flagged = flags(detector, taps)
+        axes = tuple(range(2, flagged.ndim))
+        found[detector.name] = jnp.sum(flagged, axis=axes, dtype=jnp.float32)
+    attention = taps["attn_weights"]
+    found["first_token_attention"] = jnp.mean(attention["first_key"], axis=-1)
+    found["implicit_scale"] = jnp.mean(attention["scale"], axis=-1)
+    found["implicit_scale_sd"] = jnp.std(attention["scale"], axis=-1)
+    if "attn_gate" in taps:
+        found["gate"] = jnp.mean(taps["attn_gate"], axis=-1)
+    return found
+
+
+def _summarised(found: Mapping[str, Float[Array | np.ndarray, "..."]]) -> dict[str, Array]:
+    """The scalars of what `_by_sequence` found."""
+    return {name: _over(OVER.get(name, "mean"), values) for name, values in found.items()}
 
 
 def _of_noops(noop: Bool[Array, "B T"], taps: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
@@ -168,7 +207,7 @@ def _in_float32(fn: Callable[[Array], Any], x: Array) -> Any:
     return fn(x.astype(jnp.float32))
 
 
-def _over(how: str, per_layer: Float[Array, "L B *rest"]) -> Float[Array, ""]:
+def _over(how: str, per_layer: Float[Array | np.ndarray, "L B *rest"]) -> Float[Array, ""]:
     reduce: Any = {"max": jnp.max, "min": jnp.min, "mean": jnp.mean}[how]
     return reduce(jnp.mean(per_layer, axis=1))
 
@@ -202,6 +241,9 @@ def weight_ratio(params: Params, name: str) -> Float[Array, ""]:
         for matrix in (leaf if path[0].key == "blocks" else [leaf])  # scanned layers are stacked
     ]
     return jnp.max(jnp.stack(found))
+
+
+_weight_ratio = jax.jit(weight_ratio, static_argnums=1)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sysout_jax.analysis.tokens import NAMES, token_class, token_classes
 from sysout_jax.analysis.weights import PROJECTIONS, weight_scan
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import init, stack_blocks
+from sysout_jax.model.decoder import forward, init, stack_blocks
 
 # ----------------------------------------------------------------------- sizes of batches
 
@@ -205,6 +205,30 @@ def test_emergence_is_where_half_of_the_way_is_gone():
     assert (falling.changed, falling.step) == (True, 40)
     share = emergence("sink", "first_token_attention", STEPS, 0.1 + 0.02 * values)
     assert not share.changed  # from 0.12 to 0.20: too little for a share
+
+
+def test_a_move_the_wrong_way_is_none_of_the_way():
+    row = emergence("kind", "ratio", np.array([0, 10, 20, 30]), np.array([2.0, 0.4, 2.0, 5.0]))
+    assert (row.changed, row.step) == (True, 30)
+    falling = emergence("kind", "ratio", np.array([0, 10, 20, 30]), np.array([5.0, 9.0, 5.0, 2.0]))
+    assert (falling.changed, falling.step) == (True, 30)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_dynamics_average_over_all_sequences_before_they_pick_a_layer(batch):
+    """Whatever is run together: max_l mean_b |h_b0| / mean_t>0 |h_bt|, from raw states."""
+    tokens = np.random.default_rng(3).integers(0, 11, (7, 5)).astype(np.int32)
+    params = jax.tree.map(lambda x: 30 * x, init(CONFIG, jax.random.key(1)))
+    state = forward(CONFIG, params, jnp.asarray(tokens), {"block_out": None})[1]["block_out"]
+    norms = np.linalg.norm(np.asarray(state, np.float64), axis=-1)
+    peaks = norms[..., 0] / norms[..., 1:].mean(axis=-1)  # [L, B]
+    assert len(set(peaks.argmax(axis=0))) > 1  # sequences differ in their layer
+    found = dynamics(CONFIG, [(0, params), (1, params)], tokens, batch).measures
+    np.testing.assert_allclose(found["residual_peak@block_out"], peaks.mean(1).max(), rtol=1e-4)
+    whole = dynamics(CONFIG, [(0, params), (1, params)], tokens, 7).measures
+    assert set(found) == set(whole)
+    for name, values in whole.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, err_msg=name)
 
 
 def test_dynamics_measures_every_checkpoint():

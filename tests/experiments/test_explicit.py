@@ -8,6 +8,9 @@ import pytest
 
 from experiments.explicit_report import markdown_tables
 from sysout_jax.analysis.explicit import FORMS
+from sysout_jax.core.layers import cross_entropy
+from sysout_jax.data import load_corpus
+from sysout_jax.model.decoder import forward
 from sysout_jax.training.checkpoint import load
 
 
@@ -43,15 +46,30 @@ def test_every_form_of_every_softmax_model(record):
 
 
 def test_losses_are_those_of_tokens_both_kinds_predict(record, trained):
-    from sysout_jax.core.layers import cross_entropy
-    from sysout_jax.data import load_corpus
-    from sysout_jax.model.decoder import forward
-
     rows = load_corpus("backcopy", "bytes", True).batch("val", 0, 0, 6, 13)
     model = load(trained / "models" / "backcopy-softmax", 5)
     logits, _ = forward(model.config, model.params, jnp.asarray(rows[:, :-1]))
     expected = np.asarray(cross_entropy(logits, jnp.asarray(rows[:, 1:])))[:, 1:].mean()
     assert record["models"][1]["forms"]["trained"]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_measures_are_of_all_sequences(record, trained, run_explicit, tmp_path):
+    """Of raw values of all six rows, however many are run together."""
+    rows = load_corpus("backcopy", "bytes", True).batch("val", 0, 0, 6, 13)
+    model = load(trained / "models" / "backcopy-softmax", 3)
+    taps = {"block_out": None}
+    raw = forward(model.config, model.params, jnp.asarray(rows[:, :-1]), taps)[1]["block_out"]
+    norms = np.linalg.norm(np.asarray(raw, np.float64), axis=-1)
+    expected = (norms[..., 0] / norms[..., 1:].mean(axis=-1)).mean(axis=1).max()
+    done = run_explicit(
+        f"--model={trained}", "--methods=", "--sequences=6", "--calibration=3", "--seq_len=13",
+        "--finetune=0", "--batch=4", f"--workdir={tmp_path}",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    again = json.loads(next(tmp_path.glob("explicit/*/result.json")).read_text())
+    for each in (record, again):
+        measures = each["models"][0]["forms"]["trained"]["measures"]
+        assert measures["residual_peak@block_out"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_table_shows_the_record(record, finished):
