@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from sysout_jax.analysis.editing import changed_neuron, down_projections
 from sysout_jax.analysis.scan import over_batches
+from sysout_jax.analysis.weights import layer_params
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.core.measures import residual_peak
 from sysout_jax.core.ordering import median_magnitude
@@ -156,20 +157,47 @@ def _dosed(params: Params, place: Place, neuron: int, factor: float) -> Params:
 def find(config: ModelConfig, params: Params, rows: np.ndarray, batch: int) -> Place:
     """The neuron, the channel and the head, by means over sequences.
 
-    The neuron has the largest |activation at the first token| times the norm of its row of W_down,
-    over all blocks but the last; the channel is the largest of the first token after that block.
+    The neuron has the largest write: |activation at the first token| times the norm of its row of
+    W_down, over all blocks but the last; where a norm follows the MLP, of what that norm makes of
+    it. The channel is the largest of the first token after that block.
     """
     run = partial(_at_first, config)
     taps = over_batches(run, params, rows[:, :-1], batch)
-    activation, state, attention = (
-        np.asarray(taps[name]).mean(axis=1) for name in ("down_in", "block_out", "attn_weights")
+    state, attention = np.abs(taps["block_out"]).mean(axis=1), taps["attn_weights"].mean(axis=1)
+    downs = down_projections(params)[:-1]
+    written = np.array(
+        [
+            _written(config, layer_params(params, layer), down, taps["down_in"][layer])
+            for layer, down in enumerate(downs)
+        ]
     )
-    lengths = np.array([np.linalg.norm(down, axis=1) for down in down_projections(params)])
-    written = (activation * lengths)[:-1]
     layer, neuron = (int(i) for i in np.unravel_index(np.argmax(written), written.shape))
     later = attention[layer + 1 :]
     at, head = (int(i) for i in np.unravel_index(np.argmax(later), later.shape))
     return Place(layer, neuron, int(np.argmax(state[layer])), (layer + 1 + at, head))
+
+
+def _written(
+    config: ModelConfig, block: Params, down: Float[np.ndarray, "F D"],
+    activation: Float[np.ndarray, "B F"],
+) -> Float[np.ndarray, "F"]:  # fmt: skip
+    """The length of what each neuron of a block adds to the stream, mean over sequences.
+
+    A norm of the MLP's output takes a part of it, as the whole, to scale * part / divisor. A norm
+    of the stream after the sum is no part of the write.
+    """
+    size = np.abs(activation)
+    if config.norm_placement in ("out", "sandwich"):
+        norm, whole = block["mlp_out_norm"], activation @ down
+        if "down_bias" in block["mlp"]:
+            whole = whole + np.asarray(block["mlp"]["down_bias"], np.float32)
+        if config.norm == "layer":
+            whole, down = (x - x.mean(axis=-1, keepdims=True) for x in (whole, down))
+        size = size / np.sqrt(np.mean(whole**2, axis=-1, keepdims=True) + config.norm_eps)
+        if "scale" in norm:
+            down = down * (np.asarray(norm["scale"], np.float32) + config.norm_plus_one)
+    lengths: np.ndarray = np.linalg.norm(down, axis=1)
+    return size.mean(axis=0) * lengths
 
 
 def _to_first(weights: Float[Array, "N T S"]) -> Float[Array, "N"]:
@@ -179,10 +207,10 @@ def _to_first(weights: Float[Array, "N T S"]) -> Float[Array, "N"]:
 
 @partial(jax.jit, static_argnums=0)
 def _at_first(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
-    def size(x: Array) -> Array:
-        return jnp.abs(x[0].astype(jnp.float32))
+    def first(x: Array) -> Array:
+        return x[0].astype(jnp.float32)
 
-    taps = {"down_in": size, "block_out": size, "attn_weights": _to_first}
+    taps = {"down_in": first, "block_out": first, "attn_weights": _to_first}
     return forward(config, params, tokens, taps)[1]
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from sysout_jax.analysis.doses import ACTIVATION, WEIGHT, check, doses, find
 from sysout_jax.errors import InputError
-from sysout_jax.model.decoder import forward, unstack_blocks
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import forward, init, unstack_blocks
 from tests.analysis import planted
 
 FACTORS = (0.0, 1.0, 3.0)
@@ -50,6 +51,41 @@ def test_the_cause_is_found_where_it_was_planted(found):
     assert (found.place.neuron, found.place.channel) == (planted.NEURON, planted.CHANNEL)
     assert found.place.head[0] > planted.MADE
     assert find(planted.CONFIG, planted.params(), ROWS, 6) == found.place  # of any batch
+
+
+@pytest.mark.parametrize(("placement", "norm"), [("sandwich", "rms"), ("out", "layer")])
+def test_a_write_is_what_a_norm_after_the_mlp_leaves_of_it(placement, norm):
+    """The larger weights of block 0 are divided out; its part of down_out is smaller."""
+    config = ModelConfig(
+        vocab=11, context=7, layers=3, width=10, heads=2, mlp="relu", mlp_width=13, bias=True,
+        norm=norm, norm_placement=placement, position="none",
+    )  # fmt: skip
+    params = jax.tree.map(lambda x: np.array(10 * x), init(config, jax.random.key(2)))
+    rng = np.random.default_rng(1)
+    for layer, (larger, scale) in enumerate(((50.0, 0.1), (1.0, 2.0), (1.0, 1.0))):
+        block = params[f"block_{layer}"]
+        block["mlp"]["down"] *= larger
+        block["mlp"]["down_bias"] += larger * rng.standard_normal(10)
+        block["mlp_out_norm"]["scale"][:] = scale * rng.uniform(0.1, 3.0, 10)
+    params = jax.tree.map(jnp.asarray, params)
+    rows = rng.integers(0, 11, (5, 8)).astype(np.int32)
+    taps = {"down_in": None, "down_out": None}
+    raw = forward(config, params, jnp.asarray(rows[:, :-1]), taps)[1]
+    written = []
+    for layer in (0, 1):
+        mlp = params[f"block_{layer}"]["mlp"]
+        hidden, out = (np.asarray(raw[n], np.float64)[layer, :, 0] for n in taps)
+        down, bias = (np.asarray(mlp[n], np.float64) for n in ("down", "down_bias"))
+        whole = hidden @ down + bias
+        if norm == "layer":
+            whole, down, bias = (x - x.mean(-1, keepdims=True) for x in (whole, down, bias))
+        kept = out / whole  # [B, D]: what the norm, whose bias is 0, multiplies by
+        parts = hidden[:, :, None] * down[None] * kept[:, None]
+        np.testing.assert_allclose(parts.sum(1), out - kept * bias, atol=1e-4)
+        written.append(np.linalg.norm(parts, axis=-1).mean(axis=0))
+    place = find(config, params, rows, 3)
+    assert (place.layer, place.neuron) == np.unravel_index(np.argmax(written), (2, 13))
+    assert place.layer == 1
 
 
 @pytest.mark.parametrize("factor", FACTORS)
