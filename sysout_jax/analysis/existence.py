@@ -138,7 +138,7 @@ def flagged(found: Scan, sequence: int) -> tuple[Flagged, ...]:
         )  # fmt: skip
     keys = found.attention_flagged()[:, sequence]
     limits = found.thresholds
-    needed = np.maximum(limits.attention_share, limits.attention_excess * found.uniform)
+    needed = np.maximum(limits.attention_share, limits.attention_excess * found.uniform)  # [L, S]
     score = found.attention_score()[:, sequence] / needed
     results.append(
         Flagged("an_attention", _where(keys.any(1)), _where(keys.any(0)), (), float(score.max()))

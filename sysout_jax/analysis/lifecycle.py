@@ -14,7 +14,7 @@ from sysout_jax.analysis.existence import Panel, flagged, magnitudes, pool
 from sysout_jax.analysis.scan import Thresholds, scan
 from sysout_jax.analysis.weights import layer_params, projection
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.layers import MLPS
+from sysout_jax.core.layers import MLPS, causal_mask
 from sysout_jax.core.measures import norm_over_rest, rows_to_one, spectral_dominance
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
@@ -32,7 +32,7 @@ class Emergence:
     neuron: int  # (analysis/mixture.py) with the largest part in what the MLP writes to the channel
     neuron_value: float  # down_in[token, neuron]
     neuron_weight: float  # W_down[neuron, channel]
-    neuron_share: float  # its part of down_out[token, channel]
+    neuron_share: float  # its part of what the MLP gives the channel, before a norm of its output
     rank_one_share: float | None  # of the form U_k of the channel (theory D1); None without a gate
     panels: tuple[Panel, ...]
 
@@ -46,7 +46,8 @@ class Spread:
     received: np.ndarray  # [N], share of attention on the token by head
     value_ratio: np.ndarray  # [K], norm of the token's value over the mean of the rest
     key_ratio: np.ndarray  # [K], the same of its key
-    logit_gap: float  # mean logit of the token's key less that of the rest, in the head
+    logit_gap: float  # mean logit of the token's key less that of the rest, in the head, over
+    #   later queries that see it
     panels: tuple[Panel, ...]
 
 
@@ -126,10 +127,14 @@ def _emergence(
     hidden = taps["down_in"]["row"][layer, 0]
     down = projection(block, "mlp", "down")
     written_by = np.asarray(down[:, channel], np.float32)
-    weights = written_by
+    weights, bias = written_by, np.zeros(1, np.float32)
+    if "down_bias" in block["mlp"]:
+        bias = np.asarray(block["mlp"]["down_bias"], np.float32)[..., channel].reshape(-1)
     if config.experts:  # as much as the router gives the expert of the token
-        weights = weights * np.repeat(taps[ROUTED][layer, 0], config.sizes["F"])
+        routed = taps[ROUTED][layer, 0]
+        weights, bias = weights * np.repeat(routed, config.sizes["F"]), bias * routed
     parts = hidden * weights
+    given = float(np.sum(parts, dtype=np.float64) + np.sum(bias, dtype=np.float64))
     neuron = int(np.argmax(np.abs(parts)))
     written = {name: float(taps[name]["at"][layer, 0]) for name in ("attn_out", "down_out")}
     share = None
@@ -153,7 +158,7 @@ def _emergence(
         neuron,
         float(hidden[neuron]),
         float(written_by[neuron]),
-        float(parts[neuron] / written["down_out"]) if written["down_out"] else 0.0,
+        float(parts[neuron]) / given if given else 0.0,
         share,
         tuple(panels),
     )
@@ -175,16 +180,18 @@ def _spread(config: ModelConfig, received: np.ndarray, taps: Any, up: int, token
     first = min(up + 1, len(received) - 1)
     layer = first + int(np.argmax(received[first:, :, token].mean(axis=-1)))
     head = int(np.argmax(received[layer, :, token]))
+    positions = jnp.arange(received.shape[-1])
+    seen = np.asarray(causal_mask(positions, positions, config.window_of(layer)))
     maps = {}
     for name in ("attn_logits", "attn_weights"):
         whole = taps[name][layer, 0, head]
-        seen = np.tril(np.ones_like(whole, bool))
         maps[name] = Panel(
             {"attn_logits": "logits", "attn_weights": "weights"}[name] + f", head {head}", layer,
             np.where(seen, whole, np.nan), ("query", "key"), whole.shape[1], whole.shape[0],
             ((whole.shape[0] - 1, token),),
         )  # fmt: skip
-    logits = maps["attn_logits"].values[token + 1 :]
+    after = seen[:, token] & (np.arange(len(seen)) > token)
+    logits = maps["attn_logits"].values[after]
     rest = np.delete(logits, token, axis=1)
     gap = np.nanmean(logits[:, token]) - np.nanmean(rest) if logits.size and rest.size else 0.0
     return Spread(

@@ -22,6 +22,7 @@ from sysout_jax.model.decoder import Params
 from sysout_jax.model.stream import recorded
 
 SITES = ("block_out", "down_in")
+TOP = 3  # the largest values that are kept of a site
 QUERIES_AT_ONCE = 1024  # longer sequences are attended in blocks
 QUERY_BLOCK = 128
 QUERY_BLOCK_CPU = 32  # 0.6 of the time of 128: its maps are still in a cache when they are read
@@ -74,7 +75,7 @@ class Scan:
     down_in: Site  # C neurons, numbered as in analysis/mixture.py
     received: np.ndarray  # [L, B, N, S], share of all queries' attention that each key receives
     thresholds: Thresholds
-    uniform: np.ndarray  # [S], what uniform attention would give
+    uniform: np.ndarray  # [L, S], what uniform attention would give, in the layer's window
 
     def site(self, name: str) -> Site:
         """The site of that tap."""
@@ -88,7 +89,7 @@ class Scan:
         """[L, B, S]: keys that receive the share of An et al. 2025, and more than uniformly."""
         score, limits = self.attention_score(), self.thresholds
         enough = score >= limits.attention_share
-        return enough & (score > limits.attention_excess * self.uniform)
+        return enough & (score > limits.attention_excess * self.uniform[:, None])
 
     def outlier_tokens(self) -> np.ndarray:
         """[B, T]: the union over layers of what any detector of activations or attention flags."""
@@ -104,7 +105,6 @@ class Detector:
     """A detector of activations: entries above a threshold that each sequence sets itself."""
 
     name: str
-    label: str
     site: str
     threshold: Callable[[Scan], np.ndarray]  # -> [L, B]; entries with |h| above it are flagged
 
@@ -119,19 +119,9 @@ def _sun(scan: Scan) -> np.ndarray:
 
 
 DETECTORS: tuple[Detector, ...] = (
-    Detector(
-        "an_block_out",
-        "activation outlier at block_out (An et al. 2025)",
-        "block_out",
-        partial(_an, "block_out"),
-    ),
-    Detector(
-        "an_down_in",
-        "activation outlier at down_in (An et al. 2025)",
-        "down_in",
-        partial(_an, "down_in"),
-    ),
-    Detector("sun", "massive activation (Sun et al. 2024)", "block_out", _sun),
+    Detector("an_block_out", "block_out", partial(_an, "block_out")),  # An et al. 2025
+    Detector("an_down_in", "down_in", partial(_an, "down_in")),
+    Detector("sun", "block_out", _sun),  # Sun et al. 2024
 )
 
 
@@ -205,7 +195,7 @@ def scan(
         Site(**taps["down_in"]),
         statistics["received"],
         thresholds or Thresholds(),
-        np.asarray(m.uniform_share(length, config.window)),
+        np.stack([m.uniform_share(length, config.window_of(i)) for i in range(config.layers)]),
     )
 
 
@@ -274,9 +264,9 @@ def _of_experts(count: int) -> Callable[..., dict[str, Array]]:
     return reduce if count else _magnitudes
 
 
-def _top(size: Array, token_peak: Array, count: int = 3) -> Array:
-    """The largest entries, which are in the tokens with the largest peaks."""
-    few = min(count, len(token_peak))
+def _top(size: Array, token_peak: Array) -> Array:
+    """The three largest entries, which are in the tokens with the largest peaks."""
+    few = min(TOP, len(token_peak))
     rows = size[jax.lax.top_k(token_peak, few)[1]]
-    found = jax.lax.top_k(rows.ravel(), min(count, rows.size))[0]
-    return jnp.pad(found, (0, count - found.size))
+    found = jax.lax.top_k(rows.ravel(), min(TOP, rows.size))[0]
+    return jnp.pad(found, (0, TOP - found.size))

@@ -206,6 +206,10 @@ class ModelConfig:
             return ()
         return tuple(range(self.layers)) if self.window_layers is None else self.window_layers
 
+    def window_of(self, layer: int) -> int | None:
+        """The keys that a query of a layer sees, itself included; None: all of the past."""
+        return self.window if layer in self.layers_with_window else None
+
     @property
     def fused(self) -> bool:
         """Whether `flash` is meant and possible: plain logits of all of the past mix the values, in

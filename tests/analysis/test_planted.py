@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.analysis.existence import existence
+from sysout_jax.analysis.existence import existence, flagged
 from sysout_jax.analysis.interventions import interventions
 from sysout_jax.analysis.lifecycle import lifecycle
 from sysout_jax.analysis.positions import positions
@@ -99,12 +99,40 @@ def test_uniform_attention_is_no_outlier_however_short_the_prompt():
     """The first of ten keys receives 0.29 of it, above An et al.'s 0.1."""
     rows = np.tril(np.ones((10, 10)))
     uniform = (rows / rows.sum(1, keepdims=True)).mean(0)
-    short = dataclasses.replace(scanned(), received=uniform[None, None, None], uniform=uniform)
+    short = dataclasses.replace(
+        scanned(), received=uniform[None, None, None], uniform=uniform[None]
+    )
     assert uniform[0] > 0.1
     assert not short.attention_flagged().any()
     sink = 0.3 * uniform + 0.7 * (np.arange(10) == 0)
     short = dataclasses.replace(short, received=sink[None, None, None])
     assert np.argwhere(short.attention_flagged()).tolist() == [[0, 0, 0]]
+
+
+def test_uniform_attention_is_that_of_the_window_of_the_layer():
+    """Layer 0 sees two keys and layer 1 all: where all weights are even, nothing is an outlier."""
+    config = ModelConfig(
+        vocab=7, context=13, layers=2, width=6, heads=1, position="none", window=2,
+        window_layers=(0,),
+    )  # fmt: skip
+    params = jax.tree.map(lambda x: x, init(config, jax.random.key(0)))
+    for layer in (0, 1):
+        attention = params[f"block_{layer}"]["attn"]
+        attention["query"] = jnp.zeros_like(attention["query"])
+    found = scan(config, params, np.random.default_rng(0).integers(0, 7, (3, 13)))
+    distance = np.subtract.outer(np.arange(13), np.arange(13))
+    for layer, window in enumerate((2, 13)):
+        rows = ((distance >= 0) & (distance < window)).astype(float)
+        share = (rows / rows.sum(1, keepdims=True)).mean(0)
+        np.testing.assert_allclose(found.uniform[layer], share, rtol=1e-5)
+        even = np.broadcast_to(share, (3, 13))
+        np.testing.assert_allclose(found.attention_score()[layer], even, rtol=1e-5)
+    assert found.attention_score()[1, :, 0].min() > 2 * found.uniform[0, 0]
+    assert not found.attention_flagged().any()
+    for each in range(3):
+        (attention,) = [f for f in flagged(found, each) if f.detector == "an_attention"]
+        assert attention.layers == ()
+        assert attention.largest < 1
 
 
 def test_thresholds_decide():
@@ -168,7 +196,7 @@ def test_positions_of_a_model_without_outliers():
     found = positions(p.CONFIG, p.untrained(), TOKENS)
     assert all(kind.flagged == 0 for kind in found.kinds.values())
     assert found.heads_of == "the first token"
-    np.testing.assert_allclose(found.heads, scanned().uniform[0], rtol=0.05)
+    np.testing.assert_allclose(found.heads, scanned().uniform[0, 0], rtol=0.05)
 
 
 # ------------------------------------------------------------------------------ relations
@@ -219,6 +247,65 @@ def test_life_cycle():
     assert (gone.layer, gone.writer) == (p.REMOVED, "MLP")
     assert gone.removed == pytest.approx(up.gained, rel=1e-2)
     assert gone.cosine < -0.999
+
+
+@pytest.mark.parametrize("window_layers", [None, (0,)])
+def test_the_logit_gap_is_of_keys_that_the_layer_sees(window_layers):
+    config = ModelConfig(
+        vocab=11, context=13, layers=3, width=10, heads=2, window=5, window_layers=window_layers
+    )
+    params = jax.tree.map(lambda x: 10 * x, init(config, jax.random.key(1)))
+    params["embed"] = params["embed"].at[10, 3].set(1e3)
+    tokens = np.random.default_rng(2).integers(0, 10, 13)
+    tokens[2] = 10
+    life = lifecycle(config, params, tokens)
+    assert life.token == 2
+    layer, head, token = life.spread.layer, life.spread.head, life.token
+    raw = forward(config, params, jnp.asarray(tokens)[None], {"attn_logits": None})[1]
+    logits = np.asarray(raw["attn_logits"], np.float64)[layer, 0, head]
+    seen = 5 if window_layers is None else 13
+    own, rest = [], []
+    for query in range(token + 1, min(token + seen, 13)):
+        for key in range(max(0, query - seen + 1), query + 1):
+            (own if key == token else rest).append(logits[query, key])
+    assert len(own) == (4 if window_layers is None else 10)
+    assert life.spread.logit_gap == pytest.approx(np.mean(own) - np.mean(rest), rel=1e-3)
+    (shown,) = [panel for panel in life.spread.panels if panel.title.startswith("logits")]
+    assert np.isfinite(shown.values).sum() == sum(min(query + 1, seen) for query in range(13))
+
+
+@pytest.mark.parametrize("experts", [0, 3])
+@pytest.mark.parametrize("placement", ["pre", "sandwich", "out"])
+def test_the_share_of_a_neuron_is_of_what_the_mlp_gives_before_a_norm(placement, experts):
+    config = ModelConfig(
+        vocab=11, context=7, layers=2, width=10, heads=2, mlp="swiglu", mlp_width=13, bias=True,
+        norm_placement=placement, experts=experts, experts_per_token=2,
+    )  # fmt: skip
+    rng = np.random.default_rng(5)
+    shapes = init(config, jax.random.key(1))
+    params = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), shapes)
+    tokens = rng.integers(0, 11, 7)
+    life = lifecycle(config, params, tokens)
+    up = life.emergence
+    names = ("down_in", "down_out", *(("experts", "routing") if experts else ()))
+    raw = forward(config, params, jnp.asarray(tokens)[None], dict.fromkeys(names))[1]
+    raw = {name: np.asarray(value)[up.layer, 0, life.token] for name, value in raw.items()}
+    mlp = jax.tree.map(np.float64, params[f"block_{up.layer}"]["mlp"])
+    if experts:
+        hidden = raw["down_in"].reshape(2, 13)
+        given, own = 0.0, 0.0
+        for chosen, weight, values in zip(raw["experts"], raw["routing"], hidden, strict=True):
+            given = given + weight * (values @ mlp["down"][chosen] + mlp["down_bias"][chosen])
+            if chosen == up.neuron // 13:
+                own = weight * values[up.neuron % 13] * up.neuron_weight
+    else:
+        given = raw["down_in"] @ mlp["down"] + mlp["down_bias"]
+        own = raw["down_in"][up.neuron] * mlp["down"][up.neuron, life.channel]
+    if placement == "pre":
+        np.testing.assert_allclose(given, raw["down_out"], rtol=1e-3, atol=1e-3)
+    else:
+        assert not np.allclose(given, raw["down_out"], rtol=0.1)
+    assert up.neuron_share == pytest.approx(own / given[life.channel], rel=1e-3)
 
 
 def test_the_trace_adds_up():
