@@ -34,8 +34,8 @@ class Effect:
     detector: str  # whose outliers; "largest" takes the largest value whatever its size
     treatment: str
     control: bool  # the same treatment of as many others, drawn at random
-    layer: int | None  # None: every layer
-    edited: float  # entries, keys or weights changed: mean over sequences, summed over layers
+    layer: int | None  # None: every layer (attention), or several (weights)
+    edited: float  # entries, keys, weights or neurons: mean over sequences, summed over layers
     loss: float  # nats per token
     perplexity: float
     change: Interval  # of the loss, paired by sequence

@@ -35,7 +35,7 @@ class Relation:
     jaccard: Interval
     null_precision: float  # the same set sizes at shuffled positions, mean
     null_jaccard: float
-    p_value: float  # share of shuffles with as many coincidences; NaN where one is never found
+    p_value: float  # share of shuffles with as many coincidences; NaN where no sequence has both
 
 
 @dataclass(frozen=True)

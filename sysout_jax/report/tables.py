@@ -166,15 +166,15 @@ def _places(places: Sequence[Sequence[int]]) -> str:
 
 
 def _interventions(part: Record, record: Record) -> str:
-    rows = [["before", "", "", "", "", part["loss"][0], part["perplexity"], ""]]
+    rows = [["before", "", "", "", part["loss"][0], part["perplexity"], ""]]
     for e in part["effects"]:
         who = f"{e['kind']}: {e['detector']}" + (" (random control)" if e["control"] else "")
-        layer = "all" if e["layer"] is None else e["layer"]
+        several = "several" if e["kind"] == "weights" else "all"
+        layer = several if e["layer"] is None else e["layer"]
         rows.append(
-            [who, e["treatment"], layer, f"{e['edited']:.3g}", "", e["loss"], e["perplexity"],
+            [who, e["treatment"], layer, f"{e['edited']:.3g}", e["loss"], e["perplexity"],
              _interval(e["change"])]
         )  # fmt: skip
-    rows = [row[:4] + row[5:] for row in rows]
     headings = ("what", "treatment", "layer", "changed", "loss", "perplexity", "change [95%]")
     return table(headings, rows)
 
