@@ -6,7 +6,7 @@ Axes: L layers, B sequences, T tokens, I inputs.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sysout_jax.analysis.rounding import Basis
-from sysout_jax.analysis.scan import Progress, for_length, over_batches
+from sysout_jax.analysis.scan import for_length, over_batches
 from sysout_jax.analysis.schemes import Rounding
 from sysout_jax.core import quantise
 from sysout_jax.core.compensate import hadamard
@@ -56,7 +56,6 @@ def inputs(
     params: Params,
     tokens: np.ndarray,
     taps: Sequence[str] = tuple(PRODUCTS),
-    progress: Progress | None = None,
 ) -> dict[str, Inputs]:
     """Measure the inputs of the matrix products, one sequence after the other.
 
@@ -65,7 +64,6 @@ def inputs(
       params: its parameters.
       tokens: [B, T] of calibration text.
       taps: keys of `PRODUCTS`.
-      progress: called with the sequences done and the sequences in all.
 
     Raises:
       InputError: the inputs are not finite.
@@ -73,12 +71,10 @@ def inputs(
     config = for_length(config, tokens.shape[1])
     reducers = dict.fromkeys(taps, _moments)
     total: dict[str, Any] = {}
-    for done, row in enumerate(tokens, 1):
+    for row in tokens:
         one = jax.device_get(recorded(config, params, jnp.asarray(row[None]), reducers))
         one = jax.tree.map(lambda x: np.asarray(x[:, 0], np.float64), one)
         total = jax.tree_util.tree_map_with_path(_join, total, one) if total else one
-        if progress:
-            progress(done, len(tokens))
     found = {
         tap: Inputs(of["gram"], of["mean"] / len(tokens), of["low"], of["high"])
         for tap, of in total.items()
@@ -154,8 +150,9 @@ def _range(how: Rounding, tap: str) -> Any:
         shared = rotated.reshape(1, -1)
         if how.ranges == "minmax":
             return jnp.stack([jnp.min(shared), jnp.max(shared)])
-        if how.ranges == "mse" and how.activations is not None:
-            top = quantise.least_error_magnitude(shared, quantise.FORMATS[how.activations])[0, 0]
+        if how.ranges == "mse":
+            fmt = quantise.FORMATS[cast(str, how.activations)]  # ranges are of a format's
+            top = quantise.least_error_magnitude(shared, fmt)[0, 0]
             return jnp.stack([-top, top])
         if how.zero_point:
             ends = jnp.asarray([100.0 - quantise.PERCENTILE, quantise.PERCENTILE])

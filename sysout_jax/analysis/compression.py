@@ -128,14 +128,16 @@ class Compressor:
 
     def _prune(self, how: Pruning, blocks: Blocks) -> None:
         places = self._products(blocks)
-        for _, layer, module, name in places:
-            width = len(self._matrix(blocks, layer, module, name))
-            if isinstance(how.sparsity, tuple) and width % how.sparsity[1]:
-                raise InputError(
-                    f"--methods: {how.sparsity[0]}:{how.sparsity[1]} of the {width} inputs of "
-                    f"{name}; accepted: N:M with an M that divides them"
-                )
-        if how.criterion == "global" and isinstance(how.sparsity, float):
+        if isinstance(how.sparsity, tuple):
+            n, m = how.sparsity
+            for _, layer, module, name in places:
+                width = len(self._matrix(blocks, layer, module, name))
+                if width % m:
+                    raise InputError(
+                        f"--methods: {n}:{m} of the {width} inputs of {name}; accepted: N:M with "
+                        "an M that divides them"
+                    )
+        elif how.criterion == "global":
             weights = [self._matrix(blocks, *place[1:]) for place in places]
             masks = prune.global_magnitude_masks(weights, how.sparsity)
             for place, w, mask in zip(places, weights, masks, strict=True):
@@ -191,10 +193,11 @@ def _f32(x: np.ndarray) -> Array:
 
 @partial(jax.jit, static_argnums=0)
 def _pruned(how: Pruning, w: Float[Array, "I O"], gram: Array | None) -> Float[Array, "I O"]:
-    if how.criterion == "sparsegpt" and gram is not None:
+    if gram is None:
+        score = jnp.abs(w)
+    elif how.criterion == "sparsegpt":
         return prune.sparsegpt(w, gram, how.sparsity)[0]
-    score = jnp.abs(w)
-    if gram is not None:
+    else:
         score = prune.wanda_score(w, jnp.sqrt(jnp.diagonal(gram)))
     if isinstance(how.sparsity, tuple):
         mask = prune.n_of_m_mask(score, *how.sparsity)

@@ -118,7 +118,8 @@ def round_weights(
     """The weights of a product after rounding, in the given coordinates.
 
     Args:
-      how: the format, what shares a scale, and the method.
+      how: the format, what shares a scale, and the method; with no format of weights they come
+        back as they are.
       w: [I, O].
       basis: of this layer.
       gram: X^T X of the given inputs, for gptq and awq.

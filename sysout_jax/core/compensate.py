@@ -92,7 +92,6 @@ def gptq(
     gram: Float[Array, "I I"],
     begin: Callable[[Float[Array, "b O"], int], Change],
     block: int = BLOCK,
-    damping: float = DAMPING,
 ) -> Float[Array, "I O"]:
     """Round weights one input at a time, in the order of the inputs, with compensation.
 
@@ -101,11 +100,10 @@ def gptq(
       gram: X^T X of calibration inputs.
       begin: as in `compensated`; scales of a group are those of its weights when its turn comes.
       block: inputs to a block: the group, where scales are by group.
-      damping: see `hessian_factor`.
 
     Source: Frantar et al. 2022 (arXiv:2210.17323).
     """
-    factor, dead = hessian_factor(gram, damping)
+    factor, dead = hessian_factor(gram)
     return compensated(jnp.where(dead[:, None], 0.0, w), factor, begin, block)
 
 

@@ -136,6 +136,12 @@ def test_gptq_of_the_identity_is_rounding_to_nearest(per, zero_point):
     np.testing.assert_allclose(by, nearest, atol=1e-6)
 
 
+def test_without_a_format_weights_stay_as_they_are():
+    scales = jnp.linspace(0.5, 3.0, len(W))
+    same = round_weights(Rounding(activations="int8"), jnp.asarray(W), Basis(scales))
+    np.testing.assert_array_equal(same, np.asarray(W, same.dtype))
+
+
 def test_a_method_without_what_it_takes():
     with pytest.raises(ValueError, match="gptq: takes the Gram matrix"):
         round_weights(Rounding("int4", by="gptq"), jnp.asarray(W), Basis())
