@@ -7,6 +7,7 @@ import pytest
 
 from experiments import compress
 from experiments.compress_report import BEFORE, agreements, tables
+from sysout_jax.plots import compression
 from sysout_jax.training.checkpoint import load
 
 METHODS = ("w16a16", "w4", "smooth-w8a8-tensor-minmax", "gptq-w3", "wanda-2:4", "kv4")
@@ -65,6 +66,17 @@ def test_the_table_shows_the_record(record, finished):
     cell = rows[2 + METHODS.index("gptq-w3")][column]
     assert cell.startswith(f"{np.exp(losses):.4g} ({change:+.3f} ±")
     assert cell in finished[0].out
+
+
+def test_a_change_of_one_sequence_has_no_interval(record):
+    one = {**record, "models": [dict(record["models"][0])]}
+    one["models"][0]["methods"] = {
+        name: {**found, "change": [0.25, None, None]}
+        for name, found in record["models"][0]["methods"].items()
+    }
+    ((_, _, (_, _, *rows)),) = tables(one)
+    assert all(row[1].endswith("(+0.250)") for row in rows)
+    assert "loss" in dict(compression.figures(one))
 
 
 def test_predictions_are_compared_over_all_tensors(record):

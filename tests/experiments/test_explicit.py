@@ -11,6 +11,7 @@ from sysout_jax.analysis.explicit import FORMS
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.data import load_corpus
 from sysout_jax.model.decoder import forward
+from sysout_jax.plots.explicit import figures
 from sysout_jax.training.checkpoint import load
 
 
@@ -80,6 +81,15 @@ def test_the_table_shows_the_record(record, finished):
     assert f"| {loss:.3f} |" in row
     assert FORMS["extra_key"] in finished[0].out
     assert (finished[1] / "figures" / "backcopy-softmax.png").stat().st_size > 10_000
+
+
+def test_a_change_of_one_sequence_has_no_interval(record):
+    one = json.loads(json.dumps({**record, "models": record["models"][:1]}))
+    for form in one["models"][0]["forms"].values():
+        form["change"] = [0.25, None, None]
+    rows = markdown_tables(one)["backcopy-softmax"].splitlines()[2:]
+    assert all(row.split("|")[3].strip() == "+0.250" for row in rows)
+    assert "backcopy-softmax" in dict(figures(one))
 
 
 def test_a_record_is_drawn_again(run_explicit, finished):

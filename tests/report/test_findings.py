@@ -9,9 +9,11 @@ import pytest
 import sysout_jax as so
 from sysout_jax import plots
 from sysout_jax.errors import InputError
+from sysout_jax.plots import analysis
 from sysout_jax.report import interactive
 from sysout_jax.report.findings import OF_RUNS, PARTS, PROMPT_TOKENS
 from sysout_jax.report.page import page
+from sysout_jax.report.tables import of_part
 from sysout_jax.report.words import headline
 from tests.analysis import planted as p
 
@@ -63,6 +65,28 @@ def test_every_figure_is_drawn_from_the_record(tmp_path):
     with pytest.raises(InputError, match="accepted: of 'variants' or 'analysis'"):
         plots.draw({"experiment": "theory"}, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_table_of_one_sequence_has_no_bounds():
+    """And no interval is drawn; weights of several layers are not those of all."""
+    record = copy.deepcopy(p.findings().record)
+    for effect in record["parts"]["interventions"]["effects"]:
+        effect["change"] = [0.5, None, None]
+        effect["layer"] = None
+    for row in record["parts"]["relations"]["rows"]:
+        for name in ("precision", "recall", "jaccard"):
+            row[name] = [0.5, None, None]
+    shown = of_part(record, "interventions")
+    headings, before, *rows = (
+        re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in shown.split("<tr>")[1:]
+    )
+    assert len(rows) == len(record["parts"]["interventions"]["effects"])
+    assert {len(row) for row in (headings, before, *rows)} == {7}
+    for row in rows:
+        assert row[2] == ("several" if row[0].startswith("weights") else "all")
+        assert row[-1] == "0.5"
+    drawn = {name for name, _ in analysis.figures(record)}
+    assert {"interventions", "relations"} <= drawn
 
 
 def test_text_cannot_become_markup(tmp_path):
