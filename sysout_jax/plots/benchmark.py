@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 PANELS = {
-    "first_token_attention": "attention to first token",
+    "sink_rate@attn_weights": "Sink$_0$(0.3)",
     "top1_over_median@block_out": "max/median |h|",
     "weight_ratio@down": "max/mean |W_down|",
     "val_loss": "validation loss",
@@ -63,5 +63,6 @@ def _cells(cells: list[Record]) -> "Figure":
         axis.set_xlabel(text)
         axis.locator_params(axis="x", nbins=4)
         axis.tick_params(axis="y", labelsize=7)
+    axes[0].set_ylim(-0.6, len(cells) - 0.4)
     axes[0].set_yticks(places, [f"{cell['variant']}: {_way(cell)}" for cell in cells])
     return figure
