@@ -335,12 +335,12 @@ def test_every_field_has_a_flag_that_sets_it(name, run_variants):
     assert (name in variants.FLAGS) != (name in ("variant", "vocab", "context"))
 
 
-def _study(sink, drain):
+def _study(sink, drain, measure="noop_sink"):
     """A study of made-up numbers: [variant][seed]."""
     entries = {}
     for at, (name, label) in enumerate((("softmax", "(a) softmax"), ("sigmoid", "(f) sigmoid"))):
         measures = {
-            "noop_sink": [sink[at]],
+            measure: [sink[at]],
             "value_drain@value": [drain[at]],
             "massive_activations": [[0.0] * 3],
             "top1_over_median@block_out": [[41.0] * 3],
@@ -365,6 +365,13 @@ def test_findings_say_what_the_numbers_say():
     assert rows.startswith("†")
     study["variants"]["softmax"]["measured"]["measures"]["massive_activations"] = [[1.0, 2.0, 0.0]]
     assert findings(study)[2].endswith("(a) softmax")
+
+
+def test_sinks_of_a_language_model_are_a_share_of_its_heads():
+    rates = [[0.11, 0.2, 0.3], [0.0, 0.01, 0.0]]
+    study = _study(sink=rates, drain=[[0.1] * 3, [0.9] * 3], measure="sink_rate@attn_weights")
+    said = "attention sink (sink_rate@attn_weights > 0.1) in every seed: (a) softmax; in none: "
+    assert findings(study)[0].startswith(said)
 
 
 def test_table_in_markdown():
