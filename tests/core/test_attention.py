@@ -277,7 +277,7 @@ def head_norm_oracle(r):
 def expected(name, arrays, params, mask):
     """(out, weights, extra) in float64, one batch entry, head, query and key at a time."""
     if name not in ORACLES:
-        pytest.fail(f"variant {name} has no oracle: add {name}_oracle to tests/core")
+        pytest.fail(without_oracle([name]))
     q, k, v, x = (arrays[key] for key in "qkvx")
     (b, t, n, _), (_, s, kv, _) = q.shape, k.shape
     out, weights, extra = np.zeros_like(q), np.zeros((b, n, t, s)), np.zeros((b, n, t))
@@ -296,6 +296,10 @@ def expected(name, arrays, params, mask):
         found, extra[i, head, query], out[i, query, head] = ORACLES[name](row)
         weights[i, head, query, seen] = found
     return out, weights, extra
+
+
+def without_oracle(names):
+    return f"no oracle: write @oracle {', '.join(f'{n}_oracle' for n in names)} in {__file__}"
 
 
 def of_head(name, key, value, head, group):
@@ -325,6 +329,8 @@ def test_equals_a_loop_over_queries_and_keys(name, case):
 
 
 def test_the_oracles_are_of_this_table():
+    missing = [name for name in VARIANTS if name not in ORACLES]
+    assert not missing, without_oracle(missing)
     assert set(ORACLES) == set(VARIANTS)
 
 
@@ -699,17 +705,37 @@ def test_the_paper_has_six_variants():
 # ------------------------------------------------------------------------- docs/mitigations.md
 
 
-def test_the_guides_example_is_a_variant(monkeypatch):
-    """Entered as the guide says, at a temperature of one it is softmax, and at two another."""
-    monkeypatch.setattr(attention, "_table", {})
+PROPERTIES = (
+    test_gradient_equals_a_finite_difference_of_the_oracle,
+    test_every_parameter_matters_in_every_head,
+    test_softmax_exactly_at_the_identity_and_nowhere_else,
+    test_mass_of_normalised_rows,
+    test_a_query_that_sees_no_key,
+    test_bfloat16_is_close_to_float32,
+    test_any_number_of_leading_axes,
+    test_taps_are_called_once_with_the_documented_shapes,
+    test_edits_replace_what_they_tap,
+    test_rows_are_complete,
+)
+
+
+def test_the_guides_example_has_every_property(monkeypatch):
+    """Entered as the guide says, with the guide's oracle: the guide promises these tests."""
     guide = (Path(__file__).parents[2] / "docs" / "mitigations.md").read_text()
-    code = re.search(r"```python\n(.*?)```", guide, re.S).group(1)
-    exec(code, vars(attention).copy())
-    (entered,) = attention._table.values()
-    assert entered.name == "learned_temperature"
-    q, k, v, x = (cast(draw(), jnp.float32)[key] for key in "qkvx")
-    heads = Heads(q, k, v, x[..., -q.shape[-3] :, :], x, jnp.asarray(CAUSAL))
-    plain = VARIANTS["softmax"](heads, {}).out
-    for temperature, same in ((1.0, True), (2.0, False)):
-        p = {name: jnp.full(N, temperature) for name in entered.params}
-        assert np.allclose(entered(heads, p).out, plain, atol=1e-6) == same
+    example, its_oracle = re.findall(r"```python\n(.*?)```", guide, re.S)
+    table, name = attention._table, "learned_temperature"
+    monkeypatch.setattr(attention, "_table", {})
+    exec(example, vars(attention).copy())
+    assert list(attention._table) == [name]
+    monkeypatch.setitem(table, name, attention._table[name])
+    with pytest.raises(pytest.fail.Exception, match=f"{name}_oracle in .*test_attention.py"):
+        test_equals_a_loop_over_queries_and_keys(name, "grouped, causal")
+    monkeypatch.setitem(ORACLES, name, None)
+    exec(its_oracle, globals().copy())
+    for case in SHAPES:
+        test_equals_a_loop_over_queries_and_keys(name, case)
+    test_causality(name, WINDOWED)
+    for scale in EXTREME:
+        test_finite_with_logits_of_ten_thousand(name, jnp.bfloat16, scale)
+    for has_property in PROPERTIES:
+        has_property(name)
