@@ -1,7 +1,7 @@
 """All analyses of one model and text, as results and as a record."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -29,9 +29,9 @@ from sysout_jax.analysis.seeds import Seeds, across_seeds
 from sysout_jax.analysis.weights import WeightScan, weight_scan
 from sysout_jax.data.prompt import encode_prompt
 from sysout_jax.errors import InputError
-from sysout_jax.model.config import at_least
+from sysout_jax.model.config import ModelConfig, at_least
 from sysout_jax.model.decoder import Params
-from sysout_jax.model.model import Model
+from sysout_jax.model.model import Model, token_ids
 from sysout_jax.report.page import write_page
 from sysout_jax.results import plain, provenance, write_json
 
@@ -47,8 +47,8 @@ class Material:
     """What the analyses look at: a model, a prompt, sequences of text, checkpoints.
 
     Raises:
-      InputError: a prompt or sequences of fewer than two tokens or of too many, or an id that the
-        model has no embedding for.
+      InputError: a prompt or sequences of fewer than two tokens or of too many, what are no ids of
+        the model, or a batch of none.
     """
 
     model: Model
@@ -63,8 +63,11 @@ class Material:
     _made: dict[str, Any] = field(default_factory=dict, init=False)  # scans, once they are made
 
     def __post_init__(self) -> None:
-        config, length = self.model.config, self.rows.shape[1] - 1
-        end = config.longest
+        config = self.model.config
+        token_ids("prompt", self.prompt, "T", config.vocab)
+        token_ids("rows", self.rows, "B T", config.vocab)
+        at_least(1, "batch", self.batch)
+        end, length = config.longest, self.rows.shape[1] - 1
         longest = PROMPT_TOKENS if end is None else min(PROMPT_TOKENS, end)
         said = f"--prompt: {len(self.prompt)} token{'s' * (len(self.prompt) != 1)}; accepted: "
         if len(self.prompt) < 2:
@@ -76,18 +79,18 @@ class Material:
             )
         if len(self.prompt) > longest:
             raise InputError(f"{said}2 to {longest} tokens")
-        top, vocab = max(self.prompt.max(), self.rows.max()), self.model.config.vocab
-        if top >= vocab:
-            raise InputError(
-                f"token id {top}: the model's vocabulary has {vocab}; accepted: text in the "
-                "model's own tokenizer"
-            )
+
+    @property
+    def config(self) -> ModelConfig:
+        """The architecture with attention whole, as parts read its maps; those of long sequences
+        they cut themselves."""
+        return replace(self.model.config, query_block=None)
 
     def scan(self, progress: Progress | None = None) -> Scan:
         """The scan of the sequences, made once."""
         if "scan" not in self._made:
-            model, tokens = self.model, self.rows[:, :-1]
-            made = scan(model.config, model.params, tokens, self.thresholds, self.batch, progress)
+            params, tokens = self.model.params, self.rows[:, :-1]
+            made = scan(self.config, params, tokens, self.thresholds, self.batch, progress)
             self._made["scan"] = made
         found: Scan = self._made["scan"]
         return found
@@ -125,7 +128,7 @@ def _of_sequences(
         more: dict[str, Any] = {"text": material.text} if text else {}
         more |= {"weights": material.weights()} if weights else {}
         return analysis(
-            material.model.config, material.model.params, rows, found=found, batch=material.batch,
+            material.config, material.model.params, rows, found=found, batch=material.batch,
             progress=progress, **more,
         )  # fmt: skip
 
@@ -133,34 +136,34 @@ def _of_sequences(
 
 
 def _existence(material: Material, progress: Progress | None) -> Existence:
-    model, thresholds = material.model, material.thresholds
+    params, thresholds = material.model.params, material.thresholds
     weights = material.weights()
-    return existence(model.config, model.params, material.prompt, thresholds, weights)
+    return existence(material.config, params, material.prompt, thresholds, weights)
 
 
 def _lifecycle(material: Material, progress: Progress | None) -> LifeCycle:
-    model = material.model
-    return lifecycle(model.config, model.params, material.prompt, material.thresholds)
+    params, thresholds = material.model.params, material.thresholds
+    return lifecycle(material.config, params, material.prompt, thresholds)
 
 
 def _measured(material: Material, progress: Progress | None) -> Measured:
     # Measures of whole maps: of a long sequence, the part that fits in one.
-    rows, model = material.rows[:, : QUERIES_AT_ONCE + 1], material.model
+    rows, params = material.rows[:, : QUERIES_AT_ONCE + 1], material.model.params
     found = material.scan() if rows.shape == material.rows.shape else None
     return measured(
-        model.config, model.params, rows, material.thresholds, found, material.weights(),
+        material.config, params, rows, material.thresholds, found, material.weights(),
         material.batch, progress,
     )  # fmt: skip
 
 
 def _dynamics(material: Material, progress: Progress | None) -> Dynamics:
     tokens = material.rows[:, :-1][:, :QUERIES_AT_ONCE]
-    config, steps = material.model.config, material.steps
+    config, steps = material.config, material.steps
     return dynamics(config, material.checkpoints, tokens, material.batch, progress, steps)
 
 
 def _across_seeds(material: Material, progress: Progress | None) -> Seeds:
-    config, tokens = material.model.config, material.rows[:, :-1]
+    config, tokens = material.config, material.rows[:, :-1]
     return across_seeds(
         config, material.seeds, tokens, material.thresholds, material.batch, progress,
         material.seed_count,
@@ -224,7 +227,7 @@ def analyze(
     model: Model,
     text: str | Sequence[int] | np.ndarray,
     rows: Sequence[Sequence[int]] | np.ndarray | None = None,
-    parts: Sequence[str] | None = None,
+    parts: str | Sequence[str] | None = None,
     thresholds: Thresholds | None = None,
     bos: str = "auto",
     batch: int | None = None,
@@ -235,9 +238,10 @@ def analyze(
     Args:
       model: what `load` or a training run returned.
       text: the prompt that is drawn token by token; or its ids, as they are.
-      rows: [B, T + 1] ids of more text for the statistics; None for the prompt alone.
-      parts: keys of `PARTS`; None for all of them but dynamics and seeds, which take the
-        checkpoints and the seeds of a run: `python -m experiments.analyze`.
+      rows: [B, T + 1] ids of more text for the statistics; None for the prompt alone, whose last
+        token then is only a target.
+      parts: keys of `PARTS`, or one of them; None for all of them but dynamics and seeds, which
+        take the checkpoints and the seeds of a run: `python -m experiments.analyze`.
       thresholds: of the detectors; None for those of their papers.
       bos: auto, yes or no: the text starts with the tokenizer's BOS; auto: as in its training.
       batch: sequences that are run together; None: 8, or fewer if they are long.
@@ -250,11 +254,16 @@ def analyze(
         if model.tokenizer is None:
             raise InputError("text: the model has no tokenizer; accepted: token ids")
         text = encode_prompt(model.tokenizer, text, bos)
-    prompt = np.asarray(text, np.int32)
-    rows = prompt[None] if rows is None else np.asarray(rows, np.int32)
-    batch = batch or together(max(rows.shape[1] - 1, 1))
+    vocab = model.config.vocab
+    prompt = np.asarray(token_ids("text", text, "T", vocab))
+    if rows is None and len(prompt) < 3:
+        said = f"text: {len(prompt)} token{'s' * (len(prompt) != 1)} and no rows"
+        raise InputError(f"{said}; accepted: at least 3 tokens, or rows")
+    rows = np.asarray(prompt[None] if rows is None else token_ids("rows", rows, "B T", vocab))
+    batch = together(max(rows.shape[1] - 1, 1)) if batch is None else batch
     material = Material(model, prompt, rows, thresholds or Thresholds(), batch)
-    names = tuple(name for name in PARTS if name not in OF_RUNS) if parts is None else tuple(parts)
+    parts = [name for name in PARTS if name not in OF_RUNS] if parts is None else parts
+    names = (parts,) if isinstance(parts, str) else tuple(parts)
     unknown = [name for name in names if name not in PARTS]
     if unknown:
         raise InputError(f"parts={unknown[0]!r}: unknown; accepted: {', '.join(PARTS)}")

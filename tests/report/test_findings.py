@@ -1,14 +1,18 @@
 """The findings of a planted model as record, sentences, figures and page."""
 
 import copy
+import dataclasses
 import json
 import re
 
+import jax
+import numpy as np
 import pytest
 
 import sysout_jax as so
 from sysout_jax import plots
 from sysout_jax.errors import InputError
+from sysout_jax.model.decoder import init
 from sysout_jax.plots import analysis
 from sysout_jax.report import interactive
 from sysout_jax.report.findings import OF_RUNS, PARTS, PROMPT_TOKENS
@@ -118,10 +122,20 @@ def test_views_have_the_marks_and_the_whole_axes():
 @pytest.mark.parametrize(
     ("prompt", "rows", "told"),
     [
-        ([1], None, "--prompt: 1 token; accepted: 2 to 256 tokens"),
+        ([1], None, "text: 1 token and no rows; accepted: at least 3 tokens, or rows"),
+        ([1, 2], None, "text: 2 tokens and no rows; accepted: at least 3 tokens, or rows"),
+        ([1], [[1, 2, 3]], "--prompt: 1 token; accepted: 2 to 256 tokens"),
         ([1] * (PROMPT_TOKENS + 1), None, "--prompt: 257 tokens; accepted: 2 to 256 tokens"),
         ([1, 2, 3], [[1, 2]], "--seq_len=1: accepted: an integer of at least 2"),
-        ([1, 2, 99], None, "token id 99: the model's vocabulary has 19"),
+        ([1, 2, 99], None, "text: token id 99; accepted: 0 to 18"),
+        ([1, -5, 3], None, "text: token id -5; accepted: 0 to 18"),
+        ([1, 2, 3], [[1, 2, 3], [1, 19, 3]], "rows: token id 19; accepted: 0 to 18"),
+        ([1, 2, 3], [[1, 2, 3], [1, 2]], "rows: rows of different lengths; accepted: integer ids"),
+        ([1, 2, 3], np.arange(4), "rows: int64 of shape [4]; accepted: integer ids [B, T]"),
+        ([1, 2, 3], np.zeros((1, 1, 9), int), "rows: int64 of shape [1, 1, 9]; accepted: "),
+        ([1, 2, 3], np.zeros((0, 5), int), "rows: int64 of shape [0, 5]; accepted: "),
+        (np.array(4), None, "text: int64 of shape []; accepted: integer ids [T], at least one"),
+        (np.array([1.5, 2.0, 3.0]), None, "text: float64 of shape [3]; accepted: integer ids [T]"),
     ],
 )
 def test_what_cannot_be_analysed_gets_one_line(prompt, rows, told):
@@ -130,3 +144,27 @@ def test_what_cannot_be_analysed_gets_one_line(prompt, rows, told):
         so.analyze(model, prompt, rows=rows)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_of_none_is_refused(batch):
+    with pytest.raises(InputError, match=f"--batch={batch}: accepted: an integer of at least 1"):
+        so.analyze(so.Model(p.CONFIG, p.params()), [1, 2, 3], batch=batch)
+
+
+def test_attention_in_blocks_changes_no_finding():
+    """A model that was trained in blocks of queries is analysed as one that was not; and one part
+    may be asked for by its name alone."""
+    config = so.ModelConfig(vocab=19, layers=2, width=16, heads=2, window=3, position="rope")
+    params = init(config, jax.random.key(0))
+    rows = p.rows()[:2, :12]
+
+    def found(parts, query_block):
+        model = so.Model(dataclasses.replace(config, query_block=query_block), params)
+        return so.analyze(model, rows[0], rows=rows, parts=parts).record
+
+    for part in ("existence", "lifecycle", "measures"):
+        whole, blocked = found(part, None), found([part], 4)
+        assert whole["parts"] == blocked["parts"]
+        assert list(whole["parts"]) == [part]
+        assert blocked["model"]["query_block"] == 4
