@@ -23,6 +23,11 @@ GENERIC = {
     "tokenizer_class", "prefix",
 }  # fmt: skip
 MOST_LAYERS = 10_000  # a damaged number must not be counted up to
+_KINDS = {  # the types of ModelConfig's fields in words
+    int: "an integer", float: "a number", bool: "true or false", str: "a string",
+    tuple[int, ...]: "a list of integers", tuple[float, ...]: "a list of numbers",
+    type(None): "null",
+}  # fmt: skip
 _SIZES = {"layers", "width", "heads"}
 # Fields here that a checkpoint does not say: how it was initialised, and how it is run.
 OURS_ALONE = ("init_std", "scaled_residual_init", "scan_layers", "dtype")
@@ -106,8 +111,9 @@ def read_config(family: Family, raw: Raw) -> ModelConfig:
     absent = {r.name: r.default for r in family.config if isinstance(r, Field)}
     told = {k: v for k, v in absent.items() if v is not REQUIRED} | raw
     sized = set(ours) >= _SIZES
-    if sized and not (isinstance(ours["layers"], int) and ours["layers"] <= MOST_LAYERS):
-        faults.append(f"layers={ours['layers']!r} (accepted: at most {MOST_LAYERS})")
+    if sized and not (type(ours["layers"]) is int and ours["layers"] <= MOST_LAYERS):
+        said = f"{_theirs(family, 'layers')}={_short(ours['layers'])}"
+        faults.append(f"{said} (accepted: an integer of at most {MOST_LAYERS})")
         sized = False
     for row in family.config:
         if isinstance(row, Group):
@@ -147,13 +153,21 @@ def _typed(family: Family, ours: dict[str, Any]) -> ModelConfig:
         elif value is None and type(None) in kinds:
             continue
         elif not any(type(value) is (typing.get_origin(kind) or kind) for kind in kinds):
+            accepted = " or ".join(_KINDS[kind] for kind in kinds)
             raise InputError(
-                f"config.json of {family.name}: {name} is {_short(value)}; accepted: {hint}"
+                f"config.json of {family.name}: {_theirs(family, name)} is {_short(value)}; "
+                f"accepted: {accepted}"
             )
     try:
         return ModelConfig(**ours)
     except InputError as error:
         raise InputError(f"config.json of {family.name}: {error}") from error
+
+
+def _theirs(family: Family, ours: str) -> str:
+    """What config.json calls a field, where one of its own says it."""
+    rows = (row for row in family.config if isinstance(row, Field))
+    return next((row.name for row in rows if row.ours == ours), ours)
 
 
 def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
@@ -166,7 +180,7 @@ def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
         "architectures": [family.architecture],
         "model_type": family.model_types[0],
     }
-    differ = []
+    differ: dict[str, str] = {}  # field -> what the family has instead
     for row in family.config:
         if isinstance(row, Field):
             value = getattr(config, row.ours)
@@ -174,7 +188,8 @@ def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
                 value = _meaning(config, row.ours)
             if row.values is not None:
                 named = [theirs for theirs, ours in row.values.items() if ours == value]
-                differ += [] if named else [f"{row.ours}={value!r}"]
+                if not named:
+                    differ[row.ours] = ", ".join(map(repr, dict.fromkeys(row.values.values())))
                 value = named[0] if named else row.default
             out[row.name] = value
         elif isinstance(row, Only):
@@ -182,14 +197,14 @@ def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
         else:
             out |= row.write(config)
     back = read_config(family, out)
-    differ += [
-        f"{field.name}={getattr(config, field.name)!r}"
-        for field in dataclasses.fields(ModelConfig)
-        if field.name not in OURS_ALONE
-        and _meaning(back, field.name) != _meaning(config, field.name)
-    ]
+    for field in dataclasses.fields(ModelConfig):
+        if field.name not in OURS_ALONE:
+            kept = _meaning(back, field.name)
+            if kept != _meaning(config, field.name):
+                differ.setdefault(field.name, repr(kept))
     if differ:
-        raise InputError(f"the {family.name} family has no {', '.join(dict.fromkeys(differ))}")
+        named = [f"{k}={_meaning(config, k)!r} (accepted: {v})" for k, v in differ.items()]
+        raise InputError(f"the {family.name} family has no {', '.join(named)}")
     return _nested(out)
 
 

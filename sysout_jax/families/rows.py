@@ -1,6 +1,6 @@
 """Rows that many families share: sizes, rotary positions with their rules, windows by layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sysout_jax.errors import InputError
@@ -93,6 +93,9 @@ def rotary(
     """
 
     def read(raw: Raw) -> dict[str, Any]:
+        for name in ("rope_parameters", "rope_scaling"):
+            if not isinstance(raw.get(name), Mapping | None):
+                raise InputError(f"{name}={raw[name]!r}; accepted: an object or null")
         given = raw.get("rope_parameters") or raw.get("rope_scaling") or default or {}
         given = {
             "rope_theta": raw.get(theta_name, theta),
@@ -128,7 +131,8 @@ def read_rule(given: Raw, raw: Raw) -> dict[str, Any]:
             f"rope_parameters: {', '.join(sorted(unknown))} of rule {kind}; accepted: "
             f"{', '.join(sorted({*parameters, *_ALWAYS}))}"
         )
-    context = given.get(_ORIGINAL) or raw.get(_ORIGINAL) or raw["max_position_embeddings"]
+    original = given.get(_ORIGINAL) or raw.get(_ORIGINAL)
+    context = original or raw["max_position_embeddings"]
     if kind == "dynamic":
         context = raw["max_position_embeddings"]
     found = {
@@ -142,6 +146,11 @@ def read_rule(given: Raw, raw: Raw) -> dict[str, Any]:
         if value is REQUIRED:
             raise InputError(f"rope_parameters: rule {kind} without {key}; accepted: a number")
         if value is None and ours == "rope_factor":
+            if original is None:
+                raise InputError(
+                    f"rope_parameters: rule {kind} without factor and {_ORIGINAL}; accepted: a "
+                    "number for one of them"
+                )
             value = raw["max_position_embeddings"] / context
         found[ours] = tuple(value) if isinstance(value, list) else value
     return found

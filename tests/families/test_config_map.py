@@ -2,13 +2,21 @@
 
 import dataclasses
 import json
+import types
+import typing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sysout_jax.errors import InputError
-from sysout_jax.families.config_map import OURS_ALONE, read_config, read_within, write_config
+from sysout_jax.families.config_map import (
+    _KINDS,
+    OURS_ALONE,
+    read_config,
+    read_within,
+    write_config,
+)
 from sysout_jax.families.family import Field, Group, Only
 from sysout_jax.families.table import FAMILIES, by_model_type
 from sysout_jax.model.config import ModelConfig
@@ -398,10 +406,20 @@ def test_groups_say_which_fields_they_read(family):
         ({"rope_scaling": {"rope_type": "spiral"}}, "rope_type='spiral'; accepted: default, lin"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rule linear without factor"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}}, "mscale of rule"),
-        ({"rope_scaling": "linear"}, "not as accepted in this family"),
-        ({"num_attention_heads": "32"}, "heads is \"32\"; accepted: <class 'int'>"),
-        ({"num_attention_heads": 32.0}, "heads is 32.0; accepted"),
-        ({"tie_word_embeddings": 1}, "tied is 1; accepted"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rule yarn without factor and original_max"),
+        ({"rope_scaling": "linear"}, "rope_scaling='linear'; accepted: an object or null"),
+        ({"rope_scaling": 0}, "rope_scaling=0; accepted: an object or null"),
+        ({"rope_parameters": 3}, "rope_parameters=3; accepted: an object or null"),
+        ({"num_attention_heads": "32"}, 'num_attention_heads is "32"; accepted: an integer'),
+        ({"num_attention_heads": 32.0}, "num_attention_heads is 32.0; accepted: an integer"),
+        ({"num_key_value_heads": "2"}, 'value_heads is "2"; accepted: an integer or null'),
+        ({"num_hidden_layers": "2"}, 'num_hidden_layers="2" (accepted: an integer of at most 1'),
+        ({"num_hidden_layers": 1.5}, "num_hidden_layers=1.5 (accepted: an integer of at most 1"),
+        ({"num_hidden_layers": None}, "num_hidden_layers=null (accepted: an integer of at most"),
+        ({"num_hidden_layers": True}, "num_hidden_layers=true (accepted: an integer of at most"),
+        ({"vocab_size": True}, "vocab_size is true; accepted: an integer"),
+        ({"rms_norm_eps": "1e-5"}, 'rms_norm_eps is "1e-5"; accepted: a number'),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1; accepted: true or false"),
         ({"num_key_value_heads": 31}, "--kv_heads=31: does not divide --heads=32"),
         ({"hidden_size": -1}, "--width=-1: accepted: an integer of at least 1"),
         ({"rms_norm_eps": float("nan")}, "--norm_eps=nan: accepted"),
@@ -427,9 +445,24 @@ def test_an_unknown_family():
 def test_what_a_family_cannot_say():
     """Exporting to a family that lacks a field of this architecture is refused, the field named."""
     config = read_config(FAMILIES["mistral"], PUBLISHED["Mistral-7B"][0])
-    with pytest.raises(InputError, match="the llama family has no window=4096"):
+    with pytest.raises(InputError, match=r"the llama family has no window=4096 \(accepted: None\)"):
         write_config(FAMILIES["llama"], config)
-    with pytest.raises(InputError, match="no variant='sigmoid'"):
+    with pytest.raises(InputError) as caught:
+        write_config(FAMILIES["gpt2"], config)
+    for said in (
+        "the gpt2 family has no mlp='swiglu' (accepted: 'gelu', 'gelu_exact', 'relu'), ",
+        "norm='rms' (accepted: 'layer'), position='rope' (accepted: 'learned'), ",
+        "kv_heads=8 (accepted: 32)",
+    ):
+        assert said in str(caught.value)
+    with pytest.raises(InputError, match=r"no variant='sigmoid' \(accepted: 'softmax'\)"):
         write_config(FAMILIES["llama"], ModelConfig(
             norm="rms", position="rope", mlp="swiglu", variant="sigmoid"))  # fmt: skip
     assert set(OURS_ALONE) < {field.name for field in dataclasses.fields(ModelConfig)}
+
+
+def test_every_type_of_a_field_has_words():
+    for hint in typing.get_type_hints(ModelConfig).values():
+        assert set(typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)) <= set(
+            _KINDS
+        )
