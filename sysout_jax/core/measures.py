@@ -181,6 +181,8 @@ def norm_over_rest(x: Float[Array, "T *C D"], outliers: Bool[Array, "T"]) -> Flo
 
 
 def _sink_over_rest(x: Array, sink: int) -> Array:
+    if not 0 <= sink < x.shape[0]:
+        raise ValueError(f"sink={sink}: {x.shape[0]} tokens; accepted: 0 to {x.shape[0] - 1}")
     norms = jnp.linalg.norm(widened(x), axis=-1)
     # Not the sum of all less the sink's: a massive sink would swallow the rest in float32.
     rest = jnp.sum(norms.at[sink].set(0.0), axis=0) / max(x.shape[0] - 1, 1)
@@ -203,6 +205,8 @@ def sink_strength(weights: Float[Array, "N T S"], key: int = 0) -> Float[Array, 
 
     Source: Gu et al. 2025 (arXiv:2410.10781), the score under Sink_k(eps).
     """
+    if weights.ndim != 3 or not 0 <= key < min(weights.shape[1:]):
+        raise ValueError(f"key={key} of weights {weights.shape}; accepted: a key of one [N, T, S]")
     return jnp.mean(widened(weights[:, key:, key]), axis=-1)
 
 

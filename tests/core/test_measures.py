@@ -199,6 +199,24 @@ def test_sinks_of_any_key(name, key):
     np.testing.assert_allclose(fn(narrow(weights), key), definition(weights, key), rtol=1e-5)
 
 
+@pytest.mark.parametrize("sink", [-1, T])
+def test_a_sink_that_is_no_token_is_refused(sink):
+    """An index beyond the end would be that of another token, or of none."""
+    for measure, shape in ((m.residual_peak, (T, D)), (m.value_drain, (T, K, H))):
+        with pytest.raises(ValueError, match=f"sink={sink}: 7 tokens; accepted: 0 to 6"):
+            measure(narrow(draw(*shape)), sink)
+    for measure in (m.sink_strength, m.sink_rate):
+        with pytest.raises(ValueError, match=rf"key={sink} of weights \(3, 7, 7\); accepted"):
+            measure(narrow(attention()), sink)
+
+
+def test_attention_of_several_sequences_is_refused():
+    """Of a user without type checks: it would be a mean over the wrong axes."""
+    unchecked = inspect.unwrap(m.sink_strength)
+    with pytest.raises(ValueError, match=r"key=0 of weights \(1, 3, 7, 7\); accepted: a key"):
+        unchecked(narrow(attention())[None])
+
+
 @pytest.mark.parametrize("eps", [0.2, 0.3, 0.8])
 def test_sink_rate_thresholds_before_it_averages(eps):
     """Heads of strength 1, 0.5, 0.25 and 0: the mean, 0.44, would be over or under as a whole."""
