@@ -248,5 +248,6 @@ def test_dynamics_measures_every_checkpoint():
     ratios = found.measures["weight_ratio@down"]
     np.testing.assert_allclose(ratios[-1], 228 / (1 + 227 * 0.016 / 100), rtol=0.1)
     assert "weight outliers, W_down" in found.order
-    with pytest.raises(InputError, match="1 checkpoint; accepted: a run with at least 2"):
-        dynamics(config, [(0, params)], tokens)
+    for few, said in (([], "0 checkpoints"), ([(0, params)], "1 checkpoint")):
+        with pytest.raises(InputError, match=f"{said}; accepted: a run with at least 2"):
+            dynamics(config, few, tokens)
