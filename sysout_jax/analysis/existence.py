@@ -84,8 +84,8 @@ def existence(
     found = scan(config, params, tokens[None], thresholds)
     weights = weights or weight_scan(params, found.thresholds.weight_ratio)
     peaks = {
-        name: int(np.argmax(found.site(name).top[:, 0, 0] / found.site(name).mean[:, 0]))
-        for name in ("down_in", "block_out")
+        name: int(np.argmax(site.over_mean(site.top[..., 0])[:, 0]))
+        for name, site in (("down_in", found.down_in), ("block_out", found.block_out))
     }
     strongest = int(np.argmax(found.attention_score()[:, 0].max(axis=-1)))
     shown = jax.device_get(_panels(config, params, jnp.asarray(tokens)))

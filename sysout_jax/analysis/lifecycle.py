@@ -96,7 +96,7 @@ def lifecycle(
     tokens = np.asarray(tokens)
     found = scan(config, params, tokens[None], thresholds)
     site = found.block_out
-    peak_layer = int(np.argmax(site.top[:, 0, 0] / site.mean[:, 0]))
+    peak_layer = int(np.argmax(site.over_mean(site.top[..., 0])[:, 0]))
     token = int(np.argmax(site.token_peak[peak_layer, 0]))
     channel = int(site.token_feature[peak_layer, 0, token])
     taps = jax.device_get(_record(config, params, jnp.asarray(tokens), token, channel))

@@ -76,7 +76,8 @@ def _of_layer(
     config: ModelConfig, params: Params, tokens: np.ndarray, found: Scan, batch: int
 ) -> tuple[Calibrated, ...]:
     """Channels beside shuffled ones, and entries beside a normal, in the most outlying layer."""
-    layer = int(np.argmax((found.block_out.top[..., 0] / found.block_out.mean).mean(axis=1)))
+    site = found.block_out
+    layer = int(np.argmax(site.over_mean(site.top[..., 0]).mean(axis=1)))
     some = tokens[:SHUFFLED]
 
     def run(params: Params) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -103,7 +104,7 @@ def _of_layer(
 def _scores(found: Scan) -> dict[str, Float[np.ndarray, "L B T"]]:
     """The score of An et al.'s detectors for every token and key."""
     scores = {
-        f"tokens of {name}": found.site(name).token_peak / found.site(name).mean[..., None]
+        f"tokens of {name}": found.site(name).over_mean(found.site(name).token_peak)
         for name in SITES
     }
     return scores | {"keys of attention": found.attention_score()}

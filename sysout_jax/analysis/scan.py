@@ -66,6 +66,11 @@ class Site:
     token_feature: np.ndarray  # [L, B, T], its argmax
     feature_peak: np.ndarray  # [L, B, C], max_t |h[t, j]|
 
+    def over_mean(self, size: np.ndarray) -> np.ndarray:
+        """Magnitudes [L, B, ...] over `mean`; 0 where that is 0: a layer of zeros is no peak."""
+        mean = self.mean.reshape(*self.mean.shape, *(1,) * (size.ndim - 2))
+        return np.divide(size, mean, out=np.zeros_like(size), where=mean > 0)
+
 
 @dataclass(frozen=True)
 class Scan:

@@ -6,6 +6,7 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -168,3 +169,19 @@ def test_attention_in_blocks_changes_no_finding():
         assert whole["parts"] == blocked["parts"]
         assert list(whole["parts"]) == [part]
         assert blocked["model"]["query_block"] == 4
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("zeros", ["all", "block_0"])
+def test_layers_of_zeros_are_analysed_without_a_warning(zeros, tmp_path):
+    """And none of them counts as the one with the largest outliers."""
+    config = so.ModelConfig(vocab=19, layers=2, width=16, heads=2, position="none")
+    params = {
+        name: jax.tree.map(jnp.zeros_like, part) if zeros in ("all", name) else part
+        for name, part in init(config, jax.random.key(0)).items()
+    }
+    parts, rows = ("existence", "lifecycle", "measures"), p.rows()[:2, :12]
+    found = so.analyze(so.Model(config, params), rows[0], rows=rows, parts=parts)
+    found.save(tmp_path)
+    panel = found.existence.panels[0]
+    assert (panel.title, panel.layer) == ("|down_in|", 0 if zeros == "all" else 1)
