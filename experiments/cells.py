@@ -137,7 +137,8 @@ class Cells:
                         f"--{name}={as_flag(mine.get(name))}: the cells in {place} have "
                         f"{as_flag(theirs.get(name))}; accepted: that, or another --name"
                     )
-        write_json(path, about)
+        else:
+            write_json(path, about)
 
     def __contains__(self, name: str) -> bool:
         return self._path(name).exists()

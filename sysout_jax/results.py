@@ -148,7 +148,8 @@ def write_json(path: Path, value: Any) -> Path:
 
 def write_text(path: Path, text: str) -> Path:
     """Write lines of text in the same way."""
-    partial = path.with_name(f".{path.name}.partial")
+    # The process is in the name: two that write one file must not rename each other's.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with naming(path):
             partial.write_text(text + "\n")

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 from dataclasses import asdict
 
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import laboratory
-from experiments.cells import Shard, parse_shard
+from experiments.cells import Cells, Shard, parse_shard
 from experiments.laboratory import Cell, Config, found_in
 from experiments.laboratory_report import (
     USUAL,
@@ -165,6 +167,45 @@ def test_other_settings_do_not_join_cells_that_are_there(finished, run_laborator
     done = run_laboratory(*TINY, "--steps=7", f"--workdir={place}")
     assert done.status == 2
     assert done.err.startswith("error: --steps=7: the cells in ")
+
+
+RACE = """
+import multiprocessing, sys
+from pathlib import Path
+from experiments.cells import Cells
+
+def begin(barrier):
+    for n in range(40):
+        barrier.wait()
+        Cells(Path(sys.argv[1]) / str(n), {"steps": 4})
+
+fork = multiprocessing.get_context("fork")
+barrier = fork.Barrier(8)
+shards = [fork.Process(target=begin, args=(barrier,)) for _ in range(8)]
+for each in shards:
+    each.start()
+for each in shards:
+    each.join(60)
+    if each.exitcode:
+        barrier.abort()
+sys.exit(any(each.exitcode for each in shards))
+"""
+
+
+def test_shards_may_start_at_once(tmp_path):
+    """Each writes what the cells have in common, if no other has; none takes another's file."""
+    done = subprocess.run([sys.executable, "-c", RACE, str(tmp_path)], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    for n in range(40):
+        (about,) = (tmp_path / str(n)).iterdir()
+        assert json.loads(about.read_text()) == {"steps": 4}
+
+
+def test_what_cells_have_in_common_is_written_once(tmp_path):
+    Cells(tmp_path, {"steps": 4, "seeds": (0, 1)})
+    before = (tmp_path / "about.json").stat()
+    Cells(tmp_path, {"steps": 4, "seeds": (0, 1)})
+    assert (tmp_path / "about.json").stat() == before
 
 
 def test_a_cell_that_diverges_is_a_result(run_laboratory, tmp_path, monkeypatch):
