@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from math import inf
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ class Thresholds:
     """When a detector flags.
 
     Raises:
-      InputError: a threshold is not above zero.
+      InputError: a threshold is not above zero, or not finite.
     """
 
     activation_ratio: float = d.ACTIVATION_RATIO  # max|h[t]| over mean|h| (An et al. 2025)
@@ -47,8 +48,8 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
-                raise InputError(f"--{name}={value}: accepted: a number above 0")
+            if not 0 < value < inf:
+                raise InputError(f"--{name}={value}: accepted: a finite number above 0")
 
 
 @dataclass(frozen=True)

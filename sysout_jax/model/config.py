@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf
+from numbers import Integral
 from types import MappingProxyType
 
 from sysout_jax.core import flash
@@ -112,9 +114,9 @@ class ModelConfig:
         ):  # fmt: skip
             at_least(1, name, getattr(self, name))
         for name in ("norm_eps", "init_std"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < inf:
                 raise InputError(
-                    f"--{name}={getattr(self, name)}: accepted: a number of at least 0"
+                    f"--{name}={getattr(self, name)}: accepted: a finite number of at least 0"
                 )
         for name in (
             "rope_theta", "rope_factor", "rope_low", "rope_high", "rope_fast", "rope_slow",
@@ -122,8 +124,14 @@ class ModelConfig:
             "attn_softcap", "final_softcap", "embed_scale",
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
+            if value is not None and not 0 < value < inf:
                 raise InputError(f"--{name}={value}: accepted: a finite number above 0")
+        for name in ("rope_short", "rope_long"):
+            found = getattr(self, name)
+            if not all(0 < x < inf for x in found):
+                raise InputError(
+                    f"--{name}={','.join(map(str, found))}: accepted: finite numbers above 0"
+                )
         if not 0 < self.rope_fraction <= 1:
             raise InputError(
                 f"--rope_fraction={self.rope_fraction}: accepted: a number above 0, at most 1"
@@ -159,7 +167,7 @@ class ModelConfig:
     def _check_positions(self) -> None:
         if self.window_layers is not None and (
             self.window is None
-            or not all(0 <= layer < self.layers for layer in self.window_layers)
+            or not all(is_integer(x) and 0 <= x < self.layers for x in self.window_layers)
             or list(self.window_layers) != sorted(set(self.window_layers))
         ):
             raise InputError(
@@ -181,11 +189,9 @@ class ModelConfig:
             )
         for name in ("rope_short", "rope_long"):
             found = getattr(self, name)
-            if self.rope_rule == "longrope" and (
-                len(found) != self.rope_channels // 2 or not all(x > 0 for x in found)
-            ):
+            if self.rope_rule == "longrope" and len(found) != self.rope_channels // 2:
                 raise InputError(
-                    f"--{name}: {len(found)} numbers; accepted: {self.rope_channels // 2} above 0, "
+                    f"--{name}: {len(found)} numbers; accepted: {self.rope_channels // 2}, "
                     "one per pair of channels"
                 )
 
@@ -244,9 +250,14 @@ class ModelConfig:
 
 
 def at_least(least: int, name: str, value: int | None) -> None:
-    """Refuse a value of flag `name` that is below the least one; None is no value."""
-    if value is not None and value < least:
-        raise InputError(f"--{name}={value}: accepted: an integer of at least {least}")
+    """Refuse a value of flag `name` that is no integer or below the least one; None is no value."""
+    if value is not None and not (is_integer(value) and value >= least):
+        raise InputError(f"--{name}={value!r}: accepted: an integer of at least {least}")
+
+
+def is_integer(value: object) -> bool:
+    """Whether a value is an integer, of Python or numpy, which a bool is not meant to be."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def one_of(name: str, value: str, accepted: tuple[str, ...]) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError
-from sysout_jax.model.config import DTYPES, SHAPES, ModelConfig, at_least, one_of
+from sysout_jax.model.config import DTYPES, SHAPES, ModelConfig, at_least, is_integer, one_of
 from sysout_jax.training.optimizer import OptimizerConfig, check_cooldown
 from sysout_jax.training.parallel import check_parallel
 from sysout_jax.training.sharding import MeshShape, check_fits, parse_mesh
@@ -50,14 +50,15 @@ class TrainConfig:
             "steps_per_call", "measure_every", "val_batches", "measure_seq_len",
         ):  # fmt: skip
             at_least(1, name, getattr(self, name))
-        at_least(0, "checkpoint_every", self.checkpoint_every)
+        for name in ("checkpoint_every", "loss_from"):
+            at_least(0, name, getattr(self, name))
         check_cooldown(self.optimizer, self.steps)
         if self.measured_len > self.seq_len:
             raise InputError(
                 f"--measure_seq_len={self.measure_seq_len}: accepted: at most --seq_len="
                 f"{self.seq_len}"
             )
-        if not 0 <= self.loss_from < self.seq_len:
+        if self.loss_from >= self.seq_len:
             raise InputError(
                 f"--loss_from={self.loss_from}: accepted: a position from 0 to {self.seq_len - 1}"
             )
@@ -68,7 +69,7 @@ class TrainConfig:
             )
         check_parallel(self.parallel, self.mesh_shape)
         check_fits(self.mesh_shape, self.model, self.batch_size, self.parts)
-        in_range = all(0 <= seed < 2**32 for seed in self.seeds)
+        in_range = all(is_integer(seed) and 0 <= seed < 2**32 for seed in self.seeds)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not in_range:
             raise InputError(
                 f"--seeds={','.join(map(str, self.seeds))}: accepted: different integers from 0 to "

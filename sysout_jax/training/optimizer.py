@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import takewhile
+from math import inf
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import optax
 from optax import contrib
 
 from sysout_jax.errors import InputError
-from sysout_jax.model.config import DTYPES, one_of
+from sysout_jax.model.config import DTYPES, at_least, one_of
 
 OPTIMIZERS = ("adamw", "sgd", "lion", "muon")
 SCHEDULES = ("constant", "cosine", "wsd")
@@ -42,13 +43,16 @@ class OptimizerConfig:
         one_of("optimizer", self.optimizer, OPTIMIZERS)
         one_of("schedule", self.schedule, SCHEDULES)
         one_of("moment_dtype", self.moment_dtype, DTYPES)
+        at_least(0, "warmup", self.warmup)
         for name in ("lr", "eps"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name}={getattr(self, name)}: accepted: a number above 0")
-        for name in ("warmup", "decay", "clip"):
-            if not getattr(self, name) >= 0:
+            if not 0 < getattr(self, name) < inf:
                 raise InputError(
-                    f"--{name}={getattr(self, name)}: accepted: a number of at least 0"
+                    f"--{name}={getattr(self, name)}: accepted: a finite number above 0"
+                )
+        for name in ("decay", "clip"):
+            if not 0 <= getattr(self, name) < inf:
+                raise InputError(
+                    f"--{name}={getattr(self, name)}: accepted: a finite number of at least 0"
                 )
         for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:

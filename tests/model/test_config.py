@@ -4,8 +4,11 @@ import dataclasses
 import math
 import typing
 
+import numpy as np
 import pytest
 
+from experiments import causal, compress, convergence, explicit, laboratory
+from sysout_jax.analysis.scan import Thresholds
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import MLPS, NORMS
 from sysout_jax.errors import InputError
@@ -92,9 +95,40 @@ def test_floats_have_a_range(row):
         assert refusal(config_type, **{name: value}).startswith(f"--{name}={value}: accepted: ")
 
 
+@pytest.mark.parametrize("row", numbers(int), ids=ids)
+def test_what_is_no_integer(row):
+    config_type, name = row
+    for bad in (2.5, 2.0, "10", True, math.nan):
+        message = refusal(config_type, **{name: bad})
+        assert message.startswith(f"--{name}={bad!r}: accepted: an integer of at least ")
+
+
+def test_an_integer_of_numpy():
+    assert TrainConfig(steps=np.int64(3)).steps == 3
+
+
+def test_every_number_is_finite():
+    """Infinite ones pass a range without an end, and are heard of later: no field is let off."""
+    found = set()
+    for config_type in (
+        ModelConfig, OptimizerConfig, TrainConfig, Thresholds, causal.Config, compress.Config,
+        convergence.Config, explicit.Config, laboratory.Config,
+    ):  # fmt: skip
+        for field in dataclasses.fields(config_type):
+            if "float" not in str(field.type):
+                continue
+            found.add(field.name)
+            for bad in (math.inf, -math.inf, math.nan):
+                several = isinstance(field.default, tuple)
+                value = (*field.default, bad) if several else bad
+                message = refusal(config_type, **{field.name: value})
+                assert message.startswith(f"--{field.name}=")
+    assert {"lr", "clip", "init_std", "rope_long", "massive_ratio", "alpha", "factors"} <= found
+
+
 @pytest.mark.parametrize("name", ["lr", "eps"])
 def test_no_learning_rate_and_no_eps_of_zero(name):
-    assert "accepted: a number above 0" in refusal(OptimizerConfig, **{name: 0.0})
+    assert "accepted: a finite number above 0" in refusal(OptimizerConfig, **{name: 0.0})
 
 
 def test_no_rotary_base_of_zero():
@@ -134,22 +168,23 @@ def test_every_word_is_a_choice():
         ({"position": "rope", "width": 6, "heads": 2}, "--position=rope", "heads have 3"),
         ({"position": "rope", "rope_fraction": 0.1}, "--position=rope", "heads have 3"),
         ({"position": "rope", "rope_fraction": 0.01}, "--position=rope", "heads have 0"),
-        ({"position": "rope", "rope_rule": "longrope"}, "--rope_short", "accepted: 16 above 0"),
+        ({"position": "rope", "rope_rule": "longrope"}, "--rope_short", "accepted: 16, one"),
         (
             {
                 "position": "rope",
                 "head_dim": 2,
                 "rope_rule": "longrope",
                 "rope_short": (1.0,),
-                "rope_long": (0.0,),
+                "rope_long": (1.0, 2.0),
             },
             "--rope_long",
-            "accepted: 1 above 0",
+            "2 numbers; accepted: 1, one",
         ),
         ({"window_layers": (0,)}, "--window_layers=0", "with --window"),
         ({"window": 3, "window_layers": (0, 2)}, "--window_layers=0,2", "from 0 to 1"),
         ({"window": 3, "window_layers": (1, 0)}, "--window_layers=1,0", "in order"),
         ({"window": 3, "window_layers": (1, 1)}, "--window_layers=1,1", "in order"),
+        ({"window": 3, "window_layers": (0.5,)}, "--window_layers=0.5", "in order"),
         ({"context": 2, "position_offset": 2}, "--position_offset=2", "--context=2"),
         ({"experts": 2, "experts_per_token": 3}, "--experts_per_token=3", "--experts=2"),
         (
@@ -194,6 +229,9 @@ def test_replacing_checks_again():
         ({"seeds": (1, 2, 1)}, "--seeds=1,2,1: accepted"),
         ({"seeds": (0, -1)}, "--seeds=0,-1: accepted"),
         ({"seeds": (2**32,)}, f"--seeds={2**32}: accepted"),
+        ({"seeds": (0, 1.0)}, "--seeds=0,1.0: accepted: different integers"),
+        ({"seeds": (True,)}, "--seeds=True: accepted: different integers"),
+        ({"seeds": ("3",)}, "--seeds=3: accepted: different integers"),
     ],
 )
 def test_refusals_of_a_run(values, flag):
