@@ -1,7 +1,6 @@
 """Cells of an experiment: which there are, as files in one directory, and whose turn each is."""
 
 import itertools
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,21 @@ from rich.console import Console
 
 from experiments.report import Progress
 from sysout_jax.errors import InputError
-from sysout_jax.results import RunDirectory, as_flag, leaves, plain, write_json
+from sysout_jax.results import (
+    RunDirectory,
+    as_flag,
+    leaves,
+    plain,
+    read_mapping,
+    unwritable,
+    write_json,
+)
 from sysout_jax.training.config import TrainConfig
 
 Item = TypeVar("Item")
 Log = Callable[[dict[str, Any]], None]
 ABOUT = "about.json"  # beside the cells: what they have in common
+TRAINED_AGAIN = "remove it, and it is trained again"  # of a cell that cannot be read
 
 
 @dataclass(frozen=True)
@@ -101,11 +109,14 @@ def opened(
     """The directory of this process's record, and the cells, which all of that name share.
 
     Raises:
-      InputError: cells that are there were made with something else, before anything is written;
-        or the directory is not writable.
+      InputError: cells that are there were made with something else or cannot be read, before
+        anything is written; or the directory is not writable.
     """
     if name:
-        Cells(Path(workdir) / experiment / name / "cells", about)
+        try:
+            Cells(Path(workdir) / experiment / name / "cells", about)
+        except OSError as error:
+            raise InputError(unwritable(workdir, error)) from error
     if shard and name:
         part = parse_shard(shard)
         name = f"{name}/shard-{part.index}-of-{part.count}"
@@ -122,7 +133,7 @@ class Cells:
       about: what determines a cell beside its name: all that write here agree on it.
 
     Raises:
-      InputError: cells that are there were made with something else.
+      InputError: cells that are there were made with something else, or cannot be read.
     """
 
     def __init__(self, place: Path, about: Mapping[str, Any]) -> None:
@@ -130,7 +141,8 @@ class Cells:
         place.mkdir(parents=True, exist_ok=True)
         path, mine = place / ABOUT, dict(leaves(plain(about)))
         if path.exists():
-            theirs = dict(leaves(json.loads(path.read_text())))
+            others = read_mapping(path, "cells/ without it, if these flags are those of its cells")
+            theirs = dict(leaves(others))
             for name in {**theirs, **mine}:
                 if theirs.get(name) != mine.get(name):
                     raise InputError(
@@ -139,6 +151,8 @@ class Cells:
                     )
         else:
             write_json(path, about)
+        for name in self.names():
+            self.read(name)  # refused before anything is trained
 
     def __contains__(self, name: str) -> bool:
         return self._path(name).exists()
@@ -148,8 +162,12 @@ class Cells:
         return sorted(path.stem for path in self.place.glob("[!.]*.json") if path.name != ABOUT)
 
     def read(self, name: str) -> dict[str, Any]:
-        """What was found in a finished cell."""
-        return dict(json.loads(self._path(name).read_text()))
+        """What was found in a finished cell.
+
+        Raises:
+          InputError: it cannot be read.
+        """
+        return read_mapping(self._path(name), TRAINED_AGAIN)
 
     def write(self, name: str, found: Mapping[str, Any]) -> None:
         """Finish a cell."""

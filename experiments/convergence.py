@@ -18,6 +18,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import launch
+from experiments.cells import TRAINED_AGAIN
 from experiments.convergence_report import compared, markdown_tables, print_tables
 from experiments.report import Progress, reading
 from experiments.trained import history
@@ -27,7 +28,7 @@ from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.errors import Diverged, InputError
 from sysout_jax.model.config import SHAPES, at_least, one_of
 from sysout_jax.model.decoder import parameter_count
-from sysout_jax.results import RunDirectory, code_version, read_record, write_json
+from sysout_jax.results import RunDirectory, code_version, read_mapping, read_record, write_json
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run, corpus_of, train
 from sysout_jax.training.optimizer import OptimizerConfig
@@ -91,6 +92,7 @@ def run(config: Config, console: Console, resumed: Path | None = None) -> RunDir
         corpus = corpus_of(train_config, progress)
     for split in ("train", "val"):
         corpus.batch(split, 0, 0, train_config.batch_size, train_config.seq_len)
+    costs, cells = _there(resumed) if resumed else ({}, {})  # refused before anything is written
     directory = RunDirectory.reopened(resumed) if resumed else RunDirectory(
         config.workdir, "convergence"
     )  # fmt: skip
@@ -98,9 +100,9 @@ def run(config: Config, console: Console, resumed: Path | None = None) -> RunDir
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     about = _describe(config, corpus)
     with directory.record("convergence", **about, variants={}, cells=[], compared={}) as record:
-        record["variants"] = _costs(config, corpus, directory, console)
+        record["variants"] = _costs(config, corpus, directory, console, costs)
         try:
-            _train_all(config, corpus, directory, console, record["cells"])
+            _train_all(config, corpus, directory, console, cells, record["cells"])
         finally:
             record["compared"] = compared(record)
     found = read_record(directory.path)
@@ -123,13 +125,28 @@ def _describe(config: Config, corpus: Corpus) -> dict[str, Any]:
     }
 
 
+def _there(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The costs that a run has found, and its cells by the names of their files.
+
+    Raises:
+      InputError: one of the files cannot be read.
+    """
+    path = run / "costs.json"
+    costs = read_mapping(path, "remove it, and all is timed again") if path.exists() else {}
+    files = sorted((run / "cells").glob("[!.]*.json"))
+    return costs, {file.stem: read_mapping(file, TRAINED_AGAIN) for file in files}
+
+
 def _costs(
-    config: Config, corpus: Corpus, directory: RunDirectory, console: Console
+    config: Config,
+    corpus: Corpus,
+    directory: RunDirectory,
+    console: Console,
+    there: dict[str, Any],
 ) -> dict[str, Any]:
-    """Parameters, operations and seconds of each variant; from a file if all were timed before."""
-    path = directory.path / "costs.json"
-    if path.exists() and list(found := json.loads(path.read_text())) == list(config.variants):
-        return dict(found)
+    """Parameters, operations and seconds of each variant; those there if all were timed before."""
+    if list(there) == list(config.variants):
+        return there
     cells = {name: config.cell(name, config.lrs[0]) for name in config.variants}
     with console.status(f"timing {len(cells)} variants in turn"):
         seconds = step_seconds(cells, corpus.vocab, config.rounds)
@@ -147,23 +164,29 @@ def _costs(
 
 
 def _train_all(
-    config: Config, corpus: Corpus, directory: RunDirectory, console: Console, found: list[Any]
+    config: Config,
+    corpus: Corpus,
+    directory: RunDirectory,
+    console: Console,
+    there: dict[str, Any],
+    found: list[Any],
 ) -> None:
-    """Read or train every cell, learning rate by learning rate, into `found`."""
+    """Take or train every cell, learning rate by learning rate, into `found`."""
     place = directory.path / "cells"
     place.mkdir(exist_ok=True)
     cells = {f"{name} {lr:g}": (name, lr) for lr in config.lrs for name in config.variants}
     with Progress(console, config.train, tuple(cells)) as progress:
         for title, (name, lr) in cells.items():
-            path = place / f"{name}-{lr:g}.json"
-            if not path.exists():
+            file = f"{name}-{lr:g}"
+            if file not in there:
 
                 def log(row: dict[str, Any], title: str = title, lr: float = lr) -> None:
                     directory.log({"lr": lr, **row})
                     progress.update(row | {"variant": title})
 
-                write_json(path, _train(config.cell(name, lr), corpus, log))
-            found.append(json.loads(path.read_text()))
+                cell = _train(config.cell(name, lr), corpus, log)
+                there[file] = json.loads(write_json(place / f"{file}.json", cell).read_text())
+            found.append(there[file])
 
 
 def _train(cell: TrainConfig, corpus: Corpus, log: Any) -> dict[str, Any]:

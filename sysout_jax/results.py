@@ -192,17 +192,23 @@ def read_record(directory: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       InputError: there is no readable result.json in it.
     """
-    path = Path(directory) / "result.json"
+    return read_mapping(Path(directory) / "result.json", "a run directory with its result.json")
+
+
+def read_mapping(path: Path, accepted: str) -> dict[str, Any]:
+    """What a file of JSON says, which is a mapping and not empty.
+
+    Raises:
+      InputError: there is no such file, or something else in it; `accepted` says what to do.
+    """
     try:
-        record = json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: {getattr(error, 'strerror', None) or error}; "
-            "accepted: a run directory with its result.json"
-        ) from error
-    if not isinstance(record, dict):
-        raise InputError(f"{path}: not a record; accepted: the result.json of a run")
-    return record
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: {reason}; accepted: {accepted}") from error
+    if not isinstance(found, dict) or not found:
+        raise InputError(f"{path}: not a record; accepted: {accepted}")
+    return found
 
 
 def plain(value: Any) -> Any:

@@ -269,10 +269,11 @@ def test_a_record_of_a_run_that_ended_early(tmp_path, error, status, reason):
         (None, "No such file or directory; accepted: a run directory"),
         ('{"a": 1', "; accepted: a run directory with its result.json"),
         ("", "; accepted: a run directory with its result.json"),
-        ("[1, 2]", "not a record; accepted: the result.json of a run"),
+        ("[1, 2]", "not a record; accepted: a run directory with its result.json"),
+        ("{}", "not a record; accepted: a run directory with its result.json"),
         (b"\xff\xfe", "; accepted: a run directory with its result.json"),
     ],
-    ids=["missing", "cut short", "empty", "a list", "binary"],
+    ids=["missing", "cut short", "empty", "a list", "an empty mapping", "binary"],
 )
 def test_records_that_cannot_be_read(tmp_path, content, wanted):
     if content is not None:

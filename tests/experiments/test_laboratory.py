@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -206,6 +207,37 @@ def test_what_cells_have_in_common_is_written_once(tmp_path):
     before = (tmp_path / "about.json").stat()
     Cells(tmp_path, {"steps": 4, "seeds": (0, 1)})
     assert (tmp_path / "about.json").stat() == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
+@pytest.mark.parametrize(
+    ("file", "accepted"),
+    [
+        ("about.json", "cells/ without it, if these flags are those of its cells"),
+        ("softmax-adamw-1-all-bos-0.0001-1e-08-own.json", "remove it, and it is trained again"),
+    ],
+)
+def test_a_damaged_file_of_cells_is_one_line(
+    finished, run_laboratory, tmp_path, file, accepted, content
+):
+    shutil.copytree(finished[0], tmp_path / "laboratory" / "cells")
+    path = tmp_path / "laboratory" / "cells" / "cells" / file
+    path.write_text(content)
+    result = (finished[0] / "result.json").read_bytes()
+    done = run_laboratory(*TINY, "--optimizers=adamw,sgd", f"--workdir={tmp_path}")
+    assert (done.status, done.err.count("\n")) == (2, 1), done.err
+    assert done.err.startswith(f"error: {path}: ")
+    assert done.err.endswith(f"; accepted: {accepted}\n")
+    assert (tmp_path / "laboratory" / "cells" / "result.json").read_bytes() == result
+
+
+def test_a_work_directory_that_cannot_be_written(run_laboratory, tmp_path):
+    (tmp_path / "file").touch()
+    workdir = tmp_path / "file" / "below"
+    for named in ((), ("--name=x",), ("--name=x", "--shard=0/2")):
+        done = run_laboratory("--smoke", *named, f"--workdir={workdir}")
+        told = f"--workdir={workdir}: Not a directory; accepted: a directory that is writable"
+        assert (done.status, done.err) == (2, f"error: {told}\n")
 
 
 def test_a_cell_that_diverges_is_a_result(run_laboratory, tmp_path, monkeypatch):
