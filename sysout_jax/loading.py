@@ -83,7 +83,7 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
       InputError: no such path, and no id that can be fetched; or a pickle.
     """
     path, name = Path(source).expanduser(), os.fspath(source)
-    if not path.exists():
+    if not name or not path.exists():  # an empty path would be the working directory
         if not is_hub_id(name):
             raise InputError(
                 f"--model={name}: no such file or directory; accepted: a run's model, a directory "

@@ -143,6 +143,7 @@ def test_streaming_edits_and_refusals(golden):
 def test_what_is_no_model(tmp_path):
     assert "no such file or directory; accepted: a run's model" in refusal(tmp_path / "nosuch")
     assert "no such file or directory" in refusal("../nosuch")
+    assert "--model=: no such file or directory; accepted: a run's model" in refusal("")
     assert "accepted: a directory that a training run wrote" in refusal(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert "model_type None; accepted: llama" in refusal(tmp_path)

@@ -23,7 +23,7 @@ from sysout_jax.families.table import FAMILIES, by_model_type
 from sysout_jax.families.tensor_map import Part, Stored
 from sysout_jax.families.tensors import DTYPES, INDEX, SINGLE, Source, sources
 from sysout_jax.families.tokens import published_tokenizer
-from sysout_jax.model.config import ModelConfig, one_of
+from sysout_jax.model.config import ModelConfig, at_least, one_of
 from sysout_jax.model.decoder import param_axes, unstack_blocks
 from sysout_jax.model.model import Model
 from sysout_jax.model.stream import Layers
@@ -238,10 +238,12 @@ def export(
       shard_bytes: the most that one file holds, unless a single tensor is larger.
 
     Raises:
-      InputError: the family cannot say this architecture, or the directory exists.
+      InputError: the family cannot say this architecture, the directory exists, or no byte fits
+        into a file.
       OSError: it cannot be written.
     """
     one_of("family", family, tuple(FAMILIES))
+    at_least(1, "shard_bytes", shard_bytes)
     row, target = FAMILIES[family], Path(directory).absolute()
     if target.exists():
         raise InputError(f"{target}: exists; accepted: a directory that does not")
