@@ -73,12 +73,13 @@ def restore(config_type: type[C], stored: dict[str, Any]) -> C:
     """The config that a run wrote as config.json.
 
     Raises:
-      InputError: other fields than the config has, as another version would write.
+      InputError: other fields than the config has, as another version would write, or a value
+        that is not accepted.
     """
     hints = typing.get_type_hints(config_type)
     if set(stored) != set(hints):
         odd = ", ".join(sorted(set(stored) ^ set(hints)))
-        raise InputError(f"config.json: {odd}; accepted: the fields that this version writes")
+        raise InputError(f"{odd}; accepted: the fields that this version writes")
     values: dict[str, Any] = {}
     for name, value in stored.items():
         kind = hints[name]
@@ -93,7 +94,7 @@ def restore(config_type: type[C], stored: dict[str, Any]) -> C:
 
 
 def read_config(config_type: type[C], directory: Path, flag: str, binary: str) -> C:
-    """The config of a run directory that a flag names.
+    """The config of a run directory, which a flag means.
 
     Raises:
       InputError: it is no run of this binary.
@@ -101,10 +102,10 @@ def read_config(config_type: type[C], directory: Path, flag: str, binary: str) -
     try:
         return restore(config_type, json.loads((directory / "config.json").read_text()))
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"--{flag}={directory}: {reason}; accepted: a run directory of {binary}"
-        ) from error
+        told = str(getattr(error, "strerror", None) or error)
+        if not isinstance(error, InputError):  # which says itself what is accepted
+            told = f"{told}; accepted: a run directory of {binary}"
+        raise InputError(f"--{flag}={FLAGS[flag].value}: config.json: {told}") from error
 
 
 def numbers(name: str, values: list[str], kind: type) -> tuple[Any, ...]:
@@ -217,6 +218,9 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
     try:
         if len(argv) > 1:
             raise InputError(f"{argv[1]!r}: unexpected; accepted: flags of the form --name=value")
+        for name in FLAGS:  # as a variable of the shell that is not set leaves it
+            if FLAGS[name].present and FLAGS[name].value == "":
+                raise InputError(f"--{name}=: empty; accepted: a value, or no --{name}")
         main()
         sys.stdout.flush()
     except InputError as error:

@@ -305,7 +305,11 @@ def own_directory() -> Path | None:
 
 
 def _complete(path: Path) -> bool:
-    return (path / "result.json").exists() and read_record(path)["status"] == "complete"
+    """Whether a run has ended well; a record that cannot be read is none."""
+    try:
+        return read_record(path).get("status") == "complete"
+    except InputError:
+        return False
 
 
 def _going_on(flag: str, path: Path) -> Config:

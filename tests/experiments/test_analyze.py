@@ -260,6 +260,7 @@ def line(outcome):
         (["--model={run}", "--sequences=0"], ("--sequences=0", "at least 1")),
         (["--model={run}", "--seq_len=1"], ("--seq_len=1", "at least 2")),
         (["--model={run}", "--activation_ratio=-1"], ("--activation_ratio=-1", "above 0")),
+        (["--model={run}", "--massive_ratio=inf"], ("--massive_ratio=inf", "a finite number")),
         (["--model={run}", "--variant=softmax", "--seq_len=99"], ("--seq_len=99", "at most 32")),
         (["--model={run}", "--variant=softmax", "--corpus=stdlib"], ("no tokenizer.json",)),
         (["--redraw=nowhere"], ("nowhere", "result.json")),
@@ -288,7 +289,8 @@ def of_text(tmp_path_factory):
     ("arguments", "told"),
     [
         (["--sequences=500"], ("--sequences=500", "at most")),
-        (["--prompt="], ("--prompt: 1 token", "2 to 40")),
+        (["--prompt="], ("--prompt=: empty", "accepted")),
+        (["--prompt=a", "--bos=no"], ("--prompt: 1 token", "2 to 40")),
         (["--prompt=" + "long " * 80], ("--prompt: 401 tokens", "2 to 40")),
         (["--only=dynamics"], ("--only=dynamics: 0 checkpoints", "--checkpoint_every")),
         (["--only=seeds"], ("--only=seeds: 1 seed of tiny", "--seeds=0,1")),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -229,9 +230,12 @@ def test_markdown_has_a_table_for_each(record):
         (["--seeds=1,1"], "--seeds=1,1: accepted: different integers"),
         (["--model=foo"], "--model='foo': unknown"),
         (["--corpus=nowhere.txt"], "nowhere.txt"),
-        (["--resume=nowhere"], "--resume=nowhere: No such file or directory"),
+        (["--resume=nowhere"], "--resume=nowhere: config.json: No such file or directory"),
         (["--resume=nowhere", "--steps=7"], "--steps: the run in --resume=nowhere has its own"),
         (["--redraw=nowhere"], "nowhere/result.json"),
+        (["--redraw="], "--redraw=: empty; accepted: a value, or no --redraw"),
+        (["--resume="], "--resume=: empty"),
+        (["--corpus="], "--corpus=: empty"),
     ],
 )
 def test_bad_flags_are_one_line(run_convergence, tmp_path, monkeypatch, arguments, told):
@@ -244,13 +248,35 @@ def test_bad_flags_are_one_line(run_convergence, tmp_path, monkeypatch, argument
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"steps": 3}', '{"train": 1}'])
-def test_what_is_no_run_cannot_go_on(run_convergence, tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "accepted"),
+    [
+        ("{", "a run directory of experiments.convergence"),
+        ("[]", "the fields that this version writes"),
+        ('{"steps": 3}', "the fields that this version writes"),
+        ('{"train": 1}', "the fields that this version writes"),
+    ],
+)
+def test_what_is_no_run_cannot_go_on(run_convergence, tmp_path, content, accepted):
     (tmp_path / "config.json").write_text(content)
     done = run_convergence(f"--resume={tmp_path}")
     assert (done.status, done.err.count("\n")) == (2, 1)
-    assert done.err.startswith(f"error: --resume={tmp_path}: ")
-    assert "accepted: a run directory of experiments.convergence" in done.err
+    assert done.err.startswith(f"error: --resume={tmp_path}: config.json: ")
+    assert done.err.endswith(f"; accepted: {accepted}\n")
+    assert done.err.count("accepted: ") == 1
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]"])
+@pytest.mark.parametrize("file", ["costs.json", "cells/context_scale-0.01.json"])
+def test_a_damaged_file_is_one_line(finished, run_convergence, tmp_path, file, content):
+    directory = shutil.copytree(finished[0], tmp_path / "run")
+    (directory / file).write_text(content)
+    result = (directory / "result.json").read_bytes()
+    done = run_convergence(f"--resume={directory}", "--lrs=0.001")
+    assert (done.status, done.err.count("\n")) == (2, 1), done.err
+    assert done.err.startswith(f"error: {directory / file}: ")
+    assert "; accepted: remove it, and " in done.err
+    assert (directory / "result.json").read_bytes() == result
 
 
 def test_smoke_takes_two_variants_and_rates(run_convergence):

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import variants
 from sysout_jax.results import RunDirectory
 from sysout_jax.training.checkpoint import load
 from sysout_jax.training.states import saved_steps
@@ -265,12 +266,42 @@ def test_a_complete_run_is_left_alone(run_variants, whole):
     assert f"--init_from={whole / 'models'}/NAME" in outcome.err
 
 
+@pytest.mark.parametrize("content", ["{}", '{"status": "compl', "[]", '{"seconds": 1}'])
+def test_a_damaged_record_is_none_of_a_complete_run(
+    run_variants, stopped, tmp_path, monkeypatch, content
+):
+    directory = shutil.copytree(stopped, tmp_path / "variants" / "a")
+    (directory / "result.json").write_text(content)
+    asked = []
+    monkeypatch.setattr(variants, "run", lambda config, console: asked.append(config))
+    outcome = run_variants("--name=a", f"--workdir={tmp_path}")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert [config.studies[0].steps for config in asked] == [400]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"steps": 3}', "a field", "a range"])
+def test_a_damaged_config_is_one_line(run_variants, stopped, tmp_path, content):
+    directory = shutil.copytree(stopped, tmp_path / "variants" / "a")
+    whole = (directory / "config.json").read_text()
+    changes = {"a field": whole.replace('"jobs"', '"job"'), "a range": whole.replace("400", "0")}
+    (directory / "config.json").write_text(changes.get(content, content))
+    for flag in ("--name=a", f"--resume_from={directory}"):
+        outcome = run_variants(flag, f"--workdir={tmp_path}")
+        assert (outcome.status, outcome.err.count("\n")) == (2, 1)
+        assert outcome.err.startswith(f"error: {flag}: config.json: ")
+        assert outcome.err.count("accepted:") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        *(
+            ([f"--{flag}=", "--smoke"], (f"--{flag}=: empty; accepted: ",))
+            for flag in ("redraw", "name", "resume_from", "init_from", "workdir", "model")
+        ),
         (
             ["--resume_from=nowhere"],
-            ("--resume_from=nowhere: No such file", "variants"),
+            ("--resume_from=nowhere: config.json: No such file", "variants"),
         ),
         (["--name=../a"], ("--name=../a: accepted: letters",)),
         (["--keep_last=0"], ("--keep_last=0: accepted: ",)),
