@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 import typing
 
-import numpy as np
 import pytest
 
 from experiments import causal, compress, convergence, explicit, laboratory
@@ -95,16 +96,41 @@ def test_floats_have_a_range(row):
         assert refusal(config_type, **{name: value}).startswith(f"--{name}={value}: accepted: ")
 
 
-@pytest.mark.parametrize("row", numbers(int), ids=ids)
-def test_what_is_no_integer(row):
-    config_type, name = row
-    for bad in (2.5, 2.0, "10", True, math.nan):
-        message = refusal(config_type, **{name: bad})
-        assert message.startswith(f"--{name}={bad!r}: accepted: an integer of at least ")
+NO_INTEGERS = """
+import sys
+import numpy as np
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.optimizer import OptimizerConfig
+
+TYPES = {each.__name__: each for each in (ModelConfig, TrainConfig, OptimizerConfig)}
+assert TrainConfig(steps=np.int64(3), seeds=(np.int64(5),)).seeds == (5,)
+
+def check(made, name, value, told, **rest):
+    try:
+        TYPES[made](**rest, **{name: value})
+    except InputError as error:
+        assert str(error).startswith(f"--{name}={told}: accepted: "), error
+    else:
+        sys.exit(f"{made}.{name}={value!r} is accepted")
+
+for row in sys.argv[1:]:
+    for bad in (2.5, 2.0, "10", True, float("nan")):
+        check(*row.split("."), bad, f"{bad!r}")
+for bad, told in ((1.0, "1.0"), (True, "True"), ("3", "3")):
+    check("TrainConfig", "seeds", (bad,), told)
+    check("ModelConfig", "window_layers", (bad,), told, window=3)
+"""
 
 
-def test_an_integer_of_numpy():
-    assert TrainConfig(steps=np.int64(3)).steps == 3
+def test_what_is_no_integer():
+    """In a process whose calls are not checked for types, as those of users are not."""
+    rows = [ids(row) for row in numbers(int)]
+    done = subprocess.run(
+        [sys.executable, "-c", NO_INTEGERS, *rows], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_number_is_finite():
@@ -184,7 +210,6 @@ def test_every_word_is_a_choice():
         ({"window": 3, "window_layers": (0, 2)}, "--window_layers=0,2", "from 0 to 1"),
         ({"window": 3, "window_layers": (1, 0)}, "--window_layers=1,0", "in order"),
         ({"window": 3, "window_layers": (1, 1)}, "--window_layers=1,1", "in order"),
-        ({"window": 3, "window_layers": (0.5,)}, "--window_layers=0.5", "in order"),
         ({"context": 2, "position_offset": 2}, "--position_offset=2", "--context=2"),
         ({"experts": 2, "experts_per_token": 3}, "--experts_per_token=3", "--experts=2"),
         (
@@ -229,9 +254,6 @@ def test_replacing_checks_again():
         ({"seeds": (1, 2, 1)}, "--seeds=1,2,1: accepted"),
         ({"seeds": (0, -1)}, "--seeds=0,-1: accepted"),
         ({"seeds": (2**32,)}, f"--seeds={2**32}: accepted"),
-        ({"seeds": (0, 1.0)}, "--seeds=0,1.0: accepted: different integers"),
-        ({"seeds": (True,)}, "--seeds=True: accepted: different integers"),
-        ({"seeds": ("3",)}, "--seeds=3: accepted: different integers"),
     ],
 )
 def test_refusals_of_a_run(values, flag):
