@@ -260,7 +260,7 @@ def resumed_config(path: Path) -> Config:
       InputError: no run of this experiment, or a flag that would change what is there.
     """
     for name in FLAGS:
-        mine = str(FLAGS.find_module_defining_flag(name)).startswith("experiments")
+        mine = not str(FLAGS.find_module_defining_flag(name)).startswith("absl")
         if mine and FLAGS[name].present and name not in ("resume", *GOES_ON):
             raise InputError(
                 f"--{name}: the run in --resume={path} has its own; accepted: --lrs and --variants"

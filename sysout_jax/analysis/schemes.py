@@ -123,7 +123,13 @@ def _rounding(method: str, words: list[str]) -> Rounding:
         elif word in RANGES:
             say("ranges", word)
         else:
-            raise _refused(method, f"{word!r} is none of the words that --help lists", found=True)
+            raise _refused(
+                method,
+                f"formats as w8, a8, kv4, w8a8 (of {', '.join(NAMES)}), gptq, awq, smooth, rotate, "
+                f"zero, tensor, vector, g32, {', '.join(RANGES)}; or one of {', '.join(CRITERIA)} "
+                "first, as in wanda-0.5",
+                f"{word!r} is none of the words; ",
+            )
     made = Rounding(**found)  # type: ignore[arg-type]
     _check(method, made)
     return made
@@ -150,5 +156,5 @@ def _check(method: str, made: Rounding) -> None:
         raise _refused(method, f"{made.ranges} with a format that has no blocks of its own")
 
 
-def _refused(method: str, accepted: str, found: bool = False) -> InputError:
-    return InputError(f"--methods={method}: {accepted if found else f'accepted: {accepted}'}")
+def _refused(method: str, accepted: str, found: str = "") -> InputError:
+    return InputError(f"--methods={method}: {found}accepted: {accepted}")

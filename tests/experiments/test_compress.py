@@ -102,7 +102,7 @@ def test_figures_and_redraw_need_the_record_alone(finished, run_compress, tmp_pa
     ("arguments", "told"),
     [
         (("--methods=w8,w8",), "--methods=w8,w8: accepted: at least one, none of them twice"),
-        (("--methods=w1",), "--methods=w1: 'w1' is none of the words"),
+        (("--methods=w1",), "--methods=w1: 'w1' is none of the words; accepted: formats as"),
         (("--methods=wanda-3:7",), "--methods: 3:7 of the 16 inputs of query; accepted: N:M"),
         (("--sites=attn_norm,nowhere",), "--sites=attn_norm,nowhere: accepted: some of attn_norm"),
         (("--alpha=2",), "--alpha=2.0: accepted: a number from 0 to 1"),

@@ -3,6 +3,9 @@
 import copy
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from sysout_jax.errors import Diverged
 from sysout_jax.results import plain
 from sysout_jax.training.loop import train
 
+ROOT = Path(__file__).parent.parent.parent
 TINY = (
     "--width=8", "--heads=1", "--layers=1", "--steps=6", "--steps_per_call=2", "--measure_every=2",
     "--batch_size=3", "--val_batches=1", "--seq_len=9", "--rounds=2", "--seeds=3,5",
@@ -286,3 +290,11 @@ def test_smoke_takes_two_variants_and_rates(run_convergence):
     config = convergence.config_from_flags()
     assert (config.variants, len(config.lrs)) == (("softmax", "context_scale"), 2)
     assert (config.train.steps, config.train.batch_size, config.rounds) == (3, 4, 2)
+
+
+def test_a_resumed_run_refuses_flags_that_would_change_it_from_a_shell_too(tmp_path):
+    """There the module that defines them is the program, and not experiments.convergence."""
+    command = [sys.executable, "-m", "experiments.convergence", f"--resume={tmp_path}", "--smoke"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"--smoke: the run in --resume={tmp_path} has its own" in done.stderr
