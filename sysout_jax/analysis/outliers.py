@@ -1,7 +1,7 @@
 """Every measure and detector of core, over a model and a batch."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -73,7 +73,7 @@ def outlier_summary(
       name -> scalar; the names are keys of `SUMMARY_LABELS`, those of a gate only where there is
       one, those of no-op queries only with `noop`. `losses_by_query` has those of the loss.
     """
-    _, taps = forward(config, params, tokens, reducers(config))
+    taps = _taps(config, params, tokens, reducers(config))
     summary = _summarised(_by_sequence(taps))
     if noop is not None:
         summary |= _of_noops(noop, taps)
@@ -102,7 +102,14 @@ def summary_in_batches(
 
 @partial(jax.jit, static_argnums=0)
 def _measure(config: ModelConfig, params: Params, tokens: Int[Array, "B T"]) -> dict[str, Array]:
-    return _by_sequence(forward(config, params, tokens, reducers(config))[1])
+    return _by_sequence(_taps(config, params, tokens, reducers(config)))
+
+
+def _taps(
+    config: ModelConfig, params: Params, tokens: Int[Array, "B T"], wanted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What reducers give; they read whole maps, whatever the model was trained with."""
+    return forward(replace(config, query_block=None), params, tokens, wanted)[1]
 
 
 def _by_sequence(taps: Mapping[str, Any]) -> dict[str, Float[Array, "L B *rest"]]:
@@ -277,7 +284,7 @@ def snapshot(config: ModelConfig, params: Params, tokens: Int[Array, "T"]) -> Sn
 
     def run(params: Params, tokens: Array) -> dict[str, Any]:
         taps = {"attn_weights": reduce_weights, "block_out": reduce_state}
-        return forward(config, params, tokens[None], taps)[1]
+        return _taps(config, params, tokens[None], taps)
 
     recorded = jax.device_get(jax.jit(run)(params, tokens))
     maps, sinks = recorded["attn_weights"]

@@ -15,6 +15,7 @@ from sysout_jax.analysis.outliers import (
     losses_by_query,
     outlier_summary,
     snapshot,
+    summary_in_batches,
     weight_ratio,
 )
 from sysout_jax.core.attention import VARIANTS
@@ -234,6 +235,16 @@ def test_summary_equals_a_recomputation_from_raw_taps(name):
     assert set(summary) >= {measure.name for measure in MEASURES}
     for key, value in expected.items():
         np.testing.assert_allclose(summary[key], value, rtol=2e-4, atol=1e-6, err_msg=key)
+
+
+def test_a_model_that_is_trained_in_blocks_of_queries_is_measured_whole():
+    blocks = dataclasses.replace(config("softmax"), query_block=5)
+    found = summary_in_batches(blocks, planted("softmax"), TOKENS)
+    for key, value in found.items():
+        np.testing.assert_allclose(value, measured("softmax")[0][key], rtol=1e-5, err_msg=key)
+    shown = snapshot(blocks, planted("softmax"), jnp.asarray(TOKENS[0]))
+    whole = snapshot(config("softmax"), planted("softmax"), jnp.asarray(TOKENS[0]))
+    np.testing.assert_array_equal(shown.attention, whole.attention)
 
 
 @every_compiled
