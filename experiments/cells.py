@@ -112,17 +112,17 @@ def opened(
       InputError: cells that are there were made with something else or cannot be read, before
         anything is written; or the directory is not writable.
     """
-    if name:
-        try:
-            Cells(Path(workdir) / experiment / name / "cells", about)
-        except OSError as error:
-            raise InputError(unwritable(workdir, error)) from error
-    if shard and name:
+    if name is None:
+        directory = RunDirectory(workdir, experiment)
+        return directory, Cells(directory.path / "cells", about)
+    try:
+        there = Cells(Path(workdir) / experiment / name / "cells", about)
+    except OSError as error:
+        raise InputError(unwritable(workdir, error)) from error
+    if shard:
         part = parse_shard(shard)
         name = f"{name}/shard-{part.index}-of-{part.count}"
-    directory = RunDirectory(workdir, experiment, name)
-    home = directory.path.parent if shard else directory.path
-    return directory, Cells(home / "cells", about)
+    return RunDirectory(workdir, experiment, name), there
 
 
 class Cells:

@@ -28,7 +28,7 @@ from sysout_jax.analysis.explicit import FORMS, Form
 from sysout_jax.analysis.outliers import summary_in_batches
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.errors import InputError
-from sysout_jax.model.config import at_least
+from sysout_jax.model.config import at_least, finite
 from sysout_jax.model.decoder import Params, param_axes
 from sysout_jax.results import RunDirectory, read_record
 from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -64,8 +64,7 @@ class Config:
             ("seq_len", 3), ("batch", 1),
         ):  # fmt: skip
             at_least(least, name, getattr(self, name))
-        if not 0.0 < self.finetune_lr < float("inf"):
-            raise InputError(f"--finetune_lr={self.finetune_lr}: accepted: a finite number above 0")
+        finite("finetune_lr", self.finetune_lr)
         if self.choice.stream:
             raise InputError("--stream: accepted: without it, forms are of a model in memory")
         for method in self.methods:

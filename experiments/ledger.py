@@ -141,6 +141,18 @@ def listed(found: Mapping[str, Interval], digits: int = 2) -> str:
     return ", ".join(f"({VARIANTS[n].letter}) {shown(x, digits)}" for n, x in found.items())
 
 
+def in_each(
+    found: Mapping[str, Interval], says: Callable[[Interval], str], digits: int = 2
+) -> Verdict:
+    """Whether it is so of every variant, and the numbers of each."""
+    return Verdict(together([says(each) for each in found.values()]), listed(found, digits))
+
+
+def cost_of_form(record: Record, form: str) -> Interval:
+    """What an explicit form loses at once, over models."""
+    return mean_interval([model["forms"][form]["change"][0] for model in record["models"]])
+
+
 # ------------------------------------------------------------------ the claims of the paper
 
 
@@ -180,7 +192,7 @@ def weight_outliers_form(record: Record) -> Verdict:
 )  # fmt: skip
 def biases_keep_sinks(record: Record) -> Verdict:
     found = by_variant(record, "backcopy", "noop_sink", WITH_SINKS)
-    return Verdict(together([above(x, SINK) for x in found.values()]), listed(found))
+    return in_each(found, lambda x: above(x, SINK))
 
 
 @claim(
@@ -190,7 +202,7 @@ def biases_keep_sinks(record: Record) -> Verdict:
 )  # fmt: skip
 def explicit_factors_remove_sinks(record: Record) -> Verdict:
     found = by_variant(record, "backcopy", "noop_sink", WITHOUT)
-    return Verdict(together([below(x, SINK) for x in found.values()]), listed(found))
+    return in_each(found, lambda x: below(x, SINK))
 
 
 @claim(
@@ -200,7 +212,7 @@ def explicit_factors_remove_sinks(record: Record) -> Verdict:
 )  # fmt: skip
 def values_of_sinks_drain(record: Record) -> Verdict:
     found = by_variant(record, "backcopy", "value_drain@value", WITH_SINKS)
-    return Verdict(together([below(x, 0.5) for x in found.values()]), listed(found))
+    return in_each(found, lambda x: below(x, 0.5))
 
 
 @claim(
@@ -336,10 +348,7 @@ def sinks_need_massive_activations(record: Record) -> Verdict:
     "explicit/backcopy", "2026-11-26", disputed=True,
 )  # fmt: skip
 def the_factor_can_be_made_explicit(record: Record) -> Verdict:
-    gate, constant = (
-        mean_interval([model["forms"][form]["change"][0] for model in record["models"]])
-        for form in ("gate", "constant")
-    )
+    gate, constant = (cost_of_form(record, form) for form in ("gate", "constant"))
     says = together([below(gate, FREE), HOLDS if gate.high < constant.low else UNDECIDED])
     return Verdict(says, f"gate {shown(gate, 3)}, constant {shown(constant, 3)} nats")
 

@@ -22,10 +22,11 @@ from experiments.ledger import (
     below,
     by_variant,
     claim,
+    cost_of_form,
+    in_each,
     listed,
     measured,
     shown,
-    together,
 )
 from sysout_jax.analysis.statistics import Interval, mean_interval
 
@@ -67,7 +68,7 @@ def text_activation_outliers_form(record: Record) -> Verdict:
 )  # fmt: skip
 def text_biases_keep_sinks(record: Record) -> Verdict:
     found = by_variant(record, "books", "sink_rate@attn_weights", WITH_SINKS[1:])
-    return Verdict(together([above(x, RATE) for x in found.values()]), listed(found))
+    return in_each(found, lambda x: above(x, RATE))
 
 
 @claim(
@@ -76,7 +77,7 @@ def text_biases_keep_sinks(record: Record) -> Verdict:
 )  # fmt: skip
 def text_explicit_factors_remove_sinks(record: Record) -> Verdict:
     found = by_variant(record, "books", "sink_rate@attn_weights", ("context_scale", "sigmoid"))
-    return Verdict(together([below(x, NONE) for x in found.values()]), listed(found, 3))
+    return in_each(found, lambda x: below(x, NONE), digits=3)
 
 
 @claim(
@@ -150,7 +151,7 @@ def text_prunes_better(record: Record) -> Verdict:
     EXPLICIT, BEFORE,
 )  # fmt: skip
 def text_outliers_are_a_factor(record: Record) -> Verdict:
-    found = mean_interval([model["forms"]["factor"]["change"][0] for model in record["models"]])
+    found = cost_of_form(record, "factor")
     return Verdict(below(found, FREE), f"{shown(found, 3)} nats")
 
 
@@ -160,7 +161,7 @@ def text_outliers_are_a_factor(record: Record) -> Verdict:
     EXPLICIT, RENEWED,
 )  # fmt: skip
 def text_removal_harms(record: Record) -> Verdict:
-    found = mean_interval([model["forms"]["dropped"]["change"][0] for model in record["models"]])
+    found = cost_of_form(record, "dropped")
     return Verdict(above(found, FREE), f"{shown(found, 3)} nats")
 
 

@@ -14,9 +14,8 @@ from experiments.ledger import (
     above,
     by_variant,
     claim,
-    listed,
+    in_each,
     the_factor_can_be_made_explicit,
-    together,
 )
 from experiments.ledger_books import text_outliers_are_a_factor, text_removal_harms
 
@@ -32,7 +31,7 @@ WRITTEN = "2026-11-27T06:30"  # UTC, before the first of these models was traine
 )  # fmt: skip
 def source_biases_keep_sinks(record: Record) -> Verdict:
     found = by_variant(record, "stdlib", "sink_rate@attn_weights", WITH_SINKS)
-    return Verdict(together([above(x, RATE) for x in found.values()]), listed(found))
+    return in_each(found, lambda x: above(x, RATE))
 
 
 claim(

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from math import inf
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.ordering import median_magnitude
 from sysout_jax.core.streaming import attention_received
 from sysout_jax.errors import InputError
-from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.config import ModelConfig, finite
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.stream import recorded
 
@@ -48,8 +47,7 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not 0 < value < inf:
-                raise InputError(f"--{name}={value}: accepted: a finite number above 0")
+            finite(name, value)
 
 
 @dataclass(frozen=True)

@@ -114,18 +114,13 @@ class ModelConfig:
         ):  # fmt: skip
             at_least(1, name, getattr(self, name))
         for name in ("norm_eps", "init_std"):
-            if not 0 <= getattr(self, name) < inf:
-                raise InputError(
-                    f"--{name}={getattr(self, name)}: accepted: a finite number of at least 0"
-                )
+            finite(name, getattr(self, name), or_zero=True)
         for name in (
             "rope_theta", "rope_factor", "rope_low", "rope_high", "rope_fast", "rope_slow",
             "rope_scale", "local_rope_theta", "mlp_limit", "query_scale", "clip_qkv",
             "attn_softcap", "final_softcap", "embed_scale",
         ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not 0 < value < inf:
-                raise InputError(f"--{name}={value}: accepted: a finite number above 0")
+            finite(name, getattr(self, name))
         for name in ("rope_short", "rope_long"):
             found = getattr(self, name)
             if not all(0 < x < inf for x in found):
@@ -253,6 +248,14 @@ def at_least(least: int, name: str, value: int | None) -> None:
     """Refuse a value of flag `name` that is no integer or below the least one; None is no value."""
     if value is not None and not (is_integer(value) and value >= least):
         raise InputError(f"--{name}={value!r}: accepted: an integer of at least {least}")
+
+
+def finite(name: str, value: float | None, or_zero: bool = False) -> None:
+    """Refuse a value of flag `name` that is not finite or not above 0, which some may be; None is
+    no value."""
+    if value is not None and not (0 < value < inf or (or_zero and value == 0)):
+        least = "of at least" if or_zero else "above"
+        raise InputError(f"--{name}={value}: accepted: a finite number {least} 0")
 
 
 def is_integer(value: object) -> bool:

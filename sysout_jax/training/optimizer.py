@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from itertools import takewhile
-from math import inf
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import optax
 from optax import contrib
 
 from sysout_jax.errors import InputError
-from sysout_jax.model.config import DTYPES, at_least, one_of
+from sysout_jax.model.config import DTYPES, at_least, finite, one_of
 
 OPTIMIZERS = ("adamw", "sgd", "lion", "muon")
 SCHEDULES = ("constant", "cosine", "wsd")
@@ -45,15 +44,9 @@ class OptimizerConfig:
         one_of("moment_dtype", self.moment_dtype, DTYPES)
         at_least(0, "warmup", self.warmup)
         for name in ("lr", "eps"):
-            if not 0 < getattr(self, name) < inf:
-                raise InputError(
-                    f"--{name}={getattr(self, name)}: accepted: a finite number above 0"
-                )
+            finite(name, getattr(self, name))
         for name in ("decay", "clip"):
-            if not 0 <= getattr(self, name) < inf:
-                raise InputError(
-                    f"--{name}={getattr(self, name)}: accepted: a finite number of at least 0"
-                )
+            finite(name, getattr(self, name), or_zero=True)
         for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(
