@@ -32,10 +32,14 @@ class ActivationEdit:
         """Which entries are replaced."""
         size = jnp.abs(value.astype(jnp.float32))
         above = size > jnp.broadcast_to(self.threshold[:, None, None], size.shape)
-        of_tokens, of_features = jax.random.split(jax.random.key(0))
-        rows = jax.random.permutation(of_tokens, value.shape[1])
-        columns = jax.random.permutation(of_features, value.shape[2])
-        return jnp.where(self.control, above[:, rows][:, :, columns], above)
+
+        def elsewhere(above: Array) -> Array:
+            of_tokens, of_features = jax.random.split(jax.random.key(0))
+            rows = jax.random.permutation(of_tokens, value.shape[1])
+            columns = jax.random.permutation(of_features, value.shape[2])
+            return above[:, rows][:, :, columns]
+
+        return jax.lax.cond(self.control, elsewhere, lambda above: above, above)
 
     def __call__(self, *given: Array) -> Float[Array, "B T c"]:
         """The edit of a tap, given (experts, value, layer) of a mixture, else (value, layer)."""
@@ -50,6 +54,16 @@ class ActivationEdit:
         new = jnp.where(jnp.broadcast_to(is_first, value.shape), first, others)
         flags = self.flags(value) & (layer == self.layer)
         return jnp.where(flags, new.astype(value.dtype), value)
+
+
+def activation_edit(
+    layer: int, threshold: np.ndarray, replacement: np.ndarray, control: bool
+) -> ActivationEdit:
+    """An edit of numbers; its dtypes are always the same, or the program would compile again."""
+    return ActivationEdit(
+        jnp.asarray(layer, jnp.int32), jnp.asarray(threshold, jnp.float32),
+        jnp.asarray(replacement, jnp.float32), jnp.asarray(control, bool),
+    )  # fmt: skip
 
 
 @struct.dataclass
@@ -104,10 +118,7 @@ def nothing(config: ModelConfig, found: Scan) -> Edits:
     layers, sequences, _, keys = found.received.shape
 
     def silent(features: int) -> ActivationEdit:
-        return ActivationEdit(
-            jnp.asarray(0), jnp.full(sequences, jnp.inf), jnp.zeros((2, features)),
-            jnp.asarray(False),
-        )  # fmt: skip
+        return activation_edit(0, np.full(sequences, np.inf), np.zeros((2, features)), False)
 
     return Edits(
         silent(config.sizes["D"]),
