@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sysout_jax.core.attention import variants as variants
     from sysout_jax.errors import Diverged as Diverged
     from sysout_jax.errors import InputError as InputError
-    from sysout_jax.families.checkpoint import export as export
+    from sysout_jax.families.export import export as export
     from sysout_jax.loading import load as load
     from sysout_jax.model.config import ModelConfig as ModelConfig
     from sysout_jax.model.model import Model as Model
@@ -31,7 +31,7 @@ _HOMES = {
     "TrainConfig": "sysout_jax.training.config",
     "analyze": "sysout_jax.report.findings",
     "apply": "sysout_jax.model.model",
-    "export": "sysout_jax.families.checkpoint",
+    "export": "sysout_jax.families.export",
     "load": "sysout_jax.loading",
     "measures": "sysout_jax.core.measures",
     "train": "sysout_jax.training.loop",

@@ -52,9 +52,9 @@ def encode_corpus(
 ) -> EncodedCorpus:
     """Token arrays of a corpus, from the cache when the same bytes were encoded before.
 
-    Each document is followed by `tokenizer.eot`. A document is validation when the hash of its
-    content falls in the lowest 5 percent, so copies of a document are on one side; see
-    `validation_documents` for small corpora. Of one document the last 5 percent of tokens are
+    Each document is followed by `tokenizer.eot`, where there is one. A document is validation when
+    the hash of its content falls in the lowest 5 percent, so copies of a document are on one side;
+    see `validation_documents` for small corpora. Of one document the last 5 percent of tokens are
     validation; `split` says so.
 
     Args:
@@ -208,12 +208,12 @@ def _write_entry(
     log = _DocumentLog()
     ends = [0]
     position = 0
-    separator = np.array([tokenizer.eot], dtype).tobytes()
+    separator = b"" if tokenizer.eot is None else np.array([tokenizer.eot], dtype).tobytes()
     with (work / "all.bin").open("wb") as out:
         stream = log.watch(source.documents(progress))
         for ids, end in encoded_chunks(stream, tokenizer):
             out.write(ids.astype(dtype).tobytes() + (separator if end else b""))
-            position += ids.size + end
+            position += ids.size + (end and bool(separator))
             if end:
                 ends.append(position)
     if position == len(log.digests):

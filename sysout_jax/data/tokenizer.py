@@ -37,17 +37,18 @@ class Tokenizer(Protocol):
     """What the rest of the library asks of a tokenizer.
 
     `vocab` counts every id including the specials, `eot` separates documents, `bos` starts a
-    sequence if `adds_bos`, and `fingerprint` changes whenever the ids of some text could. Text
-    never encodes to a special token, even where it spells one. `cut` finds where a long text may be
-    cut (at a match's end) without changing its ids, or is None where it may not be cut at all.
+    sequence if `adds_bos` (each None where a published tokenizer has none), and `fingerprint`
+    changes whenever the ids of some text could. Text never encodes to a special token, even where
+    it spells one. `cut` finds where a long text may be cut (at a match's end) without changing its
+    ids, or is None where it may not be cut at all.
     """
 
     @property
     def vocab(self) -> int: ...
     @property
-    def eot(self) -> int: ...
+    def eot(self) -> int | None: ...
     @property
-    def bos(self) -> int: ...
+    def bos(self) -> int | None: ...
     @property
     def adds_bos(self) -> bool: ...
     @property
@@ -113,8 +114,8 @@ class SubwordTokenizer:
     """A tokenizer of the `tokenizers` library with its two special ids."""
 
     backend: tokenizers.Tokenizer = field(repr=False)  # its repr is its whole vocabulary
-    eot: int
-    bos: int
+    eot: int | None
+    bos: int | None
     adds_bos: bool = False  # its own rule for prompts, or how the model was trained
 
     @functools.cached_property
@@ -190,7 +191,11 @@ def load_tokenizer(
     if kind == "bpe":
         return _train_bpe(spec, argument, train_on)
     if spec.endswith(".json"):
-        return _load_json(spec, Path(spec).expanduser())
+        found = _load_json(spec, Path(spec).expanduser())
+        if found.eot is None:
+            named = ", ".join(_EOT_NAMES + _BOS_NAMES)
+            _reject(spec, f"{spec} has none of the special tokens {named}")
+        return found
     _reject(spec, f"unknown; accepted: {ACCEPTED}")
 
 
@@ -277,20 +282,36 @@ def _load_json(spec: str, path: Path) -> ByteTokenizer | SubwordTokenizer:
         _reject(spec, f"{path} is no tokenizer.json: {str(error).splitlines()[0]}")
     backend.no_truncation()
     backend.no_padding()
-    known = backend.get_vocab()
-    eots = [known[name] for name in _EOT_NAMES if name in known]
-    boses = [known[name] for name in _BOS_NAMES if name in known]
-    if ours["format"] == _FORMAT:
-        eots, boses = [ours["eot"]], [ours["bos"]]
-        if not {*eots, *boses} <= set(known.values()):
-            _reject(
-                spec, f"{path}: eot={eots[0]!r}, bos={boses[0]!r} are not ids of its vocabulary"
-            )
-    if not eots + boses:
-        _reject(spec, f"{path} has none of the special tokens {', '.join(_EOT_NAMES + _BOS_NAMES)}")
-    found = _subword(backend, (eots + boses)[0], (boses + eots)[0])
+    if ours["format"] != _FORMAT:
+        return _subword(backend, *_guessed(backend))
+    eot, bos = ours["eot"], ours["bos"]
+    if not {eot, bos} <= {None, *backend.get_vocab().values()}:
+        _reject(spec, f"{path}: eot={eot!r}, bos={bos!r} are not ids of its vocabulary")
+    found = _subword(backend, eot, bos)
     adds = ours["adds_bos"]
     return found if adds is None else replace(found, adds_bos=adds)
+
+
+def first_special(backend: tokenizers.Tokenizer) -> int | None:
+    """The id that the tokenizer's own rule puts in front of a text; None: it puts none there."""
+    text = backend.encode("a", add_special_tokens=False).ids
+    ids = backend.encode("a", add_special_tokens=True).ids
+    return ids[0] if len(ids) > len(text) and ids[:1] != text[:1] else None
+
+
+def _guessed(backend: tokenizers.Tokenizer) -> tuple[int | None, int | None]:
+    """End of text and BOS of a tokenizer that nothing is known of, each None where it has none.
+
+    A special token is one that tokenizer.json calls special: an ordinary word may be spelled like
+    one, as the HTML tag <s> in Gemma's vocabulary.
+    """
+    added, first = backend.get_added_tokens_decoder(), first_special(backend)
+    special = {token.content: number for number, token in added.items() if token.special}
+    named = special or {token.content: number for number, token in added.items()}
+    eots = [named[name] for name in _EOT_NAMES if name in named]
+    boses = [named[name] for name in _BOS_NAMES if name in named]
+    boses = boses if first is None else [first]
+    return next(iter(eots + boses), None), next(iter(boses + eots), None)
 
 
 def _train_bpe(
@@ -320,10 +341,10 @@ def _train_bpe(
     return _subword(backend, eot, bos)
 
 
-def _subword(backend: tokenizers.Tokenizer, eot: int, bos: int) -> SubwordTokenizer:
+def _subword(backend: tokenizers.Tokenizer, eot: int | None, bos: int | None) -> SubwordTokenizer:
     # Text that spells a special token is text: only the corpus reader places separators.
     backend.encode_special_tokens = True
-    adds_bos = backend.encode("", add_special_tokens=True).ids[:1] == [bos]
+    adds_bos = bos is not None and first_special(backend) == bos
     return SubwordTokenizer(backend, eot, bos, adds_bos)
 
 

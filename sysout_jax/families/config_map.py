@@ -14,6 +14,7 @@ from sysout_jax.families.family import Family, Field, Group, Only, Raw
 from sysout_jax.families.reference import reference_of
 from sysout_jax.model.config import ModelConfig
 
+_POINTER = b"version https://git-lfs"
 # Fields in which tools say that stored weights are quantised.
 QUANTISATION = ("quantization_config", "compression_config", "quantization", "quantize_config")
 UNQUANTISED = "accepted: the model that it was made from, or a GGUF file of it"
@@ -36,6 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
       InputError: no such file, not JSON, or no object.
     """
     try:
+        refuse_pointer(path)
         found = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; accepted: a JSON file") from error
@@ -44,6 +46,21 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path}: a JSON {type(found).__name__}; accepted: a JSON object")
     return found
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a Git LFS pointer, which a clone without Git LFS leaves in the place of a file.
+
+    Raises:
+      InputError: it is one.
+      OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise InputError(
+                f"{path}: a Git LFS pointer, not the file itself; accepted: the file, which `git "
+                "lfs pull` in that clone brings"
+            )
 
 
 def read_within(family: Family, raw: Raw) -> Raw:
@@ -156,9 +173,10 @@ def _other_kinds(family: Family, raw: Raw) -> list[str]:
     faults = []
     for name in QUANTISATION:
         said = raw.get(name)
-        method = said.get("quant_method", said.get("quant_algo")) if _is_object(said) else said
+        told = said if isinstance(said, Mapping) else {"quant_method": said}
+        method = told.get("quant_method", told.get("quant_algo"))
         if said and method not in family.quantised:
-            bits = said.get("bits", said.get("w_bit")) if _is_object(said) else None
+            bits = told.get("bits", told.get("w_bit"))
             how = ", ".join(str(x) for x in (method, bits and f"{bits} bits") if x) or "quantised"
             faults.append(f"{name}: its weights are stored quantised ({how}); {UNQUANTISED}")
     architectures = raw.get("architectures")
@@ -171,10 +189,6 @@ def _other_kinds(family: Family, raw: Raw) -> list[str]:
             "model that it drafts for"
         )
     return faults
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, Mapping)
 
 
 def _read_group(row: Group, raw: Raw, faults: list[str]) -> dict[str, Any]:
@@ -247,6 +261,9 @@ def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
             out[row.name] = row.value
         else:
             out |= row.write(config)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if (defaults.get(name) or 0) >= config.vocab:
+            out[name] = None  # the default is no id of this vocabulary
     back = read_config(family, out)
     for field in dataclasses.fields(ModelConfig):
         if field.name not in OURS_ALONE:

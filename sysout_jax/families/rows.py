@@ -170,11 +170,11 @@ def read_rule(given: Raw, raw: Raw) -> dict[str, Any]:
 
 def _yarn_scale(factor: float, given: Raw) -> float | None:
     """yarn's scale of turned channels where DeepSeek's two exponents are given, else None."""
-    both = given.get("mscale"), given.get("mscale_all_dim")
-    if not all(both):
+    exponents = given.get("mscale"), given.get("mscale_all_dim")
+    if not all(exponents):
         return None
-    turned, everywhere = (1 + 0.1 * m * log(factor) if factor > 1 else 1.0 for m in both)
-    return turned / everywhere
+    turned, whole = (1 + 0.1 * float(m or 0) * log(max(factor, 1.0)) for m in exponents)
+    return turned / whole
 
 
 def write_rule(c: ModelConfig) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
+from sysout_jax.model.origin import Origin
 from sysout_jax.model.taps import Edit, Reducer
 
 
@@ -22,6 +23,7 @@ class Model:
     config: ModelConfig = struct.field(pytree_node=False)
     params: Params
     tokenizer: Any = struct.field(pytree_node=False, default=None)
+    origin: Origin | None = struct.field(pytree_node=False, default=None)
 
 
 def apply(

@@ -147,7 +147,8 @@ def test_prefix_and_buffers_may_vary(tmp_path):
     model = load_checkpoint(write(tmp_path / "model", bare, tied))
     assert ("head",) not in leaves(model.params)
     bare["lm_head.weight"] = bare["embed_tokens.weight"] + 1
-    assert "left over: lm_head.weight" in refusal(write(tmp_path / "model", bare, tied))
+    said = refusal(write(tmp_path / "model", bare, tied))
+    assert "not the embedding that config.json ties it to (tie_word_embeddings): lm_head" in said
 
 
 # ------------------------------------------------------------------------- what is refused
@@ -247,7 +248,9 @@ def test_values_that_are_not_finite(tmp_path, bad, kind):
 
 def test_integers_are_refused(tmp_path):
     tensors = values() | {"model.norm.weight": np.zeros(22, np.int32)}
-    assert "is I32; accepted: F32, F16, BF16" in refusal(write(tmp_path / "model", tensors))
+    assert "model.norm.weight is I32 (accepted: F32, F16, BF16)" in refusal(
+        write(tmp_path / "model", tensors)
+    )
 
 
 def test_a_name_declared_twice(place):
@@ -350,7 +353,7 @@ def test_export_writes_whole_or_nothing(place, tmp_path, monkeypatch):
     def full(*arguments, **keywords):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sysout_jax.families.checkpoint.save_file", full)
+    monkeypatch.setattr("sysout_jax.families.export.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         so.export(model, tmp_path / "out", "llama")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
