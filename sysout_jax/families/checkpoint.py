@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from sysout_jax.data import Tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.families import tensor_map
 from sysout_jax.families.config_map import read_config, read_json, read_within, write_config
 from sysout_jax.families.family import Family, Within
+from sysout_jax.families.gguf_files.header import is_gguf
+from sysout_jax.families.gguf_files.model import open_gguf
 from sysout_jax.families.table import FAMILIES, by_model_type
 from sysout_jax.families.tensor_map import Part, Stored
 from sysout_jax.families.tensors import DTYPES, INDEX, SINGLE, Source, sources
@@ -38,13 +43,15 @@ SHARD_BYTES = 5_000_000_000
 class Checkpoint:
     """An opened checkpoint: everything checked that can be without reading a tensor."""
 
-    directory: Path
+    place: Path  # its directory or file
     family: Family
     config: ModelConfig
     plan: Mapping[tuple[str, ...], tuple[tuple[Stored, Part, Source], ...]]  # by parameter
     dtypes: Mapping[tuple[str, ...], str]  # of the parameters once loaded
     axes: Mapping[tuple[str, ...], str]
     shapes: Mapping[tuple[str, ...], tuple[int, ...]]
+    weights: str  # how they are stored, e.g. "safetensors (272 BF16)"
+    tokenizer: Callable[[], Tokenizer | None]  # reads it; None where there is none
 
     def parameter(self, path: tuple[str, ...], shard: Shard | None = None) -> jax.Array:
         """Read one parameter; the host holds it and one stored tensor, nothing else.
@@ -75,36 +82,72 @@ class Checkpoint:
         return tree.get(top, {}) if top else tree
 
 
-def open_checkpoint(directory: str | os.PathLike[str], dtype: str | None = None) -> Checkpoint:
-    """Open a directory with config.json and safetensors, without reading a tensor.
+def open_checkpoint(place: str | os.PathLike[str], dtype: str | None = None) -> Checkpoint:
+    """Open a directory with config.json and safetensors, or a GGUF file, without reading a tensor.
 
     Args:
-      directory: as published, or as `export` wrote it.
-      dtype: of the parameters in memory: float32, bfloat16, float16; None: as they are stored.
-        Activations are bfloat16 where all parameters are, else float32.
+      place: as published, or as `export` wrote it.
+      dtype: of the parameters in memory: float32, bfloat16, float16; None: as they are stored, and
+        quantised ones in float32, which holds them all but exactly. Activations are bfloat16 where
+        all parameters are, else float32.
 
     Raises:
       InputError: an unknown family, a config that this family does not cover, or tensors that are
         missing, left over, of the wrong shape or stored twice: all of them, by name.
     """
-    path = Path(directory)
+    path = Path(place)
     if dtype is not None:
         one_of("param_dtype", dtype, tuple(DTYPES.values()))
+    if is_gguf(path):
+        model = open_gguf(path)
+        return understand(path, model.raw, model.sources, [], dtype, model.weights, model.tokenizer)
     raw = read_json(path / "config.json")
-    family = by_model_type(raw.get("model_type"), path / "config.json")
+    by_model_type(raw.get("model_type"), path / "config.json")
+    found, faults = sources(path)
+    counts = Counter(source.stored for source in found)
+    weights = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+    return understand(
+        path, raw, found, faults, dtype, f"safetensors ({weights})",
+        partial(published_tokenizer, path),
+    )  # fmt: skip
+
+
+def understand(
+    place: Path,
+    raw: Mapping[str, Any],
+    found: list[Source],
+    faults: list[str],
+    dtype: str | None,
+    weights: str,
+    tokenizer: Callable[[], Tokenizer | None],
+) -> Checkpoint:
+    """A checkpoint from its config and tensors, wherever they were found.
+
+    Args:
+      place: the directory or file, for messages.
+      raw: config.json as the family publishes it.
+      found: the tensors, under their published names.
+      faults: what is wrong with how they are stored.
+      dtype: as for `open_checkpoint`.
+      weights, tokenizer: as of `Checkpoint`.
+
+    Raises:
+      InputError: as `open_checkpoint`.
+    """
+    config_file = place / "config.json" if place.is_dir() else place
+    family = by_model_type(raw.get("model_type"), config_file)
     own = read_within(family, raw)
     within = family.within if own is not raw else None
     config = read_config(family, own)
-    found, faults = sources(path)
-    _check_extent(path, config, len(found))
+    _check_extent(config_file, config, len(found))
     shapes = tensor_map.shapes(config)
-    plan = _plan(family, config, found, shapes, faults, within)
+    plan = _plan(family, config, found, shapes, faults, within, place)
     stored = {p: DTYPES[parts[0][2].dtype] for p, parts in plan.items()}
     dtypes = {p: dtype or stored[p] for p in plan}
     half = set(dtypes.values()) == {"bfloat16"}
     config = replace(config, dtype="bfloat16" if half else "float32")
     axes = dict(tensor_map.leaves(param_axes(config)))
-    return Checkpoint(path, family, config, plan, dtypes, axes, shapes)
+    return Checkpoint(place, family, config, plan, dtypes, axes, shapes, weights, tokenizer)
 
 
 def _check_extent(path: Path, config: ModelConfig, stored: int) -> None:
@@ -112,25 +155,26 @@ def _check_extent(path: Path, config: ModelConfig, stored: int) -> None:
     largest = max(config.sizes.values())
     if config.layers > stored or largest >= 1 << 31:
         raise InputError(
-            f"{path / 'config.json'}: {config.layers} layers, the largest size {largest}; "
+            f"{path}: {config.layers} layers, the largest size {largest}; "
             f"accepted: no more layers than the {stored} stored tensors, sizes below {1 << 31}"
         )
 
 
 def load_checkpoint(
-    directory: str | os.PathLike[str], dtype: str | None = None, shard: Shard | None = None
+    place: str | os.PathLike[str], dtype: str | None = None, shard: Shard | None = None
 ) -> Model:
     """Read a published model.
 
     Args:
-      directory, dtype: as for `open_checkpoint`.
+      place, dtype: as for `open_checkpoint`.
       shard: where each parameter goes, by its axis letters and shape; None: the default device.
 
     Raises:
       InputError: as `open_checkpoint`, or a tensor that cannot be read.
     """
-    opened = open_checkpoint(directory, dtype)
-    return Model(opened.config, opened.params(shard=shard), published_tokenizer(opened.directory))
+    opened = open_checkpoint(place, dtype)
+    params = opened.params(shard=shard)
+    return Model(opened.config, params, opened.tokenizer(), opened.weights)
 
 
 def _plan(
@@ -140,6 +184,7 @@ def _plan(
     shapes: Mapping[tuple[str, ...], tuple[int, ...]],
     faults: list[str],
     within: Within | None,
+    place: Path,
 ) -> dict[tuple[str, ...], tuple[tuple[Stored, Part, Source], ...]]:
     """Which stored tensors make each parameter; every fault at once."""
     if within is None:
@@ -183,8 +228,7 @@ def _plan(
         if names
     ]
     if problems:
-        where = found[0].file.parent if found else family.name
-        raise InputError(f"{where}: tensors of {family.name}: {'; '.join(problems)}")
+        raise InputError(f"{place}: tensors of {family.name}: {'; '.join(problems)}")
     return {path: tuple(parts) for path, parts in plan.items()}
 
 

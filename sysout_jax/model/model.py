@@ -22,6 +22,7 @@ class Model:
     config: ModelConfig = struct.field(pytree_node=False)
     params: Params
     tokenizer: Any = struct.field(pytree_node=False, default=None)
+    weights: str | None = struct.field(pytree_node=False, default=None)  # what they were read from
 
 
 def apply(

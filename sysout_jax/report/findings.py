@@ -282,6 +282,7 @@ def header(material: Material) -> dict[str, Any]:
     sequences, length = material.rows.shape
     return {
         "model": asdict(config),
+        "weights": material.model.weights,
         "thresholds": asdict(material.thresholds),
         "sequences": sequences,
         "seq_len": length - 1,
