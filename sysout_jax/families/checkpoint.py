@@ -1,8 +1,10 @@
 """Checkpoints of published models: opened and checked without reading, loaded tensor by tensor."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sysout_jax.data import Tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.families import tensor_map
 from sysout_jax.families.config_map import (
@@ -19,6 +22,8 @@ from sysout_jax.families.config_map import (
     read_within,
 )
 from sysout_jax.families.family import Family, Raw
+from sysout_jax.families.gguf_files.header import is_gguf
+from sysout_jax.families.gguf_files.model import open_gguf
 from sysout_jax.families.match import Plan, match
 from sysout_jax.families.table import by_model_type
 from sysout_jax.families.tensors import DTYPES, Source, sources
@@ -37,7 +42,7 @@ Shard = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 class Checkpoint:
     """An opened checkpoint: everything checked that can be without reading a tensor."""
 
-    path: Path
+    path: Path  # its directory or file
     family: Family
     config: ModelConfig
     origin: Origin
@@ -45,6 +50,7 @@ class Checkpoint:
     dtypes: Mapping[tuple[str, ...], str]  # of the parameters once loaded
     axes: Mapping[tuple[str, ...], str]
     shapes: Mapping[tuple[str, ...], tuple[int, ...]]
+    tokenizer: Callable[[], Tokenizer | None]  # reads it; None where there is none
 
     def parameter(self, path: tuple[str, ...], shard: Shard | None = None) -> jax.Array:
         """Read one parameter; the host holds it and one stored tensor, nothing else.
@@ -75,22 +81,44 @@ class Checkpoint:
         return tree.get(top, {}) if top else tree
 
 
-def open_checkpoint(directory: str | os.PathLike[str], dtype: str | None = None) -> Checkpoint:
-    """Open a directory with config.json and safetensors, without reading a tensor.
+def open_checkpoint(place: str | os.PathLike[str], dtype: str | None = None) -> Checkpoint:
+    """Open a directory with config.json and safetensors, or a GGUF file, without reading a tensor.
 
     Args:
-      directory: as published, or as `export` wrote it.
-      dtype: of the parameters in memory: float32, bfloat16, float16; None: as they are stored.
-        Activations are bfloat16 where all parameters are, else float32.
+      place: as published, or as `export` wrote it.
+      dtype: of the parameters in memory: float32, bfloat16, float16; None: as they are stored, and
+        quantised ones in float32, which holds them all but exactly. Activations are bfloat16 where
+        all parameters are, else float32.
 
     Raises:
       InputError: an unknown family, a config that this family does not cover, or tensors that are
         missing, left over, of the wrong shape or stored twice: all of them, by name.
     """
-    path = Path(directory)
-    raw = read_json(path / "config.json")
+    path = Path(place)
+    if dtype is not None:
+        one_of("param_dtype", dtype, tuple(DTYPES.values()))
+    if is_gguf(path):
+        file = open_gguf(path)
+        origin = Origin(str(path), file.weights)
+        return understand(path, file.raw, file.sources, {}, origin, file.tokenizer, dtype)
+    config = read_published_config(path / "config.json")
     found, faults = sources(path)
-    return understand(path, raw, found, faults, Origin("safetensors", str(path)), dtype)
+    counts = Counter(source.stored for source in found).most_common()
+    stored = ", ".join(f"{count} {kind}" for kind, count in counts)
+    origin = Origin(str(path), f"safetensors ({stored})")
+    tokenizer = partial(published_tokenizer, path)
+    return understand(path, config, found, faults, origin, tokenizer, dtype)
+
+
+def read_published_config(file: Path) -> Raw:
+    """A config.json whose model_type is a family's.
+
+    Raises:
+      InputError: no such file, no JSON, or another model_type.
+    """
+    raw = read_json(file)
+    by_model_type(raw.get("model_type"), file)
+    return raw
 
 
 def understand(
@@ -99,23 +127,23 @@ def understand(
     found: list[Source],
     faults: Mapping[str, str],
     origin: Origin,
+    tokenizer: Callable[[], Tokenizer | None],
     dtype: str | None = None,
 ) -> Checkpoint:
     """What a reader of a format has found, as a model of a family: nothing is read yet.
 
     Args:
-      path: where it was found, for messages.
-      raw: the config.json, or what says the same.
-      found: the stored tensors by their published names.
+      path: the directory or file, for messages.
+      raw: config.json as the family publishes it.
+      found: the tensors, under their published names.
       faults: names whose storing is wrong, and how.
       origin: what the format says of where the weights come from.
+      tokenizer: as of `Checkpoint`.
       dtype: as for `open_checkpoint`.
 
     Raises:
       InputError: as `open_checkpoint`.
     """
-    if dtype is not None:
-        one_of("param_dtype", dtype, tuple(DTYPES.values()))
     file = path / "config.json" if path.is_dir() else path
     family = by_model_type(raw.get("model_type"), file)
     own = read_within(family, raw)
@@ -130,7 +158,7 @@ def understand(
     config = replace(config, dtype="bfloat16" if half else "float32")
     axes = dict(tensor_map.leaves(param_axes(config)))
     origin = replace(origin, ignored=ignored_fields(family, own))
-    return Checkpoint(path, family, config, origin, plan, dtypes, axes, shapes)
+    return Checkpoint(path, family, config, origin, plan, dtypes, axes, shapes, tokenizer)
 
 
 def _check_extent(file: Path, config: ModelConfig, stored: int) -> None:
@@ -144,20 +172,20 @@ def _check_extent(file: Path, config: ModelConfig, stored: int) -> None:
 
 
 def load_checkpoint(
-    directory: str | os.PathLike[str], dtype: str | None = None, shard: Shard | None = None
+    place: str | os.PathLike[str], dtype: str | None = None, shard: Shard | None = None
 ) -> Model:
     """Read a published model.
 
     Args:
-      directory, dtype: as for `open_checkpoint`.
+      place, dtype: as for `open_checkpoint`.
       shard: where each parameter goes, by its axis letters and shape; None: the default device.
 
     Raises:
       InputError: as `open_checkpoint`, or a tensor that cannot be read.
     """
-    opened = open_checkpoint(directory, dtype)
-    tokenizer = published_tokenizer(opened.path)
-    return Model(opened.config, opened.params(shard=shard), tokenizer, opened.origin)
+    opened = open_checkpoint(place, dtype)
+    params = opened.params(shard=shard)
+    return Model(opened.config, params, opened.tokenizer(), opened.origin)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

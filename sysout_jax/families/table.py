@@ -21,6 +21,7 @@ from sysout_jax.families import (
     phi,
     phi3,
     qwen,
+    stablelm,
 )
 from sysout_jax.families.family import Family
 
@@ -45,6 +46,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             olmo.OLMO2,
             gpt_oss.GPT_OSS,
             phi3.PHI3,
+            stablelm.STABLELM,
         )
     }
 )

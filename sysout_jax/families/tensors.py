@@ -37,6 +37,11 @@ class Source:
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    def stored(self) -> str:
+        """What the file's numbers are called."""
+        return self.dtype
+
     def read(self) -> np.ndarray:
         """The tensor, copied out of the mapped file.
 
@@ -59,6 +64,11 @@ class Packed(Source):
 
     blocks: Source
     scales: Source
+
+    @property
+    def stored(self) -> str:
+        """What the file's numbers are called."""
+        return "MXFP4"
 
     def read(self) -> np.ndarray:
         """The tensor, unpacked.
@@ -143,7 +153,10 @@ def _index(directory: Path) -> dict[str, str]:
         pickles = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
         if pickles:
             raise InputError(f"{directory / pickles[0]}: {CONVERT}")
-        raise InputError(f"{directory}: no {SINGLE} and no {INDEX}; accepted: a directory with one")
+        raise InputError(
+            f"{directory}: no {SINGLE} and no {INDEX}; accepted: a directory with one, or --file= "
+            "with the name of a GGUF file in it"
+        )
     weights = read_json(path).get("weight_map")
     if not isinstance(weights, dict) or not weights:
         raise InputError(f"{path}: no weight_map; accepted: a JSON object of tensor names to files")
