@@ -245,6 +245,18 @@ PUBLISHED = {
         },
         {"rope_rule": "longrope", "rope_factor": 32.0, "rope_context": 4096},
     ),
+    "stablelm-2-1_6b": (
+        {
+            "bos_token_id": 100257, "eos_token_id": 100257, "hidden_act": "silu",
+            "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 5632,
+            "layer_norm_eps": 1e-05, "max_position_embeddings": 4096, "model_type": "stablelm",
+            "num_attention_heads": 32, "num_hidden_layers": 24, "num_key_value_heads": 32,
+            "partial_rotary_factor": 0.25, "rope_theta": 10000, "tie_word_embeddings": False,
+            "torch_dtype": "float16", "use_cache": True, "use_qkv_bias": True,
+            "vocab_size": 100352,
+        },
+        {"rope_fraction": 0.25, "qkv_bias": True, "parallel_block": "none", "norm": "layer"},
+    ),
 }  # fmt: skip
 
 
