@@ -128,14 +128,13 @@ def choose(choice: Choice) -> Chosen:
     found = models(path)
     if found:
         path = path / "models" / _pick(choice, sorted(found))
-    elif (path / "result.json").exists() or _empty(path):
-        what = "a run without models" if (path / "result.json").exists() else "no run or model"
-        raise InputError(f"--model={choice.model}: {what}; accepted: {ACCEPTED}")
+    elif (path / "result.json").exists():
+        raise InputError(f"--model={choice.model}: a run without models; accepted: {ACCEPTED}")
     elif choice.variant is not None:
         raise InputError(f"--variant={choice.variant}: accepted: with a run directory as --model")
     source = path if path.exists() else choice.model
     located = loading.locate(source, choice.revision, choice.file)
-    if not loading.is_run(located):
+    if loading.kind_of(located) != "run":
         return _published(choice, located)
     if choice.stream:
         raise InputError(f"--stream: {located} is a run's model; accepted: a published model")
@@ -146,13 +145,6 @@ def choose(choice: Choice) -> Chosen:
     seed = saved_seeds(located)[0] if choice.seed is None else choice.seed
     bos = starts_with_bos(model.tokenizer, choice.bos)
     return Chosen(model, located, located.name, seed, run, bos)
-
-
-def _empty(path: Path) -> bool:
-    """Whether a path is a directory with neither a run nor a model."""
-    if not path.is_dir() or (path / "config.json").exists():
-        return False
-    return next(path.rglob("*.gguf"), None) is None
 
 
 def every(choice: Choice) -> Iterator[Chosen]:
@@ -167,7 +159,7 @@ def every(choice: Choice) -> Iterator[Chosen]:
         for name, seeds in fitting.items():
             for seed in seeds:
                 yield choose(replace(choice, variant=name, seed=seed))
-    elif choice.model and path.exists() and loading.is_run(path) and choice.seed is None:
+    elif choice.model and path.exists() and loading.kind_of(path) == "run" and choice.seed is None:
         for seed in saved_seeds(path):
             yield choose(replace(choice, seed=seed))
     else:

@@ -141,12 +141,20 @@ def test_streaming_edits_and_refusals(golden):
 
 
 def test_what_is_no_model(tmp_path):
-    assert "no such file or directory; accepted: a run's model" in refusal(tmp_path / "nosuch")
+    assert "no such file or directory; accepted: smollm2-135m, a run's model" in refusal(
+        tmp_path / "nosuch"
+    )
     assert "no such file or directory" in refusal("../nosuch")
-    assert "--model=: no such file or directory; accepted: a run's model" in refusal("")
+    assert "--model=: no such file or directory; accepted: smollm2-135m, a run's" in refusal("")
     assert "accepted: a directory that a training run wrote" in refusal(tmp_path)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "model.safetensors").write_bytes(b"")
+    assert "model.safetensors but no config.json; accepted" in refusal(tmp_path / "weights")
+    assert ": weights alone; accepted: the directory" in refusal(
+        tmp_path / "weights" / "model.safetensors"
+    )
     (tmp_path / "config.json").write_text("{}")
-    assert "model_type None; accepted: llama" in refusal(tmp_path)
+    assert "no model_type; accepted: a config.json with one of llama" in refusal(tmp_path)
     (tmp_path / "model.pt").write_bytes(b"\x80\x02}q\x00.")
     assert "pickle files can run code" in refusal(tmp_path / "model.pt")
 

@@ -89,11 +89,9 @@ def bring(name: str, say: Say = lambda line: None) -> Path:
     Raises:
       InputError: none of the three has it; the line says what each said, and how to bring it.
     """
-    entry = CATALOGUE[name]
-    kept = None if entry.wheel is None else _kept(name, entry.wheel)
-    if kept is not None:
-        say(f"{name}: {kept}")
-        return kept
+    entry, here = CATALOGUE[name], kept(name)
+    if here is not None:
+        return here
     told: list[str] = []
     if _hub_answers(entry, told):
         say(f"{name}: {entry.hub} at {entry.revision[:7]} of the hub")
@@ -107,6 +105,13 @@ def bring(name: str, say: Say = lambda line: None) -> Path:
         f"{name}: not on this machine ({'; '.join(told)}); accepted: a machine that reaches the "
         f"hub or the package index, or the path of a copy, which {_how_to_bring(entry)} makes"
     )
+
+
+def kept(name: str) -> Path | None:
+    """The file of a model in this machine's cache, whole; None: it is not there."""
+    wheel = CATALOGUE[name].wheel
+    place = None if wheel is None else _place(name, wheel)
+    return place if wheel and place and _is_whole(place, wheel) else None
 
 
 def from_wheel(name: str, say: Say = lambda line: None) -> Path:
@@ -139,11 +144,6 @@ def from_wheel(name: str, say: Say = lambda line: None) -> Path:
             "directory that can be written (XDG_CACHE_HOME)"
         ) from error
     return target
-
-
-def _kept(name: str, wheel: Wheel) -> Path | None:
-    place = _place(name, wheel)
-    return place if _is_whole(place, wheel) else None
 
 
 def _place(name: str, wheel: Wheel) -> Path:

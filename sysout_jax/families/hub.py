@@ -8,7 +8,7 @@ from sysout_jax.errors import InputError, reason
 
 WANTED = (
     "config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json",
-    "tokenizer_config.json", "vocab.json", "merges.txt",
+    "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
 )  # fmt: skip
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _ID = re.compile(rf"{_PART}(/{_PART})?")

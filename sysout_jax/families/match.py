@@ -76,7 +76,11 @@ def match(
             ("left over", sorted(source.name for source in by_name.values())),
             ("of another shape", shaped),
             ("of another dtype", typed),
-            ("not the embedding that config.json ties it to (tie_word_embeddings)", other),
+            (
+                "not the embedding that it is tied to (accepted: tie_word_embeddings=false in "
+                "config.json, if the head is the model's own)",
+                other,
+            ),
             ("wrongly stored", wrong),
         )
         if names

@@ -63,4 +63,6 @@ def by_model_type(model_type: Any, file: Path) -> Family:
     if isinstance(model_type, str) and model_type in kinds:
         return kinds[model_type]
     accepted = ", ".join(kinds)
+    if model_type is None:
+        raise InputError(f"{file}: no model_type; accepted: a config.json with one of {accepted}")
     raise InputError(f"{file}: model_type {model_type!r}; accepted: {accepted}")
