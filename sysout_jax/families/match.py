@@ -15,6 +15,10 @@ from sysout_jax.families.tensors import DTYPES, Source, packed_as
 from sysout_jax.model.config import ModelConfig
 
 NAMED = 20  # tensors that one message names, of each kind of fault
+_UNTIED = (
+    "not the embedding that it is tied to (accepted: tie_word_embeddings=false in config.json, if "
+    "the head is the model's own)"
+)
 Plan = Mapping[tuple[str, ...], tuple[tuple[Stored, Part, Source], ...]]  # by parameter
 
 
@@ -47,47 +51,51 @@ def match(
     if packed is not None:
         raise InputError(f"{place}: its weights are stored quantised ({packed}); {UNQUANTISED}")
     by_name = _by_own_names(family, found, within)
-    heads = _heads(family)
+    heads = _heads(family) if config.tied else set()
     plan: dict[tuple[str, ...], list[tuple[Stored, Part, Source]]] = {path: [] for path in shapes}
-    missing, shaped, typed = [], [], []
-    for stored in tensor_map.layout(family, config):
-        names = (stored.name, *(heads if config.tied and _is_embedding(stored) else ()))
-        source = next((by_name.pop(name) for name in names if name in by_name), None)
-        if source is None:
-            missing.append(stored.name)
-        elif source.shape != stored.shape:
-            shaped.append(f"{source.name} {list(source.shape)} for {list(stored.shape)}")
-        elif source.dtype not in DTYPES:
-            typed.append(f"{source.name} is {source.dtype} (accepted: {', '.join(DTYPES)})")
-        else:
-            for part in stored.parts:
-                plan[part.path].append((stored, part, source))
-    tied = [by_name.pop(name) for name in heads if config.tied and name in by_name]
+    wrong = _assign(tensor_map.layout(family, config), by_name, heads, plan)
+    tied = [by_name.pop(name) for name in heads if name in by_name]
     embedding = plan[("embed",)]
-    other = [s.name for s in tied if embedding and not _equal(s, embedding[0][2])]
-    if not missing and not shaped and not typed:
-        missing += ["/".join(path) for path, parts in plan.items() if not parts]
-    needless = heads if config.tied else set()
-    wrong = [said for name, said in faults.items() if not _is_buffer(family, name, needless)]
-    problems = [
-        f"{title}: {_named(names)}"
-        for title, names in (
-            ("missing", missing),
-            ("left over", sorted(source.name for source in by_name.values())),
-            ("of another shape", shaped),
-            ("of another dtype", typed),
-            (
-                "not the embedding that it is tied to (accepted: tie_word_embeddings=false in "
-                "config.json, if the head is the model's own)",
-                other,
-            ),
-            ("wrongly stored", wrong),
-        )
-        if names
+    if not any(wrong.values()):
+        wrong["missing"] = ["/".join(path) for path, parts in plan.items() if not parts]
+    wrong["left over"] = sorted(source.name for source in by_name.values())
+    wrong[_UNTIED] = [s.name for s in tied if embedding and not _equal(s, embedding[0][2])]
+    wrong["wrongly stored"] = [
+        said
+        for name, said in faults.items()
+        if name not in heads and not _any_match(family.buffers, name)
     ]
+    problems = [f"{title}: {_named(names)}" for title, names in wrong.items() if names]
     if problems:
         raise InputError(f"{place}: tensors of {family.name}: {'; '.join(problems)}")
     return {path: tuple(parts) for path, parts in plan.items()}
+
+
+def _assign(
+    layout: list[Stored],
+    by_name: dict[str, Source],
+    heads: set[str],
+    plan: dict[tuple[str, ...], list[tuple[Stored, Part, Source]]],
+) -> dict[str, list[str]]:
+    """Take from `by_name` what the layout asks for into `plan`; what is wrong, by its title."""
+    wrong: dict[str, list[str]] = {
+        title: [] for title in ("missing", "of another shape", "of another dtype")
+    }
+    for stored in layout:
+        names = (stored.name, *(heads if stored.parts[0].path == ("embed",) else ()))
+        source = next((by_name.pop(name) for name in names if name in by_name), None)
+        if source is None:
+            wrong["missing"].append(stored.name)
+        elif source.shape != stored.shape:
+            said = f"{source.name} {list(source.shape)} for {list(stored.shape)}"
+            wrong["of another shape"].append(said)
+        elif source.dtype not in DTYPES:
+            said = f"{source.name} is {source.dtype} (accepted: {', '.join(DTYPES)})"
+            wrong["of another dtype"].append(said)
+        else:
+            for part in stored.parts:
+                plan[part.path].append((stored, part, source))
+    return wrong
 
 
 def _by_own_names(family: Family, found: list[Source], within: Within | None) -> dict[str, Source]:
@@ -99,11 +107,6 @@ def _by_own_names(family: Family, found: list[Source], within: Within | None) ->
         by_name = {_outer(within, source.name): source for source in found}
         by_name = {n: s for n, s in by_name.items() if not _any_match(within.others, n)}
     return {n: s for n, s in by_name.items() if not _any_match(family.buffers, n)}
-
-
-def _is_buffer(family: Family, name: str, needless: Iterable[str]) -> bool:
-    """Whether it does not matter how a name is stored."""
-    return _any_match(family.buffers, name) or name in needless
 
 
 def _any_match(patterns: Iterable[str], name: str) -> bool:
@@ -127,10 +130,6 @@ def _outer(within: Within, name: str) -> str:
 def _heads(family: Family) -> set[str]:
     """What the output head may be called."""
     return {row.stored[1:] for row in family.tensors if row.ours == ("head",)} | {"lm_head.weight"}
-
-
-def _is_embedding(stored: Stored) -> bool:
-    return stored.parts[0].path == ("embed",)
 
 
 def _equal(one: Source, other: Source) -> bool:
