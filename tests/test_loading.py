@@ -15,7 +15,6 @@ import sysout_jax as so
 from sysout_jax import loading
 from sysout_jax.errors import InputError
 from sysout_jax.families import hub
-from sysout_jax.families.tensor_map import leaves
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init
 from sysout_jax.model.stream import streamed
@@ -118,7 +117,7 @@ def test_streaming_equals_the_records(case, golden):
         )
     np.testing.assert_allclose(taps["attn_weights"], expected["attention"], atol=1e-4)
     assert [top for top in asked if "block" in top] == [f"block_{i}" for i in range(layers)]
-    tops = {path[0] for path, _ in leaves(opened.params())}
+    tops = {path[0] for path in opened.plan}
     assert tops <= {*asked} <= tops | {"final_norm"}
 
 

@@ -36,6 +36,7 @@ from sysout_jax.model.stream import Layers
 
 # Axis letters, e.g. "D -> N H", and the shape of a parameter -> where it goes.
 Shard = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+BLOCKS = "blocks"  # where the decoder has the parameters of all layers, those of each side by side
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,24 @@ class Checkpoint:
     tokenizer: Callable[[], Tokenizer | None]  # reads it; None where there is none
 
     def parameter(self, path: tuple[str, ...], shard: Shard | None = None) -> jax.Array:
-        """Read one parameter; the host holds it and one stored tensor, nothing else.
+        """Read one parameter, below "blocks" that of all layers, each straight into its place.
+
+        The host holds it and one stored tensor, nothing else.
 
         Raises:
           InputError: the file cannot be read, or holds NaN or infinity.
         """
-        whole = _aligned(self.shapes[path], np.dtype(jnp.dtype(self.dtypes[path])))
-        for stored, part, source in self.plan[path]:
-            target = whole if part.expert is None else whole[part.expert]
-            np.copyto(target, stored.take(part, source.read()), casting="unsafe")
-        where = shard(self.axes[path], whole.shape) if shard else None
+        stacked = path[0] == BLOCKS
+        paths = _of_layers(path, self.config.layers) if stacked else [path]
+        dtype = jnp.result_type(*(self.dtypes[each] for each in paths))
+        whole = _aligned((len(paths), *self.shapes[paths[0]]), np.dtype(dtype))
+        for row, each in zip(whole, paths, strict=True):
+            for stored, part, source in self.plan[each]:
+                target = row if part.expert is None else row[part.expert]
+                np.copyto(target, stored.take(part, source.read()), casting="unsafe")
+        axes = self.axes[paths[0]]
+        axes, whole = (f"L {axes}", whole) if stacked else (axes, whole[0])
+        where = shard(axes, whole.shape) if shard else None
         return jax.device_put(whole, where, may_alias=True)
 
     def layers(self) -> Layers:
@@ -70,15 +79,27 @@ class Checkpoint:
         return Layers(self.params, tuple(dict.fromkeys(path[0] for path in self.plan)))
 
     def params(self, top: str = "", shard: Shard | None = None) -> Any:
-        """The tree of all parameters, or of those below `top`, e.g. "block_3"."""
+        """The tree of all parameters, layers stacked, or of those below `top`, e.g. "block_3"."""
+        paths = [path for path in self.plan if path[0] == top] if top else self._stacked()
         tree: dict[str, Any] = {}
-        for path in self.plan:
-            if not top or path[0] == top:
-                at = tree
-                for name in path[:-1]:
-                    at = at.setdefault(name, {})
-                at[path[-1]] = self.parameter(path, shard)
+        for path in paths:
+            at = tree
+            for name in path[:-1]:
+                at = at.setdefault(name, {})
+            at[path[-1]] = self.parameter(path, shard)
         return tree.get(top, {}) if top else tree
+
+    def _stacked(self) -> list[tuple[str, ...]]:
+        """The paths of all parameters, those of the layers once, below "blocks"."""
+        return list(
+            dict.fromkeys(
+                (BLOCKS, *path[1:]) if path[0].startswith("block_") else path for path in self.plan
+            )
+        )
+
+
+def _of_layers(path: tuple[str, ...], layers: int) -> list[tuple[str, ...]]:
+    return [(f"block_{layer}", *path[1:]) for layer in range(layers)]
 
 
 def open_checkpoint(place: str | os.PathLike[str], dtype: str | None = None) -> Checkpoint:
@@ -155,8 +176,8 @@ def understand(
     stored = {p: DTYPES[parts[0][2].dtype] for p, parts in plan.items()}
     dtypes = {p: dtype or stored[p] for p in plan}
     half = set(dtypes.values()) == {"bfloat16"}
-    config = replace(config, dtype="bfloat16" if half else "float32")
     axes = dict(tensor_map.leaves(param_axes(config)))
+    config = replace(config, dtype="bfloat16" if half else "float32", scan_layers=True)
     origin = replace(origin, ignored=ignored_fields(family, own))
     return Checkpoint(path, family, config, origin, plan, dtypes, axes, shapes, tokenizer)
 

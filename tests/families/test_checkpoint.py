@@ -74,10 +74,10 @@ def test_matrices_are_turned_into_ours(place):
     params = leaves(load_checkpoint(place).params)
     stored = values()["model.layers.1.self_attn.k_proj.weight"]
     np.testing.assert_array_equal(
-        params["block_1", "attn", "key"], stored.reshape(2, 6, 22).transpose(2, 0, 1)
+        params["blocks", "attn", "key"][1], stored.reshape(2, 6, 22).transpose(2, 0, 1)
     )
     out = values()["model.layers.0.self_attn.o_proj.weight"]
-    np.testing.assert_array_equal(params["block_0", "attn", "out"], out.T.reshape(4, 6, 22))
+    np.testing.assert_array_equal(params["blocks", "attn", "out"][0], out.T.reshape(4, 6, 22))
     np.testing.assert_array_equal(params["head",], values()["lm_head.weight"].T)
 
 
@@ -133,9 +133,9 @@ def test_parameters_go_where_they_are_sent(place):
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*where))
 
     params = leaves(load_checkpoint(place, shard=send).params)
-    assert {"D -> N H", "D -> F", "F -> D", "V -> D", "D"} <= seen
-    assert params["block_0", "mlp", "down"].sharding.spec == jax.sharding.PartitionSpec(
-        "model", None
+    assert {"L D -> N H", "L D -> F", "L F -> D", "V -> D", "L D", "D"} <= seen
+    assert params["blocks", "mlp", "down"].sharding.spec == jax.sharding.PartitionSpec(
+        None, "model", None
     )
 
 
@@ -516,7 +516,7 @@ mesh = Mesh(np.array(jax.devices()), ("model",))
 def shard(axes, shape):
     letters = axes.replace("-> ", "").split()
     return NamedSharding(mesh, PartitionSpec(*("model" if x == "K" else None for x in letters)))
-key = load(sys.argv[1], shard=shard).params["block_1"]["attn"]["key"]
+key = load(sys.argv[1], shard=shard).params["blocks"]["attn"]["key"]
 print(len(jax.devices()), [part.data.shape for part in key.addressable_shards])
 """
 
@@ -526,4 +526,4 @@ def test_a_mesh_gets_its_shards(place):
         [sys.executable, "-c", SHARDED, str(place)], cwd=ROOT, capture_output=True, text=True,
         env=os.environ | quick.TWO_DEVICES, check=True,
     )  # fmt: skip
-    assert done.stdout == "2 [(22, 1, 6), (22, 1, 6)]\n"
+    assert done.stdout == "2 [(2, 22, 1, 6), (2, 22, 1, 6)]\n"
