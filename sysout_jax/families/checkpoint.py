@@ -138,7 +138,7 @@ def understand(
     family = by_model_type(raw.get("model_type"), config_file)
     own = read_within(family, raw)
     within = family.within if own is not raw else None
-    config = read_config(family, own)
+    config = _config(place, family, own)
     _check_extent(config_file, config, len(found))
     shapes = tensor_map.shapes(config)
     plan = _plan(family, config, found, shapes, faults, within, place)
@@ -148,6 +148,16 @@ def understand(
     config = replace(config, dtype="bfloat16" if half else "float32")
     axes = dict(tensor_map.leaves(param_axes(config)))
     return Checkpoint(place, family, config, plan, dtypes, axes, shapes, weights, tokenizer)
+
+
+def _config(place: Path, family: Family, raw: Mapping[str, Any]) -> ModelConfig:
+    """`read_config`; where no config.json lies, what says the file it was made from."""
+    try:
+        return read_config(family, raw)
+    except InputError as error:
+        if place.is_dir():
+            raise
+        raise InputError(f"{place}: its metadata as {error}") from error
 
 
 def _check_extent(path: Path, config: ModelConfig, stored: int) -> None:
