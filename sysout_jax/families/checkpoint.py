@@ -169,7 +169,7 @@ def understand(
     family = by_model_type(raw.get("model_type"), file)
     own = read_within(family, raw)
     within = family.within if own is not raw else None
-    config = read_config(family, own)
+    config = _config(path, family, own)
     _check_extent(file, config, len(found))
     shapes = tensor_map.shapes(config)
     plan = match(path, family, config, found, shapes, faults, within)
@@ -180,6 +180,16 @@ def understand(
     config = replace(config, dtype="bfloat16" if half else "float32", scan_layers=True)
     origin = replace(origin, ignored=ignored_fields(family, own))
     return Checkpoint(path, family, config, origin, plan, dtypes, axes, shapes, tokenizer)
+
+
+def _config(place: Path, family: Family, raw: Raw) -> ModelConfig:
+    """`read_config`; where no config.json lies, what says the file it was made from."""
+    try:
+        return read_config(family, raw)
+    except InputError as error:
+        if place.is_dir():
+            raise
+        raise InputError(f"{place}: its metadata as {error}") from error
 
 
 def _check_extent(file: Path, config: ModelConfig, stored: int) -> None:

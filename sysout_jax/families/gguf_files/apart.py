@@ -101,9 +101,9 @@ GPT_NEOX: Names = {
 
 def falcon(meta: Metadata) -> Raw:
     """The new decoder has two norms, or several KV heads; what the file cannot say is as in every
-    published model that can be converted: rotary positions, no biases, MLP and attention apart."""
+    published model that can be converted: rotary positions, MLP and attention side by side."""
     raw = llama_like(meta, ("attention.layer_norm_epsilon", "layer_norm_epsilon"))
-    kv = raw.pop("num_key_value_heads")
+    kv, wide = raw.pop("num_key_value_heads"), raw.pop("intermediate_size")
     two = meta.has("attn_norm_2.weight")
     new = two or kv > 1
     more = {"num_kv_heads": kv, "num_ln_in_parallel_attn": 2 if two else 1} if new else {}
@@ -113,8 +113,9 @@ def falcon(meta: Metadata) -> Raw:
         "model_type": "falcon",
         "new_decoder_architecture": new,
         "multi_query": True,
+        "bias": meta.has("attn_output.bias"),
         "parallel_attn": True,
-        "ffn_hidden_size": raw.pop("intermediate_size"),
+        "ffn_hidden_size": wide,
     }
 
 
@@ -135,6 +136,8 @@ FALCON: Names = {
         ("ffn_up", "mlp.dense_h_to_4h"),
         ("ffn_down", "mlp.dense_4h_to_h"),
     ),
+    # The converter moves the rows of the matrix alone.
+    "blk.{l}.attn_qkv.bias": ("transformer.h.{l}.self_attention.query_key_value.bias", as_it_is),
 }
 
 

@@ -218,6 +218,7 @@ _GPT_OSS: Names = {
 
 
 def _stablelm(meta: Metadata) -> Raw:
+    meta.get("use_parallel_residual")  # some files have it wrong: a second norm says it
     return llama_like(meta, LAYER, "partial_rotary_factor") | {
         "model_type": "stablelm",
         "use_qkv_bias": meta.has("attn_q.bias"),
