@@ -119,7 +119,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     devices = planning.described(topology)
     vocab = config.train.model.vocab
     make_mesh(config.train.mesh_shape, devices)  # refused before anything is written
-    directory = RunDirectory(config.workdir, "plan")
+    directory = RunDirectory(config.workdir, "plan", of=[Path(config.model).name])
     directory.write("config.json", config)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     about = {

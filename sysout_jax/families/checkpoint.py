@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from sysout_jax.families.table import FAMILIES, by_model_type
 from sysout_jax.families.tensor_map import Part, Stored
 from sysout_jax.families.tensors import DTYPES, INDEX, SINGLE, Source, sources
 from sysout_jax.families.tokens import published_tokenizer
+from sysout_jax.files import replacing
 from sysout_jax.model.config import ModelConfig, at_least, one_of
 from sysout_jax.model.decoder import param_axes, unstack_blocks
 from sysout_jax.model.model import Model
@@ -251,18 +251,12 @@ def export(
     raw = write_config(row, config)
     params = unstack_blocks(model.params) if model.config.scan_layers else model.params
     by_path = {path: np.asarray(leaf) for path, leaf in tensor_map.leaves(params)}
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with replacing(target) as partial:
+        partial.mkdir(parents=True)
         _write_tensors(partial, tensor_map.layout(row, config), by_path, shard_bytes)
         (partial / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
         if model.tokenizer is not None:
             model.tokenizer.save(partial / "tokenizer.json")
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _write_tensors(
