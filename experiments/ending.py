@@ -1,10 +1,12 @@
 """How a command ends: signals, the exit status, the line that says why, and what goes on."""
 
 import _thread
+import io
 import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,9 +16,11 @@ import jax
 from absl import flags
 
 from sysout_jax.errors import Diverged, InputError, Preempted, Terminated, reason
+from sysout_jax.files import naming
 from sysout_jax.training import hosts
 
 FLAGS = flags.FLAGS
+OUTPUT = Path("standard output")
 
 
 def ended(error: BaseException, signals: Sequence[int]) -> int:
@@ -38,11 +42,11 @@ def ended(error: BaseException, signals: Sequence[int]) -> int:
     if isinstance(error, jax.errors.JaxRuntimeError) and hosts.several():
         hosts.leave(error)
     if isinstance(error, OSError):
-        lost = error.filename is None and _lose_output()
-        if isinstance(error, BrokenPipeError) and lost:  # as head leaves: nobody is to be told
-            return 1
-        where = "standard output" if lost else error.filename or "--workdir"
-        return _say(f"{where}: {error.strerror or error}", 1)
+        if error.filename == str(OUTPUT):  # what is left of it must not fail again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):  # as head leaves: nobody is to be told
+                return 1
+        return _say(f"{error.filename or '--workdir'}: {error.strerror or error}", 1)
     if isinstance(error, KeyboardInterrupt):
         return _say("interrupted", 130)
     if (no_device := _no_device()) is not None:
@@ -50,14 +54,26 @@ def ended(error: BaseException, signals: Sequence[int]) -> int:
     raise error
 
 
-def _lose_output() -> bool:
-    """Whether standard output cannot be written; what is left of it then goes nowhere."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+class Output(io.TextIOWrapper):
+    """Standard output whose errors say that it is: the system's name no file.
+
+    Args:
+      stream: standard output as Python has opened it.
+    """
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        how = {name: getattr(stream, name) for name in ("encoding", "errors", "line_buffering")}
+        super().__init__(stream.detach(), **how)
+
+    def write(self, text: str) -> int:
+        """Write, or name standard output."""
+        with naming(OUTPUT):
+            return super().write(text)
+
+    def flush(self) -> None:
+        """Flush, or name standard output."""
+        with naming(OUTPUT):
+            super().flush()
 
 
 def _no_device() -> str | None:
@@ -66,10 +82,13 @@ def _no_device() -> str | None:
     try:
         if asked:
             jax.devices()
-    except Exception as error:  # JAX fails an assertion where it has no plugin
-        said = reason(error).partition(" (set JAX_PLATFORMS")[0]
-        return f"JAX_PLATFORMS={asked}: {said}; accepted: what this machine has, such as cpu"
-    return None
+    except RuntimeError as error:
+        said = reason(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+    except AssertionError:  # where JAX has no plugin
+        said = "no such device"
+    else:
+        return None
+    return f"JAX_PLATFORMS={asked}: {said}; accepted: what this machine has, such as cpu"
 
 
 @contextmanager
@@ -86,8 +105,9 @@ def heard() -> Iterator[list[int]]:
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def again(raised: Any) -> None:
-        if came and isinstance(raised.exc_value, KeyboardInterrupt):
-            _thread.interrupt_main(signal.Signals(came[-1]))
+        if came and issubclass(raised.exc_type, KeyboardInterrupt):
+            # In a moment: raised here, it would be lost again.
+            threading.Timer(0.02, _thread.interrupt_main, [signal.Signals(came[-1])]).start()
         else:
             hook(raised)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import io
 import json
 import os
 import re
@@ -207,6 +208,7 @@ def redraw(
 def launch(main: Callable[[], None]) -> None:
     """Parse flags and run `main`; the exit status is that of `guarded`."""
     sys.argv[1:] = named_runs(sys.argv[1:])
+    sys.stdout = ending.Output(typing.cast(io.TextIOWrapper, sys.stdout))
 
     def run(argv: Sequence[str]) -> None:
         if not FLAGS["verbosity"].present:
