@@ -22,7 +22,7 @@ from experiments.cells import TRAINED_AGAIN
 from experiments.convergence_report import compared, markdown_tables, print_tables
 from experiments.report import Progress, reading
 from experiments.trained import history, study_names
-from experiments.variants import BACKCOPY, FILLED_IN, SMOKE, TEXT
+from experiments.variants import BACKCOPY, FILLED_IN, NOT_GIVEN, SMOKE, TEXT
 from sysout_jax.analysis import proxies
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.errors import Diverged, InputError
@@ -288,7 +288,7 @@ def config_from_flags() -> Config:
     variants = PAPER
     if FLAGS.model is not None:
         one_of("model", FLAGS.model, tuple(SHAPES))
-        base = replace(base, model=SHAPES[FLAGS.model])
+        base = replace(base, model=replace(SHAPES[FLAGS.model], **NOT_GIVEN))
     if jax.default_backend() != "cpu":
         base = launch.override(base, {"dtype": "bfloat16"})
     rounds = FLAGS.rounds

@@ -252,7 +252,10 @@ def config_from_flags() -> Config:
     if given["mesh"] is None:
         devices = planning.described(planning.parse_topology(config.topology))
         given["mesh"] = f"data={len(devices)}"
-    base = replace(config.train, model=architecture(config.model))
+    model = architecture(config.model)
+    base = replace(
+        config.train, model=replace(model, context=ModelConfig.context), variant=model.variant
+    )
     return replace(config, train=launch.override(base, given))
 
 

@@ -119,7 +119,10 @@ def print_columns(
     """
     columns = list(zip(*rows, strict=True))
     widths = [_width(column) for column in columns]
-    widths[:left] = [min(width, console.width // (left + 1)) for width in widths[:left]]
+    widths[:left] = [min(width, console.width // 3) for width in widths[:left]]
+    least = max(widths[left:], default=0) + GAP * left + EDGES
+    while sum(widths[:left]) + least > console.width and max(widths[:left]) > 1:
+        widths[widths.index(max(widths[:left]))] -= 1
     differ = [at for at in range(left) if at == 0 or len({*columns[at][1:]} - {""}) > 1]
     parts = [list(range(left))]
     for at in range(left, len(widths)):

@@ -39,7 +39,7 @@ from experiments.trained import describe, entry, study_names
 from sysout_jax.analysis.outliers import SUMMARY_LABELS
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.errors import InputError, Preempted
-from sysout_jax.model.config import SHAPES, at_least, one_of
+from sysout_jax.model.config import SHAPES, ModelConfig, at_least, one_of
 from sysout_jax.model.decoder import Params
 from sysout_jax.results import RunDirectory, plain, read_record
 from sysout_jax.training import hosts
@@ -72,6 +72,7 @@ TEXT = TrainConfig(
 )
 FLAGS = flags.FLAGS
 FILLED_IN = ("vocab", "context")  # fields of the model that corpus and seq_len determine
+NOT_GIVEN = {name: getattr(ModelConfig, name) for name in FILLED_IN}
 SMOKE = {"steps": 4, "measure_every": 2, "steps_per_call": 2, "batch_size": 4, "val_batches": 1}
 
 
@@ -283,7 +284,7 @@ def _as_given(study: TrainConfig) -> TrainConfig:
     """The study with what the flags say of it."""
     if FLAGS.model is not None:
         one_of("model", FLAGS.model, tuple(SHAPES))
-        shape = dataclasses.replace(SHAPES[FLAGS.model], dtype=study.model.dtype)
+        shape = dataclasses.replace(SHAPES[FLAGS.model], dtype=study.model.dtype, **NOT_GIVEN)
         study = dataclasses.replace(study, model=shape)
     if FLAGS.smoke:
         study = launch.override(study, SMOKE)
