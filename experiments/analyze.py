@@ -92,7 +92,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     known = known_of(config.choice.model, chosen.model.config) if config.check_known else ()
     material, corpus = gather(config, chosen, console)
     parts = _possible(config, chosen, console)
-    directory = RunDirectory(config.workdir, "analyze")
+    directory = RunDirectory(config.workdir, "analyze", of=[chosen.name])
     directory.write("config.json", config)
     console.print(f"model    {chosen.described}", soft_wrap=True, markup=False)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)

@@ -66,7 +66,7 @@ def run(config: Config, console: Console) -> RunDirectory:
         corpus, _ = read_corpus(config.corpus, each, console)
         length = length_of(config.seq_len, each.model.config)
         rows.append(corpus.distinct("val", config.sequences, length))
-    directory = RunDirectory(config.workdir, "causal")
+    directory = RunDirectory(config.workdir, "causal", of=[each.name for each in chosen])
     directory.write("config.json", config)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     with (
@@ -95,7 +95,7 @@ def run(config: Config, console: Console) -> RunDirectory:
 
 
 def main() -> None:
-    console = Console()
+    console = launch.console_for_tables()
     if FLAGS.redraw:
         launch.redraw("experiments.causal", console, print_tables, markdown_tables)
     else:
@@ -115,8 +115,7 @@ def config_from_flags() -> Config:
 def define_flags() -> None:
     """Define the flags of this binary."""
     flags.DEFINE_bool("smoke", False, "a few sequences and one control, in seconds")
-    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
-    flags.DEFINE_bool("markdown", False, "print the table in Markdown")
+    launch.define_tables()
     launch.define_overrides(Config)
     flags.adopt_module_key_flags(launch)  # so that --help lists them
 

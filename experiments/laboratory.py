@@ -254,7 +254,7 @@ def found_in(trained: Run) -> dict[str, Any]:
 
 
 def main() -> None:
-    console = Console()
+    console = launch.console_for_tables()
     if FLAGS.redraw:
         launch.redraw("experiments.laboratory", console, print_tables, markdown_tables)
     else:

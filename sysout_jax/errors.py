@@ -20,6 +20,10 @@ class Preempted(Exception):
     """A run that was asked to stop, and did: what there is to go on from is on disk."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, of a command that cannot go on where it stopped."""
+
+
 def reason(error: object) -> str:
     """The first line of what an exception says, or its name where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

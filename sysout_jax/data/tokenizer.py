@@ -17,6 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from sysout_jax.errors import InputError
+from sysout_jax.files import write_text
 
 ACCEPTED = "bytes, gpt2:DIR, PATH.json, bpe:SIZE"
 _FORMAT = "sysout_jax tokenizer 1"
@@ -101,7 +102,8 @@ class ByteTokenizer:
         return [_label(self._bytes(i)) for i in np.asarray(ids).tolist()]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        _write_json(path, {"format": _FORMAT, "kind": "bytes", "adds_bos": self.adds_bos})
+        spec = {"format": _FORMAT, "kind": "bytes", "adds_bos": self.adds_bos}
+        write_text(Path(path), json.dumps(spec))
 
     def _bytes(self, token: int) -> bytes:
         if token < self.eot:
@@ -157,7 +159,8 @@ class SubwordTokenizer:
     def save(self, path: str | os.PathLike[str]) -> None:
         spec = json.loads(self.backend.to_str())
         own = {"eot": self.eot, "bos": self.bos, "adds_bos": self.adds_bos}
-        _write_json(path, {"format": _FORMAT, "kind": "tokenizers", **own, **spec})
+        whole = {"format": _FORMAT, "kind": "tokenizers", **own, **spec}
+        write_text(Path(path), json.dumps(whole, ensure_ascii=False))
 
     def _piece(self, token: int, byte_level: bool) -> str:
         name = self.backend.id_to_token(token)
@@ -378,13 +381,6 @@ def _read_json(spec: str, path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         _reject(spec, f"{path} holds no JSON object")
     return content
-
-
-def _write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    target = Path(path)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    os.replace(part, target)
 
 
 def _reject(spec: str, problem: str) -> NoReturn:

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from sysout_jax.families.config_map import write_config
 from sysout_jax.families.table import FAMILIES
 from sysout_jax.families.tensor_map import Stored
 from sysout_jax.families.tensors import INDEX, SINGLE
+from sysout_jax.files import replacing
 from sysout_jax.model.config import at_least, one_of
 from sysout_jax.model.decoder import unstack_blocks
 from sysout_jax.model.model import Model
@@ -52,18 +52,12 @@ def export(
     raw = write_config(row, config)
     params = unstack_blocks(model.params) if model.config.scan_layers else model.params
     by_path = {path: np.asarray(leaf) for path, leaf in tensor_map.leaves(params)}
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with replacing(target) as partial:
+        partial.mkdir(parents=True)
         _write_tensors(partial, tensor_map.layout(row, config), by_path, shard_bytes)
         (partial / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
         if model.tokenizer is not None:
             model.tokenizer.save(partial / "tokenizer.json")
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _write_tensors(

@@ -21,7 +21,7 @@ def finished(trained, run_compress, tmp_path_factory):
         "--seq_len=13", f"--workdir={place}",
     )  # fmt: skip
     assert done.status == 0, done.err
-    return done, next((place / "compress").iterdir())
+    return done, (place / "compress" / "latest").resolve()
 
 
 @pytest.fixture(scope="module")
