@@ -224,7 +224,7 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
         main()
         sys.stdout.flush()
     except InputError as error:
-        return _say(error, 2)
+        return _say(error.line(_flag), 2)
     except Diverged as error:
         return _say(error, 1)
     except jax.errors.JaxRuntimeError as error:
@@ -271,6 +271,11 @@ def until_terminated() -> Iterator[Callable[[], bool]]:
         yield asked.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _flag(name: str) -> str:
+    """An argument of the library as this command's users know it."""
+    return f"--{name}" if name in FLAGS else name
 
 
 def _say(message: object, status: int) -> int:
