@@ -20,8 +20,11 @@ CLONE_ONLY = ("experiments", "theory", "benchmarks")  # run from the clone, neve
 MAY_IMPORT = {
     "sysout_jax.errors": (),
     "sysout_jax.files": (),
+    "sysout_jax.showing": ("sysout_jax.errors",),
     "sysout_jax.core": ("sysout_jax.core",),
-    "sysout_jax.model": ("sysout_jax.core", "sysout_jax.model", "sysout_jax.errors"),
+    "sysout_jax.model": (
+        "sysout_jax.core", "sysout_jax.model", "sysout_jax.showing", "sysout_jax.errors",
+    ),
     # the task Bigram-Backcopy is arrays in core, because theory/ trains on it without any data/
     "sysout_jax.data": (
         "sysout_jax.core.backcopy", "sysout_jax.data", "sysout_jax.errors", "sysout_jax.files",
@@ -31,7 +34,8 @@ MAY_IMPORT = {
     ),
     "sysout_jax.training": (
         "sysout_jax.core", "sysout_jax.model", "sysout_jax.data", "sysout_jax.analysis",
-        "sysout_jax.training", "sysout_jax.errors", "sysout_jax.files", "sysout_jax.results",
+        "sysout_jax.training", "sysout_jax.showing", "sysout_jax.errors", "sysout_jax.files",
+        "sysout_jax.results",
     ),
     "sysout_jax.families": (
         "sysout_jax.core", "sysout_jax.model", "sysout_jax.data", "sysout_jax.families",
@@ -41,6 +45,8 @@ MAY_IMPORT = {
         "sysout_jax.families", "sysout_jax.training.checkpoint", "sysout_jax.model",
         "sysout_jax.errors",
     ),
+    # a model and text in, arrays out: what notebooks call
+    "sysout_jax.running": ("sysout_jax.model", "sysout_jax.data.prompt", "sysout_jax.errors"),
     "sysout_jax.results": ("sysout_jax.errors", "sysout_jax.files"),
     "sysout_jax.plots": (
         "sysout_jax.results", "sysout_jax.analysis.statistics", "sysout_jax.plots",
@@ -49,8 +55,8 @@ MAY_IMPORT = {
     # a model and text in; record, figures and page out
     "sysout_jax.report": (
         "sysout_jax.core", "sysout_jax.model", "sysout_jax.data.prompt", "sysout_jax.analysis",
-        "sysout_jax.results", "sysout_jax.plots", "sysout_jax.report", "sysout_jax.errors",
-        "sysout_jax.files",
+        "sysout_jax.results", "sysout_jax.plots", "sysout_jax.report", "sysout_jax.showing",
+        "sysout_jax.errors", "sysout_jax.files",
     ),
     "theory.figures": ("sysout_jax.plots", "theory"),  # when drawn: the checks need core alone
     "theory.verify": ("sysout_jax.results", "theory"),  # provenance of its record

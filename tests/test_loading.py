@@ -126,9 +126,9 @@ def test_streaming_edits_and_refusals(golden):
     opened, model = loading.open_layers(directory), so.load(directory)
 
     def halve(value, layer):
-        return jnp.where(layer == 1, 0.5 * value, value)
+        return jnp.where(layer >= 1, 0.5 * value, value)
 
-    edits = {"down_out": halve, "final_norm": halve}
+    edits = {"down_out": so.Edit(halve), "final_norm": so.Edit(halve)}
     logits, _ = streamed(opened.config, opened.params, jnp.asarray(ids), edits=edits)
     np.testing.assert_allclose(logits, so.apply(model, jnp.asarray(ids), edits=edits)[0], atol=1e-5)
 

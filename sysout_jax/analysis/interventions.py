@@ -1,13 +1,12 @@
 """What a model loses without its outliers: activations, attention and weights, one at a time."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
 from sysout_jax.analysis import editing, mixture
-from sysout_jax.analysis.editing import ActivationEdit, AttentionEdit, Edits
+from sysout_jax.analysis.editing import Edits, activation_edit, attention_edit
 from sysout_jax.analysis.scan import (
     DETECTORS,
     Progress,
@@ -21,6 +20,7 @@ from sysout_jax.analysis.statistics import Interval, bootstrap_interval
 from sysout_jax.analysis.weights import WeightOutlier, WeightScan, weight_scan
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
+from sysout_jax.model.taps import Edit
 
 SPIKE = 50.0  # Yu et al. 2024 (arXiv:2411.07191): of down_in and down_out at a super weight
 LARGEST = "largest"  # no threshold: the largest value, flagged by a detector or not
@@ -64,7 +64,7 @@ class _Runner:
     def losses(self, edits: Edits, params: Params | None = None) -> np.ndarray:
         return losses(self.config, params or self.params, self.rows, edits, self.batch)
 
-    def count(self, site: str, edit: ActivationEdit) -> float:
+    def count(self, site: str, edit: Edit) -> float:
         return editing.count(self.config, self.params, self.rows, site, edit, self.batch)
 
     def effect(
@@ -134,7 +134,8 @@ def losses(
     """[B]: the mean loss of each sequence under edits, in nats per token."""
 
     def run(params: Params, rows: Array, index: Array) -> Array:
-        return editing.sequence_losses(config, params, rows, edits.of(index))[None]
+        some = {name: edit.of(index) for name, edit in edits.items()}
+        return editing.sequence_losses(config, params, rows, some)[None]
 
     return over_batches(run, params, rows, batch, None, np.arange(len(rows)))[0]
 
@@ -157,11 +158,8 @@ def _activations(
         for treatment in ("zero", "mean"):
             replacement = means.at(site, layer) * (treatment == "mean")
             for control in (False, True):
-                edit = ActivationEdit(
-                    jnp.asarray(layer), jnp.asarray(threshold[layer]), jnp.asarray(replacement),
-                    jnp.asarray(control),
-                )  # fmt: skip
-                edits = none.at(site, edit)
+                edit = activation_edit(layer, threshold[layer], replacement, control)
+                edits = none | {mixture.key(runner.config, site): edit}
                 count = runner.count(site, edit)
                 what = ("activations", name, f"set to {treatment}")
                 effects.append(runner.effect(what, edits, count, control, layer))
@@ -185,10 +183,10 @@ def _attention(runner: _Runner, found: Scan, none: Edits) -> tuple[list[Effect],
             ("removed, rows renormalised", False, True),
         ):
             keys = shuffled if control else removed
-            edit = AttentionEdit(jnp.asarray(keys), jnp.asarray(rescaled), jnp.asarray(True))
+            edits = none | {"attn_weights": attention_edit(keys, rescaled)}
             count = float(keys.sum(axis=(0, 2)).mean())
             what = ("attention", name, treatment)
-            effects.append(runner.effect(what, replace(none, attention=edit), count, control))
+            effects.append(runner.effect(what, edits, count, control))
     return effects, silent
 
 

@@ -20,6 +20,7 @@ from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
+from sysout_jax.model.taps import Edit
 
 LISTED = 5  # places of a detector
 
@@ -209,10 +210,12 @@ def gradient_sinks(
     nothing = jnp.zeros((config.layers, batch, length, config.width))
 
     def loss(added: Float[Array, "L B T D"]) -> Float[Array, ""]:
-        def add(value: Array, layer: Array) -> Array:
-            return value + added[layer].astype(value.dtype)
-
-        logits, _ = forward(config, params, rows[:, :-1], edits={"attn_norm": add})
+        edits = {"attn_norm": Edit(_add, added, in_axes=1)}
+        logits, _ = forward(config, params, rows[:, :-1], edits=edits)
         return jnp.sum(jnp.mean(cross_entropy(logits, rows[:, 1:]), axis=1))
 
     return jax.vmap(jax.vmap(m.gradient_sink))(jax.grad(loss)(nothing))
+
+
+def _add(value: Float[Array, "T D"], layer: Array, added: Float[Array, "L T D"]) -> Array:
+    return value + added[layer].astype(value.dtype)

@@ -120,6 +120,17 @@ class SubwordTokenizer:
     bos: int | None
     adds_bos: bool = False  # its own rule for prompts, or how the model was trained
 
+    def __eq__(self, other: object) -> bool:
+        """Loaded twice it is the same: a model's tokenizer is a part of its pytree's structure."""
+        return isinstance(other, SubwordTokenizer) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[str, bool]:
+        return self.fingerprint, self.adds_bos
+
     @functools.cached_property
     def vocab(self) -> int:
         return max(self.backend.get_vocab().values()) + 1

@@ -59,9 +59,9 @@ def test_yes_and_no_are_what_they_say(tmp_path):
     assert prompt(with_bos, "no") == [3, 4, 5]
     without = write(tmp_path)
     assert prompt(without, "yes") == [1, 3, 4, 5]
-    with pytest.raises(InputError, match="--bos='maybe': unknown; accepted: auto, yes, no"):
+    with pytest.raises(InputError, match="bos='maybe': unknown; accepted: auto, yes, no"):
         prompt(without, "maybe")
-    with pytest.raises(InputError, match="an empty prompt without BOS"):
+    with pytest.raises(InputError, match="prompt='': empty and without BOS"):
         encode_prompt(published_tokenizer(without), "", "no")
     assert encode_prompt(published_tokenizer(without), "", "yes").tolist() == [1]
 
