@@ -22,6 +22,7 @@ from experiments import launch
 from experiments.chosen import Choice, Chosen, choose
 from experiments.texts import length_of, read_corpus
 from sysout_jax.analysis.scan import Thresholds, for_length, over_batches, together
+from sysout_jax.checking import check
 from sysout_jax.data.prompt import PROMPT, encode_prompt
 from sysout_jax.errors import InputError
 from sysout_jax.families.known import TAPS as EXTREMES
@@ -96,10 +97,13 @@ def run(config: Config, console: Console) -> RunDirectory:
     directory.write("config.json", config)
     console.print(f"model    {chosen.described}", soft_wrap=True, markup=False)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
+    checked = None if config.choice.stream else check(chosen.model)
+    said = checked or "not: of a streamed model one layer at a time is in memory"
+    console.print(f"checked  {said}", soft_wrap=True, markup=False, highlight=False)
     about = header(material) | {
         "name": chosen.name, "seed": chosen.seed, "corpus": corpus,
         "asked": list(parts), "parts": {},
-        "parameters": parameter_count(chosen.model.config),
+        "parameters": parameter_count(chosen.model.config), "checked": checked,
     }  # fmt: skip
     try:
         with directory.record("analysis", **about) as record:

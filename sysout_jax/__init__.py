@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sysout_jax.checking import check as check
     from sysout_jax.core import measures as measures
     from sysout_jax.core.attention import Param as Param
     from sysout_jax.core.attention import variant as variant
@@ -43,6 +44,7 @@ _HOMES = {
     "TrainConfig": "sysout_jax.training.config",
     "analyze": "sysout_jax.report.findings",
     "apply": "sysout_jax.running",
+    "check": "sysout_jax.checking",
     "encode": "sysout_jax.running",
     "export": "sysout_jax.families.export",
     "gradient": "sysout_jax.running",

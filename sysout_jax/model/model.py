@@ -35,7 +35,9 @@ class Model:
         kinds = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in leaves})
         shape = f"{c.layers} layer{'s' * (c.layers != 1)}, width {c.width}, {c.heads} heads"
         said = self.tokenizer and f"{type(self.tokenizer).__name__} of {self.tokenizer.vocab}"
+        weights = [] if self.origin is None else [("weights", self.origin.weights)]
         return [
+            *weights,
             ("attention", c.variant),
             ("shape", shape),
             ("parameters", f"{sum(sizes):,} ({', '.join(kinds)})"),
