@@ -45,20 +45,33 @@ def write_gguf(
     writer = gguf.GGUFWriter(
         file, name, split_max_tensors=size if parts > 1 else 0, small_first_shard=False
     )
-    numbers = {gguf.LlamaFileType[x].name: int(gguf.LlamaFileType[x]) for x in
-               gguf.LlamaFileType.__members__}  # fmt: skip
-    writer.add_file_type(numbers.get(f"MOSTLY_{kind.name}", 0))
+    label = {Kind.F32: "ALL_F32", Kind.Q4_K: "MOSTLY_Q4_K_M"}.get(kind, f"MOSTLY_{kind.name}")
+    writer.add_file_type(int(gguf.LlamaFileType[label]))
     add_keys(writer, name, config)
     more(writer)
     for stored, array in sorted(change(converted(directory, name, config)).items()):
         quantised = kind != Kind.F32 and array.ndim > 1 and fits(array, kind)
-        data = gguf.quantize(array, kind) if quantised else array.astype(np.float32)
+        data = packed(array, kind) if quantised else array.astype(np.float32)
         writer.add_tensor(stored, data, raw_dtype=kind if quantised else Kind.F32)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return file.with_name(f"{file.stem}-00001-of-{parts:05d}.gguf") if parts > 1 else file
+
+
+def packed(array: np.ndarray, kind: Kind) -> np.ndarray:
+    """A matrix as blocks of a type; of those that the package cannot make, any blocks."""
+    try:
+        return gguf.quantize(array, kind)
+    except NotImplementedError:
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        rng = np.random.default_rng(array.size)
+        blocks = rng.integers(0, 256, (array.size // block, size), np.uint8)
+        scales = {Kind.Q4_K: (0, 2), Kind.Q6_K: (208,)}[kind]  # float16, of which each block has
+        for at in scales:
+            blocks[:, at : at + 2] = np.frombuffer(np.float16(1e-4).tobytes(), np.uint8)
+        return blocks.reshape(*array.shape[:-1], -1)
 
 
 def fits(array: np.ndarray, kind: Kind) -> bool:

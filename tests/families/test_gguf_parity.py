@@ -172,3 +172,60 @@ def test_types_that_are_no_weights_are_named(golden, tmp_path):
         file.write_bytes(raw)
         with pytest.raises(InputError, match=f"blk.0.ffn_norm.weight is of type {said}; accepted"):
             so.load(file)
+
+
+# ------------------------------------------------------------- with the reference's own reading
+
+WIDE = {
+    "vocab_size": 19, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+READ_BY_BOTH = {
+    "llama": ("LlamaConfig", WIDE), "qwen2": ("Qwen2Config", WIDE),
+    "qwen3": ("Qwen3Config", WIDE | {"head_dim": 128}),
+    "gemma2": ("Gemma2Config", WIDE | {"head_dim": 64, "query_pre_attn_scalar": 64}),
+    "phi3": ("Phi3Config", WIDE),
+    "stablelm": ("StableLmConfig", WIDE | {"use_qkv_bias": True}),
+    "gpt2": ("GPT2Config", {"vocab_size": 19, "n_embd": 256, "n_layer": 2, "n_head": 4,
+                            "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}),
+}  # fmt: skip
+# Where the reference's reading leaves a field at its default, or a size that no key says.
+NOT_READ = {
+    "gemma2": {"query_pre_attn_scalar": 64}, "gpt2": {"n_positions": 64, "vocab_size": 19},
+    "phi3": {"pad_token_id": 0},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_0", "Q4_K", "Q6_K"])
+@pytest.mark.parametrize("case", READ_BY_BOTH)
+def test_quantised_files_equal_the_reference(case, kind, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch", reason="needs requirements-reference.txt")
+    transformers = pytest.importorskip("transformers", reason="needs requirements-reference.txt")
+    pytest.importorskip("accelerate", reason="needs requirements-reference.txt")
+    monkeypatch.setitem(reference.CASES, case, (*READ_BY_BOTH[case], 11))
+    reference.make(case, tmp_path / "made")
+    file = gguf_writing.write_gguf(
+        tmp_path / "made", tmp_path / "model.gguf", gguf.GGMLQuantizationType[kind]
+    )
+    config = transformers.AutoConfig.from_pretrained(tmp_path, gguf_file=file.name)
+    for name, value in NOT_READ.get(case, {}).items():
+        setattr(config, name, value)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file=file.name, config=config, dtype=torch.float32,
+        attn_implementation="eager",
+    ).eval()  # fmt: skip
+    ids = reference.tokens(11)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids, dtype=torch.long)).logits.numpy()
+    model = so.load(file)
+    assert f"GGUF {kind}" in model.weights
+    assert np.abs(expected).max() > 0.5
+    logits, _ = so.apply(model, jnp.asarray(ids))
+    # Sums over 512 channels round differently: of the largest logit.
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(logits / scale, expected / scale, rtol=0, atol=TOLERANCE)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
