@@ -69,12 +69,15 @@ def check(model: Model) -> Checked:
     Returns:
       An item for each of these that applies. Nothing is raised for a model that fails one.
     """
+    shapes = _shapes(model)
+    if not shapes.passed:
+        return Checked((shapes,))
     tokens = _tokens(model)
     factors = jnp.array([1.0, 2.0])
     edit = Edit(_scaled, factors, layers=0, in_axes=0)
     both = np.stack([tokens, tokens])
     (logits, edited), taps = apply(model, both, _rows(model.config), {"attn_out": edit})
-    items = [_shapes(model), _finite(logits)]
+    items = [shapes, _finite(logits)]
     if taps:
         items.append(_sums(model.config, taps))
     items.append(_moved(logits, edited))
@@ -125,7 +128,7 @@ def _sums(config: ModelConfig, taps: dict[str, Any]) -> Item:
 
 
 def _scaled(value: Array, layer: Array, factor: Array) -> Array:
-    return factor * value
+    return factor.astype(value.dtype) * value
 
 
 def _moved(logits: Float[Array, "T V"], edited: Float[Array, "T V"]) -> Item:
