@@ -17,6 +17,9 @@ from sysout_jax.training.loop import Corpus
 TOKENS = 64  # of a sequence, if nothing is said
 
 
+PUBLISHED = "stdlib"  # what published models are measured on unless --corpus says
+
+
 class Text(NamedTuple):
     """A corpus, and [B, T + 1] rows of it: to calibrate on, and to evaluate on."""
 
@@ -31,12 +34,15 @@ def read_corpus(given: str | None, chosen: Chosen, console: Console) -> tuple[Co
     Raises:
       InputError: no corpus, or one that cannot be read or that the model cannot read.
     """
-    spec = given or chosen.corpus
+    # Of a published model nobody says what it read; any machine has Python's own source.
+    spec = given or chosen.corpus or (PUBLISHED if chosen.seed is None else None)
     if spec is None:
         raise InputError(
             f"--corpus: not given, and {chosen.path} does not say what it was trained on; "
             "accepted: backcopy, stdlib, PATH, tokens:DIR"
         )
+    if spec is PUBLISHED:
+        console.print(f"corpus   {spec}, Python's own source, as --corpus is not given")
     tokenizer = chosen.model.tokenizer
     if tokenizer is None and not (spec == "backcopy" or spec.startswith("tokens:")):
         raise InputError(

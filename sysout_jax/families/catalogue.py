@@ -214,7 +214,9 @@ def _growing(directory: Path, total: int) -> Iterator[None]:
 
     ended = threading.Event()
     columns = (BarColumn(bar_width=30), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    shown = {"transient": True, "disable": not console.is_terminal}
+    with Progress(*columns, console=console, **shown) as bar:
         task = bar.add_task("", total=total)
 
         def watch() -> None:

@@ -120,7 +120,7 @@ def open_checkpoint(place: str | os.PathLike[str], dtype: str | None = None) -> 
         one_of("param_dtype", dtype, tuple(DTYPES.values()))
     if is_gguf(path):
         file = open_gguf(path)
-        origin = Origin(str(path), file.weights)
+        origin = Origin(str(path), file.weights, file.ignored)
         return understand(path, file.raw, file.sources, {}, origin, file.tokenizer, dtype)
     config = read_published_config(path / "config.json")
     found, faults = sources(path)
@@ -178,7 +178,7 @@ def understand(
     half = set(dtypes.values()) == {"bfloat16"}
     axes = dict(tensor_map.leaves(param_axes(config)))
     config = replace(config, dtype="bfloat16" if half else "float32", scan_layers=True)
-    origin = replace(origin, ignored=ignored_fields(family, own))
+    origin = replace(origin, ignored=(*origin.ignored, *ignored_fields(family, own)))
     return Checkpoint(path, family, config, origin, plan, dtypes, axes, shapes, tokenizer)
 
 

@@ -170,7 +170,9 @@ def test_known_keys_that_are_not_read_are_refused_and_others_change_nothing(gold
     with pytest.raises(InputError, match=r"llama\.residual_scale=2\.0 \(accepted"):
         load_checkpoint(with_key("llama.residual_scale", 2.0))
     plain = load_checkpoint(gguf_writing.write_gguf(directory, tmp_path / "plain.gguf"))
-    assert load_checkpoint(with_key("llama.nobody.knows", 2.0)).config == plain.config
+    unknown = load_checkpoint(with_key("llama.nobody.knows", 2.0))
+    assert unknown.config == plain.config
+    assert unknown.origin.ignored == ("llama.nobody.knows",)
     assert load_checkpoint(with_key("llama.logit_scale", 1.0)).config == plain.config
 
 

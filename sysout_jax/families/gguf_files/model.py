@@ -32,12 +32,14 @@ class GgufModel:
       sources: the tensors under their published names.
       weights: how they are stored, e.g. "GGUF Q4_1 (210 Q4_1, 61 F32, 1 Q8_0)".
       tokenizer: reads the tokenizer, or None where the file has none.
+      ignored: keys of its metadata that nobody is known to read.
     """
 
     raw: Raw
     sources: list[Source]
     weights: str
     tokenizer: Callable[[], Tokenizer | None]
+    ignored: tuple[str, ...]
 
 
 def open_gguf(path: Path) -> GgufModel:
@@ -67,12 +69,13 @@ def open_gguf(path: Path) -> GgufModel:
     vocab = embedding.shape[0]
     raw = ARCHITECTURES[str(name)].config(meta)
     raw |= {"vocab_size": vocab, "tie_word_embeddings": tied}
-    meta.unread()
+    ignored = meta.unread()
     return GgufModel(
         raw,
         list(_sources(meta, ARCHITECTURES[str(name)])),
         _stored_as(headers),
         partial(read_tokenizer, headers[0], vocab),
+        ignored,
     )
 
 
