@@ -45,6 +45,7 @@ class Config:
 
     choice: Choice = field(default_factory=Choice)
     corpus: str | None = None  # text for the statistics; None: what the run was trained on
+    token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     prompt: str = PROMPT  # what is drawn token by token; a synthetic task draws a row instead
     only: tuple[str, ...] = tuple(PARTS)  # parts to run
     check_known: bool = False  # compare with published coordinates of outliers
@@ -72,7 +73,7 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
       InputError: a corpus that cannot be read, or that is too short.
     """
     model = chosen.model
-    corpus, spec = read_corpus(config.corpus, chosen, console)
+    corpus, spec = read_corpus(config.corpus, chosen, console, config.token_dtype)
     length = length_of(config.seq_len, model.config)
     rows = corpus.distinct("val", config.sequences, length)
     if model.tokenizer is None:

@@ -32,6 +32,7 @@ class Config:
 
     choice: Choice = field(default_factory=Choice)
     corpus: str | None = None  # text to measure on; None: what the run was trained on
+    token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     factors: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the weights, the activation
     controls: int = 8  # neurons and channels at random that are given as much
     sequences: int = 64  # of the validation part
@@ -63,7 +64,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     rows = []
     for each in chosen:  # before any work: text that is missing, models without a later layer
         check(each.model.config)
-        corpus, _ = read_corpus(config.corpus, each, console)
+        corpus, _ = read_corpus(config.corpus, each, console, config.token_dtype)
         length = length_of(config.seq_len, each.model.config)
         rows.append(corpus.distinct("val", config.sequences, length))
     directory = RunDirectory(config.workdir, "causal", of=[each.name for each in chosen])

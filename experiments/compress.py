@@ -47,6 +47,7 @@ class Config:
 
     choice: Choice = field(default_factory=Choice)
     corpus: str | None = None  # text to calibrate and evaluate on; None: what the run trained on
+    token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     methods: tuple[str, ...] = METHODS  # as sysout_jax/analysis/schemes.py names them
     sites: tuple[str, ...] = tuple(PRODUCTS)  # inputs of products to compress: attn_norm, down_in
     alpha: float = ALPHA  # of SmoothQuant: 0 leaves weights even, 1 activations
@@ -75,7 +76,10 @@ class Config:
 def run(config: Config, console: Console) -> RunDirectory:
     """Compress every model by every method; what is finished is kept when interrupted."""
     chosen = list(every(config.choice))
-    texts = Texts(config.corpus, config.calibration, config.sequences, config.seq_len, console)
+    texts = Texts(
+        config.corpus, config.calibration, config.sequences, config.seq_len, console,
+        config.token_dtype,
+    )  # fmt: skip
     for each in chosen:
         texts.of(each)  # before any work: text that is missing or too short
     directory = RunDirectory(config.workdir, "compress", of=[each.name for each in chosen])

@@ -95,7 +95,8 @@ def agreements(record: dict[str, Any]) -> Iterator[tuple[str, str, str, Agreemen
                 ("max_median_ratio", "log max/median ratio"),
                 ("kurtosis", "log kurtosis"),
             ):
-                values = np.log(_joined([each[name] for each in rows]))
+                with np.errstate(divide="ignore"):  # of a tensor of zeros, which is left out
+                    values = np.log(_joined([each[name] for each in rows]))
                 yield kind, bits, label, agreement(values, measured)
 
 

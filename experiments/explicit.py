@@ -48,6 +48,7 @@ class Config:
 
     choice: Choice = field(default_factory=Choice)
     corpus: str | None = None  # text to fit, to fine-tune and to judge by; None: the run's own
+    token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     methods: tuple[str, ...] = METHODS  # of compression, as experiments.compress names them
     finetune: int = 100  # optimiser steps that every form, the trained one too, is given
     finetune_lr: float = 1e-3  # their learning rate, constant, of AdamW
@@ -74,7 +75,10 @@ class Config:
 def run(config: Config, console: Console) -> RunDirectory:
     """Make and judge the forms of every model; what is finished is kept when interrupted."""
     chosen = list(_softmax(config.choice))
-    texts = Texts(config.corpus, config.calibration, config.sequences, config.seq_len, console)
+    texts = Texts(
+        config.corpus, config.calibration, config.sequences, config.seq_len, console,
+        config.token_dtype,
+    )  # fmt: skip
     for each in chosen:
         texts.of(each)  # before any work: text that is missing or too short
     directory = RunDirectory(config.workdir, "explicit", of=[each.name for each in chosen])

@@ -213,6 +213,8 @@ def launch(main: Callable[[], None]) -> None:
     def run(argv: Sequence[str]) -> None:
         if not FLAGS["verbosity"].present:
             _quiet_storage()
+        if "smoke" in FLAGS and FLAGS.smoke:  # nearly all of its time is spent compiling
+            jax.config.update("jax_disable_most_optimizations", True)
         status = guarded(main, argv)
         if status and hosts.several():
             hosts.leave_with(status)

@@ -28,7 +28,9 @@ class Text(NamedTuple):
     evaluation: np.ndarray
 
 
-def read_corpus(given: str | None, chosen: Chosen, console: Console) -> tuple[Corpus, str]:
+def read_corpus(
+    given: str | None, chosen: Chosen, console: Console, token_dtype: str | None = None
+) -> tuple[Corpus, str]:
     """The corpus that --corpus means for a model, in its tokenizer; and the corpus' name.
 
     Raises:
@@ -50,7 +52,10 @@ def read_corpus(given: str | None, chosen: Chosen, console: Console) -> tuple[Co
             "beside it; accepted: one of them, or --corpus=tokens:DIR"
         )
     with reading(console, spec) as progress:
-        return load_corpus(spec, tokenizer or "bytes", chosen.bos, progress=progress), spec
+        corpus = load_corpus(
+            spec, tokenizer or "bytes", chosen.bos, progress=progress, token_dtype=token_dtype
+        )
+    return corpus, spec
 
 
 def length_of(given: int | None, config: ModelConfig) -> int:
@@ -67,6 +72,7 @@ class Texts:
     sequences: int  # of the validation part
     seq_len: int | None  # T; None: 64, or the learned positions if fewer
     console: Console
+    token_dtype: str | None = None  # of tokens:DIR
     _read: dict[str, Text] = field(default_factory=dict)
 
     def of(self, chosen: Chosen) -> Text:
@@ -82,7 +88,7 @@ class Texts:
 
     def _open(self, chosen: Chosen) -> Text:
         model = chosen.model
-        corpus, spec = read_corpus(self.corpus, chosen, self.console)
+        corpus, spec = read_corpus(self.corpus, chosen, self.console, self.token_dtype)
         length = length_of(self.seq_len, model.config)
         evaluation = corpus.distinct("val", self.sequences, length)
         candidates = corpus.batch("train", 0, 0, 2 * self.calibration, length)

@@ -105,25 +105,6 @@ def tokenizer_for(
     return trained
 
 
-def open_token_files(spec: str, vocab: int | None) -> EncodedCorpus:
-    """nanoGPT's `train.bin` and `val.bin` (raw little-endian uint16) under `tokens:DIR`.
-
-    Args:
-      spec: `tokens:DIR`.
-      vocab: size of the tokenizer that made them; None for the largest id found plus one.
-
-    Raises:
-      InputError: a missing, empty or odd-length file; an id outside `vocab`.
-    """
-    directory = Path(spec.removeprefix("tokens:")).expanduser()
-    train, val = (_token_file(spec, directory / f"{part}.bin") for part in _PARTS)
-    largest = int(max(train.max(), val.max()))
-    if vocab is not None and largest >= vocab:
-        _reject(spec, f"{directory} holds token {largest}; the tokenizer has only {vocab}")
-    size = largest + 1 if vocab is None else vocab
-    return EncodedCorpus(train, val, size, None, "as given: train.bin and val.bin")
-
-
 def validation_documents(digests: np.ndarray) -> np.ndarray:
     """Which documents are validation, from their 64-bit content hashes.
 
@@ -279,17 +260,6 @@ def _open_entry(entry: Path) -> EncodedCorpus | None:
         )
     except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None
-
-
-def _token_file(spec: str, path: Path) -> np.ndarray:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        _reject(spec, f"cannot read {path}: {error.strerror}; wanted raw uint16 tokens")
-    if size == 0 or size % 2:
-        found = f"{size} bytes, an odd number" if size else "empty"
-        _reject(spec, f"{path}: {found}; wanted raw little-endian uint16 tokens")
-    return np.memmap(path, "<u2", mode="r")
 
 
 def _reject(spec: str, problem: str) -> NoReturn:

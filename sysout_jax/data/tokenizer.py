@@ -31,6 +31,11 @@ _MAX_TRAINED = 1_000_000
 # GPT-2's pattern whatever surrounds it; inside "\n\n" or beside a space it is not.
 _AFTER_LINE = re.compile(r"\S\n(?=\S)")
 _ANYWHERE = re.compile("")
+_MOST = 1024  # letters of a word: no text has more but DNA, the digits of pi and the like
+_RUN = re.compile(rf"\S{{{_MOST}}}|\s{{{_MOST}}}")  # found sooner, and in nearly no text
+# What GPT-2's pattern makes one word of.
+_KINDS = (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")
+_LONG = re.compile("|".join(f"{kind}{{{_MOST}}}" for kind in _KINDS))
 
 
 @runtime_checkable
@@ -225,6 +230,15 @@ def chunks(text: str, cut: re.Pattern[str] | None, size: int) -> Iterator[str]:
     yield text[start:]
 
 
+def bounded(text: str) -> Iterator[str]:
+    """A text in parts that end where a word has `_MOST` letters: time is quadratic in a word's."""
+    start = 0
+    for found in _LONG.finditer(text) if _RUN.search(text) else ():
+        yield text[start : found.end()]
+        start = found.end()
+    yield text[start:]
+
+
 def load_saved(path: str | os.PathLike[str]) -> ByteTokenizer | SubwordTokenizer:
     """Read back what `Tokenizer.save` wrote.
 
@@ -346,7 +360,12 @@ def _train_bpe(
         initial_alphabet=sorted(_byte_of_symbol()),
         show_progress=False,
     )
-    pieces = (piece for text in train_on() for piece in chunks(text, _AFTER_LINE, 1 << 15))
+    pieces = (
+        word
+        for text in train_on()
+        for piece in chunks(text, _AFTER_LINE, 1 << 15)
+        for word in bounded(piece)
+    )
     backend.train_from_iterator(pieces, trainer)
     reached = backend.get_vocab_size()
     if reached < size:

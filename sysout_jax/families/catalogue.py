@@ -215,8 +215,8 @@ def _growing(directory: Path, total: int) -> Iterator[None]:
     ended = threading.Event()
     columns = (BarColumn(bar_width=30), DownloadColumn(), TransferSpeedColumn())
     console = Console(stderr=True)
-    shown = {"transient": True, "disable": not console.is_terminal}
-    with Progress(*columns, console=console, **shown) as bar:
+    silent = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=silent) as bar:
         task = bar.add_task("", total=total)
 
         def watch() -> None:

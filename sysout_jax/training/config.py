@@ -22,6 +22,7 @@ class TrainConfig:
     variant: str = "softmax"  # a row of core/attention.py
     corpus: str = "stdlib"  # backcopy, stdlib, PATH (file, directory, glob), tokens:DIR
     tokenizer: str = "bytes"  # bytes, gpt2:DIR, PATH.json, bpe:SIZE
+    token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     bos: bool = True  # every sequence starts with a BOS token
     train_tokens: int | None = None  # of the training part, from its beginning; None: all
     seq_len: int = 64  # T, inputs per sequence

@@ -300,9 +300,7 @@ def test_what_agrees_with_the_run_is_accepted():
     model = ModelConfig(variant="sigmoid", context=64, position="learned", vocab=19)
     run = TrainConfig(model=model, variant="sigmoid", seq_len=64)
     assert run.architecture(19) == model
-    with pytest.raises(
-        InputError, match=r"model.vocab=19: corpus of the run makes it 23; accepted"
-    ):
+    with pytest.raises(InputError, match=r"model\.vocab=19: corpus .* 23; accepted"):
         run.architecture(23)
     turned = TrainConfig(model=ModelConfig(context=300, position="rope"), seq_len=64)
     assert turned.architecture(256).context == 64  # which has no parameters of its own
