@@ -592,3 +592,14 @@ def test_every_type_of_a_field_has_words():
         assert set(typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)) <= set(
             _KINDS
         )
+
+
+def test_an_id_beyond_a_small_vocabulary_is_not_left_to_the_default():
+    """Phi-3's pad token is 32000 there, which transformers refuses in a vocabulary of 97."""
+    small = LLAMA2_7B | {"vocab_size": 97, "model_type": "phi3", "rope_scaling": None}
+    out = write_config(FAMILIES["phi3"], read_config(FAMILIES["phi3"], small))
+    assert out["pad_token_id"] is out["eos_token_id"] is None
+    assert "bos_token_id" not in out
+    assert "pad_token_id" not in write_config(
+        FAMILIES["phi3"], read_config(FAMILIES["phi3"], small | {"vocab_size": 32064})
+    )
