@@ -45,6 +45,10 @@ MAY_IMPORT = {
         "sysout_jax.families", "sysout_jax.training.checkpoint", "sysout_jax.model",
         "sysout_jax.errors",
     ),
+    # a model in, what is wrong with it out
+    "sysout_jax.checking": (
+        "sysout_jax.core", "sysout_jax.model", "sysout_jax.data.prompt", "sysout_jax.running",
+    ),
     # a model and text in, arrays out: what notebooks call
     "sysout_jax.running": ("sysout_jax.model", "sysout_jax.data.prompt", "sysout_jax.errors"),
     "sysout_jax.results": ("sysout_jax.errors", "sysout_jax.files"),

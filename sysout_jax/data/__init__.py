@@ -17,13 +17,8 @@ from sysout_jax.data.encode import (
     tokenizer_for,
 )
 from sysout_jax.data.token_files import open_token_files
-from sysout_jax.data.tokenizer import (
-    ByteTokenizer,
-    SubwordTokenizer,
-    Tokenizer,
-    load_saved,
-    load_tokenizer,
-)
+from sysout_jax.data.tokenizer import ByteTokenizer, SubwordTokenizer, Tokenizer
+from sysout_jax.data.tokenizer_files import load_saved, load_tokenizer
 from sysout_jax.errors import InputError
 
 # What a training loop reads: several chains have no one batch to judge all by.

@@ -18,7 +18,8 @@ import numpy as np
 import tokenizers
 
 from sysout_jax.data.corpus import Progress, Source, find_source
-from sysout_jax.data.tokenizer import Tokenizer, chunks, load_saved, load_tokenizer
+from sysout_jax.data.tokenizer import Tokenizer, chunks
+from sysout_jax.data.tokenizer_files import load_saved, load_tokenizer
 from sysout_jax.errors import InputError
 
 VALIDATION_FRACTION = 0.05

@@ -16,7 +16,8 @@ from sysout_jax.data.encode import (
     tokenizer_for,
     validation_documents,
 )
-from sysout_jax.data.tokenizer import ByteTokenizer, chunks, load_tokenizer
+from sysout_jax.data.tokenizer import ByteTokenizer, chunks
+from sysout_jax.data.tokenizer_files import load_tokenizer
 from sysout_jax.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"

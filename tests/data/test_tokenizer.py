@@ -11,7 +11,8 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from sysout_jax.data.tokenizer import Tokenizer, bounded, load_saved, load_tokenizer
+from sysout_jax.data.tokenizer import Tokenizer, bounded
+from sysout_jax.data.tokenizer_files import load_saved, load_tokenizer
 from sysout_jax.errors import InputError
 
 SHARED_GPT2 = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizer" / "gpt2"
