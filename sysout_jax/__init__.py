@@ -8,33 +8,51 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sysout_jax.checking import check as check
     from sysout_jax.core import measures as measures
+    from sysout_jax.core.attention import Param as Param
+    from sysout_jax.core.attention import variant as variant
     from sysout_jax.core.attention import variants as variants
     from sysout_jax.errors import Diverged as Diverged
     from sysout_jax.errors import InputError as InputError
-    from sysout_jax.families.checkpoint import export as export
+    from sysout_jax.families.export import export as export
     from sysout_jax.loading import load as load
     from sysout_jax.model.config import ModelConfig as ModelConfig
     from sysout_jax.model.model import Model as Model
-    from sysout_jax.model.model import apply as apply
+    from sysout_jax.model.taps import Edit as Edit
+    from sysout_jax.model.taps import Tap as Tap
     from sysout_jax.report.findings import analyze as analyze
+    from sysout_jax.running import apply as apply
+    from sysout_jax.running import encode as encode
+    from sysout_jax.running import gradient as gradient
+    from sysout_jax.running import logit_lens as logit_lens
     from sysout_jax.training.config import TrainConfig as TrainConfig
     from sysout_jax.training.loop import train as train
     from sysout_jax.training.optimizer import OptimizerConfig as OptimizerConfig
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "Diverged": "sysout_jax.errors",
+    "Edit": "sysout_jax.model.taps",
     "InputError": "sysout_jax.errors",
     "Model": "sysout_jax.model.model",
     "ModelConfig": "sysout_jax.model.config",
     "OptimizerConfig": "sysout_jax.training.optimizer",
+    "Param": "sysout_jax.core.attention",
+    "Tap": "sysout_jax.model.taps",
     "TrainConfig": "sysout_jax.training.config",
     "analyze": "sysout_jax.report.findings",
-    "apply": "sysout_jax.model.model",
-    "export": "sysout_jax.families.checkpoint",
+    "apply": "sysout_jax.running",
+    "check": "sysout_jax.checking",
+    "encode": "sysout_jax.running",
+    "export": "sysout_jax.families.export",
+    "gradient": "sysout_jax.running",
     "load": "sysout_jax.loading",
+    "logit_lens": "sysout_jax.running",
     "measures": "sysout_jax.core.measures",
     "train": "sysout_jax.training.loop",
+    "variant": "sysout_jax.core.attention",
     "variants": "sysout_jax.core.attention",
 }
 

@@ -93,7 +93,7 @@ class Compressor:
                 self._put(blocks, layer, module, name, changed)
         return Compressed(self._joined(blocks), self._edits(scheme, bases))
 
-    def _edits(self, how: Rounding, bases: Mapping[str, Basis]) -> dict[str, RoundInputs]:
+    def _edits(self, how: Rounding, bases: Mapping[str, Basis]) -> dict[str, Edit]:
         edits = {}
         if how.activations is not None:
             for tap, basis in bases.items():
@@ -107,10 +107,11 @@ class Compressor:
                         )
                     )  # fmt: skip
                 per = "vector" if how.per == "group" else how.per
-                edits[tap] = RoundInputs(basis, fixed, how.activations, per, how.zero_point)
+                edits[tap] = Edit(RoundInputs(how.activations, per, how.zero_point), basis, fixed)
         if how.cache is not None:
             for tap in CACHE:
-                edits[tap] = RoundInputs(Basis(), None, how.cache, "vector", how.zero_point, True)
+                rounded = RoundInputs(how.cache, "vector", how.zero_point, heads=True)
+                edits[tap] = Edit(rounded, Basis(), None)
         return edits
 
     def _basis(self, how: Rounding, tap: str, blocks: Blocks) -> Basis:

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float, Int
 
 from sysout_jax.analysis.editing import changed_neuron, down_projections
@@ -24,6 +23,7 @@ from sysout_jax.core.ordering import median_magnitude
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
+from sysout_jax.model.taps import Edit
 
 WEIGHT, ACTIVATION = "weight", "activation"
 TREATMENTS = {
@@ -63,19 +63,18 @@ class Doses:
     responses: tuple[Response, ...]
 
 
-@struct.dataclass
-class FirstTokenEdit:
-    """Add `factor - 1` times a channel of the first token's state to a channel of it."""
+def first_token_edit(layer: int, source: int, target: int, factor: float) -> Edit:
+    """Of block_out: add `factor - 1` times a channel of the first token's state to a channel."""
+    arrays = jnp.asarray(source), jnp.asarray(target), jnp.asarray(factor, jnp.float32)
+    return Edit(_dosed_state, *arrays, layers=layer)
 
-    layer: Int[Array, ""]
-    source: Int[Array, ""]
-    target: Int[Array, ""]
-    factor: Float[Array, ""]
 
-    def __call__(self, state: Float[Array, "B T D"], layer: Array) -> Array:
-        """The edit of block_out."""
-        more = jnp.where(layer == self.layer, self.factor - 1.0, 0.0) * state[:, 0, self.source]
-        return state.at[:, 0, self.target].add(more.astype(state.dtype))
+def _dosed_state(
+    state: Float[Array, "T D"], layer: Array, source: Int[Array, ""], target: Int[Array, ""],
+    factor: Float[Array, ""],
+) -> Float[Array, "T D"]:  # fmt: skip
+    more = (factor - 1.0) * state[0, source]
+    return state.at[0, target].add(more.astype(state.dtype))
 
 
 def doses(
@@ -220,10 +219,7 @@ def _measured(
 ) -> tuple[float, float, float, float]:  # fmt: skip
     """(peak, ratio, attention, loss), means over sequences."""
     channel, factor = dose or (place.channel, 1.0)
-    edit = FirstTokenEdit(
-        jnp.asarray(place.layer), jnp.asarray(place.channel), jnp.asarray(channel),
-        jnp.asarray(factor, jnp.float32),
-    )  # fmt: skip
+    edit = first_token_edit(place.layer, place.channel, channel, factor)
 
     def run(params: Params, rows: Array) -> Any:
         return _respond(config, params, rows, edit)
@@ -237,7 +233,7 @@ def _measured(
 
 
 @partial(jax.jit, static_argnums=0)
-def _respond(config: ModelConfig, params: Params, rows: Array, edit: FirstTokenEdit) -> Any:
+def _respond(config: ModelConfig, params: Params, rows: Array, edit: Edit) -> Any:
     def state(h: Array) -> dict[str, Array]:
         h = h.astype(jnp.float32)
         size = jnp.abs(h)

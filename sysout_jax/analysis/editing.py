@@ -1,14 +1,13 @@
 """Edits as data: one compiled program runs a model under any of the interventions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.analysis import mixture
@@ -17,116 +16,93 @@ from sysout_jax.analysis.weights import layer_count, layer_params, projection
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
-
-
-@struct.dataclass
-class ActivationEdit:
-    """Replace the entries of a site whose magnitude is above each sequence's threshold."""
-
-    layer: Int[Array, ""]
-    threshold: Float[Array, "B"]
-    replacement: Float[Array, "2 C"]  # at the first position, at the others
-    control: Bool[Array, ""]  # replace as many entries at random places instead
-
-    def flags(self, value: Float[Array, "B T c"]) -> Bool[Array, "B T c"]:
-        """Which entries are replaced."""
-        size = jnp.abs(value.astype(jnp.float32))
-        above = size > jnp.broadcast_to(self.threshold[:, None, None], size.shape)
-
-        def elsewhere(above: Array) -> Array:
-            of_tokens, of_features = jax.random.split(jax.random.key(0))
-            rows = jax.random.permutation(of_tokens, value.shape[1])
-            columns = jax.random.permutation(of_features, value.shape[2])
-            return above[:, rows][:, :, columns]
-
-        return jax.lax.cond(self.control, elsewhere, lambda above: above, above)
-
-    def __call__(self, *given: Array) -> Float[Array, "B T c"]:
-        """The edit of a tap, given (experts, value, layer) of a mixture, else (value, layer)."""
-        *experts, value, layer = given
-        first, others = (
-            mixture.side_by_side(row, experts[0], value.shape[-1] // experts[0].shape[-1])
-            if experts
-            else jnp.broadcast_to(row, value.shape)
-            for row in self.replacement
-        )
-        is_first = jnp.arange(value.shape[1])[:, None] == 0
-        new = jnp.where(jnp.broadcast_to(is_first, value.shape), first, others)
-        flags = self.flags(value) & (layer == self.layer)
-        return jnp.where(flags, new.astype(value.dtype), value)
+from sysout_jax.model.taps import Edit
 
 
 def activation_edit(
-    layer: int, threshold: np.ndarray, replacement: np.ndarray, control: bool
-) -> ActivationEdit:
-    """An edit of numbers; its dtypes are always the same, or the program would compile again."""
-    return ActivationEdit(
-        jnp.asarray(layer, jnp.int32), jnp.asarray(threshold, jnp.float32),
-        jnp.asarray(replacement, jnp.float32), jnp.asarray(control, bool),
-    )  # fmt: skip
+    layer: int,
+    threshold: Float[np.ndarray | Array, "B"],
+    replacement: Float[np.ndarray | Array, "2 C"],
+    control: bool = False,
+) -> Edit:
+    """Replace the entries of a site whose magnitude is above each sequence's threshold.
+
+    Args:
+      layer: of the site.
+      threshold: of each sequence.
+      replacement: at the first position, at the others.
+      control: replace as many entries at random places instead.
+    """
+    arrays = threshold, replacement, jnp.asarray(control)
+    return Edit(_replaced, *arrays, layers=layer, in_axes=(0, None, None))
 
 
-@struct.dataclass
-class AttentionEdit:
+def flags(
+    value: Float[Array, "T c"], threshold: Float[Array, ""], control: Bool[Array, ""]
+) -> Bool[Array, "T c"]:
+    """Which entries an `activation_edit` replaces."""
+    above = jnp.abs(value.astype(jnp.float32)) > threshold
+    of_tokens, of_features = jax.random.split(jax.random.key(0))
+    rows = jax.random.permutation(of_tokens, value.shape[0])
+    columns = jax.random.permutation(of_features, value.shape[1])
+    return jnp.where(control, above[rows][:, columns], above)
+
+
+def _replaced(*given: Array) -> Float[Array, "T c"]:
+    """Given the experts of a mixture in front, and the value, the layer and the arrays."""
+    *experts, value, _, threshold, replacement, control = given
+    first, others = (
+        mixture.side_by_side(row, experts[0], value.shape[-1] // experts[0].shape[-1])
+        if experts
+        else jnp.broadcast_to(row, value.shape)
+        for row in replacement
+    )
+    is_first = jnp.arange(value.shape[0])[:, None] == 0
+    new = jnp.where(jnp.broadcast_to(is_first, value.shape), first, others)
+    return jnp.where(flags(value, threshold, control), new.astype(value.dtype), value)
+
+
+def attention_edit(
+    removed: Bool[np.ndarray | Array, "L B S"], rescaled: bool, active: bool = True
+) -> Edit:
     """Remove the attention to chosen keys.
 
     Each row keeps its sum, as if attention were over the other keys only: o^R_i. With `rescaled` it
     is then multiplied by the share S_i that the others had: S_i o^R_i of theory A1.
     """
-
-    removed: Bool[Array, "L B S"]
-    rescaled: Bool[Array, ""]
-    active: Bool[Array, ""]
-
-    def __call__(self, weights: Float[Array, "B N t S"], layer: Array) -> Array:
-        """The edit of a tap."""
-        gone = jnp.broadcast_to(self.removed[layer][:, None, None, :], weights.shape)
-        kept = jnp.where(gone, 0.0, weights)
-        total, rest = (jnp.sum(x, axis=-1, keepdims=True) for x in (weights, kept))
-        safe = jnp.where(rest == 0.0, 1.0, rest)
-        renormalised = kept * jnp.broadcast_to(total / safe, kept.shape)
-        share = rest / jnp.where(total == 0.0, 1.0, total)
-        rescaled = renormalised * jnp.broadcast_to(share, kept.shape)
-        return jnp.where(self.active, jnp.where(self.rescaled, rescaled, renormalised), weights)
+    arrays = removed, jnp.asarray(rescaled), jnp.asarray(active)
+    return Edit(_without_keys, *arrays, in_axes=(1, None, None))
 
 
-@struct.dataclass
-class Edits:
-    """All edits of a run; those that are not wanted change nothing."""
+def _without_keys(
+    weights: Float[Array, "N t S"], layer: Int[Array, ""], removed: Bool[Array, "L S"],
+    rescaled: Bool[Array, ""], active: Bool[Array, ""],
+) -> Float[Array, "N t S"]:  # fmt: skip
+    gone = jnp.broadcast_to(removed[layer][None, None, :], weights.shape)
+    kept = jnp.where(gone, 0.0, weights)
+    total, rest = (jnp.sum(x, axis=-1, keepdims=True) for x in (weights, kept))
+    safe = jnp.where(rest == 0.0, 1.0, rest)
+    renormalised = kept * jnp.broadcast_to(total / safe, kept.shape)
+    share = rest / jnp.where(total == 0.0, 1.0, total)
+    shrunk = renormalised * jnp.broadcast_to(share, kept.shape)
+    return jnp.where(active, jnp.where(rescaled, shrunk, renormalised), weights)
 
-    block_out: ActivationEdit
-    down_in: ActivationEdit
-    attention: AttentionEdit
 
-    def at(self, site: str, edit: ActivationEdit) -> "Edits":
-        """These edits with another one at a site."""
-        given: Any = {site: edit}
-        return replace(self, **given)
-
-    def of(self, index: Int[Array, "b"]) -> "Edits":
-        """The edits of some of the sequences."""
-        block_out, down_in = (
-            replace(edit, threshold=edit.threshold[index])
-            for edit in (self.block_out, self.down_in)
-        )
-        attention = replace(self.attention, removed=self.attention.removed[:, index])
-        return Edits(block_out, down_in, attention)
+Edits = dict[str, Edit]  # one of each kind; those that are not wanted change nothing
 
 
 def nothing(config: ModelConfig, found: Scan) -> Edits:
     """The edits that change nothing, for the sequences of a scan."""
     layers, sequences, _, keys = found.received.shape
 
-    def silent(features: int) -> ActivationEdit:
-        return activation_edit(0, np.full(sequences, np.inf), np.zeros((2, features)), False)
+    def silent(features: int) -> Edit:
+        return activation_edit(0, np.full(sequences, np.inf), np.zeros((2, features)))
 
-    return Edits(
-        silent(config.sizes["D"]),
-        silent(mixture.neurons(config)),
-        AttentionEdit(
-            jnp.zeros((layers, sequences, keys), bool), jnp.asarray(False), jnp.asarray(False)
-        ),
-    )
+    return {
+        "block_out": silent(config.sizes["D"]),
+        mixture.key(config, "down_in"): silent(mixture.neurons(config)),
+        "attn_weights": attention_edit(jnp.zeros((layers, sequences, keys), bool), False, False),
+    }
 
 
 @partial(jax.jit, static_argnums=0)
@@ -134,43 +110,40 @@ def sequence_losses(
     config: ModelConfig, params: Params, rows: Int[Array, "B S"], edits: Edits
 ) -> Float[Array, "B"]:
     """The mean cross-entropy of each sequence's next tokens under edits, in nats."""
-    taps: Any = {
-        "block_out": edits.block_out, mixture.key(config, "down_in"): edits.down_in,
-        "attn_weights": edits.attention,
-    }  # fmt: skip
-    logits, _ = forward(config, params, rows[:, :-1], edits=taps)
+    logits, _ = forward(config, params, rows[:, :-1], edits=edits)
     return jnp.mean(cross_entropy(logits, rows[:, 1:]), axis=1)
 
 
-def count(
-    config: ModelConfig, params: Params, rows: np.ndarray, site: str, edit: ActivationEdit,
-    batch: int,
-) -> float:  # fmt: skip
-    """How many entries of a sequence an edit replaces, mean over sequences."""
+def counts(
+    config: ModelConfig, params: Params, rows: np.ndarray, site: str, edit: Edit, batch: int
+) -> Int[np.ndarray, "B"]:
+    """How many entries of each sequence an `activation_edit` replaces."""
+    threshold, _, control = edit.arrays
+    (layer,) = np.asarray(edit.layers).tolist()
 
-    def run(params: Params, rows: Array, index: Array) -> Array:
-        some = replace(edit, threshold=edit.threshold[index])
-        return _count(config, site, params, rows[:, :-1], some)[None]
+    def run(params: Params, rows: Array, threshold: Array) -> Array:
+        marking = Edit(_marked, threshold, control, layers=layer, in_axes=(0, None))
+        return _count(config, site, params, rows[:, :-1], marking)[None, layer]
 
-    counts = over_batches(run, params, rows, batch, None, np.arange(len(rows)))
-    return float(counts.mean())
+    found: np.ndarray = over_batches(run, params, rows, batch, None, np.asarray(threshold))[0]
+    return found
+
+
+def _marked(*given: Array) -> Array:
+    """NaN where an `activation_edit` would replace the value."""
+    *_, value, _, threshold, control = given
+    return jnp.where(flags(value, threshold, control), jnp.nan, value)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _count(
-    config: ModelConfig, site: str, params: Params, tokens: Array, edit: ActivationEdit
-) -> Array:
-    def look(*given: Array) -> Array:
-        value, layer = given[-2:]
-        flags = edit.flags(value) & (layer == edit.layer)
-        return jnp.where(flags, jnp.nan, value)
-
+    config: ModelConfig, site: str, params: Params, tokens: Array, edit: Edit
+) -> Int[Array, "L B"]:
     def replaced(value: Array) -> Array:
         return jnp.sum(jnp.isnan(value), dtype=jnp.int32)
 
-    looked = {mixture.key(config, site): look}
-    recorded = forward(config, params, tokens, {site: replaced}, looked)[1]
-    return recorded[site][edit.layer]
+    edits = {mixture.key(config, site): edit}
+    return forward(config, params, tokens, {site: replaced}, edits)[1][site]
 
 
 @dataclass(frozen=True)
@@ -267,7 +240,9 @@ def _with_downs(
     return changed
 
 
-def _with_down(block: Params, index: Any, change: Callable[[Any], Array], layers: int = 0) -> Params:
+def _with_down(
+    block: Params, index: Any, change: Callable[[Any], Array], layers: int = 0
+) -> Params:
     down = block["mlp"]["down"]  # experts are stacked by neuron
     matrix = down.reshape(*down.shape[:layers], -1, down.shape[-1])
     changed = change(matrix.at[index]).reshape(down.shape)

@@ -207,7 +207,7 @@ def forms(
     gates, constant = fit_gates(found), constant_gates(found)
     made = {
         "trained": Form(config, params, reads_first=True),
-        "factor": Form(config, params, True, {"attn_weights": _without_first_key}),
+        "factor": Form(config, params, True, {"attn_weights": Edit(_without_first_key)}),
         "dropped": Form(without_first(config, "softmax"), params),
         "constant": Form(*with_gates(config, params, constant)),
         "gate": Form(*with_gates(config, params, gates)),
@@ -217,8 +217,7 @@ def forms(
     return {name: made[name] for name in FORMS if name in made}, gates
 
 
-@jax.tree_util.Partial
-def _without_first_key(weights: Float[Array, "B N T S"], layer: Array) -> Array:
+def _without_first_key(weights: Float[Array, "N T S"], layer: Array) -> Array:
     """What softmax gives the other keys: o becomes S o^R (theory A1)."""
     del layer
     return weights.at[..., 0].set(0.0)

@@ -22,6 +22,7 @@ from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
+from sysout_jax.model.taps import Edit
 
 LISTED = 5  # places of a detector
 
@@ -231,10 +232,8 @@ def _with_gradient(
     taps = {key: _without_gradient(reducer) for key, reducer in taps.items()}
 
     def loss(added: Float[Array, "L B T D"]) -> tuple[Float[Array, ""], dict[str, Any]]:
-        def add(value: Array, layer: Array) -> Array:
-            return value + added[layer].astype(value.dtype)
-
-        logits, found = forward(config, params, rows[:, :-1], taps, {"attn_norm": add})
+        edits = {"attn_norm": Edit(_add, added, in_axes=1)}
+        logits, found = forward(config, params, rows[:, :-1], taps, edits)
         return jnp.sum(jnp.mean(cross_entropy(logits, rows[:, 1:]), axis=1)), found
 
     gradient, found = jax.grad(loss, has_aux=True)(nothing)
@@ -243,3 +242,7 @@ def _with_gradient(
 
 def _without_gradient(reducer: Any) -> Any:
     return lambda *values: reducer(*map(jax.lax.stop_gradient, values))
+
+
+def _add(value: Float[Array, "T D"], layer: Array, added: Float[Array, "L T D"]) -> Array:
+    return value + added[layer].astype(value.dtype)

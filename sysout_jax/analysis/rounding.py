@@ -8,6 +8,7 @@ Axes: L layers, B sequences, T tokens, I inputs, O outputs.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -64,32 +65,31 @@ class Basis:
 # ----------------------------------------------------------------------------- inputs
 
 
-@struct.dataclass
+@dataclass(frozen=True)
 class RoundInputs:
-    """The edit of a tap that rounds what goes into a matrix product, or into the KV cache.
+    """The function of an edit that rounds what goes into a matrix product, or into the KV cache.
 
     A scale is shared by the last axes of a position: all of them, or each head's where `heads`; by
-    a sequence if per is "tensor"; by everything where `limits` hold a static range.
+    a sequence if per is "tensor"; by everything where there are limits, a static range.
     """
 
-    basis: Basis
-    limits: Float[Array, "L 2"] | None  # the lowest and highest value of a layer
-    fmt: str = struct.field(pytree_node=False)
-    per: str = struct.field(pytree_node=False)
-    zero_point: bool = struct.field(pytree_node=False)
-    heads: bool = struct.field(pytree_node=False, default=False)
+    fmt: str
+    per: str
+    zero_point: bool
+    heads: bool = False
 
-    def __call__(self, value: Float[Array, "B T ..."], layer: Int[Array, ""]) -> Array:
-        """The edit."""
-        shape = value.shape if self.heads else (*value.shape[:2], -1)
-        basis = self.basis.at(layer)
+    def __call__(
+        self, value: Float[Array, "T ..."], layer: Int[Array, ""], basis: Basis,
+        limits: Float[Array, "L 2"] | None,
+    ) -> Array:  # fmt: skip
+        """The rounded value; `limits` are the lowest and highest value of each layer."""
+        shape = value.shape if self.heads else (value.shape[0], -1)
+        basis = basis.at(layer)
         x = basis.into(value.reshape(shape).astype(jnp.float32))
-        limits = None if self.limits is None else self.limits[layer]
-        rounded = jax.vmap(partial(self._rounded, limits))(x)
+        rounded = self._rounded(None if limits is None else limits[layer], x)
         return basis.back(rounded).reshape(value.shape).astype(value.dtype)
 
     def _rounded(self, limits: Array | None, x: Array) -> Array:
-        """Of one sequence."""
         fmt = quantise.FORMATS[self.fmt]
         if limits is not None:
             shared = quantise.grouped(x, "tensor")

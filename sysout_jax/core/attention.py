@@ -84,10 +84,16 @@ def variant(
     extra_key: bool = False,
     **params: Param,
 ) -> Callable[[Callable[[Heads, Params], Mixed]], Callable[[Heads, Params], Mixed]]:
-    """Enter the decorated function in the table under its own name."""
+    """Enter the decorated function in the table under its own name.
+
+    Raises:
+      ValueError: the table has that name, by which configs and compiled programs know a variant.
+    """
 
     def enter(fn: Callable[[Heads, Params], Mixed]) -> Callable[[Heads, Params], Mixed]:
         name = fn.__name__.rstrip("_")
+        if name in _table:
+            raise ValueError(f"variant {name}: there is one; accepted: a name of its own")
         _table[name] = Variant(
             name, fn, formula, cite, letter, MappingProxyType(params), normalised, identity,
             extra_key,

@@ -20,12 +20,14 @@ def starts_with_bos(tokenizer: Tokenizer | None, bos: str = "auto") -> bool:
         was trained here was trained.
 
     Raises:
-      InputError: another value of `bos`.
+      InputError: another value of `bos`, or "yes" where there is no such token.
     """
     if bos not in BOS:
-        raise InputError(f"--bos={bos!r}: unknown; accepted: {', '.join(BOS)}")
+        raise InputError("bos", repr(bos), ", ".join(BOS), "unknown")
     if bos == "auto":
         return tokenizer is None or tokenizer.adds_bos
+    if bos == "yes" and tokenizer is not None and tokenizer.bos is None:
+        raise InputError("--bos=yes: the tokenizer has no BOS token; accepted: auto, no")
     return bos == "yes"
 
 
@@ -47,5 +49,5 @@ def encode_prompt(tokenizer: Tokenizer, text: str, bos: str = "auto") -> np.ndar
     ids = tokenizer.encode(text)
     ids = np.concatenate([np.array([tokenizer.bos], np.int32), ids]) if adds else ids
     if not ids.size:
-        raise InputError("an empty prompt without BOS: accepted: some text, or --bos=yes")
+        raise InputError("prompt", "''", "some text, or --bos=yes", "empty and without BOS")
     return ids

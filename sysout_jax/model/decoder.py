@@ -21,7 +21,7 @@ from sysout_jax.core.primitives import soft_cap
 from sysout_jax.errors import InputError
 from sysout_jax.model.block import Axed, Block, Norm, Owner
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.taps import Edit, Probe, Reducer
+from sysout_jax.model.taps import PER_QUERY, TAPS, Edits, Probe, Reducer, Tap, check_layers
 
 Params = Mapping[str, Any]
 Own = Callable[[str, str], Array]  # (name, axes) -> the parameter of that name
@@ -43,8 +43,7 @@ def embed(config: ModelConfig, own: Own, tokens: Int[Array, "B T"]) -> Float[Arr
     if c.position == "learned":
         if c.longest is not None and length > c.longest:
             raise InputError(
-                f"--seq_len={length}: learned positions end at {c.longest}; "
-                f"accepted: at most {c.longest}"
+                "seq_len", length, f"at most {c.longest}", f"learned positions end at {c.longest}"
             )
         rows = own("positions", "T -> D")[c.position_offset : c.position_offset + length]
         x = x + jnp.broadcast_to(rows.astype(x.dtype), x.shape)
@@ -89,18 +88,35 @@ class Decoder(Owner):
         block = rematerialised(c)
         if c.scan_layers:
             scanned = nn.scan(
-                block,
+                partial(_step, probe),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 length=c.layers,
                 metadata_params={},
             )
-            return scanned(c, probe, name="blocks")(x, jnp.arange(c.layers))
+            carry = x, probe.room(partial(_shapes, c, probe, x))
+            layers = jnp.arange(c.layers)
+            (x, kept), every = scanned(block(c, probe, name="blocks"), carry, layers)
+            return x, every | kept
         per_layer = []
         for layer in range(c.layers):
             x, recorded = block(c, probe, name=f"block_{layer}")(x, jnp.asarray(layer))
             per_layer.append(recorded)
-        return x, jax.tree.map(lambda *values: jnp.stack(values), *per_layer)
+        return x, probe.stacked(per_layer)
+
+
+def _step(probe: Probe, block: Any, carry: tuple[Array, Any], layer: Array) -> Any:
+    """One of the scanned layers: records of chosen layers go into the carry."""
+    x, kept = carry
+    x, recorded = block(x, layer)
+    every, kept = probe.kept(recorded, kept, layer)
+    return (x, kept), every
+
+
+def _shapes(config: ModelConfig, probe: Probe, x: Array) -> Any:
+    """What a block records, as shapes."""
+    made = Block(config, probe, parent=None).init_with_output
+    return jax.eval_shape(made, jax.random.key(0), x, jnp.asarray(0))[0][1]
 
 
 def rematerialised(config: ModelConfig) -> Any:
@@ -194,8 +210,8 @@ def forward(
     config: ModelConfig,
     params: Params,
     tokens: Int[Array, "B T"],
-    taps: Mapping[str, Reducer | None] | None = None,
-    edits: Mapping[str, Edit] | None = None,
+    taps: Mapping[str, Reducer | Tap | None] | None = None,
+    edits: Edits | None = None,
 ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
     """Run the decoder.
 
@@ -203,17 +219,39 @@ def forward(
       config: the architecture.
       params: as `init` returns them.
       tokens: [B, T] ids, T at most `config.longest`.
-      taps: name -> reducer of one sequence's value, or None for the value itself.
-      edits: name -> function of the batch's value and the layer index that replaces the value.
+      taps: name -> reducer of one sequence's value, None for the value itself, or a `Tap`.
+      edits: name -> `Edit`, or what is called like one: with the values of the batch, then the
+        layer index.
 
     Returns:
       Logits [B, T, V] in `config.dtype`, and a dict name -> record, with leading axes [L, B] (only
-      [B] for `final_norm`).
+      [B] for `final_norm`), or the layers of its `Tap` instead of all L.
 
     Raises:
-      InputError: an unknown tap, a tap that the architecture lacks, or T beyond the context.
+      InputError: an unknown tap, a tap or layer that the architecture lacks, or T beyond the
+        context.
     """
+    check_layers(config.layers, taps or {}, edits or {})
     return cast(Any, Decoder(config).apply({"params": params}, tokens, Probe(taps, edits)))
+
+
+def read_out(config: ModelConfig, params: Params, x: Float[Array, "B T D"]) -> Array:
+    """The logits [B, T, V] of a state of the residual stream, as of that after the last block."""
+    if config.norm_placement != "post":
+        x = cast(Array, Norm(config).apply({"params": params.get("final_norm", {})}, x))
+    return unembed(config, lambda name, axes: params[name], x)
+
+
+@lru_cache(maxsize=64)
+def taps_of(config: ModelConfig) -> tuple[str, ...]:
+    """The taps that an architecture has, in the decoder's order; of attention that is computed in
+    blocks of queries, those that exist whole."""
+    probe = Probe({"attn_weights": None}, None)  # a fused kernel would have fewer
+    shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
+    run = partial(Decoder(replace(config, query_block=None)).apply, probe=probe)
+    jax.eval_shape(run, {"params": shapes}, jnp.zeros((1, 1), jnp.int32))
+    missing = PER_QUERY if config.query_block is not None else ()
+    return tuple(name for name in TAPS if name in probe.reached and name not in missing)
 
 
 def stack_blocks(params: Params) -> Params:

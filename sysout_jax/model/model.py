@@ -1,18 +1,17 @@
 """A model as users hold it: config, parameters, tokenizer."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from math import prod
 from typing import Any
 
 import jax
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float
 
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params, forward
-from sysout_jax.model.taps import Edit, Reducer
+from sysout_jax.model.decoder import Params
+from sysout_jax.model.origin import Origin
+from sysout_jax.showing import facts
 
 
 @struct.dataclass
@@ -22,28 +21,29 @@ class Model:
     config: ModelConfig = struct.field(pytree_node=False)
     params: Params
     tokenizer: Any = struct.field(pytree_node=False, default=None)
+    origin: Origin | None = struct.field(pytree_node=False, default=None)
 
+    def __repr__(self) -> str:
+        return f"Model({'; '.join(f'{name} {value}' for name, value in self._facts())})"
 
-def apply(
-    model: Model,
-    tokens: Array | np.ndarray | Sequence[Sequence[int]],
-    taps: Mapping[str, Reducer | None] | None = None,
-    edits: Mapping[str, Edit] | None = None,
-) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
-    """Run a model, compiled: logits, and what the taps recorded.
+    def _repr_html_(self) -> str:
+        return facts("Model", self._facts())
 
-    Functions in `taps` and `edits` are part of the compiled program's identity: pass the same
-    objects again to reuse it. Arguments, returns and errors are those of `decoder.forward`, and
-    tokens that are no ids of the vocabulary are an InputError.
-    """
-    tokens = token_ids("tokens", tokens, "B T", model.config.vocab)
-    taps, edits = taps or {}, edits or {}
-    return _apply(model.config, tuple(taps.items()), tuple(edits.items()), model.params, tokens)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _apply(config: ModelConfig, taps: Any, edits: Any, params: Params, tokens: Array) -> Any:
-    return forward(config, params, tokens, dict(taps), dict(edits))
+    def _facts(self) -> list[tuple[str, str]]:
+        c, leaves = self.config, jax.tree.leaves(self.params)
+        sizes = [prod(getattr(leaf, "shape", ())) for leaf in leaves]
+        kinds = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in leaves})
+        shape = f"{c.layers} layer{'s' * (c.layers != 1)}, width {c.width}, {c.heads} heads"
+        said = self.tokenizer and f"{type(self.tokenizer).__name__} of {self.tokenizer.vocab}"
+        weights = [] if self.origin is None else [("weights", self.origin.weights)]
+        return [
+            *weights,
+            ("attention", c.variant),
+            ("shape", shape),
+            ("parameters", f"{sum(sizes):,} ({', '.join(kinds)})"),
+            ("vocabulary", f"{c.vocab:,}"),
+            ("tokenizer", str(said)),
+        ]
 
 
 def token_ids(name: str, ids: Any, axes: str, vocab: int) -> Any:
@@ -59,21 +59,19 @@ def token_ids(name: str, ids: Any, axes: str, vocab: int) -> Any:
     Raises:
       InputError: no integers, other axes, nothing at all, or an id outside of 0 to V - 1.
     """
-    accepted = f"accepted: integer ids [{', '.join(axes.split())}], at least one"
+    accepted = f"integer ids [{', '.join(axes.split())}], at least one"
     if not isinstance(ids, jax.Array):
         try:
             ids = np.asarray(ids)
         except ValueError as error:
-            raise InputError(f"{name}: rows of different lengths; {accepted}") from error
+            raise InputError(name, None, accepted, "rows of different lengths") from error
     if ids.ndim != len(axes.split()) or ids.dtype.kind not in "iu" or not ids.size:
-        raise InputError(f"{name}: {ids.dtype} of shape {list(ids.shape)}; {accepted}")
+        raise InputError(name, None, accepted, f"{ids.dtype} of shape {list(ids.shape)}")
     if isinstance(ids, jax.core.Tracer) or not getattr(ids, "is_fully_addressable", True):
         return ids.astype(np.int32)
     known = np.asarray(ids)
     for found in (known.min(), known.max()):
         if not 0 <= found < vocab:
-            raise InputError(
-                f"{name}: token id {found}; accepted: 0 to {vocab - 1}, the ids of the model's own "
-                "tokenizer"
-            )
+            accepted = f"0 to {vocab - 1}, the ids of the model's own tokenizer"
+            raise InputError(name, None, accepted, f"token id {found}")
     return ids.astype(np.int32)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from sysout_jax.model.block import Block, Norm
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, embed, forward, init, unembed
-from sysout_jax.model.taps import Edit, Probe, Reducer
+from sysout_jax.model.taps import Edits, Probe, Reducer, Tap, only_edits
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def recorded(
     config: ModelConfig,
     params: Params,
     tokens: Int[Array, "B T"],
-    taps: Mapping[str, Reducer | None],
+    taps: Mapping[str, Reducer | Tap | None],
 ) -> dict[str, Any]:
     """What taps record, compiled; of `Layers` with one of them in memory at a time.
 
@@ -63,8 +63,8 @@ def streamed(
     config: ModelConfig,
     read: Callable[[str], Any],
     tokens: Int[Array, "B T"],
-    taps: Mapping[str, Reducer | None] | None = None,
-    edits: Mapping[str, Edit] | None = None,
+    taps: Mapping[str, Reducer | Tap | None] | None = None,
+    edits: Edits | None = None,
 ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
     """`forward`, with the parameters of one layer in memory at a time.
 
@@ -98,7 +98,9 @@ def _pass(
     """The final states and what the taps record; the head is not read."""
     _check(replace(config, scan_layers=True), tokens, taps, edits)
     config = replace(config, scan_layers=False)
-    hooks = tuple((taps or {}).items()), tuple((edits or {}).items())
+    only_edits(edits or {})
+    probe = Probe(taps, edits)
+    asked, edits = tuple(probe.taps.items()), probe.edits
     tops = [
         "embed",
         *(["positions"] if config.position == "learned" else []),
@@ -107,12 +109,12 @@ def _pass(
     x = _embed(config, {name: read(name) for name in tops}, tokens)
     per_layer = []
     for layer in range(config.layers):
-        x, record = _block(config, hooks, read(f"block_{layer}"), x, jnp.asarray(layer))
+        here = tuple((name, tap) for name, tap in asked if not tap.chosen or layer in tap.chosen)
+        x, record = _block(config, here, read(f"block_{layer}"), x, jnp.asarray(layer), edits)
         per_layer.append(jax.device_get(record))
-    stacked = jax.tree.map(lambda *values: jnp.stack(values), *per_layer)
     norm = {} if config.norm_placement == "post" else read("final_norm")
-    x, last = _final(config, hooks, norm, x)
-    return x, stacked | last
+    x, last = _final(config, asked, norm, x, edits)
+    return x, probe.stacked(per_layer) | last
 
 
 def _check(config: ModelConfig, tokens: Array, taps: Any, edits: Any) -> None:
@@ -127,19 +129,19 @@ def _embed(config: ModelConfig, params: Params, tokens: Array) -> Array:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _block(config: ModelConfig, hooks: Any, params: Params, x: Array, layer: Array) -> Any:
-    probe = Probe(*map(dict, hooks))
-    return Block(config, probe).apply({"params": params}, x, layer)
+def _block(
+    config: ModelConfig, taps: Any, params: Params, x: Array, layer: Array, edits: Any
+) -> Any:
+    return Block(config, Probe(dict(taps), edits)).apply({"params": params}, x, layer)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _final(config: ModelConfig, hooks: Any, params: Params, x: Array) -> Any:
+def _final(config: ModelConfig, taps: Any, params: Params, x: Array, edits: Any) -> Any:
     recorded: dict[str, Any] = {}
     if config.norm_placement != "post":
         x = Norm(config).apply({"params": params}, x)  # type: ignore[assignment]
-    return Probe(*map(dict, hooks)).at(jnp.asarray(config.layers), recorded)(
-        "final_norm", x
-    ), recorded
+    tap = Probe(dict(taps), edits).at(jnp.asarray(config.layers), recorded)
+    return tap("final_norm", x), recorded
 
 
 @partial(jax.jit, static_argnums=0)

@@ -2,9 +2,9 @@
 
 A tap is a name and a reducer. The reducer sees the value of ONE sequence, runs inside jit, and
 only what it returns leaves the device; with None as the reducer the value itself comes back. An
-edit is a name and a function that replaces the value, which is how interventions are done. Names
-joined by "+", in the decoder's order, go to one reducer as its arguments: "value+attn_weights"; an
-edit of joined names replaces the last of them.
+edit is a name and a function that replaces the value, which is how interventions are done; it sees
+ONE sequence too. Names joined by "+", in the decoder's order, go to one reducer as its arguments:
+"value+attn_weights"; an edit of joined names replaces the last of them.
 Where `ModelConfig.query_block` cuts attention into blocks of queries, its maps (attn_logits and
 attn_weights) never exist whole: reducers of them are `core.streaming.Blockwise`, and edits see one
 block. Axes are those of one sequence: T, S positions, D width, N heads, K KV heads, H head dim,
@@ -13,17 +13,19 @@ F MLP width (of a mixture J F), J experts per token.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from sysout_jax.core.streaming import Blockwise, Partial
 from sysout_jax.errors import InputError
 
 Reducer = Callable[..., Any]
-Edit = Callable[..., Array]  # (values of the batch [B, ...], layer index []) -> the last value
 
 TAPS: Mapping[str, str] = MappingProxyType(
     {
@@ -55,6 +57,138 @@ WITHIN_ATTENTION = ("attn_logits", "attn_weights", "attn_extra")  # a fused kern
 PER_QUERY = (*WITHIN_ATTENTION, "attn_gate")  # what attention to a part of the past has parts of
 
 
+@dataclass(frozen=True)
+class Tap:
+    """What to record: what a reducer makes of one sequence's value, in some of the layers.
+
+    reducer: None for the value itself.
+    layers: whose records are kept, in this order; None for all of them, a number for one.
+    """
+
+    reducer: Reducer | None = None
+    layers: int | Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers is not None:  # hashable, as what a compiled program is found by
+            chosen = tuple(int(layer) for layer in np.atleast_1d(self.layers))
+            object.__setattr__(self, "layers", chosen)
+
+    @property
+    def chosen(self) -> tuple[int, ...]:
+        """The layers; none where all are meant."""
+        return () if self.layers is None else cast(tuple[int, ...], self.layers)
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclass(frozen=True, init=False, eq=False)
+class Edit:
+    """A function that replaces a value of the decoder, with the arrays it uses.
+
+    The new value is function(value, layer, *arrays): `value` of one sequence as a tap sees it,
+    `layer` the index of its layer (L at final_norm), and the arrays as they are given here. A
+    compiled program is found by the function and by the shapes of the arrays: other arrays, layers
+    or factors run without another compilation, another function object does not.
+
+    function: given the value, or all that joined names name, then the layer and the arrays.
+    arrays: trees of arrays, arguments of the compiled program.
+    layers: in which the value is replaced; None for all of them, a number or array for some.
+    in_axes: as in `jax.vmap`, which axis of the arrays is over sequences, for all of them or for
+      each; None for what all sequences share.
+    """
+
+    function: Callable[..., Array]
+    arrays: tuple[Any, ...]
+    layers: Int[Array, "n"] | None
+    in_axes: Any
+
+    def __init__(
+        self,
+        function: Callable[..., Array],
+        *arrays: Any,
+        layers: int | Sequence[int] | Int[Array | np.ndarray, "..."] | None = None,
+        in_axes: Any = None,
+    ) -> None:
+        chosen = None if layers is None else jnp.atleast_1d(jnp.asarray(layers, jnp.int32))
+        each = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(arrays)
+        self._set(function, jax.tree.map(jnp.asarray, arrays), chosen, each)
+
+    def _set(self, *values: Any) -> None:
+        for name, value in zip(("function", "arrays", "layers", "in_axes"), values, strict=True):
+            object.__setattr__(self, name, value)
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        """Arrays and layers are dynamic, the function and the axes static."""
+        return (self.arrays, self.layers), (self.function, self.in_axes)
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, dynamic: Any) -> "Edit":
+        """The inverse of `tree_flatten`."""
+        made = object.__new__(cls)
+        made._set(static[0], *dynamic, static[1])
+        return made
+
+    def __call__(self, *given: Array) -> Array:
+        """The new value of a batch, from (values with a leading B, layer)."""
+        *values, layer = given
+
+        def edited(*values: Array) -> Array:
+            axes = (*(0 for _ in values), None, *self.in_axes)
+            old, new = values[-1], jax.vmap(self.function, axes)(*values, layer, *self.arrays)
+            if new.shape != old.shape:
+                found = f"a value of shape {list(new.shape[1:])} in place of one of shape"
+                raise InputError("edits", None, "the same shape", f"{found} {list(old.shape[1:])}")
+            return new.astype(old.dtype)
+
+        if self.layers is None:
+            return edited(*values)
+        here = jnp.any(self.layers == layer)  # elsewhere nothing is computed
+        return jax.lax.cond(here, edited, lambda *values: values[-1], *values)
+
+    def of(self, index: Int[Array, "b"]) -> "Edit":
+        """The edit of some of the sequences."""
+
+        def rows(axis: int | None, array: Any) -> Any:
+            if axis is None:
+                return array
+            return jax.tree.map(lambda x: jnp.take(x, index, axis=axis), array)
+
+        arrays = tuple(map(rows, self.in_axes, self.arrays))
+        return Edit.tree_unflatten((self.function, self.in_axes), (arrays, self.layers))
+
+
+Edits = Mapping[str, Callable[..., Array]]  # called as `Edit`s are
+
+
+def only_edits(edits: Mapping[str, Any]) -> None:
+    """Refuse what is no `Edit`.
+
+    Raises:
+      InputError: naming it.
+    """
+    for name, edit in edits.items():
+        if not isinstance(edit, Edit):
+            found = f"{name}: a {type(edit).__name__}"
+            raise InputError("edits", None, "sysout_jax.Edit(function, *arrays, layers=...)", found)
+
+
+def check_layers(count: int, taps: Mapping[str, Any], edits: Edits) -> None:
+    """Refuse layers that a decoder of `count` of them does not have.
+
+    Raises:
+      InputError: naming the tap or the edit.
+    """
+    for name, asked in {**taps, **edits}.items():
+        layers = asked.layers if isinstance(asked, Tap | Edit) else None
+        if layers is None or isinstance(layers, jax.core.Tracer):
+            continue
+        found = np.asarray(layers).tolist()
+        if name.split("+")[-1] == "final_norm":
+            raise InputError("layers", found, f"none for {name}, which is there once")
+        wrong = [layer for layer in found if not 0 <= layer < count]
+        if wrong or not found or len(set(found)) < len(found):
+            raise InputError("layers", found, f"some of 0 to {count - 1} for {name}, none twice")
+
+
 class Probe:
     """What to record and what to edit in one call of the decoder.
 
@@ -63,11 +197,12 @@ class Probe:
     """
 
     def __init__(
-        self, taps: Mapping[str, Reducer | None] | None, edits: Mapping[str, Edit] | None
+        self, taps: Mapping[str, Reducer | Tap | None] | None, edits: Edits | None
     ) -> None:
-        self.taps = dict(taps or {})
+        asked = (taps or {}).items()
+        self.taps = {name: of if isinstance(of, Tap) else Tap(of) for name, of in asked}
         self.edits = dict(edits or {})
-        self._reached: set[str] = set()  # while the decoder is traced
+        self.reached: set[str] = set()  # while the decoder is traced
         for name in self._asked():
             if name not in TAPS:
                 raise InputError(f"tap {name!r}: unknown; accepted: {', '.join(TAPS)}")
@@ -85,20 +220,65 @@ class Probe:
 
     def edited(self, name: str, seen: Mapping[str, Array], value: Array, layer: Array) -> Array:
         """The value that takes the place of `value`; `seen` are the layer's values before it."""
-        self._reached.add(name)
+        self.reached.add(name)
         for key, edit in self.edits.items():
             *before, last = key.split("+")
             if last == name:
                 value = edit(*_values(key, before, seen), value, layer)
         return value
 
+    def stacked(self, per_layer: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The records of all layers, with an axis over those that are asked for in front."""
+        every = range(len(per_layer))
+        return {
+            name: jax.tree.map(
+                lambda *x: jnp.stack(x),
+                *(per_layer[i][name] for i in tap.chosen or every),
+            )
+            for name, tap in self.taps.items()
+            if any(name in record for record in per_layer)
+        }
+
+    def room(self, shapes: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Empty records of the taps that some layers are asked of, [n, ...].
+
+        Args:
+          shapes: gives the records of one layer, as shapes.
+        """
+        counts = {name: len(tap.chosen) for name, tap in self.taps.items() if tap.chosen}
+        counts.pop("final_norm", None)
+        one = shapes() if counts else {}
+
+        def empty(name: str, of: Any) -> Array:
+            return jnp.zeros((counts[name], *of.shape), of.dtype)
+
+        return {name: jax.tree.map(partial(empty, name), one[name]) for name in counts}
+
+    def kept(self, recorded: dict[str, Any], kept: dict[str, Any], layer: Array) -> Any:
+        """Records of a layer that has a number in the compiled program alone.
+
+        Returns:
+          Those of taps of every layer; and `kept` with the others in their places.
+        """
+
+        def put(name: str, whole: Array, value: Array) -> Array:
+            hit = jnp.asarray(self.taps[name].chosen, layer.dtype) == layer
+            slot = jnp.argmax(hit)
+            return whole.at[slot].set(jnp.where(jnp.any(hit), value, whole[slot]))
+
+        every = {name: value for name, value in recorded.items() if name not in kept}
+        return every, {
+            name: jax.tree.map(partial(put, name), whole, recorded[name])
+            for name, whole in kept.items()
+        }
+
     def check_reached(self) -> None:
         """Refuse a run in which a tap or an edit names what this architecture does not have."""
-        missing = self._asked() - self._reached
+        missing = self._asked() - self.reached
         if missing:
             raise InputError(
                 f"tap {', '.join(sorted(missing))}: this architecture has none; "
-                f"accepted: {', '.join(name for name in TAPS if name in self._reached)}"
+                f"accepted: {', '.join(name for name in TAPS if name in self.reached)}"
             )
 
 
@@ -140,18 +320,18 @@ class LayerTap:
 
     def finish(self, partials: Mapping[str, Partial]) -> None:
         """Record what all blocks of queries gave together."""
-        for key, partial in partials.items():
-            reducer = cast(Blockwise, self.probe.taps[key])
-            self.recorded[key] = jax.vmap(reducer.finish)(partial)
+        for key, whole in partials.items():
+            reducer = cast(Blockwise, self.probe.taps[key].reducer)
+            self.recorded[key] = jax.vmap(reducer.finish)(whole)
 
     def _complete(
         self, name: str, seen: Mapping[str, Array]
     ) -> Iterator[tuple[str, Reducer | None, list[Array]]]:
         """The taps whose last value is called `name`, with all of their values."""
-        for key, reducer in self.probe.taps.items():
+        for key, tap in self.probe.taps.items():
             *before, last = key.split("+")
             if last == name:
-                yield key, reducer, [*_values(key, before, seen), seen[last]]
+                yield key, tap.reducer, [*_values(key, before, seen), seen[last]]
 
 
 def _values(key: str, before: Sequence[str], seen: Mapping[str, Array]) -> list[Array]:

@@ -1,5 +1,6 @@
 """All analyses of one model and text, as results and as a record."""
 
+import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -33,9 +34,13 @@ from sysout_jax.model.config import ModelConfig, at_least
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model, token_ids
 from sysout_jax.report.page import write_page
+from sysout_jax.report.tables import tables
+from sysout_jax.report.words import headline
 from sysout_jax.results import plain, provenance, write_json
+from sysout_jax.showing import Table
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 PROMPT_TOKENS = 256  # of a prompt: what existence and life cycle draw token by token
@@ -68,17 +73,10 @@ class Material:
         token_ids("rows", self.rows, "B T", config.vocab)
         at_least(1, "batch", self.batch)
         end, length = config.longest, self.rows.shape[1] - 1
-        longest = PROMPT_TOKENS if end is None else min(PROMPT_TOKENS, end)
-        said = f"--prompt: {len(self.prompt)} token{'s' * (len(self.prompt) != 1)}; accepted: "
-        if len(self.prompt) < 2:
-            raise InputError(f"{said}2 to {longest} tokens")
+        _check_prompt("prompt", self.prompt, config)
         at_least(2, "seq_len", length)
         if end is not None and length > end:
-            raise InputError(
-                f"--seq_len={length}: learned positions end at {end}; accepted: at most {end}"
-            )
-        if len(self.prompt) > longest:
-            raise InputError(f"{said}2 to {longest} tokens")
+            raise InputError("seq_len", length, f"at most {end}", f"learned positions end at {end}")
 
     @property
     def config(self) -> ModelConfig:
@@ -113,6 +111,14 @@ class Material:
         if self.model.tokenizer is None:
             return [str(int(i)) for i in ids]
         return self.model.tokenizer.pieces(ids)
+
+
+def _check_prompt(name: str, prompt: np.ndarray, config: ModelConfig) -> None:
+    longest = PROMPT_TOKENS if config.longest is None else min(PROMPT_TOKENS, config.longest)
+    count = len(prompt)
+    if not 2 <= count <= longest:
+        found = f"{count} token{'s' * (count != 1)}"
+        raise InputError(name, None, f"2 to {longest} tokens", found)
 
 
 def _of_sequences(
@@ -189,11 +195,11 @@ PARTS: Mapping[str, Callable[[Material, Progress | None], Any]] = MappingProxyTy
 OF_RUNS = ("dynamics", "seeds")  # parts that take more of a run than one model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Findings:
     """What was found, part by part; None for parts that were not asked for."""
 
-    record: dict[str, Any] = field(repr=False)
+    record: dict[str, Any]
     existence: Existence | None = None
     positions: Positions | None = None
     relations: Relations | None = None
@@ -203,6 +209,36 @@ class Findings:
     interventions: Interventions | None = None
     dynamics: Dynamics | None = None
     seeds: Seeds | None = None
+
+    def __repr__(self) -> str:
+        return f"Findings({', '.join(self.record['parts'])})"
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            f"<h3>{html.escape(name)}</h3><ul>"
+            + "".join(f"<li>{html.escape(line)}</li>" for line in headline(self.record, name))
+            + f"</ul>{self.table(name)._repr_html_()}"
+            for name in self.record["parts"]
+        )
+
+    def table(self, name: str) -> Table:
+        """A table by name: that of a part, as "existence", or another of it, "existence-weights".
+
+        Raises:
+          InputError: there is none; which there are is in the message.
+        """
+        made = tables(self.record)
+        if name not in made:
+            raise InputError("name", repr(name), ", ".join(made), "unknown")
+        return made[name]
+
+    def to_pandas(self) -> dict[str, "pd.DataFrame"]:
+        """Every table by name, as data frames.
+
+        Raises:
+          InputError: pandas is not installed.
+        """
+        return {name: table.to_pandas() for name, table in tables(self.record).items()}
 
     def figures(self) -> dict[str, "Figure"]:
         """Every figure by name, drawn from the record."""
@@ -252,21 +288,24 @@ def analyze(
     """
     if isinstance(text, str):
         if model.tokenizer is None:
-            raise InputError("text: the model has no tokenizer; accepted: token ids")
+            raise InputError("text", None, "token ids", "the model has no tokenizer")
         text = encode_prompt(model.tokenizer, text, bos)
     vocab = model.config.vocab
     prompt = np.asarray(token_ids("text", text, "T", vocab))
     if rows is None and len(prompt) < 3:
-        said = f"text: {len(prompt)} token{'s' * (len(prompt) != 1)} and no rows"
-        raise InputError(f"{said}; accepted: at least 3 tokens, or rows")
+        few = f"{len(prompt)} token{'s' * (len(prompt) != 1)} and no rows"
+        raise InputError("text", None, "at least 3 tokens, or rows", few)
+    _check_prompt("text", prompt, model.config)
     rows = np.asarray(prompt[None] if rows is None else token_ids("rows", rows, "B T", vocab))
+    if rows.shape[1] < 3:
+        raise InputError("rows", None, "at least 3 tokens in each", f"{rows.shape[1]} in each")
     batch = together(max(rows.shape[1] - 1, 1)) if batch is None else batch
     material = Material(model, prompt, rows, thresholds or Thresholds(), batch)
     parts = [name for name in PARTS if name not in OF_RUNS] if parts is None else parts
     names = (parts,) if isinstance(parts, str) else tuple(parts)
     unknown = [name for name in names if name not in PARTS]
     if unknown:
-        raise InputError(f"parts={unknown[0]!r}: unknown; accepted: {', '.join(PARTS)}")
+        raise InputError("parts", repr(unknown[0]), ", ".join(PARTS), "unknown")
     found = {name: PARTS[name](material, progress) for name in names}
     described = {name: describe(material, result) for name, result in found.items()}
     record = {
@@ -282,6 +321,7 @@ def header(material: Material) -> dict[str, Any]:
     sequences, length = material.rows.shape
     return {
         "model": asdict(config),
+        "origin": None if material.model.origin is None else asdict(material.model.origin),
         "thresholds": asdict(material.thresholds),
         "sequences": sequences,
         "seq_len": length - 1,

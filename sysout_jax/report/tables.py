@@ -1,36 +1,14 @@
-"""The tables of the page, as HTML made from a record."""
+"""The tables of an analysis, made from its record: of the page, a notebook, and pandas."""
 
 import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sysout_jax.report.words import row_of
+from sysout_jax.report.words import neuron, row_of
+from sysout_jax.showing import Between, Table
 
 Record = Mapping[str, Any]
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table that scrolls by itself where the screen is narrow."""
-    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(_cell(value))}</td>' for value in row)}</tr>"
-        for row in rows
-    )
-    whole = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-    return f'<div class="wide"><table>{whole}</table></div>'
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _interval(values: Sequence[float | None]) -> str:
-    mean, low, high = values
-    if mean is None or low is None or high is None:
-        return "–" if mean is None else f"{mean:.3g}"
-    return f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+FOLDED = 24  # rows from which on the page shows a table when it is asked to
 
 
 def about(record: Record) -> str:
@@ -56,12 +34,41 @@ def about(record: Record) -> str:
 
 
 def of_part(record: Record, name: str) -> str:
-    """The tables of one part; empty where its figures and sentences say it all."""
-    make = _TABLES.get(name)
-    return make(record["parts"][name], record) if make else ""
+    """The tables of one part, as HTML."""
+    return "".join(map(_shown, _TABLES[name](record["parts"][name], record).values()))
 
 
-def _existence(part: Record, record: Record) -> str:
+def _shown(table: Table) -> str:
+    title, body = html.escape(table.title), table.to_html()
+    if len(table.rows) > FOLDED:
+        return f"<details><summary>{title}</summary>{body}</details>"
+    return f"<h3>{title}</h3>{body}"
+
+
+def tables(record: Record) -> dict[str, Table]:
+    """Every table of a record: "PART", or "PART-WHAT" for a part's others."""
+    return {
+        f"{name}-{what}" if what else name: table
+        for name, part in record["parts"].items()
+        for what, table in _TABLES[name](part, record).items()
+    }
+
+
+Tables = dict[str, Table]  # "" is a part's main one
+
+
+def _existence(part: Record, record: Record) -> Tables:
+    def features(found: Record) -> str:
+        kind = "neuron" if found["detector"] == "an_down_in" else "channel"
+        named = found["features"]
+        labels = [neuron(record, i) for i in named] if kind == "neuron" else map(str, named)
+        return f"{kind} {', '.join(labels)}" if named else ""
+
+    found = [
+        [each["detector"], _listed(each["layers"]), _listed(each["tokens"]), features(each),
+         each["largest"]]
+        for each in part["found"]
+    ]  # fmt: skip
     weights = part["weights"]["outliers"] or part["weights"]["largest"]
     headings = ("weight", "layer", "input", "output", "value", "over mean")
     rows = [
@@ -69,30 +76,37 @@ def _existence(part: Record, record: Record) -> str:
         for w in weights
     ]
     title = "Weight outliers" if part["weights"]["outliers"] else "Largest |W_down| of each layer"
-    return f"<h3>{title}</h3>{table(headings, rows)}"
+    of_detectors = ("detector", "layers", "tokens", "features", "largest over threshold")
+    return {
+        "": Table.of("Outliers of the prompt", of_detectors, found),
+        "weights": Table.of(title, headings, rows),
+    }
 
 
-def _positions(part: Record, record: Record) -> str:
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _positions(part: Record, record: Record) -> Tables:
     names = part["class_names"]
     rows = [["all tokens", "", "", *(f"{rate:.1%}" for rate in part["base_rate"]), "", ""]]
     for name, kind in part["kinds"].items():
         tokens = ", ".join(f"{piece} ({count})" for piece, count in kind["tokens"])
         places = _places(kind["positions"])
         rows.append([name, kind["flagged"], kind["sequences"], *kind["classes"], tokens, places])
-    classes = table(
-        ("detector", "tokens", "sequences", *names, "most frequent tokens", "positions"), rows
-    )
+    headings = ("detector", "tokens", "sequences", *names, "most frequent tokens", "positions")
     heads = [
         [layer, min(row), sum(row) / len(row), max(row)] for layer, row in enumerate(part["heads"])
     ]
-    shares = table(("layer", "lowest head", "mean", "highest head"), heads)
-    return (
-        f"<h3>Which tokens</h3>{classes}<h3>Attention on {part['heads_of']}</h3>{shares}"
-        f"<h3>Projection matrices</h3>{_matrices(part['weights'])}"
-    )
+    of_heads = ("layer", "lowest head", "mean", "highest head")
+    return {
+        "": Table.of("Which tokens", headings, rows),
+        "heads": Table.of(f"Attention on {part['heads_of']}", of_heads, heads),
+        "matrices": _matrices(part["weights"]),
+    }
 
 
-def _matrices(weights: Record) -> str:
+def _matrices(weights: Record) -> Table:
     """Each projection in the layer where its largest weight stands out most."""
     rows = []
     for at, name in enumerate(weights["matrices"]):
@@ -101,45 +115,45 @@ def _matrices(weights: Record) -> str:
         others = (weights[key][layer][at] for key in ("row_ratio", "column_ratio", "calibrated"))
         rows.append([name, layer, ratios[layer], *others])
     headings = ("matrix", "layer", "max/mean", "of a row", "of a column", "beyond a normal null")
-    return table(headings, rows)
+    return Table.of("Projection matrices", headings, rows)
 
 
-def _relations(part: Record, record: Record) -> str:
+def _relations(part: Record, record: Record) -> Tables:
     rows = [
         [
             f"{row['given']} → {row['found']}", row["on"], row["sequences"],
-            f"{row['mean_given']:.3g} / {row['mean_found']:.3g}", _interval(row["precision"]),
-            row["null_precision"], _interval(row["recall"]), _interval(row["jaccard"]),
+            f"{row['mean_given']:.3g} / {row['mean_found']:.3g}", Between(*row["precision"]),
+            row["null_precision"], Between(*row["recall"]), Between(*row["jaccard"]),
             row["null_jaccard"], row["p_value"],
         ]
         for row in part["rows"]
     ]  # fmt: skip
     headings = (
         "A → B", "on", "sequences", "|A| / |B|", "precision [95%]", "shuffled", "recall [95%]",
-        "Jaccard [95%]", "shuffled", "p",
+        "Jaccard [95%]", "shuffled Jaccard", "p",
     )  # fmt: skip
-    return table(headings, rows)
+    return {"": Table.of("A beside B", headings, rows)}
 
 
-def _seeds(part: Record, record: Record) -> str:
+def _seeds(part: Record, record: Record) -> Tables:
     rows = [
         [row["given"], row["on"], row["items"],
-         f"{row['mean_given']:.3g} / {row['mean_found']:.3g}", _interval(row["jaccard"]),
+         f"{row['mean_given']:.3g} / {row['mean_found']:.3g}", Between(*row["jaccard"]),
          row["null_jaccard"], row["p_value"]]
         for row in part["rows"]
     ]  # fmt: skip
     seeds = ", ".join(map(str, part["seeds"]))
     headings = ("which", "on", "of", "number", "Jaccard of pairs [95%]", "shuffled", "p")
-    return f"<h3>Pairs of the seeds {seeds}</h3>{table(headings, rows)}"
+    return {"": Table.of(f"Pairs of the seeds {seeds}", headings, rows)}
 
 
-def _measures(part: Record, record: Record) -> str:
+def _measures(part: Record, record: Record) -> Tables:
     scores = [
-        [row["name"], row["over"], _interval(row["value"]), _interval(row["untrained"])]
+        [row["name"], row["over"], Between(*row["value"]), Between(*row["untrained"])]
         for row in part["scores"]
     ]
     found = [
-        [row["label"], _interval(row["count"]), _interval(row["untrained"]), row["of"],
+        [row["label"], Between(*row["count"]), Between(*row["untrained"]), row["of"],
          _places(row["places"])]
         for row in part["detectors"]
     ]  # fmt: skip
@@ -149,23 +163,24 @@ def _measures(part: Record, record: Record) -> str:
         for row in part["calibrated"]
     ]  # fmt: skip
     untrained = f"{part['initialisations']} untrained [95%]"
-    of_scores = table(("measure@tap", "of layers, heads", "here [95%]", untrained), scores)
-    of_detectors = table(("detector", "here [95%]", untrained, "which", "where (sequences)"), found)
     headings = (
         "what", "null", "layer", "flagged", "in", "-log10 p of largest", "most it can be",
         "flagged in another untrained model", "where (sequences)",
     )  # fmt: skip
-    return (
-        f"<h3>Measures</h3>{of_scores}<h3>Detectors</h3>{of_detectors}"
-        f"<h3>Calibrated: false discovery rate 0.01</h3>{table(headings, beside)}"
-    )
+    of_scores = ("measure@tap", "of layers, heads", "here [95%]", untrained)
+    of_detectors = ("detector", "here [95%]", untrained, "which", "where (sequences)")
+    return {
+        "": Table.of("Measures", of_scores, scores),
+        "detectors": Table.of("Detectors", of_detectors, found),
+        "calibrated": Table.of("Calibrated: false discovery rate 0.01", headings, beside),
+    }
 
 
 def _places(places: Sequence[Sequence[int]]) -> str:
     return ", ".join(f"{place} ({count})" for place, count in places)
 
 
-def _interventions(part: Record, record: Record) -> str:
+def _interventions(part: Record, record: Record) -> Tables:
     rows = [["before", "", "", "", part["loss"][0], part["perplexity"], ""]]
     for e in part["effects"]:
         who = f"{e['kind']}: {e['detector']}" + (" (random control)" if e["control"] else "")
@@ -173,13 +188,13 @@ def _interventions(part: Record, record: Record) -> str:
         layer = several if e["layer"] is None else e["layer"]
         rows.append(
             [who, e["treatment"], layer, f"{e['edited']:.3g}", e["loss"], e["perplexity"],
-             _interval(e["change"])]
+             Between(*e["change"])]
         )  # fmt: skip
     headings = ("what", "treatment", "layer", "changed", "loss", "perplexity", "change [95%]")
-    return table(headings, rows)
+    return {"": Table.of("What taking them away costs", headings, rows)}
 
 
-def _dynamics(part: Record, record: Record) -> str:
+def _dynamics(part: Record, record: Record) -> Tables:
     rows = []
     for row in part["emergence"]:
         fits = "; ".join(
@@ -188,20 +203,41 @@ def _dynamics(part: Record, record: Record) -> str:
         )
         rows.append([row["kind"], row["measure"], row["first"], row["last"], row["step"], fits])
     headings = ("kind", "measure", "first", "last", "half way at step", "growth laws")
-    order = table(headings, rows)
     names = list(part["measures"])
     steps = [
         [step, *(part["measures"][name][at] for name in names)]
         for at, step in enumerate(part["steps"])
     ]
-    every = table(("step", *names), steps)
-    return f"{order}<details><summary>All measures at every checkpoint</summary>{every}</details>"
+    return {
+        "": Table.of("Order of emergence", headings, rows),
+        "steps": Table.of("All measures at every checkpoint", ("step", *names), steps),
+    }
 
 
-_TABLES: Mapping[str, Callable[[Record, Record], str]] = {
+def _lifecycle(part: Record, record: Record) -> Tables:
+    stages = part["trace"]
+    rows = [[layer, *values] for layer, values in enumerate(zip(*stages.values(), strict=True))]
+    where = f"The value at token {part['token']}, channel {part['channel']}"
+    return {"": Table.of(where, ("layer", *stages), rows)}
+
+
+def _roles(part: Record, record: Record) -> Tables:
+    names = ("attention", "scale", "scale_sd", "error", "drain", "sink", "no_op", "broadcast")
+    layers, heads = len(part["attention"]), len(part["attention"][0])
+    rows = [
+        [layer, head, *(part[name][layer][head] for name in names)]
+        for layer in range(layers)
+        for head in range(heads)
+    ]
+    return {"": Table.of(f"Heads, by {part['outliers']}", ("layer", "head", *names), rows)}
+
+
+_TABLES: Mapping[str, Callable[[Record, Record], Tables]] = {
     "existence": _existence,
     "positions": _positions,
     "relations": _relations,
+    "lifecycle": _lifecycle,
+    "roles": _roles,
     "measures": _measures,
     "interventions": _interventions,
     "dynamics": _dynamics,

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from sysout_jax.errors import Diverged, InputError, Preempted
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, param_axes
 from sysout_jax.model.model import Model
+from sysout_jax.showing import facts
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.hosts import gathered
 from sysout_jax.training.optimizer import make_optimizer
@@ -30,7 +31,7 @@ Log = Callable[[Row], None]
 Keep = Callable[[int, tuple[int, ...], Params], None]  # step, seeds, their parameters stacked
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A finished training run."""
 
@@ -38,8 +39,27 @@ class Run:
     architecture: ModelConfig
     params: Params  # a leading axis over config.seeds on every leaf
     tokenizer: Any
-    rows: list[Row] = field(repr=False)  # what was logged, in order
+    rows: list[Row]  # what was logged, in order
     seconds: float  # spent, in all parts of an interrupted run
+
+    def __repr__(self) -> str:
+        return f"Run({'; '.join(f'{name} {value}' for name, value in self._facts())})"
+
+    def _repr_html_(self) -> str:
+        return facts("Run", self._facts())
+
+    def _facts(self) -> list[tuple[str, str]]:
+        c = self.config
+        found: dict[int, float] = {}  # the last of each seed
+        for row in self.rows:
+            found |= dict(zip(row["seeds"], row.get("val_loss", ()), strict=False))
+        return [
+            ("variant", c.variant),
+            ("corpus", c.corpus),
+            ("steps", f"{c.steps:,}"),
+            ("validation loss", ", ".join(f"{x:.4g} (seed {seed})" for seed, x in found.items())),
+            ("seconds", f"{self.seconds:.0f}"),
+        ]
 
     def model(self, seed: int | None = None) -> Model:
         """The model of one seed; the first if None.
@@ -57,8 +77,9 @@ class Run:
 def corpus_of(config: TrainConfig, progress: Progress | None = None) -> Corpus:
     """The corpus that a run draws its batches from; errors and `progress` as in `load_corpus`."""
     return load_corpus(
-        config.corpus, config.tokenizer, config.bos, None, progress, config.train_tokens
-    )
+        config.corpus, config.tokenizer, config.bos, None, progress, config.train_tokens,
+        config.token_dtype,
+    )  # fmt: skip
 
 
 def train(

@@ -20,7 +20,7 @@ from jaxtyping import Array
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig, one_of
 from sysout_jax.model.decoder import Params, draws, param_axes
-from sysout_jax.model.taps import Edit
+from sysout_jax.model.taps import Edits
 from sysout_jax.training.hosts import host_rows, put_rows
 from sysout_jax.training.sharding import (
     MeshShape,
@@ -107,7 +107,7 @@ def _same(state: TrainState) -> TrainState:
 # ------------------------------------------------------------------------- jit
 
 
-def mesh_edits(mesh: Mesh) -> dict[str, Edit]:
+def mesh_edits(mesh: Mesh) -> Edits:
     """Edits that keep the residual stream divided by sequences alone.
 
     Without them the compiler may take the division of a parameter's width over to activations.

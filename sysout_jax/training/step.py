@@ -1,6 +1,6 @@
 """One optimiser step of one seed, many steps in one call, and many seeds at once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward, init, param_axes
-from sysout_jax.model.taps import Edit
+from sysout_jax.model.taps import Edits
 from sysout_jax.training.optimizer import is_matrix
 
 
@@ -38,7 +38,7 @@ def token_loss(
     config: ModelConfig,
     params: Params,
     batch: Int[Array, "B S"],
-    edits: Mapping[str, Edit] | None = None,
+    edits: Edits | None = None,
 ) -> Float[Array, "B S-1"]:
     """The cross-entropy of each next token, in nats: inputs batch[:, :-1], targets batch[:, 1:]."""
     logits, _ = forward(config, params, batch[:, :-1], edits=edits)
@@ -99,7 +99,7 @@ def make_step(
     accumulate: int | None = None,
     average: Callable[[Any], Any] | None = None,
     gather: Callable[[Params], Params] | None = None,
-    edits: Mapping[str, Edit] | None = None,
+    edits: Edits | None = None,
     loss_from: int = 0,
 ) -> Step:
     """The step of one seed: (state, batch [B, T+1]) -> (state, record).

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sysout_jax as so
 from sysout_jax.analysis.calibration import PRODUCTS, apart, inputs, limits, rotation
 from sysout_jax.analysis.compression import Compressed, Compressor, losses
 from sysout_jax.analysis.noise import agreement, noise
@@ -71,7 +72,7 @@ def rounded(x, levels, axis=None):
 
 def test_inputs_are_rounded_by_token_or_by_sequence():
     def by(per):
-        edit = RoundInputs(Basis(), None, "int5", per, zero_point=False)
+        edit = so.Edit(RoundInputs("int5", per, zero_point=False), Basis(), None)
         return edit(jnp.asarray(X), jnp.asarray(0))
 
     np.testing.assert_allclose(by("vector"), rounded(X, 15, -1), rtol=1e-6)
@@ -81,10 +82,11 @@ def test_inputs_are_rounded_by_token_or_by_sequence():
 
 def test_static_ranges_are_those_of_the_layer():
     limits = jnp.asarray([[-1.0, 2.0], [-8.0, 4.0]])
-    edit = RoundInputs(Basis(), limits, "int4", "tensor", zero_point=False)
+    how = RoundInputs("int4", "tensor", zero_point=False)
+    edit = so.Edit(how, Basis(), limits)
     expected = np.clip(np.round(X / (8 / 7)), -7, 7) * (8 / 7)
     np.testing.assert_allclose(edit(jnp.asarray(X), jnp.asarray(1)), expected, rtol=1e-6)
-    edit = replace(edit, zero_point=True)
+    edit = so.Edit(replace(how, zero_point=True), Basis(), limits)
     zero, step = np.round(8 / (12 / 15)), 12 / 15
     expected = (np.clip(np.round(X / step) + zero, 0, 15) - zero) * step
     np.testing.assert_allclose(edit(jnp.asarray(X), jnp.asarray(1)), expected, rtol=1e-5)
@@ -92,7 +94,7 @@ def test_static_ranges_are_those_of_the_layer():
 
 def test_heads_have_scales_of_their_own():
     value = jnp.asarray(X.reshape(2, 7, 2, 4))
-    edit = RoundInputs(Basis(), None, "int4", "vector", zero_point=False, heads=True)
+    edit = so.Edit(RoundInputs("int4", "vector", zero_point=False, heads=True), Basis(), None)
     np.testing.assert_allclose(
         edit(value, jnp.asarray(0)), rounded(np.asarray(value), 7, -1), rtol=1e-6
     )
@@ -114,7 +116,7 @@ def test_both_sides_are_rounded_in_the_same_coordinates(name):
         b = np.diag(1 / np.asarray(basis.scales[1]))
     elif name == "rotation":
         b = np.asarray(basis.rotation)
-    edit = RoundInputs(basis, None, "int8", "vector", zero_point=False)
+    edit = so.Edit(RoundInputs("int8", "vector", zero_point=False), basis, None)
     x = np.asarray(edit(jnp.asarray(X), jnp.asarray(1)))
     w = np.asarray(round_weights(Rounding("int8"), jnp.asarray(W), basis.at(1)))
     by_hand = rounded(X @ b, 127, -1) @ rounded(np.linalg.inv(b) @ W, 127, 0)

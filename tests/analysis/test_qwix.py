@@ -74,8 +74,8 @@ def test_products_are_those_of_qwix(method):
         top = 0.5 * float(jnp.max(jnp.abs(x)))  # of other text: some of this one is clipped
         limits, reach = jnp.array([[-top, top / 2]]), top * 127.5 / 127.0
         fixed = f"fixed,{-reach},{reach}"
-    edit = RoundInputs(Basis(), limits, how.activations, how.per, how.zero_point)
-    ours = edit(x[None], jnp.array(0))[0] @ round_weights(how, w, Basis())
+    rounded = RoundInputs(how.activations, how.per, how.zero_point)
+    ours = rounded(x, jnp.array(0), Basis(), limits) @ round_weights(how, w, Basis())
     with jax.numpy_dtype_promotion("standard"):  # it multiplies integers by floats
         theirs = qwix.dot_general(
             held(x, how, how.activations, 0, fixed),

@@ -135,7 +135,7 @@ def test_edits_reach_every_block():
         return weights.at[..., 0].set(0.0)
 
     outs = [
-        so.apply(so.Model(c, noisy(c)), TOKENS, edits={"attn_weights": remove})[0]
+        so.apply(so.Model(c, noisy(c)), TOKENS, edits={"attn_weights": so.Edit(remove)})[0]
         for c in (BASE, dataclasses.replace(BASE, query_block=4))
     ]
     np.testing.assert_allclose(outs[0], outs[1], rtol=1e-4, atol=1e-5)

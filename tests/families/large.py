@@ -136,7 +136,7 @@ def analysed(shape: str, place: Path) -> dict:
     _, status, used = os.wait4(running.pid, 0)
     assert status == 0
     seconds = time.perf_counter() - begun
-    (directory,) = (work / "analyze").iterdir()
+    directory = (work / "analyze" / "latest").resolve()
     record = read_record(directory)
     assert record["status"] == "complete"
     layers = len(record["parts"]["positions"]["heads"])

@@ -544,7 +544,7 @@ def test_learned_positions_end():
     with pytest.raises(InputError) as caught:
         forward(GPT2, noisy(GPT2), tokens)
     message = str(caught.value)
-    assert message == "--seq_len=8: learned positions end at 7; accepted: at most 7"
+    assert message == "seq_len=8: learned positions end at 7; accepted: at most 7"
     assert logits(GPT2, noisy(GPT2), TOKENS[:, :7]).shape == (3, 7, 17)
     longer = jax.eval_shape(partial(forward, LLAMA), shapes(LLAMA), tokens)
     assert longer[0].shape == (2, 8, 17)

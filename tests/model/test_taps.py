@@ -164,8 +164,8 @@ def test_taps_of_a_mixture():
 def test_routing_can_be_edited():
     """To send every token to expert 2 alone is to be a model whose only MLP is that one."""
     edits = {
-        "experts": lambda chosen, layer: jnp.full_like(chosen, 2),
-        "routing": lambda weights, layer: jnp.full_like(weights, 1 / J),
+        "experts": so.Edit(lambda chosen, layer: jnp.full_like(chosen, 2)),
+        "routing": so.Edit(lambda weights, layer: jnp.full_like(weights, 1 / J)),
     }
     found = run(MIXTURE, edits)[0]
     alone = dict(noisy(MIXTURE))
@@ -257,7 +257,7 @@ def test_the_compiled_program_is_used_again():
     def call(config, seed, tokens=TOKENS, scale=1.0):
         params = jax.tree.map(lambda x: x * scale, noisy(config, seed))
         model = so.Model(config, params)
-        return so.apply(model, tokens, {"block_out": reducer}, {"attn_out": edit})
+        return so.apply(model, tokens, {"block_out": reducer}, {"attn_out": so.Edit(edit)})
 
     call(GELU, 0)
     once = list(traced)
@@ -309,8 +309,7 @@ def test_every_tap_can_be_edited():
         assert (moved > 1e-3) == (name != "attn_extra"), name
 
 
-def zero(value, layer):
-    return jnp.zeros_like(value)
+zero = so.Edit(lambda value, layer: jnp.zeros_like(value))
 
 
 def test_blocks_without_their_outputs_pass_the_residual_on():
@@ -366,7 +365,7 @@ def test_final_norm_is_edited_with_the_number_of_layers():
     def shift(value, layer):
         return jnp.where(layer == L, value + 1.0, value)
 
-    logits, _ = run(GELU, {"final_norm": shift})
+    logits, _ = run(GELU, {"final_norm": so.Edit(shift)})
     raw = recorded(GELU)[1]["final_norm"]
     close(logits, np.einsum("btd,dv->btv", raw + 1, noisy(GELU)["head"]))
 
@@ -422,8 +421,9 @@ def test_names_joined_go_to_one_reducer():
 
 def test_an_edit_of_joined_names_replaces_the_last():
     def edit(query, key, layer):
-        return key + query[:, :, ::2]
+        return key + query[:, ::2]
 
+    edit = so.Edit(edit)
     taps = run(GATED, {"query+key": edit}, {"query": None, "key": None})[1]
     raw = recorded(GATED)[1]
     close(taps["query"][0], raw["query"][0])

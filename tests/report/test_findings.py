@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import json
 import re
+import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from sysout_jax.report.findings import OF_RUNS, PARTS, PROMPT_TOKENS
 from sysout_jax.report.page import page
 from sysout_jax.report.tables import of_part
 from sysout_jax.report.words import headline
+from sysout_jax.showing import Between, Table
 from tests.analysis import planted as p
 
 
@@ -125,9 +128,9 @@ def test_views_have_the_marks_and_the_whole_axes():
     [
         ([1], None, "text: 1 token and no rows; accepted: at least 3 tokens, or rows"),
         ([1, 2], None, "text: 2 tokens and no rows; accepted: at least 3 tokens, or rows"),
-        ([1], [[1, 2, 3]], "--prompt: 1 token; accepted: 2 to 256 tokens"),
-        ([1] * (PROMPT_TOKENS + 1), None, "--prompt: 257 tokens; accepted: 2 to 256 tokens"),
-        ([1, 2, 3], [[1, 2]], "--seq_len=1: accepted: an integer of at least 2"),
+        ([1], [[1, 2, 3]], "text: 1 token; accepted: 2 to 256 tokens"),
+        ([1] * (PROMPT_TOKENS + 1), None, "text: 257 tokens; accepted: 2 to 256 tokens"),
+        ([1, 2, 3], [[1, 2]], "rows: 2 in each; accepted: at least 3 tokens in each"),
         ([1, 2, 99], None, "text: token id 99; accepted: 0 to 18"),
         ([1, -5, 3], None, "text: token id -5; accepted: 0 to 18"),
         ([1, 2, 3], [[1, 2, 3], [1, 19, 3]], "rows: token id 19; accepted: 0 to 18"),
@@ -185,3 +188,57 @@ def test_layers_of_zeros_are_analysed_without_a_warning(zeros, tmp_path):
     found.save(tmp_path)
     panel = found.existence.panels[0]
     assert (panel.title, panel.layer) == ("|down_in|", 0 if zeros == "all" else 1)
+
+
+# ------------------------------------------------------------------------- shown
+
+
+def test_findings_are_shown_short():
+    """A line for a terminal; sentences and tables, escaped, for a notebook."""
+    found = p.findings()
+    assert repr(found) == f"Findings({', '.join(found.record['parts'])})"
+    shown = found._repr_html_()
+    assert len(shown) < 40_000
+    assert "<h3>interventions</h3>" in shown
+    assert "weights -&gt; activations" in shown
+
+
+def test_every_part_has_its_table():
+    found = p.findings()
+    tables = {name: found.table(name) for name in found.record["parts"]}
+    assert tables["existence"].rows[0][:2] == ("an_block_out", "1, 2")
+    assert found.table("existence-weights").rows[0][:4] == ("down", 1, str(p.NEURON), p.CHANNEL)
+    life = tables["lifecycle"]
+    assert life.headings == ("layer", "block_in", "attn_out", "down_out", "block_out")
+    assert [row[4] for row in life.rows] == found.record["parts"]["lifecycle"]["trace"]["block_out"]
+    heads = found.record["parts"]["roles"]["attention"]
+    assert len(tables["roles"].rows) == len(heads) * len(heads[0])
+    with pytest.raises(InputError, match="name='lifecycles': unknown; accepted: existence, exist"):
+        found.table("lifecycles")
+
+
+TABLE = Table.of("T", ("a<b", "x"), [("<i>", Between(1.0, 0.5, 2.0)), ("j", None), ("k", 1 / 3)])
+
+
+def test_a_table_as_text_and_as_html():
+    assert repr(TABLE).splitlines() == [
+        "T", "a<b           x", "<i>  1 [0.5, 2]", "j             –", "k        0.3333"
+    ]  # fmt: skip
+    shown = TABLE._repr_html_()
+    assert "<i>" not in shown
+    assert "<th>a&lt;b</th>" in shown
+    assert "<td>1 [0.5, 2]</td>" in shown
+
+
+def test_tables_for_pandas(monkeypatch):
+    """The columns that a data frame is made of; a line where pandas is missing."""
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=dict))
+    assert TABLE.to_pandas() == {
+        "a<b": ["<i>", "j", "k"], "x": [1.0, None, 1 / 3], "x low": [0.5, None, None],
+        "x high": [2.0, None, None],
+    }  # fmt: skip
+    frames = p.findings().to_pandas()
+    assert {"existence", "existence-weights", "measures-detectors"} <= set(frames)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(InputError, match="to_pandas: pandas is not installed; accepted: pip inst"):
+        p.findings().to_pandas()

@@ -1,0 +1,196 @@
+"""Run a model on text or ids, as a notebook does: logits, taps, edits, gradients, the lens.
+
+Everything here is compiled. A program is found again by the model's config, the shapes of its
+arguments and the function objects that are passed: define functions once, outside of loops.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sysout_jax.data.prompt import encode_prompt
+from sysout_jax.errors import InputError
+from sysout_jax.model import reading
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import Params, forward, taps_of
+from sysout_jax.model.model import Model, token_ids
+from sysout_jax.model.reading import Metric, next_token_loss
+from sysout_jax.model.taps import Edit, Reducer, Tap, check_layers, only_edits
+
+Tokens = str | Sequence[str] | Array | np.ndarray | Sequence[Sequence[int]]
+Taps = Mapping[str, Reducer | Tap | None]
+Layers = int | Sequence[int] | None
+EVERY = "all"
+
+
+def encode(model: Model, text: str | Sequence[str], bos: str = "auto") -> Int[np.ndarray, "B T"]:
+    """The ids that a model reads of one text or of several.
+
+    Args:
+      model: with a tokenizer, whose `pieces` shows what the ids stand for.
+      text: one, or several of one number of tokens.
+      bos: auto, yes or no: whether a text starts with the tokenizer's BOS; auto: as in the model's
+        training.
+
+    Returns:
+      [B, T] int32.
+
+    Raises:
+      InputError: a model without a tokenizer, no text, texts of different lengths, or no token.
+    """
+    texts = [text] if isinstance(text, str) else list(text)
+    if model.tokenizer is None:
+        raise InputError("tokens", None, "token ids", "text, and the model has no tokenizer")
+    rows = [encode_prompt(model.tokenizer, each, bos) for each in texts]
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) > 1:
+        raise InputError(
+            "tokens",
+            None,
+            "texts of one length, or one at a time",
+            f"texts of {', '.join(map(str, lengths))} tokens",
+        )
+    return np.stack(rows)
+
+
+def apply(
+    model: Model,
+    tokens: Tokens,
+    taps: Taps | str | None = None,
+    edits: Mapping[str, Edit] | None = None,
+    bos: str = "auto",
+) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
+    """Run a model: logits, and what the taps recorded.
+
+    Args:
+      model: what `load` or a training run returned.
+      tokens: a text, texts of one length in tokens, or ids [B, T]; of text they are
+        `encode(model, text, bos)`.
+      taps: name -> reducer of one sequence's value, None for the value itself, or a `Tap`, which
+        says of which layers; "all" for every value that the architecture has.
+      edits: name -> `Edit`.
+      bos: of text, as for `encode`.
+
+    Returns:
+      Logits [B, T, V], and a dict name -> record, with leading axes [L, B] (only [B] for
+      `final_norm`), or the layers of its `Tap` instead of all L.
+
+    Raises:
+      InputError: what the model cannot read, an unknown tap, or one that it does not have.
+    """
+    config, ids = model.config, _ids(model, tokens, bos)
+    if isinstance(taps, str):
+        if taps != EVERY:
+            raise InputError("taps", repr(taps), f"{EVERY!r}, or a dict of names and reducers")
+        taps = dict.fromkeys(taps_of(config))
+    taps, edits = taps or {}, edits or {}
+    only_edits(edits)
+    check_layers(config.layers, taps, edits)
+    return _apply(config, tuple(taps.items()), dict(edits), model.params, ids)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _apply(config: ModelConfig, taps: Any, edits: Any, params: Params, tokens: Array) -> Any:
+    return forward(config, params, tokens, dict(taps), edits)
+
+
+def gradient(
+    model: Model,
+    tokens: Tokens,
+    metric: Metric = next_token_loss,
+    at: str = "block_out",
+    layers: Layers = None,
+    bos: str = "auto",
+) -> tuple[Float[Array, "B"], Float[Array, "..."]]:
+    """d metric / d value of a tap, by one backward pass for all layers.
+
+    Args:
+      model, tokens, bos: as for `apply`.
+      metric: (logits [T, V], tokens [T]) of one sequence -> a number; the default is the mean loss
+        of its next tokens, in nats.
+      at: the name of the tap.
+      layers: of which the gradient is wanted; None for all.
+
+    Returns:
+      The metric of each sequence [B]; the gradient, with the axes of the tap's value behind
+      [L, B], or behind the layers that were asked for (only [B] for `final_norm`).
+
+    Raises:
+      InputError: as `apply`, or a tap whose values are no real numbers.
+    """
+    chosen = _chosen(model, at, layers)
+    return _gradient(model.config, metric, at, chosen, model.params, _ids(model, tokens, bos))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _gradient(
+    config: ModelConfig, metric: Metric, at: str, layers: Any, params: Params, tokens: Array
+) -> Any:
+    return reading.gradient(config, params, tokens, metric, at, layers)
+
+
+def logit_lens(
+    model: Model,
+    tokens: Tokens,
+    layers: Layers = None,
+    reducer: Reducer | None = None,
+    bos: str = "auto",
+) -> Any:
+    """What the head makes of the residual stream after each layer (nostalgebraist 2020).
+
+    lens[n] = unembed(final_norm(block_out[layers[n]])), without the norm where the architecture
+    has none at the end; the last layer's are the logits.
+
+    Args:
+      model, tokens, bos: as for `apply`.
+      layers: after which; None for all.
+      reducer: of one sequence's logits [T, V], a layer at a time; None for the logits themselves.
+
+    Returns:
+      Logits [n, B, T, V], or what the reducer makes of them with [n, B] in front.
+
+    Raises:
+      InputError: as `apply`.
+    """
+    chosen = _chosen(model, "block_out", layers)
+    return _logit_lens(model.config, chosen, reducer, model.params, _ids(model, tokens, bos))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _logit_lens(
+    config: ModelConfig, layers: Any, reducer: Any, params: Params, tokens: Array
+) -> Any:
+    return reading.logit_lens(config, params, tokens, layers, reducer)
+
+
+def _ids(model: Model, tokens: Tokens, bos: str) -> Any:
+    """What a model reads, as ids [B, T]."""
+    config = model.config
+    if isinstance(tokens, str) or _is_text(tokens):
+        tokens = encode(model, tokens, bos)  # type: ignore[arg-type]
+    elif bos != "auto":
+        raise InputError("bos", repr(bos), "'auto', as ids are read as they are")
+    ids = token_ids("tokens", tokens, "B T", config.vocab)
+    length = ids.shape[1]
+    if config.longest is not None and length > config.longest:
+        raise InputError(
+            "tokens",
+            None,
+            f"at most {config.longest}",
+            f"{length} in a sequence, and learned positions end at {config.longest}",
+        )
+    return ids
+
+
+def _is_text(tokens: Any) -> bool:
+    return isinstance(tokens, list | tuple) and any(isinstance(each, str) for each in tokens)
+
+
+def _chosen(model: Model, at: str, layers: Layers) -> tuple[int, ...] | None:
+    tap = Tap(None, layers)
+    check_layers(model.config.layers, {at: tap}, {})
+    return None if layers is None else tap.chosen

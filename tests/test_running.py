@@ -1,0 +1,388 @@
+"""What a notebook calls: text, chosen layers, edits that compile once, gradients, the lens."""
+
+import copy
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+
+import sysout_jax as so
+from sysout_jax.core.layers import NORMS
+from sysout_jax.data.tokenizer import ByteTokenizer, SubwordTokenizer
+from sysout_jax.errors import InputError
+from sysout_jax.model.decoder import forward, init, stack_blocks, taps_of
+from sysout_jax.model.stream import Layers, streamed
+from sysout_jax.model.taps import only_edits
+
+B, T, D, L, V = 2, 5, 6, 3, 11
+CONFIG = so.ModelConfig(vocab=V, context=7, layers=L, width=D, heads=2, mlp="swiglu")
+TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (B, T)), jnp.int32)
+WAYS = ("unrolled", "scanned")
+
+
+def model_of(config=CONFIG, seed=0, tokenizer=None):
+    """Weights large enough to be seen."""
+    drawn = init(dataclasses.replace(config, scan_layers=False), jax.random.key(seed))
+    params = jax.tree.map(lambda x: x * 12.0 if x.ndim > 1 else x, drawn)
+    return so.Model(config, stack_blocks(params) if config.scan_layers else params, tokenizer)
+
+
+def by(way, **given):
+    return model_of(dataclasses.replace(CONFIG, scan_layers=way == "scanned", **given))
+
+
+def close(found, expected, tolerance=1e-5):
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def refusal(function, *arguments, **named):
+    with pytest.raises(InputError) as caught:
+        function(*arguments, **named)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------- text
+
+
+def test_text_is_what_its_ids_are():
+    model = so.Model(dataclasses.replace(CONFIG, vocab=258), {}, ByteTokenizer())
+    np.testing.assert_array_equal(so.encode(model, "ab"), [[257, 97, 98]])
+    np.testing.assert_array_equal(so.encode(model, ["ab", "cd"], "no"), [[97, 98], [99, 100]])
+    assert model.tokenizer.pieces(so.encode(model, "ab")[0]) == ["<|bos|>", "a", "b"]
+    model = model_of(model.config, tokenizer=ByteTokenizer())
+    for text, ids, bos in (
+        ("ab", [[257, 97, 98]], "auto"),
+        (["ab", "cd"], [[97, 98], [99, 100]], "no"),
+    ):
+        found = so.apply(model, text, bos=bos)[0]
+        np.testing.assert_array_equal(found, so.apply(model, np.array(ids))[0])
+
+
+def test_text_that_cannot_be_read():
+    model = so.Model(dataclasses.replace(CONFIG, vocab=258), {}, ByteTokenizer())
+    said = refusal(so.apply, model, ["ab", "c"])
+    assert said == "tokens: texts of 2, 3 tokens; accepted: texts of one length, or one at a time"
+    assert refusal(so.apply, model, "", bos="no").endswith("some text, or bos=yes")
+    assert refusal(so.apply, model, "a", bos="si").startswith("bos='si': unknown; accepted: auto")
+    assert refusal(so.apply, model, []).startswith("tokens: ")
+    said = refusal(so.apply, model_of(), "ab")
+    assert said == "tokens: text, and the model has no tokenizer; accepted: token ids"
+    assert "as ids are read as they are" in refusal(so.apply, model_of(), TOKENS, bos="yes")
+
+
+def test_too_many_tokens_are_named_as_the_argument():
+    learned = model_of(dataclasses.replace(CONFIG, position="learned"))
+    said = refusal(so.apply, learned, np.zeros((1, 8), int))
+    assert said == ("tokens: 8 in a sequence, and learned positions end at 7; accepted: at most 7")
+
+
+# ------------------------------------------------------------------------- taps
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("layers", [(1,), (2, 0), 1])
+def test_a_tap_of_some_layers(way, layers):
+    model, name = by(way), "attn_weights"
+    sums = lambda w: {"first": jnp.sum(w[..., 0]), "all": w}  # noqa: E731
+    taps = {name: so.Tap(sums, layers), "block_out": None, "mlp_norm": so.Tap(layers=layers)}
+    found = so.apply(model, TOKENS, taps)[1]
+    whole = so.apply(model, TOKENS, dict.fromkeys(("attn_weights", "block_out", "mlp_norm")))[1]
+    chosen = np.atleast_1d(layers)
+    close(found["mlp_norm"], whole["mlp_norm"][chosen])
+    close(found["block_out"], whole["block_out"])
+    close(found[name]["all"], whole[name][chosen])
+    close(found[name]["first"], whole[name][chosen][..., 0].sum((-2, -1)), 1e-4)
+
+
+def test_layers_of_a_streamed_model():
+    model, edits = model_of(), {"down_out": so.Edit(lambda x, layer, by: x * by, 0.5, layers=1)}
+    read = Layers(model.params.__getitem__, tuple(model.params))
+    taps = {"block_out": so.Tap(jnp.sum, 2), "final_norm": None}
+    logits, found = streamed(model.config, read.read, TOKENS, taps, edits)
+    expected_logits, expected = so.apply(model, TOKENS, taps, edits)
+    close(logits, expected_logits)
+    assert found["block_out"].shape == (1, B)
+    close(found["block_out"], expected["block_out"], 1e-4)
+    close(found["final_norm"], expected["final_norm"])
+    assert "edits: down_out: a function" in refusal(
+        streamed, model.config, read.read, TOKENS, None, {"down_out": lambda x, layer: x}
+    )
+
+
+def test_scanned_layers_keep_the_records_of_theirs_alone():
+    """The compiled program's memory: one layer's values instead of all of them."""
+    config = dataclasses.replace(CONFIG, layers=24, context=64, scan_layers=True)
+    params = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    tokens = jax.ShapeDtypeStruct((1, 64), jnp.int32)
+
+    def needs(tap):
+        run = jax.jit(lambda params, tokens: forward(config, params, tokens, {"act_out": tap})[1])
+        memory = run.lower(params, tokens).compile().memory_analysis()
+        return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+    one = 64 * 4 * D * 4  # bytes of a layer's value
+    assert needs(None) - needs(so.Tap(layers=3)) > 15 * one
+
+
+def test_all_taps():
+    found = so.apply(model_of(), TOKENS, "all")[1]
+    assert {"gate_out", "attn_weights", "final_norm"} <= set(found)
+    assert not {"experts", "attn_gate"} & set(found)
+    assert set(found) == set(taps_of(CONFIG))
+    expected = so.apply(model_of(), TOKENS, {"query": None})[1]
+    np.testing.assert_array_equal(found["query"], expected["query"])
+    blocks = dataclasses.replace(CONFIG, query_block=2)
+    found = so.apply(model_of(blocks), TOKENS, "all")[1]
+    assert "attn_weights" not in found
+    assert "attn_out" in found
+    mixture = dataclasses.replace(CONFIG, experts=3, experts_per_token=2)
+    assert {"experts", "routing"} <= set(so.apply(model_of(mixture), TOKENS, "all")[1])
+    said = refusal(so.apply, model_of(), TOKENS, "al")
+    assert said == "taps='al': accepted: 'all', or a dict of names and reducers"
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "told"),
+    [
+        ("block_out", 3, "layers=[3]: accepted: some of 0 to 2 for block_out, none twice"),
+        ("block_out", (-1,), "layers=[-1]: accepted: some of 0 to 2"),
+        ("block_out", (1, 1), "layers=[1, 1]: accepted: some of 0 to 2"),
+        ("block_out", (), "layers=[]: accepted: some of 0 to 2"),
+        ("final_norm", 1, "layers=[1]: accepted: none for final_norm, which is there once"),
+    ],
+)
+def test_layers_that_are_not_there(name, layers, told):
+    keep = lambda x, layer: x  # noqa: E731
+    assert refusal(so.apply, model_of(), TOKENS, {name: so.Tap(None, layers)}).startswith(told)
+    edits = {name: so.Edit(keep, layers=np.array(layers, int))}
+    assert refusal(so.apply, model_of(), TOKENS, None, edits).startswith(told)
+    assert refusal(so.gradient, model_of(), TOKENS, at=name, layers=layers).startswith(told)
+
+
+# ------------------------------------------------------------------------- edits
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_sweep_compiles_once(way):
+    """Donors, layers and factors are arguments; each run is the one whose edit is written out."""
+    model, traced = by(way), []
+    donor = so.apply(model, TOKENS[::-1, ::-1], {"block_out": None})[1]["block_out"]
+
+    def patch(state, layer, donor, factor):
+        assert state.shape == donor.shape == (T, D)
+        traced.append(layer)
+        return state + factor * (donor - state)
+
+    counts = []
+    for layer, factor in ((0, 1.0), (2, 0.3), (1, -2.0)):
+        edit = so.Edit(patch, donor[layer], factor, layers=layer, in_axes=(0, None))
+        found = so.apply(model, TOKENS, None, {"block_out": edit})[0]
+
+        def by_hand(states, at, layer=layer, factor=factor):
+            moved = states + factor * (donor[layer] - states)
+            return jnp.where(at == layer, moved, states)
+
+        expected = forward(model.config, model.params, TOKENS, None, {"block_out": by_hand})[0]
+        close(found, expected, 1e-4)
+        assert np.abs(found - so.apply(model, TOKENS)[0]).max() > 1e-3
+        counts.append(len(traced))
+    assert counts == [counts[0]] * 3
+
+
+def test_an_edit_of_several_layers_and_of_some_sequences():
+    model = model_of()
+
+    def shift(state, layer, by, mask):
+        return state + by[layer] * mask
+
+    by, mask = jnp.arange(L, dtype=jnp.float32), jnp.array([1.0, 3.0])
+    edit = so.Edit(shift, by, mask, layers=(1, 2), in_axes=(None, 0))
+    found = so.apply(model, TOKENS, {"down_out": None}, {"down_out": edit})
+
+    def by_hand(states, at):
+        return states + jnp.where(at == 0, 0.0, by[at] * jnp.array([1.0, 3.0]).reshape(2, 1, 1))
+
+    expected = forward(CONFIG, model.params, TOKENS, {"down_out": None}, {"down_out": by_hand})
+    jax.tree.map(close, found, expected)
+    second = so.apply(model, TOKENS[1:], None, {"down_out": edit.of(jnp.array([1]))})[0]
+    close(second, found[0][1:])
+
+
+def test_an_edit_is_a_pytree_of_its_arrays():
+    edit = so.Edit(max, 1.0, {"a": jnp.ones(3)}, None, layers=2, in_axes=0)
+    assert len(jax.tree.leaves(edit)) == 3
+    doubled = jax.tree.map(lambda x: 2 * x, edit)
+    assert (doubled.function, doubled.in_axes) == (max, (0, 0, 0))
+    np.testing.assert_array_equal(doubled.arrays[1]["a"], 2 * np.ones(3))
+    np.testing.assert_array_equal(doubled.layers, [4])
+
+
+def test_edits_keep_the_dtype_and_the_shape():
+    half = model_of(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    wide = so.Edit(lambda x, layer, by: x.astype(jnp.float32) * by, 0.5)
+    taps = so.apply(half, TOKENS, {"attn_out": None}, {"attn_out": wide})[1]
+    assert taps["attn_out"].dtype == jnp.bfloat16
+    cut = so.Edit(lambda x, layer: x[:2])
+    said = refusal(so.apply, half, TOKENS, None, {"attn_out": cut})
+    assert said == "edits: a value of shape [2, 6] in place of one of shape [5, 6]; accepted: " \
+        "the same shape"  # fmt: skip
+    said = refusal(only_edits, {"attn_out": lambda x, layer: x})
+    assert said == "edits: attn_out: a function; accepted: sysout_jax.Edit(function, *arrays, " \
+        "layers=...)"  # fmt: skip
+
+
+# ------------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("at", ["block_out", "attn_weights", "value", "final_norm"])
+def test_the_gradient_against_finite_differences(way, at):
+    """(f(value + step) - f(value - step)) / (2 step), the value moved by an edit."""
+    model = by(way)
+    direction = jnp.asarray(np.random.default_rng(3).normal(size=V), jnp.float32)
+
+    def metric(logits, tokens):
+        return jnp.tanh(logits[-1] @ direction / 10.0) + logits[1, tokens[1]]
+
+    def moved(value, layer, change, at, which):
+        return value + jnp.where(which == layer, change, jnp.zeros(()))
+
+    metrics, grads = so.gradient(model, TOKENS, metric, at)
+    plain = so.apply(model, TOKENS)[0]
+    close(metrics, [metric(*pair) for pair in zip(plain, TOKENS, strict=True)], 1e-4)
+    rng = np.random.default_rng(4)
+    for layer in (L,) if at == "final_norm" else range(L):
+        grad = grads if at == "final_norm" else grads[layer]
+        change = jnp.asarray(rng.normal(size=grad.shape), jnp.float32)
+
+        def f(step, change=change, layer=layer):
+            edit = so.Edit(
+                moved, step * change, jnp.zeros(()), jnp.asarray(layer), in_axes=(0, None, None)
+            )
+            logits = so.apply(model, TOKENS, None, {at: edit})[0]
+            return np.array([metric(*pair) for pair in zip(logits, TOKENS, strict=True)])
+
+        step = 1e-2
+        slope = (np.float64(f(step)) - f(-step)) / (2 * step)
+        expected = np.sum(np.float64(grad) * np.float64(change), axis=tuple(range(1, grad.ndim)))
+        np.testing.assert_allclose(slope, expected, rtol=3e-2, atol=3e-2)
+        assert np.abs(expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_gradient_of_some_layers(way):
+    model = by(way)
+    losses, whole = so.gradient(model, TOKENS)
+    np.testing.assert_array_equal(so.gradient(model, TOKENS, layers=(2, 0))[0], losses)
+    close(so.gradient(model, TOKENS, layers=(2, 0))[1], whole[jnp.array([2, 0])])
+    close(so.gradient(model, TOKENS, layers=1)[1], whole[1:2])
+    logits = np.float64(so.apply(model, TOKENS)[0])
+    picked = np.take_along_axis(logits[:, :-1], np.asarray(TOKENS)[:, 1:, None], -1)[..., 0]
+    close(losses, (np.log(np.exp(logits[:, :-1]).sum(-1)) - picked).mean(1), 1e-4)
+
+
+def test_a_gradient_at_no_numbers():
+    mixture = model_of(dataclasses.replace(CONFIG, experts=3, experts_per_token=2))
+    said = refusal(so.gradient, mixture, TOKENS, at="experts")
+    assert said == "at=experts: its values are int32; accepted: a tap of real numbers"
+    assert "unknown" in refusal(so.gradient, mixture, TOKENS, at="block_ou")
+
+
+# ------------------------------------------------------------------------- the lens
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("placement", ["pre", "post", "sandwich", "out"])
+def test_the_lens(placement, way):
+    model = by(way, norm_placement=placement, tied=placement == "out")
+    logits, taps = so.apply(model, TOKENS, {"block_out": None})
+    lens = so.logit_lens(model, TOKENS)
+    assert lens.shape == (L, B, T, V)
+    close(lens[-1], logits)
+    state = taps["block_out"][0]
+    if placement != "post":
+        scale = model.params["final_norm"]["scale"]
+        state = NORMS[CONFIG.norm](state, scale, None, eps=CONFIG.norm_eps)
+    head = model.params["embed"].T if placement == "out" else model.params["head"]
+    close(lens[0], np.asarray(state) @ np.asarray(head), 1e-4)
+    close(so.logit_lens(model, TOKENS, (2, 0)), lens[jnp.array([2, 0])])
+    best = so.logit_lens(model, TOKENS, 1, lambda logits: jnp.argmax(logits, axis=-1))
+    np.testing.assert_array_equal(best, np.argmax(lens[1:2], axis=-1))
+
+
+# ------------------------------------------------------------------------- models
+
+
+def subword(words):
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, words[0])
+    )
+    return SubwordTokenizer(backend, 0, 0)
+
+
+def test_two_loads_are_one_structure():
+    """A function compiled for one runs the other; trees of both go through `tree.map`."""
+    one, again = (model_of(seed=seed, tokenizer=subword(["a", "b"])) for seed in (0, 1))
+    traced = []
+
+    @jax.jit
+    def f(model):
+        traced.append(model)
+        return jnp.sum(model.params["head"])
+
+    f(one), f(again)
+    assert len(traced) == 1
+    mean = jax.tree.map(lambda x, y: (x + y) / 2, one, again)
+    close(mean.params["head"], (one.params["head"] + again.params["head"]) / 2)
+    for other in (subword(["a", "c"]), dataclasses.replace(one.tokenizer, adds_bos=True)):
+        assert other != one.tokenizer
+        with pytest.raises(ValueError, match="different pytree metadata"):
+            jax.tree.map(jnp.add, one, dataclasses.replace(one, tokenizer=other))
+    assert copy.copy(one.tokenizer) == one.tokenizer != "a tokenizer"
+
+
+def test_a_model_is_shown_in_a_line():
+    model = model_of(tokenizer=subword(["a", "b"]))
+    assert repr(model) == (
+        "Model(attention softmax; shape 3 layers, width 6, 2 heads; parameters "
+        f"{sum(x.size for x in jax.tree.leaves(model.params)):,} (float32); vocabulary 11; "
+        "tokenizer SubwordTokenizer of 2)"
+    )
+    page = model._repr_html_()
+    assert "<td>softmax</td>" in page
+    repr(jax.tree.map(lambda x: None, model))  # of any leaves
+    shapes = jax.eval_shape(lambda: model.params)
+    assert "(float32)" in repr(so.Model(model.config, shapes))
+
+
+def test_a_variant_of_ones_own():
+    @so.variant(formula="p", cite="none", strength=so.Param("N", 0.0))
+    def test_running_variant(heads, params):
+        return so.variants()[0].fn(heads, {})
+
+    config = dataclasses.replace(CONFIG, variant="test_running_variant")
+    model = model_of(config)
+    assert model.params["block_0"]["attn"]["variant_strength"].shape == (2,)
+    plain = so.Model(CONFIG, model.params)
+    close(so.apply(model, TOKENS)[0], so.apply(plain, TOKENS)[0])
+    with pytest.raises(ValueError, match="variant softmax: there is one; accepted: a name of its"):
+
+        @so.variant(formula="p", cite="none")
+        def softmax(heads, params):
+            return None
+
+
+def test_there_is_one_version():
+    import tomllib
+    from pathlib import Path
+
+    root = Path(so.__file__).parent
+    project = tomllib.loads((root.parent / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", so.__version__)
+    assert (root / "py.typed").exists()
