@@ -93,9 +93,10 @@ def first_result(checkpoint: str, prompt: str, rows: str, device: str) -> Callab
         return loaded(checkpoint, device), text
 
     def run(model: tuple[Any, Any], given: str | np.ndarray) -> np.ndarray:
-        ids = given
         if isinstance(given, str):
             ids = np.array([model[1](given, add_special_tokens=False)["input_ids"]])
+        else:
+            ids = given
         return ratios(model[0], torch.from_numpy(ids.astype(np.int64)))
 
     return lambda: children.stepped(load, run, {"prompt": prompt, "sequences": tokens})

@@ -133,7 +133,8 @@ def _heads(family: Family) -> set[str]:
 
 
 def _equal(one: Source, other: Source) -> bool:
-    return one.shape == other.shape and np.array_equal(one.read(), other.read())
+    read = {one.dtype, other.dtype} <= DTYPES.keys() and one.shape == other.shape
+    return read and np.array_equal(one.read(), other.read())
 
 
 def _named(names: list[str]) -> str:

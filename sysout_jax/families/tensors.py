@@ -4,9 +4,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -19,6 +21,7 @@ SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HEADER_BYTES = 100_000_000  # the format's own limit
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_KINDS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "U8": np.uint8}
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _CHUNK = 1 << 22  # entries that are checked for NaN at a time
 CONVERT = (
@@ -36,6 +39,7 @@ class Source:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    start: int = field(default=0, kw_only=True)  # byte of the file
 
     @property
     def stored(self) -> str:
@@ -43,15 +47,17 @@ class Source:
         return self.dtype
 
     def read(self) -> np.ndarray:
-        """The tensor, copied out of the mapped file.
+        """The tensor, as the mapped file holds it: nothing is copied.
 
         Raises:
           InputError: the file cannot be read, or an entry is NaN or infinite.
         """
+        kind = np.dtype(_KINDS[self.dtype])
+        if 0 in self.shape:
+            return np.zeros(self.shape, kind)
         try:
-            with safe_open(self.file, framework="numpy") as opened:
-                array = opened.get_tensor(self.name)
-        except (SafetensorError, OSError) as error:
+            array: np.ndarray = np.memmap(self.file, kind, "r", self.start, self.shape)
+        except (OSError, ValueError) as error:
             raise _unreadable(self.file, error) from error
         if self.dtype in DTYPES and not _finite(array):
             raise InputError(f"{self.file}: tensor {self.name} holds NaN or infinity")
@@ -172,20 +178,22 @@ def _index(directory: Path) -> dict[str, str]:
 
 def _tensors(file: Path) -> Iterator[Source]:
     """The tensors that a file's header declares, once the header has been checked."""
-    _check_header(file)
+    header, data = _header(file)
     try:
-        with safe_open(file, framework="numpy") as opened:
+        with safe_open(file, framework="numpy") as opened:  # which checks what the header says
             for name in opened.offset_keys():
-                part = opened.get_slice(name)
-                yield Source(file, name, part.get_dtype(), tuple(part.get_shape()))
+                part, start = opened.get_slice(name), data + header[name]["data_offsets"][0]
+                shape = tuple(part.get_shape())
+                yield Source(file, name, part.get_dtype(), shape, start=start)
     except (SafetensorError, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise _unreadable(file, error) from error
 
 
-def _check_header(file: Path) -> None:
-    """Refuse what the library would read past: a missing file, a huge header, repeated names."""
+def _header(file: Path) -> tuple[Any, int]:
+    """The header, and where the data begin; what the library would read past is refused: a missing
+    file, a huge header, repeated names."""
     try:
         refuse_pointer(file)
         size = file.stat().st_size
@@ -207,7 +215,7 @@ def _check_header(file: Path) -> None:
         return dict(pairs)
 
     try:
-        json.loads(header, object_pairs_hook=once)
+        return json.loads(header, object_pairs_hook=once), 8 + length
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
