@@ -67,6 +67,10 @@ def load_corpus(
       InputError: an unknown spec; text, archive, tokenizer or token file that cannot be used; fewer
         tokens than `train_tokens`.
     """
+    if token_dtype is not None and not spec.startswith("tokens:"):
+        raise InputError(
+            f"--token_dtype={token_dtype}: corpus {spec!r} has no ids; accepted: with tokens:DIR"
+        )
     if spec == "backcopy":
         if train_tokens is not None:
             raise InputError(
