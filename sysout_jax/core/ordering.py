@@ -52,8 +52,8 @@ def row_medians(h: Float[Array, "*B D"]) -> Float[Array, "*B"]:
     return (lower + upper) / 2.0
 
 
-def shuffled_rows(key: Array, shape: tuple[int, int]) -> Int[Array, "T D"]:
-    """A random order of the columns for each row.
+def shuffled_rows(key: Array, shape: tuple[int, ...]) -> Int[Array, "T D"]:
+    """A random order of the columns for each row of a shape (rows, columns).
 
     Random bits are sorted with the column in the lowest of them, which takes a CPU an eighth of
     `jax.random.permutation`'s time; columns that draw the same stay in order, which for D up to
