@@ -59,7 +59,16 @@ def read_corpus(
 
 
 def length_of(given: int | None, config: ModelConfig) -> int:
-    """T: what --seq_len says, or `TOKENS`, or what the model can read if that is less."""
+    """T: what --seq_len says, or `TOKENS`, or what the model can read if that is less.
+
+    Raises:
+      InputError: more than learned positions allow.
+    """
+    if given is not None and config.longest is not None and given > config.longest:
+        raise InputError(
+            f"--seq_len={given}: learned positions end at {config.longest}; accepted: at most "
+            f"{config.longest}"
+        )
     return given or min(TOKENS, config.longest or TOKENS)
 
 
