@@ -34,14 +34,18 @@ def read_corpus(given: str | None, chosen: Chosen, console: Console) -> tuple[Co
     spec = given or chosen.corpus
     if spec is None:
         raise InputError(
-            f"--corpus: not given, and {chosen.path} does not say what it was trained on; "
-            "accepted: backcopy, stdlib, PATH, tokens:DIR"
+            "corpus",
+            None,
+            "backcopy, stdlib, PATH, tokens:DIR",
+            f"not given, and {chosen.path} does not say what it was trained on",
         )
     tokenizer = chosen.model.tokenizer
     if tokenizer is None and not (spec == "backcopy" or spec.startswith("tokens:")):
         raise InputError(
-            f"--model={chosen.path}: no tokenizer.json, or vocab.json and merges.txt, "
-            "beside it; accepted: one of them, or --corpus=tokens:DIR"
+            "model",
+            chosen.path,
+            "one of them, or --corpus=tokens:DIR",
+            "no tokenizer.json, or vocab.json and merges.txt, beside it",
         )
     with reading(console, spec) as progress:
         return load_corpus(spec, tokenizer or "bytes", chosen.bos, progress=progress), spec
@@ -83,7 +87,9 @@ class Texts:
         top, vocab = max(evaluation.max(), candidates.max()), model.config.vocab
         if top >= vocab:
             raise InputError(
-                f"--corpus={spec}: token id {top}, and the model's vocabulary has {vocab}; "
-                "accepted: text in the model's own tokenizer"
+                "corpus",
+                spec,
+                "text in the model's own tokenizer",
+                f"token id {top}, and the model's vocabulary has {vocab}",
             )
         return Text(corpus, apart(candidates, evaluation, self.calibration), evaluation)

@@ -46,7 +46,7 @@ def load(
     if is_run(path):
         model = checkpoint.load(path, seed)
     elif seed is not None:
-        raise InputError(f"seed {seed}: {path} is no training run; accepted: no seed")
+        raise InputError(f"seed {seed}", None, "no seed", f"{path} is no training run")
     elif path.is_dir():
         return load_checkpoint(path, dtype, shard)
     else:
@@ -71,7 +71,7 @@ def open_layers(
     path = locate(source, revision)
     if is_run(path) or not path.is_dir():
         raise InputError(
-            f"--stream: {path} has no safetensors; accepted: a published model's directory or id"
+            "stream", None, "a published model's directory or id", f"{path} has no safetensors"
         )
     return open_checkpoint(path, dtype)
 
@@ -86,14 +86,19 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
     if not name or not path.exists():  # an empty path would be the working directory
         if not is_hub_id(name):
             raise InputError(
-                f"--model={name}: no such file or directory; accepted: a run's model, a directory "
-                "with safetensors, a file of llama2.c, or a hub id such as gpt2"
+                "model",
+                name,
+                (
+                    "a run's model, a directory with safetensors, a file of llama2.c, or a "
+                    "hub id such as gpt2"
+                ),
+                "no such file or directory",
             )
         return fetch(name, revision)
     if revision is not None:
-        raise InputError(f"--revision={revision}: {path} is on this machine; accepted: a hub id")
+        raise InputError("revision", revision, "a hub id", f"{path} is on this machine")
     if path.is_file() and path.suffix in PICKLES and _is_pickle(path):
-        raise InputError(f"{path}: {CONVERT}")
+        raise InputError(str(path), why=CONVERT)
     return path
 
 

@@ -48,8 +48,8 @@ def test_a_run_of_this_project(run):
     half = so.load(run, dtype="bfloat16")
     assert half.config.dtype == "bfloat16"
     assert {str(x.dtype) for x in jax.tree.leaves(half.params)} == {"bfloat16"}
-    assert "--param_dtype='int8': unknown" in refusal(run, dtype="int8")
-    with pytest.raises(InputError, match=r"--stream: .* has no safetensors"):
+    assert "param_dtype='int8': unknown" in refusal(run, dtype="int8")
+    with pytest.raises(InputError, match=r"stream: .* has no safetensors"):
         loading.open_layers(run)
 
 
@@ -87,8 +87,8 @@ def test_a_published_directory(golden):
     logits, _ = so.apply(model, jnp.asarray(ids))
     np.testing.assert_allclose(logits, expected["logits"], atol=1e-4)
     assert "is no training run; accepted: no seed" in refusal(directory, seed=0)
-    assert "--revision=main: " in refusal(directory, revision="main")
-    with pytest.raises(InputError, match="--revision=main: "):
+    assert "revision=main: " in refusal(directory, revision="main")
+    with pytest.raises(InputError, match="revision=main: "):
         loading.open_layers(directory, revision="main")
 
 
@@ -143,7 +143,7 @@ def test_streaming_edits_and_refusals(golden):
 def test_what_is_no_model(tmp_path):
     assert "no such file or directory; accepted: a run's model" in refusal(tmp_path / "nosuch")
     assert "no such file or directory" in refusal("../nosuch")
-    assert "--model=: no such file or directory; accepted: a run's model" in refusal("")
+    assert "model=: no such file or directory; accepted: a run's model" in refusal("")
     assert "accepted: a directory that a training run wrote" in refusal(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert "model_type None; accepted: llama" in refusal(tmp_path)
@@ -192,7 +192,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     message = refusal("openai-community/gpt2", revision="abc")
-    assert message.startswith("--model=openai-community/gpt2 at revision abc: not fetched (")
+    assert message.startswith("model=openai-community/gpt2 at revision abc: not fetched (")
     assert message.endswith("the id of a model on the hub that this machine can reach")
 
 

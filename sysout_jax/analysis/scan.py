@@ -182,7 +182,7 @@ def scan(
     """
     length = tokens.shape[1]
     if length < 2:
-        raise InputError(f"sequences of {length} token: accepted: at least 2 tokens")
+        raise InputError(f"sequences of {length} token", accepted="at least 2 tokens")
     taps = over_batches(
         partial(one_pass, for_length(config, length, maps=True)), params, tokens, batch, progress
     )
@@ -190,8 +190,10 @@ def scan(
         broken = ~np.isfinite(taps[name]["mean"]).all(axis=1)
         if broken.any():
             raise InputError(
-                f"{name} of layer {int(np.argmax(broken))}: not finite; accepted: a model whose "
-                "activations are finite (training may have diverged)"
+                f"{name} of layer {int(np.argmax(broken))}",
+                None,
+                "a model whose activations are finite (training may have diverged)",
+                "not finite",
             )
     statistics = taps["attn_weights"]
     return Scan(

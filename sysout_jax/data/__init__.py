@@ -72,9 +72,7 @@ def load_corpus(
     """
     if spec == "backcopy":
         if train_tokens is not None:
-            raise InputError(
-                f"--train_tokens={train_tokens}: corpus backcopy draws its rows; accepted: none"
-            )
+            raise InputError("train_tokens", train_tokens, "none", "corpus backcopy draws its rows")
         return Backcopy(begins_with_bos=bos)
     known: Tokenizer | None
     if spec.startswith("tokens:"):
@@ -102,7 +100,9 @@ def load_corpus(
 def _first(spec: str, tokens: np.ndarray, count: int | None) -> np.ndarray:
     if count is not None and not 0 < count <= tokens.size:
         raise InputError(
-            f"--train_tokens={count}: the train part of corpus {spec!r} has {tokens.size} tokens; "
-            f"accepted: 1 to {tokens.size}"
+            "train_tokens",
+            count,
+            f"1 to {tokens.size}",
+            f"the train part of corpus {spec!r} has {tokens.size} tokens",
         )
     return tokens[:count]

@@ -378,4 +378,4 @@ def _write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
 
 
 def _reject(spec: str, problem: str) -> NoReturn:
-    raise InputError(f"--tokenizer={spec!r}: {problem}")
+    raise InputError("tokenizer", repr(spec), why=problem)

@@ -112,8 +112,10 @@ def _check_extent(path: Path, config: ModelConfig, stored: int) -> None:
     largest = max(config.sizes.values())
     if config.layers > stored or largest >= 1 << 31:
         raise InputError(
-            f"{path / 'config.json'}: {config.layers} layers, the largest size {largest}; "
-            f"accepted: no more layers than the {stored} stored tensors, sizes below {1 << 31}"
+            str(path / "config.json"),
+            None,
+            f"no more layers than the {stored} stored tensors, sizes below {1 << 31}",
+            f"{config.layers} layers, the largest size {largest}",
         )
 
 
@@ -184,7 +186,7 @@ def _plan(
     ]
     if problems:
         where = found[0].file.parent if found else family.name
-        raise InputError(f"{where}: tensors of {family.name}: {'; '.join(problems)}")
+        raise InputError(str(where), why=f"tensors of {family.name}: {'; '.join(problems)}")
     return {path: tuple(parts) for path, parts in plan.items()}
 
 
@@ -246,7 +248,7 @@ def export(
     at_least(1, "shard_bytes", shard_bytes)
     row, target = FAMILIES[family], Path(directory).absolute()
     if target.exists():
-        raise InputError(f"{target}: exists; accepted: a directory that does not")
+        raise InputError(str(target), None, "a directory that does not", "exists")
     config = replace(model.config, scan_layers=False)
     raw = write_config(row, config)
     params = unstack_blocks(model.params) if model.config.scan_layers else model.params

@@ -42,11 +42,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; accepted: a JSON file") from error
+        raise InputError(str(path), None, "a JSON file", f"{error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); accepted: a JSON object") from error
+        raise InputError(str(path), None, "a JSON object", f"not JSON ({error})") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path}: a JSON {type(found).__name__}; accepted: a JSON object")
+        raise InputError(str(path), None, "a JSON object", f"a JSON {type(found).__name__}")
     return found
 
 
@@ -62,14 +62,18 @@ def read_within(family: Family, raw: Raw) -> Raw:
     inner = raw.get(within.config)
     if not isinstance(inner, Mapping) or inner.get("model_type") not in (None, *family.model_types):
         raise InputError(
-            f"config.json of {within.model_type}: {within.config} is {_short(inner)}; accepted: "
-            f"the config of a {family.model_types[0]}"
+            f"config.json of {within.model_type}",
+            None,
+            f"the config of a {family.model_types[0]}",
+            f"{within.config} is {_short(inner)}",
         )
     for name in within.shared:
         if name in raw and inner.get(name, raw[name]) != raw[name]:
             raise InputError(
-                f"config.json of {within.model_type}: {name} is {_short(raw[name])}, and "
-                f"{_short(inner[name])} in {within.config}; accepted: the same"
+                f"config.json of {within.model_type}",
+                None,
+                "the same",
+                (f"{name} is {_short(raw[name])}, and {_short(inner[name])} in {within.config}"),
             )
     known = {*GENERIC, *within.ignored, *within.shared, within.config}
     unknown = sorted(k for k, value in raw.items() if k not in known and value is not None)
@@ -125,7 +129,7 @@ def read_config(family: Family, raw: Raw) -> ModelConfig:
         named = ", ".join(f"{name}={_short(raw[name])}" for name in unknown)
         faults.append(f"unknown fields {named} (accepted: those of the {family.name} family)")
     if faults:
-        raise InputError(f"config.json of {family.name}: {'; '.join(faults)}")
+        raise InputError(f"config.json of {family.name}", why="; ".join(faults))
     return _typed(family, ours)
 
 
@@ -155,13 +159,15 @@ def _typed(family: Family, ours: dict[str, Any]) -> ModelConfig:
         elif not any(type(value) is (typing.get_origin(kind) or kind) for kind in kinds):
             accepted = " or ".join(_KINDS[kind] for kind in kinds)
             raise InputError(
-                f"config.json of {family.name}: {_theirs(family, name)} is {_short(value)}; "
-                f"accepted: {accepted}"
+                f"config.json of {family.name}",
+                None,
+                accepted,
+                f"{_theirs(family, name)} is {_short(value)}",
             )
     try:
         return ModelConfig(**ours)
     except InputError as error:
-        raise InputError(f"config.json of {family.name}: {error}") from error
+        raise InputError(f"config.json of {family.name}", why=str(error)) from error
 
 
 def _theirs(family: Family, ours: str) -> str:

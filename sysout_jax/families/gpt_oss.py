@@ -11,7 +11,7 @@ def _read_quantisation(raw: Raw) -> dict[str, Any]:
     """Stored as MXFP4 or not: families/tensors.py sees which. Other formats are refused."""
     method = (raw.get("quantization_config") or {}).get("quant_method", "mxfp4")
     if method != "mxfp4":
-        raise InputError(f"quantization_config of method {method!r}; accepted: mxfp4")
+        raise InputError(f"quantization_config of method {method!r}", accepted="mxfp4")
     return {}
 
 

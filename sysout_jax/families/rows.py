@@ -95,7 +95,7 @@ def rotary(
     def read(raw: Raw) -> dict[str, Any]:
         for name in ("rope_parameters", "rope_scaling"):
             if not isinstance(raw.get(name), Mapping | None):
-                raise InputError(f"{name}={raw[name]!r}; accepted: an object or null")
+                raise InputError(f"{name}={raw[name]!r}", accepted="an object or null")
         given = raw.get("rope_parameters") or raw.get("rope_scaling") or default or {}
         given = {
             "rope_theta": raw.get(theta_name, theta),
@@ -121,15 +121,17 @@ def read_rule(given: Raw, raw: Raw) -> dict[str, Any]:
     kind = given.get("rope_type", given.get("type", "default"))
     kind = {"su": "longrope"}.get(kind, kind)
     if kind not in _RULES:
-        raise InputError(f"rope_type={kind!r}; accepted: {', '.join(_RULES)}")
+        raise InputError("rope_type", repr(kind), ", ".join(_RULES))
     rule, parameters = _RULES[kind]
     unknown = {
         key for key, value in given.items() if value is not None and key not in parameters
     } - _ALWAYS
     if unknown:
         raise InputError(
-            f"rope_parameters: {', '.join(sorted(unknown))} of rule {kind}; accepted: "
-            f"{', '.join(sorted({*parameters, *_ALWAYS}))}"
+            "rope_parameters",
+            None,
+            ", ".join(sorted({*parameters, *_ALWAYS})),
+            f"{', '.join(sorted(unknown))} of rule {kind}",
         )
     original = given.get(_ORIGINAL) or raw.get(_ORIGINAL)
     context = original or raw["max_position_embeddings"]
@@ -144,12 +146,14 @@ def read_rule(given: Raw, raw: Raw) -> dict[str, Any]:
     for key, (ours, missing) in parameters.items():
         value = given.get(key, missing)
         if value is REQUIRED:
-            raise InputError(f"rope_parameters: rule {kind} without {key}; accepted: a number")
+            raise InputError("rope_parameters", None, "a number", f"rule {kind} without {key}")
         if value is None and ours == "rope_factor":
             if original is None:
                 raise InputError(
-                    f"rope_parameters: rule {kind} without factor and {_ORIGINAL}; accepted: a "
-                    "number for one of them"
+                    "rope_parameters",
+                    None,
+                    "a number for one of them",
+                    f"rule {kind} without factor and {_ORIGINAL}",
                 )
             value = raw["max_position_embeddings"] / context
         found[ours] = tuple(value) if isinstance(value, list) else value
@@ -194,8 +198,10 @@ def windows(local: Callable[[int, Raw], bool], default: int | None, switch: bool
         unknown = {str(kind) for kind in kinds} - {"sliding_attention", "full_attention"}
         if unknown or len(kinds) != layers:
             raise InputError(
-                f"layer_types: {len(kinds)} of {layers} layers, {', '.join(sorted(unknown))}; "
-                "accepted: sliding_attention or full_attention for each layer"
+                "layer_types",
+                None,
+                "sliding_attention or full_attention for each layer",
+                f"{len(kinds)} of {layers} layers, {', '.join(sorted(unknown))}",
             )
         chosen = tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
         if size is None or not chosen:

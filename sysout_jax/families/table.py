@@ -61,4 +61,4 @@ def by_model_type(model_type: Any, file: Path) -> Family:
     if isinstance(model_type, str) and model_type in kinds:
         return kinds[model_type]
     accepted = ", ".join(kinds)
-    raise InputError(f"{file}: model_type {model_type!r}; accepted: {accepted}")
+    raise InputError(str(file), None, accepted, f"model_type {model_type!r}")

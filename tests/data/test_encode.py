@@ -332,7 +332,7 @@ def test_bad_token_files(token_dir, part, content, found):
     with pytest.raises(InputError) as caught:
         open_token_files(f"tokens:{token_dir}", None)
     message = str(caught.value)
-    assert all(word in message for word in ("--corpus", str(path), found, "uint16"))
+    assert all(word in message for word in ("corpus", str(path), found, "uint16"))
     assert "\n" not in message
 
 
