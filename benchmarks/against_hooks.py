@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from sysout_jax.errors import InputError
-from sysout_jax.families.checkpoint import export
+from sysout_jax.families.export import export
 from sysout_jax.model.config import SHAPES, ModelConfig
 from sysout_jax.model.decoder import init
 from sysout_jax.model.model import Model

@@ -22,7 +22,7 @@ from rich.console import Console
 from benchmarks import goals
 from benchmarks.goals import Row, print_rows, quartiles
 from experiments import launch
-from sysout_jax.families.checkpoint import export
+from sysout_jax.families.export import export
 from sysout_jax.loading import load
 from sysout_jax.model.config import SHAPES, ModelConfig, at_least
 from sysout_jax.model.decoder import init

@@ -22,6 +22,7 @@ from experiments import launch
 from experiments.chosen import Choice, Chosen, choose
 from experiments.texts import length_of, read_corpus
 from sysout_jax.analysis.scan import Thresholds, for_length, over_batches, together
+from sysout_jax.checking import check
 from sysout_jax.data.prompt import PROMPT, encode_prompt
 from sysout_jax.errors import InputError
 from sysout_jax.families.known import TAPS as EXTREMES
@@ -44,6 +45,7 @@ class Config:
 
     choice: Choice = field(default_factory=Choice)
     corpus: str | None = None  # text for the statistics; None: what the run was trained on
+    token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     prompt: str = PROMPT  # what is drawn token by token; a synthetic task draws a row instead
     only: tuple[str, ...] = tuple(PARTS)  # parts to run
     check_known: bool = False  # compare with published coordinates of outliers
@@ -69,7 +71,7 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
       InputError: a corpus that cannot be read, or that is too short.
     """
     model = chosen.model
-    corpus, spec = read_corpus(config.corpus, chosen, console)
+    corpus, spec = read_corpus(config.corpus, chosen, console, config.token_dtype)
     length = length_of(config.seq_len, model.config)
     rows = corpus.distinct("val", config.sequences, length)
     if model.tokenizer is None:
@@ -90,14 +92,17 @@ def run(config: Config, console: Console) -> RunDirectory:
     known = known_of(config.choice.model, chosen.model.config) if config.check_known else ()
     material, corpus = gather(config, chosen, console)
     parts = _possible(config, chosen, console)
-    directory = RunDirectory(config.workdir, "analyze")
+    directory = RunDirectory(config.workdir, "analyze", of=[chosen.name])
     directory.write("config.json", config)
     console.print(f"model    {chosen.described}", soft_wrap=True, markup=False)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
+    checked = None if config.choice.stream else check(chosen.model)
+    said = checked or "not: of a streamed model one layer at a time is in memory"
+    console.print(f"checked  {said}", soft_wrap=True, markup=False, highlight=False)
     about = header(material) | {
         "name": chosen.name, "seed": chosen.seed, "corpus": corpus,
         "asked": list(parts), "parts": {},
-        "parameters": parameter_count(chosen.model.config),
+        "parameters": parameter_count(chosen.model.config), "checked": checked,
     }  # fmt: skip
     try:
         with directory.record("analysis", **about) as record:

@@ -122,7 +122,9 @@ def run(config: Config, console: Console) -> RunDirectory:
         # Refused before anything is written: what a cell cannot be trained or judged on.
         read = {cell["setting"]: _read(config, cell, progress) for cell in config.cells}
     shard = parse_shard(config.shard or "0/1")
-    directory, there = opened(config.workdir, "benchmark", config.name, config.shard, config.about)
+    directory, there = opened(
+        config.workdir, "benchmark", config.name, config.shard, config.about, [config.preset]
+    )
     directory.write_config(config)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     tokens = c.steps * c.batch_size * c.seq_len
@@ -221,7 +223,7 @@ def _compressed(config: Config, trained: Run, read: _Read) -> dict[str, list[flo
 
 
 def main() -> None:
-    console = Console()
+    console = launch.console_for_tables()
     if FLAGS.redraw:
         launch.redraw("experiments.benchmark", console, print_tables, markdown_tables)
     else:

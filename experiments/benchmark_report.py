@@ -5,11 +5,9 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from experiments.report import WIDTH, markdown
+from experiments.report import markdown, print_columns
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.core.attention import VARIANTS
 
@@ -109,13 +107,7 @@ def title(record: Record) -> str:
 
 def print_tables(console: Console, record: Record) -> None:
     """The table, and what its marks mean."""
-    headings, *texts = rows(record)
-    table = Table(title=title(record), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for at, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if at < len(AXES) else "right")
-    for row in texts:
-        table.add_row(*row)
-    Console(file=console.file, force_terminal=console.is_terminal, width=WIDTH).print(table)
+    print_columns(console, title(record), rows(record), left=len(AXES))
     console.print("  one learning rate per optimiser: experiments.convergence compares rates")
     console.print("  † rows do not sum to one: Sink₀ is measured on rows brought to one\n")
 

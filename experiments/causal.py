@@ -32,6 +32,7 @@ class Config:
 
     choice: Choice = field(default_factory=Choice)
     corpus: str | None = None  # text to measure on; None: what the run was trained on
+    token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     factors: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the weights, the activation
     controls: int = 8  # neurons and channels at random that are given as much
     sequences: int = 64  # of the validation part
@@ -63,10 +64,10 @@ def run(config: Config, console: Console) -> RunDirectory:
     rows = []
     for each in chosen:  # before any work: text that is missing, models without a later layer
         check(each.model.config)
-        corpus, _ = read_corpus(config.corpus, each, console)
+        corpus, _ = read_corpus(config.corpus, each, console, config.token_dtype)
         length = length_of(config.seq_len, each.model.config)
         rows.append(corpus.distinct("val", config.sequences, length))
-    directory = RunDirectory(config.workdir, "causal")
+    directory = RunDirectory(config.workdir, "causal", of=[each.name for each in chosen])
     directory.write("config.json", config)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     with (
@@ -95,7 +96,7 @@ def run(config: Config, console: Console) -> RunDirectory:
 
 
 def main() -> None:
-    console = Console()
+    console = launch.console_for_tables()
     if FLAGS.redraw:
         launch.redraw("experiments.causal", console, print_tables, markdown_tables)
     else:
@@ -115,8 +116,7 @@ def config_from_flags() -> Config:
 def define_flags() -> None:
     """Define the flags of this binary."""
     flags.DEFINE_bool("smoke", False, "a few sequences and one control, in seconds")
-    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
-    flags.DEFINE_bool("markdown", False, "print the table in Markdown")
+    launch.define_tables()
     launch.define_overrides(Config)
     flags.adopt_module_key_flags(launch)  # so that --help lists them
 

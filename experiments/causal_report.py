@@ -4,12 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from experiments.explicit_report import groups
-from experiments.report import WIDTH, markdown
+from experiments.report import markdown, print_columns
 from sysout_jax.analysis.doses import TREATMENTS
 from sysout_jax.analysis.statistics import Interval, mean_interval
 
@@ -98,16 +96,11 @@ def _signed(found: Interval) -> str:
 def print_tables(console: Console, record: Record) -> None:
     """A table for each name and, under it, what taking the causes away does."""
     for name, models in groups(record).items():
-        rows = list(_rows(record, models))
+        headings, *rows = _rows(record, models)
+        shown = [heading.replace("\\|", "|") for heading in headings]
         seeds = f"{len(models)} seed{'s' * (len(models) > 1)}"
         title = f"{name}: {seeds}; mean ± half-width of the 95% interval"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for at, heading in enumerate(rows[0]):
-            table.add_column(heading.replace("\\|", "|"), justify="right" if at else "left")
-        for row in rows[1:]:
-            table.add_row(*row)
-        wide = Console(file=console.file, force_terminal=console.is_terminal, width=WIDTH)
-        wide.print(table)
+        print_columns(console, title, [shown, *rows], left=2)
         for line in sentences(models):
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 

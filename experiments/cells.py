@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 from absl import flags
 from rich.console import Console
 
+from experiments import ending, launch
 from experiments.report import Progress
 from sysout_jax.errors import InputError
 from sysout_jax.results import (
+    LATEST,
     RunDirectory,
     as_flag,
     leaves,
@@ -62,8 +64,9 @@ def check_place(name: str | None, shard: str | None) -> None:
     Raises:
       InputError: says what is accepted.
     """
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise InputError("name", name, "letters, digits, '_', '-' and '.'")
+    fits = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name or "run")
+    if not fits or name == LATEST:  # which stands for the run begun last
+        raise InputError("name", name, f"letters, digits, '_', '-' and '.', but not {LATEST}")
     if shard is not None:
         parse_shard(shard)
         if name is None:
@@ -104,7 +107,12 @@ def crossed(
 
 
 def opened(
-    workdir: str, experiment: str, name: str | None, shard: str | None, about: Mapping[str, Any]
+    workdir: str,
+    experiment: str,
+    name: str | None,
+    shard: str | None,
+    about: Mapping[str, Any],
+    of: Sequence[str] = (),
 ) -> tuple[RunDirectory, "Cells"]:
     """The directory of this process's record, and the cells, which all of that name share.
 
@@ -113,7 +121,7 @@ def opened(
         anything is written; or the directory is not writable.
     """
     if name is None:
-        directory = RunDirectory(workdir, experiment)
+        directory = RunDirectory(workdir, experiment, of=of)
         return directory, Cells(directory.path / "cells", about)
     try:
         there = Cells(Path(workdir) / experiment / name / "cells", about)
@@ -197,7 +205,10 @@ def find_missing(
       directory: whose log has their rows.
       console: for a bar each.
     """
-    with Progress(console, train, tuple(named)) as progress:
+    with (
+        ending.telling_how_to_go_on(*ending.with_name(directory.path)),
+        Progress(console, train, tuple(named)) as progress,
+    ):
         for name, cell in named.items():
             if name in cells:
                 continue
@@ -221,5 +232,4 @@ def define_flags() -> None:
         "command without it gathers them",
     )  # fmt: skip
     flags.DEFINE_bool("smoke", False, "a few steps of two variants, in seconds")
-    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
-    flags.DEFINE_bool("markdown", False, "print tables in Markdown")
+    launch.define_tables()

@@ -9,7 +9,6 @@ from sysout_jax import loading
 from sysout_jax.data.prompt import starts_with_bos
 from sysout_jax.errors import InputError
 from sysout_jax.families.checkpoint import Shard
-from sysout_jax.families.tokens import published_tokenizer
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model
 from sysout_jax.results import read_record
@@ -18,7 +17,7 @@ from sysout_jax.training.sharding import MeshShape, make_mesh, parse_mesh, shard
 
 ACCEPTED = (
     "a directory that experiments.variants wrote, one of its models/NAME, or a published model's "
-    "directory or hub id"
+    "directory, GGUF file or hub id"
 )
 
 
@@ -30,10 +29,11 @@ class Choice:
       InputError: a value is not accepted.
     """
 
-    model: str = ""  # a run directory, its models/NAME, a published model's directory or hub id
+    model: str = ""  # a run directory, its models/NAME, a published model's directory, file or id
     variant: str | None = None  # which of the run's models: its name, or the end of it
     seed: int | None = None  # which of its seeds; None: the first, of experiments.compress all
     revision: str | None = None  # of a model on the hub: a commit, tag or branch
+    file: str | None = None  # of a directory or hub id with several GGUF files, the one to read
     param_dtype: str | None = None  # of the parameters in memory; None: as they are stored
     stream: bool = False  # hold one layer in memory at a time: for models larger than it
     bos: str = "auto"  # auto, yes, no: the prompt and every sequence start with a BOS token
@@ -128,13 +128,13 @@ def choose(choice: Choice) -> Chosen:
     found = models(path)
     if found:
         path = path / "models" / _pick(choice, sorted(found))
-    elif (path / "result.json").exists() or (path.is_dir() and not (path / "config.json").exists()):
-        what = "a run without models" if (path / "result.json").exists() else "no run or model"
-        raise InputError("model", choice.model, ACCEPTED, what)
+    elif (path / "result.json").exists():
+        raise InputError("model", choice.model, ACCEPTED, "a run without models")
     elif choice.variant is not None:
         raise InputError("variant", choice.variant, "with a run directory as --model")
-    located = loading.locate(path if path.exists() else choice.model, choice.revision)
-    if not loading.is_run(located):
+    source = path if path.exists() else choice.model
+    located = loading.locate(source, choice.revision, choice.file)
+    if loading.kind_of(located) != "run":
         return _published(choice, located)
     if choice.stream:
         raise InputError("stream", None, "a published model", f"{located} is a run's model")
@@ -159,7 +159,7 @@ def every(choice: Choice) -> Iterator[Chosen]:
         for name, seeds in fitting.items():
             for seed in seeds:
                 yield choose(replace(choice, variant=name, seed=seed))
-    elif choice.model and path.exists() and loading.is_run(path) and choice.seed is None:
+    elif choice.model and path.exists() and loading.kind_of(path) == "run" and choice.seed is None:
         for seed in saved_seeds(path):
             yield choose(replace(choice, seed=seed))
     else:
@@ -172,7 +172,7 @@ def _published(choice: Choice, located: Path) -> Chosen:
         raise InputError("seed", choice.seed, "with a run's model")
     if choice.stream:
         opened = loading.open_layers(located, choice.param_dtype)
-        model = Model(opened.config, opened.layers(), published_tokenizer(located))
+        model = Model(opened.config, opened.layers(), opened.tokenizer(), opened.origin)
     else:
         model = loading.load(located, dtype=choice.param_dtype, shard=choice.shard())
     bos = starts_with_bos(model.tokenizer, choice.bos)

@@ -30,7 +30,7 @@ from experiments import ledger_source as _source  # noqa: F401
 from experiments.ledger import FAILS, HOLDS, LEDGER, UNDECIDED, Claim, Record, Unmeasured, Verdict
 from experiments.report import markdown
 from sysout_jax.errors import InputError
-from sysout_jax.results import plain, read_record, write_json
+from sysout_jax.results import LATEST, named_run, plain, read_record, write_json
 
 FLAGS = flags.FLAGS
 ROOT = Path(__file__).parent.parent
@@ -233,17 +233,16 @@ def _made(record: str, workdir: Path, console: Console) -> Record:
             printed = subprocess.run(verify, cwd=ROOT, capture_output=True, check=False).stdout
             return dict(json.loads(printed))
         place = (workdir / module.partition(".")[2]).absolute()
-        before = set(place.glob("*"))
         arguments.append(f"--workdir={workdir.absolute()}")
         done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=False)
-        named = [place / a.partition("=")[2] for a in arguments if a.startswith("--name=")]
-        made = sorted(set(place.glob("*")) - before) or named  # one of that name goes on
-        if done.returncode or not made:
+        if done.returncode:
             raise InputError(
                 "run", why=f"{command!r} ended with status {done.returncode}; see above"
             )
-        first = first or made[-1]
-    return read_record(made[-1])
+        named = [a.partition("=")[2] for a in arguments if a.startswith("--name=")]
+        made = Path(named_run(str(place / (named or [LATEST])[0])))
+        first = first or made
+    return read_record(made)
 
 
 # ------------------------------------------------------------------------------- the table

@@ -47,6 +47,7 @@ class Config:
 
     choice: Choice = field(default_factory=Choice)
     corpus: str | None = None  # text to calibrate and evaluate on; None: what the run trained on
+    token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     methods: tuple[str, ...] = METHODS  # as sysout_jax/analysis/schemes.py names them
     sites: tuple[str, ...] = tuple(PRODUCTS)  # inputs of products to compress: attn_norm, down_in
     alpha: float = ALPHA  # of SmoothQuant: 0 leaves weights even, 1 activations
@@ -73,10 +74,13 @@ class Config:
 def run(config: Config, console: Console) -> RunDirectory:
     """Compress every model by every method; what is finished is kept when interrupted."""
     chosen = list(every(config.choice))
-    texts = Texts(config.corpus, config.calibration, config.sequences, config.seq_len, console)
+    texts = Texts(
+        config.corpus, config.calibration, config.sequences, config.seq_len, console,
+        config.token_dtype,
+    )  # fmt: skip
     for each in chosen:
         texts.of(each)  # before any work: text that is missing or too short
-    directory = RunDirectory(config.workdir, "compress")
+    directory = RunDirectory(config.workdir, "compress", of=[each.name for each in chosen])
     directory.write("config.json", config)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     with directory.record("compression", methods=list(config.methods), models=[]) as record:
@@ -135,7 +139,7 @@ def _one(config: Config, chosen: Chosen, texts: Texts, found: list[Any], console
 
 
 def main() -> None:
-    console = Console()
+    console = launch.console_for_tables()
     if FLAGS.redraw:
         launch.redraw("experiments.compress", console, print_tables, markdown_tables)
     else:
@@ -160,8 +164,7 @@ def config_from_flags() -> Config:
 def define_flags() -> None:
     """Define the flags of this binary."""
     flags.DEFINE_bool("smoke", False, "two sequences and three methods, in seconds")
-    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
-    flags.DEFINE_bool("markdown", False, "print tables in Markdown")
+    launch.define_tables()
     launch.define_overrides(Config)
     flags.adopt_module_key_flags(launch)  # so that --help lists them
 

@@ -4,11 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from experiments.report import WIDTH, markdown
+from experiments.report import markdown, print_columns
 from sysout_jax.analysis.noise import Agreement, agreement
 from sysout_jax.analysis.statistics import mean_interval
 
@@ -66,13 +64,7 @@ def _perplexity(losses: list[float]) -> str:
 def print_tables(console: Console, record: dict[str, Any]) -> None:
     """One table for each corpus, and how well the noise of rounding is predicted."""
     for _, title, rows in tables(record):
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in rows[0]:
-            table.add_column(heading, justify="left" if heading == rows[0][0] else "right")
-        for row in rows[1:]:
-            table.add_row(*row, end_section=row[0] == BEFORE)
-        wide = Console(file=console.file, force_terminal=console.is_terminal, width=WIDTH)
-        wide.print(table)
+        print_columns(console, title, rows, apart=True)
     _print_agreements(console, record)
 
 
@@ -103,7 +95,8 @@ def agreements(record: dict[str, Any]) -> Iterator[tuple[str, str, str, Agreemen
                 ("max_median_ratio", "log max/median ratio"),
                 ("kurtosis", "log kurtosis"),
             ):
-                values = np.log(_joined([each[name] for each in rows]))
+                with np.errstate(divide="ignore"):  # of a tensor of zeros, which is left out
+                    values = np.log(_joined([each[name] for each in rows]))
                 yield kind, bits, label, agreement(values, measured)
 
 

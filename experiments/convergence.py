@@ -17,12 +17,12 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from experiments import launch
+from experiments import ending, launch
 from experiments.cells import TRAINED_AGAIN
 from experiments.convergence_report import compared, markdown_tables, print_tables
 from experiments.report import Progress, reading
-from experiments.trained import history
-from experiments.variants import BACKCOPY, FILLED_IN, SMOKE, TEXT
+from experiments.trained import history, study_names
+from experiments.variants import BACKCOPY, FILLED_IN, NOT_GIVEN, SMOKE, TEXT
 from sysout_jax.analysis import proxies
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.errors import Diverged, InputError
@@ -94,12 +94,15 @@ def run(config: Config, console: Console, resumed: Path | None = None) -> RunDir
         corpus.batch(split, 0, 0, train_config.batch_size, train_config.seq_len)
     costs, cells = _there(resumed) if resumed else ({}, {})  # refused before anything is written
     directory = RunDirectory.reopened(resumed) if resumed else RunDirectory(
-        config.workdir, "convergence"
+        config.workdir, "convergence", of=study_names([train_config.corpus])
     )  # fmt: skip
     directory.write_config(config)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     about = _describe(config, corpus)
-    with directory.record("convergence", **about, variants={}, cells=[], compared={}) as record:
+    with (
+        ending.telling_how_to_go_on(f"--resume={directory.path}"),
+        directory.record("convergence", **about, variants={}, cells=[], compared={}) as record,
+    ):
         record["variants"] = _costs(config, corpus, directory, console, costs)
         try:
             _train_all(config, corpus, directory, console, cells, record["cells"])
@@ -243,7 +246,7 @@ def _zero_shot(trained: Run, corpus: Corpus) -> dict[str, list[Any]]:
 
 
 def main() -> None:
-    console = Console()
+    console = launch.console_for_tables()
     if FLAGS.redraw:
         launch.redraw("experiments.convergence", console, print_tables, markdown_tables)
     elif FLAGS.resume:
@@ -285,7 +288,7 @@ def config_from_flags() -> Config:
     variants = PAPER
     if FLAGS.model is not None:
         one_of("model", FLAGS.model, tuple(SHAPES))
-        base = replace(base, model=SHAPES[FLAGS.model])
+        base = replace(base, model=replace(SHAPES[FLAGS.model], **NOT_GIVEN))
     if jax.default_backend() != "cpu":
         base = launch.override(base, {"dtype": "bfloat16"})
     rounds = FLAGS.rounds
@@ -317,8 +320,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "resume", None, "go on with this run directory; --lrs and --variants add to it"
     )
-    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
-    flags.DEFINE_bool("markdown", False, "print tables in Markdown")
+    launch.define_tables()
     launch.define_overrides(TrainConfig, skip=NO_FLAG)
     flags.adopt_module_key_flags(launch)  # so that --help lists them
 

@@ -5,11 +5,9 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from experiments.report import WIDTH, markdown
+from experiments.report import markdown, print_columns
 from sysout_jax.analysis.convergence import (
     FASTER,
     SLOWER,
@@ -231,14 +229,8 @@ NOTES = (
 
 def print_tables(console: Console, record: Record) -> None:
     """The tables and, under them, what the numbers say."""
-    wide = Console(file=console.file, force_terminal=console.is_terminal, width=WIDTH)
     for _, title, rows in tables(record):
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in rows[0]:
-            table.add_column(heading, justify="left" if heading == rows[0][0] else "right")
-        for row in rows[1:]:
-            table.add_row(*row)
-        wide.print(table)
+        print_columns(console, title, rows)
     for line in (*sentences(record), *NOTES):
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     console.print()

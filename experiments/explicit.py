@@ -48,6 +48,7 @@ class Config:
 
     choice: Choice = field(default_factory=Choice)
     corpus: str | None = None  # text to fit, to fine-tune and to judge by; None: the run's own
+    token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     methods: tuple[str, ...] = METHODS  # of compression, as experiments.compress names them
     finetune: int = 100  # optimiser steps that every form, the trained one too, is given
     finetune_lr: float = 1e-3  # their learning rate, constant, of AdamW
@@ -74,10 +75,13 @@ class Config:
 def run(config: Config, console: Console) -> RunDirectory:
     """Make and judge the forms of every model; what is finished is kept when interrupted."""
     chosen = list(_softmax(config.choice))
-    texts = Texts(config.corpus, config.calibration, config.sequences, config.seq_len, console)
+    texts = Texts(
+        config.corpus, config.calibration, config.sequences, config.seq_len, console,
+        config.token_dtype,
+    )  # fmt: skip
     for each in chosen:
         texts.of(each)  # before any work: text that is missing or too short
-    directory = RunDirectory(config.workdir, "explicit")
+    directory = RunDirectory(config.workdir, "explicit", of=[each.name for each in chosen])
     directory.write("config.json", config)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     about = {"methods": list(config.methods), "config": asdict(config), "models": []}
@@ -201,7 +205,7 @@ def _finetuned(config: Config, form: Form, text: Text) -> Form:
 
 
 def main() -> None:
-    console = Console()
+    console = launch.console_for_tables()
     if FLAGS.redraw:
         launch.redraw("experiments.explicit", console, print_tables, markdown_tables)
     else:
@@ -224,8 +228,7 @@ def config_from_flags() -> Config:
 def define_flags() -> None:
     """Define the flags of this binary."""
     flags.DEFINE_bool("smoke", False, "a few sequences and steps, in seconds")
-    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
-    flags.DEFINE_bool("markdown", False, "print the table in Markdown")
+    launch.define_tables()
     launch.define_overrides(Config)
     flags.adopt_module_key_flags(launch)  # so that --help lists them
 

@@ -4,11 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from experiments.report import WIDTH, markdown
+from experiments.report import markdown, print_columns
 from sysout_jax.analysis.explicit import FORMS
 from sysout_jax.analysis.statistics import mean_interval
 
@@ -71,13 +69,7 @@ def print_tables(console: Console, record: dict[str, Any]) -> None:
         rows = list(_rows(record, models))
         seeds = f"{len(models)} seed{'s' * (len(models) > 1)}"
         title = f"{name}: nats per token, {seeds}; ± 95% interval"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in rows[0]:
-            table.add_column(heading, justify="left" if heading == rows[0][0] else "right")
-        for row in rows[1:]:
-            table.add_row(*row)
-        wide = Console(file=console.file, force_terminal=console.is_terminal, width=WIDTH)
-        wide.print(table)
+        print_columns(console, title, rows)
         console.print(f"  {factors_line(models)}", markup=False, highlight=False, soft_wrap=True)
 
 

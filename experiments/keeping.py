@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments import launch
+from experiments import ending
 from sysout_jax.errors import InputError
 from sysout_jax.training import hosts
 from sysout_jax.training.resume import States
@@ -21,10 +21,10 @@ def keeping(
     path: Path, saving: Saving, resume_from: str | None, init_from: str | None,
     needed: bool, console: Console,
 ) -> Iterator[Callable[[str], States | None]]:  # fmt: skip
-    """A function from the name of a study to its states; meanwhile SIGTERM asks the run to stop.
+    """A function from the name of a study to its states; Ctrl-C or SIGTERM asks the run to stop.
 
     Several processes keep states where all of them see the run's directory. Where some do not, each
-    state would be in pieces: none is kept, and SIGTERM ends the run.
+    state would be in pieces: none is kept, and either ends the run.
 
     Args:
       path: of the run's directory, with its config.json.
@@ -43,11 +43,11 @@ def keeping(
         blind = ", ".join(str(n) for n, found in enumerate(sees) if not found)
         said = f"{path}: not seen by process {blind}"
         if needed:
-            raise InputError(str(said), accepted="a --workdir that all processes share")
+            raise InputError(said, accepted="a --workdir that all processes share")
         say(f"{said}, so no training states are kept")
         yield lambda study: None
         return
-    with launch.until_terminated() as stopping:
+    with ending.until_stopped() as stopping:
         yield lambda study: States(
             path / STATES / study,
             saving,

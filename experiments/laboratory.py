@@ -254,7 +254,7 @@ def found_in(trained: Run) -> dict[str, Any]:
 
 
 def main() -> None:
-    console = Console()
+    console = launch.console_for_tables()
     if FLAGS.redraw:
         launch.redraw("experiments.laboratory", console, print_tables, markdown_tables)
     else:
@@ -269,7 +269,8 @@ def config_from_flags() -> Config:
     """
     base = launch.override(BASE, SMOKE if FLAGS.smoke else {})
     base = launch.override(base, {n: FLAGS[n].value for n in FLAGS if n not in OF_A_CELL})
-    given: dict[str, Any] = {"variants": ("softmax", "context_scale")} if FLAGS.smoke else {}
+    smoke = {"variants": ("softmax", "context_scale"), "bases": ()}
+    given: dict[str, Any] = smoke if FLAGS.smoke else {}
     for name in ("variants", "bases", "optimizers", "losses", "starts", "norms"):
         if (texts := FLAGS[name].value) is not None:
             given[name] = tuple(texts)

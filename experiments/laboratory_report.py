@@ -5,11 +5,9 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from experiments.report import WIDTH, markdown
+from experiments.report import markdown, print_columns
 from sysout_jax.analysis.statistics import Interval, mean_interval
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.measures import SINK_EPS
@@ -172,14 +170,9 @@ def sentences(record: Record) -> list[str]:
 
 def print_tables(console: Console, record: Record) -> None:
     """The tables and, under them, what the numbers say."""
-    wide = Console(file=console.file, force_terminal=console.is_terminal, width=WIDTH)
-    for _, title, rows in tables(record):
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for at, heading in enumerate(rows[0]):
-            table.add_column(heading.replace("\\|", "|"), justify="left" if at < 2 else "right")
-        for row in rows[1:]:
-            table.add_row(*row)
-        wide.print(table)
+    for _, title, (headings, *rows) in tables(record):
+        shown = [heading.replace("\\|", "|") for heading in headings]
+        print_columns(console, title, [shown, *rows], left=2)
     for line in sentences(record):
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     console.print()

@@ -2,12 +2,11 @@
 
 import dataclasses
 import inspect
+import io
 import json
 import os
 import re
-import signal
 import sys
-import threading
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -20,14 +19,16 @@ import jax
 from absl import app, flags, logging
 from rich.console import Console
 
+from experiments import ending
 from sysout_jax import plots
 from sysout_jax.data import default_cache_dir
-from sysout_jax.errors import Diverged, InputError, Preempted
-from sysout_jax.results import read_record
+from sysout_jax.errors import InputError
+from sysout_jax.results import named_run, read_record
 from sysout_jax.training import hosts
 
 FLAGS = flags.FLAGS
 C = TypeVar("C")
+WIDTH = 1000  # characters: wide enough for any table
 
 
 def define_overrides(config_type: type, skip: tuple[str, ...] = ()) -> None:
@@ -79,7 +80,7 @@ def restore(config_type: type[C], stored: dict[str, Any]) -> C:
     hints = typing.get_type_hints(config_type)
     if set(stored) != set(hints):
         odd = ", ".join(sorted(set(stored) ^ set(hints)))
-        raise InputError(str(odd), accepted="the fields that this version writes")
+        raise InputError(odd, accepted="the fields that this version writes")
     values: dict[str, Any] = {}
     for name, value in stored.items():
         kind = hints[name]
@@ -162,6 +163,18 @@ def define_hosts() -> None:
     flags.DEFINE_integer("process", None, "which of them this is, from 0")
 
 
+def define_tables() -> None:
+    """Define the flags of a command that prints tables."""
+    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
+    flags.DEFINE_bool("markdown", False, "print tables in Markdown")
+    flags.DEFINE_bool("wide", False, "print tables whole, however wide; else in parts that fit")
+
+
+def console_for_tables() -> Console:
+    """The console that tables are printed to, as wide as --wide says."""
+    return Console(width=WIDTH) if FLAGS.wide else Console()
+
+
 def publish(console: Console, directory: Path, record: dict[str, Any]) -> None:
     """Draw the record of a run into its directory, and say where both are."""
     figures = plots.draw(record, directory / "figures")
@@ -194,10 +207,14 @@ def redraw(
 
 def launch(main: Callable[[], None]) -> None:
     """Parse flags and run `main`; the exit status is that of `guarded`."""
+    sys.argv[1:] = named_runs(sys.argv[1:])
+    sys.stdout = ending.Output(typing.cast(io.TextIOWrapper, sys.stdout))
 
     def run(argv: Sequence[str]) -> None:
         if not FLAGS["verbosity"].present:
             _quiet_storage()
+        if "smoke" in FLAGS and FLAGS.smoke:  # nearly all of its time is spent compiling
+            jax.config.update("jax_disable_most_optimizations", True)
         status = guarded(main, argv)
         if status and hosts.several():
             hosts.leave_with(status)
@@ -206,40 +223,35 @@ def launch(main: Callable[[], None]) -> None:
     app.run(run)
 
 
+def named_runs(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which the runs are named that `latest` stands for as the command begins."""
+    parts = (each.rpartition("=") if each.startswith("-") else ("", "", each) for each in arguments)
+    return [f"{flag}{sign}{named_run(value)}" for flag, sign, value in parts]
+
+
 def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
     """Run `main` and turn what may go wrong for a user into one line on stderr.
 
     Returns:
       The exit status: 0, also of a run that stopped as SIGTERM asked, 2 for a user's mistake, 1
-      for a run that failed or whose output nobody reads any more, 130 for Ctrl-C.
+      for a run that failed or whose output nobody reads any more, 130 for Ctrl-C, 143 for SIGTERM
+      where there is nothing to go on from.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))
-    try:
-        if len(argv) > 1:
-            raise InputError(repr(argv[1]), None, "flags of the form --name=value", "unexpected")
-        for name in FLAGS:  # as a variable of the shell that is not set leaves it
-            if FLAGS[name].present and FLAGS[name].value == "":
-                raise InputError(name, "", f"a value, or no --{name}", "empty")
-        main()
-        sys.stdout.flush()
-    except InputError as error:
-        return _say(error.of_command(FLAGS), 2)
-    except Diverged as error:
-        return _say(error, 1)
-    except jax.errors.JaxRuntimeError as error:
-        if not hosts.several():
-            raise
-        hosts.leave(error)
-    except BrokenPipeError:  # who read the output has left, as head does: nobody is to be told
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        return _say(f"{error.filename or '--workdir'}: {error.strerror or error}", 1)
-    except KeyboardInterrupt:
-        return _say("interrupted", 130)
-    except Preempted as error:
-        print(error)
+    with ending.heard() as signals:
+        try:
+            if len(argv) > 1:
+                raise InputError(
+                    repr(argv[1]), None, "flags of the form --name=value", "unexpected"
+                )
+            for name in FLAGS:  # as a variable of the shell that is not set leaves it
+                if FLAGS[name].present and FLAGS[name].value == "":
+                    raise InputError(name, "", f"a value, or no --{name}", "empty")
+            main()
+            sys.stdout.flush()
+        except (Exception, KeyboardInterrupt) as error:
+            return ending.ended(error, signals)
     return 0
 
 
@@ -260,19 +272,3 @@ def _quiet_storage() -> None:
             before(raised)
 
     sys.unraisablehook = hook
-
-
-@contextmanager
-def until_terminated() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM has come, as machines that are taken away send: the run ends by itself."""
-    asked = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _say(message: object, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return status

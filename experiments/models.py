@@ -2,15 +2,22 @@
 
 python -m experiments.models
 python -m experiments.models --markdown          # the README's table
+python -m experiments.models --check PATH [PATH...] [--json]   # would these load?
 """
+
+import json
+import sys
+from dataclasses import asdict
 
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from experiments import launch
+from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Group
 from sysout_jax.families.table import FAMILIES
+from sysout_jax.families.verdict import Verdict, would_load
 from sysout_jax.model.config import ModelConfig
 
 FLAGS = flags.FLAGS
@@ -78,8 +85,33 @@ def markdown() -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows())])
 
 
+def check(names: list[str]) -> None:
+    """Say of config files, directories, GGUF files and hub ids whether they would load."""
+    verdicts = [would_load(name) for name in names]
+    if FLAGS.json:
+        print(json.dumps([asdict(verdict) for verdict in verdicts], indent=1))
+        return
+    for verdict in verdicts:
+        print(line_of(verdict))
+
+
+def line_of(verdict: Verdict) -> str:
+    """What is said of one path, in one line."""
+    if not verdict.accepted:
+        return f"refused   {verdict.path}: {verdict.message}"
+    ignored = f"; ignored: {', '.join(verdict.ignored)}" if verdict.ignored else ""
+    return f"accepted  {verdict.path}: {verdict.family}, {verdict.message}{ignored}"
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the table, or what --check asks for."""
+    if FLAGS.check is not None:
+        if "" in FLAGS.check:
+            raise InputError("check", None, "--check PATH [PATH...]", "no path")
+        check(FLAGS.check)
+        return
+    if FLAGS.json:
+        raise InputError("json", accepted="with --check")
     if FLAGS.markdown:
         print(markdown())
         return
@@ -89,11 +121,30 @@ def main() -> None:
     Console().print(table)
 
 
+def each_path(arguments: list[str]) -> list[str]:
+    """Every path after --check as a flag of its own: absl gives a flag one value."""
+    out: list[str] = []
+    checking = False
+    for number, argument in enumerate(arguments):
+        if argument.startswith("-"):
+            named = [x for x in arguments[number + 1 : number + 2] if not x.startswith("-")]
+            checking = argument in ("--check", "-check")
+            out += [] if checking and named else ["--check="] if checking else [argument]
+        else:
+            out.append(f"--check={argument}" if checking else argument)
+    return out
+
+
 def define_flags() -> None:
     """Define the flags of this binary."""
     flags.DEFINE_bool("markdown", False, "print the table in Markdown")
+    flags.DEFINE_multi_string(
+        "check", None, "config files, directories, GGUF files or hub ids: would they load?"
+    )
+    flags.DEFINE_bool("json", False, "with --check, a list of JSON objects instead of lines")
 
 
 if __name__ == "__main__":
     define_flags()
+    sys.argv[1:] = each_path(sys.argv[1:])
     launch.launch(main)

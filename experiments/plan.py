@@ -119,7 +119,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     devices = planning.described(topology)
     vocab = config.train.model.vocab
     make_mesh(config.train.mesh_shape, devices)  # refused before anything is written
-    directory = RunDirectory(config.workdir, "plan")
+    directory = RunDirectory(config.workdir, "plan", of=[Path(config.model).name])
     directory.write("config.json", config)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     about = {
@@ -252,7 +252,10 @@ def config_from_flags() -> Config:
     if given["mesh"] is None:
         devices = planning.described(planning.parse_topology(config.topology))
         given["mesh"] = f"data={len(devices)}"
-    base = replace(config.train, model=architecture(config.model))
+    model = architecture(config.model)
+    base = replace(
+        config.train, model=replace(model, context=ModelConfig.context), variant=model.variant
+    )
     return replace(config, train=launch.override(base, given))
 
 

@@ -1,11 +1,12 @@
 """What the variants experiment shows on a terminal: progress, the table, and what it means."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -24,7 +25,7 @@ from sysout_jax.core.detectors import MASSIVE_RATIO, WEIGHT_RATIO
 from sysout_jax.core.measures import SINK_EPS, VALUE_DRAINED
 from sysout_jax.training.config import TrainConfig
 
-WIDTH = 1000  # characters: wide enough for any table
+GAP, EDGES = 3, 2  # blanks between two columns of a table, and at its ends
 
 # Measures that the terminal's table shows, with short headings; the record holds all of them.
 COLUMNS = {
@@ -103,6 +104,50 @@ def reading(console: Console, corpus: str) -> Iterator[Callable[[int, int | None
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def print_columns(
+    console: Console, title: str, rows: Sequence[Sequence[str]], left: int = 1, apart: bool = False
+) -> None:
+    """Print a table; what is wider than the console in parts of it, one below the other.
+
+    Args:
+      console: whose width is kept.
+      title: above it.
+      rows: texts, headings first.
+      left: how many columns say what a row is: every part begins with them, or, from the second on,
+        with those of them that differ.
+      apart: set the first row off from the others.
+    """
+    columns = list(zip(*rows, strict=True))
+    widths = [_width(column) for column in columns]
+    widths[:left] = [min(width, console.width // 3) for width in widths[:left]]
+    least = max(widths[left:], default=0) + GAP * left + EDGES
+    while sum(widths[:left]) + least > console.width and max(widths[:left]) > 1:
+        widths[widths.index(max(widths[:left]))] -= 1
+    differ = [at for at in range(left) if at == 0 or len({*columns[at][1:]} - {""}) > 1]
+    parts = [list(range(left))]
+    for at in range(left, len(widths)):
+        taken = sum(widths[n] + GAP for n in [*parts[-1], at]) - GAP + EDGES
+        if taken > console.width and parts[-1][-1] >= left:
+            parts.append(list(differ))
+        parts[-1].append(at)
+    for number, part in enumerate(parts):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.title, table.title_justify = (title if number == 0 else None), "left"
+        for at in part:
+            justify: Literal["left", "right"] = "left" if at < left else "right"
+            table.add_column(rows[0][at], justify=justify, width=widths[at], overflow="fold")
+        for row in rows[1:]:
+            first = apart and row is rows[1]
+            cells = (row[at] for at in part)
+            table.add_row(*cells, style="dim" if first else "", end_section=first)
+        console.print(table, markup=False)
+
+
+def _width(column: Sequence[str]) -> int:
+    """What the cells of a column need, if its heading may be broken between words."""
+    return max(map(cell_len, (*column[0].split(), *column[1:])))
+
+
 def print_variants(console: Console) -> None:
     """The table of variants: name, formula, source."""
     table = Table(box=box.SIMPLE, show_lines=False)
@@ -134,14 +179,7 @@ def print_table(console: Console, study: dict[str, Any]) -> None:
     if not study["variants"]:
         return
     headings, rows = _table(study)
-    table = Table(title=title(study), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == headings[0] else "right")
-    for row in rows:
-        table.add_row(*row, style="dim" if row is rows[0] else "", end_section=row is rows[0])
-    # Wider than a narrow terminal rather than squeezed: a number cut short misleads.
-    wide = Console(file=console.file, force_terminal=console.is_terminal, width=WIDTH)
-    wide.print(table)
+    print_columns(console, title(study), [headings, *rows], apart=True)
     for line in findings(study):
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     console.print()

@@ -17,6 +17,9 @@ from sysout_jax.training.loop import Corpus
 TOKENS = 64  # of a sequence, if nothing is said
 
 
+PUBLISHED = "stdlib"  # what published models are measured on unless --corpus says
+
+
 class Text(NamedTuple):
     """A corpus, and [B, T + 1] rows of it: to calibrate on, and to evaluate on."""
 
@@ -25,13 +28,16 @@ class Text(NamedTuple):
     evaluation: np.ndarray
 
 
-def read_corpus(given: str | None, chosen: Chosen, console: Console) -> tuple[Corpus, str]:
+def read_corpus(
+    given: str | None, chosen: Chosen, console: Console, token_dtype: str | None = None
+) -> tuple[Corpus, str]:
     """The corpus that --corpus means for a model, in its tokenizer; and the corpus' name.
 
     Raises:
       InputError: no corpus, or one that cannot be read or that the model cannot read.
     """
-    spec = given or chosen.corpus
+    # Of a published model nobody says what it read; any machine has Python's own source.
+    spec = given or chosen.corpus or (PUBLISHED if chosen.seed is None else None)
     if spec is None:
         raise InputError(
             "corpus",
@@ -39,6 +45,8 @@ def read_corpus(given: str | None, chosen: Chosen, console: Console) -> tuple[Co
             "backcopy, stdlib, PATH, tokens:DIR",
             f"not given, and {chosen.path} does not say what it was trained on",
         )
+    if spec is PUBLISHED:
+        console.print(f"corpus   {spec}, Python's own source, as --corpus is not given")
     tokenizer = chosen.model.tokenizer
     if tokenizer is None and not (spec == "backcopy" or spec.startswith("tokens:")):
         raise InputError(
@@ -48,7 +56,10 @@ def read_corpus(given: str | None, chosen: Chosen, console: Console) -> tuple[Co
             "no tokenizer.json, or vocab.json and merges.txt, beside it",
         )
     with reading(console, spec) as progress:
-        return load_corpus(spec, tokenizer or "bytes", chosen.bos, progress=progress), spec
+        corpus = load_corpus(
+            spec, tokenizer or "bytes", chosen.bos, progress=progress, token_dtype=token_dtype
+        )
+    return corpus, spec
 
 
 def length_of(given: int | None, config: ModelConfig) -> int:
@@ -65,6 +76,7 @@ class Texts:
     sequences: int  # of the validation part
     seq_len: int | None  # T; None: 64, or the learned positions if fewer
     console: Console
+    token_dtype: str | None = None  # of tokens:DIR
     _read: dict[str, Text] = field(default_factory=dict)
 
     def of(self, chosen: Chosen) -> Text:
@@ -80,7 +92,7 @@ class Texts:
 
     def _open(self, chosen: Chosen) -> Text:
         model = chosen.model
-        corpus, spec = read_corpus(self.corpus, chosen, self.console)
+        corpus, spec = read_corpus(self.corpus, chosen, self.console, self.token_dtype)
         length = length_of(self.seq_len, model.config)
         evaluation = corpus.distinct("val", self.sequences, length)
         candidates = corpus.batch("train", 0, 0, 2 * self.calibration, length)

@@ -6,6 +6,7 @@ python -m experiments.variants --list
 """
 
 import dataclasses
+import glob
 import os
 import shutil
 import threading
@@ -20,7 +21,7 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from experiments import launch
+from experiments import ending, launch
 from experiments.cells import check_place
 from experiments.keeping import STATES, keeping
 from experiments.presets import PRESETS
@@ -38,7 +39,7 @@ from experiments.trained import describe, entry, study_names
 from sysout_jax.analysis.outliers import SUMMARY_LABELS
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.errors import InputError, Preempted
-from sysout_jax.model.config import SHAPES, at_least, one_of
+from sysout_jax.model.config import SHAPES, ModelConfig, at_least, one_of
 from sysout_jax.model.decoder import Params
 from sysout_jax.results import RunDirectory, plain, read_record
 from sysout_jax.training import hosts
@@ -48,7 +49,7 @@ from sysout_jax.training.loop import Corpus, Run, corpus_of, train
 from sysout_jax.training.optimizer import OptimizerConfig
 from sysout_jax.training.resume import States, check_same
 from sysout_jax.training.sharding import make_mesh
-from sysout_jax.training.states import Saving
+from sysout_jax.training.states import Saving, check_usable
 
 BACKCOPY = TrainConfig(
     corpus="backcopy",
@@ -71,6 +72,7 @@ TEXT = TrainConfig(
 )
 FLAGS = flags.FLAGS
 FILLED_IN = ("vocab", "context")  # fields of the model that corpus and seq_len determine
+NOT_GIVEN = {name: getattr(ModelConfig, name) for name in FILLED_IN}
 SMOKE = {"steps": 4, "measure_every": 2, "steps_per_call": 2, "batch_size": 4, "val_batches": 1}
 
 
@@ -118,14 +120,19 @@ def run(config: Config, console: Console) -> RunDirectory | None:
     if not hosts.first():
         _help(config, studies, console)
         return None
+    if config.resume_from is not None:
+        check_usable(Path(config.resume_from) / STATES)
     check_room(
         config.workdir, config.studies, corpora, len(config.variants), config.jobs, config.saving
     )
-    directory = RunDirectory(config.workdir, "variants", config.name)
+    directory = RunDirectory(config.workdir, "variants", config.name, names)
     directory.forget_log()
     directory.write_config(config)
     console.print(f"run      {directory.path}", soft_wrap=True)
-    with directory.record("variants", labels=SUMMARY_LABELS, studies=[]) as record:
+    with (
+        ending.telling_how_to_go_on(*ending.with_name(directory.path)),
+        directory.record("variants", labels=SUMMARY_LABELS, studies=[]) as record,
+    ):
         hosts.told(str(directory.path))
         with _keeping(config, directory.path, console) as states_of:
             for name, study, corpus in studies:
@@ -212,8 +219,9 @@ def _train_all(
 
 
 def _save(place: Path, *model: Any) -> None:
-    """Write a model, in the place of the one that a part of this run before it may have left."""
-    shutil.rmtree(place, ignore_errors=True)
+    """Write a model, in the place of what a part of this run before it may have left of one."""
+    for left in (place, *place.parent.glob(f".{glob.escape(place.name)}.*.partial")):
+        shutil.rmtree(left, ignore_errors=True)
     save(place, *model)
 
 
@@ -221,7 +229,7 @@ def _save(place: Path, *model: Any) -> None:
 
 
 def main() -> None:
-    console = Console()
+    console = launch.console_for_tables()
     if FLAGS.list and FLAGS.markdown:
         print(markdown_variants())
     elif FLAGS.list:
@@ -274,7 +282,7 @@ def _as_given(study: TrainConfig) -> TrainConfig:
     """The study with what the flags say of it."""
     if FLAGS.model is not None:
         one_of("model", FLAGS.model, tuple(SHAPES))
-        shape = dataclasses.replace(SHAPES[FLAGS.model], dtype=study.model.dtype)
+        shape = dataclasses.replace(SHAPES[FLAGS.model], dtype=study.model.dtype, **NOT_GIVEN)
         study = dataclasses.replace(study, model=shape)
     if FLAGS.smoke:
         study = launch.override(study, SMOKE)
@@ -317,7 +325,7 @@ def _going_on(flag: str, path: Path) -> Config:
       InputError: no run of this experiment, a complete one, or a flag that contradicts it.
     """
     stored = launch.read_config(Config, path, flag, "experiments.variants")
-    if flag == "resume_from" and not (path / STATES).exists():
+    if flag == "resume_from" and not any(path.glob(f"{STATES}/*/*/step-*")):
         raise InputError(
             "resume_from",
             path,
@@ -377,8 +385,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool("smoke", False, "a few steps of two variants, in seconds")
     flags.DEFINE_bool("list", False, "print the table of variants and exit")
-    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
-    flags.DEFINE_bool("markdown", False, "print tables in Markdown")
+    launch.define_tables()
     launch.define_hosts()
     launch.define_overrides(TrainConfig, skip=("corpus", "variant", *FILLED_IN))
     launch.define_overrides(Saving)

@@ -8,13 +8,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sysout_jax.checking import check as check
     from sysout_jax.core import measures as measures
     from sysout_jax.core.attention import Param as Param
     from sysout_jax.core.attention import variant as variant
     from sysout_jax.core.attention import variants as variants
     from sysout_jax.errors import Diverged as Diverged
     from sysout_jax.errors import InputError as InputError
-    from sysout_jax.families.checkpoint import export as export
+    from sysout_jax.families.export import export as export
     from sysout_jax.loading import load as load
     from sysout_jax.model.config import ModelConfig as ModelConfig
     from sysout_jax.model.model import Model as Model
@@ -43,8 +44,9 @@ _HOMES = {
     "TrainConfig": "sysout_jax.training.config",
     "analyze": "sysout_jax.report.findings",
     "apply": "sysout_jax.running",
+    "check": "sysout_jax.checking",
     "encode": "sysout_jax.running",
-    "export": "sysout_jax.families.checkpoint",
+    "export": "sysout_jax.families.export",
     "gradient": "sysout_jax.running",
     "load": "sysout_jax.loading",
     "logit_lens": "sysout_jax.running",

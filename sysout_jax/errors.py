@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterable
 
-# Of another argument that a text speaks of; not within a path, which may hold hyphens as well.
-_NAMED = re.compile(r"(?<![\w/.-])--([a-z]\w*)")
+# Of another argument that a text speaks of: not within a path, a longer word or `a command`.
+_NAMED = re.compile(r"`[^`]*`|(?<![\w/.-])--([a-z]\w*)(?![\w-])")
 
 
 class InputError(ValueError):
@@ -25,7 +25,7 @@ class InputError(ValueError):
         self.field, self.found, self.accepted, self.why = field, found, accepted, why
 
     def __str__(self) -> str:
-        return _NAMED.sub(r"\1", self._line(self.field))
+        return _NAMED.sub(lambda found: found[1] or found[0], self._line(self.field))
 
     def of_command(self, flags: Iterable[str]) -> str:
         """The line for users of a command that has these flags."""
@@ -51,6 +51,10 @@ class Diverged(ArithmeticError):
 
 class Preempted(Exception):
     """A run that was asked to stop, and did: what there is to go on from is on disk."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, of a command that cannot go on where it stopped."""
 
 
 def reason(error: object) -> str:

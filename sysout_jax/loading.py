@@ -1,6 +1,8 @@
 """One `load` for every kind of model: trained here, published, or of llama2.c."""
 
+import logging
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,15 +10,23 @@ import jax
 import jax.numpy as jnp
 
 from sysout_jax.errors import InputError
+from sysout_jax.families.catalogue import CATALOGUE, bring
 from sysout_jax.families.checkpoint import Checkpoint, Shard, load_checkpoint, open_checkpoint
 from sysout_jax.families.config_map import read_json
+from sysout_jax.families.gguf_files.header import is_gguf
+from sysout_jax.families.gguf_files.model import part_names
 from sysout_jax.families.hub import fetch, is_hub_id
 from sysout_jax.families.llama2c import load_llama2c
 from sysout_jax.families.tensors import CONVERT, DTYPES, PICKLES
 from sysout_jax.model.config import one_of
 from sysout_jax.model.decoder import param_axes
 from sysout_jax.model.model import Model
+from sysout_jax.model.origin import Origin
 from sysout_jax.training import checkpoint
+
+_LOG = logging.getLogger("sysout_jax")
+# What --file names: a file in the model's place or below it.
+_FILE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._-]*/)*[A-Za-z0-9_][A-Za-z0-9._-]*\.gguf")
 
 
 def load(
@@ -25,30 +35,38 @@ def load(
     dtype: str | None = None,
     revision: str | None = None,
     shard: Shard | None = None,
+    file: str | None = None,
 ) -> Model:
     """Read a model.
 
     Args:
-      source: what a training run wrote (RUN/models/NAME); a directory with config.json and
-        safetensors of a family in `families.table`; a file of llama2.c, whose tokenizer is the one
+      source: the name of a model in `families.catalogue`, e.g. "smollm2-135m", which is fetched
+        where it is not on this machine; what a training run wrote (RUN/models/NAME); a directory
+        with config.json and safetensors of a family in `families.table`; a GGUF file, or one part
+        of a model that is split over several; a file of llama2.c, whose tokenizer is the one
         tok*.bin beside it; or the id of a model on the hub, e.g. "gpt2".
       seed: of a training run, which of its seeds; None for the first.
-      dtype: of the parameters in memory: float32, bfloat16, float16; None: as they are stored.
+      dtype: of the parameters in memory: float32, bfloat16, float16; None: as they are stored, and
+        quantised ones in float32.
       revision: of a model on the hub.
       shard: where each parameter goes, by its axis letters ("D -> N H") and shape, such as
         `training.sharding.shard(mesh)`; None: the default device. Parameters of published models go
         there one by one as they are read, others when all are.
+      file: of a hub id or directory with several GGUF files, the one to read.
 
     Raises:
       InputError: none of these, or one that cannot be read; in one line, and nothing is left over.
     """
-    path = locate(source, revision)
-    if is_run(path):
-        model = checkpoint.load(path, seed)
-    elif seed is not None:
+    path = locate(source, revision, file)
+    kind = kind_of(path)
+    if seed is not None and kind != "run":
         raise InputError(f"seed {seed}", None, "no seed", f"{path} is no training run")
-    elif path.is_dir():
-        return load_checkpoint(path, dtype, shard)
+    if kind == "published":
+        model = load_checkpoint(path, dtype, shard)
+        _note(model.origin)
+        return model
+    if kind == "run":
+        model = checkpoint.load(path, seed)
     else:
         tokens = sorted(path.parent.glob("tok*.bin"))
         model = load_llama2c(path, tokens[0] if len(tokens) == 1 else None)
@@ -57,55 +75,136 @@ def load(
 
 
 def open_layers(
-    source: str | os.PathLike[str], dtype: str | None = None, revision: str | None = None
+    source: str | os.PathLike[str],
+    dtype: str | None = None,
+    revision: str | None = None,
+    file: str | None = None,
 ) -> Checkpoint:
     """A published model, opened but not read: for `model.stream.streamed(c.config, c.params, ...)`.
 
     Args:
-      source: a directory with config.json and safetensors, or the id of a model on the hub.
-      dtype, revision: as for `load`.
+      source: a directory with config.json and safetensors, a GGUF file, or the id of a model on the
+        hub.
+      dtype, revision, file: as for `load`.
 
     Raises:
       InputError: as `load`, or a model of another kind, which is small enough to be loaded.
     """
-    path = locate(source, revision)
-    if is_run(path) or not path.is_dir():
+    path = locate(source, revision, file)
+    if kind_of(path) != "published":
         raise InputError(
-            "stream", None, "a published model's directory or id", f"{path} has no safetensors"
+            "stream",
+            None,
+            "a published model's directory, file or id",
+            f"{path} has no safetensors and is no GGUF file",
         )
-    return open_checkpoint(path, dtype)
+    opened = open_checkpoint(path, dtype)
+    _note(opened.origin)
+    return opened
 
 
-def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """The directory or file that a `--model` value names, fetched from the hub where it is an id.
+def locate(
+    source: str | os.PathLike[str], revision: str | None = None, file: str | None = None
+) -> Path:
+    """The directory or file that a `--model` value names, fetched where it is a name or an id.
+
+    Args:
+      source, revision, file: as for `load`.
 
     Raises:
       InputError: no such path, and no id that can be fetched; or a pickle.
     """
     path, name = Path(source).expanduser(), os.fspath(source)
+    if file is not None and not _is_file_name(file):
+        raise InputError("file", file, "the name of a .gguf file in --model")
     if not name or not path.exists():  # an empty path would be the working directory
+        if name in CATALOGUE and revision is file is None:
+            return _within(bring(name, _LOG.warning), None)
         if not is_hub_id(name):
             raise InputError(
                 "model",
                 name,
                 (
-                    "a run's model, a directory with safetensors, a file of llama2.c, or a "
-                    "hub id such as gpt2"
+                    f"{', '.join(CATALOGUE)}, a run's model, a directory with safetensors, "
+                    "a GGUF file, a file of llama2.c, or a hub id such as gpt2"
                 ),
                 "no such file or directory",
             )
-        return fetch(name, revision)
+        return _within(_fetched(name, revision, file), file)
     if revision is not None:
         raise InputError("revision", revision, "a hub id", f"{path} is on this machine")
     if path.is_file() and path.suffix in PICKLES and _is_pickle(path):
         raise InputError(str(path), why=CONVERT)
-    return path
+    return _within(path, file)
 
 
-def is_run(path: Path) -> bool:
-    """Whether a directory is what a training run wrote."""
-    config = path / "config.json"
-    return path.is_dir() and (not config.exists() or "seeds" in read_json(config))
+def _is_file_name(file: str) -> bool:
+    """Whether a name is one of a .gguf file in a directory or below it."""
+    return bool(_FILE.fullmatch(file)) and ".." not in file
+
+
+def _fetched(name: str, revision: str | None, file: str | None) -> Path:
+    if file is None:
+        return fetch(name, revision)
+    folder, _, last = file.rpartition("/")
+    return fetch(name, revision, tuple(str(Path(folder, x)) for x in part_names(last)))
+
+
+def _within(path: Path, file: str | None) -> Path:
+    """The GGUF file that is meant where a directory holds GGUF files and no model of its own."""
+    if file is not None:
+        if not path.is_dir() or not (path / file).is_file():
+            raise InputError("file", file, "a file in a directory", f"not in {path}")
+        return path / file
+    whole = path.is_file() or any(path.glob("*.safetensors"))
+    files = [] if whole else sorted(x.name for x in path.glob("*.gguf"))
+    if not files:
+        return path
+    if files == part_names(files[0]):
+        return path / files[0]
+    raise InputError(
+        str(path), None, f"--file= one of {', '.join(files[:20])}", f"{len(files)} GGUF files"
+    )
+
+
+def kind_of(path: Path) -> str:
+    """What lies at a path: "run" of what a training run wrote, "published", or "llama2c" of a file
+    that is of no other kind.
+
+    Raises:
+      InputError: a directory with no model, or with part of one.
+    """
+    if not path.is_dir():
+        if path.suffix == ".safetensors":
+            raise InputError(
+                str(path), None, "the directory that holds them with config.json", "weights alone"
+            )
+        return "published" if is_gguf(path) else "llama2c"
+    if (path / "config.json").exists():
+        return "run" if "seeds" in read_json(path / "config.json") else "published"
+    weights = sorted(x.name for x in path.iterdir() if x.suffix in (".safetensors", *PICKLES))
+    if weights:
+        raise InputError(
+            str(path),
+            None,
+            ("a published model's directory, whole, or a GGUF file, which needs no config.json"),
+            f"{weights[0]} but no config.json",
+        )
+    raise InputError(
+        str(path),
+        None,
+        "a directory that a training run wrote, or a published model's",
+        "no config.json",
+    )
+
+
+def _note(origin: Origin | None) -> None:
+    """Say once which fields of a model's config change no number."""
+    if origin is not None and origin.ignored:
+        _LOG.warning(
+            "%s: ignored %s, which transformers does not read either",
+            origin.place, ", ".join(origin.ignored),
+        )  # fmt: skip
 
 
 def _is_pickle(path: Path) -> bool:
@@ -120,11 +219,11 @@ def _placed(model: Model, shard: Shard) -> Model:
     params = jax.tree.map(
         lambda x, letters: jax.device_put(x, shard(letters, x.shape)), model.params, axes
     )
-    return Model(model.config, params, model.tokenizer)
+    return replace(model, params=params)
 
 
 def _cast(model: Model, dtype: str) -> Model:
     one_of("param_dtype", dtype, tuple(DTYPES.values()))
     params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), model.params)
     activations = "bfloat16" if dtype == "bfloat16" else "float32"
-    return Model(replace(model.config, dtype=activations), params, model.tokenizer)
+    return replace(model, config=replace(model.config, dtype=activations), params=params)

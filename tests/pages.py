@@ -21,6 +21,7 @@ from experiments import (
     plan_report,
 )
 from experiments.report import markdown_tables, markdown_variants
+from sysout_jax.files import write_text
 from sysout_jax.results import read_record
 from tests import usage
 
@@ -80,6 +81,4 @@ def written(path: Path) -> str:
 
 if __name__ == "__main__":
     for page in PAGES:
-        partial = page.with_name(f".{page.name}.partial")
-        partial.write_text(written(page))
-        partial.rename(page)
+        write_text(page, written(page))

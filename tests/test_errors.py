@@ -18,6 +18,11 @@ from sysout_jax.errors import InputError
         (InputError("batch", 0, "at least 1"), "batch=0: accepted: at least 1", None),
         (InputError("tokens", None, "ids", "text"), "tokens: text; accepted: ids", None),
         (InputError("a/--x.json", why="cut short"), "a/--x.json: cut short", None),
+        (
+            InputError("x", None, "what `pip install --no-deps --user y` brings, --no-x"),
+            "x: accepted: what `pip install --no-deps --user y` brings, --no-x",
+            None,
+        ),
         (InputError("nothing of it"), "nothing of it", None),
     ],
 )
@@ -31,12 +36,13 @@ def test_an_error_is_one_line(error, python, command):
 def test_a_command_names_its_flags(capsys, monkeypatch):
     from absl import flags
 
-    from experiments import launch
+    from experiments import ending, launch
 
     def main():
         raise InputError("log_dir", 1, "with --other", "not of a/--b")
 
     assert "log_dir" in flags.FLAGS
-    monkeypatch.setattr(launch, "FLAGS", {"log_dir": flags.FLAGS["log_dir"]})
+    for module in (launch, ending):
+        monkeypatch.setattr(module, "FLAGS", {"log_dir": flags.FLAGS["log_dir"]})
     assert launch.guarded(main, ["program"]) == 2
     assert capsys.readouterr().err == "error: --log_dir=1: not of a/--b; accepted: with --other\n"

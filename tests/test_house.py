@@ -19,40 +19,48 @@ CLONE_ONLY = ("experiments", "theory", "benchmarks")  # run from the clone, neve
 # room -> what it may import of this project; a prefix stands for everything below it
 MAY_IMPORT = {
     "sysout_jax.errors": (),
+    "sysout_jax.files": (),
     "sysout_jax.showing": ("sysout_jax.errors",),
     "sysout_jax.core": ("sysout_jax.core",),
     "sysout_jax.model": (
         "sysout_jax.core", "sysout_jax.model", "sysout_jax.showing", "sysout_jax.errors",
     ),
     # the task Bigram-Backcopy is arrays in core, because theory/ trains on it without any data/
-    "sysout_jax.data": ("sysout_jax.core.backcopy", "sysout_jax.data", "sysout_jax.errors"),
+    "sysout_jax.data": (
+        "sysout_jax.core.backcopy", "sysout_jax.data", "sysout_jax.errors", "sysout_jax.files",
+    ),
     "sysout_jax.analysis": (
         "sysout_jax.core", "sysout_jax.model", "sysout_jax.analysis", "sysout_jax.errors",
     ),
     "sysout_jax.training": (
         "sysout_jax.core", "sysout_jax.model", "sysout_jax.data", "sysout_jax.analysis",
-        "sysout_jax.training", "sysout_jax.showing", "sysout_jax.errors", "sysout_jax.results",
+        "sysout_jax.training", "sysout_jax.showing", "sysout_jax.errors", "sysout_jax.files",
+        "sysout_jax.results",
     ),
     "sysout_jax.families": (
         "sysout_jax.core", "sysout_jax.model", "sysout_jax.data", "sysout_jax.families",
-        "sysout_jax.errors",
+        "sysout_jax.errors", "sysout_jax.files",
     ),
     "sysout_jax.loading": (
         "sysout_jax.families", "sysout_jax.training.checkpoint", "sysout_jax.model",
         "sysout_jax.errors",
     ),
+    # a model in, what is wrong with it out
+    "sysout_jax.checking": (
+        "sysout_jax.core", "sysout_jax.model", "sysout_jax.data.prompt", "sysout_jax.running",
+    ),
     # a model and text in, arrays out: what notebooks call
     "sysout_jax.running": ("sysout_jax.model", "sysout_jax.data.prompt", "sysout_jax.errors"),
-    "sysout_jax.results": ("sysout_jax.errors",),
+    "sysout_jax.results": ("sysout_jax.errors", "sysout_jax.files"),
     "sysout_jax.plots": (
         "sysout_jax.results", "sysout_jax.analysis.statistics", "sysout_jax.plots",
-        "sysout_jax.errors",
+        "sysout_jax.errors", "sysout_jax.files",
     ),
     # a model and text in; record, figures and page out
     "sysout_jax.report": (
         "sysout_jax.core", "sysout_jax.model", "sysout_jax.data.prompt", "sysout_jax.analysis",
         "sysout_jax.results", "sysout_jax.plots", "sysout_jax.report", "sysout_jax.showing",
-        "sysout_jax.errors",
+        "sysout_jax.errors", "sysout_jax.files",
     ),
     "theory.figures": ("sysout_jax.plots", "theory"),  # when drawn: the checks need core alone
     "theory.verify": ("sysout_jax.results", "theory"),  # provenance of its record

@@ -15,12 +15,12 @@ import sysout_jax as so
 from sysout_jax import loading
 from sysout_jax.errors import InputError
 from sysout_jax.families import hub
-from sysout_jax.families.tensor_map import leaves
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init
 from sysout_jax.model.stream import streamed
 from sysout_jax.training.checkpoint import save
 from tests import quick
+from tests.families.gguf_writing import write_gguf
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,7 +118,7 @@ def test_streaming_equals_the_records(case, golden):
         )
     np.testing.assert_allclose(taps["attn_weights"], expected["attention"], atol=1e-4)
     assert [top for top in asked if "block" in top] == [f"block_{i}" for i in range(layers)]
-    tops = {path[0] for path, _ in leaves(opened.params())}
+    tops = {path[0] for path in opened.plan}
     assert tops <= {*asked} <= tops | {"final_norm"}
 
 
@@ -141,12 +141,20 @@ def test_streaming_edits_and_refusals(golden):
 
 
 def test_what_is_no_model(tmp_path):
-    assert "no such file or directory; accepted: a run's model" in refusal(tmp_path / "nosuch")
+    assert "no such file or directory; accepted: smollm2-135m, a run's model" in refusal(
+        tmp_path / "nosuch"
+    )
     assert "no such file or directory" in refusal("../nosuch")
-    assert "model=: no such file or directory; accepted: a run's model" in refusal("")
+    assert "model=: no such file or directory; accepted: smollm2-135m, a run's" in refusal("")
     assert "accepted: a directory that a training run wrote" in refusal(tmp_path)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "model.safetensors").write_bytes(b"")
+    assert "model.safetensors but no config.json; accepted" in refusal(tmp_path / "weights")
+    assert ": weights alone; accepted: the directory" in refusal(
+        tmp_path / "weights" / "model.safetensors"
+    )
     (tmp_path / "config.json").write_text("{}")
-    assert "model_type None; accepted: llama" in refusal(tmp_path)
+    assert "no model_type; accepted: a config.json with one of llama" in refusal(tmp_path)
     (tmp_path / "model.pt").write_bytes(b"\x80\x02}q\x00.")
     assert "pickle files can run code" in refusal(tmp_path / "model.pt")
 
@@ -203,3 +211,61 @@ def test_a_hub_that_cannot_be_reached(monkeypatch, tmp_path):
 )  # fmt: skip
 def test_what_may_be_an_id(name, accepted):
     assert hub.is_hub_id(name) is accepted
+
+
+# ------------------------------------------------------------------------- GGUF files
+
+
+@pytest.fixture
+def written(golden, tmp_path):
+    """LLaMA's record as a GGUF file, and the model that it is."""
+    directory, ids, _ = golden("llama")
+    return write_gguf(directory, tmp_path / "model.gguf"), so.load(directory), ids
+
+
+def test_a_gguf_file_whatever_its_name_dtype_and_way_of_reading(written):
+    file, model, ids = written
+    expected, _ = so.apply(model, ids)
+    half = so.load(file, dtype="bfloat16")
+    assert {str(x.dtype) for x in jax.tree.leaves(half.params)} == {"bfloat16"}
+    opened = loading.open_layers(file)
+    found, _ = streamed(opened.config, opened.params, jnp.asarray(ids))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    blob = file.rename(file.with_name("sha256-1a2b"))
+    found = so.load(blob)
+    assert found.origin.weights == "GGUF F32 (21 F32)"
+    assert model.origin.weights == "safetensors (21 F32)"
+    np.testing.assert_allclose(so.apply(found, ids)[0], expected, atol=1e-5)
+
+
+def test_one_of_several_gguf_files(written):
+    file, _, _ = written
+    place = file.parent
+    assert loading.locate(place) == file
+    other = place / "below" / "other.gguf"
+    other.parent.mkdir()
+    shutil.copy(file, other)
+    assert loading.locate(place, file="below/other.gguf") == other
+    shutil.copy(file, place / "second.gguf")
+    assert "2 GGUF files; accepted: file= one of model.gguf, second.gguf" in refusal(place)
+    assert so.load(place, file="second.gguf").config.layers == 2
+    for name in ("../model.gguf", "/model.gguf", "model.bin", "x/../../model.gguf", ".gguf"):
+        assert f"file={name}: accepted: the name of a .gguf file" in refusal(place, file=name)
+    assert "file=third.gguf: not in" in refusal(place, file="third.gguf")
+    assert "file=model.gguf: not in" in refusal(file, file="model.gguf")
+
+
+def test_of_a_hub_id_only_the_file_and_its_parts_are_fetched(written, monkeypatch):
+    file, _, _ = written
+    asked = []
+
+    def snapshot(name, revision, allow_patterns, ignore_patterns):
+        asked.append((allow_patterns, ignore_patterns))
+        return str(file.parent)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert loading.locate("some/model", file="model.gguf") == file
+    with pytest.raises(InputError, match="not in"):
+        loading.locate("some/model", file="Q8/big-00002-of-00003.gguf")
+    parts = [f"Q8/big-{i:05d}-of-00003.gguf" for i in (1, 2, 3)]
+    assert asked == [(["model.gguf"], ["*/*"]), (parts, [])]

@@ -18,8 +18,10 @@ import pytest
 from sysout_jax import results
 from sysout_jax.errors import InputError, Preempted
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.results import RunDirectory, plain, provenance, read_record, write_json
+from sysout_jax.results import RunDirectory, named_run, plain, provenance, read_record, write_json
 from sysout_jax.training.optimizer import OptimizerConfig
+
+ROOT = Path(__file__).parents[1]
 
 
 class Noon(datetime.datetime):
@@ -60,7 +62,7 @@ def test_runs_of_one_second_do_not_collide(tmp_path, noon, open_run):
     runs = [open_run(tmp_path / "work dir", "study") for _ in range(3)]
     names = ["20310507-120000", "20310507-120000-2", "20310507-120000-3"]
     assert [run.path.name for run in runs] == names
-    assert listing(tmp_path / "work dir" / "study") == names
+    assert listing(tmp_path / "work dir" / "study") == [*names, "latest"]
     assert open_run(tmp_path / "work dir", "other").path.name == names[0]
 
 
@@ -90,6 +92,79 @@ def test_metrics_grow_by_whole_lines(tmp_path, open_run):
         lines = (run.path / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == list(range(step + 1))
     assert json.loads(lines[0]) == {"step": 0, "loss": [1.5, None], "seeds": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("of", "name"),
+    [
+        (["backcopy-softmax", "backcopy-softmax"], "20310507-120000-backcopy-softmax"),
+        (["EleutherAI/pythia 1b", "ß"], "20310507-120000-EleutherAI-pythia-1b"),
+        (["../..", ".hidden"], "20310507-120000-..-..-.hidden"),
+        (["x" * 300], "20310507-120000-" + "x" * 60),
+    ],
+)
+def test_a_run_is_named_after_its_models(tmp_path, noon, of, name):
+    with RunDirectory(tmp_path, "study", of=of).record("study"):
+        assert listing(tmp_path / "study") == [name, "latest"]
+
+
+def unlinkable(path, target):
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_latest_is_the_run_begun_last(tmp_path, open_run, monkeypatch, links):
+    """As a link or, where the file system has none, as a file."""
+    if not links:
+        monkeypatch.setattr(Path, "symlink_to", unlinkable)
+    latest = tmp_path / "study" / "latest"
+    for name in (None, "a", "b/shard-0-of-2", None):
+        run = open_run(tmp_path, "study", name)
+        assert latest.is_symlink() == links
+        for below in (".", "models/softmax"):
+            assert Path(named_run(str(latest / below))) == run.path / below
+    (run.path / "config.json").touch()
+    run._metrics.close()
+    RunDirectory(tmp_path, "study", "c")._metrics.close()
+    RunDirectory.reopened(run.path)._metrics.close()
+    assert named_run(str(latest)) == str(run.path)
+    assert not list((tmp_path / "study").glob(".*"))
+
+
+def test_what_latest_does_not_stand_for(tmp_path):
+    for path in ("latest", "", "gpt2", str(tmp_path / "latest"), "x" * 5000 + "/latest"):
+        assert named_run(path) == path
+    (tmp_path / "study" / "latest").mkdir(parents=True)
+    assert named_run(str(tmp_path / "study" / "latest")) == str(tmp_path / "study" / "latest")
+    with RunDirectory(tmp_path, "study").record("study"):
+        assert (tmp_path / "study" / "latest").is_dir()  # of the user: left alone
+
+
+MANY = """
+import sys
+from sysout_jax.files import write_text
+from sysout_jax.results import RunDirectory
+from pathlib import Path
+
+for n in range(40):
+    write_text(Path(sys.argv[1]) / "shared.json", sys.argv[2] * 10000)
+    RunDirectory(sys.argv[1], "study", f"{sys.argv[2]}{n}")
+"""
+
+
+def test_several_runs_at_once(tmp_path):
+    """Each file is one writer's whole, and latest one of the runs, at any time."""
+    command = [sys.executable, "-c", MANY, str(tmp_path)]
+    writers = [subprocess.Popen([*command, name], cwd=ROOT) for name in "ab"]
+    latest, shared = tmp_path / "study" / "latest", tmp_path / "shared.json"
+    while any(writer.poll() is None for writer in writers):
+        if shared.exists():
+            assert shared.read_text() in ("a" * 10000, "b" * 10000)
+        if latest.is_symlink():
+            assert latest.is_dir()
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert not [path for path in tmp_path.rglob(".*")]
+    assert named_run(str(latest)) in {str(tmp_path / "study" / f"{name}39") for name in "ab"}
 
 
 # ------------------------------------------------------------------------- JSON
@@ -172,7 +247,7 @@ def test_rows_of_numbers_are_one_line(tmp_path):
 
 
 def full_disk(path, text):
-    with open(path, "w") as file:
+    with open(path, "wb") as file:
         file.write(text[: len(text) // 2])
     raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
@@ -180,7 +255,7 @@ def full_disk(path, text):
 def test_a_failing_write_keeps_the_old_file(tmp_path, monkeypatch):
     target = write_json(tmp_path / "a.json", {"old": 1})
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full_disk)
+        patch.setattr(Path, "write_bytes", full_disk)
         with pytest.raises(OSError, match=r"No space left on device: .*/a\.json"):
             write_json(target, {"new": 2})
     assert json.loads(target.read_text()) == {"old": 1}
@@ -213,7 +288,7 @@ def test_a_full_disk_surfaces_from_the_log(tmp_path):
 
 def test_a_full_disk_surfaces_from_the_record(tmp_path, monkeypatch):
     run = RunDirectory(tmp_path, "study")
-    monkeypatch.setattr(Path, "write_text", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left on device"), run.record("study"):
         pass
     assert listing(run.path) == ["metrics.jsonl"]

@@ -14,7 +14,7 @@ PAGE = ROOT / "docs" / "usage.md"
 TABLES = re.compile(r"<!-- flags -->\n.*?\n?<!-- end -->", re.S)
 TAKES = {
     "bool": "yes or no", "int": "an integer", "float": "a number", "string": "text",
-    "comma separated list of strings": "a list, with commas",
+    "comma separated list of strings": "a list, with commas", "multi string": "text, repeated",
 }  # fmt: skip
 
 

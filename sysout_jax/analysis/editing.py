@@ -12,10 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.analysis import mixture
 from sysout_jax.analysis.scan import SITES, Scan, over_batches
-from sysout_jax.analysis.weights import projection
+from sysout_jax.analysis.weights import layer_count, layer_params, projection
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params, forward, stack_blocks, unstack_blocks
+from sysout_jax.model.decoder import Params, forward
 from sysout_jax.model.taps import Edit
 
 
@@ -230,17 +230,26 @@ def _with_downs(
     params: Params, places: list[tuple[int, Any]], change: Callable[[Any], Array]
 ) -> Params:
     """The parameters with W_down changed at each (layer, index): `change` has its `.at[index]`."""
-    unrolled = dict(unstack_blocks(params) if "blocks" in params else params)
+    if "blocks" in params:
+        at = np.array([(layer, *np.atleast_1d(index)) for layer, index in places])
+        return {**params, "blocks": _with_down(params["blocks"], tuple(at.T), change, layers=1)}
+    changed = dict(params)
     for layer, index in places:
-        block = unrolled[f"block_{layer}"]
-        down = change(projection(block, "mlp", "down").at[index])
-        mlp = {**block["mlp"], "down": down.reshape(block["mlp"]["down"].shape)}
-        unrolled[f"block_{layer}"] = {**block, "mlp": mlp}
-    return stack_blocks(unrolled) if "blocks" in params else unrolled
+        name = f"block_{layer}"
+        changed[name] = _with_down(changed[name], index, change)
+    return changed
+
+
+def _with_down(
+    block: Params, index: Any, change: Callable[[Any], Array], layers: int = 0
+) -> Params:
+    down = block["mlp"]["down"]  # experts are stacked by neuron
+    matrix = down.reshape(*down.shape[:layers], -1, down.shape[-1])
+    changed = change(matrix.at[index]).reshape(down.shape)
+    return {**block, "mlp": {**block["mlp"], "down": changed}}
 
 
 def down_projections(params: Params) -> list[np.ndarray]:
     """W_down of every layer as a matrix [neurons, channels]."""
-    unrolled = unstack_blocks(params) if "blocks" in params else params
-    count = sum(name.startswith("block_") for name in unrolled)
-    return [np.asarray(projection(unrolled[f"block_{i}"], "mlp", "down")) for i in range(count)]
+    blocks = (layer_params(params, layer) for layer in range(layer_count(params)))
+    return [np.asarray(projection(block, "mlp", "down")) for block in blocks]

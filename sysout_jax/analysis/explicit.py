@@ -26,7 +26,7 @@ from sysout_jax.analysis.compression import Compressed, losses
 from sysout_jax.analysis.scan import over_batches
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params, forward, stack_blocks, unstack_blocks
+from sysout_jax.model.decoder import Params, forward
 from sysout_jax.model.taps import Edit
 
 FORMS: Mapping[str, str] = {
@@ -264,10 +264,17 @@ def with_extra_key(config: ModelConfig, params: Params, first: int) -> tuple[Mod
 
 def _with(config: ModelConfig, params: Params, own: Mapping[str, Any]) -> Params:
     """The parameters with more of them in each layer's attention: name -> [L, ...]."""
-    stacked = "blocks" in params
-    tree = dict(unstack_blocks(params) if stacked else params)
-    for layer in range(config.layers):
-        block = tree[f"block_{layer}"]
-        mine = {name: jnp.asarray(value[layer], jnp.float32) for name, value in own.items()}
-        tree[f"block_{layer}"] = {**block, "attn": {**block["attn"], **mine}}
-    return stack_blocks(tree) if stacked else tree
+    more = {name: jnp.asarray(value, jnp.float32) for name, value in own.items()}
+    if "blocks" in params:
+        return {**params, "blocks": _attending(params["blocks"], more)}
+    blocks = {
+        f"block_{layer}": _attending(
+            params[f"block_{layer}"], {name: value[layer] for name, value in more.items()}
+        )
+        for layer in range(config.layers)
+    }
+    return {**params, **blocks}
+
+
+def _attending(block: Params, more: Mapping[str, Array]) -> Params:
+    return {**block, "attn": {**block["attn"], **more}}

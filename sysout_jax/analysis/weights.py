@@ -61,7 +61,8 @@ def layer_params(params: Params, layer: int) -> Params:
     return params[f"block_{layer}"]
 
 
-def _layers(params: Params) -> int:
+def layer_count(params: Params) -> int:
+    """L, whether layers were scanned or not."""
     if "blocks" in params:
         return len(jax.tree.leaves(params["blocks"])[0])
     return sum(name.startswith("block_") for name in params)
@@ -83,7 +84,7 @@ def weight_scan(params: Params, ratio: float = WEIGHT_RATIO) -> WeightScan:
     """
     present: list[tuple[str, str]] = []
     found: list[list[dict[str, np.ndarray]]] = []
-    for layer in range(_layers(params)):
+    for layer in range(layer_count(params)):
         block = layer_params(params, layer)
         present = present or [p for p in PROJECTIONS if p[1] in block[p[0]]]
         found.append([jax.device_get(_measure(projection(block, *p))) for p in present])

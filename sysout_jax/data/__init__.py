@@ -14,16 +14,11 @@ from sysout_jax.data.encode import (
     EncodedCorpus,
     default_cache_dir,
     encode_corpus,
-    open_token_files,
     tokenizer_for,
 )
-from sysout_jax.data.tokenizer import (
-    ByteTokenizer,
-    SubwordTokenizer,
-    Tokenizer,
-    load_saved,
-    load_tokenizer,
-)
+from sysout_jax.data.token_files import open_token_files
+from sysout_jax.data.tokenizer import ByteTokenizer, SubwordTokenizer, Tokenizer
+from sysout_jax.data.tokenizer_files import load_saved, load_tokenizer
 from sysout_jax.errors import InputError
 
 # What a training loop reads: several chains have no one batch to judge all by.
@@ -53,6 +48,7 @@ def load_corpus(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     train_tokens: int | None = None,
+    token_dtype: str | None = None,
 ) -> Backcopy | TextCorpus:
     """The corpus a `--corpus` value names, ready to give batches.
 
@@ -65,6 +61,7 @@ def load_corpus(
       cache_dir: where encoded text is kept; `default_cache_dir()` if None.
       progress: called with the bytes read so far and the bytes in all.
       train_tokens: of the training part, from its beginning; None: all.
+      token_dtype: of the ids of `tokens:DIR`, as `open_token_files` names them; None: told by them.
 
     Raises:
       InputError: an unknown spec; text, archive, tokenizer or token file that cannot be used; fewer
@@ -78,7 +75,7 @@ def load_corpus(
     if spec.startswith("tokens:"):
         known = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         known = None if tokenizer == "bytes" else known
-        found = open_token_files(spec, None if known is None else known.vocab)
+        found = _token_files(spec, known, token_dtype)
     else:
         given = tokenizer
         known = tokenizer_for(spec, given, cache_dir) if isinstance(given, str) else given
@@ -95,6 +92,20 @@ def load_corpus(
         documents=found.documents,
         split=found.split,
     )
+
+
+def _token_files(spec: str, known: Tokenizer | None, dtype: str | None) -> EncodedCorpus:
+    files = open_token_files(spec, dtype)
+    vocab = files.largest + 1 if known is None else known.vocab
+    if files.largest >= vocab:
+        raise InputError(
+            "corpus",
+            repr(spec),
+            (f"those of a tokenizer of {vocab}, or the --token_dtype that they were written with"),
+            f"token {files.largest}, its ids read as {files.dtype}",
+        )
+    words = f"as given: train.bin and val.bin, ids of {files.dtype}"
+    return EncodedCorpus(files.train, files.val, vocab, None, words)
 
 
 def _first(spec: str, tokens: np.ndarray, count: int | None) -> np.ndarray:

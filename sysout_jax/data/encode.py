@@ -18,7 +18,8 @@ import numpy as np
 import tokenizers
 
 from sysout_jax.data.corpus import Progress, Source, find_source
-from sysout_jax.data.tokenizer import Tokenizer, chunks, load_saved, load_tokenizer
+from sysout_jax.data.tokenizer import Tokenizer, chunks
+from sysout_jax.data.tokenizer_files import load_saved, load_tokenizer
 from sysout_jax.errors import InputError
 
 VALIDATION_FRACTION = 0.05
@@ -52,9 +53,9 @@ def encode_corpus(
 ) -> EncodedCorpus:
     """Token arrays of a corpus, from the cache when the same bytes were encoded before.
 
-    Each document is followed by `tokenizer.eot`. A document is validation when the hash of its
-    content falls in the lowest 5 percent, so copies of a document are on one side; see
-    `validation_documents` for small corpora. Of one document the last 5 percent of tokens are
+    Each document is followed by `tokenizer.eot`, where there is one. A document is validation when
+    the hash of its content falls in the lowest 5 percent, so copies of a document are on one side;
+    see `validation_documents` for small corpora. Of one document the last 5 percent of tokens are
     validation; `split` says so.
 
     Args:
@@ -103,25 +104,6 @@ def tokenizer_for(
     except OSError as error:
         _reject_cache(cache, f"cannot be written: {error.strerror}")
     return trained
-
-
-def open_token_files(spec: str, vocab: int | None) -> EncodedCorpus:
-    """nanoGPT's `train.bin` and `val.bin` (raw little-endian uint16) under `tokens:DIR`.
-
-    Args:
-      spec: `tokens:DIR`.
-      vocab: size of the tokenizer that made them; None for the largest id found plus one.
-
-    Raises:
-      InputError: a missing, empty or odd-length file; an id outside `vocab`.
-    """
-    directory = Path(spec.removeprefix("tokens:")).expanduser()
-    train, val = (_token_file(spec, directory / f"{part}.bin") for part in _PARTS)
-    largest = int(max(train.max(), val.max()))
-    if vocab is not None and largest >= vocab:
-        _reject(spec, f"{directory} holds token {largest}; the tokenizer has only {vocab}")
-    size = largest + 1 if vocab is None else vocab
-    return EncodedCorpus(train, val, size, None, "as given: train.bin and val.bin")
 
 
 def validation_documents(digests: np.ndarray) -> np.ndarray:
@@ -208,12 +190,12 @@ def _write_entry(
     log = _DocumentLog()
     ends = [0]
     position = 0
-    separator = np.array([tokenizer.eot], dtype).tobytes()
+    separator = b"" if tokenizer.eot is None else np.array([tokenizer.eot], dtype).tobytes()
     with (work / "all.bin").open("wb") as out:
         stream = log.watch(source.documents(progress))
         for ids, end in encoded_chunks(stream, tokenizer):
             out.write(ids.astype(dtype).tobytes() + (separator if end else b""))
-            position += ids.size + end
+            position += ids.size + (end and bool(separator))
             if end:
                 ends.append(position)
     if position == len(log.digests):
@@ -279,17 +261,6 @@ def _open_entry(entry: Path) -> EncodedCorpus | None:
         )
     except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None
-
-
-def _token_file(spec: str, path: Path) -> np.ndarray:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        _reject(spec, f"cannot read {path}: {error.strerror}; wanted raw uint16 tokens")
-    if size == 0 or size % 2:
-        found = f"{size} bytes, an odd number" if size else "empty"
-        _reject(spec, f"{path}: {found}; wanted raw little-endian uint16 tokens")
-    return np.memmap(path, "<u2", mode="r")
 
 
 def _reject(spec: str, problem: str) -> NoReturn:

@@ -20,12 +20,14 @@ def starts_with_bos(tokenizer: Tokenizer | None, bos: str = "auto") -> bool:
         was trained here was trained.
 
     Raises:
-      InputError: another value of `bos`.
+      InputError: another value of `bos`, or "yes" where there is no such token.
     """
     if bos not in BOS:
         raise InputError("bos", repr(bos), ", ".join(BOS), "unknown")
     if bos == "auto":
         return tokenizer is None or tokenizer.adds_bos
+    if bos == "yes" and tokenizer is not None and tokenizer.bos is None:
+        raise InputError("bos", "yes", "auto, no", "the tokenizer has no BOS token")
     return bos == "yes"
 
 

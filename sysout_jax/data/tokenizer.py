@@ -1,4 +1,4 @@
-"""Text to token ids and back: raw bytes, GPT-2's files, any tokenizer.json, a BPE trained here."""
+"""Text to token ids and back: raw bytes, and any tokenizer of the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders
 
-from sysout_jax.errors import InputError
+from sysout_jax.files import write_text
 
-ACCEPTED = "bytes, gpt2:DIR, PATH.json, bpe:SIZE"
-_FORMAT = "sysout_jax tokenizer 1"
-_EOT_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
-_OURS = ("format", "kind", "eot", "bos", "adds_bos")  # what we add to the library's own JSON
-_BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|bos|>")
-_GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
-_MAX_TRAINED = 1_000_000
+FORMAT = "sysout_jax tokenizer 1"  # of what `save` writes
 
 # A single line break between two non-space characters is a pre-token of its own (or ends one) in
 # GPT-2's pattern whatever surrounds it; inside "\n\n" or beside a space it is not.
-_AFTER_LINE = re.compile(r"\S\n(?=\S)")
+AFTER_LINE = re.compile(r"\S\n(?=\S)")
 _ANYWHERE = re.compile("")
+_MOST = 1024  # letters of a word: no text has more but DNA, the digits of pi and the like
+_RUN = re.compile(rf"\S{{{_MOST}}}|\s{{{_MOST}}}")  # found sooner, and in nearly no text
+# What GPT-2's pattern makes one word of.
+_KINDS = (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")
+_LONG = re.compile("|".join(f"{kind}{{{_MOST}}}" for kind in _KINDS))
 
 
 @runtime_checkable
@@ -37,17 +36,18 @@ class Tokenizer(Protocol):
     """What the rest of the library asks of a tokenizer.
 
     `vocab` counts every id including the specials, `eot` separates documents, `bos` starts a
-    sequence if `adds_bos`, and `fingerprint` changes whenever the ids of some text could. Text
-    never encodes to a special token, even where it spells one. `cut` finds where a long text may be
-    cut (at a match's end) without changing its ids, or is None where it may not be cut at all.
+    sequence if `adds_bos` (each None where a published tokenizer has none), and `fingerprint`
+    changes whenever the ids of some text could. Text never encodes to a special token, even where
+    it spells one. `cut` finds where a long text may be cut (at a match's end) without changing its
+    ids, or is None where it may not be cut at all.
     """
 
     @property
     def vocab(self) -> int: ...
     @property
-    def eot(self) -> int: ...
+    def eot(self) -> int | None: ...
     @property
-    def bos(self) -> int: ...
+    def bos(self) -> int | None: ...
     @property
     def adds_bos(self) -> bool: ...
     @property
@@ -100,7 +100,8 @@ class ByteTokenizer:
         return [_label(self._bytes(i)) for i in np.asarray(ids).tolist()]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        _write_json(path, {"format": _FORMAT, "kind": "bytes", "adds_bos": self.adds_bos})
+        spec = {"format": FORMAT, "kind": "bytes", "adds_bos": self.adds_bos}
+        write_text(Path(path), json.dumps(spec))
 
     def _bytes(self, token: int) -> bytes:
         if token < self.eot:
@@ -113,8 +114,8 @@ class SubwordTokenizer:
     """A tokenizer of the `tokenizers` library with its two special ids."""
 
     backend: tokenizers.Tokenizer = field(repr=False)  # its repr is its whole vocabulary
-    eot: int
-    bos: int
+    eot: int | None
+    bos: int | None
     adds_bos: bool = False  # its own rule for prompts, or how the model was trained
 
     def __eq__(self, other: object) -> bool:
@@ -148,7 +149,7 @@ class SubwordTokenizer:
             and spec["normalizer"] is None
             and all(token["special"] for token in spec["added_tokens"])
         )
-        return _AFTER_LINE if gpt2_split else None
+        return AFTER_LINE if gpt2_split else None
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self.backend.encode(text, add_special_tokens=False).ids, np.int32)
@@ -167,42 +168,17 @@ class SubwordTokenizer:
     def save(self, path: str | os.PathLike[str]) -> None:
         spec = json.loads(self.backend.to_str())
         own = {"eot": self.eot, "bos": self.bos, "adds_bos": self.adds_bos}
-        _write_json(path, {"format": _FORMAT, "kind": "tokenizers", **own, **spec})
+        whole = {"format": FORMAT, "kind": "tokenizers", **own, **spec}
+        write_text(Path(path), json.dumps(whole, ensure_ascii=False))
 
     def _piece(self, token: int, byte_level: bool) -> str:
         name = self.backend.id_to_token(token)
         if name is None:
             raise IndexError(f"token {token} is not in the vocabulary of {self.vocab}")
-        table = _byte_of_symbol()
+        table = byte_of_symbol()
         if byte_level and all(symbol in table for symbol in name):
             return _label(bytes(table[symbol] for symbol in name))
         return _label(name.replace("\u2581", " ").encode())
-
-
-def load_tokenizer(
-    spec: str, train_on: Callable[[], Iterable[str]] | None = None
-) -> ByteTokenizer | SubwordTokenizer:
-    """The tokenizer a `--tokenizer` value names.
-
-    Args:
-      spec: `bytes`; `gpt2:DIR` with encoder.json and vocab.bpe, or vocab.json and merges.txt;
-        `PATH.json`, a tokenizer.json or a file written by `save`; `bpe:SIZE`, a byte-level BPE of
-        SIZE tokens (256 bytes, `<|endoftext|>`, `<|bos|>`, merges) trained on `train_on()`.
-      train_on: gives the documents for `bpe:SIZE`; the same documents give the same tokenizer.
-
-    Raises:
-      InputError: an unknown spec, a missing or malformed file, a SIZE the corpus cannot reach.
-    """
-    kind, _, argument = spec.partition(":")
-    if spec == "bytes":
-        return ByteTokenizer()
-    if kind == "gpt2" and argument:
-        return _load_gpt2(spec, Path(argument).expanduser())
-    if kind == "bpe":
-        return _train_bpe(spec, argument, train_on)
-    if spec.endswith(".json"):
-        return _load_json(spec, Path(spec).expanduser())
-    _reject(spec, f"unknown; accepted: {ACCEPTED}")
 
 
 def chunks(text: str, cut: re.Pattern[str] | None, size: int) -> Iterator[str]:
@@ -217,129 +193,24 @@ def chunks(text: str, cut: re.Pattern[str] | None, size: int) -> Iterator[str]:
     yield text[start:]
 
 
-def load_saved(path: str | os.PathLike[str]) -> ByteTokenizer | SubwordTokenizer:
-    """Read back what `Tokenizer.save` wrote.
-
-    Raises:
-      InputError: the file is missing or is no tokenizer.
-    """
-    return _load_json(os.fspath(path), Path(path))
-
-
-def _load_gpt2(spec: str, directory: Path) -> SubwordTokenizer:
-    pairs = [(directory / a, directory / b) for a, b in _GPT2_FILES]
-    found = [pair for pair in pairs if pair[0].is_file() and pair[1].is_file()]
-    if not found:
-        wanted = " or ".join(f"{a} and {b}" for a, b in _GPT2_FILES)
-        missing = "has no" if directory.is_dir() else "is no directory; wanted one with"
-        _reject(spec, f"'{directory}' {missing} {wanted}")
-    vocab_file, merges_file = found[0]
-    vocab = _read_vocab(spec, vocab_file)
-    if _EOT_NAMES[0] not in vocab:
-        _reject(spec, f"{vocab_file} has no {_EOT_NAMES[0]} token")
-    backend = tokenizers.Tokenizer(
-        models.BPE(vocab=vocab, merges=_read_merges(spec, merges_file, vocab))
-    )
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([_EOT_NAMES[0]])
-    return _subword(backend, vocab[_EOT_NAMES[0]], vocab[_EOT_NAMES[0]])
+def bounded(text: str) -> Iterator[str]:
+    """A text in parts that end where a word has `_MOST` letters: time is quadratic in a word's."""
+    start = 0
+    for found in _LONG.finditer(text) if _RUN.search(text) else ():
+        yield text[start : found.end()]
+        start = found.end()
+    yield text[start:]
 
 
-def _read_vocab(spec: str, path: Path) -> dict[str, int]:
-    vocab = _read_json(spec, path)
-    ids = sorted(i for i in vocab.values() if type(i) is int)
-    if ids != list(range(len(vocab))):
-        _reject(spec, f"{path} does not number its {len(vocab)} tokens 0, 1, 2, ...")
-    absent = sorted(set(_byte_of_symbol()) - set(vocab))
-    if absent:
-        _reject(spec, f"{path} lacks {len(absent)} of the 256 byte symbols, e.g. {absent[0]!r}")
-    return vocab
-
-
-def _read_merges(spec: str, path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
-    lines = _read_text(spec, path).split("\n")
-    merges, made = [], set()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or (number == 1 and line.startswith("#version")):
-            continue
-        pair = line.rstrip("\r").split(" ")
-        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys():
-            _reject(spec, f"{path} line {number}: {line!r} is no merge of two known tokens")
-        merges.append((pair[0], pair[1]))
-        made.add("".join(pair))
-    named = re.compile(r"<.*>|madeupword\d+")
-    unmade = [t for t in vocab if len(t) > 1 and t not in made and not named.fullmatch(t)]
-    if unmade:
-        _reject(spec, f"{path} is cut short: no merge makes {len(unmade)} tokens, e.g. {unmade[0]}")
-    return merges
-
-
-def _load_json(spec: str, path: Path) -> ByteTokenizer | SubwordTokenizer:
-    content = _read_json(spec, path)
-    if content.get("format") == _FORMAT and content.get("kind") == "bytes":
-        return ByteTokenizer(adds_bos=content.get("adds_bos", True))
-    if not isinstance(content.get("model"), dict):
-        _reject(spec, f"{path} is no tokenizer.json: it has no 'model'")
-    ours = {key: content.pop(key, None) for key in _OURS}
-    try:
-        backend = tokenizers.Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # the library raises bare Exception for every malformed field
-        _reject(spec, f"{path} is no tokenizer.json: {str(error).splitlines()[0]}")
-    backend.no_truncation()
-    backend.no_padding()
-    known = backend.get_vocab()
-    eots = [known[name] for name in _EOT_NAMES if name in known]
-    boses = [known[name] for name in _BOS_NAMES if name in known]
-    if ours["format"] == _FORMAT:
-        eots, boses = [ours["eot"]], [ours["bos"]]
-        if not {*eots, *boses} <= set(known.values()):
-            _reject(
-                spec, f"{path}: eot={eots[0]!r}, bos={boses[0]!r} are not ids of its vocabulary"
-            )
-    if not eots + boses:
-        _reject(spec, f"{path} has none of the special tokens {', '.join(_EOT_NAMES + _BOS_NAMES)}")
-    found = _subword(backend, (eots + boses)[0], (boses + eots)[0])
-    adds = ours["adds_bos"]
-    return found if adds is None else replace(found, adds_bos=adds)
-
-
-def _train_bpe(
-    spec: str, argument: str, train_on: Callable[[], Iterable[str]] | None
-) -> SubwordTokenizer:
-    size = int(argument) if re.fullmatch(r"[0-9]{1,9}", argument) else -1
-    if not 258 <= size <= _MAX_TRAINED:
-        _reject(spec, f"SIZE must be a whole number from 258 to {_MAX_TRAINED}")
-    if train_on is None:
-        _reject(spec, "there is no text to train a BPE on; give a tokenizer that exists")
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    specials = [_EOT_NAMES[0], "<|bos|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=specials,
-        initial_alphabet=sorted(_byte_of_symbol()),
-        show_progress=False,
-    )
-    pieces = (piece for text in train_on() for piece in chunks(text, _AFTER_LINE, 1 << 15))
-    backend.train_from_iterator(pieces, trainer)
-    reached = backend.get_vocab_size()
-    if reached < size:
-        _reject(spec, f"the corpus yields only {reached} tokens; ask for at most {reached}")
-    eot, bos = (backend.get_vocab()[name] for name in specials)
-    return _subword(backend, eot, bos)
-
-
-def _subword(backend: tokenizers.Tokenizer, eot: int, bos: int) -> SubwordTokenizer:
-    # Text that spells a special token is text: only the corpus reader places separators.
-    backend.encode_special_tokens = True
-    adds_bos = backend.encode("", add_special_tokens=True).ids[:1] == [bos]
-    return SubwordTokenizer(backend, eot, bos, adds_bos)
+def first_special(backend: tokenizers.Tokenizer) -> int | None:
+    """The id that the tokenizer's own rule puts in front of a text; None: it puts none there."""
+    text = backend.encode("a", add_special_tokens=False).ids
+    ids = backend.encode("a", add_special_tokens=True).ids
+    return ids[0] if len(ids) > len(text) and ids[:1] != text[:1] else None
 
 
 @functools.cache
-def _byte_of_symbol() -> dict[str, int]:
+def byte_of_symbol() -> dict[str, int]:
     """GPT-2's printable stand-in for each byte, inverted (Radford et al. 2019, encoder.py)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in plain]
@@ -349,33 +220,3 @@ def _byte_of_symbol() -> dict[str, int]:
 def _label(raw: bytes) -> str:
     text = raw.decode(errors="backslashreplace").replace(" ", "␣")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _read_text(spec: str, path: Path) -> str:
-    try:
-        return path.read_bytes().decode()
-    except OSError as error:
-        _reject(spec, f"cannot read {path}: {error.strerror}")
-    except UnicodeDecodeError as error:
-        _reject(spec, f"{path} is not UTF-8 at byte {error.start}")
-
-
-def _read_json(spec: str, path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_read_text(spec, path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        _reject(spec, f"{path} is malformed or cut short: {error}")
-    if not isinstance(content, dict):
-        _reject(spec, f"{path} holds no JSON object")
-    return content
-
-
-def _write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    target = Path(path)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    os.replace(part, target)
-
-
-def _reject(spec: str, problem: str) -> NoReturn:
-    raise InputError("tokenizer", repr(spec), why=problem)

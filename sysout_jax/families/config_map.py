@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -9,19 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from sysout_jax.errors import InputError
-from sysout_jax.families.family import REQUIRED, Family, Field, Group, Only, Raw
+from sysout_jax.families.family import Family, Field, Group, Only, Raw
+from sysout_jax.families.reference import reference_of
 from sysout_jax.model.config import ModelConfig
 
-# Fields that any config.json may have and that do not change what a model computes.
-GENERIC = {
-    "architectures", "model_type", "torch_dtype", "dtype", "transformers_version",
-    "_name_or_path", "_attn_implementation", "_attn_implementation_autoset", "auto_map",
-    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id",
-    "use_cache", "attention_dropout", "output_attentions", "output_hidden_states", "return_dict",
-    "task_specific_params", "id2label", "label2id", "finetuning_task", "gradient_checkpointing",
-    "is_encoder_decoder", "_num_labels", "problem_type", "chunk_size_feed_forward",
-    "tokenizer_class", "prefix",
-}  # fmt: skip
+_POINTER = b"version https://git-lfs"
+# Fields in which tools say that stored weights are quantised.
+QUANTISATION = ("quantization_config", "compression_config", "quantization", "quantize_config")
+UNQUANTISED = "accepted: the model that it was made from, or a GGUF file of it"
+_DRAFT = re.compile(r"(?i)draft|eagle|medusa|speculator")
 MOST_LAYERS = 10_000  # a damaged number must not be counted up to
 _KINDS = {  # the types of ModelConfig's fields in words
     int: "an integer", float: "a number", bool: "true or false", str: "a string",
@@ -40,6 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
       InputError: no such file, not JSON, or no object.
     """
     try:
+        refuse_pointer(path)
         found = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(str(path), None, "a JSON file", f"{error.strerror}") from error
@@ -50,11 +48,28 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def refuse_pointer(path: Path) -> None:
+    """Refuse a Git LFS pointer, which a clone without Git LFS leaves in the place of a file.
+
+    Raises:
+      InputError: it is one.
+      OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise InputError(
+                str(path),
+                None,
+                "the file, which `git lfs pull` in that clone brings",
+                "a Git LFS pointer, not the file itself",
+            )
+
+
 def read_within(family: Family, raw: Raw) -> Raw:
     """The family's own config, from that of a larger checkpoint which may hold it.
 
     Raises:
-      InputError: it holds none, or fields beside it are unknown.
+      InputError: it holds none, or contradicts it.
     """
     within = family.within
     if within is None or raw.get("model_type") != within.model_type:
@@ -75,45 +90,36 @@ def read_within(family: Family, raw: Raw) -> Raw:
                 "the same",
                 (f"{name} is {_short(raw[name])}, and {_short(inner[name])} in {within.config}"),
             )
-    known = {*GENERIC, *within.ignored, *within.shared, within.config}
-    unknown = sorted(k for k, value in raw.items() if k not in known and value is not None)
-    if unknown:
-        named = ", ".join(f"{name}={_short(raw[name])}" for name in unknown)
-        raise InputError(
-            f"config.json of {within.model_type}: unknown fields {named} (accepted: "
-            f"{', '.join((within.config, *within.shared, *within.ignored))})"
-        )
     shared = {name: raw[name] for name in within.shared if name in raw}
-    return {**within.defaults, **shared, **inner}
+    return {**shared, **inner}
 
 
 def read_config(family: Family, raw: Raw) -> ModelConfig:
     """The architecture that a published config says.
 
+    A field that the reference does not read changes no number and is left out (`ignored_fields`);
+    one that it reads and no row of the family does is accepted at its default alone.
+
     Raises:
-      InputError: fields that are unknown, missing, out of range or not supported at their value.
+      InputError: fields of the wrong type, out of range or not supported at their value, weights
+        that are quantised, or no language model.
     """
-    raw = _flat(raw)
-    ours, known, faults = dict(family.fixed), {*GENERIC, *family.ignored}, []
+    given, faults = spelled(family, raw), _other_kinds(family, raw)
+    defaults = reference_of(family.model_types[0]).defaults
+    told = {**defaults, **given}
+    ours = dict(family.fixed)
     for row in family.config:
         if isinstance(row, Field):
-            known.add(row.name)
-            value = raw.get(row.name, row.default)
-            if value is REQUIRED:
-                faults.append(f"{row.name} is missing")
-            elif row.values is None:
+            value = told.get(row.name)
+            if row.values is None:
                 ours[row.ours] = value
             elif isinstance(value, str | bool | int) and value in row.values:
                 ours[row.ours] = row.values[value]
             else:
                 accepted = ", ".join(repr(v) for v in row.values)
                 faults.append(f"{row.name}={value!r} (accepted: {accepted})")
-        elif isinstance(row, Only):
-            known.add(row.name)
-            if raw.get(row.name) not in (None, row.value):
-                faults.append(f"{row.name}={raw[row.name]!r} (accepted: {row.value!r})")
-    absent = {r.name: r.default for r in family.config if isinstance(r, Field)}
-    told = {k: v for k, v in absent.items() if v is not REQUIRED} | raw
+        elif isinstance(row, Only) and given.get(row.name) not in (None, row.value):
+            faults.append(f"{row.name}={given[row.name]!r} (accepted: {row.value!r})")
     sized = set(ours) >= _SIZES
     if sized and not (type(ours["layers"]) is int and ours["layers"] <= MOST_LAYERS):
         said = f"{_theirs(family, 'layers')}={_short(ours['layers'])}"
@@ -121,16 +127,74 @@ def read_config(family: Family, raw: Raw) -> ModelConfig:
         sized = False
     for row in family.config:
         if isinstance(row, Group):
-            known |= set(row.names)
             # Without the sizes a group would only repeat what is wrong with them.
             ours |= _read_group(row, told, faults) if sized else {}
-    unknown = sorted(k for k, value in raw.items() if k not in known and value is not None)
-    if unknown:
-        named = ", ".join(f"{name}={_short(raw[name])}" for name in unknown)
-        faults.append(f"unknown fields {named} (accepted: those of the {family.name} family)")
+    faults += _not_read_here(family, given)
     if faults:
         raise InputError(f"config.json of {family.name}", why="; ".join(faults))
     return _typed(family, ours)
+
+
+def ignored_fields(family: Family, raw: Raw) -> tuple[str, ...]:
+    """The fields of a config.json that the reference neither reads nor declares, in order."""
+    within = family.within
+    if within is not None and raw.get("model_type") == within.model_type:
+        raw = raw.get(within.config) or {}
+    theirs = reference_of(family.model_types[0])
+    known = {*theirs.known, *_rows(family), *family.aliases, *family.quantised, *QUANTISATION}
+    flat = _flat(raw).items()
+    return tuple(sorted(k for k, value in flat if k not in known and value is not None))
+
+
+def spelled(family: Family, raw: Raw) -> dict[str, Any]:
+    """The fields by the names that the family's rows use, MPT's nested ones as "outer.inner"."""
+    flat, aliases = _flat(raw), reference_of(family.model_types[0]).aliases
+    older = {family.aliases[k]: v for k, v in flat.items() if k in family.aliases}
+    other = {aliases[k]: v for k, v in flat.items() if k in aliases and v is not None}
+    own = {k: v for k, v in flat.items() if k not in {*family.aliases, *aliases}}
+    return {**older, **own, **other}
+
+
+def _rows(family: Family) -> set[str]:
+    """The fields that a family's rows read."""
+    named = (row.names if isinstance(row, Group) else (row.name,) for row in family.config)
+    return {name for names in named for name in names}
+
+
+def _not_read_here(family: Family, given: Raw) -> list[str]:
+    """What the reference reads, no row does, and is not at the reference's default."""
+    theirs = reference_of(family.model_types[0])
+    names = sorted((theirs.matters - _rows(family)) & set(given))
+    defaults = {**theirs.defaults, "is_causal": True}
+    return [
+        f"{name}={_short(given[name])}, which is not read here (accepted: {_short(accepted)})"
+        for name in names
+        for accepted in [defaults.get(name)]
+        if given[name] not in (None, accepted)
+    ]
+
+
+def _other_kinds(family: Family, raw: Raw) -> list[str]:
+    """What a file of this model_type may be instead of a language model's own weights."""
+    faults = []
+    for name in QUANTISATION:
+        said = raw.get(name)
+        told = said if isinstance(said, Mapping) else {"quant_method": said}
+        method = told.get("quant_method", told.get("quant_algo"))
+        if said and method not in family.quantised:
+            bits = told.get("bits", told.get("w_bit"))
+            how = ", ".join(str(x) for x in (method, bits and f"{bits} bits") if x) or "quantised"
+            faults.append(f"{name}: its weights are stored quantised ({how}); {UNQUANTISED}")
+    architectures = raw.get("architectures")
+    named = architectures if isinstance(architectures, list) else []
+    drafts = [name for name in named if isinstance(name, str) and _DRAFT.search(name)]
+    drafts += [name for name in raw if _DRAFT.match(name)]
+    if drafts:
+        faults.append(
+            f"{drafts[0]}: a draft head for speculative decoding, no language model; accepted: the "
+            "model that it drafts for"
+        )
+    return faults
 
 
 def _read_group(row: Group, raw: Raw, faults: list[str]) -> dict[str, Any]:
@@ -186,22 +250,28 @@ def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
         "architectures": [family.architecture],
         "model_type": family.model_types[0],
     }
+    defaults = reference_of(family.model_types[0]).defaults
     differ: dict[str, str] = {}  # field -> what the family has instead
     for row in family.config:
         if isinstance(row, Field):
             value = getattr(config, row.ours)
+            if value is None and row.name not in defaults:
+                continue
             if value is None:  # some readers refuse a null where a default is meant
                 value = _meaning(config, row.ours)
             if row.values is not None:
                 named = [theirs for theirs, ours in row.values.items() if ours == value]
                 if not named:
                     differ[row.ours] = ", ".join(map(repr, dict.fromkeys(row.values.values())))
-                value = named[0] if named else row.default
+                value = named[0] if named else defaults.get(row.name)
             out[row.name] = value
         elif isinstance(row, Only):
             out[row.name] = row.value
         else:
             out |= row.write(config)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if (defaults.get(name) or 0) >= config.vocab:
+            out[name] = None  # the default is no id of this vocabulary
     back = read_config(family, out)
     for field in dataclasses.fields(ModelConfig):
         if field.name not in OURS_ALONE:

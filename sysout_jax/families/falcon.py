@@ -3,10 +3,11 @@
 from typing import Any
 
 from sysout_jax.errors import InputError
-from sysout_jax.families.family import Family, Field, Group, Only, Raw, tensor
+from sysout_jax.families.family import Family, Field, Group, Raw, tensor
 from sysout_jax.families.rows import PLAIN, rotary
 from sysout_jax.model.config import ModelConfig
 
+_FIRST = ("RefinedWeb", "RefinedWebModel")  # what the first files called their model_type
 _SHAPE = (
     "num_kv_heads", "multi_query", "new_decoder_architecture", "parallel_attn",
     "num_ln_in_parallel_attn", "ffn_hidden_size", "n_head_kv",
@@ -14,7 +15,10 @@ _SHAPE = (
 
 
 def _read_shape(raw: Raw) -> dict[str, Any]:
-    heads, new = raw["num_attention_heads"], bool(raw.get("new_decoder_architecture", False))
+    heads, first = raw["num_attention_heads"], raw.get("model_type") in _FIRST
+    # The first files with groups of heads were all of the new decoder, and did not say so.
+    of_groups = raw.get("n_head_kv") if first else None
+    new = bool(raw["new_decoder_architecture"] or of_groups)
     norms = raw.get("num_ln_in_parallel_attn") or (2 if new else 1)
     side_by_side = raw.get("parallel_attn", True)
     if (new and not side_by_side) or (not new and norms != 1):
@@ -24,7 +28,7 @@ def _read_shape(raw: Raw) -> dict[str, Any]:
             "a new decoder in parallel, an old one with one norm",
         )
     if new:
-        kv = raw.get("num_kv_heads") or raw.get("n_head_kv") or heads
+        kv = raw.get("num_kv_heads") or of_groups or heads
     else:
         kv = 1 if raw.get("multi_query", True) else heads
     return {
@@ -70,24 +74,23 @@ def _owners(shares: tuple[str, str, str], suffix: str = "") -> tuple[str, ...]:
 
 FALCON = Family(
     name="falcon",
-    model_types=("falcon", "RefinedWeb", "RefinedWebModel"),
+    model_types=("falcon", *_FIRST),
     architecture="FalconForCausalLM",
     covers="Falcon 7B, 40B, 180B, Falcon-RW 1B and 7B, and their instruct models",
     cite="Almazrouei et al. 2023 (arXiv:2311.16867)",
     fixed={"norm": "layer", "norm_bias": True, "alibi_falcon": True},
     config=(
         Field("vocab_size", "vocab"),
-        Field("max_position_embeddings", "context", 2048),
+        Field("max_position_embeddings", "context"),
         Field("num_hidden_layers", "layers"),
         Field("hidden_size", "width"),
         Field("num_attention_heads", "heads"),
-        Field("layer_norm_epsilon", "norm_eps", 1e-5),
-        Field("initializer_range", "init_std", 0.02),
-        Field("tie_word_embeddings", "tied", True),
-        Field("activation", "mlp", "gelu", PLAIN),
-        Field("bias", "bias", False),
-        Only("apply_residual_connection_post_layernorm", False),
-        Field("alibi", "position", False, {False: "rope", True: "alibi"}),
+        Field("layer_norm_epsilon", "norm_eps"),
+        Field("initializer_range", "init_std"),
+        Field("tie_word_embeddings", "tied"),
+        Field("activation", "mlp", PLAIN),
+        Field("bias", "bias"),
+        Field("alibi", "position", {False: "rope", True: "alibi"}),
         Group(_SHAPE, ("kv_heads", "parallel_block", "mlp_width"), _read_shape, _write_shape),
         rotary(),
     ),
@@ -123,6 +126,8 @@ FALCON = Family(
         tensor("h.{l}.mlp.dense_4h_to_h.bias", "D", "block/mlp/down_bias"),
     ),
     prefix="transformer.",
-    ignored=("hidden_dropout",),
+    aliases={
+        "n_embed": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
+    },
     buffers=(r".*rotary\.inv_freq", r".*rotary_emb\.inv_freq"),
 )  # fmt: skip

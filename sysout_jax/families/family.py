@@ -7,16 +7,18 @@ from typing import Any
 from sysout_jax.model.config import ModelConfig
 
 Raw = Mapping[str, Any]  # a config.json, nested dicts flattened to "outer.inner"
-REQUIRED = object()
+REQUIRED = object()  # in place of a default that the reference does not have either
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field of config.json that is a field here, its values by the same or by other names."""
+    """A field of config.json that is a field here, its values by the same or by other names.
+
+    Its absence means what the reference's default is (families/reference.json).
+    """
 
     name: str
     ours: str
-    default: Any = REQUIRED  # what its absence means there
     values: Mapping[Any, Any] | None = None
 
 
@@ -32,8 +34,8 @@ class Only:
 class Group:
     """Fields of config.json that say something here only together.
 
-    `read` takes the config (absent fields are absent) and returns the fields `ours` of ModelConfig;
-    `write` is its inverse.
+    `read` takes the config, the reference's defaults in the place of absent fields, and returns the
+    fields `ours` of ModelConfig; `write` is its inverse.
     """
 
     names: tuple[str, ...]
@@ -76,18 +78,14 @@ class Within:
     Attributes:
       model_type: of their config.json.
       config: its field that is the family's own config.
-      defaults: what fields mean that are left out of that.
       shared: fields that may stand beside it as well as in it, with the same value.
-      ignored: fields beside it that say nothing of the text decoder.
       names: how stored names begin there, and here.
       others: regular expressions of the other modalities' stored names, which are not read.
     """
 
     model_type: str
     config: str
-    defaults: Mapping[str, Any]
     shared: tuple[str, ...]
-    ignored: tuple[str, ...]
     names: tuple[tuple[str, str], ...]
     others: tuple[str, ...]
 
@@ -106,7 +104,8 @@ class Family:
       config: the config map.
       tensors: the tensor map.
       prefix: in front of stored names, which some checkpoints leave out.
-      ignored: fields of config.json that do not change the function in inference.
+      aliases: other spellings of fields that the reference does not know, in older files.
+      quantised: methods of "quantization_config" whose weights are read.
       buffers: regular expressions of stored names that hold no parameters.
       within: larger checkpoints that hold such a model.
     """
@@ -120,6 +119,7 @@ class Family:
     config: tuple[Row, ...]
     tensors: tuple[Tensor, ...]
     prefix: str = "model."
-    ignored: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    quantised: tuple[str, ...] = ()
     buffers: tuple[str, ...] = field(default=())
     within: Within | None = None

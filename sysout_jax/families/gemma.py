@@ -10,10 +10,10 @@ from sysout_jax.families.rows import (
     LLAMA_MLP,
     ROPE,
     ROTARY_BUFFER,
+    SIZES,
     llama_attention,
     read_rule,
     rotary,
-    sizes,
     windows,
     write_rule,
 )
@@ -36,8 +36,8 @@ def _read_rotary(raw: Raw) -> dict[str, Any]:
     everywhere = {
         "rope_theta": raw.get("rope_theta", 1e6),
         "partial_rotary_factor": 1.0,
-        **(raw.get("rope_scaling") or {}),
         **(given.get("full_attention") or {}),
+        **(raw.get("rope_scaling") or {}),
     }
     local = {
         "rope_theta": raw.get("rope_local_base_freq", 1e4),
@@ -57,22 +57,18 @@ def _write_rotary(c: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _rows(cap_default: float | None, final_cap_default: float | None) -> tuple[Row, ...]:
-    return (
-        *sizes(kv_default=4),
-        Field("head_dim", "head_dim", 256),
-        EPS,
-        Field("tie_word_embeddings", "tied", True),
-        Field("hidden_activation", "mlp", "gelu_pytorch_tanh", GATED),
-        Field("attention_bias", "qkv_bias", False),
-        Field("attention_bias", "out_bias", False),
-        Field("attn_logit_softcapping", "attn_softcap", cap_default),
-        Field("final_logit_softcapping", "final_softcap", final_cap_default),
-        Group(
-            ("query_pre_attn_scalar",), ("query_scale", "embed_scale"), _read_scales, _write_scales
-        ),
-        Only("use_bidirectional_attention", False),
-    )
+_ROWS: tuple[Row, ...] = (
+    *SIZES,
+    EPS,
+    Field("tie_word_embeddings", "tied"),
+    Field("hidden_activation", "mlp", GATED),
+    Field("attention_bias", "qkv_bias"),
+    Field("attention_bias", "out_bias"),
+    Field("attn_logit_softcapping", "attn_softcap"),
+    Field("final_logit_softcapping", "final_softcap"),
+    Group(("query_pre_attn_scalar",), ("query_scale", "embed_scale"), _read_scales, _write_scales),
+    Only("use_bidirectional_attention", False),
+)
 
 
 _FIXED = {
@@ -89,8 +85,6 @@ _TENSORS = (
     tensor("layers.{l}.self_attn.k_norm.weight", "H", "block/attn/key_norm/scale"),
     *LLAMA_MLP,
 )
-# Both spellings of the activation are published; where they differ, this one is what is run.
-_IGNORED = ("hidden_act", "cache_implementation")
 GEMMA2 = Family(
     name="gemma2",
     model_types=("gemma2",),
@@ -98,31 +92,21 @@ GEMMA2 = Family(
     covers="Gemma 2 2B, 9B, 27B and their instruct models",
     cite="Gemma Team 2024 (arXiv:2408.00118)",
     fixed=_FIXED,
-    config=(*_rows(50.0, 30.0), windows(lambda i, raw: i % 2 == 0, 4096), rotary()),
+    config=(*_ROWS, windows(lambda i, raw: i % 2 == 0), rotary()),
     tensors=_TENSORS,
-    ignored=_IGNORED,
     buffers=(ROTARY_BUFFER,),
 )
 
 
 def _five_of_six(layer: int, raw: Raw) -> bool:
-    period = raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6
-    return bool((layer + 1) % period)
+    return bool((layer + 1) % (raw.get("sliding_window_pattern") or 6))
 
 
-# The larger models see images too; their text_config leaves out what is the reference's default.
+# The larger models see images too.
 _SEEING = Within(
     model_type="gemma3",
     config="text_config",
-    defaults={
-        "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216,
-        "num_hidden_layers": 26, "num_attention_heads": 8, "max_position_embeddings": 131072,
-    },
     shared=("tie_word_embeddings",),
-    ignored=(
-        "vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index",
-        "image_token_index", "initializer_range",
-    ),
     names=(
         ("language_model.model.", "model."),
         ("language_model.lm_head.", "lm_head."),
@@ -138,8 +122,8 @@ GEMMA3 = Family(
     cite="Gemma Team 2025 (arXiv:2503.19786)",
     fixed={**_FIXED, "query_key_norm": "head"},
     config=(
-        *_rows(None, None),
-        windows(_five_of_six, 4096),
+        *_ROWS,
+        windows(_five_of_six, others=("sliding_window_pattern",)),
         Group(
             ("rope_parameters", "rope_theta", "rope_local_base_freq", "rope_scaling"),
             (*ROPE, "local_rope_theta"),
@@ -148,7 +132,6 @@ GEMMA3 = Family(
         ),
     ),
     tensors=_TENSORS,
-    ignored=_IGNORED,
     buffers=(ROTARY_BUFFER,),
     within=_SEEING,
 )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sysout_jax.families.family import Family, Field, Group, Only, Raw, tensor
+from sysout_jax.families.family import Family, Field, Group, Raw, tensor
 from sysout_jax.families.rows import PLAIN
 from sysout_jax.model.config import ModelConfig
 
@@ -24,19 +24,16 @@ GPT2 = Family(
     cite="Radford et al. 2019, Language Models are Unsupervised Multitask Learners",
     fixed={"norm": "layer", "position": "learned", "bias": True},
     config=(
-        Field("vocab_size", "vocab", 50257),
-        Field("n_positions", "context", 1024),
-        Field("n_layer", "layers", 12),
+        Field("vocab_size", "vocab"),
+        Field("n_positions", "context"),
+        Field("n_layer", "layers"),
         Field("n_embd", "width"),
-        Field("n_head", "heads", 12),
+        Field("n_head", "heads"),
         Group(("n_inner",), ("mlp_width",), _read_mlp, _write_mlp),
-        Field("layer_norm_epsilon", "norm_eps", 1e-5),
-        Field("initializer_range", "init_std", 0.02),
-        Field("tie_word_embeddings", "tied", True),
-        Field("activation_function", "mlp", "gelu_new", PLAIN),
-        Only("scale_attn_weights", True),
-        Only("scale_attn_by_inverse_layer_idx", False),
-        Only("add_cross_attention", False),
+        Field("layer_norm_epsilon", "norm_eps"),
+        Field("initializer_range", "init_std"),
+        Field("tie_word_embeddings", "tied"),
+        Field("activation_function", "mlp", PLAIN),
     ),
     tensors=(
         tensor("wte.weight", "V D", "embed"),
@@ -58,10 +55,5 @@ GPT2 = Family(
         tensor("h.{l}.mlp.c_proj.bias", "D", "block/mlp/down_bias"),
     ),
     prefix="transformer.",
-    ignored=(
-        "n_ctx", "attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_attn",
-        "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
-        "summary_use_proj",
-    ),
     buffers=(r".*\.attn\.bias", r".*\.attn\.masked_bias"),
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """GPT-NeoX and Pythia: attention and MLP side by side behind two norms, partly turned heads."""
 
 from sysout_jax.families.family import Family, Field, tensor
-from sysout_jax.families.rows import PLAIN, TIED, rotary
+from sysout_jax.families.rows import NATURAL_HEAD_DIM, PLAIN, TIED, rotary
 
 _AT = "layers.{l}.attention."
 _FUSED = ("block/attn/query{}=G", "block/attn/key{}=1", "block/attn/value{}=1")
@@ -14,18 +14,19 @@ GPT_NEOX = Family(
     fixed={"norm": "layer", "position": "rope", "bias": True},
     config=(
         Field("vocab_size", "vocab"),
-        Field("max_position_embeddings", "context", 2048),
+        Field("max_position_embeddings", "context"),
         Field("num_hidden_layers", "layers"),
         Field("hidden_size", "width"),
         Field("num_attention_heads", "heads"),
         Field("intermediate_size", "mlp_width"),
-        Field("layer_norm_eps", "norm_eps", 1e-5),
-        Field("initializer_range", "init_std", 0.02),
+        Field("layer_norm_eps", "norm_eps"),
+        Field("initializer_range", "init_std"),
         TIED,
-        Field("hidden_act", "mlp", "gelu", PLAIN),
-        Field("attention_bias", "qkv_bias", True),
-        Field("attention_bias", "out_bias", True),
-        Field("use_parallel_residual", "parallel_block", True, {True: "separate", False: "none"}),
+        Field("hidden_act", "mlp", PLAIN),
+        Field("attention_bias", "qkv_bias"),
+        Field("attention_bias", "out_bias"),
+        Field("use_parallel_residual", "parallel_block", {True: "separate", False: "none"}),
+        NATURAL_HEAD_DIM,
         rotary(fraction=0.25, theta_name="rotary_emb_base", fraction_name="rotary_pct"),
     ),
     tensors=(
@@ -47,9 +48,5 @@ GPT_NEOX = Family(
         tensor("layers.{l}.mlp.dense_4h_to_h.bias", "D", "block/mlp/down_bias"),
     ),
     prefix="gpt_neox.",
-    ignored=(
-        "hidden_dropout", "classifier_dropout", "is_decoder", "attention_probs_dropout_prob",
-        "hidden_dropout_prob",
-    ),
     buffers=(r".*\.attention\.bias", r".*\.attention\.masked_bias", r".*rotary_emb\.inv_freq"),
 )  # fmt: skip

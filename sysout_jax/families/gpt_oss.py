@@ -1,19 +1,7 @@
 """gpt-oss: a learned sink logit per head, experts with biases, windows in every second layer."""
 
-from typing import Any
-
-from sysout_jax.errors import InputError
-from sysout_jax.families.family import Family, Field, Group, Only, Raw, tensor
-from sysout_jax.families.rows import TIED, llama_attention, rotary, sizes, windows
-
-
-def _read_quantisation(raw: Raw) -> dict[str, Any]:
-    """Stored as MXFP4 or not: families/tensors.py sees which. Other formats are refused."""
-    method = (raw.get("quantization_config") or {}).get("quant_method", "mxfp4")
-    if method != "mxfp4":
-        raise InputError(f"quantization_config of method {method!r}", accepted="mxfp4")
-    return {}
-
+from sysout_jax.families.family import Family, Field, tensor
+from sysout_jax.families.rows import SIZES, TIED, llama_attention, rotary, windows
 
 _EXPERTS = "layers.{l}.mlp.experts."
 _YARN = {
@@ -31,21 +19,18 @@ GPT_OSS = Family(
         "mlp_bias": True,
     },
     config=(
-        *sizes(kv_default=8),
-        Field("head_dim", "head_dim", 64),
-        Field("rms_norm_eps", "norm_eps", 1e-5),
+        *SIZES,
+        Field("rms_norm_eps", "norm_eps"),
         TIED,
-        Field("attention_bias", "qkv_bias", True),
-        Field("attention_bias", "out_bias", True),
-        Field("num_local_experts", "experts", 128),
-        Field("num_experts_per_tok", "experts_per_token", 4),
-        Field("swiglu_limit", "mlp_limit", 7.0),
-        Only("hidden_act", "silu"),
-        Only("swiglu_alpha", 1.702),
-        Group(("quantization_config",), (), _read_quantisation, lambda c: {}),
-        windows(lambda i, raw: i % 2 == 0, 128),
+        Field("attention_bias", "qkv_bias"),
+        Field("attention_bias", "out_bias"),
+        Field("num_local_experts", "experts"),
+        Field("num_experts_per_tok", "experts_per_token"),
+        Field("swiglu_limit", "mlp_limit"),
+        windows(lambda i, raw: i % 2 == 0),
         rotary(theta=150_000.0, default=_YARN),
     ),
+    quantised=("mxfp4",),
     tensors=(
         *llama_attention(),
         tensor("layers.{l}.self_attn.sinks", "N", "block/attn/variant_sink_logit"),
@@ -60,8 +45,4 @@ GPT_OSS = Family(
         tensor(_EXPERTS + "down_proj_bias", "E D", "block/mlp/down_bias"),
     ),
     # initial_context_length and experts_per_token repeat other fields in the published files
-    ignored=(
-        "output_router_logits", "router_aux_loss_coef", "initial_context_length",
-        "experts_per_token",
-    ),
 )  # fmt: skip

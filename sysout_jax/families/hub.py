@@ -1,4 +1,5 @@
-"""Published checkpoints by their id: config.json, safetensors and tokenizer files, nothing else."""
+"""Published checkpoints by their id: config.json, safetensors and tokenizer files, or GGUF files,
+nothing else."""
 
 import re
 from pathlib import Path
@@ -7,7 +8,7 @@ from sysout_jax.errors import InputError, reason
 
 WANTED = (
     "config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json",
-    "tokenizer_config.json", "vocab.json", "merges.txt",
+    "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
 )  # fmt: skip
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _ID = re.compile(rf"{_PART}(/{_PART})?")
@@ -24,7 +25,7 @@ def fetch(name: str, revision: str | None = None, wanted: tuple[str, ...] = WANT
     Args:
       name: the id.
       revision: a commit, tag or branch; None: the main branch.
-      wanted: patterns of the files to fetch.
+      wanted: patterns of the files to fetch, without a "/" none below a folder.
 
     Raises:
       InputError: it cannot be fetched: no such id or revision, no access, no network.
@@ -32,10 +33,12 @@ def fetch(name: str, revision: str | None = None, wanted: tuple[str, ...] = WANT
     from huggingface_hub import snapshot_download  # takes half a second to import
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    below = any("/" in pattern for pattern in wanted)
     try:
         place = snapshot_download(
-            name, revision=revision, allow_patterns=list(wanted), ignore_patterns=["*/*"]
-        )
+            name, revision=revision, allow_patterns=list(wanted),
+            ignore_patterns=[] if below else ["*/*"],
+        )  # fmt: skip
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         said = reason(error)[:200]
         at = "" if revision is None else f" at revision {revision}"

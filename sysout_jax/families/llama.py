@@ -1,16 +1,16 @@
 """LLaMA 2, 3, 3.1 and their chat models: the layout that most later families start from."""
 
-from sysout_jax.families.family import Family, Field, Only
+from sysout_jax.families.family import Family, Field
 from sysout_jax.families.rows import (
     ACT,
     EPS,
     LLAMA_LIKE,
     LLAMA_MLP,
     ROTARY_BUFFER,
+    SIZES,
     TIED,
     llama_attention,
     rotary,
-    sizes,
 )
 
 LLAMA = Family(
@@ -21,15 +21,14 @@ LLAMA = Family(
     cite="Touvron et al. 2023 (arXiv:2307.09288); Grattafiori et al. 2024 (arXiv:2407.21783)",
     fixed=LLAMA_LIKE,
     config=(
-        *sizes(head_dim=True),
+        *SIZES,
         EPS,
         TIED,
         ACT,
-        Field("attention_bias", "qkv_bias", False),
-        Field("attention_bias", "out_bias", False),
-        Field("mlp_bias", "mlp_bias", False),
+        Field("attention_bias", "qkv_bias"),
+        Field("attention_bias", "out_bias"),
+        Field("mlp_bias", "mlp_bias"),
         rotary(),
-        Only("pretraining_tp", 1),
     ),
     tensors=(*llama_attention(), *LLAMA_MLP),
     buffers=(ROTARY_BUFFER,),

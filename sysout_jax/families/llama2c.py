@@ -19,6 +19,7 @@ from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import param_axes
 from sysout_jax.model.model import Model
 
+_MAGIC = 0x616B3432  # of the versions after the first
 _HEADER = struct.Struct("<7i")
 _UNK, _BOS, _EOS, _BYTES = 0, 1, 2, 3  # ids; 256 bytes start at the last
 # axes of the stored tensor, and the parameter; "block" is repeated for every layer. Between the
@@ -79,6 +80,15 @@ def load_llama2c(
 def _config(file: Path, raw: bytes) -> ModelConfig:
     """The architecture, where the header says exactly as many numbers as the file holds."""
     if len(raw) >= _HEADER.size:
+        magic, version = struct.unpack_from("<2I", raw)
+        if magic == _MAGIC:
+            what = "quantised to 8 bits" if version == 2 else "with a header of its own"
+            raise InputError(
+                str(file),
+                None,
+                "version 0, which its `export.py --version 0` writes",
+                f"a file of llama2.c of version {version}, {what}",
+            )
         width, mlp, layers, heads, kv_heads, vocab, context = _HEADER.unpack_from(raw)
         plausible = min(width, mlp, layers, heads, kv_heads, abs(vocab), context) > 0
         if plausible and max(width, mlp, layers, heads, abs(vocab), context) < 1 << 24:

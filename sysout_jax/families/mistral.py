@@ -7,10 +7,10 @@ from sysout_jax.families.rows import (
     LLAMA_LIKE,
     LLAMA_MLP,
     ROTARY_BUFFER,
+    SIZES,
     TIED,
     llama_attention,
     rotary,
-    sizes,
 )
 
 MISTRAL = Family(
@@ -21,11 +21,11 @@ MISTRAL = Family(
     cite="Jiang et al. 2023 (arXiv:2310.06825)",
     fixed=LLAMA_LIKE,
     config=(
-        *sizes(kv_default=8, head_dim=True),
+        *SIZES,
         EPS,
         TIED,
         ACT,
-        Field("sliding_window", "window", 4096),
+        Field("sliding_window", "window"),
         rotary(),
     ),
     tensors=(*llama_attention(), *LLAMA_MLP),

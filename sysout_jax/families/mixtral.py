@@ -5,10 +5,10 @@ from sysout_jax.families.rows import (
     ACT,
     LLAMA_LIKE,
     ROTARY_BUFFER,
+    SIZES,
     TIED,
     llama_attention,
     rotary,
-    sizes,
 )
 
 _EXPERT = "layers.{l}.block_sparse_moe.experts.{e}."
@@ -20,13 +20,13 @@ MIXTRAL = Family(
     cite="Jiang et al. 2024 (arXiv:2401.04088)",
     fixed=LLAMA_LIKE,
     config=(
-        *sizes(kv_default=8, head_dim=True),
-        Field("rms_norm_eps", "norm_eps", 1e-5),
+        *SIZES,
+        Field("rms_norm_eps", "norm_eps"),
         TIED,
         ACT,
-        Field("sliding_window", "window", None),
-        Field("num_local_experts", "experts", 8),
-        Field("num_experts_per_tok", "experts_per_token", 2),
+        Field("sliding_window", "window"),
+        Field("num_local_experts", "experts"),
+        Field("num_experts_per_tok", "experts_per_token"),
         rotary(theta=1e6),
     ),
     tensors=(
@@ -36,6 +36,5 @@ MIXTRAL = Family(
         tensor(_EXPERT + "w3.weight", "F D", "block/mlp/up"),
         tensor(_EXPERT + "w2.weight", "D F", "block/mlp/down"),
     ),
-    ignored=("output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
     buffers=(ROTARY_BUFFER,),
 )

@@ -6,13 +6,13 @@ from sysout_jax.families.rows import (
     LLAMA_LIKE,
     LLAMA_MLP,
     ROTARY_BUFFER,
+    SIZES,
     TIED,
     llama_attention,
     rotary,
-    sizes,
 )
 
-_BIASES = (Field("attention_bias", "qkv_bias", False), Field("attention_bias", "out_bias", False))
+_BIASES = (Field("attention_bias", "qkv_bias"), Field("attention_bias", "out_bias"))
 OLMO = Family(
     name="olmo",
     model_types=("olmo",),
@@ -20,7 +20,7 @@ OLMO = Family(
     covers="OLMo 1B and 7B of 2024",
     cite="Groeneveld et al. 2024 (arXiv:2402.00838)",
     fixed={**LLAMA_LIKE, "norm": "layer", "norm_scale": False, "norm_eps": 1e-5},
-    config=(*sizes(), TIED, ACT, *_BIASES, Field("clip_qkv", "clip_qkv", None), rotary()),
+    config=(*SIZES, TIED, ACT, *_BIASES, Field("clip_qkv", "clip_qkv"), rotary()),
     tensors=(*llama_attention(), *LLAMA_MLP),
     buffers=(ROTARY_BUFFER,),
 )
@@ -31,7 +31,7 @@ OLMO2 = Family(
     covers="OLMo 2 1B, 7B, 13B, 32B and their instruct models",
     cite="OLMo Team 2025 (arXiv:2501.00656)",
     fixed={**LLAMA_LIKE, "norm_placement": "out", "query_key_norm": "whole"},
-    config=(*sizes(), Field("rms_norm_eps", "norm_eps", 1e-5), TIED, ACT, *_BIASES, rotary()),
+    config=(*SIZES, Field("rms_norm_eps", "norm_eps"), TIED, ACT, *_BIASES, rotary()),
     tensors=(
         *llama_attention(norms=False),
         tensor("layers.{l}.post_attention_layernorm.weight", "D", "block/attn_out_norm/scale"),

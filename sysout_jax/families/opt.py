@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sysout_jax.families.family import Family, Field, Group, Only, Raw, tensor
+from sysout_jax.families.family import Family, Field, Group, Raw, tensor
 from sysout_jax.families.rows import PLAIN
 from sysout_jax.model.config import ModelConfig
 
@@ -48,16 +48,15 @@ OPT = Family(
         Field("hidden_size", "width"),
         Field("num_attention_heads", "heads"),
         Field("ffn_dim", "mlp_width"),
-        Field("init_std", "init_std", 0.02),
+        Field("init_std", "init_std"),
         Group(("max_position_embeddings",), ("context",), _read_positions, _write_positions),
         Group(("word_embed_proj_dim",), ("embed_width",), _read_projection, _write_projection),
-        Field("do_layer_norm_before", "norm_placement", True, {True: "pre", False: "post"}),
-        Field("activation_function", "mlp", "relu", PLAIN),
-        Field("enable_bias", "bias", True),
-        Field("tie_word_embeddings", "tied", True),
-        Field("layer_norm_elementwise_affine", "norm_scale", True),
-        Field("layer_norm_elementwise_affine", "norm_bias", True),
-        Only("_remove_final_layer_norm", False),
+        Field("do_layer_norm_before", "norm_placement", {True: "pre", False: "post"}),
+        Field("activation_function", "mlp", PLAIN),
+        Field("enable_bias", "bias"),
+        Field("tie_word_embeddings", "tied"),
+        Field("layer_norm_elementwise_affine", "norm_scale"),
+        Field("layer_norm_elementwise_affine", "norm_bias"),
     ),
     tensors=(
         tensor("embed_tokens.weight", "V D", "embed", when=_plain),
@@ -87,5 +86,4 @@ OPT = Family(
         tensor("layers.{l}.fc2.bias", "D", "block/mlp/down_bias"),
     ),
     prefix="model.decoder.",
-    ignored=("dropout", "activation_dropout", "layerdrop", "output_projection"),
 )

@@ -1,7 +1,7 @@
 """Phi-1, 1.5 and 2: attention and MLP side by side behind one norm, partly turned heads."""
 
 from sysout_jax.families.family import Family, Field, tensor
-from sysout_jax.families.rows import PLAIN, ROTARY_BUFFER, TIED, rotary, sizes
+from sysout_jax.families.rows import PLAIN, ROTARY_BUFFER, SIZES, TIED, rotary
 
 _AT = "layers.{l}.self_attn."
 PHI = Family(
@@ -15,11 +15,11 @@ PHI = Family(
         "bias": True, "head_bias": True,
     },
     config=(
-        *sizes(),
-        Field("layer_norm_eps", "norm_eps", 1e-5),
+        *SIZES,
+        Field("layer_norm_eps", "norm_eps"),
         TIED,
-        Field("hidden_act", "mlp", "gelu_new", PLAIN),
-        Field("qk_layernorm", "query_key_norm", False, {False: "none", True: "head"}),
+        Field("hidden_act", "mlp", PLAIN),
+        Field("qk_layernorm", "query_key_norm", {False: "none", True: "head"}),
         rotary(fraction=0.5),
     ),
     tensors=(
@@ -47,6 +47,5 @@ PHI = Family(
         tensor("layers.{l}.mlp.fc2.weight", "D F", "block/mlp/down"),
         tensor("layers.{l}.mlp.fc2.bias", "D", "block/mlp/down_bias"),
     ),
-    ignored=("resid_pdrop", "embd_pdrop"),
     buffers=(ROTARY_BUFFER,),
 )  # fmt: skip

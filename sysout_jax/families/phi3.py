@@ -1,14 +1,14 @@
 """Phi-3: LLaMA's function with fused projections, and LongRoPE."""
 
-from sysout_jax.families.family import Family, Field, Only, tensor
+from sysout_jax.families.family import Family, Field, tensor
 from sysout_jax.families.rows import (
     ACT,
     LLAMA_LIKE,
     ROTARY_BUFFER,
+    SIZES,
     TIED,
     llama_attention,
     rotary,
-    sizes,
 )
 
 _UNFUSED = ("q_proj", "k_proj", "v_proj")
@@ -20,13 +20,12 @@ PHI3 = Family(
     cite="Abdin et al. 2024 (arXiv:2404.14219)",
     fixed=LLAMA_LIKE,
     config=(
-        *sizes(),
-        Field("rms_norm_eps", "norm_eps", 1e-5),
+        *SIZES,
+        Field("rms_norm_eps", "norm_eps"),
         TIED,
         ACT,
-        Field("sliding_window", "window", None),
-        Only("attention_bias", False),
-        rotary(),
+        Field("sliding_window", "window"),
+        rotary(renamed={"su": "longrope", "yarn": "longrope"}),
     ),
     tensors=(
         *(row for row in llama_attention() if not any(name in row.stored for name in _UNFUSED)),
@@ -39,6 +38,5 @@ PHI3 = Family(
         ),
         tensor("layers.{l}.mlp.down_proj.weight", "D F", "block/mlp/down"),
     ),
-    ignored=("resid_pdrop", "embd_pdrop"),
     buffers=(ROTARY_BUFFER,),
 )  # fmt: skip

@@ -1,20 +1,20 @@
 """Qwen2, 2.5 (biases of queries, keys and values) and Qwen3 (their norms instead)."""
 
-from sysout_jax.families.family import Family, Field, Only, tensor
+from sysout_jax.families.family import Family, Field, tensor
 from sysout_jax.families.rows import (
     ACT,
     EPS,
     LLAMA_LIKE,
     LLAMA_MLP,
     ROTARY_BUFFER,
+    SIZES,
     TIED,
     llama_attention,
     rotary,
-    sizes,
     windows,
 )
 
-_WINDOWS = windows(lambda layer, raw: layer >= raw.get("max_window_layers", 28), 4096, switch=True)
+_WINDOWS = windows(lambda layer, raw: layer >= raw["max_window_layers"], switch=True)
 QWEN2 = Family(
     name="qwen2",
     model_types=("qwen2",),
@@ -23,11 +23,10 @@ QWEN2 = Family(
     cite="Yang et al. 2024 (arXiv:2407.10671; arXiv:2412.15115)",
     fixed={**LLAMA_LIKE, "qkv_bias": True},
     config=(
-        *sizes(kv_default=32),
+        *SIZES,
         EPS,
         TIED,
         ACT,
-        Only("use_mrope", False),
         _WINDOWS,
         rotary(),
     ),
@@ -42,13 +41,12 @@ QWEN3 = Family(
     cite="Yang et al. 2025 (arXiv:2505.09388)",
     fixed={**LLAMA_LIKE, "query_key_norm": "head"},
     config=(
-        *sizes(kv_default=32),
-        Field("head_dim", "head_dim", 128),
+        *SIZES,
         EPS,
         TIED,
         ACT,
-        Field("attention_bias", "qkv_bias", False),
-        Field("attention_bias", "out_bias", False),
+        Field("attention_bias", "qkv_bias"),
+        Field("attention_bias", "out_bias"),
         _WINDOWS,
         rotary(),
     ),

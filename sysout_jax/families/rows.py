@@ -1,6 +1,7 @@
 """Rows that many families share: sizes, rotary positions with their rules, windows by layer."""
 
 from collections.abc import Callable, Mapping
+from math import log
 from typing import Any
 
 from sysout_jax.errors import InputError
@@ -17,25 +18,35 @@ PLAIN = {
 }
 
 
-def sizes(kv_default: Any = None, head_dim: bool = False) -> tuple[Row, ...]:
-    """The rows of everything that counts something, under the names most families use."""
-    own_head_dim = (Field("head_dim", "head_dim", None),) if head_dim else ()
-    return (
-        Field("vocab_size", "vocab"),
-        Field("max_position_embeddings", "context", REQUIRED),
-        Field("num_hidden_layers", "layers"),
-        Field("hidden_size", "width"),
-        Field("num_attention_heads", "heads"),
-        Field("num_key_value_heads", "kv_heads", kv_default),
-        Field("intermediate_size", "mlp_width"),
-        Field("initializer_range", "init_std", 0.02),
-        *own_head_dim,
-    )
+# Everything that counts something, under the names most families use.
+SIZES: tuple[Row, ...] = (
+    Field("vocab_size", "vocab"),
+    Field("max_position_embeddings", "context"),
+    Field("num_hidden_layers", "layers"),
+    Field("hidden_size", "width"),
+    Field("num_attention_heads", "heads"),
+    Field("num_key_value_heads", "kv_heads"),
+    Field("head_dim", "head_dim"),
+    Field("intermediate_size", "mlp_width"),
+    Field("initializer_range", "init_std"),
+)
+
+
+def _natural_head_dim(raw: Raw) -> dict[str, Any]:
+    natural = raw["hidden_size"] // raw["num_attention_heads"]
+    if raw.get("head_dim") not in (None, natural):
+        raise InputError("head_dim", raw["head_dim"], f"{natural}, hidden size over heads")
+    return {}
+
+
+# of a family whose rotary positions alone read it
+NATURAL_HEAD_DIM = Group(("head_dim",), (), _natural_head_dim, lambda c: {})
 
 
 # ------------------------------------------------------------------------- rotary positions
 
-# rule -> (its name, key in the published dict -> (field here, default; REQUIRED: none))
+# rule -> (its name, key in the published dict -> (field here, default; REQUIRED: none)): all that
+# the reference reads of a rule, with yarn's mscale
 _RULES: dict[str, tuple[str, dict[str, tuple[str, Any]]]] = {
     "default": ("plain", {}),
     "linear": ("linear", {"factor": ("rope_factor", REQUIRED)}),
@@ -73,7 +84,6 @@ ROPE = (
     "rope_high", "rope_fast", "rope_slow", "rope_truncate", "rope_scale", "rope_short", "rope_long",
 )  # fmt: skip
 _ORIGINAL = "original_max_position_embeddings"
-_ALWAYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", _ORIGINAL}
 
 
 def rotary(
@@ -82,25 +92,34 @@ def rotary(
     theta_name: str = "rope_theta",
     fraction_name: str = "partial_rotary_factor",
     default: Raw | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> Group:
-    """Rotary positions in both published spellings, "rope_scaling" and "rope_parameters".
+    """Rotary positions in both published spellings, of which "rope_scaling" wins.
 
     Args:
       theta: the base where none is given.
       fraction: of the channels that are turned, where none is given.
       theta_name, fraction_name: what config.json calls them outside of "rope_parameters".
       default: the rule where none is given.
+      renamed: older names of rules.
     """
 
     def read(raw: Raw) -> dict[str, Any]:
         for name in ("rope_parameters", "rope_scaling"):
             if not isinstance(raw.get(name), Mapping | None):
                 raise InputError(f"{name}={raw[name]!r}", accepted="an object or null")
-        given = raw.get("rope_parameters") or raw.get("rope_scaling") or default or {}
+        given = raw.get("rope_scaling") or raw.get("rope_parameters") or default or {}
+        by_layer = sorted(name for name, value in given.items() if isinstance(value, Mapping))
+        if by_layer:
+            raise InputError(
+                f"rope_parameters of {', '.join(by_layer)}", accepted="one rule for all"
+            )
+        kind = given.get("rope_type", given.get("type", "default"))
         given = {
             "rope_theta": raw.get(theta_name, theta),
             "partial_rotary_factor": raw.get(fraction_name, fraction),
             **given,
+            "rope_type": (renamed or {}).get(kind, kind),
         }
         return read_rule(given, raw)
 
@@ -116,24 +135,13 @@ def read_rule(given: Raw, raw: Raw) -> dict[str, Any]:
     """The rope fields of ModelConfig that one published dict of rotary parameters says.
 
     Raises:
-      InputError: an unknown rule, a missing or an unknown parameter.
+      InputError: an unknown rule, or a missing parameter.
     """
     kind = given.get("rope_type", given.get("type", "default"))
-    kind = {"su": "longrope"}.get(kind, kind)
     if kind not in _RULES:
         raise InputError("rope_type", repr(kind), ", ".join(_RULES))
     rule, parameters = _RULES[kind]
-    unknown = {
-        key for key, value in given.items() if value is not None and key not in parameters
-    } - _ALWAYS
-    if unknown:
-        raise InputError(
-            "rope_parameters",
-            None,
-            ", ".join(sorted({*parameters, *_ALWAYS})),
-            f"{', '.join(sorted(unknown))} of rule {kind}",
-        )
-    original = given.get(_ORIGINAL) or raw.get(_ORIGINAL)
+    original = raw.get(_ORIGINAL) or given.get(_ORIGINAL)
     context = original or raw["max_position_embeddings"]
     if kind == "dynamic":
         context = raw["max_position_embeddings"]
@@ -144,7 +152,7 @@ def read_rule(given: Raw, raw: Raw) -> dict[str, Any]:
         "rope_context": context if rule != "plain" else ModelConfig.rope_context,
     }
     for key, (ours, missing) in parameters.items():
-        value = given.get(key, missing)
+        value = missing if given.get(key) is None else given[key]
         if value is REQUIRED:
             raise InputError("rope_parameters", None, "a number", f"rule {kind} without {key}")
         if value is None and ours == "rope_factor":
@@ -157,7 +165,18 @@ def read_rule(given: Raw, raw: Raw) -> dict[str, Any]:
                 )
             value = raw["max_position_embeddings"] / context
         found[ours] = tuple(value) if isinstance(value, list) else value
+    if rule == "yarn" and found["rope_scale"] is None:
+        found["rope_scale"] = _yarn_scale(found["rope_factor"], given)
     return found
+
+
+def _yarn_scale(factor: float, given: Raw) -> float | None:
+    """yarn's scale of turned channels where DeepSeek's two exponents are given, else None."""
+    exponents = given.get("mscale"), given.get("mscale_all_dim")
+    if not all(exponents):
+        return None
+    turned, whole = (1 + 0.1 * float(m or 0) * log(max(factor, 1.0)) for m in exponents)
+    return turned / whole
 
 
 def write_rule(c: ModelConfig) -> dict[str, Any] | None:
@@ -176,21 +195,22 @@ def write_rule(c: ModelConfig) -> dict[str, Any] | None:
 # ------------------------------------------------------------------------- windows by layer
 
 
-def windows(local: Callable[[int, Raw], bool], default: int | None, switch: bool = False) -> Group:
+def windows(
+    local: Callable[[int, Raw], bool], switch: bool = False, others: tuple[str, ...] = ()
+) -> Group:
     """Windows of some layers: "layer_types", or the pattern that its absence means.
 
     Args:
       local: whether a layer (from 0) has the window, where "layer_types" does not say.
-      default: the window where none is given.
-      switch: whether "use_sliding_window" turns windows on (off where absent).
+      switch: whether "use_sliding_window" turns windows on.
+      others: fields that `local` reads.
     """
-    names = ["sliding_window", "layer_types"]
-    names += ["use_sliding_window", "max_window_layers"] if switch else []
-    names += ["sliding_window_pattern", "_sliding_window_pattern"]
+    names = ("sliding_window", "layer_types", *others)
+    names += ("use_sliding_window", "max_window_layers") if switch else ()
 
     def read(raw: Raw) -> dict[str, Any]:
-        layers, size = raw["num_hidden_layers"], raw.get("sliding_window", default)
-        if switch and not raw.get("use_sliding_window", False):
+        layers, size = raw["num_hidden_layers"], raw.get("sliding_window")
+        if switch and not raw["use_sliding_window"]:
             size = None
         kinds = raw.get("layer_types") or [
             "sliding_attention" if local(i, raw) else "full_attention" for i in range(layers)
@@ -214,7 +234,7 @@ def windows(local: Callable[[int, Raw], bool], default: int | None, switch: bool
         out: dict[str, Any] = {"sliding_window": c.window, "layer_types": kinds}
         return out | ({"use_sliding_window": c.window is not None} if switch else {})
 
-    return Group(tuple(names), ("window", "window_layers"), read, write)
+    return Group(names, ("window", "window_layers"), read, write)
 
 
 # ------------------------------------------------------------------------- tensors
@@ -253,6 +273,6 @@ LLAMA_MLP = (
 )
 ROTARY_BUFFER = r".*rotary_emb\.inv_freq"
 LLAMA_LIKE = {"norm": "rms", "position": "rope", "bias": False}
-EPS = Field("rms_norm_eps", "norm_eps", 1e-6)
-TIED = Field("tie_word_embeddings", "tied", False)
-ACT = Field("hidden_act", "mlp", "silu", GATED)
+EPS = Field("rms_norm_eps", "norm_eps")
+TIED = Field("tie_word_embeddings", "tied")
+ACT = Field("hidden_act", "mlp", GATED)

@@ -21,6 +21,7 @@ from sysout_jax.families import (
     phi,
     phi3,
     qwen,
+    stablelm,
 )
 from sysout_jax.families.family import Family
 
@@ -45,6 +46,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             olmo.OLMO2,
             gpt_oss.GPT_OSS,
             phi3.PHI3,
+            stablelm.STABLELM,
         )
     }
 )
@@ -61,4 +63,6 @@ def by_model_type(model_type: Any, file: Path) -> Family:
     if isinstance(model_type, str) and model_type in kinds:
         return kinds[model_type]
     accepted = ", ".join(kinds)
+    if model_type is None:
+        raise InputError(str(file), None, f"a config.json with one of {accepted}", "no model_type")
     raise InputError(str(file), None, accepted, f"model_type {model_type!r}")

@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 
 from sysout_jax.families.family import Family, Tensor
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import init, param_axes
+from sysout_jax.model.decoder import param_axes, param_shapes
 
 Path = tuple[str, ...]
 
@@ -136,5 +135,4 @@ def leaves(tree: Any) -> Iterator[tuple[Path, Any]]:
 
 def shapes(config: ModelConfig) -> dict[Path, tuple[int, ...]]:
     """The shape of every parameter of an architecture, by path."""
-    tree = jax.eval_shape(partial(init, config), jax.random.key(0))
-    return {path: leaf.shape for path, leaf in leaves(tree)}
+    return {path: leaf.shape for path, leaf in leaves(param_shapes(config))}

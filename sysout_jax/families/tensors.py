@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from sysout_jax.errors import InputError, reason
 from sysout_jax.families import mxfp4
-from sysout_jax.families.config_map import read_json
+from sysout_jax.families.config_map import read_json, refuse_pointer
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -37,6 +37,11 @@ class Source:
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    def stored(self) -> str:
+        """What the file's numbers are called."""
+        return self.dtype
+
     def read(self) -> np.ndarray:
         """The tensor, copied out of the mapped file.
 
@@ -60,6 +65,11 @@ class Packed(Source):
     blocks: Source
     scales: Source
 
+    @property
+    def stored(self) -> str:
+        """What the file's numbers are called."""
+        return "MXFP4"
+
     def read(self) -> np.ndarray:
         """The tensor, unpacked.
 
@@ -69,36 +79,50 @@ class Packed(Source):
         return mxfp4.unpack(self.blocks.read(), self.scales.read())
 
 
-def sources(directory: Path) -> tuple[list[Source], list[str]]:
+def sources(directory: Path) -> tuple[list[Source], dict[str, str]]:
     """Every tensor of a checkpoint directory, without reading any, and what is wrong with them.
 
     Returns:
-      The tensors, and the names stored more than once or in another file than the index says.
+      The tensors, and the names stored more than once or in another file than the index says, with
+      what is wrong in words.
 
     Raises:
       InputError: no safetensors, a file that is not whole, a path that leaves the directory.
     """
-    found, faults = [], []
+    found: list[Source] = []
+    faults: dict[str, str] = {}
     index = _index(directory)
     for file in sorted(set(index.values())) if index else [SINGLE]:
         found += list(_tensors(directory / file))
     stored = Counter(source.name for source in found)
-    faults += [f"{name} is stored twice" for name, count in sorted(stored.items()) if count > 1]
+    faults |= {n: f"{n} is stored twice" for n, count in sorted(stored.items()) if count > 1}
     if index:
         here = {source.name: source.file.name for source in found}
-        faults += [
-            f"{name} is not in {file}, where the index has it"
+        faults |= {
+            name: f"{name} is not in {file}, where the index has it"
             for name, file in index.items()
             if here.get(name) != Path(file).name
-        ]
-    found = _joined(found)
-    for source in found:
-        if source.dtype not in DTYPES:
-            accepted = ", ".join(DTYPES)
-            raise InputError(
-                str(source.file), None, accepted, f"tensor {source.name} is {source.dtype}"
-            )
-    return found, faults
+        }
+    return _joined(found), faults
+
+
+# How formats of quantised weights call what they store, and in which dtype: any one of them tells.
+_PACKED = (
+    ("GPTQ", r".*\.g_idx", r".*"),
+    ("AWQ or GPTQ", r".*\.(qweight|qzeros)", r"I32|U32"),
+    ("compressed-tensors", r".*\.weight_(packed|shape)", r".*"),
+    ("bitsandbytes", r".*\.(SCB|absmax|quant_map|weight\.quant_state\..*)", r".*"),
+    ("FP8", r".*", r"F8_.*"),
+    ("MLX", r".*\.weight", r"U32"),
+)
+
+
+def packed_as(found: list[Source]) -> str | None:
+    """The format in which weights are quantised, told by names and dtypes; None: in none."""
+    for title, name, dtype in _PACKED:
+        if any(re.fullmatch(name, s.name) and re.fullmatch(dtype, s.dtype) for s in found):
+            return title
+    return None
 
 
 def _joined(found: list[Source]) -> list[Source]:
@@ -130,7 +154,10 @@ def _index(directory: Path) -> dict[str, str]:
         if pickles:
             raise InputError(str(directory / pickles[0]), why=CONVERT)
         raise InputError(
-            str(directory), None, "a directory with one", f"no {SINGLE} and no {INDEX}"
+            str(directory),
+            None,
+            "a directory with one, or --file= with the name of a GGUF file in it",
+            f"no {SINGLE} and no {INDEX}",
         )
     weights = read_json(path).get("weight_map")
     if not isinstance(weights, dict) or not weights:
@@ -162,6 +189,7 @@ def _tensors(file: Path) -> Iterator[Source]:
 def _check_header(file: Path) -> None:
     """Refuse what the library would read past: a missing file, a huge header, repeated names."""
     try:
+        refuse_pointer(file)
         size = file.stat().st_size
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")

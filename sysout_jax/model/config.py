@@ -289,7 +289,7 @@ _LLAMA = ModelConfig(norm="rms", position="rope", mlp="swiglu")
 
 SHAPES: Mapping[str, ModelConfig] = MappingProxyType(
     {
-        "backcopy": ModelConfig(layers=1, width=64, heads=1, mlp="relu", context=32),
+        "backcopy": ModelConfig(layers=1, width=64, heads=1, mlp="relu"),
         "gpt2-tiny": replace(_GPT2, layers=2, width=64, heads=4),
         "gpt2-124m": replace(_GPT2, layers=12, width=768, heads=12, context=1024, vocab=50257),
         "llama-tiny": replace(_LLAMA, layers=4, width=128, heads=4, kv_heads=2, mlp_width=344),

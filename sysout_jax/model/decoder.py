@@ -172,18 +172,34 @@ def param_axes(config: ModelConfig) -> Params:
     return jax.tree.map(lambda declared: declared.axes, _declared(config), is_leaf=_is_axed)
 
 
+def param_shapes(config: ModelConfig) -> Params:
+    """The tree of the parameters with a `jax.ShapeDtypeStruct` for each in its place."""
+    return jax.tree.map(lambda declared: declared.value, _declared(config), is_leaf=_is_axed)
+
+
 def parameter_count(config: ModelConfig) -> int:
     """The number of parameters of a decoder."""
-    declared = jax.tree.leaves(_declared(config), is_leaf=_is_axed)
-    return sum(prod(each.value.shape) for each in declared)
+    return sum(prod(each.shape) for each in jax.tree.leaves(param_shapes(config)))
 
 
 @lru_cache(maxsize=64)
 def _declared(config: ModelConfig) -> Params:
     """The tree of `Axed` whose values are shapes."""
+    if not config.scan_layers:  # one layer is traced, whatever the depth
+        scanned = _declared(replace(config, scan_layers=True))
+        rest = {name: of for name, of in scanned.items() if name != "blocks"}
+        one = jax.tree.map(_of_one_layer, scanned["blocks"], is_leaf=_is_axed)
+        return dict(sorted({**rest, **{f"block_{i}": one for i in range(config.layers)}}.items()))
     tokens = jnp.zeros((1, 1), jnp.int32)
     declare = partial(Decoder(config).init, jax.random.key(0), tokens, Probe(None, None))
     return jax.eval_shape(declare)["params"]
+
+
+def _of_one_layer(stacked: Axed) -> Axed:
+    shape = stacked.value
+    return stacked.remove_axis(0, {}).replace(
+        value=jax.ShapeDtypeStruct(shape.shape[1:], shape.dtype)
+    )
 
 
 def _is_axed(x: Any) -> bool:

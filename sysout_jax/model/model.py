@@ -10,6 +10,7 @@ from flax import struct
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
+from sysout_jax.model.origin import Origin
 from sysout_jax.showing import facts
 
 
@@ -20,6 +21,7 @@ class Model:
     config: ModelConfig = struct.field(pytree_node=False)
     params: Params
     tokenizer: Any = struct.field(pytree_node=False, default=None)
+    origin: Origin | None = struct.field(pytree_node=False, default=None)
 
     def __repr__(self) -> str:
         return f"Model({'; '.join(f'{name} {value}' for name, value in self._facts())})"
@@ -33,7 +35,9 @@ class Model:
         kinds = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in leaves})
         shape = f"{c.layers} layer{'s' * (c.layers != 1)}, width {c.width}, {c.heads} heads"
         said = self.tokenizer and f"{type(self.tokenizer).__name__} of {self.tokenizer.vocab}"
+        weights = [] if self.origin is None else [("weights", self.origin.weights)]
         return [
+            *weights,
             ("attention", c.variant),
             ("shape", shape),
             ("parameters", f"{sum(sizes):,} ({', '.join(kinds)})"),

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sysout_jax.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -55,15 +57,14 @@ def count_axis(axis: Any, count: int) -> None:
 
 
 def save(figure: "Figure", path: Path) -> Path:
-    """Write a figure under a temporary name and rename it; the suffix, .png or .pdf, says how."""
+    """Write a figure, whole or not at all; the suffix, .png or .pdf, says how."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    if path.suffix == ".png":
-        FigureCanvasAgg(figure).print_png(str(partial))
-    else:  # without the date, so that the same record gives the same bytes
-        FigureCanvasPdf(figure).print_pdf(str(partial), metadata={"CreationDate": None})
-    partial.replace(path)
+    with replacing(path) as partial:
+        if path.suffix == ".png":
+            FigureCanvasAgg(figure).print_png(str(partial))
+        else:  # without the date, so that the same record gives the same bytes
+            FigureCanvasPdf(figure).print_pdf(str(partial), metadata={"CreationDate": None})
     return path

@@ -321,6 +321,7 @@ def header(material: Material) -> dict[str, Any]:
     sequences, length = material.rows.shape
     return {
         "model": asdict(config),
+        "origin": None if material.model.origin is None else asdict(material.model.origin),
         "thresholds": asdict(material.thresholds),
         "sequences": sequences,
         "seq_len": length - 1,

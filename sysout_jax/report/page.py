@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sysout_jax.files import write_text
 from sysout_jax.report import interactive, tables
 from sysout_jax.report.words import headline, known_lines
 
@@ -104,11 +105,7 @@ def write_page(record: Record, directory: Path) -> Path:
       record: of the analysis experiment, as JSON holds it.
       directory: with figures/*.png; result.json and the PDF files are linked relative to it.
     """
-    path = directory / "report.html"
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page(record, directory / "figures"), encoding="utf-8")
-    partial.replace(path)
-    return path
+    return write_text(directory / "report.html", page(record, directory / "figures"))
 
 
 def page(record: Record, figures: Path) -> str:

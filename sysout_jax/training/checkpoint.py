@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 
 from sysout_jax.data import load_saved
 from sysout_jax.errors import InputError, reason
+from sysout_jax.files import replacing
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, init
 from sysout_jax.model.model import Model
@@ -50,10 +50,8 @@ def save(
     import orbax.checkpoint as ocp  # takes over a second to import: only those who save pay
 
     target = Path(directory).absolute()
-    partial_directory = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial_directory, ignore_errors=True)
-    partial_directory.mkdir(parents=True)
-    with whole_or_not("model", partial_directory, target):
+    with said_of("model", target), replacing(target) as partial_directory:
+        partial_directory.mkdir(parents=True)
         # Of several processes only this one writes, and it must not wait for the others.
         alone = {jax.process_index()}
         options = ocp.options.MultiprocessingOptions(
@@ -70,24 +68,20 @@ def save(
         write_json(partial_directory / "config.json", record)
         if tokenizer is not None:
             tokenizer.save(partial_directory / "tokenizer.json")
-        partial_directory.rename(target)
 
 
 @contextlib.contextmanager
-def whole_or_not(what: str, partial_directory: Path, target: Path) -> Iterator[None]:
-    """Remove what was begun of a directory if it cannot be finished.
+def said_of(what: str, target: Path) -> Iterator[None]:
+    """Have a write that fails say in one line what is not written, and why.
 
     Raises:
       OSError: it cannot be written; names the target and the operating system's reason.
     """
     try:
         yield
-    except BaseException as error:
-        shutil.rmtree(partial_directory, ignore_errors=True)
-        if isinstance(error, OSError | ValueError):
-            number, why = _failed_write(error)
-            raise OSError(number, f"{what} not written: {why}", str(target)) from error
-        raise
+    except (OSError, ValueError) as error:
+        number, why = _failed_write(error)
+        raise OSError(number, f"{what} not written: {why}", str(target)) from error
 
 
 def _failed_write(error: OSError | ValueError) -> tuple[int, str]:
@@ -155,7 +149,7 @@ def checkpoints(run: Path, name: str, seed: int) -> list[tuple[int, Path]]:
 
 def models(run: Path) -> dict[str, list[int]]:
     """The models in a run directory by name, with their seeds; none where there is no models/."""
-    configs = sorted((run / "models").glob("*/config.json"))
+    configs = sorted((run / "models").glob("[!.]*/config.json"))
     return {path.parent.name: saved_seeds(path.parent) for path in configs}
 
 

@@ -22,6 +22,7 @@ class TrainConfig:
     variant: str = "softmax"  # a row of core/attention.py
     corpus: str = "stdlib"  # backcopy, stdlib, PATH (file, directory, glob), tokens:DIR
     tokenizer: str = "bytes"  # bytes, gpt2:DIR, PATH.json, bpe:SIZE
+    token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     bos: bool = True  # every sequence starts with a BOS token
     train_tokens: int | None = None  # of the training part, from its beginning; None: all
     seq_len: int = 64  # T, inputs per sequence
@@ -68,12 +69,30 @@ class TrainConfig:
                 "a divisor of it",
                 f"does not divide --batch_size={self.batch_size}",
             )
+        if self.model.position == "learned":  # else it changes nothing
+            self._agree("context", self.seq_len, "seq_len")
+        self._agree("variant", self.variant, "variant")
         check_parallel(self.parallel, self.mesh_shape)
         check_fits(self.mesh_shape, self.model, self.batch_size, self.parts)
         in_range = all(is_integer(seed) and 0 <= seed < 2**32 for seed in self.seeds)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not in_range:
             raise InputError(
                 "seeds", ",".join(map(str, self.seeds)), "different integers from 0 to 2**32 - 1"
+            )
+
+    def _agree(self, name: str, value: object, field: str) -> None:
+        """Refuse what the model's config says otherwise than the run does.
+
+        Raises:
+          InputError: names the field of the run that decides.
+        """
+        said = getattr(self.model, name)
+        if said not in (value, getattr(ModelConfig, name)):
+            raise InputError(
+                f"model.{name}={said}",
+                None,
+                f"that, or a model without {name}",
+                f"{field} of the run makes it {value}",
             )
 
     @property
@@ -93,5 +112,10 @@ class TrainConfig:
         return parse_mesh(self.mesh)
 
     def architecture(self, vocab: int) -> ModelConfig:
-        """The model's config, with what the run determines filled in."""
+        """The model's config, with what the run determines filled in.
+
+        Raises:
+          InputError: the model's says another size of the vocabulary.
+        """
+        self._agree("vocab", vocab, "corpus")
         return replace(self.model, vocab=vocab, context=self.seq_len, variant=self.variant)

@@ -77,8 +77,9 @@ class Run:
 def corpus_of(config: TrainConfig, progress: Progress | None = None) -> Corpus:
     """The corpus that a run draws its batches from; errors and `progress` as in `load_corpus`."""
     return load_corpus(
-        config.corpus, config.tokenizer, config.bos, None, progress, config.train_tokens
-    )
+        config.corpus, config.tokenizer, config.bos, None, progress, config.train_tokens,
+        config.token_dtype,
+    )  # fmt: skip
 
 
 def train(

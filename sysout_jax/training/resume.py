@@ -21,6 +21,7 @@ from sysout_jax.training import hosts
 from sysout_jax.training.checkpoint import load, saved_seeds
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.states import (
+    NO_STATE,
     Saving,
     Say,
     StateStore,
@@ -109,7 +110,8 @@ class GroupStates:
           start: gives the state of case 4, in whose places the others are put.
 
         Raises:
-          InputError: the state is of another config or other data, the model of another shape.
+          InputError: there are states and none is whole; the state is of another config or other
+            data, the model of another shape.
         """
         places: list[tuple[Path, Callable[..., Any]]] = [
             (self._store.directory, self._store.restore)
@@ -122,6 +124,8 @@ class GroupStates:
             check = partial(self._check, where)
             there = hosts.told(bool(saved_steps(where)))
             found = read(_shapes(start()), check=check) if there else None
+            if there and found is None:
+                raise InputError(str(where), why=NO_STATE)
             if found is not None:
                 state, about = found
                 self._saved = about["step"]

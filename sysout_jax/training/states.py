@@ -11,7 +11,7 @@ import contextlib
 import errno
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,14 @@ from typing import Any
 
 import jax
 
-from sysout_jax.errors import reason
+from sysout_jax.errors import InputError, reason
 from sysout_jax.model.config import at_least
 from sysout_jax.results import write_json
 from sysout_jax.training import hosts
-from sysout_jax.training.checkpoint import STORAGE, digests, whole_or_not
+from sysout_jax.training.checkpoint import STORAGE, digests, said_of
 
 FORMAT = 1
+NO_STATE = "none of its states is whole; accepted: remove it, and training begins at step 0"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError)  # what a damaged state raises
 Say = Callable[[str], None]  # one line for the user
 Check = Callable[[dict[str, Any]], None]
@@ -113,7 +114,7 @@ class StateStore:
         with STORAGE:
             if self._checkpointer is None:
                 self._checkpointer = _checkpointer()
-            with whole_or_not("state", partial, target):
+            with _whole_or_not(partial, target):
                 self._checkpointer.save(partial / "state", hosts.shared(_named(state)))
         record = {"format": FORMAT, "step": step, **about}
         self._pending = self._writer.submit(self._finish, partial, target, record, finished)
@@ -129,7 +130,7 @@ class StateStore:
             pending.result()
 
     def _finish(self, partial: Path, target: Path, record: dict[str, Any], finished: bool) -> None:
-        with whole_or_not("state", partial, target):
+        with _whole_or_not(partial, target):
             self._checkpointer.wait_until_finished()
             if not hosts.first():
                 return
@@ -144,16 +145,30 @@ class StateStore:
     def restore(self, like: Any, check: Check) -> tuple[Any, dict[str, Any]] | None:
         """The newest whole state of this group, which is then the newest there is; see `restore`.
 
-        What a killed run had begun to write, and damaged states, are removed.
+        What a killed run had begun to write, and states after it, which are damaged, are removed.
         """
         found = restore(self.directory, like, self._say, check)
         if hosts.first():
             for left in self.directory.glob(".step-*.partial"):
                 shutil.rmtree(left, ignore_errors=True)
             for step, path in saved_steps(self.directory).items():
-                if found is None or step > found[1]["step"]:
+                if found is not None and step > found[1]["step"]:
                     shutil.rmtree(path, ignore_errors=True)
         return found
+
+
+def check_usable(states: Path) -> None:
+    """Refuse the states of a run of which a group has some, and none that is whole.
+
+    Args:
+      states: of a run; below it a directory for each study, and in that one for each group.
+
+    Raises:
+      InputError: names the group.
+    """
+    for group in sorted({path.parent for path in states.glob("*/*/step-*")}):
+        if _newest(group, lambda _: None, set()) is None:
+            raise InputError(str(group), why=NO_STATE)
 
 
 def restore(
@@ -175,22 +190,9 @@ def restore(
     """
     damaged: set[int] = set()
 
-    def unusable(step: int, error: Exception) -> None:
-        damaged.add(step)
-        said = reason(error)[:200]
-        say(f"{_place(directory, step)}: cannot be used ({said}); the one before it is tried")
-
-    def newest() -> int | None:
-        for step in sorted(set(saved_steps(directory)) - damaged, reverse=True):
-            try:
-                _verify(_place(directory, step))
-            except UNREADABLE as error:
-                unusable(step, error)
-            else:
-                return step
-        return None
-
-    while (step := hosts.told(newest() if hosts.first() else None)) is not None:
+    while (
+        step := hosts.told(_newest(directory, say, damaged) if hosts.first() else None)
+    ) is not None:
         path = _place(directory, step)
         about = json.loads((path / "about.json").read_text())
         check(about)
@@ -199,8 +201,27 @@ def restore(
         except UNREADABLE as error:
             if hosts.several():  # the others may have read it
                 raise OSError(errno.EIO, reason(error)[:200], str(path)) from error
-            unusable(step, error)
+            damaged.add(step)
+            _say_unusable(say, path, error)
     return None
+
+
+def _newest(directory: Path, say: Say, damaged: set[int]) -> int | None:
+    """The newest step whose state is whole; those that are not are said and enter `damaged`."""
+    for step in sorted(set(saved_steps(directory)) - damaged, reverse=True):
+        path = _place(directory, step)
+        try:
+            _verify(path)
+        except UNREADABLE as error:
+            damaged.add(step)
+            _say_unusable(say, path, error)
+        else:
+            return step
+    return None
+
+
+def _say_unusable(say: Say, path: Path, error: Exception) -> None:
+    say(f"{path}: cannot be used ({reason(error)[:200]}); the one before it is tried")
 
 
 def saved_steps(directory: Path) -> dict[int, Path]:
@@ -228,8 +249,23 @@ def _verify(path: Path) -> None:
 def _arrays(path: Path, like: Any) -> Any:
     named = _named(like)
     with STORAGE, contextlib.closing(_checkpointer()) as checkpointer:
-        arrays = hosts.own(checkpointer.restore(path / "state", hosts.shared(named)), named)
+        place = path.absolute() / "state"
+        arrays = hosts.own(checkpointer.restore(place, hosts.shared(named)), named)
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in named])
+
+
+@contextlib.contextmanager
+def _whole_or_not(partial: Path, target: Path) -> Iterator[None]:
+    """Remove what was begun of a state if it cannot be finished.
+
+    All processes of a run write under one name, and one run at a time writes states.
+    """
+    with said_of("state", target):
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def _place(directory: Path, step: int) -> Path:

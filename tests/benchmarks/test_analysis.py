@@ -11,7 +11,7 @@ from rich.console import Console
 from benchmarks import against_hooks, analysis
 from sysout_jax.analysis.scan import Thresholds
 from sysout_jax.errors import InputError
-from sysout_jax.families.checkpoint import export
+from sysout_jax.families.export import export
 from sysout_jax.model.decoder import init
 from sysout_jax.model.model import Model
 

@@ -13,11 +13,11 @@ from sysout_jax.data.encode import (
     default_cache_dir,
     encode_corpus,
     encoded_chunks,
-    open_token_files,
     tokenizer_for,
     validation_documents,
 )
-from sysout_jax.data.tokenizer import ByteTokenizer, chunks, load_tokenizer
+from sysout_jax.data.tokenizer import ByteTokenizer, chunks
+from sysout_jax.data.tokenizer_files import load_tokenizer
 from sysout_jax.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -307,35 +307,3 @@ def test_text_without_tokens(tmp_path):
 
     with pytest.raises(InputError, match="no tokens"):
         encode_corpus(write_corpus(tmp_path / "x.txt", ["abc"]), Mute(), tmp_path / "cache")
-
-
-@pytest.fixture
-def token_dir(tmp_path):
-    np.array([5, 300, 7], "<u2").tofile(tmp_path / "train.bin")
-    np.array([1, 2], "<u2").tofile(tmp_path / "val.bin")
-    return tmp_path
-
-
-def test_token_files(token_dir):
-    corpus = open_token_files(f"tokens:{token_dir}", None)
-    assert (corpus.train.tolist(), corpus.val.tolist()) == ([5, 300, 7], [1, 2])
-    assert corpus.vocab == 301
-    assert open_token_files(f"tokens:{token_dir}", 50257).vocab == 50257
-    assert isinstance(corpus.train, np.memmap)
-
-
-@pytest.mark.parametrize("part", ["train", "val"])
-@pytest.mark.parametrize(("content", "found"), [(None, "No such"), (b"", "empty"), (b"abc", "odd")])
-def test_bad_token_files(token_dir, part, content, found):
-    path = token_dir / f"{part}.bin"
-    path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(InputError) as caught:
-        open_token_files(f"tokens:{token_dir}", None)
-    message = str(caught.value)
-    assert all(word in message for word in ("corpus", str(path), found, "uint16"))
-    assert "\n" not in message
-
-
-def test_token_files_of_another_tokenizer(token_dir):
-    with pytest.raises(InputError, match="token 300; the tokenizer has only 258"):
-        open_token_files(f"tokens:{token_dir}", 258)

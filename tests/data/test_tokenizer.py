@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from sysout_jax.data.tokenizer import Tokenizer, load_saved, load_tokenizer
+from sysout_jax.data.tokenizer import Tokenizer, bounded
+from sysout_jax.data.tokenizer_files import load_saved, load_tokenizer
 from sysout_jax.errors import InputError
 
 SHARED_GPT2 = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizer" / "gpt2"
@@ -298,3 +300,24 @@ def test_damaged_gpt2_files(gpt2_files, name, damage, wanted):
     path = gpt2_files / name
     path.write_text(damage(path.read_text()))
     reject(f"gpt2:{gpt2_files}", str(path), wanted)
+
+
+@pytest.mark.parametrize("letters", ["ACGT", "0123456789", "+/=-", " \t", "_", "愛"])
+def test_one_very_long_word(letters):
+    """Training takes a time that grows with it, and its text comes back; a second each."""
+    word = "".join(np.random.default_rng(0).choice(list(letters), 300_000))
+    begun = time.process_time()
+    made = load_tokenizer("bpe:270", lambda: [word, "and some words\n" * 9])
+    assert time.process_time() - begun < 10  # 20 to 60 s without bounds
+    ids = made.encode(word)
+    assert made.decode(ids) == word
+    assert ids.size < len(word.encode())
+
+
+def test_words_that_texts_have_are_whole():
+    """Text of words below the bound is learned from as it is, however long it is without spaces."""
+    text = ("abc" * 341 + "1") * 3 + " " * 1023 + "x_y" * 1000 + "\u0301" * 1023
+    assert list(bounded(text)) == [text]
+    parts = list(bounded(f"{text} {'y' * 3000} z"))
+    assert [len(part) for part in parts[1:]] == [1024, 3000 - 2048 + 2]
+    assert "".join(parts) == f"{text} {'y' * 3000} z"

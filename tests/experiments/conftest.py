@@ -21,6 +21,7 @@ from experiments import (
     laboratory,
     launch,
     plan,
+    runs,
     variants,
 )
 from tests import usage
@@ -37,7 +38,7 @@ class Outcome(NamedTuple):
 def _binary(module: ModuleType) -> Callable[..., Outcome]:
     def run(*arguments: str) -> Outcome:
         usage.define(module)
-        rest = FLAGS([module.__name__, *arguments])
+        rest = FLAGS([module.__name__, *launch.named_runs(arguments)])
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = launch.guarded(module.main, rest)
@@ -95,6 +96,12 @@ def run_plan() -> Callable[..., Outcome]:
 
 
 @pytest.fixture(scope="session")
+def run_runs() -> Callable[..., Outcome]:
+    """Call `python -m experiments.runs` with these arguments."""
+    return _binary(runs)
+
+
+@pytest.fixture(scope="session")
 def run_claims() -> Callable[..., Outcome]:
     """Call `python -m experiments.claims` with these arguments."""
     return _binary(claims)
@@ -110,7 +117,7 @@ def trained(run_variants: Callable[..., Outcome], tmp_path_factory: pytest.TempP
         f"--workdir={place}",
     )  # fmt: skip
     assert done.status == 0, done.err
-    return next((place / "variants").iterdir())
+    return (place / "variants" / "latest").resolve()
 
 
 @pytest.fixture(scope="session")

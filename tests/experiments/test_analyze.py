@@ -44,7 +44,7 @@ def trained(run_variants, tmp_path_factory):
         "--checkpoint_every=200", "--seeds=3,5", f"--workdir={workdir}",
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
-    (run,) = (workdir / "variants").iterdir()
+    run = (workdir / "variants" / "latest").resolve()
     shutil.copytree(run / "models" / "backcopy-softmax", run / "models" / "backcopy-other")
     return run
 
@@ -58,7 +58,7 @@ def finished(trained, run_analyze, tmp_path_factory):
         f"--workdir={workdir}",
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
-    (directory,) = (workdir / "analyze").iterdir()
+    directory = (workdir / "analyze" / "latest").resolve()
     return directory, outcome
 
 
@@ -244,14 +244,14 @@ def line(outcome):
     [
         ([], ("--model: not given", "accepted:")),
         (["--model=no/where"], ("--model=no/where: not fetched", "accepted: a directory")),
-        (["--model=../nowhere"], ("--model=../nowhere: no such file", "accepted: a run's model")),
+        (["--model=../nowhere"], ("--model=../nowhere: no such file", "a run's model")),
         (["--model={run}", "--variant=softmax", "--stream"], ("--stream", "a run's model")),
         (["--model={run}", "--variant=softmax", "--bos=maybe"], ("--bos='maybe'", "auto, yes")),
         (
             ["--model={run}", "--variant=softmax", "--check_known"],
             ("--check_known: nothing is published", "accepted: Llama-2-7b"),
         ),
-        (["--model=tests"], ("--model=tests: no run or model", "accepted:")),
+        (["--model=tests"], ("tests: no config.json", "accepted:")),
         (["--model={run}"], ("--variant: not given", "backcopy-other, backcopy-softmax")),
         (["--model={run}", "--variant=sigmoid"], ("--variant=sigmoid", "fits 0")),
         (["--model={run}", "--variant=softmax", "--seed=4"], ("seed 4", "3, 5")),
@@ -345,7 +345,7 @@ def test_an_interrupted_run_says_what_it_finished(of_text, run_analyze, tmp_path
     )  # fmt: skip
     assert outcome.status == 130
     assert "finished existence, positions\n" in outcome.out
-    (directory,) = (tmp_path / "analyze").iterdir()
+    directory = (tmp_path / "analyze" / "latest").resolve()
     record = json.loads((directory / "result.json").read_text())
     assert record["status"] == "interrupted"
     assert list(record["parts"]) == ["existence", "positions"]
@@ -408,7 +408,7 @@ def published(of_family):
 def analysed(run_analyze, workdir, *arguments):
     outcome = run_analyze(*arguments, f"--workdir={workdir}")
     assert outcome.status == 0, outcome.err
-    (directory,) = (workdir / "analyze").iterdir()
+    directory = (workdir / "analyze" / "latest").resolve()
     return json.loads((directory / "result.json").read_text()), outcome
 
 
@@ -462,6 +462,6 @@ def test_published_coordinates_are_compared(published, run_analyze, tmp_path, mo
         if wanted:
             assert check["agrees"] == (check["found"][0] in wanted)
     assert "tiny, neuron 0: " in outcome.out
-    (directory,) = (tmp_path / "known" / "analyze").iterdir()
+    directory = (tmp_path / "known" / "analyze" / "latest").resolve()
     assert "Published coordinates" in (directory / "report.html").read_text()
     assert "known" not in true

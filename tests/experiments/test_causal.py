@@ -20,7 +20,7 @@ def deep(run_variants, tmp_path_factory):
         f"--workdir={place}",
     )  # fmt: skip
     assert done.status == 0, done.err
-    return next((place / "variants").iterdir())
+    return (place / "variants" / "latest").resolve()
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def finished(deep, run_causal, tmp_path_factory):
         f"--workdir={place}",
     )  # fmt: skip
     assert done.status == 0, done.err
-    return done, next((place / "causal").iterdir())
+    return done, (place / "causal" / "latest").resolve()
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ def finished(trained, run_compress, tmp_path_factory):
         "--seq_len=13", f"--workdir={place}",
     )  # fmt: skip
     assert done.status == 0, done.err
-    return done, next((place / "compress").iterdir())
+    return done, (place / "compress" / "latest").resolve()
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +132,20 @@ def test_an_interrupted_run_keeps_what_it_finished(trained, run_compress, tmp_pa
     kept = json.loads(next(tmp_path.glob("compress/*/result.json")).read_text())
     assert kept["status"] == "interrupted"
     assert list(kept["models"][0]["methods"]) == ["w8"]
+
+
+def test_a_tensor_of_zeros_is_left_out(finished):
+    """Its ratios are 0 or no number: no warning, and the agreement is of the others."""
+    record = json.loads((finished[1] / "result.json").read_text())
+    (model, *_) = record["models"]
+    zeros, *others = (each for each in model["noise"] if each["kind"] == "weight")
+    layers = len(zeros["kurtosis"])
+    for name in ("peak_over_rms", "max_median_ratio", "kurtosis"):
+        zeros[name] = [0.0] * layers
+    for name in ("measured", "predicted"):
+        zeros[name] = {bits: [None] * layers for bits in zeros[name]}
+    record["models"] = [model]
+    without = record | {"models": [model | {"noise": others}]}
+    found = [each for each in agreements(record) if each[0] == "weight"]
+    wanted = [each for each in agreements(without) if each[0] == "weight"]
+    np.testing.assert_equal(found, wanted)

@@ -53,7 +53,7 @@ def finished(run_convergence, tmp_path_factory, text_file):
             *TINY, f"--corpus={text_file}", "--variants=softmax,context_scale", "--lrs=0.01",
             f"--workdir={place}",
         )  # fmt: skip
-        (directory,) = (place / "convergence").iterdir()
+        directory = (place / "convergence" / "latest").resolve()
         halfway = json.loads((directory / "result.json").read_text())
         kept = (directory / "cells" / "softmax-0.01.json").read_bytes()
         second = run_convergence(f"--resume={directory}", "--lrs=0.003,0.01")

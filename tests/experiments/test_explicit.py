@@ -23,7 +23,7 @@ def finished(trained, run_explicit, tmp_path_factory):
         "--finetune=3", "--finetune_lr=1e-2", f"--workdir={place}",
     )  # fmt: skip
     assert done.status == 0, done.err
-    return done, next((place / "explicit").iterdir())
+    return done, (place / "explicit" / "latest").resolve()
 
 
 @pytest.fixture(scope="module")

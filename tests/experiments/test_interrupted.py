@@ -129,13 +129,57 @@ def test_killed_and_preempted(whole, run_variants, tmp_path):
     last = outcome.out.splitlines()[-1]
     assert re.fullmatch(r"asked to stop (at step \d+ of|before) variant \w+", last)
     assert json.loads((directory / "result.json").read_text())["status"] == "preempted"
-    damaged = max(saved_steps(directory / "states" / "backcopy" / "softmax-seed-0").values())
+    states = max(map(saved_steps, directory.glob("states/backcopy/*")), key=len)
+    damaged = states[max(states)]  # of a group that has another: a finished one has its last alone
     (damaged / "about.json").write_text("")
     outcome = run_variants("--name=a", f"--workdir={tmp_path}")
     assert (outcome.status, outcome.err) == (0, "")
     assert outcome.out.count("cannot be used (about.json is missing or not as it was written)") == 1
     same(directory, whole)
     assert not (directory / "states").exists()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_going_on_as_the_run_says(whole, tmp_path, sent):
+    """The line that a stopped run prints, given to a shell, ends with the bits of a whole run."""
+    workdir = tmp_path / "a place's"
+    process = begin(workdir)
+    wait_until(process, lambda: any(rows(path) > 20 for path in workdir.glob("variants/*")))
+    process.send_signal(sent)
+    out, err = process.communicate()
+    status, said = {signal.SIGINT: (130, "error: interrupted\n"), signal.SIGTERM: (0, "")}[sent]
+    assert (process.returncode, err) == (status, said)
+    directory = (workdir / "variants" / "latest").resolve()
+    assert re.fullmatch(r"\d{8}-\d{6}-backcopy", directory.name)
+    (told,) = (line for line in out.splitlines() if line.startswith("goes on  "))
+    assert all(directory.glob("states/backcopy/*/step-*"))
+    subprocess.run(told.removeprefix("goes on  "), shell=True, cwd=ROOT, env=ENV, check=True)
+    same(directory, whole)
+
+
+def test_resuming_from_a_relative_path(whole, run_variants, tmp_path, monkeypatch):
+    """Of the latest run, as it is named from where it was begun; or not at all."""
+    process = begin(tmp_path / "runs", "--name=a")
+    wait_until(process, lambda: rows(tmp_path / "runs" / "variants" / "a") > 20)
+    process.terminate()
+    ended(process)
+    monkeypatch.chdir(tmp_path)
+    begun = max(saved_steps(Path("runs/variants/a/states/backcopy/softmax-seed-0")))
+    outcome = run_variants("--resume_from=runs/variants/latest", "--name=b")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "cannot be used" not in outcome.out
+    assert begun > 0
+    same(Path("runs/variants/b"), whole)
+    for state in Path("runs/variants/a/states").glob("backcopy/softmax-seed-0/step-*"):
+        (state / "about.json").write_text("")
+    outcome = run_variants("--resume_from=runs/variants/a", "--name=c")
+    assert (outcome.status, outcome.out.strip()) == (2, "")
+    group = "runs/variants/a/states/backcopy/softmax-seed-0"
+    assert outcome.err == (
+        f"error: {group}: none of its states is whole; "
+        "accepted: remove it, and training begins at step 0\n"
+    )
+    assert not Path("runs/variants/c").exists()
 
 
 @pytest.mark.slow
@@ -226,11 +270,10 @@ def test_a_disk_that_is_really_full(whole, small_disk):
 
 @pytest.fixture(scope="module")
 def stopped(whole, tmp_path_factory):
-    """A run directory with its config and no result, as a kill before the first state leaves it."""
+    """A run directory with its config and no result, and a state that is not whole."""
     directory = tmp_path_factory.mktemp("stopped") / "variants" / "a"
-    directory.mkdir(parents=True)
+    (directory / "states" / "backcopy" / "softmax-seed-0" / "step-000000040").mkdir(parents=True)
     shutil.copy(whole / "config.json", directory)
-    (directory / "states").mkdir()
     return directory
 
 
@@ -304,6 +347,7 @@ def test_a_damaged_config_is_one_line(run_variants, stopped, tmp_path, content):
             ("--resume_from=nowhere: config.json: No such file", "variants"),
         ),
         (["--name=../a"], ("--name=../a: accepted: letters",)),
+        (["--name=latest"], ("--name=latest: accepted: letters", "not latest")),
         (["--keep_last=0"], ("--keep_last=0: accepted: ",)),
         (
             ["--init_from=nowhere", "--smoke"],

@@ -303,3 +303,11 @@ def test_bad_flags_are_one_line(run_laboratory, tmp_path, monkeypatch, arguments
     assert told in done.err
     assert done.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_smoke_is_two_cells(run_laboratory, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(laboratory, "run", lambda config, console: asked.append(config))
+    assert run_laboratory("--smoke", f"--workdir={tmp_path}").status == 0
+    (config,) = asked
+    assert [cell.variant for cell in config.cells] == ["softmax", "context_scale"]

@@ -33,7 +33,7 @@ def in_own_process(workdir, *arguments):
         env=os.environ | QUICK,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (directory,) = (workdir / "plan").iterdir()
+    directory = (workdir / "plan" / "latest").resolve()
     return read_record(directory), done.stdout
 
 
@@ -89,7 +89,7 @@ def test_a_directory_is_a_model(run_plan, tmp_path):
         "--only=analysis", f"--workdir={tmp_path}",
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
-    (directory,) = (tmp_path / "plan").iterdir()
+    directory = (tmp_path / "plan" / "latest").resolve()
     record = read_record(directory)
     assert record["shape"]["F"] == 12
     step = record["steps"]["analysis"]
@@ -108,7 +108,7 @@ def test_levers_are_compiled_one_by_one(run_plan, tmp_path, monkeypatch):
         *SMALL, "--topology=cpu:1", "--batch_size=2", "--levers", f"--workdir={tmp_path}"
     )
     assert outcome.status == 0, outcome.err
-    (directory,) = (tmp_path / "plan").iterdir()
+    directory = (tmp_path / "plan" / "latest").resolve()
     record = read_record(directory)
     assert record["steps"] == {}
     plain, half = (record["levers"][name]["memory"]["arguments"] for name in two)

@@ -47,7 +47,7 @@ def finished(run_variants, tmp_path_factory, text_file):
         "--variants=softmax,context_scale", f"--workdir={workdir}",
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
-    (directory,) = (workdir / "variants").iterdir()
+    directory = (workdir / "variants" / "latest").resolve()
     return directory, outcome
 
 
@@ -197,7 +197,7 @@ def test_disk_that_fills_up(run_variants, tmp_path, monkeypatch):
         *TINY, "--corpus=backcopy", "--variants=softmax", f"--workdir={tmp_path}"
     )
     assert outcome.status == 1
-    (directory,) = (tmp_path / "variants").iterdir()
+    directory = (tmp_path / "variants" / "latest").resolve()
     model = directory / "models" / "backcopy-softmax"
     assert outcome.err == f"error: {model}: model not written: No space left on device\n"
     assert not list((directory / "models").iterdir())
@@ -211,7 +211,7 @@ def test_divergence_names_step_and_seed_and_keeps_the_record(run_variants, tmp_p
     )  # fmt: skip
     assert outcome.status == 1
     assert re.search(r"loss is (nan|inf) at step [345] of seed 4, variant softmax", outcome.err)
-    (directory,) = (tmp_path / "variants").iterdir()
+    directory = (tmp_path / "variants" / "latest").resolve()
     record = json.loads((directory / "result.json").read_text())
     assert record["status"] == "failed"
     assert "seed 4" in record["reason"]
@@ -238,7 +238,7 @@ def test_interruption_keeps_what_was_finished(run_variants, tmp_path, monkeypatc
     )
     assert outcome.status == 130
     assert outcome.err == "error: interrupted\n"
-    (directory,) = (tmp_path / "variants").iterdir()
+    directory = (tmp_path / "variants" / "latest").resolve()
     record = json.loads((directory / "result.json").read_text())
     assert record["status"] == "interrupted"
     assert list(record["studies"][0]["variants"]) == ["softmax"]

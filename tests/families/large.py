@@ -27,9 +27,9 @@ from sysout_jax.core import measures
 from sysout_jax.families import tensor_map
 from sysout_jax.families.config_map import read_config
 from sysout_jax.families.llama import LLAMA
-from sysout_jax.model.model import apply
 from sysout_jax.model.stream import streamed
 from sysout_jax.results import plain, provenance, read_record
+from sysout_jax.running import apply
 
 SHAPES = {
     "tiny": {
@@ -136,7 +136,7 @@ def analysed(shape: str, place: Path) -> dict:
     _, status, used = os.wait4(running.pid, 0)
     assert status == 0
     seconds = time.perf_counter() - begun
-    (directory,) = (work / "analyze").iterdir()
+    directory = (work / "analyze" / "latest").resolve()
     record = read_record(directory)
     assert record["status"] == "complete"
     layers = len(record["parts"]["positions"]["heads"])

@@ -206,6 +206,14 @@ CASES = {
         SMALL | {"hidden_size": 24, "rope_parameters": LONG,
                  "original_max_position_embeddings": 16}, 13,
     ),
+    "stablelm": ("StableLmConfig", SMALL | {"hidden_size": 32, "num_key_value_heads": 4}, 11),
+    "stablelm side by side, biases, GQA": (
+        "StableLmConfig",
+        SMALL | {"hidden_size": 24, "num_key_value_heads": 2, "use_parallel_residual": True,
+                 "use_qkv_bias": True, "tie_word_embeddings": True, "layer_norm_eps": 1e-3,
+                 "rope_parameters": {"rope_type": "default", "rope_theta": 100.0,
+                                     "partial_rotary_factor": 1.0}}, 11,
+    ),
 }  # fmt: skip
 RECORDED = [name for name in CASES if " " not in name] + [
     "falcon new decoder", "falcon alibi, sequential", "gpt_oss one window for all", "opt post",

@@ -22,6 +22,7 @@ from sysout_jax.families import tensor_map
 from sysout_jax.families.checkpoint import load_checkpoint, open_checkpoint
 from sysout_jax.families.config_map import read_config
 from sysout_jax.families.llama import LLAMA
+from sysout_jax.families.table import FAMILIES
 from sysout_jax.families.tensors import INDEX, SINGLE
 from tests import quick
 
@@ -73,10 +74,10 @@ def test_matrices_are_turned_into_ours(place):
     params = leaves(load_checkpoint(place).params)
     stored = values()["model.layers.1.self_attn.k_proj.weight"]
     np.testing.assert_array_equal(
-        params["block_1", "attn", "key"], stored.reshape(2, 6, 22).transpose(2, 0, 1)
+        params["blocks", "attn", "key"][1], stored.reshape(2, 6, 22).transpose(2, 0, 1)
     )
     out = values()["model.layers.0.self_attn.o_proj.weight"]
-    np.testing.assert_array_equal(params["block_0", "attn", "out"], out.T.reshape(4, 6, 22))
+    np.testing.assert_array_equal(params["blocks", "attn", "out"][0], out.T.reshape(4, 6, 22))
     np.testing.assert_array_equal(params["head",], values()["lm_head.weight"].T)
 
 
@@ -132,9 +133,9 @@ def test_parameters_go_where_they_are_sent(place):
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*where))
 
     params = leaves(load_checkpoint(place, shard=send).params)
-    assert {"D -> N H", "D -> F", "F -> D", "V -> D", "D"} <= seen
-    assert params["block_0", "mlp", "down"].sharding.spec == jax.sharding.PartitionSpec(
-        "model", None
+    assert {"L D -> N H", "L D -> F", "L F -> D", "V -> D", "L D", "D"} <= seen
+    assert params["blocks", "mlp", "down"].sharding.spec == jax.sharding.PartitionSpec(
+        None, "model", None
     )
 
 
@@ -147,7 +148,8 @@ def test_prefix_and_buffers_may_vary(tmp_path):
     model = load_checkpoint(write(tmp_path / "model", bare, tied))
     assert ("head",) not in leaves(model.params)
     bare["lm_head.weight"] = bare["embed_tokens.weight"] + 1
-    assert "left over: lm_head.weight" in refusal(write(tmp_path / "model", bare, tied))
+    said = refusal(write(tmp_path / "model", bare, tied))
+    assert "not the embedding that it is tied to (accepted: tie_word_embeddings=false" in said
 
 
 # ------------------------------------------------------------------------- what is refused
@@ -245,9 +247,81 @@ def test_values_that_are_not_finite(tmp_path, bad, kind):
     assert message.endswith("tensor model.norm.weight holds NaN or infinity")
 
 
+def neox(dtype):
+    """A tiny Pythia as it is published: its causal mask and its bases beside the parameters."""
+    config = {
+        "model_type": "gpt_neox", "vocab_size": 19, "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 8,
+    }  # fmt: skip
+    layout = tensor_map.layout(FAMILIES["gpt_neox"], read_config(FAMILIES["gpt_neox"], config))
+    rng = np.random.default_rng(0)
+    tensors = {x.name: rng.standard_normal(x.shape).astype(np.float32) for x in layout}
+    at = "gpt_neox.layers.0.attention."
+    mask = np.tril(np.ones((1, 1, 8, 8))).astype(dtype)
+    buffers = {at + "bias": mask, at + "masked_bias": np.asarray(-1e9, np.float32)}
+    return config, tensors, buffers | {at + "rotary_emb.inv_freq": np.ones(4, np.float32)}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.bool_, np.float16, np.float32])
+def test_buffers_are_skipped_whatever_their_dtype(tmp_path, dtype):
+    config, tensors, buffers = neox(dtype)
+    plain = write(tmp_path / "plain", tensors, config)
+    published = write(tmp_path / "published", tensors | buffers, config)
+    for one, other in zip(
+        *(jax.tree.leaves(load_checkpoint(x).params) for x in (plain, published)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_tie_of_which_the_head_alone_is_stored(tmp_path):
+    """As safetensors' save_model writes it, and as an index of both names it."""
+    tied = CONFIG | {"tie_word_embeddings": True}
+    both = {name: x for name, x in values().items() if name != "lm_head.weight"}
+    alone = {name: x for name, x in both.items() if "embed_tokens" not in name}
+    alone["lm_head.weight"] = both["model.embed_tokens.weight"]
+    expected = load_checkpoint(write(tmp_path / "both", both, tied)).params["embed"]
+    found = load_checkpoint(write(tmp_path / "alone", alone, tied)).params["embed"]
+    np.testing.assert_array_equal(found, expected)
+    place = write(tmp_path / "index", both, tied)
+    (place / SINGLE).rename(place / "model-1.safetensors")
+    names = dict.fromkeys([*both, "lm_head.weight"], "model-1.safetensors")
+    (place / INDEX).write_text(json.dumps({"weight_map": names}))
+    np.testing.assert_array_equal(load_checkpoint(place).params["embed"], expected)
+    names["model.layers.0.nosuch"] = "model-1.safetensors"
+    (place / INDEX).write_text(json.dumps({"weight_map": names}))
+    assert "wrongly stored: model.layers.0.nosuch is not in model-1" in refusal(place)
+
+
+@pytest.mark.parametrize(
+    ("extra", "dtype", "said"),
+    [
+        ("model.layers.0.self_attn.q_proj.g_idx", np.int32, "GPTQ"),
+        ("model.layers.0.self_attn.q_proj.qweight", np.int32, "AWQ or GPTQ"),
+        ("model.layers.0.self_attn.q_proj.weight_packed", np.int32, "compressed-tensors"),
+        ("model.layers.0.self_attn.q_proj.weight.absmax", np.float32, "bitsandbytes"),
+        ("model.layers.0.self_attn.q_proj.SCB", np.float32, "bitsandbytes"),
+        ("model.norm.weight", ml_dtypes.float8_e4m3fn, "FP8"),
+        ("model.norm.weight", np.uint32, "MLX"),
+    ],
+)
+def test_quantised_weights_are_called_what_they_are(tmp_path, extra, dtype, said):
+    place = write(tmp_path / "model", values() | {extra: np.zeros(22, dtype)})
+    message = refusal(place)
+    assert f"its weights are stored quantised ({said}); accepted: the model that" in message
+
+
+def test_git_lfs_pointers(place):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    for name in (SINGLE, "config.json"):
+        (place / name).write_text(pointer)
+        assert f"{name}: a Git LFS pointer, not the file itself; accepted" in refusal(place)
+
+
 def test_integers_are_refused(tmp_path):
     tensors = values() | {"model.norm.weight": np.zeros(22, np.int32)}
-    assert "is I32; accepted: F32, F16, BF16" in refusal(write(tmp_path / "model", tensors))
+    assert "model.norm.weight is I32 (accepted: F32, F16, BF16)" in refusal(
+        write(tmp_path / "model", tensors)
+    )
 
 
 def test_a_name_declared_twice(place):
@@ -350,7 +424,7 @@ def test_export_writes_whole_or_nothing(place, tmp_path, monkeypatch):
     def full(*arguments, **keywords):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sysout_jax.families.checkpoint.save_file", full)
+    monkeypatch.setattr("sysout_jax.families.export.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         so.export(model, tmp_path / "out", "llama")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -442,7 +516,7 @@ mesh = Mesh(np.array(jax.devices()), ("model",))
 def shard(axes, shape):
     letters = axes.replace("-> ", "").split()
     return NamedSharding(mesh, PartitionSpec(*("model" if x == "K" else None for x in letters)))
-key = load(sys.argv[1], shard=shard).params["block_1"]["attn"]["key"]
+key = load(sys.argv[1], shard=shard).params["blocks"]["attn"]["key"]
 print(len(jax.devices()), [part.data.shape for part in key.addressable_shards])
 """
 
@@ -452,4 +526,4 @@ def test_a_mesh_gets_its_shards(place):
         [sys.executable, "-c", SHARDED, str(place)], cwd=ROOT, capture_output=True, text=True,
         env=os.environ | quick.TWO_DEVICES, check=True,
     )  # fmt: skip
-    assert done.stdout == "2 [(22, 1, 6), (22, 1, 6)]\n"
+    assert done.stdout == "2 [(2, 22, 1, 6), (2, 22, 1, 6)]\n"

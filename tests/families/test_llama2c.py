@@ -66,6 +66,16 @@ def test_files_that_are_none(tmp_path, damaged):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("version", "what"), [(1, "a header of its own"), (2, "to 8 bits")])
+def test_later_versions_are_called_what_they_are(tmp_path, version, what):
+    (tmp_path / "model.bin").write_bytes(struct.pack("<2I", 0x616B3432, version) + bytes(300))
+    with pytest.raises(InputError) as caught:
+        load_llama2c(tmp_path / "model.bin")
+    assert f"llama2.c of version {version}, " in str(caught.value)
+    assert what in str(caught.value)
+    assert str(caught.value).endswith("which its `export.py --version 0` writes")
+
+
 def test_values_that_are_not_finite(tmp_path):
     damaged = bytearray(raw())
     damaged[28 + 4 * 5 : 28 + 4 * 6] = struct.pack("<f", float("nan"))

@@ -90,11 +90,11 @@ def test_a_pair_that_is_none(published):
     tensors = load_file(place / SINGLE)
     name = next(name for name in tensors if name.endswith("_scales"))
     save_file(tensors | {name: tensors[name][..., :1]}, place / SINGLE)
-    with pytest.raises(InputError, match="is U8; accepted: F32, F16, BF16"):
+    with pytest.raises(InputError, match=r"left over: .*_blocks, .*_scales"):
         open_checkpoint(place)
     del tensors[name]
     save_file(tensors, place / SINGLE)
-    with pytest.raises(InputError, match="is U8; accepted"):
+    with pytest.raises(InputError, match=r"left over: .*_blocks"):
         open_checkpoint(place)
 
 
@@ -102,5 +102,5 @@ def test_other_formats_are_refused(published):
     place, _ = published
     changed = CONFIG | {"quantization_config": {"quant_method": "gptq"}}
     (place / "config.json").write_text(json.dumps(changed))
-    with pytest.raises(InputError, match="method 'gptq'; accepted: mxfp4"):
+    with pytest.raises(InputError, match="stored quantised \\(gptq\\); accepted"):
         open_checkpoint(place)

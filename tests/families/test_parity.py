@@ -15,7 +15,7 @@ import sysout_jax as so
 from sysout_jax.families import tensor_map
 from sysout_jax.families.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
 from sysout_jax.families.table import FAMILIES
-from sysout_jax.model.decoder import stack_blocks
+from sysout_jax.model.decoder import unstack_blocks
 from tests.families import reference
 
 TOLERANCE = 1e-4
@@ -95,13 +95,14 @@ def test_what_is_loaded_is_exported_bit_by_bit(case, golden, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["gemma3", "gpt_oss", "phi"])
-def test_scanned_layers_equal_the_records(case, golden):
-    """Windows, bases and sinks that differ by layer are data where layers are scanned."""
+def test_layers_laid_out_equal_the_records(case, golden):
+    """Windows, bases and sinks that differ by layer, which are data where layers are scanned."""
     directory, ids, expected = golden(case)
     model = load_checkpoint(directory)
-    config = dataclasses.replace(model.config, scan_layers=True)
-    scanned = so.Model(config, stack_blocks(model.params))
-    logits, taps = so.apply(scanned, jnp.asarray(ids), {"attn_weights": None})
+    assert model.config.scan_layers
+    config = dataclasses.replace(model.config, scan_layers=False)
+    laid_out = so.Model(config, unstack_blocks(model.params))
+    logits, taps = so.apply(laid_out, jnp.asarray(ids), {"attn_weights": None})
     np.testing.assert_allclose(logits, expected["logits"], atol=TOLERANCE)
     np.testing.assert_allclose(taps["attn_weights"], expected["attention"], atol=TOLERANCE)
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import tokenizers
-from tokenizers import models, pre_tokenizers, processors
+from tokenizers import models, pre_tokenizers, processors, trainers
 
-from sysout_jax.data import load_tokenizer
+from sysout_jax.data import load_saved, load_tokenizer
 from sysout_jax.data.prompt import encode_prompt
 from sysout_jax.errors import InputError
 from sysout_jax.families.tokens import published_tokenizer
@@ -93,3 +93,72 @@ def test_no_tokenizer_and_a_broken_one(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match=r"tokenizer\.json"):
         published_tokenizer(tmp_path)
+
+
+def byte_level(place, bos, eos, ordinary=(), front=None, **files):
+    """A tokenizer.json with these special tokens, and ordinary words that look like some."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=[bos, eos], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    backend.train_from_iterator(["summer is warm"] * 9, trainer)
+    spec = json.loads(backend.to_str())
+    for word in ordinary:
+        spec["model"]["vocab"][word] = len(spec["model"]["vocab"])
+    if front is not None:
+        spec["post_processor"] = {
+            "type": "TemplateProcessing", "pair": [],
+            "single": [{"SpecialToken": {"id": front, "type_id": 0}},
+                       {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {front: {"id": front, "ids": [spec["model"]["vocab"][front]],
+                                       "tokens": [front]}},
+        }  # fmt: skip
+    place.mkdir(exist_ok=True)
+    (place / "tokenizer.json").write_text(json.dumps(spec))
+    for name, content in files.items():
+        (place / f"{name}.json").write_text(json.dumps(content))
+    return published_tokenizer(place)
+
+
+DEEPSEEK = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
+
+
+@pytest.mark.parametrize("names", [DEEPSEEK, ("[BOS]", "[EOS]")])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config": ("bos_token", "eos_token")},
+        {"special_tokens_map": ("bos_token", "eos_token")},
+        {"config": ("bos_token_id", "eos_token_id")},
+    ],
+)
+def test_special_tokens_of_any_name(tmp_path, names, files):
+    """Named by any of the three files, whatever they are called."""
+    ((file, roles),) = files.items()
+    said = (0, 1) if file == "config" else names
+    content = dict(zip(roles, said, strict=True))
+    found = byte_level(tmp_path, *names, front=names[0], **{file: content})
+    assert (found.bos, found.eot, found.adds_bos) == (0, 1, True)
+
+
+def test_special_tokens_that_no_file_names(tmp_path):
+    """What the tokenizer puts in front is its BOS; without that there is none, and it says so."""
+    found = byte_level(tmp_path / "front", "[B]", "[E]", front="[B]")
+    assert (found.bos, found.adds_bos) == (0, True)
+    bare = byte_level(tmp_path / "bare", "[B]", "[E]")
+    assert (bare.bos, bare.eot, bare.adds_bos) == (None, None, False)
+    assert encode_prompt(bare, "summer").size
+    with pytest.raises(InputError, match="the tokenizer has no BOS token; accepted: auto, no"):
+        encode_prompt(bare, "summer", "yes")
+    bare.save(tmp_path / "saved.json")
+    again = load_saved(tmp_path / "saved.json")
+    assert (again.bos, again.eot, again.adds_bos) == (None, None, False)
+
+
+def test_an_ordinary_word_is_no_special_token(tmp_path):
+    """Gemma's vocabulary holds the HTML tag <s>; its BOS is <bos>, which it puts in front."""
+    for files in ({}, {"tokenizer_config": {"bos_token": "<bos>", "eos_token": "<eos>"}}):
+        found = byte_level(tmp_path, "<bos>", "<eos>", ["<s>", "</s>"], front="<bos>", **files)
+        assert (found.bos, found.eot, found.adds_bos) == (0, 1, True)

@@ -283,6 +283,29 @@ def test_a_run_fills_in_the_architecture():
     )
 
 
+@pytest.mark.parametrize(
+    ("model", "run", "told"),
+    [
+        ({"variant": "context_scale"}, {}, "model.variant=context_scale: variant .* softmax; "),
+        ({"variant": "sigmoid"}, {"variant": "context_scale"}, "model.variant=sigmoid: "),
+        ({"context": 300, "position": "learned"}, {"seq_len": 64}, "model.context=300: seq_len "),
+    ],
+)
+def test_what_a_run_would_override_is_refused(model, run, told):
+    with pytest.raises(InputError, match=f"{told}.*accepted: that, or a model without"):
+        TrainConfig(model=ModelConfig(**model), **run)
+
+
+def test_what_agrees_with_the_run_is_accepted():
+    model = ModelConfig(variant="sigmoid", context=64, position="learned", vocab=19)
+    run = TrainConfig(model=model, variant="sigmoid", seq_len=64)
+    assert run.architecture(19) == model
+    with pytest.raises(InputError, match=r"model\.vocab=19: corpus .* 23; accepted"):
+        run.architecture(23)
+    turned = TrainConfig(model=ModelConfig(context=300, position="rope"), seq_len=64)
+    assert turned.architecture(256).context == 64  # which has no parameters of its own
+
+
 def test_named_shapes():
     assert SHAPES["gpt2-124m"].sizes["H"] == 64
     assert SHAPES["llama-57m"].sizes["K"] == 4

@@ -128,7 +128,8 @@ def test_a_run_in_bfloat16_is_measured_as_any():
 
 
 def test_the_planned_peak_falls():
-    config = TrainConfig(seq_len=32, batch_size=8, model=dataclasses.replace(CONFIG, layers=6))
+    model = dataclasses.replace(CONFIG, layers=6, context=32)
+    config = TrainConfig(seq_len=32, batch_size=8, model=model)
     runs = plan.levers(config)
     plain, again = (
         planning.compiled(planning.train_program(runs[name], 17, make_mesh(config.mesh_shape)))[0]

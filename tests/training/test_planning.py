@@ -79,7 +79,7 @@ def test_model_flops_of_a_narrow_table(tied):
 def test_model_flops_without_learned_positions_and_idle_experts(chosen):
     """Positions are looked up; a token meets two or three of three experts, and all of a router."""
     d, f, v, layers, tokens = 8, 24, 13, 3, 30
-    model = replace(TINY, position="learned", context=7, experts=3, experts_per_token=chosen)
+    model = replace(TINY, position="learned", context=5, experts=3, experts_per_token=chosen)
     matrices = layers * (4 * d * d + chosen * 3 * d * f + 3 * d) + d * v
     norms = (2 * layers + 1) * d
     assert planning.model_flops(replace(RUN, model=model), v) == tokens * (
@@ -89,7 +89,7 @@ def test_model_flops_without_learned_positions_and_idle_experts(chosen):
 
 def test_counted_operations_are_those_of_the_formula():
     """XLA's count of two depths laid out, against 6ND with attention: within a tenth."""
-    model = replace(SHAPES["gpt2-124m"], dtype="bfloat16")
+    model = replace(SHAPES["gpt2-124m"], dtype="bfloat16", context=512)
     config = TrainConfig(batch_size=2, seq_len=512, model=model)
     vocab = 50_257
     ratio = planning.train_flops(config, vocab) / planning.model_flops(config, vocab)

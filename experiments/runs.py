@@ -1,0 +1,80 @@
+"""Which runs are there, and what became of each?
+
+python -m experiments.runs
+python -m experiments.runs --workdir=PATH
+"""
+
+import fcntl
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+
+from experiments import launch
+from experiments.report import print_columns
+from sysout_jax.errors import InputError
+from sysout_jax.results import read_record
+
+FLAGS = flags.FLAGS
+COLUMNS = ("kind", "name", "status", "began", "size, MB")
+LOG = "metrics.jsonl"  # every run directory has it, locked while the run goes on
+
+
+def rows(workdir: Path) -> list[tuple[str, ...]]:
+    """Kind, name, status, start and size of each run, by kind and name.
+
+    A run without a record goes on (running) or was killed.
+
+    Raises:
+      InputError: no such directory.
+    """
+    if not workdir.is_dir():
+        raise InputError("workdir", workdir, "where runs are", "no such directory")
+    found: list[tuple[str, ...]] = []
+    for log in sorted(workdir.glob(f"*/**/{LOG}")):
+        run, kind = log.parent, log.relative_to(workdir).parts[0]
+        record = _record(run)
+        status = record.get("status", "running" if _locked(log) else "killed")
+        began = record.get("provenance", {}).get("started", "").replace("T", " ")[:16]
+        size = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+        name = str(run.relative_to(workdir / kind))
+        found.append((kind, name, status, began, f"{size / 1e6:.1f}"))
+    return found
+
+
+def _record(run: Path) -> dict[str, Any]:
+    try:
+        return read_record(run)
+    except InputError:
+        return {}
+
+
+def _locked(log: Path) -> bool:
+    """Whether a run is writing."""
+    with log.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+# ----------------------------------------------------------------------------- the binary
+
+
+def main() -> None:
+    """Print the table."""
+    found = rows(Path(FLAGS.workdir))
+    print_columns(Console(), "", [COLUMNS, *found], left=4)
+
+
+def define_flags() -> None:
+    """Define the flags of this binary."""
+    flags.DEFINE_string("workdir", "runs", "where run directories are")
+    flags.adopt_module_key_flags(launch)  # so that --help lists them
+
+
+if __name__ == "__main__":
+    define_flags()
+    launch.launch(main)

@@ -1,0 +1,89 @@
+"""Models written as a published family stores them."""
+
+import itertools
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from sysout_jax.errors import InputError
+from sysout_jax.families import tensor_map
+from sysout_jax.families.config_map import write_config
+from sysout_jax.families.table import FAMILIES
+from sysout_jax.families.tensor_map import Stored
+from sysout_jax.families.tensors import INDEX, SINGLE
+from sysout_jax.files import replacing
+from sysout_jax.model.config import at_least, one_of
+from sysout_jax.model.decoder import unstack_blocks
+from sysout_jax.model.model import Model
+
+SHARD_BYTES = 5_000_000_000
+
+
+def export(
+    model: Model,
+    directory: str | os.PathLike[str],
+    family: str,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a model as a published family stores it; the directory appears whole or not at all.
+
+    Args:
+      model: its parameters may be of any of the stored dtypes; each keeps its own.
+      directory: must not exist yet.
+      family: a name in `FAMILIES`.
+      shard_bytes: the most that one file holds, unless a single tensor is larger.
+
+    Raises:
+      InputError: the family cannot say this architecture, the directory exists, or no byte fits
+        into a file.
+      OSError: it cannot be written.
+    """
+    one_of("family", family, tuple(FAMILIES))
+    at_least(1, "shard_bytes", shard_bytes)
+    row, target = FAMILIES[family], Path(directory).absolute()
+    if target.exists():
+        raise InputError(str(target), None, "a directory that does not", "exists")
+    config = replace(model.config, scan_layers=False)
+    raw = write_config(row, config)
+    params = unstack_blocks(model.params) if model.config.scan_layers else model.params
+    by_path = {path: np.asarray(leaf) for path, leaf in tensor_map.leaves(params)}
+    with replacing(target) as partial:
+        partial.mkdir(parents=True)
+        _write_tensors(partial, tensor_map.layout(row, config), by_path, shard_bytes)
+        (partial / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+        if model.tokenizer is not None:
+            model.tokenizer.save(partial / "tokenizer.json")
+
+
+def _write_tensors(
+    directory: Path,
+    layout: list[Stored],
+    by_path: Mapping[tuple[str, ...], np.ndarray],
+    shard_bytes: int,
+) -> None:
+    sizes = [sum(by_path[p.path].nbytes for p in stored.parts) for stored in layout]
+    ends = itertools.accumulate(sizes)
+    shard_of = [max(0, end - 1) // shard_bytes for end in ends]
+    groups = [
+        [stored for stored, its in zip(layout, shard_of, strict=True) if its == shard]
+        for shard in sorted(set(shard_of))
+    ]
+    weight_map: dict[str, str] = {}
+    for number, group in enumerate(groups, start=1):
+        file = (
+            SINGLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        )
+        save_file(
+            {stored.name: stored.put(by_path) for stored in group},
+            directory / file,
+            metadata={"format": "pt"},
+        )
+        weight_map |= {stored.name: file for stored in group}
+    if len(groups) > 1:
+        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")

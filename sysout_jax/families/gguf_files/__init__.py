@@ -1,0 +1,1 @@
+"""GGUF files: header, metadata as a published config, tensors and tokenizer as published ones."""

@@ -1,0 +1,143 @@
+"""Which stored tensors make each parameter: every fault of a checkpoint at once, by name."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from sysout_jax.errors import InputError
+from sysout_jax.families import tensor_map
+from sysout_jax.families.config_map import UNQUANTISED
+from sysout_jax.families.family import Family, Within
+from sysout_jax.families.tensor_map import Part, Stored
+from sysout_jax.families.tensors import DTYPES, Source, packed_as
+from sysout_jax.model.config import ModelConfig
+
+NAMED = 20  # tensors that one message names, of each kind of fault
+_UNTIED = (
+    "not the embedding that it is tied to (accepted: tie_word_embeddings=false in config.json, if "
+    "the head is the model's own)"
+)
+Plan = Mapping[tuple[str, ...], tuple[tuple[Stored, Part, Source], ...]]  # by parameter
+
+
+def match(
+    place: Path,
+    family: Family,
+    config: ModelConfig,
+    found: list[Source],
+    shapes: Mapping[tuple[str, ...], tuple[int, ...]],
+    faults: Mapping[str, str],
+    within: Within | None = None,
+) -> Plan:
+    """The stored tensors of each parameter, and the part of each that it takes.
+
+    The family's own buffers are left out whatever their dtype, and so is a head that is stored
+    beside the embedding it is tied to; where only one of the two is stored it serves both.
+
+    Args:
+      place: of the checkpoint, for messages.
+      found: its tensors.
+      shapes: of the parameters, by path.
+      faults: names whose storing is wrong, and how.
+      within: the larger checkpoint that holds this model, if one does.
+
+    Raises:
+      InputError: tensors that are quantised, missing, left over, of the wrong shape or dtype, or
+        wrongly stored: all of them.
+    """
+    packed = packed_as(found)
+    if packed is not None:
+        raise InputError(
+            str(place), why=f"its weights are stored quantised ({packed}); {UNQUANTISED}"
+        )
+    by_name = _by_own_names(family, found, within)
+    heads = _heads(family) if config.tied else set()
+    plan: dict[tuple[str, ...], list[tuple[Stored, Part, Source]]] = {path: [] for path in shapes}
+    wrong = _assign(tensor_map.layout(family, config), by_name, heads, plan)
+    tied = [by_name.pop(name) for name in heads if name in by_name]
+    embedding = plan[("embed",)]
+    if not any(wrong.values()):
+        wrong["missing"] = ["/".join(path) for path, parts in plan.items() if not parts]
+    wrong["left over"] = sorted(source.name for source in by_name.values())
+    wrong[_UNTIED] = [s.name for s in tied if embedding and not _equal(s, embedding[0][2])]
+    wrong["wrongly stored"] = [
+        said
+        for name, said in faults.items()
+        if name not in heads and not _any_match(family.buffers, name)
+    ]
+    problems = [f"{title}: {_named(names)}" for title, names in wrong.items() if names]
+    if problems:
+        raise InputError(str(place), why=f"tensors of {family.name}: {'; '.join(problems)}")
+    return {path: tuple(parts) for path, parts in plan.items()}
+
+
+def _assign(
+    layout: list[Stored],
+    by_name: dict[str, Source],
+    heads: set[str],
+    plan: dict[tuple[str, ...], list[tuple[Stored, Part, Source]]],
+) -> dict[str, list[str]]:
+    """Take from `by_name` what the layout asks for into `plan`; what is wrong, by its title."""
+    wrong: dict[str, list[str]] = {
+        title: [] for title in ("missing", "of another shape", "of another dtype")
+    }
+    for stored in layout:
+        names = (stored.name, *(heads if stored.parts[0].path == ("embed",) else ()))
+        source = next((by_name.pop(name) for name in names if name in by_name), None)
+        if source is None:
+            wrong["missing"].append(stored.name)
+        elif source.shape != stored.shape:
+            said = f"{source.name} {list(source.shape)} for {list(stored.shape)}"
+            wrong["of another shape"].append(said)
+        elif source.dtype not in DTYPES:
+            said = f"{source.name} is {source.dtype} (accepted: {', '.join(DTYPES)})"
+            wrong["of another dtype"].append(said)
+        else:
+            for part in stored.parts:
+                plan[part.path].append((stored, part, source))
+    return wrong
+
+
+def _by_own_names(family: Family, found: list[Source], within: Within | None) -> dict[str, Source]:
+    """The tensors that may be parameters, by the names that the family gives them."""
+    if within is None:
+        bare = not any(source.name.startswith(family.prefix) for source in found)
+        by_name = {_full(family, source.name, bare): source for source in found}
+    else:
+        by_name = {_outer(within, source.name): source for source in found}
+        by_name = {n: s for n, s in by_name.items() if not _any_match(within.others, n)}
+    return {n: s for n, s in by_name.items() if not _any_match(family.buffers, n)}
+
+
+def _any_match(patterns: Iterable[str], name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _full(family: Family, name: str, bare: bool) -> str:
+    """A stored name with the family's prefix, which some checkpoints leave out."""
+    outside = {row.stored[1:] for row in family.tensors if row.stored.startswith("/")}
+    return f"{family.prefix}{name}" if bare and name not in outside else name
+
+
+def _outer(within: Within, name: str) -> str:
+    """A stored name of a larger checkpoint as this family's own, where it is one."""
+    for there, here in within.names:
+        if name.startswith(there):
+            return here + name.removeprefix(there)
+    return name
+
+
+def _heads(family: Family) -> set[str]:
+    """What the output head may be called."""
+    return {row.stored[1:] for row in family.tensors if row.ours == ("head",)} | {"lm_head.weight"}
+
+
+def _equal(one: Source, other: Source) -> bool:
+    return one.shape == other.shape and np.array_equal(one.read(), other.read())
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

@@ -1,0 +1,74 @@
+"""Whether published files would load, told from their headers and config.json alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sysout_jax.errors import InputError
+from sysout_jax.families.catalogue import CATALOGUE, kept
+from sysout_jax.families.checkpoint import Checkpoint, open_checkpoint
+from sysout_jax.families.config_map import ignored_fields, read_config, read_json, read_within
+from sysout_jax.families.gguf_files.header import is_gguf
+from sysout_jax.families.hub import fetch, is_hub_id
+from sysout_jax.families.table import by_model_type
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of one path.
+
+    Attributes:
+      path: as it was given.
+      accepted: whether it would load.
+      family: the name of its family; None where it is of none.
+      ignored: fields of its config that the reference implementation does not read either.
+      message: why it is refused, or what it is, in one line.
+    """
+
+    path: str
+    accepted: bool
+    family: str | None
+    ignored: tuple[str, ...]
+    message: str
+
+
+def would_load(name: str) -> Verdict:
+    """Whether a config.json, a directory, a GGUF file, a model of the catalogue or a hub id would
+    load; of the last two no weights are fetched."""
+    family: str | None = None
+    try:
+        path = _found(name)
+        if is_gguf(path) or (path.is_dir() and _has_weights(path)):
+            opened = open_checkpoint(path)
+            return _accepted(name, opened)
+        file = path / "config.json" if path.is_dir() else path
+        raw = read_json(file)
+        row = by_model_type(raw.get("model_type"), file)
+        family = row.name
+        config = read_config(row, read_within(row, raw))
+        said = f"layers {config.layers}, width {config.width}; only its config.json was looked at"
+        return Verdict(name, True, family, ignored_fields(row, raw), said)
+    except InputError as error:
+        return Verdict(name, False, family, (), str(error))
+
+
+def _accepted(name: str, opened: Checkpoint) -> Verdict:
+    config = opened.config
+    said = f"layers {config.layers}, width {config.width}; {opened.origin.weights}"
+    return Verdict(name, True, opened.family.name, opened.origin.ignored, said)
+
+
+def _found(name: str) -> Path:
+    """Where to look; of what is not on this machine a directory with its config.json."""
+    path = Path(name).expanduser()
+    if name and path.exists():
+        return path
+    entry = CATALOGUE.get(name)
+    if entry is not None:
+        return kept(name) or fetch(entry.hub, entry.revision, ("config.json",))
+    if is_hub_id(name):
+        return fetch(name, wanted=("config.json",))
+    raise InputError(name, None, "a path or a hub id", "no such file or directory")
+
+
+def _has_weights(path: Path) -> bool:
+    return any(x.suffix in (".safetensors", ".bin", ".gguf") for x in path.iterdir())

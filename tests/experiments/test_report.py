@@ -1,0 +1,69 @@
+"""Tables on a terminal: none is wider than it, and nothing of them is left out."""
+
+import io
+import re
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from experiments import (
+    benchmark_report,
+    causal_report,
+    compress_report,
+    convergence_report,
+    explicit_report,
+    laboratory_report,
+    report,
+)
+from experiments.launch import WIDTH
+from sysout_jax.results import read_record
+from tests.pages import ROOT
+
+REPORTS = {
+    "benchmark/fruitfly-h100": benchmark_report,
+    "causal/backcopy": causal_report,
+    "compress/backcopy": compress_report,
+    "convergence/backcopy": convergence_report,
+    "explicit/backcopy": explicit_report,
+    "laboratory": laboratory_report,
+    "variants/demo": report,
+}
+SENTENCE = re.compile(r"  \S")  # under a table: a line that the terminal may wrap
+
+NUMBER = re.compile(r"[-+]?\d+\.\d+")
+
+
+def printed(name, width):
+    """The lines of the tables of a record, without blanks at their ends."""
+    console = Console(file=io.StringIO(), width=width)
+    REPORTS[name].print_tables(console, read_record(ROOT / "results" / name))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    return [line for line in lines if line and not SENTENCE.match(line)]
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_table_fits_and_is_whole(name):
+    whole = printed(name, WIDTH)
+    rule = next(n for n, line in enumerate(whole) if set(line) <= {" ", "─"})
+    first = re.split(r" {2,}", whole[rule + 1].strip())
+    assert max(map(cell_len, whole)) > 80
+    for width in (80, 120):
+        lines = printed(name, width)
+        assert max(map(cell_len, lines)) <= width
+        shown = " ".join(lines)
+        assert all(cell in shown for cell in first[1:])
+        assert set(NUMBER.findall(" ".join(whole))) <= set(NUMBER.findall(shown))
+
+
+@pytest.mark.parametrize(("width", "parts"), [(30, 3), (47, 2), (60, 1)])
+def test_parts_begin_with_what_a_row_is(width, parts):
+    rows = [["name", "norm", "one two", "three", "four"]]
+    rows += [[f"row {n}", "own", *(f"{n}.{k} ±0.001" for k in range(3))] for n in range(2)]
+    console = Console(file=io.StringIO(), width=width)
+    report.print_columns(console, "a title", rows, left=2)
+    lines = console.file.getvalue().splitlines()
+    assert sum("row 1" in line for line in lines) == parts
+    assert sum("own" in line for line in lines) == 2  # the same everywhere: in the first part alone
+    assert all(any(cell in line for line in lines) for row in rows[1:] for cell in row)
+    assert max(map(len, lines)) <= width

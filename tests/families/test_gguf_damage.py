@@ -1,0 +1,208 @@
+"""What is no whole GGUF file is refused in one line; what is read has the model's shape."""
+
+import dataclasses
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from sysout_jax.data import SubwordTokenizer
+from sysout_jax.errors import InputError
+from sysout_jax.families.checkpoint import load_checkpoint
+from sysout_jax.families.gguf_files.header import read_header
+from tests.families import gguf_writing
+
+ROOT = Path(__file__).parents[2]
+MUTATIONS = 300
+# Numbers of the config that a file says once, so that nothing can contradict them.
+SAID_ONCE = {"context", "norm_eps", "rope_theta", "rope_context"}
+TEMPLATE = "{{ raise_exception('run') }}{% for i in range(10**12) %}x{% endfor %}"
+
+
+def vocabulary(writer):
+    """A byte-level vocabulary of nine tokens, and a chat template that must not be run."""
+    tokens = ["<|endoftext|>", "a", "b", "c", "d", "ab", "cd", "abcd", "Ġ"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] + [1] * 8)
+    writer.add_token_merges(["a b", "c d", "ab cd"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    writer.add_chat_template(TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def whole(golden, tmp_path_factory):
+    """A small file of LLaMA with a tokenizer, its bytes and where its data begins."""
+    directory, _, _ = golden("llama")
+    file = gguf_writing.write_gguf(
+        directory, tmp_path_factory.mktemp("whole") / "model.gguf", more=vocabulary
+    )
+    raw = file.read_bytes()
+    data = sum(array.nbytes for array in gguf_writing.converted(
+        directory, "llama", {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 20,
+                             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6},
+    ).values())  # fmt: skip
+    return raw, len(raw) - data, load_checkpoint(file)
+
+
+def mutated(raw: bytes, start: int, rng: np.random.Generator) -> bytes:
+    """One change: of bits, bytes or a whole number of the header, of a string, or of the length."""
+    out = bytearray(raw)
+    kind = rng.integers(7)
+    at = int(rng.integers(start))
+    if kind == 0:
+        out[at] ^= 1 << int(rng.integers(8))
+    elif kind == 1:
+        out[at : at + 4] = struct.pack("<I", int(rng.integers(1 << 32)))
+    elif kind == 2:
+        lies = (0, 1, 2, 1 << 31, (1 << 63) - 1, (1 << 64) - 1, len(raw))
+        out[at : at + 8] = struct.pack("<Q", int(rng.choice(np.array(lies, np.uint64))))
+    elif kind == 3:
+        return bytes(out[: int(rng.integers(len(raw)))])
+    elif kind == 4:
+        out[at:at] = rng.bytes(int(rng.integers(1, 64)))
+    elif kind == 5:
+        del out[at : at + int(rng.integers(1, 64))]
+    else:  # one of the numbers that are counts, lengths, types or offsets
+        words = [
+            i for i in range(8, start - 8) if 0 < int.from_bytes(raw[i : i + 8], "little") < 64
+        ]
+        where = int(rng.choice(words))
+        out[where] = int(rng.integers(256))
+    return bytes(out)
+
+
+def outcome(file):
+    """The model, or why it is refused."""
+    try:
+        return load_checkpoint(file)
+    except InputError as error:
+        return error
+
+
+def test_mutations_are_refused_or_harmless(whole, tmp_path):
+    raw, start, model = whole
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), model.params)
+    rng = np.random.default_rng(0)
+    file, refused = tmp_path / "model.gguf", 0
+    for number in range(MUTATIONS):
+        file.write_bytes(mutated(raw, start, rng))
+        found = outcome(file)
+        if isinstance(found, InputError):
+            refused += 1
+            assert len(str(found).splitlines()) == 1, number
+            assert str(file) in str(found), number
+            assert len(str(found)) < 2000, number
+            continue
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), found.params) == shapes, number
+        changed = {
+            field.name
+            for field in dataclasses.fields(found.config)
+            if getattr(found.config, field.name) != getattr(model.config, field.name)
+        }
+        assert changed <= SAID_ONCE, (number, changed)
+    assert MUTATIONS // 2 < refused < MUTATIONS
+
+
+def test_every_length_but_the_whole_is_refused(whole, tmp_path):
+    raw, _, model = whole
+    file = tmp_path / "model.gguf"
+    file.write_bytes(raw)
+    last = read_header(file).tensors[-1]
+    end = last.start + last.rows * last.row_bytes  # behind it is padding
+    for length in [*range(0, 64), *range(64, end, 997), end - 1]:
+        file.write_bytes(raw[:length])
+        with pytest.raises(InputError):
+            load_checkpoint(file)
+    file.write_bytes(raw + b"behind the last tensor")
+    assert load_checkpoint(file).config == model.config
+
+
+def test_each_fault_is_named(whole, tmp_path):
+    raw, _, _ = whole
+    file = tmp_path / "model.gguf"
+    name = b"blk.0.ffn_norm.weight"
+    entry = raw.index(name) + len(name)
+    offset = entry + 4 + 8 + 4
+
+    def says(changed, match):
+        file.write_bytes(changed)
+        with pytest.raises(InputError, match=match):
+            load_checkpoint(file)
+
+    says(b"GGML" + raw[4:], r"begins with b'GGML'; accepted: b'GGUF'")
+    says(raw[:4] + struct.pack("<I", 1) + raw[8:], "is GGUF of version 1")
+    says(raw[:4] + struct.pack(">I", 3) + raw[8:], "is big-endian; accepted: little-endian")
+    says(raw[:8] + struct.pack("<Q", 1 << 60) + raw[16:], f"{1 << 60} tensors in the")
+    says(raw[:16] + struct.pack("<Q", 1 << 60) + raw[24:], f"{1 << 60} keys of metadata in the")
+    says(raw.replace(b"\0llama", b"\0llamo", 1), "architecture 'llamo'; accepted")
+    says(raw[:entry] + struct.pack("<I", 5) + raw[entry + 4 :], "blk.0.ffn_norm.weight has 5 axes")
+    says(raw[:offset] + bytes(8) + raw[offset + 8 :], r"begins at byte 0 of the data; accepted: \d")
+    says(raw.replace(name, b"blk.1.ffn_norm.weight"), "blk.1.ffn_norm.weight stand twice")
+    says(raw.replace(name, b"blk.0.ffn_form.weight"), r"left over: blk\.0\.ffn_form\.weight")
+    says(raw.replace(b"llama.block_count", b"llama.blocc_count"), "llama.block_count is None")
+    twice = raw.replace(b"tokenizer.ggml.bos_token_id", b"tokenizer.ggml.eos_token_id")
+    says(twice, "the key tokenizer.ggml.eos_token_id stands twice")
+    says(raw.replace(b"gpt-2", b"gpt-9"), r"tokenizer\.ggml\.pre is 'gpt-9'; accepted: default")
+    says(raw.replace("Ġ".encode(), b"\xff\xff"), "not UTF-8")
+    file.write_bytes(raw)
+    at = read_header(file).tensors[-1].start
+    for value in (np.nan, np.inf):
+        number = np.float32(value).tobytes()
+        says(raw[:at] + number + raw[at + 4 :], r"tensor token_embd\.weight \(F32\) holds NaN")
+
+
+def test_known_keys_that_are_not_read_are_refused_and_others_change_nothing(golden, tmp_path):
+    directory, _, _ = golden("llama")
+
+    def with_key(key, value):
+        return gguf_writing.write_gguf(
+            directory, tmp_path / "model.gguf", more=lambda writer: writer.add_float32(key, value)
+        )
+
+    with pytest.raises(InputError, match=r"llama\.residual_scale=2\.0 \(accepted"):
+        load_checkpoint(with_key("llama.residual_scale", 2.0))
+    plain = load_checkpoint(gguf_writing.write_gguf(directory, tmp_path / "plain.gguf"))
+    unknown = load_checkpoint(with_key("llama.nobody.knows", 2.0))
+    assert unknown.config == plain.config
+    assert unknown.origin.ignored == ("llama.nobody.knows",)
+    assert load_checkpoint(with_key("llama.logit_scale", 1.0)).config == plain.config
+
+
+def test_a_chat_template_is_never_run(whole):
+    _, _, model = whole
+    assert isinstance(model.tokenizer, SubwordTokenizer)
+    assert model.tokenizer.encode("abcd ab").tolist() == [7, 8, 5]
+    assert TEMPLATE not in model.tokenizer.backend.to_str()
+
+
+MEMORY = """
+import sys
+import jax
+from sysout_jax.families.checkpoint import load_checkpoint
+def peak():
+    return next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith("VmHWM"))
+jax.devices()
+bare = peak()
+model = load_checkpoint(sys.argv[1], "float32")
+print(peak() - bare)
+"""
+
+
+@pytest.mark.slow
+def test_smollm2_loads_in_less_than_a_gigabyte():
+    """Half of which are its 134.5M parameters in float32, and a tenth its embedding unpacked."""
+    place = os.environ.get("SYSOUT_SMOLLM2_GGUF")
+    if not place:
+        pytest.skip("SYSOUT_SMOLLM2_GGUF does not name SmolLM2-135M as a GGUF file")
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, place], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert 538e6 < int(done.stdout) * 1024 < 1e9

@@ -1,0 +1,188 @@
+"""Tokenizers in GGUF files: byte-level BPE with its splits, SentencePiece's two kinds, specials."""
+
+import itertools
+import os
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from sysout_jax.errors import InputError
+from sysout_jax.families.gguf_files.header import read_header
+from sysout_jax.families.gguf_files.model import open_gguf
+from sysout_jax.families.gguf_files.tokenizer import SPLITS, read_tokenizer
+
+SPACE = "\u2581"
+BYTES = [f"<0x{i:02X}>" for i in range(256)]
+NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
+
+
+def written(place, keys):
+    """The header of a file with these keys of "tokenizer.ggml" and no tensors."""
+    writer = gguf.GGUFWriter(place / "tokens.gguf", "llama")
+    for key, value in keys.items():
+        name = f"tokenizer.ggml.{key}"
+        if isinstance(value, str):
+            writer.add_string(name, value)
+        elif isinstance(value, bool):
+            writer.add_bool(name, value)
+        elif isinstance(value, int):
+            writer.add_uint32(name, value)
+        else:
+            writer.add_array(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return read_header(place / "tokens.gguf")
+
+
+def sentencepiece(pieces, model="llama", **more):
+    """Keys of a vocabulary of three specials, all bytes, and pieces with scores."""
+    names, scores = zip(*pieces, strict=True)
+    tokens = ["<unk>", "<s>", "</s>", *BYTES, *names]
+    return {
+        "model": model, "tokens": tokens, "scores": [0.0] * 259 + [float(x) for x in scores],
+        "token_type": [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(names),
+        "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0,
+    } | more  # fmt: skip
+
+
+PIECES = [(x, -100 - i) for i, x in enumerate(f"{SPACE}abcde")] + [
+    ("ab", -1), ("bc", -2), ("abc", -3), ("de", -4), (f"{SPACE}a", -5), ("cd", -6),
+    (f"{SPACE}ab", -7), ("abcde", -8), (f"{SPACE}{SPACE}", -9),
+]  # fmt: skip
+
+
+def merged(text, scores):
+    """SentencePiece's rule: of all neighbours that make a piece, the leftmost with the best score
+    are merged, until none are left."""
+    parts = list(text)
+    while True:
+        made = [(-scores[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts))
+                if a + b in scores]  # fmt: skip
+        if not made:
+            return parts
+        _, at = min(made)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentencepiece_merges_the_best_score_first(prefix, tmp_path):
+    keys = sentencepiece(PIECES, add_space_prefix=prefix)
+    tokenizer = read_tokenizer(written(tmp_path, keys), 300)
+    ids = {token: i for i, token in enumerate(keys["tokens"])}
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        text = "".join(rng.choice(list("abcde "), rng.integers(1, 12)))
+        wanted = merged((SPACE if prefix else "") + text.replace(" ", SPACE), dict(PIECES))
+        assert tokenizer.encode(text).tolist() == [ids[part] for part in wanted], text
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert (tokenizer.bos, tokenizer.eot, tokenizer.adds_bos) == (1, 2, True)
+    found = tokenizer.encode("é").tolist()
+    assert found[-2:] == [3 + 0xC3, 3 + 0xA9]
+    assert 1 not in tokenizer.encode("<s>a").tolist()  # text that spells a special token is text
+
+
+def test_unigram_takes_the_likeliest_cut(tmp_path):
+    pieces = [(x, -3.0 - 0.1 * i) for i, x in enumerate(f"{SPACE}abcde")] + [
+        ("ab", -4.0), ("bcd", -5.0), ("cde", -4.5), ("abc", -6.5), (f"{SPACE}a", -3.5),
+    ]  # fmt: skip
+    keys = sentencepiece(pieces, "t5", add_bos_token=False)
+    tokenizer = read_tokenizer(written(tmp_path, keys), 300)
+    scores, ids = dict(pieces), {token: i for i, token in enumerate(keys["tokens"])}
+    assert not tokenizer.adds_bos
+
+    def cuts(text):
+        if not text:
+            yield []
+        for end in range(1, len(text) + 1):
+            if text[:end] in scores:
+                yield from ([text[:end], *rest] for rest in cuts(text[end:]))
+
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        text = "".join(rng.choice(list("abcde "), rng.integers(1, 8)))
+        best = max(cuts(SPACE + text.replace(" ", SPACE)), key=lambda c: sum(scores[x] for x in c))
+        found = [keys["tokens"][i] for i in tokenizer.encode(text)]
+        assert sum(scores[x] for x in found) == pytest.approx(sum(scores[x] for x in best))
+        assert tokenizer.encode(text).tolist() == [ids[x] for x in found]
+
+
+# What each kind makes of one text: pieces, a space as "Ġ".
+TEXT = "It's 12345 X\n\n y"
+CUTS = {
+    "gpt-2": ["It", "'s", "Ġ12345", "ĠX", "ĊĊ", "Ġy"],
+    "smollm": ["It", "'s", "Ġ", "1", "2", "3", "4", "5", "ĠX", "ĊĊ", "Ġy"],
+    "llama-bpe": ["It", "'s", "Ġ", "123", "45", "ĠX", "ĊĊ", "Ġy"],
+    "qwen2": ["It", "'s", "Ġ", "1", "2", "3", "4", "5", "ĠX", "ĊĊ", "Ġy"],
+    "gpt-4o": ["It's", "Ġ", "123", "45", "ĠX", "ĊĊ", "Ġy"],
+    "tekken": ["It", "'s", "Ġ", "1", "2", "3", "4", "5", "ĠX", "ĊĊ", "Ġy"],
+    "falcon": ["It", "'", "s", "Ġ", "123", "45", "ĠX", "ĊĊ", "Ġy"],
+}
+
+
+def byte_level(**more):
+    alphabet = [chr(i) for i in range(33, 127)] + ["Ġ", "Ċ", "It"]
+    return {
+        "model": "gpt2", "pre": "gpt-2", "tokens": ["<|end|>", "<think>", *alphabet],
+        "token_type": [CONTROL, USER] + [NORMAL] * len(alphabet), "merges": ["I t"],
+        "eos_token_id": 0,
+    } | more  # fmt: skip
+
+
+def test_text_is_cut_as_each_kind_cuts_it(tmp_path):
+    for pre, wanted in CUTS.items():
+        backend = read_tokenizer(written(tmp_path, byte_level(pre=pre)), 200).backend
+        assert [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(TEXT)] == wanted, pre
+    assert {"default", "olmo", "stablelm2", "mpt"} <= set(SPLITS)
+
+
+def test_added_tokens_and_bos(tmp_path):
+    keys = byte_level()
+    tokenizer = read_tokenizer(written(tmp_path, keys), 200)
+    assert tokenizer.encode("<think>It").tolist() == [1, len(keys["tokens"]) - 1]
+    assert 0 not in tokenizer.encode("<|end|>").tolist()
+    assert (tokenizer.eot, tokenizer.bos, tokenizer.adds_bos) == (0, 0, False)
+    assert read_tokenizer(written(tmp_path, keys | {"add_bos_token": True}), 200).adds_bos
+    llama3 = keys | {"pre": "llama-bpe", "bos_token_id": 0}
+    assert read_tokenizer(written(tmp_path, llama3), 200).adds_bos
+    assert not read_tokenizer(written(tmp_path, llama3 | {"add_bos_token": False}), 200).adds_bos
+    assert read_tokenizer(written(tmp_path, {"model": "no_vocab"}), 200) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"model": "bert"}, r"model is 'bert'; accepted: gpt2, llama, t5, none"),
+        ({"pre": "gpt-9"}, r"pre is 'gpt-9'; accepted: default, gpt-2"),
+        ({"merges": ["a zz"]}, r"merges is 'a zz'"),
+        ({"eos_token_id": 5000}, r"eos_token_id is 5000; accepted: 0 to"),
+        ({"tokens": ["a", "a"], "token_type": [1, 1]}, r"\['a'\], each more than once"),
+        ({"token_type": [1, 1]}, r"2 types and"),
+        ({"tokens": [str(i) for i in range(500)]}, r"500 tokens; accepted: 1 to 200"),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused(change, match, tmp_path):
+    with pytest.raises(InputError, match=match):
+        read_tokenizer(written(tmp_path, byte_level() | change), 200)
+
+
+@pytest.mark.slow
+def test_ids_of_smollm2_equal_the_reference():
+    transformers = pytest.importorskip("transformers", reason="needs requirements-reference.txt")
+    place = os.environ.get("SYSOUT_SMOLLM2_GGUF")
+    if not place:
+        pytest.skip("SYSOUT_SMOLLM2_GGUF does not name SmolLM2-135M as a GGUF file")
+    file = Path(place)
+    reference = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer = open_gguf(file).tokenizer()
+    for text in (
+        "Summer is warm. Winter is cold.\n", "  two  spaces\t\ttab\n\n\nthree", "don't WE'LL it's",
+        "12345 3.14 1,000", "na\u00efve caf\u00e9 \u2014 \u65e5\u672c\u8a9e \U0001f642", "a\r\nb",
+        "def f(x):\n    return x**2\n",
+    ):  # fmt: skip
+        assert tokenizer.encode(text).tolist() == reference.encode(text, add_special_tokens=False)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode("Summer is warm.").tolist() == [34386, 314, 3091, 30]
+    assert (tokenizer.bos, tokenizer.eot, tokenizer.adds_bos) == (1, 2, False)

@@ -1,0 +1,103 @@
+"""A published language model as the suite's positive control: all three kinds of outliers stand in
+SmolLM2-135M, at places that are known. Layers, channels and neurons count from 0."""
+
+from functools import cache
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sysout_jax as so
+from sysout_jax.data.prompt import PROMPT
+from sysout_jax.model.model import Model
+from tests.published.reference import place_of
+
+CHANNEL, WRITERS = 507, {1229, 1487}
+EMERGES, REMOVERS = 11, (28, 29)
+
+
+@pytest.fixture(scope="module")
+def seen(smollm2):
+    """The model, and one pass over the prompt of Sun et al. 2024."""
+
+    @cache
+    def run():
+        model = so.load(smollm2)
+        wanted = {
+            "block_in": None, "block_out": None, "down_in": so.Tap(None, EMERGES),
+            "attn_weights": lambda weights: weights[:, 1:, 0].mean(axis=1),
+        }  # fmt: skip
+        logits, taps = so.apply(model, PROMPT, wanted)
+        return model, np.asarray(logits), {name: np.asarray(x)[:, 0] for name, x in taps.items()}
+
+    return run()
+
+
+def test_logits_are_the_references(seen):
+    """transformers' own reading of the same file; the tokenizer's ids are equal too."""
+    model, logits, taps = seen
+    with np.load(place_of("smollm2-135m")) as record:
+        ids, columns, expected, largest = (
+            record[name] for name in ("ids", "columns", "logits", "largest")
+        )
+    np.testing.assert_array_equal(so.encode(model, PROMPT)[0], ids)
+    np.testing.assert_allclose(logits[0][:, columns], expected, rtol=0, atol=2e-3)
+    found = np.abs(taps["block_out"]).max(axis=(1, 2))[: len(largest)]
+    np.testing.assert_allclose(found, largest, rtol=1e-4)
+
+
+def test_a_massive_activation_of_the_first_token(seen):
+    """23,147 after layer 11, and within 1% of it up to the input of layer 27, 2% after it."""
+    _, _, taps = seen
+    states = np.abs(taps["block_out"])
+    peaks = states.max(axis=(1, 2))
+    at = [np.unravel_index(h.argmax(), h.shape) for h in states]
+    assert {tuple(map(int, place)) for place in at[EMERGES:]} == {(0, CHANNEL)}
+    assert peaks[EMERGES] == pytest.approx(23_147, abs=1)
+    assert np.abs(peaks[EMERGES:27] / peaks[EMERGES] - 1).max() < 0.01
+    assert np.abs(peaks[27] / peaks[EMERGES] - 1) < 0.02
+    assert peaks[EMERGES] > 10_000 * np.median(states[EMERGES])
+
+
+def test_two_neurons_write_it(seen):
+    """Their weights into the channel are the weight outliers: 73% come through one of them."""
+    model, _, taps = seen
+    column = np.asarray(model.params["blocks"]["mlp"]["down"][EMERGES, :, CHANNEL])
+    written = taps["down_in"][0, 0] * column
+    assert set(np.argsort(-np.abs(written))[:2].tolist()) == WRITERS
+    assert written[1229] / written.sum() == pytest.approx(0.73, abs=0.02)
+
+
+def test_most_heads_have_a_sink(seen):
+    _, _, taps = seen
+    assert (taps["attn_weights"] > 0.3).mean() > 0.5
+
+
+def test_the_last_two_layers_remove_it(seen):
+    """What they add to the first token points against its state. The cosine of layer 28 is -0.99;
+    that of layer 29, which also writes what the output head reads, is -0.82. In the channel both
+    take away more than half."""
+    _, _, taps = seen
+    for layer, most in zip(REMOVERS, (-0.98, -0.8), strict=True):
+        before, after = taps["block_in"][layer, 0], taps["block_out"][layer, 0]
+        write = after - before
+        cosine = write @ before / np.linalg.norm(write) / np.linalg.norm(before)
+        assert cosine < most
+        assert abs(after[CHANNEL]) < 0.5 * abs(before[CHANNEL])
+
+
+def test_it_passes_its_check(seen):
+    model, _, _ = seen
+    found = so.check(model)
+    assert found.passed, str(found)
+
+
+def test_a_broken_weight_is_seen(seen):
+    """The control of this control: without the two neurons there is no massive activation."""
+    model, _, _ = seen
+    blocks = model.params["blocks"]
+    down = blocks["mlp"]["down"].at[EMERGES, jnp.array(sorted(WRITERS))].set(0.0)
+    params = {**model.params, "blocks": {**blocks, "mlp": {**blocks["mlp"], "down": down}}}
+    broken = Model(model.config, params, model.tokenizer)
+    _, taps = so.apply(broken, PROMPT, {"block_out": so.Tap(None, EMERGES)})
+    assert float(jnp.abs(taps["block_out"][0, 0, 0, CHANNEL])) < 5_000
