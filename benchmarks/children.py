@@ -95,6 +95,26 @@ def carried_out(work: Callable[[], Any], calls: int) -> Mapping[str, Any]:
     return {"found": found, "seconds": seconds, "loaded": loaded, "peak": memory()["peak"]}
 
 
+def stepped(
+    load: Callable[[], Any], run: Callable[[Any, Any], Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Load a model, and give it one thing after the other, each twice.
+
+    Returns:
+      "seconds": of "load", of each name in `given`, and of the name with " again"; "found": name ->
+      what `run` returned, as lists.
+    """
+    begun = time.perf_counter()
+    model, found = load(), {}
+    seconds = {"load": time.perf_counter() - begun}
+    for name, one in given.items():
+        for step in (name, f"{name} again"):
+            begun = time.perf_counter()
+            found[name] = run(model, one)
+            seconds[step] = time.perf_counter() - begun
+    return {"seconds": seconds, "found": {name: each.tolist() for name, each in found.items()}}
+
+
 def main(prepare: str, calls: str, limit: str, arguments: str) -> None:
     """What the child does; the last line that it writes is the result."""
     resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import transformers
 
+from benchmarks import children
+
 SITES = ("block_out", "down_in")
 PROJECTIONS = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up",
                "mlp.down")  # fmt: skip
@@ -73,6 +75,48 @@ def statistics(
         }
 
     return work
+
+
+def first_result(checkpoint: str, prompt: str, rows: str, device: str) -> Callable[[], Any]:
+    """The work is to load a LLaMA checkpoint and read a prompt and sequences, each twice.
+
+    Args:
+      checkpoint, device: as of `analysis`.
+      prompt: a text.
+      rows: an .npy file of token ids [B, T].
+    """
+    tokens = np.load(rows)
+    _ = transformers.LlamaForCausalLM  # imported by now
+
+    def load() -> tuple[Any, Any]:
+        text = transformers.PreTrainedTokenizerFast(tokenizer_file=f"{checkpoint}/tokenizer.json")
+        return loaded(checkpoint, device), text
+
+    def run(model: tuple[Any, Any], given: str | np.ndarray) -> np.ndarray:
+        ids = given
+        if isinstance(given, str):
+            ids = np.array([model[1](given, add_special_tokens=False)["input_ids"]])
+        return ratios(model[0], torch.from_numpy(ids.astype(np.int64)))
+
+    return lambda: children.stepped(load, run, {"prompt": prompt, "sequences": tokens})
+
+
+def ratios(model: Any, tokens: torch.Tensor) -> np.ndarray:
+    """max |h| / median |h| of every block's output and sequence, [L, B]."""
+    found = []
+
+    def look(_: Any, args: Any, out: Any) -> None:
+        size = (out[0] if isinstance(out, tuple) else out).abs().flatten(1)
+        found.append((size.amax(dim=1) / size.median(dim=1).values).cpu())
+
+    handles = [block.register_forward_hook(look) for block in model.model.layers]
+    try:
+        with torch.no_grad():
+            model(tokens.to(model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return np.stack([each.numpy() for each in found])
 
 
 def loaded(checkpoint: str, device: str) -> Any:

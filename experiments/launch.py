@@ -1,6 +1,7 @@
 """What every experiment binary shares: flags from configs, errors in one line, caches."""
 
 import dataclasses
+import glob
 import inspect
 import io
 import json
@@ -28,6 +29,8 @@ from sysout_jax.training import hosts
 
 FLAGS = flags.FLAGS
 C = TypeVar("C")
+TPU_LIBRARY = "TPU_LIBRARY_PATH"
+TPU_CHIPS = ("/dev/accel*", "/dev/vfio/*")  # as the drivers of TPUs name them
 WIDTH = 1000  # characters: wide enough for any table
 
 
@@ -205,8 +208,15 @@ def redraw(
         console.print("\n".join(map(str, figures)), soft_wrap=True, markup=False)
 
 
-def launch(main: Callable[[], None]) -> None:
-    """Parse flags and run `main`; the exit status is that of `guarded`."""
+def launch(main: Callable[[], None], tpu_compiler: bool = False) -> None:
+    """Parse flags and run `main`; the exit status is that of `guarded`.
+
+    Args:
+      main: the command.
+      tpu_compiler: whether it compiles for TPUs that are not here.
+    """
+    if not tpu_compiler and not any(map(glob.glob, TPU_CHIPS)):
+        _hide_tpu_compiler()
     sys.argv[1:] = named_runs(sys.argv[1:])
     sys.stdout = ending.Output(typing.cast(io.TextIOWrapper, sys.stdout))
 
@@ -221,6 +231,14 @@ def launch(main: Callable[[], None]) -> None:
         sys.exit(status)
 
     app.run(run)
+
+
+def _hide_tpu_compiler() -> None:
+    """Have JAX not find libtpu, which without a TPU fails at length, and at every signal."""
+    found = sys.modules.get("libtpu")  # JAX has asked it for its path, and it has noted it
+    if found and os.environ.get(TPU_LIBRARY) == found.get_library_path():
+        del os.environ[TPU_LIBRARY]
+    sys.modules["libtpu"] = None  # type: ignore[assignment]
 
 
 def named_runs(arguments: Sequence[str]) -> list[str]:

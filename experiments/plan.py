@@ -270,4 +270,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    launch.launch(main)
+    launch.launch(main, tpu_compiler=True)

@@ -96,7 +96,7 @@ def nothing(config: ModelConfig, found: Scan) -> Edits:
     layers, sequences, _, keys = found.received.shape
 
     def silent(features: int) -> Edit:
-        return activation_edit(0, jnp.full(sequences, jnp.inf), jnp.zeros((2, features)))
+        return activation_edit(0, np.full(sequences, np.inf), np.zeros((2, features)))
 
     return {
         "block_out": silent(config.sizes["D"]),
@@ -114,10 +114,10 @@ def sequence_losses(
     return jnp.mean(cross_entropy(logits, rows[:, 1:]), axis=1)
 
 
-def count(
+def counts(
     config: ModelConfig, params: Params, rows: np.ndarray, site: str, edit: Edit, batch: int
-) -> float:
-    """How many entries of a sequence an `activation_edit` replaces, mean over sequences."""
+) -> Int[np.ndarray, "B"]:
+    """How many entries of each sequence an `activation_edit` replaces."""
     threshold, _, control = edit.arrays
     (layer,) = np.asarray(edit.layers).tolist()
 
@@ -125,8 +125,8 @@ def count(
         marking = Edit(_marked, threshold, control, layers=layer, in_axes=(0, None))
         return _count(config, site, params, rows[:, :-1], marking)[None, layer]
 
-    counts = over_batches(run, params, rows, batch, None, np.asarray(threshold))
-    return float(counts.mean())
+    found: np.ndarray = over_batches(run, params, rows, batch, None, np.asarray(threshold))[0]
+    return found
 
 
 def _marked(*given: Array) -> Array:

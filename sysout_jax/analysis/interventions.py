@@ -1,6 +1,7 @@
 """What a model loses without its outliers: activations, attention and weights, one at a time."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Int
@@ -64,14 +65,17 @@ class _Runner:
     def losses(self, edits: Edits, params: Params | None = None) -> np.ndarray:
         return losses(self.config, params or self.params, self.rows, edits, self.batch)
 
-    def count(self, site: str, edit: Edit) -> float:
-        return editing.count(self.config, self.params, self.rows, site, edit, self.batch)
+    def counts(self, site: str, top: np.ndarray, edit: Edit) -> np.ndarray:
+        """[B]: how many entries an edit replaces; `top` [B, n] are the largest of its layer."""
+        above = (top > np.asarray(edit.arrays[0])[:, None]).sum(axis=1)
+        if above.max() < top.shape[1]:
+            return above
+        return editing.counts(self.config, self.params, self.rows, site, edit, self.batch)
 
     def effect(
-        self, what: tuple[str, str, str], edits: Edits, edited: float, control: bool = False,
-        layer: int | None = None, params: Params | None = None,
+        self, what: tuple[str, str, str], after: np.ndarray, edited: float, control: bool = False,
+        layer: int | None = None,
     ) -> Effect:  # fmt: skip
-        after = self.losses(edits, params)
         loss = float(after.mean())
         change = bootstrap_interval(after - self.before)
         return Effect(*what, control, layer, edited, loss, float(np.exp(loss)), change)
@@ -144,6 +148,7 @@ def _activations(
     runner: _Runner, found: Scan, none: Edits, means: editing.Means
 ) -> tuple[list[Effect], list[str]]:
     effects, silent = [], []
+    after: dict[tuple[Any, ...], np.ndarray] = {}
     chosen = [(d.name, d.site, d.threshold(found)) for d in DETECTORS]
     second = found.block_out.top[..., 1]  # above it is the largest entry alone
     chosen.append((LARGEST, "block_out", second))
@@ -159,10 +164,14 @@ def _activations(
             replacement = means.at(site, layer) * (treatment == "mean")
             for control in (False, True):
                 edit = activation_edit(layer, threshold[layer], replacement, control)
-                edits = none | {mixture.key(runner.config, site): edit}
-                count = runner.count(site, edit)
-                what = ("activations", name, f"set to {treatment}")
-                effects.append(runner.effect(what, edits, count, control, layer))
+                counts = runner.counts(site, found.site(site).top[layer], edit)
+                # As many of the largest entries are the same entries, whatever flags them.
+                same = (site, layer, treatment, control, counts.tobytes())
+                if same not in after:
+                    edits = none | {mixture.key(runner.config, site): edit}
+                    after[same] = runner.losses(edits)
+                what, count = ("activations", name, f"set to {treatment}"), float(counts.mean())
+                effects.append(runner.effect(what, after[same], count, control, layer))
     return effects, silent
 
 
@@ -186,7 +195,7 @@ def _attention(runner: _Runner, found: Scan, none: Edits) -> tuple[list[Effect],
             edits = none | {"attn_weights": attention_edit(keys, rescaled)}
             count = float(keys.sum(axis=(0, 2)).mean())
             what = ("attention", name, treatment)
-            effects.append(runner.effect(what, edits, count, control))
+            effects.append(runner.effect(what, runner.losses(edits), count, control))
     return effects, silent
 
 
@@ -216,5 +225,6 @@ def _weights(
             for control, places in ((False, entries), (True, others)):
                 params = editing.without_weights(runner.params, places, whole)
                 what, changed = ("weights", name, treatment), float(len(entries))
-                effects.append(runner.effect(what, none, changed, control, layer, params))
+                after = runner.losses(none, params)
+                effects.append(runner.effect(what, after, changed, control, layer))
     return effects, [name for name, entries in chosen.items() if not entries]

@@ -1,5 +1,6 @@
 """Every measure and detector of the field on one model, beside the same model before training."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -11,7 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from sysout_jax.analysis.nulls import UNTRAINED, Calibrated, calibrated, untrained
 from sysout_jax.analysis.outliers import flags, reducers
-from sysout_jax.analysis.scan import Progress, Scan, Thresholds, over_batches, scan
+from sysout_jax.analysis.scan import Progress, Scan, Thresholds, as_scan, fields, over_batches
+from sysout_jax.analysis.scan import reducers as reducers_of_scan
 from sysout_jax.analysis.statistics import Interval, bootstrap_interval, mean_interval
 from sysout_jax.analysis.weights import WeightScan, weight_scan
 from sysout_jax.core import detectors as d
@@ -107,9 +109,10 @@ def measured(
     for which in range(UNTRAINED):
         others.append(_values(config, untrained(config, which), rows, batch))
         steps(2 + which, total)
-    found = found or scan(config, params, rows[:, :-1], thresholds, batch)
+    found = found or as_scan(config, own["scan"], thresholds)
     weights = weights or weight_scan(params, found.thresholds.weight_ratio)
-    kept = calibrated(config, params, rows[:, :-1], found, weights, batch)
+    scans = [as_scan(config, each["scan"], found.thresholds) for each in others]
+    kept = calibrated(config, params, rows[:, :-1], found, scans, weights, batch)
     steps(total, total)
     listed = [(measure.name, measure.over, measure.label) for measure in m.MEASURES]
     return Measured(
@@ -167,7 +170,8 @@ def _values(config: ModelConfig, params: Params, rows: np.ndarray, batch: int) -
 
 @partial(jax.jit, static_argnums=0)
 def _measure(config: ModelConfig, params: Params, rows: Int[Array, "B S"]) -> dict[str, Any]:
-    taps = forward(config, params, rows[:, :-1], _taps(config))[1]
+    sinks, taps = _with_gradient(config, params, rows, _taps(config))
+    scanned = {key: of.pop("scan") if "scan" in of else of for key, of in taps.items()}
     counts, places = {}, {}
     for detector in d.DETECTORS:
         flagged = flags(detector, taps)
@@ -176,9 +180,12 @@ def _measure(config: ModelConfig, params: Params, rows: Int[Array, "B S"]) -> di
         places[detector.name] = flagged.any(axis=2) if flagged.ndim == 4 else flagged
     values = {each.name: taps[each.tap][each.name] for each in m.MEASURES}
     values["matrix_entropy@block_out"] = taps["block_out"]["matrix_entropy"]
-    values["gradient_sink@attn_norm"] = gradient_sinks(config, params, rows)
-    sweep = taps["attn_weights"]["sweep"]
-    return {"measures": values, "counts": counts, "places": places, "sweep": sweep}
+    values["gradient_sink@attn_norm"] = sinks
+    return {
+        "measures": values, "counts": counts, "places": places,
+        "sweep": taps["attn_weights"]["sweep"],
+        "scan": fields(config, {key: scanned[key] for key in reducers_of_scan(config)}),
+    }  # fmt: skip
 
 
 @cache
@@ -193,7 +200,14 @@ def _taps(config: ModelConfig) -> dict[str, Any]:
     def state(h: Array) -> dict[str, Array]:
         return of["block_out"](h) | {"matrix_entropy": m.matrix_entropy(h.astype(jnp.float32))}
 
-    return of | {"attn_weights": attention, "block_out": state}
+    taps = of | {"attn_weights": attention, "block_out": state}
+    for key, reducer in reducers_of_scan(config).items():
+        taps[key] = _both(taps[key], reducer) if key in taps else reducer
+    return taps
+
+
+def _both(measure: Any, scanning: Any) -> Any:
+    return lambda value: {**measure(value), "scan": scanning(value)}
 
 
 def gradient_sinks(
@@ -206,15 +220,28 @@ def gradient_sinks(
       params: its parameters.
       rows: [B, S], S = T + 1: inputs and next tokens.
     """
+    return _with_gradient(config, params, rows, {})[0]
+
+
+def _with_gradient(
+    config: ModelConfig, params: Params, rows: Int[Array, "B S"], taps: Mapping[str, Any]
+) -> tuple[Float[Array, "L B"], dict[str, Any]]:
+    """The sinks of the gradient, and what taps record in the same forward pass."""
     batch, length = rows.shape[0], rows.shape[1] - 1
     nothing = jnp.zeros((config.layers, batch, length, config.width))
+    taps = {key: _without_gradient(reducer) for key, reducer in taps.items()}
 
-    def loss(added: Float[Array, "L B T D"]) -> Float[Array, ""]:
+    def loss(added: Float[Array, "L B T D"]) -> tuple[Float[Array, ""], dict[str, Any]]:
         edits = {"attn_norm": Edit(_add, added, in_axes=1)}
-        logits, _ = forward(config, params, rows[:, :-1], edits=edits)
-        return jnp.sum(jnp.mean(cross_entropy(logits, rows[:, 1:]), axis=1))
+        logits, found = forward(config, params, rows[:, :-1], taps, edits)
+        return jnp.sum(jnp.mean(cross_entropy(logits, rows[:, 1:]), axis=1)), found
 
-    return jax.vmap(jax.vmap(m.gradient_sink))(jax.grad(loss)(nothing))
+    gradient, found = jax.grad(loss, has_aux=True)(nothing)
+    return jax.vmap(jax.vmap(m.gradient_sink))(gradient), found
+
+
+def _without_gradient(reducer: Any) -> Any:
+    return lambda *values: reducer(*map(jax.lax.stop_gradient, values))
 
 
 def _add(value: Float[Array, "T D"], layer: Array, added: Float[Array, "L T D"]) -> Array:

@@ -1,5 +1,6 @@
 """Calibrated outliers: what is too large for a stated null, at a false discovery rate."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,6 +47,7 @@ def calibrated(
     params: Params,
     tokens: np.ndarray,
     found: Scan,
+    untrained_scans: Sequence[Scan],
     weights: WeightScan,
     batch: int,
 ) -> tuple[Calibrated, ...]:
@@ -56,24 +58,23 @@ def calibrated(
       params: its parameters.
       tokens: [B, T].
       found: the scan of the same tokens.
+      untrained_scans: those of `untrained` models 0 to UNTRAINED - 1.
       weights: the scan of the parameters.
       batch: sequences that are run together.
     """
-    scans = [
-        scan(config, untrained(config, which), tokens, found.thresholds, batch)
-        for which in range(UNTRAINED + 1)
-    ]
-    *null, control = [_scores(each) for each in scans]
-    own = _scores(found)
+    other = untrained(config, UNTRAINED)
+    null = [_scores(each) for each in untrained_scans]
+    own, control = _scores(found), _scores(scan(config, other, tokens, found.thresholds, batch))
     step0 = tuple(
         _beside_untrained(what, own[what], [each[what] for each in null], control[what])
         for what in own
     )
-    return (*step0, *_of_layer(config, params, tokens, found, batch), _of_weights(weights))
+    of_layer = _of_layer(config, params, other, tokens, found, batch)
+    return (*step0, *of_layer, _of_weights(weights))
 
 
 def _of_layer(
-    config: ModelConfig, params: Params, tokens: np.ndarray, found: Scan, batch: int
+    config: ModelConfig, params: Params, other: Params, tokens: np.ndarray, found: Scan, batch: int
 ) -> tuple[Calibrated, ...]:
     """Channels beside shuffled ones, and entries beside a normal, in the most outlying layer."""
     site = found.block_out
@@ -85,7 +86,7 @@ def _of_layer(
         return jax.device_get(_of_states(jnp.asarray(states[layer])))
 
     flagged, score = run(params)
-    control = run(untrained(config, UNTRAINED))[0]
+    control = run(other)[0]
     return tuple(
         _row(what, null, layer, flagged[of], score[of], limit, float(control[of].sum() / among))
         for of, what, null, limit, among in (

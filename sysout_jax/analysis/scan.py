@@ -1,6 +1,6 @@
 """One pass over the sequences that finds outliers of all kinds; every analysis starts from it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -20,6 +20,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig, finite
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.stream import recorded
+from sysout_jax.model.taps import Reducer
 
 SITES = ("block_out", "down_in")
 TOP = 3  # the largest values that are kept of a site
@@ -183,9 +184,18 @@ def scan(
     length = tokens.shape[1]
     if length < 2:
         raise InputError(f"sequences of {length} token", accepted="at least 2 tokens")
-    taps = over_batches(
-        partial(one_pass, for_length(config, length, maps=True)), params, tokens, batch, progress
-    )
+    run = partial(one_pass, for_length(config, length, maps=True))
+    return as_scan(config, over_batches(run, params, tokens, batch, progress), thresholds)
+
+
+def as_scan(
+    config: ModelConfig, taps: Mapping[str, Any], thresholds: Thresholds | None = None
+) -> Scan:
+    """The scan of what `fields` returned, of all sequences.
+
+    Raises:
+      InputError: activations are not finite.
+    """
     for name in SITES:
         broken = ~np.isfinite(taps[name]["mean"]).all(axis=1)
         if broken.any():
@@ -195,11 +205,12 @@ def scan(
                 "a model whose activations are finite (training may have diverged)",
                 "not finite",
             )
-    statistics = taps["attn_weights"]
+    received = taps["attn_weights"]["received"]
+    length = received.shape[-1]
     return Scan(
         Site(**taps["block_out"]),
         Site(**taps["down_in"]),
-        statistics["received"],
+        received,
         thresholds or Thresholds(),
         np.stack([m.uniform_share(length, config.window_of(i)) for i in range(config.layers)]),
     )
@@ -231,13 +242,22 @@ def over_batches(
 
 def one_pass(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
     """What a batch of sequences shows, as arrays: the fields of a `Scan` by tap."""
-    normalised = VARIANTS[config.variant].normalised
-    taps: Any = {
-        "attn_weights": attention_received(normalised),
+    return fields(config, recorded(config, params, tokens, reducers(config)))
+
+
+@cache  # the same objects again, so that the compiled program is used again
+def reducers(config: ModelConfig) -> Mapping[str, Reducer]:
+    """The taps of a scan."""
+    return {
+        "attn_weights": attention_received(VARIANTS[config.variant].normalised),
         "block_out": _magnitudes,
         mixture.key(config, "down_in"): _of_experts(config.experts),
     }
-    found = mixture.by_tap(config, recorded(config, params, tokens, taps))
+
+
+def fields(config: ModelConfig, records: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `Scan` by tap, of what its `reducers` recorded."""
+    found = mixture.by_tap(config, records)
     return found | {"attn_weights": {"received": found["attn_weights"]["received"]}}
 
 
@@ -256,7 +276,7 @@ def _magnitudes(h: Array) -> dict[str, Array]:
     }
 
 
-@cache  # the same object again, so that the compiled program is used again
+@cache  # as `reducers`
 def _of_experts(count: int) -> Callable[..., dict[str, Array]]:
     """The reducer of down_in, with the neurons of that many experts apart."""
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from sysout_jax.core.layers import widened
-from sysout_jax.core.ordering import discoveries, median_magnitude
+from sysout_jax.core.ordering import discoveries, median_magnitude, shuffled_rows
 
 ACTIVATION_RATIO = 1000.0  # An et al. 2025: max|h[t]| against the mean magnitude of the site
 WEIGHT_RATIO = 1000.0  # An et al. 2025: max|W| against the mean magnitude of the matrix
@@ -234,7 +234,9 @@ def permutation_outliers(
     energy = jnp.square(x / jnp.where(largest == 0.0, 1.0, largest))
 
     def shuffled(key: Array) -> Array:
-        return jnp.mean(jax.random.permutation(key, energy, axis=1, independent=True), axis=0)
+        rows, columns = energy.shape
+        order = shuffled_rows(key, (rows, columns))
+        return jnp.mean(jnp.take_along_axis(energy, order, axis=1), axis=0)
 
     null = jax.lax.map(shuffled, jax.random.split(key, shuffles))
     return outliers_beside(jnp.mean(energy, axis=0), null.ravel(), q)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from sysout_jax.core.detectors import activation_outliers, ratio_or_zero
 from sysout_jax.core.layers import widened
-from sysout_jax.core.ordering import median_magnitude
+from sysout_jax.core.ordering import median_magnitude, row_medians
 
 SINK_EPS = 0.3  # Gu et al. 2025
 SINK_SWEEP = tuple(n / 20 for n in range(20))  # thresholds from 0 to 0.95
@@ -48,7 +48,7 @@ def max_median_ratio(x: Float[Array, "T D"]) -> Float[Array, ""]:
     """MMR: mean_t max_j |x_tj - mean_j x_t| / median_j |x_tj - mean_j x_t| (He et al. 2024)."""
     x = widened(x)
     size = jnp.abs(x - jnp.mean(x, axis=-1, keepdims=True))
-    return jnp.mean(ratio_or_zero(jnp.max(size, axis=-1), jnp.median(size, axis=-1)))
+    return jnp.mean(ratio_or_zero(jnp.max(size, axis=-1), row_medians(size)))
 
 
 def neuron_rms_kurtosis(x: Float[Array, "T D"]) -> Float[Array, ""]:

@@ -67,6 +67,10 @@ def load_corpus(
       InputError: an unknown spec; text, archive, tokenizer or token file that cannot be used; fewer
         tokens than `train_tokens`.
     """
+    if token_dtype is not None and not spec.startswith("tokens:"):
+        raise InputError(
+            "token_dtype", token_dtype, "with tokens:DIR", f"corpus {spec!r} has no ids"
+        )
     if spec == "backcopy":
         if train_tokens is not None:
             raise InputError("train_tokens", train_tokens, "none", "corpus backcopy draws its rows")

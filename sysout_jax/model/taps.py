@@ -130,15 +130,19 @@ class Edit:
     def __call__(self, *given: Array) -> Array:
         """The new value of a batch, from (values with a leading B, layer)."""
         *values, layer = given
-        axes = (*(0 for _ in values), None, *self.in_axes)
-        old, new = values[-1], jax.vmap(self.function, axes)(*values, layer, *self.arrays)
-        if new.shape != old.shape:
-            found = f"a value of shape {list(new.shape[1:])} in place of one of shape"
-            raise InputError("edits", None, "the same shape", f"{found} {list(old.shape[1:])}")
-        new = new.astype(old.dtype)
+
+        def edited(*values: Array) -> Array:
+            axes = (*(0 for _ in values), None, *self.in_axes)
+            old, new = values[-1], jax.vmap(self.function, axes)(*values, layer, *self.arrays)
+            if new.shape != old.shape:
+                found = f"a value of shape {list(new.shape[1:])} in place of one of shape"
+                raise InputError("edits", None, "the same shape", f"{found} {list(old.shape[1:])}")
+            return new.astype(old.dtype)
+
         if self.layers is None:
-            return new
-        return jnp.where(jnp.any(self.layers == layer), new, old)
+            return edited(*values)
+        here = jnp.any(self.layers == layer)  # elsewhere nothing is computed
+        return jax.lax.cond(here, edited, lambda *values: values[-1], *values)
 
     def of(self, index: Int[Array, "b"]) -> "Edit":
         """The edit of some of the sequences."""

@@ -98,7 +98,8 @@ def test_nothing_but_repeated_tokens_is_calibrated_in_an_untrained_model():
     """Its 606 tokens are 19 different ones: they agree on channels, as its control says."""
     params, tokens = untrained(p.CONFIG, 77), p.rows()[:, :-1]
     scanned = scan(p.CONFIG, params, tokens)
-    kept = calibrated(p.CONFIG, params, tokens, scanned, weight_scan(params), p.B)
+    others = [scan(p.CONFIG, untrained(p.CONFIG, which), tokens) for which in range(UNTRAINED)]
+    kept = calibrated(p.CONFIG, params, tokens, scanned, others, weight_scan(params), p.B)
     for what in ("tokens of down_in", "keys of attention"):
         assert row(kept, what).flagged == 0, what
     channels = row(kept, "channels of block_out")

@@ -91,3 +91,18 @@ def test_discoveries_by_vmap():
     expected = np.stack([by_sorting(row, 0.1) for row in p])
     np.testing.assert_array_equal(found, expected)
     assert len({row.sum() for row in expected}) > 2
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 12])
+def test_medians_of_rows(width):
+    x = np.random.default_rng(width).standard_normal((3, 5, width)).astype(np.float32)
+    expected = np.median(np.abs(x).astype(np.float64), axis=-1)
+    np.testing.assert_allclose(o.row_medians(jnp.asarray(x)), expected, rtol=1e-6)
+
+
+def test_rows_are_shuffled_each_by_itself_and_evenly():
+    orders = np.asarray(o.shuffled_rows(jax.random.key(0), (6000, 3)))
+    assert (np.sort(orders, axis=1) == np.arange(3)).all()
+    counts = np.unique(orders @ [9, 3, 1], return_counts=True)[1]
+    assert len(counts) == 6
+    assert np.abs(counts - 1000).max() < 4 * np.sqrt(6000 / 6 * 5 / 6)

@@ -142,4 +142,6 @@ def test_the_corpus(tmp_path):
         InputError, match=r"token \d+, its ids read as uint16; accepted: those of a"
     ):
         load_corpus(spec, ByteTokenizer(), token_dtype="uint16")
+    with pytest.raises(InputError, match="corpus 'backcopy' has no ids; accepted: with tokens:DIR"):
+        load_corpus("backcopy", token_dtype="uint16")
     assert set(DTYPES) == set(TYPES.values())
