@@ -83,7 +83,7 @@ def restore(config_type: type[C], stored: dict[str, Any]) -> C:
     hints = typing.get_type_hints(config_type)
     if set(stored) != set(hints):
         odd = ", ".join(sorted(set(stored) ^ set(hints)))
-        raise InputError(f"{odd}; accepted: the fields that this version writes")
+        raise InputError(odd, accepted="the fields that this version writes")
     values: dict[str, Any] = {}
     for name, value in stored.items():
         kind = hints[name]
@@ -109,7 +109,7 @@ def read_config(config_type: type[C], directory: Path, flag: str, binary: str) -
         told = str(getattr(error, "strerror", None) or error)
         if not isinstance(error, InputError):  # which says itself what is accepted
             told = f"{told}; accepted: a run directory of {binary}"
-        raise InputError(f"--{flag}={FLAGS[flag].value}: config.json: {told}") from error
+        raise InputError(flag, FLAGS[flag].value, why=f"config.json: {told}") from error
 
 
 def numbers(name: str, values: list[str], kind: type) -> tuple[Any, ...]:
@@ -122,9 +122,7 @@ def numbers(name: str, values: list[str], kind: type) -> tuple[Any, ...]:
         return tuple(kind(value) for value in values)
     except ValueError:
         words = {int: "integers", float: "numbers"}[kind]
-        raise InputError(
-            f"--{name}={','.join(values)}: accepted: {words} with commas between them"
-        ) from None
+        raise InputError(name, ",".join(values), f"{words} with commas between them") from None
 
 
 def _leaves(config_type: type) -> Iterator[tuple[str, Any, str]]:
@@ -150,8 +148,10 @@ def redrawing(directory: Path, binary: str) -> Iterator[dict[str, Any]]:
         yield record
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(
-            f"--redraw={directory}: result.json is no record of this experiment ({error!r}); "
-            f"accepted: a run directory of {binary}"
+            "redraw",
+            directory,
+            f"a run directory of {binary}",
+            f"result.json is no record of this experiment ({error!r})",
         ) from error
 
 
@@ -261,11 +261,11 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
         try:
             if len(argv) > 1:
                 raise InputError(
-                    f"{argv[1]!r}: unexpected; accepted: flags of the form --name=value"
+                    repr(argv[1]), None, "flags of the form --name=value", "unexpected"
                 )
             for name in FLAGS:  # as a variable of the shell that is not set leaves it
                 if FLAGS[name].present and FLAGS[name].value == "":
-                    raise InputError(f"--{name}=: empty; accepted: a value, or no --{name}")
+                    raise InputError(name, "", f"a value, or no --{name}", "empty")
             main()
             sys.stdout.flush()
         except (Exception, KeyboardInterrupt) as error:

@@ -371,7 +371,7 @@ def test_from_a_notebook(of_text, tmp_path):
     assert findings.record["prompt"][:2] == ["<|bos|>", "S"]
     bare = so.analyze(model, "Summer", parts=("existence",), bos="no")
     assert bare.record["prompt"][0] == "S"
-    with pytest.raises(so.InputError, match="--bos='maybe': unknown; accepted: auto, yes, no"):
+    with pytest.raises(so.InputError, match="bos='maybe': unknown; accepted: auto, yes, no"):
         so.analyze(model, "Summer", bos="maybe")
     written = findings.save(tmp_path / "out")
     assert written.exists()
