@@ -75,17 +75,16 @@ def _ranked(bits: Array, rank: int) -> Array:
         most = jnp.asarray(jnp.iinfo(bits.dtype).max, bits.dtype)
         numbers = jnp.pad(numbers, (0, missing), constant_values=most)
     table = numbers.reshape(tables, -1, columns)
-    found, left = jnp.zeros((), bits.dtype), jnp.asarray(rank, jnp.int32)
-    last = (1 << DIGIT) - 1
-    for shift in range(8 * bits.dtype.itemsize - DIGIT, -1, -DIGIT):
-        digits = (table >> shift) & last
-        if shift + DIGIT < 8 * bits.dtype.itemsize:  # of the numbers that begin like the one found
-            digits = jnp.where(table >> (shift + DIGIT) == found, digits, last)
-        half = 1 << (DIGIT - 1)
+    last, half = (1 << DIGIT) - 1, 1 << (DIGIT - 1)
+
+    def find(state: tuple[Array, Array], shift: Array) -> tuple[tuple[Array, Array], None]:
+        found, left = state
+        begins = table >> shift
+        # The digits of the numbers that begin like the one found; the others are above them.
+        digits = jnp.where(begins >> DIGIT == found, begins & last, last)
         small = (digits.astype(jnp.int32) - half).astype(jnp.int16)
 
-        def halve(_: Array, bounds: tuple[Array, Array], small: Array = small,
-                  left: Array = left) -> tuple[Array, Array]:  # fmt: skip
+        def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bounds
             middle = low + (high - low) // 2
             enough = _count(small <= middle.astype(jnp.int16)) > left
@@ -94,8 +93,11 @@ def _ranked(bits: Array, rank: int) -> Array:
         ends = (jnp.asarray(-half, jnp.int32), jnp.asarray(half - 1, jnp.int32))
         digit = jax.lax.fori_loop(0, DIGIT, halve, ends)[0]
         left = left - _count(small < digit.astype(jnp.int16))
-        found = (found << DIGIT) | (digit + half).astype(bits.dtype)
-    return found
+        return ((found << DIGIT) | (digit + half).astype(bits.dtype), left), None
+
+    shifts = jnp.arange(8 * bits.dtype.itemsize - DIGIT, -1, -DIGIT, bits.dtype)
+    first = (jnp.zeros((), bits.dtype), jnp.asarray(rank, jnp.int32))
+    return jax.lax.scan(find, first, shifts)[0][0]
 
 
 def _count(flags: Bool[Array, "K R C"]) -> Array:
