@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from logging import getLogger
+from logging import StreamHandler, getLogger
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -223,6 +223,7 @@ def launch(main: Callable[[], None], tpu_compiler: bool = False) -> None:
     def run(argv: Sequence[str]) -> None:
         if not FLAGS["verbosity"].present:
             _quiet_storage()
+        _say_notes()
         if "smoke" in FLAGS and FLAGS.smoke:  # nearly all of its time is spent compiling
             jax.config.update("jax_disable_most_optimizations", True)
         status = guarded(main, argv)
@@ -271,6 +272,13 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
         except (Exception, KeyboardInterrupt) as error:
             return ending.ended(error, signals)
     return 0
+
+
+def _say_notes() -> None:
+    """Print what the library logs as it is, without a time and a place in the code."""
+    notes = getLogger("sysout_jax")
+    notes.addHandler(StreamHandler())
+    notes.propagate = False
 
 
 def _quiet_storage() -> None:
