@@ -31,7 +31,7 @@ def peer() -> dict[str, Any]:
     for module, name in (("torch", "PyTorch"), ("transformers", "transformers")):
         if find_spec(module) is None:
             raise InputError(
-                f"{name} is not installed; accepted: pip install -r requirements-reference.txt"
+                f"{name} is not installed", accepted="pip install -r requirements-reference.txt"
             )
     import transformers
 

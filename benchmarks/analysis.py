@@ -63,7 +63,7 @@ class Config:
         at_least(2, "rounds", self.rounds)
         at_least(2, "seq_len", self.seq_len)
         if self.width < 1 or self.width % 64:
-            raise InputError(f"--width={self.width}: accepted: a multiple of 64")
+            raise InputError("width", self.width, "a multiple of 64")
 
     def architecture(self) -> ModelConfig:
         """A LLaMA of that size, with heads of 64."""

@@ -67,9 +67,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     about = peer()
     model = so.load(config.model, dtype="float32")
     if not isinstance(model.tokenizer, SubwordTokenizer):
-        raise InputError(
-            f"--model={config.model}: no tokenizer of words; accepted: a model with one"
-        )
+        raise InputError("model", config.model, "a model with one", "no tokenizer of words")
     directory = RunDirectory(config.workdir, "benchmarks-first-result")
     console.print(f"run      {directory.path}", soft_wrap=True)
     about["load"] = os.getloadavg()

@@ -72,14 +72,12 @@ class Config:
         for name in ("shared", "step"):
             found = getattr(self, name)
             if found < 1 or found % SHARES:
-                raise InputError(f"--{name}={found}: accepted: a multiple of {SHARES}")
+                raise InputError(name, found, f"a multiple of {SHARES}")
         if self.width < 1 or self.width % 16 or self.width % (2 * self.heads):
-            raise InputError(
-                f"--width={self.width}: accepted: a multiple of 16 and of twice the heads"
-            )
+            raise InputError("width", self.width, "a multiple of 16 and of twice the heads")
         for name in ("gib", "minutes"):
             if not getattr(self, name) > 0:
-                raise InputError(f"--{name}={getattr(self, name)}: accepted: a number above 0")
+                raise InputError(name, getattr(self, name), "a number above 0")
 
     def architecture(self) -> ModelConfig:
         """A LLaMA of that size; rotary positions have no end."""
@@ -188,8 +186,8 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     """
     if jax.default_backend() != "cpu":
         raise InputError(
-            f"JAX computes on a {jax.default_backend()}, whose memory is not limited here; "
-            "accepted: JAX_PLATFORMS=cpu"
+            (f"JAX computes on a {jax.default_backend()}, whose memory is not limited here"),
+            accepted="JAX_PLATFORMS=cpu",
         )
     end = time.perf_counter() + 60 * config.minutes
     about = {**peer(), "load": os.getloadavg()}
@@ -250,8 +248,10 @@ def compared(
         return in_turn(calls, config.rounds, say)
     except children.NoMemory as error:
         raise InputError(
-            f"--gib={config.gib:g}: too little for --shared={config.shared}; accepted: more of it, "
-            "or fewer tokens"
+            "gib",
+            f"{config.gib:g}",
+            "more of it, or fewer tokens",
+            f"too little for --shared={config.shared}",
         ) from error
 
 

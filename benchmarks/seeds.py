@@ -61,7 +61,7 @@ class Config:
         at_least(1, "rounds", self.rounds)
         if 1 not in self.counts or not all(0 < n == int(n) for n in self.counts):
             shown = ",".join(map(str, self.counts))
-            raise InputError(f"--counts={shown}: accepted: numbers above 0, 1 among them")
+            raise InputError("counts", shown, "numbers above 0, 1 among them")
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,8 @@ def device() -> str:
         return "cpu"
     if not torch.cuda.is_available():
         raise InputError(
-            f"PyTorch {torch.__version__} sees no GPU, but JAX does; accepted: a PyTorch for CUDA, "
-            "or JAX_PLATFORMS=cpu"
+            f"PyTorch {torch.__version__} sees no GPU, but JAX does",
+            accepted="a PyTorch for CUDA, or JAX_PLATFORMS=cpu",
         )
     return "cuda"
 

@@ -87,10 +87,10 @@ class Config:
             for name in found:
                 one_of(flag, name, accepted)
             if not found:
-                raise InputError(f"--{flag}=: accepted: some of {', '.join(accepted)}")
+                raise InputError(flag, "", f"some of {', '.join(accepted)}")
         one_of("dtype", self.dtype, DTYPES)
         if self.flash and self.dtype != "bfloat16":
-            raise InputError(f"--flash: --dtype={self.dtype}; accepted: --dtype=bfloat16")
+            raise InputError("flash", None, "--dtype=bfloat16", f"--dtype={self.dtype}")
         at_least(1, "batch_size", self.batch_size)
         at_least(2, "rounds", self.rounds)
 
@@ -109,7 +109,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     """
     if find_spec("torch") is None:
         raise InputError(
-            "PyTorch is not installed; accepted: pip install -r requirements-reference.txt"
+            "PyTorch is not installed", accepted="pip install -r requirements-reference.txt"
         )
     from benchmarks import side_by_side, torch_decoder  # which import it
 

@@ -61,9 +61,7 @@ class Config:
         for name in self.only:
             one_of("only", name, tuple(PARTS))
         if not self.only or len(set(self.only)) < len(self.only):
-            raise InputError(
-                f"--only={','.join(self.only)}: accepted: at least one part, none of them twice"
-            )
+            raise InputError("only", ",".join(self.only), "at least one part, none of them twice")
 
 
 def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, str]:
@@ -145,7 +143,7 @@ def _possible(config: Config, chosen: Chosen, console: Console) -> tuple[str, ..
         if part not in asked:
             continue
         if config.only != Config.only:
-            raise InputError(f"--only={part}: {reason}")
+            raise InputError("only", part, why=reason)
         console.print(f"{part} left out: {reason}", soft_wrap=True, markup=False)
         asked = tuple(name for name in asked if name != part)
     return asked

@@ -47,11 +47,11 @@ class Config:
         shown = ",".join(f"{factor:g}" for factor in self.factors)
         distinct = len(set(self.factors)) == len(self.factors)
         if not distinct or not {0.0, 1.0} <= set(self.factors):
-            raise InputError(f"--factors={shown}: accepted: different numbers, 0 and 1 among them")
+            raise InputError("factors", shown, "different numbers, 0 and 1 among them")
         if not all(abs(factor) < float("inf") for factor in self.factors):
-            raise InputError(f"--factors={shown}: accepted: finite numbers")
+            raise InputError("factors", shown, "finite numbers")
         if self.choice.stream:
-            raise InputError("--stream: accepted: without it, doses are of a model in memory")
+            raise InputError("stream", accepted="without it, doses are of a model in memory")
 
 
 def run(config: Config, console: Console) -> RunDirectory:

@@ -54,7 +54,7 @@ def parse_shard(text: str) -> Shard:
     """
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not int(found[1]) < int(found[2]):
-        raise InputError(f"--shard={text}: accepted: i/n with i from 0 to n - 1, such as 0/4")
+        raise InputError("shard", text, "i/n with i from 0 to n - 1, such as 0/4")
     return Shard(int(found[1]), int(found[2]))
 
 
@@ -66,13 +66,11 @@ def check_place(name: str | None, shard: str | None) -> None:
     """
     fits = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name or "run")
     if not fits or name == LATEST:  # which stands for the run begun last
-        raise InputError(
-            f"--name={name}: accepted: letters, digits, '_', '-' and '.', but not {LATEST}"
-        )
+        raise InputError("name", name, f"letters, digits, '_', '-' and '.', but not {LATEST}")
     if shard is not None:
         parse_shard(shard)
         if name is None:
-            raise InputError(f"--shard={shard}: accepted: with a --name that all share")
+            raise InputError("shard", shard, "with a --name that all share")
 
 
 def check_values(flag: str, values: Sequence[Any]) -> None:
@@ -83,7 +81,7 @@ def check_values(flag: str, values: Sequence[Any]) -> None:
     """
     if not values or len(set(values)) < len(values):
         found = ",".join(map(str, values))
-        raise InputError(f"--{flag}={found}: accepted: at least one, none of them twice")
+        raise InputError(flag, found, "at least one, none of them twice")
 
 
 def crossed(
@@ -128,7 +126,7 @@ def opened(
     try:
         there = Cells(Path(workdir) / experiment / name / "cells", about)
     except OSError as error:
-        raise InputError(unwritable(workdir, error)) from error
+        raise unwritable(workdir, error) from error
     if shard:
         part = parse_shard(shard)
         name = f"{name}/shard-{part.index}-of-{part.count}"
@@ -156,8 +154,10 @@ class Cells:
             for name in {**theirs, **mine}:
                 if theirs.get(name) != mine.get(name):
                     raise InputError(
-                        f"--{name}={as_flag(mine.get(name))}: the cells in {place} have "
-                        f"{as_flag(theirs.get(name))}; accepted: that, or another --name"
+                        name,
+                        as_flag(mine.get(name)),
+                        "that, or another --name",
+                        f"the cells in {place} have {as_flag(theirs.get(name))}",
                     )
         else:
             write_json(path, about)

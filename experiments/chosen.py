@@ -42,7 +42,7 @@ class Choice:
     def __post_init__(self) -> None:
         starts_with_bos(None, self.bos)
         if self.stream and self.shape.devices > 1:
-            raise InputError(f"--stream: with --mesh={self.mesh}; accepted: a mesh of one device")
+            raise InputError("stream", None, "a mesh of one device", f"with --mesh={self.mesh}")
 
     @property
     def shape(self) -> MeshShape:
@@ -123,21 +123,21 @@ def choose(choice: Choice) -> Chosen:
         to this kind of model.
     """
     if not choice.model:
-        raise InputError(f"--model: not given; accepted: {ACCEPTED}")
+        raise InputError("model", None, ACCEPTED, "not given")
     path = Path(choice.model).expanduser()
     found = models(path)
     if found:
         path = path / "models" / _pick(choice, sorted(found))
     elif (path / "result.json").exists():
-        raise InputError(f"--model={choice.model}: a run without models; accepted: {ACCEPTED}")
+        raise InputError("model", choice.model, ACCEPTED, "a run without models")
     elif choice.variant is not None:
-        raise InputError(f"--variant={choice.variant}: accepted: with a run directory as --model")
+        raise InputError("variant", choice.variant, "with a run directory as --model")
     source = path if path.exists() else choice.model
     located = loading.locate(source, choice.revision, choice.file)
     if loading.kind_of(located) != "run":
         return _published(choice, located)
     if choice.stream:
-        raise InputError(f"--stream: {located} is a run's model; accepted: a published model")
+        raise InputError("stream", None, "a published model", f"{located} is a run's model")
     model = loading.load(located, choice.seed, choice.param_dtype, shard=choice.shard())
     # Blocks of queries are how it was trained; here attention is read whole.
     model = replace(model, config=replace(model.config, query_block=None))
@@ -169,7 +169,7 @@ def every(choice: Choice) -> Iterator[Chosen]:
 def _published(choice: Choice, located: Path) -> Chosen:
     name = choice.model.rstrip("/").rpartition("/")[2]
     if choice.seed is not None:
-        raise InputError(f"--seed={choice.seed}: accepted: with a run's model")
+        raise InputError("seed", choice.seed, "with a run's model")
     if choice.stream:
         opened = loading.open_layers(located, choice.param_dtype)
         model = Model(opened.config, opened.layers(), opened.tokenizer(), opened.origin)
@@ -185,7 +185,5 @@ def _pick(choice: Choice, names: list[str]) -> str:
     fitting = [n for n in names if wanted is None or n == wanted or n.endswith(f"-{wanted}")]
     if len(fitting) == 1:
         return fitting[0]
-    said = f"--variant={wanted}" if wanted else "--variant: not given"
-    raise InputError(
-        f"{said}: fits {len(fitting)} of the models in {choice.model}; accepted: {', '.join(names)}"
-    )
+    why = f"fits {len(fitting)} of the models in {choice.model}"
+    raise InputError("variant", wanted, ", ".join(names), why if wanted else f"not given; {why}")

@@ -142,7 +142,7 @@ def decided(results: Path) -> Rows:
 
 def _row(each: Claim, results: Path) -> dict[str, Any]:
     if not (path := _place(results, each.record)).exists():
-        raise InputError(f"{path}: no such record; accepted: a clone with its results/")
+        raise InputError(str(path), None, "a clone with its results/", "no such record")
     return _judged(each, _read(path))
 
 
@@ -236,7 +236,9 @@ def _made(record: str, workdir: Path, console: Console) -> Record:
         arguments.append(f"--workdir={workdir.absolute()}")
         done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=False)
         if done.returncode:
-            raise InputError(f"--run: {command!r} ended with status {done.returncode}; see above")
+            raise InputError(
+                "run", why=f"{command!r} ended with status {done.returncode}; see above"
+            )
         named = [a.partition("=")[2] for a in arguments if a.startswith("--name=")]
         made = Path(named_run(str(place / (named or [LATEST])[0])))
         first = first or made
@@ -298,7 +300,7 @@ def main() -> None:
         names = list(LEDGER) if FLAGS.run == ["all"] else FLAGS.run
         unknown = [name for name in names if name not in LEDGER]
         if unknown:
-            raise InputError(f"--run={unknown[0]}: unknown; accepted: all, {', '.join(LEDGER)}")
+            raise InputError("run", unknown[0], f"all, {', '.join(LEDGER)}", "unknown")
         run(names, FLAGS.budget, Path(FLAGS.workdir), console)
         return
     rows = decided(RESULTS)
@@ -321,13 +323,15 @@ def check(rows: Rows, path: Path) -> None:
     try:
         stated = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}; accepted: what --write wrote") from error
+        raise InputError(str(path), None, "what --write wrote", str(error)) from error
     found = plain(rows)
     differing = [name for name in {**found, **stated} if found.get(name) != stated.get(name)]
     if differing:
         raise InputError(
-            f"{path}: says otherwise of {', '.join(differing)}; accepted: what the records say, as "
-            "--write writes it"
+            str(path),
+            None,
+            "what the records say, as --write writes it",
+            f"says otherwise of {', '.join(differing)}",
         )
 
 

@@ -61,14 +61,12 @@ class Config:
         for name, least in (("sequences", 1), ("calibration", 1), ("seq_len", 2), ("batch", 1)):
             at_least(least, name, getattr(self, name))
         if not 0.0 <= self.alpha <= 1.0:
-            raise InputError(f"--alpha={self.alpha}: accepted: a number from 0 to 1")
+            raise InputError("alpha", self.alpha, "a number from 0 to 1")
         if self.choice.stream:
-            raise InputError("--stream: accepted: without it, compression takes a model in memory")
+            raise InputError("stream", accepted="without it, compression takes a model in memory")
         present(self.sites)
         if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise InputError(
-                f"--methods={','.join(self.methods)}: accepted: at least one, none of them twice"
-            )
+            raise InputError("methods", ",".join(self.methods), "at least one, none of them twice")
         for method in self.methods:
             schemes.scheme(method)
 

@@ -67,17 +67,17 @@ class Config:
             one_of("variants", name, tuple(VARIANTS))
         if self.baseline not in self.variants:
             raise InputError(
-                f"--baseline={self.baseline}: accepted: one of --variants={','.join(self.variants)}"
+                "baseline", self.baseline, f"one of --variants={','.join(self.variants)}"
             )
         at_least(1, "rounds", self.rounds)
         names = tuple(f"{lr:g}" for lr in self.lrs)
         for flag, values in (("variants", self.variants), ("lrs", names)):
             if not values or len(set(values)) < len(values):
                 found = ",".join(values)
-                raise InputError(f"--{flag}={found}: accepted: at least one, none of them twice")
+                raise InputError(flag, found, "at least one, none of them twice")
         for lr in self.lrs:
             if not 0 < lr < float("inf"):
-                raise InputError(f"--lrs={','.join(names)}: accepted: finite numbers above 0")
+                raise InputError("lrs", ",".join(names), "finite numbers above 0")
 
     def cell(self, variant: str, lr: float) -> TrainConfig:
         """The training run of a cell."""
@@ -266,7 +266,7 @@ def resumed_config(path: Path) -> Config:
         mine = not str(FLAGS.find_module_defining_flag(name)).startswith("absl")
         if mine and FLAGS[name].present and name not in ("resume", *GOES_ON):
             raise InputError(
-                f"--{name}: the run in --resume={path} has its own; accepted: --lrs and --variants"
+                name, None, "--lrs and --variants", f"the run in --resume={path} has its own"
             )
     config = launch.read_config(Config, path, "resume", "experiments.convergence")
     lrs = launch.numbers("lrs", FLAGS.lrs or [], float)

@@ -33,7 +33,7 @@ def ended(error: BaseException, signals: Sequence[int]) -> int:
         said = "interrupted" if signals[0] == signal.SIGINT else "terminated"
         return _say(said, 128 + signals[0])
     if isinstance(error, InputError):
-        return _say(error.line(_flag), 2)
+        return _say(error.of_command(FLAGS), 2)
     if isinstance(error, Diverged):
         return _say(error, 1)
     if isinstance(error, Preempted):
@@ -74,11 +74,6 @@ class Output(io.TextIOWrapper):
         """Flush, or name standard output."""
         with naming(OUTPUT):
             super().flush()
-
-
-def _flag(name: str) -> str:
-    """An argument of the library as this command's users know it."""
-    return f"--{name}" if name in FLAGS else name
 
 
 def _no_device() -> str | None:

@@ -67,7 +67,7 @@ class Config:
             at_least(least, name, getattr(self, name))
         finite("finetune_lr", self.finetune_lr)
         if self.choice.stream:
-            raise InputError("--stream: accepted: without it, forms are of a model in memory")
+            raise InputError("stream", accepted="without it, forms are of a model in memory")
         for method in self.methods:
             schemes.scheme(method)
 
@@ -103,8 +103,10 @@ def _softmax(choice: Choice) -> Iterator[Chosen]:
         explicit.check(chosen.model.config)
         if not chosen.bos:
             raise InputError(
-                f"--bos=no: {chosen.name} reads texts whose first tokens differ; accepted: a model "
-                "whose texts begin with a BOS token"
+                "bos",
+                "no",
+                "a model whose texts begin with a BOS token",
+                f"{chosen.name} reads texts whose first tokens differ",
             )
         yield chosen
 

@@ -43,7 +43,7 @@ def keeping(
         blind = ", ".join(str(n) for n, found in enumerate(sees) if not found)
         said = f"{path}: not seen by process {blind}"
         if needed:
-            raise InputError(f"{said}; accepted: a --workdir that all processes share")
+            raise InputError(said, accepted="a --workdir that all processes share")
         say(f"{said}, so no training states are kept")
         yield lambda study: None
         return

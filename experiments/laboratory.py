@@ -120,13 +120,13 @@ class Config:
             check_values(flag, getattr(self, flag))
         for decay in self.decays:
             if not 0 <= decay < inf:
-                raise InputError(f"--decays={decay}: accepted: numbers of at least 0")
+                raise InputError("decays", decay, "numbers of at least 0")
         for eps in self.epsilons:
             if not 0 < eps < inf:
-                raise InputError(f"--epsilons={eps}: accepted: numbers above 0")
+                raise InputError("epsilons", eps, "numbers above 0")
         for chain in self.chains:
             if not 0 <= chain < 2**32:
-                raise InputError(f"--chains={chain}: accepted: integers from 0 to 2**32 - 1")
+                raise InputError("chains", chain, "integers from 0 to 2**32 - 1")
         check_place(self.name, self.shard)
 
     @property

@@ -1,6 +1,7 @@
 """What every experiment binary shares: flags from configs, errors in one line, caches."""
 
 import dataclasses
+import glob
 import inspect
 import io
 import json
@@ -11,7 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from logging import getLogger
+from logging import StreamHandler, getLogger
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,8 @@ from sysout_jax.training import hosts
 
 FLAGS = flags.FLAGS
 C = TypeVar("C")
+TPU_LIBRARY = "TPU_LIBRARY_PATH"
+TPU_CHIPS = ("/dev/accel*", "/dev/vfio/*")  # as the drivers of TPUs name them
 WIDTH = 1000  # characters: wide enough for any table
 
 
@@ -80,7 +83,7 @@ def restore(config_type: type[C], stored: dict[str, Any]) -> C:
     hints = typing.get_type_hints(config_type)
     if set(stored) != set(hints):
         odd = ", ".join(sorted(set(stored) ^ set(hints)))
-        raise InputError(f"{odd}; accepted: the fields that this version writes")
+        raise InputError(odd, accepted="the fields that this version writes")
     values: dict[str, Any] = {}
     for name, value in stored.items():
         kind = hints[name]
@@ -106,7 +109,7 @@ def read_config(config_type: type[C], directory: Path, flag: str, binary: str) -
         told = str(getattr(error, "strerror", None) or error)
         if not isinstance(error, InputError):  # which says itself what is accepted
             told = f"{told}; accepted: a run directory of {binary}"
-        raise InputError(f"--{flag}={FLAGS[flag].value}: config.json: {told}") from error
+        raise InputError(flag, FLAGS[flag].value, why=f"config.json: {told}") from error
 
 
 def numbers(name: str, values: list[str], kind: type) -> tuple[Any, ...]:
@@ -119,9 +122,7 @@ def numbers(name: str, values: list[str], kind: type) -> tuple[Any, ...]:
         return tuple(kind(value) for value in values)
     except ValueError:
         words = {int: "integers", float: "numbers"}[kind]
-        raise InputError(
-            f"--{name}={','.join(values)}: accepted: {words} with commas between them"
-        ) from None
+        raise InputError(name, ",".join(values), f"{words} with commas between them") from None
 
 
 def _leaves(config_type: type) -> Iterator[tuple[str, Any, str]]:
@@ -147,8 +148,10 @@ def redrawing(directory: Path, binary: str) -> Iterator[dict[str, Any]]:
         yield record
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(
-            f"--redraw={directory}: result.json is no record of this experiment ({error!r}); "
-            f"accepted: a run directory of {binary}"
+            "redraw",
+            directory,
+            f"a run directory of {binary}",
+            f"result.json is no record of this experiment ({error!r})",
         ) from error
 
 
@@ -205,14 +208,22 @@ def redraw(
         console.print("\n".join(map(str, figures)), soft_wrap=True, markup=False)
 
 
-def launch(main: Callable[[], None]) -> None:
-    """Parse flags and run `main`; the exit status is that of `guarded`."""
+def launch(main: Callable[[], None], tpu_compiler: bool = False) -> None:
+    """Parse flags and run `main`; the exit status is that of `guarded`.
+
+    Args:
+      main: the command.
+      tpu_compiler: whether it compiles for TPUs that are not here.
+    """
+    if not tpu_compiler and not any(map(glob.glob, TPU_CHIPS)):
+        _hide_tpu_compiler()
     sys.argv[1:] = named_runs(sys.argv[1:])
     sys.stdout = ending.Output(typing.cast(io.TextIOWrapper, sys.stdout))
 
     def run(argv: Sequence[str]) -> None:
         if not FLAGS["verbosity"].present:
             _quiet_storage()
+        _say_notes()
         if "smoke" in FLAGS and FLAGS.smoke:  # nearly all of its time is spent compiling
             jax.config.update("jax_disable_most_optimizations", True)
         status = guarded(main, argv)
@@ -221,6 +232,14 @@ def launch(main: Callable[[], None]) -> None:
         sys.exit(status)
 
     app.run(run)
+
+
+def _hide_tpu_compiler() -> None:
+    """Have JAX not find libtpu, which without a TPU fails at length, and at every signal."""
+    found = sys.modules.get("libtpu")  # JAX has asked it for its path, and it has noted it
+    if found and os.environ.get(TPU_LIBRARY) == found.get_library_path():
+        del os.environ[TPU_LIBRARY]
+    sys.modules["libtpu"] = None  # type: ignore[assignment]
 
 
 def named_runs(arguments: Sequence[str]) -> list[str]:
@@ -243,16 +262,23 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
         try:
             if len(argv) > 1:
                 raise InputError(
-                    f"{argv[1]!r}: unexpected; accepted: flags of the form --name=value"
+                    repr(argv[1]), None, "flags of the form --name=value", "unexpected"
                 )
             for name in FLAGS:  # as a variable of the shell that is not set leaves it
                 if FLAGS[name].present and FLAGS[name].value == "":
-                    raise InputError(f"--{name}=: empty; accepted: a value, or no --{name}")
+                    raise InputError(name, "", f"a value, or no --{name}", "empty")
             main()
             sys.stdout.flush()
         except (Exception, KeyboardInterrupt) as error:
             return ending.ended(error, signals)
     return 0
+
+
+def _say_notes() -> None:
+    """Print what the library logs as it is, without a time and a place in the code."""
+    notes = getLogger("sysout_jax")
+    notes.addHandler(StreamHandler())
+    notes.propagate = False
 
 
 def _quiet_storage() -> None:

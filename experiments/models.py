@@ -107,11 +107,11 @@ def main() -> None:
     """Print the table, or what --check asks for."""
     if FLAGS.check is not None:
         if "" in FLAGS.check:
-            raise InputError("--check: no path; accepted: --check PATH [PATH...]")
+            raise InputError("check", None, "--check PATH [PATH...]", "no path")
         check(FLAGS.check)
         return
     if FLAGS.json:
-        raise InputError("--json: accepted: with --check")
+        raise InputError("json", accepted="with --check")
     if FLAGS.markdown:
         print(markdown())
         return

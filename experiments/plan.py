@@ -91,7 +91,7 @@ class Config:
         for name in self.only:
             one_of("only", name, STEPS)
         if not self.only or len(set(self.only)) < len(self.only):
-            raise InputError(f"--only={','.join(self.only)}: accepted: {', '.join(STEPS)}")
+            raise InputError("only", ",".join(self.only), ", ".join(STEPS))
 
 
 def architecture(name: str) -> ModelConfig:
@@ -105,7 +105,7 @@ def architecture(name: str) -> ModelConfig:
         path = Path(name).expanduser()
         if not path.exists():
             if not is_hub_id(name):
-                raise InputError(f"--model={name}: accepted: {ACCEPTED}")
+                raise InputError("model", name, ACCEPTED)
             path = fetch(name, wanted=("config.json",))
         raw = read_json(path / "config.json")
         family = by_model_type(raw.get("model_type"), path / "config.json")
@@ -270,4 +270,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    launch.launch(main)
+    launch.launch(main, tpu_compiler=True)

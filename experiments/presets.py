@@ -49,8 +49,9 @@ def _contexts(config: TrainConfig, longer: int = 1, shorter: int = 1) -> TrainCo
     """
     if config.seq_len % shorter or config.batch_size % longer:
         raise InputError(
-            f"--seq_len={config.seq_len}, --batch_size={config.batch_size}: accepted with these "
-            f"--settings: multiples of {shorter} and of {longer}"
+            "seq_len",
+            f"{config.seq_len}, --batch_size={config.batch_size}",
+            why=f"accepted with these --settings: multiples of {shorter} and of {longer}",
         )
     return replace(
         config,

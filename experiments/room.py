@@ -50,8 +50,13 @@ def check_room(
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise InputError(
-            f"--workdir={workdir}: {free / 1e6:.1f} MB free; accepted: a directory with room for "
-            f"the trained models and their training states, {needed / 1e6:.1f} MB"
+            "workdir",
+            workdir,
+            (
+                "a directory with room for the trained models and their training "
+                f"states, {needed / 1000000.0:.1f} MB"
+            ),
+            f"{free / 1000000.0:.1f} MB free",
         )
 
 

@@ -30,7 +30,7 @@ def rows(workdir: Path) -> list[tuple[str, ...]]:
       InputError: no such directory.
     """
     if not workdir.is_dir():
-        raise InputError(f"--workdir={workdir}: no such directory; accepted: where runs are")
+        raise InputError("workdir", workdir, "where runs are", "no such directory")
     found: list[tuple[str, ...]] = []
     for log in sorted(workdir.glob(f"*/**/{LOG}")):
         run, kind = log.parent, log.relative_to(workdir).parts[0]

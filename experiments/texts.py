@@ -40,16 +40,20 @@ def read_corpus(
     spec = given or chosen.corpus or (PUBLISHED if chosen.seed is None else None)
     if spec is None:
         raise InputError(
-            f"--corpus: not given, and {chosen.path} does not say what it was trained on; "
-            "accepted: backcopy, stdlib, PATH, tokens:DIR"
+            "corpus",
+            None,
+            "backcopy, stdlib, PATH, tokens:DIR",
+            f"not given, and {chosen.path} does not say what it was trained on",
         )
     if spec is PUBLISHED:
         console.print(f"corpus   {spec}, Python's own source, as --corpus is not given")
     tokenizer = chosen.model.tokenizer
     if tokenizer is None and not (spec == "backcopy" or spec.startswith("tokens:")):
         raise InputError(
-            f"--model={chosen.path}: no tokenizer.json, or vocab.json and merges.txt, "
-            "beside it; accepted: one of them, or --corpus=tokens:DIR"
+            "model",
+            chosen.path,
+            "one of them, or --corpus=tokens:DIR",
+            "no tokenizer.json, or vocab.json and merges.txt, beside it",
         )
     with reading(console, spec) as progress:
         corpus = load_corpus(
@@ -59,7 +63,16 @@ def read_corpus(
 
 
 def length_of(given: int | None, config: ModelConfig) -> int:
-    """T: what --seq_len says, or `TOKENS`, or what the model can read if that is less."""
+    """T: what --seq_len says, or `TOKENS`, or what the model can read if that is less.
+
+    Raises:
+      InputError: more than learned positions allow.
+    """
+    if given is not None and config.longest is not None and given > config.longest:
+        raise InputError(
+            f"--seq_len={given}: learned positions end at {config.longest}; accepted: at most "
+            f"{config.longest}"
+        )
     return given or min(TOKENS, config.longest or TOKENS)
 
 
@@ -95,7 +108,9 @@ class Texts:
         top, vocab = max(evaluation.max(), candidates.max()), model.config.vocab
         if top >= vocab:
             raise InputError(
-                f"--corpus={spec}: token id {top}, and the model's vocabulary has {vocab}; "
-                "accepted: text in the model's own tokenizer"
+                "corpus",
+                spec,
+                "text in the model's own tokenizer",
+                f"token id {top}, and the model's vocabulary has {vocab}",
             )
         return Text(corpus, apart(candidates, evaluation, self.calibration), evaluation)

@@ -93,20 +93,18 @@ class Config:
         at_least(1, "jobs", self.jobs)
         wide = next((study.mesh for study in self.studies if study.mesh_shape.devices > 1), None)
         if wide and self.jobs > 1:  # devices would meet in another order, and wait forever
-            raise InputError(f"--jobs={self.jobs}: with --mesh={wide}; accepted: 1")
+            raise InputError("jobs", self.jobs, "1", f"with --mesh={wide}")
         fused = any(study.model.flash for study in self.studies)
         if fused and self.jobs > 1 and jax.default_backend() == "gpu":
             # cuDNN fails to load a graph while another thread of the process is at work
-            raise InputError(f"--jobs={self.jobs}: with --flash on a GPU; accepted: 1")
+            raise InputError("jobs", self.jobs, "1", "with --flash on a GPU")
         for name in self.variants:
             one_of("variants", name, tuple(VARIANTS))
         corpora = [study.corpus for study in self.studies]
         for flag, names in (("variants", self.variants), ("corpus", corpora)):
             if not names or len(set(names)) < len(names):
                 found = ",".join(names)
-                raise InputError(
-                    f"--{flag}={found}: accepted: at least one name, none of them twice"
-                )
+                raise InputError(flag, found, "at least one name, none of them twice")
 
 
 def run(config: Config, console: Console) -> RunDirectory | None:
@@ -266,7 +264,7 @@ def config_from_flags() -> Config:
             corpora = [TEXT.corpus]
         elif set(corpora) == {BACKCOPY.corpus}:
             raise InputError(
-                f"--preset={FLAGS.preset}: not of --corpus={BACKCOPY.corpus}; accepted: with text"
+                "preset", FLAGS.preset, "with text", f"not of --corpus={BACKCOPY.corpus}"
             )
     if FLAGS.smoke and FLAGS["variants"].using_default_value:
         variants = ("softmax", "context_scale")
@@ -329,8 +327,10 @@ def _going_on(flag: str, path: Path) -> Config:
     stored = launch.read_config(Config, path, flag, "experiments.variants")
     if flag == "resume_from" and not any(path.glob(f"{STATES}/*/*/step-*")):
         raise InputError(
-            f"--resume_from={path}: no training states in it; accepted: a run that was "
-            f"interrupted, or --init_from={path / 'models'}/NAME"
+            "resume_from",
+            path,
+            f"a run that was interrupted, or --init_from={path / 'models'}/NAME",
+            "no training states in it",
         )
     there = {"variants": list(stored.variants), "corpus": [s.corpus for s in stored.studies]}
     for name, found in there.items():
@@ -338,8 +338,10 @@ def _going_on(flag: str, path: Path) -> Config:
         asked = list(VARIANTS) if asked == ["all"] else asked
         if FLAGS[name].present and asked != found:
             raise InputError(
-                f"--{name}={','.join(asked)}: {path} was trained with {','.join(found)}; "
-                "accepted: that, or another --name"
+                name,
+                ",".join(asked),
+                "that, or another --name",
+                f"{path} was trained with {','.join(found)}",
             )
     studies = tuple(map(_as_given, stored.studies))
     for study, asked_for in zip(stored.studies, studies, strict=True):

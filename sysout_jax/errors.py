@@ -1,18 +1,18 @@
 """The exceptions that mean something to a user; every binary prints them as one line."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterable
 
-# Of another argument that a text speaks of; not within a path, which may hold hyphens as well.
-_NAMED = re.compile(r"(?<![\w/.-])--([a-z]\w*)")
+# Of another argument that a text speaks of: not within a path, a longer word or `a command`.
+_NAMED = re.compile(r"`[^`]*`|(?<![\w/.-])--([a-z]\w*)(?![\w-])")
 
 
 class InputError(ValueError):
     """Bad input: the argument or file at fault, what was found there, and what is accepted.
 
-    As text it is one line, "field=found: why; accepted: accepted". Where it speaks of other
-    arguments, `why` and `accepted` write them as flags are written, "--width": Python users read
-    their names alone, and `line` gives each name as the caller's users know it.
+    As text it is one line, "field=found: why; accepted: accepted", in which Python users read names
+    of arguments; in that of a command they are flags. Texts that speak of other arguments write
+    them as flags, "--width".
 
     field: the name of the argument, or the file.
     found: its value; None where that is too long to repeat, or where `why` says all.
@@ -25,21 +25,17 @@ class InputError(ValueError):
         self.field, self.found, self.accepted, self.why = field, found, accepted, why
 
     def __str__(self) -> str:
-        return self.line(str)
+        return _NAMED.sub(lambda found: found[1] or found[0], self._line(self.field))
 
-    def line(self, named: Callable[[str], str]) -> str:
-        """The text, with the name of each argument as `named` gives it."""
-        if self.found is None and not self.accepted and not self.why:
-            return self.field
-        what = named(self.field) if self.field.isidentifier() else self.field
-        what = what if self.found is None else f"{what}={self.found}"
+    def of_command(self, flags: Iterable[str]) -> str:
+        """The line for users of a command that has these flags."""
+        return self._line(f"--{self.field}" if self.field in flags else self.field)
+
+    def _line(self, field: str) -> str:
+        what = field if self.found is None else f"{field}={self.found}"
         parts = [self.why, f"accepted: {self.accepted}" if self.accepted else ""]
-        return f"{what}: {as_named('; '.join(filter(None, parts)), named)}"
-
-
-def as_named(text: str, named: Callable[[str], str]) -> str:
-    """A text that writes arguments as flags, with each as `named` gives it."""
-    return _NAMED.sub(lambda found: named(found[1]), text)
+        said = "; ".join(filter(None, parts))
+        return f"{what}: {said}" if said else what
 
 
 class Diverged(ArithmeticError):

@@ -60,7 +60,7 @@ def load(
     path = locate(source, revision, file)
     kind = kind_of(path)
     if seed is not None and kind != "run":
-        raise InputError(f"seed {seed}: {path} is no training run; accepted: no seed")
+        raise InputError(f"seed {seed}", None, "no seed", f"{path} is no training run")
     if kind == "published":
         model = load_checkpoint(path, dtype, shard)
         _note(model.origin)
@@ -93,8 +93,10 @@ def open_layers(
     path = locate(source, revision, file)
     if kind_of(path) != "published":
         raise InputError(
-            f"--stream: {path} has no safetensors and is no GGUF file; accepted: a published "
-            "model's directory, file or id"
+            "stream",
+            None,
+            "a published model's directory, file or id",
+            f"{path} has no safetensors and is no GGUF file",
         )
     opened = open_checkpoint(path, dtype)
     _note(opened.origin)
@@ -114,21 +116,25 @@ def locate(
     """
     path, name = Path(source).expanduser(), os.fspath(source)
     if file is not None and not _is_file_name(file):
-        raise InputError(f"--file={file}: accepted: the name of a .gguf file in --model")
+        raise InputError("file", file, "the name of a .gguf file in --model")
     if not name or not path.exists():  # an empty path would be the working directory
         if name in CATALOGUE and revision is file is None:
             return _within(bring(name, _LOG.warning), None)
         if not is_hub_id(name):
             raise InputError(
-                f"--model={name}: no such file or directory; accepted: {', '.join(CATALOGUE)}, a "
-                "run's model, a directory with safetensors, a GGUF file, a file of llama2.c, or a "
-                "hub id such as gpt2"
+                "model",
+                name,
+                (
+                    f"{', '.join(CATALOGUE)}, a run's model, a directory with safetensors, "
+                    "a GGUF file, a file of llama2.c, or a hub id such as gpt2"
+                ),
+                "no such file or directory",
             )
         return _within(_fetched(name, revision, file), file)
     if revision is not None:
-        raise InputError(f"--revision={revision}: {path} is on this machine; accepted: a hub id")
+        raise InputError("revision", revision, "a hub id", f"{path} is on this machine")
     if path.is_file() and path.suffix in PICKLES and _is_pickle(path):
-        raise InputError(f"{path}: {CONVERT}")
+        raise InputError(str(path), why=CONVERT)
     return _within(path, file)
 
 
@@ -148,7 +154,7 @@ def _within(path: Path, file: str | None) -> Path:
     """The GGUF file that is meant where a directory holds GGUF files and no model of its own."""
     if file is not None:
         if not path.is_dir() or not (path / file).is_file():
-            raise InputError(f"--file={file}: not in {path}; accepted: a file in a directory")
+            raise InputError("file", file, "a file in a directory", f"not in {path}")
         return path / file
     whole = path.is_file() or any(path.glob("*.safetensors"))
     files = [] if whole else sorted(x.name for x in path.glob("*.gguf"))
@@ -157,7 +163,7 @@ def _within(path: Path, file: str | None) -> Path:
     if files == part_names(files[0]):
         return path / files[0]
     raise InputError(
-        f"{path}: {len(files)} GGUF files; accepted: --file= one of {', '.join(files[:20])}"
+        str(path), None, f"--file= one of {', '.join(files[:20])}", f"{len(files)} GGUF files"
     )
 
 
@@ -171,7 +177,7 @@ def kind_of(path: Path) -> str:
     if not path.is_dir():
         if path.suffix == ".safetensors":
             raise InputError(
-                f"{path}: weights alone; accepted: the directory that holds them with config.json"
+                str(path), None, "the directory that holds them with config.json", "weights alone"
             )
         return "published" if is_gguf(path) else "llama2c"
     if (path / "config.json").exists():
@@ -179,12 +185,16 @@ def kind_of(path: Path) -> str:
     weights = sorted(x.name for x in path.iterdir() if x.suffix in (".safetensors", *PICKLES))
     if weights:
         raise InputError(
-            f"{path}: {weights[0]} but no config.json; accepted: a published model's directory, "
-            "whole, or a GGUF file, which needs no config.json"
+            str(path),
+            None,
+            ("a published model's directory, whole, or a GGUF file, which needs no config.json"),
+            f"{weights[0]} but no config.json",
         )
     raise InputError(
-        f"{path}: no config.json; accepted: a directory that a training run wrote, or a published "
-        "model's"
+        str(path),
+        None,
+        "a directory that a training run wrote, or a published model's",
+        "no config.json",
     )
 
 

@@ -63,7 +63,7 @@ class RunDirectory:
                     break
             self._open_log("x" if name is None else "a")
         except OSError as error:
-            raise InputError(unwritable(workdir, error)) from error
+            raise unwritable(workdir, error) from error
         _point(Path(workdir) / experiment / LATEST, each)
 
     @classmethod
@@ -77,14 +77,12 @@ class RunDirectory:
         self = cls.__new__(cls)
         self.path = Path(path)
         if not (self.path / "config.json").is_file():
-            raise InputError(
-                f"--resume={path}: no config.json there; accepted: the directory of a run"
-            )
+            raise InputError("resume", path, "the directory of a run", "no config.json there")
         try:
             self._open_log("a")
         except OSError as error:
             raise InputError(
-                f"--resume={path}: {error.strerror}; accepted: a directory that is writable"
+                "resume", path, "a directory that is writable", f"{error.strerror}"
             ) from error
         _point(self.path.with_name(LATEST), self.path.name)
         return self
@@ -100,7 +98,7 @@ class RunDirectory:
         except BlockingIOError:
             self._metrics.close()
             raise InputError(
-                f"{self.path}: another run is writing to it; accepted: a directory of its own"
+                str(self.path), None, "a directory of its own", "another run is writing to it"
             ) from None
         self._metrics.truncate(path.read_bytes().rfind(b"\n") + 1)
 
@@ -183,9 +181,11 @@ def named_run(path: str) -> str:
     return path
 
 
-def unwritable(workdir: str | os.PathLike[str], error: OSError) -> str:
-    """The line for a work directory that cannot be written."""
-    return f"--workdir={workdir}: {error.strerror or error}; accepted: a directory that is writable"
+def unwritable(workdir: str | os.PathLike[str], error: OSError) -> InputError:
+    """What to raise for a work directory that cannot be written."""
+    return InputError(
+        "workdir", workdir, "a directory that is writable", error.strerror or str(error)
+    )
 
 
 def write_json(path: Path, value: Any) -> Path:
@@ -226,10 +226,10 @@ def read_mapping(path: Path, accepted: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: {reason}; accepted: {accepted}") from error
+        reason = str(getattr(error, "strerror", None) or error)
+        raise InputError(str(path), None, accepted, reason) from error
     if not isinstance(found, dict) or not found:
-        raise InputError(f"{path}: not a record; accepted: {accepted}")
+        raise InputError(str(path), None, accepted, "not a record")
     return found
 
 

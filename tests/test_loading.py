@@ -48,8 +48,8 @@ def test_a_run_of_this_project(run):
     half = so.load(run, dtype="bfloat16")
     assert half.config.dtype == "bfloat16"
     assert {str(x.dtype) for x in jax.tree.leaves(half.params)} == {"bfloat16"}
-    assert "--param_dtype='int8': unknown" in refusal(run, dtype="int8")
-    with pytest.raises(InputError, match=r"--stream: .* has no safetensors"):
+    assert "param_dtype='int8': unknown" in refusal(run, dtype="int8")
+    with pytest.raises(InputError, match=r"stream: .* has no safetensors"):
         loading.open_layers(run)
 
 
@@ -87,8 +87,8 @@ def test_a_published_directory(golden):
     logits, _ = so.apply(model, jnp.asarray(ids))
     np.testing.assert_allclose(logits, expected["logits"], atol=1e-4)
     assert "is no training run; accepted: no seed" in refusal(directory, seed=0)
-    assert "--revision=main: " in refusal(directory, revision="main")
-    with pytest.raises(InputError, match="--revision=main: "):
+    assert "revision=main: " in refusal(directory, revision="main")
+    with pytest.raises(InputError, match="revision=main: "):
         loading.open_layers(directory, revision="main")
 
 
@@ -145,7 +145,7 @@ def test_what_is_no_model(tmp_path):
         tmp_path / "nosuch"
     )
     assert "no such file or directory" in refusal("../nosuch")
-    assert "--model=: no such file or directory; accepted: smollm2-135m, a run's" in refusal("")
+    assert "model=: no such file or directory; accepted: smollm2-135m, a run's" in refusal("")
     assert "accepted: a directory that a training run wrote" in refusal(tmp_path)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "model.safetensors").write_bytes(b"")
@@ -200,7 +200,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     message = refusal("openai-community/gpt2", revision="abc")
-    assert message.startswith("--model=openai-community/gpt2 at revision abc: not fetched (")
+    assert message.startswith("model=openai-community/gpt2 at revision abc: not fetched (")
     assert message.endswith("the id of a model on the hub that this machine can reach")
 
 
@@ -233,8 +233,8 @@ def test_a_gguf_file_whatever_its_name_dtype_and_way_of_reading(written):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     blob = file.rename(file.with_name("sha256-1a2b"))
     found = so.load(blob)
-    assert found.weights == "GGUF F32 (21 F32)"
-    assert model.weights == "safetensors (21 F32)"
+    assert found.origin.weights == "GGUF F32 (21 F32)"
+    assert model.origin.weights == "safetensors (21 F32)"
     np.testing.assert_allclose(so.apply(found, ids)[0], expected, atol=1e-5)
 
 
@@ -247,12 +247,12 @@ def test_one_of_several_gguf_files(written):
     shutil.copy(file, other)
     assert loading.locate(place, file="below/other.gguf") == other
     shutil.copy(file, place / "second.gguf")
-    assert "2 GGUF files; accepted: --file= one of model.gguf, second.gguf" in refusal(place)
+    assert "2 GGUF files; accepted: file= one of model.gguf, second.gguf" in refusal(place)
     assert so.load(place, file="second.gguf").config.layers == 2
     for name in ("../model.gguf", "/model.gguf", "model.bin", "x/../../model.gguf", ".gguf"):
-        assert f"--file={name}: accepted: the name of a .gguf file" in refusal(place, file=name)
-    assert "--file=third.gguf: not in" in refusal(place, file="third.gguf")
-    assert "--file=model.gguf: not in" in refusal(file, file="model.gguf")
+        assert f"file={name}: accepted: the name of a .gguf file" in refusal(place, file=name)
+    assert "file=third.gguf: not in" in refusal(place, file="third.gguf")
+    assert "file=model.gguf: not in" in refusal(file, file="model.gguf")
 
 
 def test_of_a_hub_id_only_the_file_and_its_parts_are_fetched(written, monkeypatch):

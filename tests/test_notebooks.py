@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -38,6 +40,37 @@ def test_jax_is_that_of_the_project(path):
     (needed,) = (line for line in project["dependencies"] if re.match(r"jax[>=]", line))
     asked = set(re.findall(r"jax(?:\[[^\]]*\])?(>=[\d.]+)", path.read_text()))
     assert asked == {needed.removeprefix("jax")}
+
+
+BESIDE = """
+import importlib, json, subprocess, sys
+
+def installing(command, check):
+    assert command[:4] == [sys.executable, "-m", "pip", "install"], command
+    assert "./sysout_jax" in command, command
+    sys.path.append("sysout_jax")  # where an installed package is: after the working directory
+
+subprocess.run = installing
+JAX = "jax"
+book = json.load(open(sys.argv[1]))
+(cell,) = (c for c in book["cells"] if any("find_spec" in line for line in c["source"]))
+exec("".join(cell["source"]))
+importlib.invalidate_caches()
+print(importlib.util.find_spec("sysout_jax.data").origin)
+"""
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_beside_a_clone(path, tmp_path):
+    """The layout that the notebook asks for: there the clone is no package, and is installed."""
+    (tmp_path / "sysout_jax").symlink_to(ROOT)
+    shutil.copy(path, tmp_path)
+    bare = [sys.executable, "-E", "-S", "-c"]  # without what may be installed
+    command = [*bare, BESIDE, path.name]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = tmp_path / done.stdout.strip()
+    assert found.samefile(ROOT / "sysout_jax" / "data" / "__init__.py")
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_a_run_never_takes_anothers_directory(tmp_path, noon):
     for suffix in ("", *(f"-{n}" for n in range(2, 100))):
         (tmp_path / "study" / f"20310507-120000{suffix}").mkdir(parents=True)
         (tmp_path / "study" / f"20310507-120000{suffix}" / "metrics.jsonl").touch()
-    with pytest.raises(InputError, match=r"--workdir=.*File exists"):
+    with pytest.raises(InputError, match=r"workdir=.*File exists"):
         RunDirectory(tmp_path, "study")
 
 
@@ -81,7 +81,7 @@ def test_a_work_directory_that_cannot_be_written(tmp_path):
         RunDirectory(workdir, "study")
     message = str(caught.value)
     assert message == (
-        f"--workdir={workdir}: Not a directory; accepted: a directory that is writable"
+        f"workdir={workdir}: Not a directory; accepted: a directory that is writable"
     )
 
 
@@ -460,5 +460,5 @@ def test_a_directory_is_of_one_run_at_a_time(tmp_path):
 
 
 def test_only_a_run_goes_on(tmp_path):
-    with pytest.raises(InputError, match=r"--resume=.*no config\.json there; accepted: "):
+    with pytest.raises(InputError, match=r"resume=.*no config\.json there; accepted: "):
         RunDirectory.reopened(tmp_path)

@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import re
+import tomllib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import pytest
 import tokenizers
 
 import sysout_jax as so
+from sysout_jax.core import attention
 from sysout_jax.core.layers import NORMS
 from sysout_jax.data.tokenizer import ByteTokenizer, SubwordTokenizer
 from sysout_jax.errors import InputError
@@ -22,6 +25,7 @@ B, T, D, L, V = 2, 5, 6, 3, 11
 CONFIG = so.ModelConfig(vocab=V, context=7, layers=L, width=D, heads=2, mlp="swiglu")
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (B, T)), jnp.int32)
 WAYS = ("unrolled", "scanned")
+ROOT = Path(__file__).parent.parent
 
 
 def model_of(config=CONFIG, seed=0, tokenizer=None):
@@ -360,6 +364,16 @@ def test_a_model_is_shown_in_a_line():
     assert "(float32)" in repr(so.Model(model.config, shapes))
 
 
+@pytest.fixture
+def own_variants():
+    """Variants that a test enters leave the table with it."""
+    before = set(attention._table)
+    yield
+    for name in set(attention._table) - before:
+        del attention._table[name]
+
+
+@pytest.mark.usefixtures("own_variants")
 def test_a_variant_of_ones_own():
     @so.variant(formula="p", cite="none", strength=so.Param("N", 0.0))
     def test_running_variant(heads, params):
@@ -377,10 +391,28 @@ def test_a_variant_of_ones_own():
             return None
 
 
-def test_there_is_one_version():
-    import tomllib
-    from pathlib import Path
+@pytest.mark.usefixtures("own_variants")
+def test_the_page_runs_as_it_stands(monkeypatch, tmp_path):
+    """docs/python.md, from top to bottom, as a user without this suite's strictness has it."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
+    assert len(blocks) >= 7
+    scope: dict[str, object] = {"__name__": "page"}
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        for block in blocks:
+            exec(block, scope)
+    assert scope["taps"]["block_out"].shape == (1, 1)
+    assert scope["lens"].shape == (2, 1, 33, 258)
+    np.testing.assert_allclose(scope["lens"][-1], scope["logits"], atol=1e-5)
+    assert scope["slopes"].shape == (3, 1, 33, 32)
+    clean = so.apply(scope["model"], scope["clean"])[0]
+    np.testing.assert_allclose(scope["patched"], clean, atol=1e-5)  # the last layer, whole
+    assert (tmp_path / "runs" / "mine" / "report.html").exists()
+    assert repr(scope["run"]).startswith("Run(variant softmax; corpus stdlib; steps 20; validation")
+    assert "<td>stdlib</td>" in scope["run"]._repr_html_()
 
+
+def test_there_is_one_version():
     root = Path(so.__file__).parent
     project = tomllib.loads((root.parent / "pyproject.toml").read_text())
     assert project["project"]["dynamic"] == ["version"]

@@ -82,8 +82,8 @@ def inputs(
     for tap, of in found.items():
         if not np.isfinite(of.gram).all():
             raise InputError(
-                f"{tap} of the calibration text is not finite; accepted: a model whose "
-                "activations are"
+                f"{tap} of the calibration text is not finite",
+                accepted="a model whose activations are",
             )
     return found
 
@@ -132,7 +132,7 @@ def limits(
         scales = 1.0 if basis.scales is None else np.asarray(basis.scales)
         return np.stack([(known.low / scales).min(-1), (known.high / scales).max(-1)], axis=-1)
     if basis.scales is not None:
-        raise InputError(f"--methods: smooth with {how.ranges}: accepted: smooth with minmax")
+        raise InputError("methods", None, "smooth with minmax", f"smooth with {how.ranges}")
     run = partial(recorded, for_length(config, tokens.shape[1]), taps={tap: _range(how, tap)})
     found = np.asarray(over_batches(run, params, tokens, batch)[tap], np.float64)  # [L, B, 2]
     if how.ranges == "minmax":
@@ -184,9 +184,13 @@ def apart(
     kept = [row for row in calibration if not any(p in seen for p in _pieces(row, width))]
     if len(kept) < wanted:
         raise InputError(
-            f"--calibration={wanted}: only {len(kept)} of {len(calibration)} sequences of the "
-            f"training part have no {width} tokens in a row in common with the validation part; "
-            "accepted: a corpus whose parts differ"
+            "calibration",
+            wanted,
+            "a corpus whose parts differ",
+            (
+                f"only {len(kept)} of {len(calibration)} sequences of the training part "
+                f"have no {width} tokens in a row in common with the validation part"
+            ),
         )
     return np.stack(kept[:wanted])
 

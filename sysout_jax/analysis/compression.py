@@ -63,7 +63,7 @@ class Compressor:
     def __post_init__(self) -> None:
         if self.config.experts:
             raise InputError(
-                "compression does not tell experts apart; accepted: a model without them"
+                "compression does not tell experts apart", accepted="a model without them"
             )
 
     @property
@@ -135,8 +135,10 @@ class Compressor:
                 width = len(self._matrix(blocks, layer, module, name))
                 if width % m:
                     raise InputError(
-                        f"--methods: {n}:{m} of the {width} inputs of {name}; accepted: N:M with "
-                        "an M that divides them"
+                        "methods",
+                        None,
+                        "N:M with an M that divides them",
+                        f"{n}:{m} of the {width} inputs of {name}",
                     )
         elif how.criterion == "global":
             weights = [self._matrix(blocks, *place[1:]) for place in places]
@@ -250,5 +252,5 @@ def present(sites: Sequence[str]) -> tuple[str, ...]:
     """
     known = ", ".join(PRODUCTS)
     if not sites or len(set(sites)) < len(sites) or set(sites) - set(PRODUCTS):
-        raise InputError(f"--sites={','.join(sites)}: accepted: some of {known}, none twice")
+        raise InputError("sites", ",".join(sites), f"some of {known}, none twice")
     return tuple(sites)

@@ -132,10 +132,10 @@ def check(config: ModelConfig) -> None:
       InputError: a mixture of experts, or one block, after which there is no attention.
     """
     if config.experts:
-        raise InputError("--model: a mixture of experts; accepted: one MLP in each layer")
+        raise InputError("model", None, "one MLP in each layer", "a mixture of experts")
     if config.layers < 2:
         raise InputError(
-            "--model: of 1 layer, with no attention after its MLP; accepted: one of at least 2"
+            "model", None, "one of at least 2", "of 1 layer, with no attention after its MLP"
         )
 
 

@@ -78,8 +78,10 @@ def dynamics(
             progress(len(steps), max(total, len(steps)))
     if len(steps) < 2:
         raise InputError(
-            f"dynamics: {len(steps)} checkpoint{'s' * (len(steps) != 1)}; accepted: a run with at "
-            "least 2, trained with --checkpoint_every"
+            "dynamics",
+            None,
+            "a run with at least 2, trained with --checkpoint_every",
+            f"{len(steps)} checkpoint{'s' * (len(steps) != 1)}",
         )
     measures = {name: np.array([row[name] for row in found]) for name in found[0]}
     emerged = tuple(

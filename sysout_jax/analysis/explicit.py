@@ -101,11 +101,13 @@ def check(config: ModelConfig) -> None:
       InputError: another variant than softmax, or windows, which the first token leaves.
     """
     if config.variant != "softmax":
-        raise InputError(f"--variant={config.variant}: accepted: a model of variant softmax")
+        raise InputError("variant", config.variant, "a model of variant softmax")
     if config.window is not None:
         raise InputError(
-            f"--window={config.window}: late queries do not see the first token; accepted: a model "
-            "without windows"
+            "window",
+            config.window,
+            "a model without windows",
+            "late queries do not see the first token",
         )
 
 
@@ -249,8 +251,10 @@ def with_extra_key(config: ModelConfig, params: Params, first: int) -> tuple[Mod
     """
     if config.position not in CONSTANT_KEYS:
         raise InputError(
-            f"--position={config.position}: the logit of the first key depends on the distance to "
-            f"it, which no constant key has; accepted: {', '.join(CONSTANT_KEYS)}"
+            "position",
+            config.position,
+            ", ".join(CONSTANT_KEYS),
+            "the logit of the first key depends on the distance to it, which no constant key has",
         )
     taps = {"key": lambda k: k[0], "value": lambda v: v[0]}
     _, found = forward(config, params, jnp.array([[first]]), taps)

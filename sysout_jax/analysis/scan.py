@@ -183,7 +183,7 @@ def scan(
     """
     length = tokens.shape[1]
     if length < 2:
-        raise InputError(f"sequences of {length} token: accepted: at least 2 tokens")
+        raise InputError(f"sequences of {length} token", accepted="at least 2 tokens")
     run = partial(one_pass, for_length(config, length, maps=True))
     return as_scan(config, over_batches(run, params, tokens, batch, progress), thresholds)
 
@@ -200,8 +200,10 @@ def as_scan(
         broken = ~np.isfinite(taps[name]["mean"]).all(axis=1)
         if broken.any():
             raise InputError(
-                f"{name} of layer {int(np.argmax(broken))}: not finite; accepted: a model whose "
-                "activations are finite (training may have diverged)"
+                f"{name} of layer {int(np.argmax(broken))}",
+                None,
+                "a model whose activations are finite (training may have diverged)",
+                "not finite",
             )
     received = taps["attn_weights"]["received"]
     length = received.shape[-1]

@@ -128,7 +128,7 @@ def _rounding(method: str, words: list[str]) -> Rounding:
                 f"formats as w8, a8, kv4, w8a8 (of {', '.join(NAMES)}), gptq, awq, smooth, rotate, "
                 f"zero, tensor, vector, g32, {', '.join(RANGES)}; or one of {', '.join(CRITERIA)} "
                 "first, as in wanda-0.5",
-                f"{word!r} is none of the words; ",
+                f"{word!r} is none of the words",
             )
     made = Rounding(**found)  # type: ignore[arg-type]
     _check(method, made)
@@ -157,4 +157,4 @@ def _check(method: str, made: Rounding) -> None:
 
 
 def _refused(method: str, accepted: str, found: str = "") -> InputError:
-    return InputError(f"--methods={method}: {found}accepted: {accepted}")
+    return InputError("methods", method, accepted, found)

@@ -60,7 +60,7 @@ def across_seeds(
         if progress:
             progress(len(seeds), max(total, len(seeds)))
     if len(seeds) < 2:
-        raise InputError(f"seeds: {len(seeds)} of them; accepted: a run with at least 2")
+        raise InputError("seeds", None, "a run with at least 2", f"{len(seeds)} of them")
     pairs = list(combinations(sets, 2))
     rows = []
     for what, on in sets[0]:

@@ -234,7 +234,8 @@ def permutation_outliers(
     energy = jnp.square(x / jnp.where(largest == 0.0, 1.0, largest))
 
     def shuffled(key: Array) -> Array:
-        order = shuffled_rows(key, energy.shape)
+        rows, columns = energy.shape
+        order = shuffled_rows(key, (rows, columns))
         return jnp.mean(jnp.take_along_axis(energy, order, axis=1), axis=0)
 
     null = jax.lax.map(shuffled, jax.random.split(key, shuffles))

@@ -67,11 +67,13 @@ def load_corpus(
       InputError: an unknown spec; text, archive, tokenizer or token file that cannot be used; fewer
         tokens than `train_tokens`.
     """
+    if token_dtype is not None and not spec.startswith("tokens:"):
+        raise InputError(
+            "token_dtype", token_dtype, "with tokens:DIR", f"corpus {spec!r} has no ids"
+        )
     if spec == "backcopy":
         if train_tokens is not None:
-            raise InputError(
-                f"--train_tokens={train_tokens}: corpus backcopy draws its rows; accepted: none"
-            )
+            raise InputError("train_tokens", train_tokens, "none", "corpus backcopy draws its rows")
         return Backcopy(begins_with_bos=bos)
     known: Tokenizer | None
     if spec.startswith("tokens:"):
@@ -101,8 +103,10 @@ def _token_files(spec: str, known: Tokenizer | None, dtype: str | None) -> Encod
     vocab = files.largest + 1 if known is None else known.vocab
     if files.largest >= vocab:
         raise InputError(
-            f"--corpus={spec!r}: token {files.largest}, its ids read as {files.dtype}; accepted: "
-            f"those of a tokenizer of {vocab}, or the --token_dtype that they were written with"
+            "corpus",
+            repr(spec),
+            (f"those of a tokenizer of {vocab}, or the --token_dtype that they were written with"),
+            f"token {files.largest}, its ids read as {files.dtype}",
         )
     words = f"as given: train.bin and val.bin, ids of {files.dtype}"
     return EncodedCorpus(files.train, files.val, vocab, None, words)
@@ -111,7 +115,9 @@ def _token_files(spec: str, known: Tokenizer | None, dtype: str | None) -> Encod
 def _first(spec: str, tokens: np.ndarray, count: int | None) -> np.ndarray:
     if count is not None and not 0 < count <= tokens.size:
         raise InputError(
-            f"--train_tokens={count}: the train part of corpus {spec!r} has {tokens.size} tokens; "
-            f"accepted: 1 to {tokens.size}"
+            "train_tokens",
+            count,
+            f"1 to {tokens.size}",
+            f"the train part of corpus {spec!r} has {tokens.size} tokens",
         )
     return tokens[:count]

@@ -143,9 +143,9 @@ class Backcopy:
             longer = replace(self, begins_with_bos=True)
             return longer.entropy_floor(np.insert(tokens, 0, BOS, axis=1))[:, 1:]
         if tokens.ndim != 2 or tokens.shape[1] < 2 or (tokens[:, 0] != BOS).any():
-            raise InputError(f"entropy_floor: wanted rows that start with BOS ({BOS})")
+            raise InputError("entropy_floor", why=f"wanted rows that start with BOS ({BOS})")
         if tokens.min() < 0 or tokens[:, 1:].max() >= TEXT_TOKENS:
-            raise InputError(f"entropy_floor: wanted tokens 0 to {TEXT_TOKENS - 1} after BOS")
+            raise InputError("entropy_floor", why=f"wanted tokens 0 to {TEXT_TOKENS - 1} after BOS")
         task = chain(self.chain_seed)
         current, target = tokens[:, 1:-1], tokens[:, 2:]
         copied = np.where(target == tokens[:, :-2], 0.0, np.inf)

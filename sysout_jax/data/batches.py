@@ -102,9 +102,10 @@ class TextCorpus:
         room = self._blocks(split, seq_len)[0]
         if count > room:
             raise InputError(
-                f"--sequences={count}: the {split} part of corpus {self.name!r} has "
-                f"{self.tokens[split]} tokens; accepted: at most {room} sequences of "
-                f"--seq_len={seq_len}"
+                "sequences",
+                count,
+                f"at most {room} sequences of --seq_len={seq_len}",
+                (f"the {split} part of corpus {self.name!r} has {self.tokens[split]} tokens"),
             )
         return self.batch(split, 0, 0, count, seq_len)
 
@@ -118,8 +119,12 @@ class TextCorpus:
         if tokens < width:
             largest = max(0, tokens - (self.bos is None))
             raise InputError(
-                f"--seq_len={seq_len}: the {split} part of corpus {self.name!r} has {tokens} "
-                f"tokens; the largest that fits is {largest}"
+                "seq_len",
+                seq_len,
+                why=(
+                    f"the {split} part of corpus {self.name!r} has {tokens} tokens; the "
+                    f"largest that fits is {largest}"
+                ),
             )
         blocks = max(1, (tokens - width - (seq_len - 1)) // seq_len + 1)
         return blocks, min(seq_len, tokens - width - (blocks - 1) * seq_len + 1)
@@ -132,12 +137,12 @@ def check_request(split: str, seed: int, index: int, batch_size: int, seq_len: i
       InputError: an unknown split, or a number below its least value.
     """
     if split not in SPLITS:
-        raise InputError(f"split={split!r}: unknown; accepted: {', '.join(SPLITS)}")
+        raise InputError("split", repr(split), ", ".join(SPLITS), "unknown")
     for name, value in (("batch_size", batch_size), ("seq_len", seq_len)):
         if value < 1:
-            raise InputError(f"--{name}={value}: must be at least 1")
+            raise InputError(name, value, why="must be at least 1")
     if seed < 0 or index < 0:
-        raise InputError(f"--seed={seed}, batch index {index}: neither may be negative")
+        raise InputError("seed", f"{seed}, batch index {index}", why="neither may be negative")
 
 
 def random_words(count: int, *key: str | int) -> np.ndarray:

@@ -266,4 +266,4 @@ def _opened(spec: str, path: Path) -> BinaryIO:
 
 
 def _reject(spec: str, problem: str) -> NoReturn:
-    raise InputError(f"--corpus={spec!r}: {problem}")
+    raise InputError("corpus", repr(spec), why=problem)

@@ -264,7 +264,7 @@ def _open_entry(entry: Path) -> EncodedCorpus | None:
 
 
 def _reject(spec: str, problem: str) -> NoReturn:
-    raise InputError(f"--corpus={spec!r}: {problem}")
+    raise InputError("corpus", repr(spec), why=problem)
 
 
 def _cache(cache_dir: str | os.PathLike[str] | None) -> Path:
@@ -277,4 +277,4 @@ def _key(*parts: str) -> str:
 
 
 def _reject_cache(cache: Path, problem: str) -> NoReturn:
-    raise InputError(f"cache directory {cache}: {problem}; set XDG_CACHE_HOME or cache_dir")
+    raise InputError(f"cache directory {cache}", why=f"{problem}; set XDG_CACHE_HOME or cache_dir")

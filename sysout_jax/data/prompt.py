@@ -27,7 +27,7 @@ def starts_with_bos(tokenizer: Tokenizer | None, bos: str = "auto") -> bool:
     if bos == "auto":
         return tokenizer is None or tokenizer.adds_bos
     if bos == "yes" and tokenizer is not None and tokenizer.bos is None:
-        raise InputError("--bos=yes: the tokenizer has no BOS token; accepted: auto, no")
+        raise InputError("bos", "yes", "auto, no", "the tokenizer has no BOS token")
     return bos == "yes"
 
 

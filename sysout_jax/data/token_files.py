@@ -45,7 +45,7 @@ def open_token_files(spec: str, dtype: str | None = None) -> TokenFiles:
         share or that cannot be told; an id that no array of 32-bit integers holds.
     """
     if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"--token_dtype={dtype}: unknown; accepted: {', '.join(DTYPES)}")
+        raise InputError("token_dtype", dtype, ", ".join(DTYPES), "unknown")
     directory = Path(spec.removeprefix("tokens:")).expanduser()
     paths = [directory / f"{part}.bin" for part in PARTS]
     raw = [_bytes(spec, path) for path in paths]
@@ -139,4 +139,4 @@ def _accepted() -> str:
 
 
 def _reject(spec: str, problem: str) -> NoReturn:
-    raise InputError(f"--corpus={spec!r}: {problem}")
+    raise InputError("corpus", repr(spec), why=problem)

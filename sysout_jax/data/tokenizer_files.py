@@ -218,4 +218,4 @@ def _read_json(spec: str, path: Path) -> dict[str, Any]:
 
 
 def _reject(spec: str, problem: str) -> NoReturn:
-    raise InputError(f"--tokenizer={spec!r}: {problem}")
+    raise InputError("tokenizer", repr(spec), why=problem)

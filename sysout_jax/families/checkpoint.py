@@ -189,7 +189,7 @@ def _config(place: Path, family: Family, raw: Raw) -> ModelConfig:
     except InputError as error:
         if place.is_dir():
             raise
-        raise InputError(f"{place}: its metadata as {error}") from error
+        raise InputError(str(place), why=f"its metadata as {error}") from error
 
 
 def _check_extent(file: Path, config: ModelConfig, stored: int) -> None:
@@ -197,8 +197,10 @@ def _check_extent(file: Path, config: ModelConfig, stored: int) -> None:
     largest = max(config.sizes.values())
     if config.layers > stored or largest >= 1 << 31:
         raise InputError(
-            f"{file}: {config.layers} layers, the largest size {largest}; "
-            f"accepted: no more layers than the {stored} stored tensors, sizes below {1 << 31}"
+            str(file),
+            None,
+            f"no more layers than the {stored} stored tensors, sizes below {1 << 31}",
+            f"{config.layers} layers, the largest size {largest}",
         )
 
 

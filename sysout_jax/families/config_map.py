@@ -40,11 +40,11 @@ def read_json(path: Path) -> dict[str, Any]:
         refuse_pointer(path)
         found = json.loads(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; accepted: a JSON file") from error
+        raise InputError(str(path), None, "a JSON file", f"{error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); accepted: a JSON object") from error
+        raise InputError(str(path), None, "a JSON object", f"not JSON ({error})") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path}: a JSON {type(found).__name__}; accepted: a JSON object")
+        raise InputError(str(path), None, "a JSON object", f"a JSON {type(found).__name__}")
     return found
 
 
@@ -58,8 +58,10 @@ def refuse_pointer(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise InputError(
-                f"{path}: a Git LFS pointer, not the file itself; accepted: the file, which `git "
-                "lfs pull` in that clone brings"
+                str(path),
+                None,
+                "the file, which `git lfs pull` in that clone brings",
+                "a Git LFS pointer, not the file itself",
             )
 
 
@@ -75,14 +77,18 @@ def read_within(family: Family, raw: Raw) -> Raw:
     inner = raw.get(within.config)
     if not isinstance(inner, Mapping) or inner.get("model_type") not in (None, *family.model_types):
         raise InputError(
-            f"config.json of {within.model_type}: {within.config} is {_short(inner)}; accepted: "
-            f"the config of a {family.model_types[0]}"
+            f"config.json of {within.model_type}",
+            None,
+            f"the config of a {family.model_types[0]}",
+            f"{within.config} is {_short(inner)}",
         )
     for name in within.shared:
         if name in raw and inner.get(name, raw[name]) != raw[name]:
             raise InputError(
-                f"config.json of {within.model_type}: {name} is {_short(raw[name])}, and "
-                f"{_short(inner[name])} in {within.config}; accepted: the same"
+                f"config.json of {within.model_type}",
+                None,
+                "the same",
+                (f"{name} is {_short(raw[name])}, and {_short(inner[name])} in {within.config}"),
             )
     shared = {name: raw[name] for name in within.shared if name in raw}
     return {**shared, **inner}
@@ -125,7 +131,7 @@ def read_config(family: Family, raw: Raw) -> ModelConfig:
             ours |= _read_group(row, told, faults) if sized else {}
     faults += _not_read_here(family, given)
     if faults:
-        raise InputError(f"config.json of {family.name}: {'; '.join(faults)}")
+        raise InputError(f"config.json of {family.name}", why="; ".join(faults))
     return _typed(family, ours)
 
 
@@ -217,13 +223,15 @@ def _typed(family: Family, ours: dict[str, Any]) -> ModelConfig:
         elif not any(type(value) is (typing.get_origin(kind) or kind) for kind in kinds):
             accepted = " or ".join(_KINDS[kind] for kind in kinds)
             raise InputError(
-                f"config.json of {family.name}: {_theirs(family, name)} is {_short(value)}; "
-                f"accepted: {accepted}"
+                f"config.json of {family.name}",
+                None,
+                accepted,
+                f"{_theirs(family, name)} is {_short(value)}",
             )
     try:
         return ModelConfig(**ours)
     except InputError as error:
-        raise InputError(f"config.json of {family.name}: {error}") from error
+        raise InputError(f"config.json of {family.name}", why=str(error)) from error
 
 
 def _theirs(family: Family, ours: str) -> str:

@@ -47,7 +47,7 @@ def export(
     at_least(1, "shard_bytes", shard_bytes)
     row, target = FAMILIES[family], Path(directory).absolute()
     if target.exists():
-        raise InputError(f"{target}: exists; accepted: a directory that does not")
+        raise InputError(str(target), None, "a directory that does not", "exists")
     config = replace(model.config, scan_layers=False)
     raw = write_config(row, config)
     params = unstack_blocks(model.params) if model.config.scan_layers else model.params

@@ -23,8 +23,9 @@ def _read_shape(raw: Raw) -> dict[str, Any]:
     side_by_side = raw.get("parallel_attn", True)
     if (new and not side_by_side) or (not new and norms != 1):
         raise InputError(
-            f"new_decoder_architecture={new}, parallel_attn={side_by_side}, num_ln_in_parallel_attn"
-            f"={norms}; accepted: a new decoder in parallel, an old one with one norm"
+            "new_decoder_architecture",
+            f"{new}, parallel_attn={side_by_side}, num_ln_in_parallel_attn={norms}",
+            "a new decoder in parallel, an old one with one norm",
         )
     if new:
         kv = raw.get("num_kv_heads") or of_groups or heads

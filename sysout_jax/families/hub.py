@@ -43,7 +43,12 @@ def fetch(name: str, revision: str | None = None, wanted: tuple[str, ...] = WANT
         said = reason(error)[:200]
         at = "" if revision is None else f" at revision {revision}"
         raise InputError(
-            f"--model={name}{at}: not fetched ({said}); accepted: a directory that exists, or "
-            "the id of a model on the hub that this machine can reach"
+            "model",
+            f"{name}{at}",
+            (
+                "a directory that exists, or the id of a model on the hub that this "
+                "machine can reach"
+            ),
+            f"not fetched ({said})",
         ) from error
     return Path(place)

@@ -98,8 +98,13 @@ def known_of(name: str, config: ModelConfig) -> tuple[Known, ...]:
         if (size.layers, size.width) == (config.layers, config.width):
             return known
     raise InputError(
-        f"--check_known: nothing is published here of {name} with {config.layers} layers of width "
-        f"{config.width}; accepted: {', '.join(table)}"
+        "check_known",
+        None,
+        ", ".join(table),
+        (
+            f"nothing is published here of {name} with {config.layers} layers of "
+            f"width {config.width}"
+        ),
     )
 
 

@@ -56,7 +56,7 @@ def load_llama2c(
     try:
         raw = file.read_bytes()
     except OSError as error:
-        raise InputError(f"{file}: {error.strerror}; accepted: a file of llama2.c") from error
+        raise InputError(str(file), None, "a file of llama2.c", f"{error.strerror}") from error
     config = _config(file, raw)
     values = np.frombuffer(raw, "<f4", offset=_HEADER.size)
     tree: dict[str, Any] = {}
@@ -67,7 +67,7 @@ def load_llama2c(
         size = int(np.prod(stored.shape))
         part = values[start : start + size]
         if not np.isfinite(part).all():
-            raise InputError(f"{file}: tensor {stored.name} holds NaN or infinity")
+            raise InputError(str(file), why=f"tensor {stored.name} holds NaN or infinity")
         at = tree
         for name in stored.parts[0].path[:-1]:
             at = at.setdefault(name, {})
@@ -84,8 +84,10 @@ def _config(file: Path, raw: bytes) -> ModelConfig:
         if magic == _MAGIC:
             what = "quantised to 8 bits" if version == 2 else "with a header of its own"
             raise InputError(
-                f"{file}: a file of llama2.c of version {version}, {what}; accepted: version 0, "
-                "which its export.py writes with --version 0"
+                str(file),
+                None,
+                "version 0, which its `export.py --version 0` writes",
+                f"a file of llama2.c of version {version}, {what}",
             )
         width, mlp, layers, heads, kv_heads, vocab, context = _HEADER.unpack_from(raw)
         plausible = min(width, mlp, layers, heads, kv_heads, abs(vocab), context) > 0
@@ -97,13 +99,15 @@ def _config(file: Path, raw: bytes) -> ModelConfig:
                     rope_interleaved=True, mlp="swiglu", tied=vocab > 0,
                 )  # fmt: skip
             except InputError as error:
-                raise InputError(f"{file}: {error}") from error
+                raise InputError(str(file), why=str(error)) from error
             numbers = context * config.sizes["H"] + _numbers(config)
             if len(raw) == _HEADER.size + 4 * numbers:
                 return config
     raise InputError(
-        f"{file}: no file of llama2.c (version 0): its header does not fit its {len(raw)} bytes; "
-        f"accepted: one that does, or a directory with safetensors ({CONVERT})"
+        str(file),
+        None,
+        f"one that does, or a directory with safetensors ({CONVERT})",
+        (f"no file of llama2.c (version 0): its header does not fit its {len(raw)} bytes"),
     )
 
 
@@ -147,10 +151,10 @@ def load_tokens(path: str | os.PathLike[str], vocab: int) -> SubwordTokenizer:
         if at != len(raw):
             raise ValueError(f"{len(raw) - at} bytes beyond {vocab} pieces")
     except OSError as error:
-        raise InputError(f"{file}: {error.strerror}; accepted: a tokenizer of llama2.c") from error
+        raise InputError(str(file), None, "a tokenizer of llama2.c", f"{error.strerror}") from error
     except (struct.error, ValueError) as error:
         raise InputError(
-            f"{file}: no tokenizer of llama2.c with {vocab} pieces ({error})"
+            str(file), why=f"no tokenizer of llama2.c with {vocab} pieces ({error})"
         ) from error
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     names += [piece for piece, _ in pieces[len(names) :]]

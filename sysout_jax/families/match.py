@@ -49,7 +49,9 @@ def match(
     """
     packed = packed_as(found)
     if packed is not None:
-        raise InputError(f"{place}: its weights are stored quantised ({packed}); {UNQUANTISED}")
+        raise InputError(
+            str(place), why=f"its weights are stored quantised ({packed}); {UNQUANTISED}"
+        )
     by_name = _by_own_names(family, found, within)
     heads = _heads(family) if config.tied else set()
     plan: dict[tuple[str, ...], list[tuple[Stored, Part, Source]]] = {path: [] for path in shapes}
@@ -67,7 +69,7 @@ def match(
     ]
     problems = [f"{title}: {_named(names)}" for title, names in wrong.items() if names]
     if problems:
-        raise InputError(f"{place}: tensors of {family.name}: {'; '.join(problems)}")
+        raise InputError(str(place), why=f"tensors of {family.name}: {'; '.join(problems)}")
     return {path: tuple(parts) for path, parts in plan.items()}
 
 

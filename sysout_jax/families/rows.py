@@ -35,7 +35,7 @@ SIZES: tuple[Row, ...] = (
 def _natural_head_dim(raw: Raw) -> dict[str, Any]:
     natural = raw["hidden_size"] // raw["num_attention_heads"]
     if raw.get("head_dim") not in (None, natural):
-        raise InputError(f"head_dim={raw['head_dim']}; accepted: {natural}, hidden size over heads")
+        raise InputError("head_dim", raw["head_dim"], f"{natural}, hidden size over heads")
     return {}
 
 
@@ -107,12 +107,12 @@ def rotary(
     def read(raw: Raw) -> dict[str, Any]:
         for name in ("rope_parameters", "rope_scaling"):
             if not isinstance(raw.get(name), Mapping | None):
-                raise InputError(f"{name}={raw[name]!r}; accepted: an object or null")
+                raise InputError(f"{name}={raw[name]!r}", accepted="an object or null")
         given = raw.get("rope_scaling") or raw.get("rope_parameters") or default or {}
         by_layer = sorted(name for name, value in given.items() if isinstance(value, Mapping))
         if by_layer:
             raise InputError(
-                f"rope_parameters of {', '.join(by_layer)}; accepted: one rule for all"
+                f"rope_parameters of {', '.join(by_layer)}", accepted="one rule for all"
             )
         kind = given.get("rope_type", given.get("type", "default"))
         given = {
@@ -139,7 +139,7 @@ def read_rule(given: Raw, raw: Raw) -> dict[str, Any]:
     """
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in _RULES:
-        raise InputError(f"rope_type={kind!r}; accepted: {', '.join(_RULES)}")
+        raise InputError("rope_type", repr(kind), ", ".join(_RULES))
     rule, parameters = _RULES[kind]
     original = raw.get(_ORIGINAL) or given.get(_ORIGINAL)
     context = original or raw["max_position_embeddings"]
@@ -154,12 +154,14 @@ def read_rule(given: Raw, raw: Raw) -> dict[str, Any]:
     for key, (ours, missing) in parameters.items():
         value = missing if given.get(key) is None else given[key]
         if value is REQUIRED:
-            raise InputError(f"rope_parameters: rule {kind} without {key}; accepted: a number")
+            raise InputError("rope_parameters", None, "a number", f"rule {kind} without {key}")
         if value is None and ours == "rope_factor":
             if original is None:
                 raise InputError(
-                    f"rope_parameters: rule {kind} without factor and {_ORIGINAL}; accepted: a "
-                    "number for one of them"
+                    "rope_parameters",
+                    None,
+                    "a number for one of them",
+                    f"rule {kind} without factor and {_ORIGINAL}",
                 )
             value = raw["max_position_embeddings"] / context
         found[ours] = tuple(value) if isinstance(value, list) else value
@@ -216,8 +218,10 @@ def windows(
         unknown = {str(kind) for kind in kinds} - {"sliding_attention", "full_attention"}
         if unknown or len(kinds) != layers:
             raise InputError(
-                f"layer_types: {len(kinds)} of {layers} layers, {', '.join(sorted(unknown))}; "
-                "accepted: sliding_attention or full_attention for each layer"
+                "layer_types",
+                None,
+                "sliding_attention or full_attention for each layer",
+                f"{len(kinds)} of {layers} layers, {', '.join(sorted(unknown))}",
             )
         chosen = tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
         if size is None or not chosen:

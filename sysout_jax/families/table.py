@@ -64,5 +64,5 @@ def by_model_type(model_type: Any, file: Path) -> Family:
         return kinds[model_type]
     accepted = ", ".join(kinds)
     if model_type is None:
-        raise InputError(f"{file}: no model_type; accepted: a config.json with one of {accepted}")
-    raise InputError(f"{file}: model_type {model_type!r}; accepted: {accepted}")
+        raise InputError(str(file), None, f"a config.json with one of {accepted}", "no model_type")
+    raise InputError(str(file), None, accepted, f"model_type {model_type!r}")

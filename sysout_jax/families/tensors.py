@@ -60,7 +60,7 @@ class Source:
         except (OSError, ValueError) as error:
             raise _unreadable(self.file, error) from error
         if self.dtype in DTYPES and not _finite(array):
-            raise InputError(f"{self.file}: tensor {self.name} holds NaN or infinity")
+            raise InputError(str(self.file), why=f"tensor {self.name} holds NaN or infinity")
         return array
 
 
@@ -158,21 +158,23 @@ def _index(directory: Path) -> dict[str, str]:
     if not path.exists():
         pickles = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
         if pickles:
-            raise InputError(f"{directory / pickles[0]}: {CONVERT}")
+            raise InputError(str(directory / pickles[0]), why=CONVERT)
         raise InputError(
-            f"{directory}: no {SINGLE} and no {INDEX}; accepted: a directory with one, or --file= "
-            "with the name of a GGUF file in it"
+            str(directory),
+            None,
+            "a directory with one, or --file= with the name of a GGUF file in it",
+            f"no {SINGLE} and no {INDEX}",
         )
     weights = read_json(path).get("weight_map")
     if not isinstance(weights, dict) or not weights:
-        raise InputError(f"{path}: no weight_map; accepted: a JSON object of tensor names to files")
+        raise InputError(str(path), None, "a JSON object of tensor names to files", "no weight_map")
     for name, file in weights.items():
         if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
             raise InputError(
-                f"{path}: {name} lies in {file!r}; accepted: the name of a file in the directory"
+                str(path), None, "the name of a file in the directory", f"{name} lies in {file!r}"
             )
         if Path(file).suffix in PICKLES:
-            raise InputError(f"{path}: {name} lies in {file}; {CONVERT}")
+            raise InputError(str(path), why=f"{name} lies in {file}; {CONVERT}")
     return weights
 
 
@@ -201,17 +203,19 @@ def _header(file: Path) -> tuple[Any, int]:
             length = int.from_bytes(opened.read(8), "little")
             if size < 8 or length > min(HEADER_BYTES, size - 8):
                 raise InputError(
-                    f"{file}: {size} bytes with a header of {length}; accepted: a whole "
-                    "safetensors file"
+                    str(file),
+                    None,
+                    "a whole safetensors file",
+                    f"{size} bytes with a header of {length}",
                 )
             header = opened.read(length)
     except OSError as error:
-        raise InputError(f"{file}: {error.strerror}; accepted: a safetensors file") from error
+        raise InputError(str(file), None, "a safetensors file", f"{error.strerror}") from error
 
     def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
         twice = sorted(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
         if twice:
-            raise InputError(f"{file}: {', '.join(twice)} declared twice in the header")
+            raise InputError(str(file), why=f"{', '.join(twice)} declared twice in the header")
         return dict(pairs)
 
     try:
@@ -224,7 +228,7 @@ def _header(file: Path) -> tuple[Any, int]:
 
 def _unreadable(file: Path, error: Exception) -> InputError:
     said = reason(error)[:200]
-    return InputError(f"{file}: not a whole safetensors file ({said})")
+    return InputError(str(file), why=f"not a whole safetensors file ({said})")
 
 
 def _finite(array: np.ndarray) -> bool:

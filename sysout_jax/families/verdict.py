@@ -67,7 +67,7 @@ def _found(name: str) -> Path:
         return kept(name) or fetch(entry.hub, entry.revision, ("config.json",))
     if is_hub_id(name):
         return fetch(name, wanted=("config.json",))
-    raise InputError(f"{name}: no such file or directory; accepted: a path or a hub id")
+    raise InputError(name, None, "a path or a hub id", "no such file or directory")
 
 
 def _has_weights(path: Path) -> bool:

@@ -96,13 +96,17 @@ class ModelConfig:
         self._check_positions()
         if self.experts and self.experts_per_token > self.experts:
             raise InputError(
-                f"--experts_per_token={self.experts_per_token}: more than --experts="
-                f"{self.experts}; accepted: at most that"
+                "experts_per_token",
+                self.experts_per_token,
+                "at most that",
+                f"more than --experts={self.experts}",
             )
         if self.parallel_block != "none" and self.norm_placement != "pre":
             raise InputError(
-                f"--parallel_block={self.parallel_block}: --norm_placement={self.norm_placement}; "
-                "accepted: pre, where attention and MLP are side by side"
+                "parallel_block",
+                self.parallel_block,
+                "pre, where attention and MLP are side by side",
+                f"--norm_placement={self.norm_placement}",
             )
 
     def _check_ranges(self) -> None:
@@ -124,13 +128,9 @@ class ModelConfig:
         for name in ("rope_short", "rope_long"):
             found = getattr(self, name)
             if not all(0 < x < inf for x in found):
-                raise InputError(
-                    f"--{name}={','.join(map(str, found))}: accepted: finite numbers above 0"
-                )
+                raise InputError(name, ",".join(map(str, found)), "finite numbers above 0")
         if not 0 < self.rope_fraction <= 1:
-            raise InputError(
-                f"--rope_fraction={self.rope_fraction}: accepted: a number above 0, at most 1"
-            )
+            raise InputError("rope_fraction", self.rope_fraction, "a number above 0, at most 1")
 
     def _check_choices(self) -> None:
         for name, accepted in (
@@ -150,13 +150,17 @@ class ModelConfig:
     def _check_heads(self) -> None:
         if self.head_dim is None and self.width % self.heads:
             raise InputError(
-                f"--heads={self.heads}: does not divide --width={self.width}; "
-                "accepted: a divisor of the width, or any number with --head_dim"
+                "heads",
+                self.heads,
+                "a divisor of the width, or any number with --head_dim",
+                f"does not divide --width={self.width}",
             )
         if self.heads % self.sizes["K"]:
             raise InputError(
-                f"--kv_heads={self.kv_heads}: does not divide --heads={self.heads}; "
-                "accepted: a divisor of the number of heads"
+                "kv_heads",
+                self.kv_heads,
+                "a divisor of the number of heads",
+                f"does not divide --heads={self.heads}",
             )
 
     def _check_positions(self) -> None:
@@ -166,28 +170,37 @@ class ModelConfig:
             or list(self.window_layers) != sorted(set(self.window_layers))
         ):
             raise InputError(
-                f"--window_layers={','.join(map(str, self.window_layers))}: accepted: layers from "
-                f"0 to {self.layers - 1} in order, with --window"
+                "window_layers",
+                ",".join(map(str, self.window_layers)),
+                f"layers from 0 to {self.layers - 1} in order, with --window",
             )
         if self.position_offset >= self.context:
             raise InputError(
-                f"--position_offset={self.position_offset}: leaves none of the --context="
-                f"{self.context} positions; accepted: less than that"
+                "position_offset",
+                self.position_offset,
+                "less than that",
+                f"leaves none of the --context={self.context} positions",
             )
         if self.position != "rope":
             return
         if self.rope_channels % 2 or not self.rope_channels:
             raise InputError(
-                f"--position=rope: rotates channels in pairs, but heads have "
-                f"{self.rope_channels}; accepted: an even number of channels (--width / --heads, "
-                "or --head_dim, times --rope_fraction)"
+                "position",
+                "rope",
+                (
+                    "an even number of channels (--width / --heads, or --head_dim, times "
+                    "--rope_fraction)"
+                ),
+                f"rotates channels in pairs, but heads have {self.rope_channels}",
             )
         for name in ("rope_short", "rope_long"):
             found = getattr(self, name)
             if self.rope_rule == "longrope" and len(found) != self.rope_channels // 2:
                 raise InputError(
-                    f"--{name}: {len(found)} numbers; accepted: {self.rope_channels // 2}, "
-                    "one per pair of channels"
+                    name,
+                    None,
+                    f"{self.rope_channels // 2}, one per pair of channels",
+                    f"{len(found)} numbers",
                 )
 
     @property
@@ -247,7 +260,7 @@ class ModelConfig:
 def at_least(least: int, name: str, value: int | None) -> None:
     """Refuse a value of flag `name` that is no integer or below the least one; None is no value."""
     if value is not None and not (is_integer(value) and value >= least):
-        raise InputError(f"--{name}={value!r}: accepted: an integer of at least {least}")
+        raise InputError(name, repr(value), f"an integer of at least {least}")
 
 
 def finite(name: str, value: float | None, or_zero: bool = False) -> None:
@@ -255,7 +268,7 @@ def finite(name: str, value: float | None, or_zero: bool = False) -> None:
     no value."""
     if value is not None and not (0 < value < inf or (or_zero and value == 0)):
         least = "of at least" if or_zero else "above"
-        raise InputError(f"--{name}={value}: accepted: a finite number {least} 0")
+        raise InputError(name, value, f"a finite number {least} 0")
 
 
 def is_integer(value: object) -> bool:
@@ -266,7 +279,7 @@ def is_integer(value: object) -> bool:
 def one_of(name: str, value: str, accepted: tuple[str, ...]) -> None:
     """Refuse a value of flag `name` that is not one of the accepted ones."""
     if value not in accepted:
-        raise InputError(f"--{name}={value!r}: unknown; accepted: {', '.join(accepted)}")
+        raise InputError(name, repr(value), ", ".join(accepted), "unknown")
 
 
 _GPT2 = ModelConfig(

@@ -205,7 +205,7 @@ class Probe:
         self.reached: set[str] = set()  # while the decoder is traced
         for name in self._asked():
             if name not in TAPS:
-                raise InputError(f"tap {name!r}: unknown; accepted: {', '.join(TAPS)}")
+                raise InputError(f"tap {name!r}", None, ", ".join(TAPS), "unknown")
 
     def _asked(self) -> set[str]:
         return {name for key in (*self.taps, *self.edits) for name in key.split("+")}
@@ -277,8 +277,10 @@ class Probe:
         missing = self._asked() - self.reached
         if missing:
             raise InputError(
-                f"tap {', '.join(sorted(missing))}: this architecture has none; "
-                f"accepted: {', '.join(name for name in TAPS if name in self.reached)}"
+                f"tap {', '.join(sorted(missing))}",
+                None,
+                ", ".join(name for name in TAPS if name in self.reached),
+                "this architecture has none",
             )
 
 
@@ -309,8 +311,10 @@ class LayerTap:
             for key, reducer, values in self._complete(name, seen):
                 if not isinstance(reducer, Blockwise):
                     raise InputError(
-                        f"tap {key!r}: does not exist whole under --query_block; accepted: a "
-                        "reducer that is a core.streaming.Blockwise"
+                        f"tap {key!r}",
+                        None,
+                        "a reducer that is a core.streaming.Blockwise",
+                        "does not exist whole under --query_block",
                     )
                 axes = (*(0 for _ in values), None)
                 partials[key] = jax.vmap(reducer.of_block, axes)(*values, positions)
@@ -336,5 +340,5 @@ class LayerTap:
 
 def _values(key: str, before: Sequence[str], seen: Mapping[str, Array]) -> list[Array]:
     if not set(before) <= set(seen):
-        raise InputError(f"tap {key!r}: accepted: names in the decoder's order")
+        raise InputError(f"tap {key!r}", accepted="names in the decoder's order")
     return [seen[name] for name in before]

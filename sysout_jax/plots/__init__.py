@@ -43,7 +43,7 @@ def figures(record: Mapping[str, Any]) -> Iterator[Iterator[tuple[str, "Figure"]
     """
     if record.get("experiment") not in EXPERIMENTS:
         known = " or ".join(map(repr, EXPERIMENTS))
-        raise InputError(f"record of {record.get('experiment')!r}; accepted: of {known}")
+        raise InputError(f"record of {record.get('experiment')!r}", accepted=f"of {known}")
     import matplotlib as mpl
 
     style: Any = dict(STYLE)

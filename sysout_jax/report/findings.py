@@ -73,10 +73,10 @@ class Material:
         token_ids("rows", self.rows, "B T", config.vocab)
         at_least(1, "batch", self.batch)
         end, length = config.longest, self.rows.shape[1] - 1
-        _check_prompt("prompt", self.prompt, config)
         at_least(2, "seq_len", length)
         if end is not None and length > end:
             raise InputError("seq_len", length, f"at most {end}", f"learned positions end at {end}")
+        _check_prompt("prompt", self.prompt, config)
 
     @property
     def config(self) -> ModelConfig:

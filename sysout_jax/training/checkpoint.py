@@ -110,7 +110,7 @@ def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
     path = Path(directory).absolute()
     config, seeds, written = _read_config(path)
     if seed is not None and seed not in seeds:
-        raise InputError(f"seed {seed}: not in {path}; accepted: {', '.join(map(str, seeds))}")
+        raise InputError(f"seed {seed}", None, ", ".join(map(str, seeds)), f"not in {path}")
     shapes = jax.eval_shape(
         jax.vmap(partial(init, config)), jnp.stack([jax.random.key(s) for s in seeds])
     )
@@ -126,7 +126,7 @@ def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
             stacked = checkpointer.restore(path / "params", target)
     except Exception as error:  # damaged files: the storage library raises what it meets
         said = reason(error)
-        raise InputError(f"{path / 'params'}: cannot be read ({said})") from error
+        raise InputError(str(path / "params"), why=f"cannot be read ({said})") from error
     at = 0 if seed is None else seeds.index(seed)
     saved = path / "tokenizer.json"
     tokenizer = load_saved(saved) if saved.exists() else None
@@ -180,10 +180,12 @@ def _read_config(path: Path) -> tuple[ModelConfig, list[int], dict[str, str]]:
     try:
         record = json.loads(file.read_text())
         if record["format"] != FORMAT:
-            raise InputError(f"{file}: format {record['format']}; accepted: {FORMAT}")
+            raise InputError(str(file), None, str(FORMAT), f"format {record['format']}")
         unknown = set(record["model"]) - {field.name for field in fields(ModelConfig)}
         if unknown:
-            raise InputError(f"{file}: unknown fields {', '.join(sorted(unknown))}; {accepted}")
+            raise InputError(
+                str(file), why=f"unknown fields {', '.join(sorted(unknown))}; {accepted}"
+            )
         seeds = record["seeds"]
         if not seeds or not all(isinstance(seed, int) for seed in seeds):
             raise ValueError(seeds)
@@ -195,6 +197,6 @@ def _read_config(path: Path) -> tuple[ModelConfig, list[int], dict[str, str]]:
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"{file}: {error.strerror}; {accepted}") from error
+        raise InputError(str(file), why=f"{error.strerror}; {accepted}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: not a model's config; {accepted}") from error
+        raise InputError(str(file), why=f"not a model's config; {accepted}") from error

@@ -56,17 +56,18 @@ class TrainConfig:
         check_cooldown(self.optimizer, self.steps)
         if self.measured_len > self.seq_len:
             raise InputError(
-                f"--measure_seq_len={self.measure_seq_len}: accepted: at most --seq_len="
-                f"{self.seq_len}"
+                "measure_seq_len", self.measure_seq_len, f"at most --seq_len={self.seq_len}"
             )
         if self.loss_from >= self.seq_len:
             raise InputError(
-                f"--loss_from={self.loss_from}: accepted: a position from 0 to {self.seq_len - 1}"
+                "loss_from", self.loss_from, f"a position from 0 to {self.seq_len - 1}"
             )
         if self.batch_size % self.parts:
             raise InputError(
-                f"--accumulate={self.accumulate}: does not divide --batch_size={self.batch_size}; "
-                "accepted: a divisor of it"
+                "accumulate",
+                self.accumulate,
+                "a divisor of it",
+                f"does not divide --batch_size={self.batch_size}",
             )
         if self.model.position == "learned":  # else it changes nothing
             self._agree("context", self.seq_len, "seq_len")
@@ -76,8 +77,7 @@ class TrainConfig:
         in_range = all(is_integer(seed) and 0 <= seed < 2**32 for seed in self.seeds)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not in_range:
             raise InputError(
-                f"--seeds={','.join(map(str, self.seeds))}: accepted: different integers from 0 to "
-                "2**32 - 1"
+                "seeds", ",".join(map(str, self.seeds)), "different integers from 0 to 2**32 - 1"
             )
 
     def _agree(self, name: str, value: object, field: str) -> None:
@@ -89,8 +89,10 @@ class TrainConfig:
         said = getattr(self.model, name)
         if said not in (value, getattr(ModelConfig, name)):
             raise InputError(
-                f"model.{name}={said}: {field} of the run makes it {value}; accepted: that, or a "
-                f"model without {name}"
+                f"model.{name}={said}",
+                None,
+                f"that, or a model without {name}",
+                f"{field} of the run makes it {value}",
             )
 
     @property

@@ -46,15 +46,15 @@ def connect(coordinator: str | None, processes: int | None, process: int | None)
     if coordinator in (None, AUTO):
         for name, value in (("processes", processes), ("process", process)):
             if value is not None:
-                raise InputError(f"--{name}={value}: accepted: with --coordinator=HOST:PORT")
+                raise InputError(name, f"{value}", "with --coordinator=HOST:PORT")
         if coordinator is None:
             return
     elif ":" not in str(coordinator) or not str(coordinator).rpartition(":")[2].isdecimal():
-        raise InputError(f"--coordinator={coordinator}: accepted: HOST:PORT, or {AUTO}")
+        raise InputError("coordinator", f"{coordinator}", f"HOST:PORT, or {AUTO}")
     elif processes is None or processes < 1:
-        raise InputError(f"--processes={processes}: accepted: how many processes there are")
+        raise InputError("processes", f"{processes}", "how many processes there are")
     elif process is None or not 0 <= process < processes:
-        raise InputError(f"--process={process}: accepted: from 0 to {processes - 1}")
+        raise InputError("process", f"{process}", f"from 0 to {processes - 1}")
     _end_in_words()
     try:
         jax.distributed.initialize(
@@ -69,9 +69,10 @@ def connect(coordinator: str | None, processes: int | None, process: int | None)
     except (ValueError, RuntimeError) as error:
         said = reason(error)
         raise InputError(
-            f"--coordinator={coordinator}: no run of several processes within {CONNECTING} s "
-            f"({said}); accepted: HOST:PORT of process 0, reachable from all, or {AUTO} on "
-            "SLURM, Cloud TPU and GKE"
+            "coordinator",
+            f"{coordinator}",
+            (f"HOST:PORT of process 0, reachable from all, or {AUTO} on SLURM, Cloud TPU and GKE"),
+            f"no run of several processes within {CONNECTING} s ({said})",
         ) from error
     if jax.default_backend() == "cpu":
         # Process 0 alone fills the cache and would then be ahead of the others by their compiling,

@@ -69,7 +69,7 @@ class Run:
         """
         if seed is not None and seed not in self.config.seeds:
             accepted = ", ".join(map(str, self.config.seeds))
-            raise InputError(f"seed {seed}: not in this run; accepted: {accepted}")
+            raise InputError(f"seed {seed}", None, accepted, "not in this run")
         at = 0 if seed is None else self.config.seeds.index(seed)
         return Model(self.architecture, jax.tree.map(lambda x: x[at], self.params), self.tokenizer)
 

@@ -49,12 +49,10 @@ class OptimizerConfig:
             finite(name, getattr(self, name), or_zero=True)
         for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(
-                    f"--{name}={getattr(self, name)}: accepted: a number from 0 to below 1"
-                )
+                raise InputError(name, getattr(self, name), "a number from 0 to below 1")
         for name in ("lr_floor", "cooldown"):
             if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"--{name}={getattr(self, name)}: accepted: a number from 0 to 1")
+                raise InputError(name, getattr(self, name), "a number from 0 to 1")
 
 
 def cooldown_steps(config: OptimizerConfig, steps: int) -> int:
@@ -71,9 +69,13 @@ def check_cooldown(config: OptimizerConfig, steps: int) -> None:
     """
     if config.schedule == "wsd" and cooldown_steps(config, steps) < 2:
         raise InputError(
-            f"--schedule=wsd: with --cooldown={config.cooldown}, --warmup={config.warmup} and "
-            f"--steps={steps} no step is below the peak; accepted: a cooldown of at least 2 steps "
-            "after the warm-up, or --schedule=constant"
+            "schedule",
+            "wsd",
+            ("a cooldown of at least 2 steps after the warm-up, or --schedule=constant"),
+            (
+                f"with --cooldown={config.cooldown}, --warmup={config.warmup} and "
+                f"--steps={steps} no step is below the peak"
+            ),
         )
 
 

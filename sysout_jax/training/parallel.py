@@ -63,8 +63,10 @@ def check_parallel(parallel: str, shape: MeshShape) -> None:
     one_of("parallel", parallel, PARALLEL)
     if parallel != "jit" and shape.data != shape.devices:
         raise InputError(
-            f"--parallel={parallel}: --mesh={shape}; accepted: a mesh of data alone, such as "
-            f"data={shape.devices}, or --parallel=jit"
+            "parallel",
+            parallel,
+            f"a mesh of data alone, such as data={shape.devices}, or --parallel=jit",
+            f"--mesh={shape}",
         )
 
 

@@ -121,7 +121,7 @@ def parse_topology(text: str) -> Topology:
     chip = CHIPS.get(kind)
     sizes = r"\d+x\d+(x\d+)?" if chip and chip.tpu else r"\d+"
     if (chip is None and kind != "cpu") or not re.fullmatch(sizes, layout):
-        raise InputError(f"--topology={text}: accepted: {ACCEPTED}")
+        raise InputError("topology", text, ACCEPTED)
     return Topology(kind, layout)
 
 
@@ -135,7 +135,7 @@ def described(topology: Topology) -> list[jax.Device]:
     if topology.chip is None or not topology.chip.tpu:
         return _simulated(topology, int(topology.layout))
     if find_spec("libtpu") is None:
-        raise InputError(f"--topology={topology}: needs the package libtpu: {INSTALL}")
+        raise InputError("topology", topology, why=f"needs the package libtpu: {INSTALL}")
     for name, value in NO_TPU_HERE.items():
         os.environ.setdefault(name, value)
     from jax.experimental import topologies  # takes a while to import
@@ -144,7 +144,7 @@ def described(topology: Topology) -> list[jax.Device]:
         found = topologies.get_topology_desc(platform="tpu", topology_name=str(topology))
     except (RuntimeError, ValueError, NotImplementedError) as error:
         said = reason(error)[:160]
-        raise InputError(f"--topology={topology}: {said}; accepted: {ACCEPTED}") from error
+        raise InputError("topology", topology, ACCEPTED, said) from error
     devices: list[jax.Device] = list(found.devices)
     return devices
 
@@ -155,8 +155,10 @@ def _simulated(topology: Topology, count: int) -> list[jax.Device]:
     devices = jax.devices("cpu")
     if not 0 < count <= len(devices):
         raise InputError(
-            f"--topology={topology}: this process simulates {len(devices)} devices; accepted: at "
-            "most as many, or a process of its own"
+            "topology",
+            topology,
+            "at most as many, or a process of its own",
+            f"this process simulates {len(devices)} devices",
         )
     return devices[:count]
 

@@ -125,7 +125,7 @@ class GroupStates:
             there = hosts.told(bool(saved_steps(where)))
             found = read(_shapes(start()), check=check) if there else None
             if there and found is None:
-                raise InputError(f"{where}: {NO_STATE}")
+                raise InputError(str(where), why=NO_STATE)
             if found is not None:
                 state, about = found
                 self._saved = about["step"]
@@ -177,13 +177,17 @@ class GroupStates:
         check_same(about["config"], self.config, where)
         if about["seeds"] != list(self.seeds):
             raise InputError(
-                f"--seeds={','.join(map(str, self.seeds))}: {where} is of "
-                f"{','.join(map(str, about['seeds']))}; accepted: those"
+                "seeds",
+                ",".join(map(str, self.seeds)),
+                "those",
+                f"{where} is of {','.join(map(str, about['seeds']))}",
             )
         if about["data"] != self._data:
             raise InputError(
-                f"--corpus={self.config.corpus}: not the text that {where} was trained on; "
-                "accepted: that text, with its tokenizer"
+                "corpus",
+                self.config.corpus,
+                "that text, with its tokenizer",
+                f"not the text that {where} was trained on",
             )
 
 
@@ -197,8 +201,10 @@ def check_same(stored: Mapping[str, Any], config: TrainConfig, where: Path) -> N
     for (name, was), (other, asked) in zip(leaves(before), leaves(now), strict=True):
         if name != other or (was != asked and name not in FREE):
             raise InputError(
-                f"--{other}={as_flag(asked)}: {where} was trained with {as_flag(was)}; accepted: "
-                "that, or --init_from=RUN/models/NAME, which takes parameters alone"
+                other,
+                as_flag(asked),
+                "that, or --init_from=RUN/models/NAME, which takes parameters alone",
+                f"{where} was trained with {as_flag(was)}",
             )
 
 
@@ -225,22 +231,28 @@ def initial(
         asked = getattr(architecture, name)
         if was != asked and name not in FREE_OF_MODEL:
             raise InputError(
-                f"--init_from={path}: {name} {as_flag(was)}, but the run has {as_flag(asked)}; "
-                f"accepted: a model of the same architecture, or --{name}={as_flag(was)}"
+                "init_from",
+                path,
+                f"a model of the same architecture, or --{name}={as_flag(was)}",
+                f"{name} {as_flag(was)}, but the run has {as_flag(asked)}",
             )
     theirs, ours = models[0].tokenizer, corpus.tokenizer
     if (theirs and theirs.fingerprint) != (ours and ours.fingerprint):
         raise InputError(
-            f"--init_from={path}: its tokenizer is not that of this corpus; accepted: a model of "
-            "the same tokenizer"
+            "init_from",
+            path,
+            "a model of the same tokenizer",
+            "its tokenizer is not that of this corpus",
         )
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *(model.params for model in models))
 
     def put(new: Any, old: Any) -> Any:
         if new.shape != old.shape:
             raise InputError(
-                f"--init_from={path}: a parameter of shape {new.shape[1:]}, but the run has "
-                f"{old.shape[1:]}; accepted: a model of the same shape"
+                "init_from",
+                path,
+                "a model of the same shape",
+                f"a parameter of shape {new.shape[1:]}, but the run has {old.shape[1:]}",
             )
         return jax.device_put(new.astype(old.dtype), old.sharding)
 

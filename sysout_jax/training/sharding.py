@@ -80,8 +80,13 @@ def parse_mesh(text: str) -> MeshShape:
         name, _, size = part.strip().partition("=")
         if name not in MESH_AXES or name in sizes or not (size.isdecimal() and int(size) > 0):
             raise InputError(
-                f"--mesh={text}: {part.strip()!r}; accepted: {', '.join(MESH_AXES)}, each at most "
-                "once and with a size, e.g. data=2,fsdp=2,tensor=2"
+                "mesh",
+                text,
+                (
+                    f"{', '.join(MESH_AXES)}, each at most once and with a size, e.g. "
+                    "data=2,fsdp=2,tensor=2"
+                ),
+                repr(part.strip()),
             )
         sizes[name] = int(size)
     return MeshShape(**sizes)
@@ -102,8 +107,10 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
         found = found[:1]
     if shape.devices != len(found):
         raise InputError(
-            f"--mesh={shape}: {shape.devices} devices, but there are {len(found)}; accepted: sizes "
-            f"whose product is {len(found)}, e.g. data={len(found)}"
+            "mesh",
+            shape,
+            f"sizes whose product is {len(found)}, e.g. data={len(found)}",
+            f"{shape.devices} devices, but there are {len(found)}",
         )
     sizes, types = tuple(shape.sizes.values()), (AxisType.Auto,) * len(MESH_AXES)
     return jax.make_mesh(sizes, MESH_AXES, types, devices=found)
@@ -120,8 +127,10 @@ def check_fits(shape: MeshShape, config: ModelConfig, batch_size: int, accumulat
         cut = "" if accumulate == 1 else f" / --accumulate={accumulate}"
         over = "*".join(TABLE["B"].over)
         raise InputError(
-            f"--batch_size={batch_size}{cut}: not divided by {over}={parts} of --mesh={shape}; "
-            f"accepted: a multiple of {parts * accumulate}, or {over} of {_divisors(together)}"
+            "batch_size",
+            f"{batch_size}{cut}",
+            f"a multiple of {parts * accumulate}, or {over} of {_divisors(together)}",
+            f"not divided by {over}={parts} of --mesh={shape}",
         )
     used = {letter: size for letter, size in config.sizes.items() if size}
     for letter in used:
@@ -137,8 +146,10 @@ def _check_divided(letter: str, used: Mapping[str, int], mesh: Mapping[str, int]
     others = [x for x in used if x in TABLE and TABLE[x].over == row.over]
     common = gcd(*(used[x] for x in others if not TABLE[x].or_whole))
     raise InputError(
-        f"--mesh: {name}={mesh[name]} does not divide --{row.flag}={used[letter]}; accepted: "
-        f"{name} of {_divisors(common)}"
+        "mesh",
+        None,
+        f"{name} of {_divisors(common)}",
+        f"{name}={mesh[name]} does not divide --{row.flag}={used[letter]}",
     )
 
 

@@ -168,7 +168,7 @@ def check_usable(states: Path) -> None:
     """
     for group in sorted({path.parent for path in states.glob("*/*/step-*")}):
         if _newest(group, lambda _: None, set()) is None:
-            raise InputError(f"{group}: {NO_STATE}")
+            raise InputError(str(group), why=NO_STATE)
 
 
 def restore(

@@ -113,13 +113,13 @@ def test_a_factor_of_zero_or_one_stays_finite():
 @pytest.mark.parametrize("position", ["rope", "alibi"])
 def test_distances_have_no_constant_key(position):
     config = replace(BASE, position=position)
-    with pytest.raises(InputError, match=f"--position={position}: .* accepted: learned, none"):
+    with pytest.raises(InputError, match=f"position={position}: .* accepted: learned, none"):
         explicit.with_extra_key(config, model(config), FIRST)
 
 
 def test_other_models_are_refused():
-    with pytest.raises(InputError, match="--variant=sigmoid: accepted: a model of variant softmax"):
+    with pytest.raises(InputError, match="variant=sigmoid: accepted: a model of variant softmax"):
         explicit.check(replace(BASE, variant="sigmoid"))
-    with pytest.raises(InputError, match="--window=5: "):
+    with pytest.raises(InputError, match="window=5: "):
         explicit.check(replace(BASE, window=5))
     explicit.check(BASE)

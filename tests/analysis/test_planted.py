@@ -139,9 +139,7 @@ def test_thresholds_decide():
     low = Thresholds(activation_ratio=2.0, massive_value=0.01, massive_ratio=2.0)
     found = existence(p.CONFIG, p.untrained(), TOKENS[0], low)
     assert found.any
-    with pytest.raises(
-        InputError, match=r"--massive_value=0\.0: accepted: a finite number above 0"
-    ):
+    with pytest.raises(InputError, match=r"massive_value=0\.0: accepted: a finite number above 0"):
         Thresholds(massive_value=0.0)
 
 

@@ -65,7 +65,7 @@ def test_the_default_methods_are_methods(method):
 def test_what_does_not_go_together_is_one_line(method):
     with pytest.raises(InputError) as caught:
         scheme(method)
-    assert str(caught.value).startswith(f"--methods={method}: ")
+    assert str(caught.value).startswith(f"methods={method}: ")
     assert "\n" not in str(caught.value)
 
 

@@ -97,10 +97,10 @@ def test_ratios_by_hand_and_the_table():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"rounds": 1}, "--rounds=1: accepted: an integer of at least 2"),
-        ({"width": 100}, "--width=100: accepted: a multiple of 64"),
-        ({"sequences": 0}, "--sequences=0"),
-        ({"seq_len": 1}, "--seq_len=1"),
+        ({"rounds": 1}, "rounds=1: accepted: an integer of at least 2"),
+        ({"width": 100}, "width=100: accepted: a multiple of 64"),
+        ({"sequences": 0}, "sequences=0"),
+        ({"seq_len": 1}, "seq_len=1"),
     ],
     ids=str,
 )
@@ -112,6 +112,6 @@ def test_bad_flags_are_refused(changes, says):
 @pytest.mark.parametrize("missing", ["torch", "transformers"])
 def test_without_the_peer_one_line_says_how_to_install_it(tmp_path, monkeypatch, missing):
     monkeypatch.setattr(against_hooks, "find_spec", lambda name: None if name == missing else name)
-    with pytest.raises(InputError, match=r"not installed; accepted: pip install -r requirements"):
+    with pytest.raises(InputError, match=r"not installed: accepted: pip install -r requirements"):
         analysis.run(analysis.Config(workdir=str(tmp_path)), Console(file=io.StringIO()))
     assert not list(tmp_path.iterdir())

@@ -92,12 +92,12 @@ def test_loading_is_timed_beside_reading(tmp_path):
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: variants.Config(variants=("soft",)), "--variants='soft': unknown"),
-        (lambda: variants.Config(rounds=1), "--rounds=1"),
-        (lambda: seeds.Config(steps=49), "--steps=49"),
-        (lambda: seeds.Config(counts=(2, 4)), "--counts=2,4"),
-        (lambda: seeds.Config(size="1m"), "--size='1m': unknown"),
-        (lambda: startup.Config(layers=0), "--layers=0"),
+        (lambda: variants.Config(variants=("soft",)), "variants='soft': unknown"),
+        (lambda: variants.Config(rounds=1), "rounds=1"),
+        (lambda: seeds.Config(steps=49), "steps=49"),
+        (lambda: seeds.Config(counts=(2, 4)), "counts=2,4"),
+        (lambda: seeds.Config(size="1m"), "size='1m': unknown"),
+        (lambda: startup.Config(layers=0), "layers=0"),
     ],
 )
 def test_out_of_range(make, told):

@@ -80,7 +80,7 @@ def test_lengths_double_until_time_or_memory_ends(monkeypatch):
     found = long_context.as_time_allows(timed, 2048, 60.0, lambda text: None)
     assert seen == [2048, 4096]
     assert found["refused"] == 8192
-    assert "--minutes" in found["why"]
+    assert "minutes" in found["why"]
     monkeypatch.setattr(long_context.time, "perf_counter", lambda: 0.0)
     found = long_context.as_time_allows(allowed(5000, []), 2048, 60.0, lambda text: None)
     assert (found["refused"], found["why"]) == (8192, "no memory")
@@ -90,13 +90,13 @@ def test_lengths_double_until_time_or_memory_ends(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"shared": 1024}, "--shared=1024: accepted: an integer of at least 1025"),
-        ({"shared": 2000}, "--shared=2000: accepted: a multiple of 64"),
-        ({"step": 0}, "--step=0: accepted: a multiple of 64"),
-        ({"width": 100}, "--width=100: accepted: a multiple of 16"),
-        ({"gib": 0.0}, "--gib=0.0: accepted: a number above 0"),
-        ({"minutes": -1.0}, "--minutes=-1.0"),
-        ({"rounds": 0}, "--rounds=0"),
+        ({"shared": 1024}, "shared=1024: accepted: an integer of at least 1025"),
+        ({"shared": 2000}, "shared=2000: accepted: a multiple of 64"),
+        ({"step": 0}, "step=0: accepted: a multiple of 64"),
+        ({"width": 100}, "width=100: accepted: a multiple of 16"),
+        ({"gib": 0.0}, "gib=0.0: accepted: a number above 0"),
+        ({"minutes": -1.0}, "minutes=-1.0"),
+        ({"rounds": 0}, "rounds=0"),
     ],
     ids=str,
 )
@@ -109,7 +109,7 @@ def test_too_little_memory_to_compare_is_one_line():
     def refused():
         raise children.NoMemory("no memory")
 
-    with pytest.raises(InputError, match=r"--gib=8: too little for --shared=4096; accepted: more"):
+    with pytest.raises(InputError, match=r"gib=8: too little for shared=4096; accepted: more"):
         long_context.compared(long_context.Config(), {"hooks": refused}, print)
 
 

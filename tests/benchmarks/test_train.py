@@ -14,13 +14,13 @@ from sysout_jax.training import planning
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"sizes": ("60k", "2b")}, "--sizes='2b': unknown; accepted: 60k, 1m, 10m, 124m"),
-        ({"styles": ("gpt3",)}, "--styles='gpt3': unknown; accepted: gpt2-tiny, llama-tiny"),
-        ({"styles": ()}, "--styles=: accepted: some of gpt2-tiny"),
-        ({"dtype": "float16"}, "--dtype='float16': unknown; accepted: float32, bfloat16"),
-        ({"flash": True}, "--flash: --dtype=float32; accepted: --dtype=bfloat16"),
-        ({"batch_size": 0}, "--batch_size=0: accepted: an integer of at least 1"),
-        ({"rounds": 1}, "--rounds=1"),
+        ({"sizes": ("60k", "2b")}, "sizes='2b': unknown; accepted: 60k, 1m, 10m, 124m"),
+        ({"styles": ("gpt3",)}, "styles='gpt3': unknown; accepted: gpt2-tiny, llama-tiny"),
+        ({"styles": ()}, "styles=: accepted: some of gpt2-tiny"),
+        ({"dtype": "float16"}, "dtype='float16': unknown; accepted: float32, bfloat16"),
+        ({"flash": True}, "flash: dtype=float32; accepted: dtype=bfloat16"),
+        ({"batch_size": 0}, "batch_size=0: accepted: an integer of at least 1"),
+        ({"rounds": 1}, "rounds=1"),
     ],
     ids=str,
 )

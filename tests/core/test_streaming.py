@@ -146,7 +146,7 @@ def test_a_reducer_of_whole_maps_is_refused_in_blocks():
     config = dataclasses.replace(BASE, query_block=4)
     model = so.Model(config, noisy(config))
     for reducer in (None, so.measures.sink_strength):
-        with pytest.raises(InputError, match="'attn_weights': does not exist whole under --query"):
+        with pytest.raises(InputError, match="'attn_weights': does not exist whole under query"):
             so.apply(model, TOKENS, {"attn_weights": reducer})
 
 

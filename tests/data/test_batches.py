@@ -57,7 +57,7 @@ def test_rows_to_judge_by_show_no_text_twice(bos, seq_len):
         assert np.array_equal(rows, corpus.batch("val", 0, 0, count, seq_len))
         text = rows[:, :-1] if bos is None else rows[:, 1:]
         assert len(np.unique(text)) == text.size == count * seq_len
-    with pytest.raises(InputError, match=f"--sequences={room + 1}: .* at most {room} sequences"):
+    with pytest.raises(InputError, match=f"sequences={room + 1}: .* at most {room} sequences"):
         corpus.distinct("val", room + 1, seq_len)
 
 
@@ -123,7 +123,7 @@ def test_too_short_for_a_row(bos, largest):
     with pytest.raises(InputError) as caught:
         corpus.batch("val", 0, 0, 2, largest + 1)
     message = str(caught.value)
-    assert f"--seq_len={largest + 1}" in message
+    assert f"seq_len={largest + 1}" in message
     assert "val part" in message
     assert "211 tokens" in message
     assert f"fits is {largest}" in message
@@ -132,10 +132,10 @@ def test_too_short_for_a_row(bos, largest):
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
-        ({"batch_size": 0}, "--batch_size=0"),
-        ({"seq_len": 0}, "--seq_len=0"),
-        ({"seq_len": -3}, "--seq_len=-3"),
-        ({"seed": -1}, "--seed=-1"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"seq_len": 0}, "seq_len=0"),
+        ({"seq_len": -3}, "seq_len=-3"),
+        ({"seed": -1}, "seed=-1"),
         ({"index": -1}, "index -1"),
         ({"split": "test"}, "accepted: train, val"),
     ],

@@ -36,7 +36,7 @@ def reject(spec, *wanted):
         list(documents(str(spec)))
     message = str(caught.value)
     assert "\n" not in message
-    for part in ("--corpus", *wanted):
+    for part in ("corpus", *wanted):
         assert str(part) in message
 
 

@@ -1,4 +1,4 @@
-"""`load_corpus`: what a `--corpus` and a `--tokenizer` value give together."""
+"""`load_corpus`: what a `corpus` and a `tokenizer` value give together."""
 
 import json
 from pathlib import Path
@@ -68,9 +68,9 @@ def test_a_part_of_the_text_to_train_on(text, tmp_path):
     most = whole.tokens["train"]
     assert load_corpus(text, cache_dir=tmp_path, train_tokens=most).tokens == whole.tokens
     for count in (0, most + 1):
-        with pytest.raises(InputError, match=f"--train_tokens={count}: .* accepted: 1 to {most}"):
+        with pytest.raises(InputError, match=f"train_tokens={count}: .* accepted: 1 to {most}"):
             load_corpus(text, cache_dir=tmp_path, train_tokens=count)
-    with pytest.raises(InputError, match="--train_tokens=5: corpus backcopy draws its rows"):
+    with pytest.raises(InputError, match="train_tokens=5: corpus backcopy draws its rows"):
         load_corpus("backcopy", train_tokens=5)
 
 

@@ -53,9 +53,7 @@ def test_rare_ids_of_a_small_alphabet():
 def test_few_ids_need_a_word(tmp_path, dtype, how):
     train = [5, 300, 7, 9] if dtype != "<u2" else [5, 0, 300, 0]
     spec = write(tmp_path, dtype, train, train)
-    with pytest.raises(
-        InputError, match=r"cannot be told .*accepted: --token_dtype=uint16\|"
-    ) as no:
+    with pytest.raises(InputError, match=r"cannot be told .*accepted: token_dtype=uint16\|") as no:
         open_token_files(spec)
     assert "\n" not in str(no.value)
     if how == "beside":
@@ -99,16 +97,16 @@ def test_bad_files(tmp_path, part, content, found):
     with pytest.raises(InputError) as caught:
         open_token_files(spec)
     message = str(caught.value)
-    assert all(word in message for word in ("--corpus", str(path), found, "uint16"))
+    assert all(word in message for word in ("corpus", str(path), found, "uint16"))
     assert "\n" not in message
 
 
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"dtype": "int7"}, "--token_dtype=int7: unknown; accepted: uint16, uint32, uint64"),
-        ({"dtype": "uint64"}, "bytes are no whole number of uint64; accepted: --token_dtype="),
-        ({"dtype": "uint32"}, "if its ids are uint32; accepted: --token_dtype="),
+        ({"dtype": "int7"}, "token_dtype=int7: unknown; accepted: uint16, uint32, uint64"),
+        ({"dtype": "uint64"}, "bytes are no whole number of uint64; accepted: token_dtype="),
+        ({"dtype": "uint32"}, "if its ids are uint32; accepted: token_dtype="),
     ],
 )
 def test_a_type_that_does_not_fit(tmp_path, given, told):
@@ -122,7 +120,7 @@ def test_a_type_that_does_not_fit(tmp_path, given, told):
 def test_a_bad_word_beside(tmp_path, content):
     spec = write(tmp_path, "<u2", ids(50_257, 100), ids(50_257, 100))
     (tmp_path / "meta.json").write_text(content)
-    with pytest.raises(InputError, match=r"meta\.json: .*accepted: --token_dtype="):
+    with pytest.raises(InputError, match=r"meta\.json: .*accepted: token_dtype="):
         open_token_files(spec)
     assert open_token_files(spec, "uint16").train.size == 100
 
@@ -144,4 +142,6 @@ def test_the_corpus(tmp_path):
         InputError, match=r"token \d+, its ids read as uint16; accepted: those of a"
     ):
         load_corpus(spec, ByteTokenizer(), token_dtype="uint16")
+    with pytest.raises(InputError, match="corpus 'backcopy' has no ids; accepted: with tokens:DIR"):
+        load_corpus("backcopy", token_dtype="uint16")
     assert set(DTYPES) == set(TYPES.values())

@@ -244,14 +244,14 @@ def line(outcome):
     [
         ([], ("--model: not given", "accepted:")),
         (["--model=no/where"], ("--model=no/where: not fetched", "accepted: a directory")),
-        (["--model=../nowhere"], ("--model=../nowhere: no such file", "accepted: a run's model")),
+        (["--model=../nowhere"], ("--model=../nowhere: no such file", "a run's model")),
         (["--model={run}", "--variant=softmax", "--stream"], ("--stream", "a run's model")),
         (["--model={run}", "--variant=softmax", "--bos=maybe"], ("--bos='maybe'", "auto, yes")),
         (
             ["--model={run}", "--variant=softmax", "--check_known"],
             ("--check_known: nothing is published", "accepted: Llama-2-7b"),
         ),
-        (["--model=tests"], ("--model=tests: no run or model", "accepted:")),
+        (["--model=tests"], ("tests: no config.json", "accepted:")),
         (["--model={run}"], ("--variant: not given", "backcopy-other, backcopy-softmax")),
         (["--model={run}", "--variant=sigmoid"], ("--variant=sigmoid", "fits 0")),
         (["--model={run}", "--variant=softmax", "--seed=4"], ("seed 4", "3, 5")),
@@ -371,7 +371,7 @@ def test_from_a_notebook(of_text, tmp_path):
     assert findings.record["prompt"][:2] == ["<|bos|>", "S"]
     bare = so.analyze(model, "Summer", parts=("existence",), bos="no")
     assert bare.record["prompt"][0] == "S"
-    with pytest.raises(so.InputError, match="--bos='maybe': unknown; accepted: auto, yes, no"):
+    with pytest.raises(so.InputError, match="bos='maybe': unknown; accepted: auto, yes, no"):
         so.analyze(model, "Summer", bos="maybe")
     written = findings.save(tmp_path / "out")
     assert written.exists()

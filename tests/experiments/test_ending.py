@@ -139,3 +139,33 @@ def test_a_platform_that_is_not_there(tmp_path, platform):
     assert done.stderr.startswith(f"error: JAX_PLATFORMS={platform}: ")
     assert done.stderr.endswith("; accepted: what this machine has, such as cpu\n")
     assert not list(tmp_path.iterdir())
+
+
+LIBTPU = """
+import os
+
+def get_library_path():
+    return os.path.join(os.path.dirname(__file__), "libtpu.so")
+
+os.environ.setdefault("TPU_LIBRARY_PATH", get_library_path())
+"""
+FINDS = """
+import sys
+from jax._src.cloud_tpu_init import get_tpu_library_path
+from experiments import launch
+
+launch.TPU_CHIPS = ()
+launch.launch(lambda: print(get_tpu_library_path()), tpu_compiler=%s)
+"""
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_only_plan_looks_for_a_tpu_compiler(tmp_path, wanted):
+    package = tmp_path / "libtpu"
+    package.mkdir()
+    (package / "__init__.py").write_text(LIBTPU)
+    (package / "libtpu.so").touch()
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = run([sys.executable, "-c", FINDS % wanted], env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{package / 'libtpu.so' if wanted else None}\n"

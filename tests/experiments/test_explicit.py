@@ -79,7 +79,7 @@ def test_the_table_shows_the_record(record, finished):
     loss = np.mean([model["forms"]["gate"]["loss"] for model in record["models"]])
     row = next(line for line in table.splitlines() if line.startswith(f"| {FORMS['gate']} "))
     assert f"| {loss:.3f} |" in row
-    assert FORMS["extra_key"] in finished[0].out
+    assert FORMS["extra_key"][:13] in finished[0].out  # the first line of the cell
     assert (finished[1] / "figures" / "backcopy-softmax.png").stat().st_size > 10_000
 
 

@@ -302,7 +302,8 @@ def _leaves(config):
 
 
 OTHER = {
-    "tokenizer": "bpe:300", "bos": False, "variant": "sigmoid", "norm": "layer", "mlp": "swiglu",
+    "tokenizer": "bpe:300", "token_dtype": "uint32", "bos": False,
+    "variant": "sigmoid", "norm": "layer", "mlp": "swiglu",
     "norm_placement": "post", "position": "rope", "dtype": "bfloat16", "optimizer": "lion",
     "schedule": "wsd", "seeds": (7, 8), "kv_heads": 1, "head_dim": 6, "mlp_width": 5, "window": 3,
     "accumulate": 2, "train_tokens": 5, "measure_seq_len": 5, "heads": 8, "width": 68,
@@ -316,7 +317,10 @@ OTHER = {
     "param_dtype": "bfloat16", "moment_dtype": "bfloat16", "remat": "dots",
     "mesh": "fsdp=4", "parallel": "shard_map",
 }  # fmt: skip
-NEEDED = {"window_layers": {"window": 3}}  # for the value above to be accepted
+NEEDED = {
+    "window_layers": {"window": 3},
+    "context": {"position": "rope"},
+}  # for the value above to be accepted
 
 
 @pytest.mark.parametrize("name", [n for n, _ in _leaves(TrainConfig()) if n != "corpus"])

@@ -27,9 +27,9 @@ from sysout_jax.core import measures
 from sysout_jax.families import tensor_map
 from sysout_jax.families.config_map import read_config
 from sysout_jax.families.llama import LLAMA
-from sysout_jax.model.model import apply
 from sysout_jax.model.stream import streamed
 from sysout_jax.results import plain, provenance, read_record
+from sysout_jax.running import apply
 
 SHAPES = {
     "tiny": {

@@ -96,7 +96,7 @@ def test_dtypes(tmp_path, stored, wanted):
 
 
 def test_an_unknown_dtype(place):
-    assert "--param_dtype='int8': unknown; accepted: float32" in refusal(place, dtype="int8")
+    assert "param_dtype='int8': unknown; accepted: float32" in refusal(place, dtype="int8")
 
 
 def shard(directory, parts=3):
@@ -414,10 +414,10 @@ def test_export_writes_whole_or_nothing(place, tmp_path, monkeypatch):
     model = load_checkpoint(place)
     with pytest.raises(InputError, match="exists; accepted: a directory that does not"):
         so.export(model, place, "llama")
-    with pytest.raises(InputError, match="--family='bert': unknown; accepted: llama"):
+    with pytest.raises(InputError, match="family='bert': unknown; accepted: llama"):
         so.export(model, tmp_path / "out", "bert")
     for size in (0, -5):
-        with pytest.raises(InputError, match=f"--shard_bytes={size}: accepted: an integer of at"):
+        with pytest.raises(InputError, match=f"shard_bytes={size}: accepted: an integer of at"):
             so.export(model, tmp_path / "out", "llama", shard_bytes=size)
     assert not (tmp_path / "out").exists()
 

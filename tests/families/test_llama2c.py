@@ -73,7 +73,7 @@ def test_later_versions_are_called_what_they_are(tmp_path, version, what):
         load_llama2c(tmp_path / "model.bin")
     assert f"llama2.c of version {version}, " in str(caught.value)
     assert what in str(caught.value)
-    assert str(caught.value).endswith("which its export.py writes with --version 0")
+    assert str(caught.value).endswith("which its `export.py --version 0` writes")
 
 
 def test_values_that_are_not_finite(tmp_path):

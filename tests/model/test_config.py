@@ -82,7 +82,7 @@ def test_integers_have_a_least_value(row):
     config_type, name = row
     least = 0 if name in MAY_BE_ZERO else 1
     for bad in (least - 1, least - 7):
-        assert refusal(config_type, **{name: bad}).startswith(f"--{name}={bad}: accepted: ")
+        assert refusal(config_type, **{name: bad}).startswith(f"{name}={bad}: accepted: ")
     # The other sizes fit any: 12 heads of width 1 would not.
     rest = {"heads": 1, "kv_heads": None} if config_type is ModelConfig and least else {}
     assert getattr(config_type(**(rest | {name: least})), name) == least
@@ -93,7 +93,7 @@ def test_floats_have_a_range(row):
     config_type, name = row
     bad = [-0.5, math.nan] + ([1.5] if name in SHARES else [])
     for value in bad:
-        assert refusal(config_type, **{name: value}).startswith(f"--{name}={value}: accepted: ")
+        assert refusal(config_type, **{name: value}).startswith(f"{name}={value}: accepted: ")
 
 
 NO_INTEGERS = """
@@ -111,7 +111,7 @@ def check(made, name, value, told, **rest):
     try:
         TYPES[made](**rest, **{name: value})
     except InputError as error:
-        assert str(error).startswith(f"--{name}={told}: accepted: "), error
+        assert str(error).startswith(f"{name}={told}: accepted: "), error
     else:
         sys.exit(f"{made}.{name}={value!r} is accepted")
 
@@ -148,7 +148,7 @@ def test_every_number_is_finite():
                 several = isinstance(field.default, tuple)
                 value = (*field.default, bad) if several else bad
                 message = refusal(config_type, **{field.name: value})
-                assert message.startswith(f"--{field.name}=")
+                assert message.startswith(f"{field.name}=")
     assert {"lr", "clip", "init_std", "rope_long", "massive_ratio", "alpha", "factors"} <= found
 
 
@@ -159,14 +159,14 @@ def test_no_learning_rate_and_no_eps_of_zero(name):
 
 def test_no_rotary_base_of_zero():
     """Its powers are infinite, and infinity times position 0 is no number."""
-    assert "--rope_theta=0.0: accepted" in refusal(ModelConfig, rope_theta=0.0)
+    assert "rope_theta=0.0: accepted" in refusal(ModelConfig, rope_theta=0.0)
 
 
 @pytest.mark.parametrize("row", CHOICES, ids=ids)
 def test_choices(row):
     config_type, name = row
     message = refusal(config_type, **{name: "nosuch"})
-    assert message == f"--{name}='nosuch': unknown; accepted: {', '.join(CHOICES[row])}"
+    assert message == f"{name}='nosuch': unknown; accepted: {', '.join(CHOICES[row])}"
     needs = {"position": "rope", "head_dim": 2, "rope_short": (1.0,), "rope_long": (2.0,)}
     rest = needs if name == "rope_rule" else {}
     for value in CHOICES[row]:
@@ -186,15 +186,15 @@ def test_every_word_is_a_choice():
 @pytest.mark.parametrize(
     ("values", "flag", "wanted"),
     [
-        ({"heads": 5}, "--heads=5", "--width=64"),
-        ({"width": 65}, "--heads=2", "--width=65"),
-        ({"heads": 4, "kv_heads": 3}, "--kv_heads=3", "--heads=4"),
-        ({"heads": 2, "kv_heads": 4}, "--kv_heads=4", "--heads=2"),
-        ({"position": "rope", "head_dim": 7}, "--position=rope", "heads have 7"),
-        ({"position": "rope", "width": 6, "heads": 2}, "--position=rope", "heads have 3"),
-        ({"position": "rope", "rope_fraction": 0.1}, "--position=rope", "heads have 3"),
-        ({"position": "rope", "rope_fraction": 0.01}, "--position=rope", "heads have 0"),
-        ({"position": "rope", "rope_rule": "longrope"}, "--rope_short", "accepted: 16, one"),
+        ({"heads": 5}, "heads=5", "width=64"),
+        ({"width": 65}, "heads=2", "width=65"),
+        ({"heads": 4, "kv_heads": 3}, "kv_heads=3", "heads=4"),
+        ({"heads": 2, "kv_heads": 4}, "kv_heads=4", "heads=2"),
+        ({"position": "rope", "head_dim": 7}, "position=rope", "heads have 7"),
+        ({"position": "rope", "width": 6, "heads": 2}, "position=rope", "heads have 3"),
+        ({"position": "rope", "rope_fraction": 0.1}, "position=rope", "heads have 3"),
+        ({"position": "rope", "rope_fraction": 0.01}, "position=rope", "heads have 0"),
+        ({"position": "rope", "rope_rule": "longrope"}, "rope_short", "accepted: 16, one"),
         (
             {
                 "position": "rope",
@@ -203,18 +203,18 @@ def test_every_word_is_a_choice():
                 "rope_short": (1.0,),
                 "rope_long": (1.0, 2.0),
             },
-            "--rope_long",
+            "rope_long",
             "2 numbers; accepted: 1, one",
         ),
-        ({"window_layers": (0,)}, "--window_layers=0", "with --window"),
-        ({"window": 3, "window_layers": (0, 2)}, "--window_layers=0,2", "from 0 to 1"),
-        ({"window": 3, "window_layers": (1, 0)}, "--window_layers=1,0", "in order"),
-        ({"window": 3, "window_layers": (1, 1)}, "--window_layers=1,1", "in order"),
-        ({"context": 2, "position_offset": 2}, "--position_offset=2", "--context=2"),
-        ({"experts": 2, "experts_per_token": 3}, "--experts_per_token=3", "--experts=2"),
+        ({"window_layers": (0,)}, "window_layers=0", "with window"),
+        ({"window": 3, "window_layers": (0, 2)}, "window_layers=0,2", "from 0 to 1"),
+        ({"window": 3, "window_layers": (1, 0)}, "window_layers=1,0", "in order"),
+        ({"window": 3, "window_layers": (1, 1)}, "window_layers=1,1", "in order"),
+        ({"context": 2, "position_offset": 2}, "position_offset=2", "context=2"),
+        ({"experts": 2, "experts_per_token": 3}, "experts_per_token=3", "experts=2"),
         (
             {"parallel_block": "shared", "norm_placement": "post"},
-            "--parallel_block=shared",
+            "parallel_block=shared",
             "accepted: pre",
         ),
     ],
@@ -248,12 +248,12 @@ def test_replacing_checks_again():
 @pytest.mark.parametrize(
     ("values", "flag"),
     [
-        ({"batch_size": 16, "accumulate": 3}, "--accumulate=3: does not divide --batch_size=16"),
-        ({"batch_size": 2, "accumulate": 4}, "--accumulate=4: does not divide --batch_size=2"),
-        ({"seeds": ()}, "--seeds=: accepted"),
-        ({"seeds": (1, 2, 1)}, "--seeds=1,2,1: accepted"),
-        ({"seeds": (0, -1)}, "--seeds=0,-1: accepted"),
-        ({"seeds": (2**32,)}, f"--seeds={2**32}: accepted"),
+        ({"batch_size": 16, "accumulate": 3}, "accumulate=3: does not divide batch_size=16"),
+        ({"batch_size": 2, "accumulate": 4}, "accumulate=4: does not divide batch_size=2"),
+        ({"seeds": ()}, "seeds=: accepted"),
+        ({"seeds": (1, 2, 1)}, "seeds=1,2,1: accepted"),
+        ({"seeds": (0, -1)}, "seeds=0,-1: accepted"),
+        ({"seeds": (2**32,)}, f"seeds={2**32}: accepted"),
     ],
 )
 def test_refusals_of_a_run(values, flag):

@@ -152,7 +152,7 @@ def test_what_cannot_be_analysed_gets_one_line(prompt, rows, told):
 
 @pytest.mark.parametrize("batch", [0, -1])
 def test_a_batch_of_none_is_refused(batch):
-    with pytest.raises(InputError, match=f"--batch={batch}: accepted: an integer of at least 1"):
+    with pytest.raises(InputError, match=f"batch={batch}: accepted: an integer of at least 1"):
         so.analyze(so.Model(p.CONFIG, p.params()), [1, 2, 3], batch=batch)
 
 

@@ -177,11 +177,11 @@ def test_the_others_stop_when_one_is_lost(victim, how):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("host", 2, 0), "--coordinator=host: accepted: HOST:PORT, or auto"),
-        (("host:1", None, 0), "--processes=None: accepted"),
-        (("host:1", 2, 2), "--process=2: accepted: from 0 to 1"),
-        ((None, 2, None), "--processes=2: accepted: with --coordinator=HOST:PORT"),
-        (("auto", None, 1), "--process=1: accepted: with --coordinator=HOST:PORT"),
+        (("host", 2, 0), "coordinator=host: accepted: HOST:PORT, or auto"),
+        (("host:1", None, 0), "processes=None: accepted"),
+        (("host:1", 2, 2), "process=2: accepted: from 0 to 1"),
+        ((None, 2, None), "processes=2: accepted: with coordinator=HOST:PORT"),
+        (("auto", None, 1), "process=1: accepted: with coordinator=HOST:PORT"),
     ],
 )
 def test_flags_that_do_not_go_together(given, said):

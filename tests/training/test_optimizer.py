@@ -334,7 +334,7 @@ def test_a_cooldown_that_cools_nothing_is_refused(warmup, cooldown):
     if falls:
         TrainConfig(steps=11, optimizer=c)
         return
-    with pytest.raises(InputError, match=rf"^--schedule=wsd: with --cooldown={cooldown}, ") as no:
+    with pytest.raises(InputError, match=rf"^schedule=wsd: with cooldown={cooldown}, ") as no:
         TrainConfig(steps=11, optimizer=c)
     assert "\n" not in str(no.value)
     for schedule in ("constant", "cosine"):

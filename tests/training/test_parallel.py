@@ -76,5 +76,5 @@ def test_every_variant_on_every_mesh():
 @pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
 @pytest.mark.parametrize("mesh", ["fsdp=2", "data=2,tensor=2"])
 def test_data_parallel_knows_no_other_axis(parallel, mesh):
-    with pytest.raises(InputError, match=rf"--parallel={parallel}: --mesh=.*a mesh of data alone"):
+    with pytest.raises(InputError, match=rf"parallel={parallel}: mesh=.*a mesh of data alone"):
         TrainConfig(parallel=parallel, mesh=mesh, batch_size=8)

@@ -165,7 +165,7 @@ def test_refusals_of_the_compiler(said, needed):
     "text", ["v5e", "v5e:", "v5e:8", "v7e:2x2", "h100:2x2", "cpu:x", "h100:", "tpu:4x4"]
 )
 def test_unknown_topologies(text):
-    with pytest.raises(InputError, match=rf"--topology={text}: accepted: a TPU slice"):
+    with pytest.raises(InputError, match=rf"topology={text}: accepted: a TPU slice"):
         planning.parse_topology(text)
 
 

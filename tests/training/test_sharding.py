@@ -47,7 +47,7 @@ def test_a_mesh_is_parsed_and_printed():
 )
 def test_what_is_no_mesh_is_refused(text):
     said = refusal(parse_mesh, text)
-    assert said.startswith(f"--mesh={text}: ")
+    assert said.startswith(f"mesh={text}: ")
     assert "accepted: data, fsdp, tensor" in said
 
 
@@ -56,7 +56,7 @@ def test_a_mesh_has_as_many_devices_as_there_are():
     devices = jax.devices()[:1] * 6
     said = refusal(sharding.make_mesh, MeshShape(data=2, tensor=2), devices)
     assert said == (
-        "--mesh=data=2,fsdp=1,tensor=2: 4 devices, but there are 6; accepted: sizes whose product "
+        "mesh=data=2,fsdp=1,tensor=2: 4 devices, but there are 6; accepted: sizes whose product "
         "is 6, e.g. data=6"
     )
 
@@ -143,19 +143,19 @@ def test_sizes_that_would_fit_are_said():
     sharding.check_fits(MeshShape(2, 3, 5), CONFIG, 12, accumulate=2)
     check = partial(sharding.check_fits, config=CONFIG, batch_size=12)
     assert refusal(check, MeshShape(data=8)) == (
-        "--batch_size=12: not divided by data*fsdp=8 of --mesh=data=8,fsdp=1,tensor=1; accepted: "
+        "batch_size=12: not divided by data*fsdp=8 of mesh=data=8,fsdp=1,tensor=1; accepted: "
         "a multiple of 8, or data*fsdp of 1, 2, 3, 4, 6, 12"
     )
-    assert "--batch_size=12 / --accumulate=3: not divided by data*fsdp=6" in refusal(
+    assert "batch_size=12 / accumulate=3: not divided by data*fsdp=6" in refusal(
         check, MeshShape(2, 3), accumulate=3
     )
     assert refusal(check, MeshShape(fsdp=12, tensor=2)) == (
-        "--mesh: tensor=2 does not divide --mlp_width=15; accepted: tensor of 1, 5"
+        "mesh: tensor=2 does not divide mlp_width=15; accepted: tensor of 1, 5"
     )
     assert refusal(check, MeshShape(tensor=3)) == (
-        "--mesh: tensor=3 does not divide --heads=10; accepted: tensor of 1, 5"
+        "mesh: tensor=3 does not divide heads=10; accepted: tensor of 1, 5"
     )
-    assert "fsdp=8 does not divide --width=12; accepted: fsdp of 1, 2, 3, 4, 6, 12" in refusal(
+    assert "fsdp=8 does not divide width=12; accepted: fsdp of 1, 2, 3, 4, 6, 12" in refusal(
         sharding.check_fits, MeshShape(fsdp=8), CONFIG, 16
     )
 
@@ -163,4 +163,4 @@ def test_sizes_that_would_fit_are_said():
 def test_a_parameter_that_is_not_divided_is_refused():
     """As `load(shard=)` meets it, before a config is known."""
     said = refusal(spec, MESH, "D -> N H", (12, 9, 2))
-    assert said == "--mesh: tensor=5 does not divide --heads=9; accepted: tensor of 1, 3, 9"
+    assert said == "mesh: tensor=5 does not divide heads=9; accepted: tensor of 1, 3, 9"

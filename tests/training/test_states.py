@@ -98,9 +98,9 @@ def test_a_finished_run_keeps_its_last_state(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"save_every": -1}, "--save_every=-1: accepted: an integer of at least 0"),
-        ({"keep_last": 0}, "--keep_last=0: accepted: an integer of at least 1"),
-        ({"keep_every": -2}, "--keep_every=-2: accepted: an integer of at least 0"),
+        ({"save_every": -1}, "save_every=-1: accepted: an integer of at least 0"),
+        ({"keep_last": 0}, "keep_last=0: accepted: an integer of at least 1"),
+        ({"keep_every": -2}, "keep_every=-2: accepted: an integer of at least 0"),
     ],
 )
 def test_saving_out_of_range(changes, line):
@@ -341,11 +341,11 @@ def test_asked_to_stop(whole, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"steps": 9}, "--steps=9: "),
-        ({"batch_size": 2}, "--batch_size=2: "),
-        ({"seeds": (3, 2)}, "--seeds=3,2: "),
-        ({"optimizer": OptimizerConfig(lr=0.5, warmup=2)}, "--lr=0.5: "),
-        ({"model": dataclasses.replace(TINY.model, width=4)}, "--width=4: "),
+        ({"steps": 9}, "steps=9: "),
+        ({"batch_size": 2}, "batch_size=2: "),
+        ({"seeds": (3, 2)}, "seeds=3,2: "),
+        ({"optimizer": OptimizerConfig(lr=0.5, warmup=2)}, "lr=0.5: "),
+        ({"model": dataclasses.replace(TINY.model, width=4)}, "width=4: "),
     ],
 )
 def test_a_config_that_contradicts_the_state(stopped, changes, told):
@@ -354,13 +354,13 @@ def test_a_config_that_contradicts_the_state(stopped, changes, told):
     message = str(caught.value)
     assert message.startswith(told)
     assert "was trained with" in message
-    assert "--init_from" in message
+    assert "init_from" in message
     assert "\n" not in message
     assert list(saved_steps(stopped / "softmax-seed-3"))
 
 
 def test_other_data_than_the_states(stopped):
-    with pytest.raises(InputError, match=r"--corpus=backcopy: not the text that .* trained on"):
+    with pytest.raises(InputError, match=r"corpus=backcopy: not the text that .* trained on"):
         train(TINY, Backcopy(chain_seed=1), states=states(stopped))
 
 

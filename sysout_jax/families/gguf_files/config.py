@@ -70,7 +70,7 @@ class Metadata:
     def refuse(self, key: str, found: str, accepted: str) -> Any:
         """Say what is wrong with a key."""
         raise InputError(
-            f"{self.header.file}: {self.architecture}.{key} is {found}; accepted: {accepted}"
+            str(self.header.file), None, accepted, f"{self.architecture}.{key} is {found}"
         )
 
     def has(self, name: str) -> bool:

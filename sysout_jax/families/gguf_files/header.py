@@ -82,20 +82,20 @@ def read_header(file: Path) -> Header:
             with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                 return _Reader(file, mapped).header()
     except OSError as error:
-        raise InputError(f"{file}: {error.strerror}; accepted: a GGUF file") from error
+        raise InputError(str(file), None, "a GGUF file", f"{error.strerror}") from error
 
 
 def _check_prefix(file: Path, start: bytes, size: int) -> None:
     if start[:4] != MAGIC:
         found = "nothing" if not start else repr(start[:4])
-        raise InputError(f"{file}: begins with {found}; accepted: {MAGIC!r}, a GGUF file")
+        raise InputError(str(file), None, f"{MAGIC!r}, a GGUF file", f"begins with {found}")
     if size < _PREFIX.size:
-        raise InputError(f"{file}: {size} bytes; accepted: a whole GGUF file")
+        raise InputError(str(file), None, "a whole GGUF file", f"{size} bytes")
     _, version, _, _ = _PREFIX.unpack(start)
     if version not in VERSIONS:
         swapped = int.from_bytes(start[4:8], "big")
         said = "is big-endian" if swapped in VERSIONS else f"is GGUF of version {version}"
-        raise InputError(f"{file}: {said}; accepted: little-endian, version 2 or 3")
+        raise InputError(str(file), None, "little-endian, version 2 or 3", said)
 
 
 @functools.cache
@@ -272,7 +272,7 @@ class _Reader:
             self.refuse(f"{count} {what} in the {left} bytes that are left", "a whole file")
 
     def refuse(self, found: str, accepted: str) -> NoReturn:
-        raise InputError(f"{self.file}: {_line(found)}; accepted: {accepted}")
+        raise InputError(str(self.file), None, accepted, _line(found))
 
 
 def _line(text: str) -> str:

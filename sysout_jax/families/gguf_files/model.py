@@ -58,7 +58,7 @@ def open_gguf(path: Path) -> GgufModel:
     name = headers[0].metadata.get("general.architecture")
     if name not in ARCHITECTURES:
         raise InputError(
-            f"{path}: architecture {str(name)[:60]!r}; accepted: {', '.join(ARCHITECTURES)}"
+            str(path), None, ", ".join(ARCHITECTURES), f"architecture {str(name)[:60]!r}"
         )
     meta = Metadata(headers[0], str(name), tensors)
     embedding = _embedding(meta)
@@ -95,20 +95,27 @@ def _check_parts(headers: list[Header]) -> None:
         count, own = header.metadata.get("split.count", 1), header.metadata.get("split.no", 0)
         if (count or 1) != len(headers) or own != number:
             raise InputError(
-                f"{header.file}: part {own} of {count} of a split model (from 0); accepted: part "
-                f"{number} of {len(headers)}, as its name says, all of them beside each other"
+                str(header.file),
+                None,
+                (
+                    f"part {number} of {len(headers)}, as its name says, all of them beside "
+                    "each other"
+                ),
+                f"part {own} of {count} of a split model (from 0)",
             )
     stored = Counter(tensor.name for header in headers for tensor in header.tensors)
     twice = sorted(name for name, count in stored.items() if count > 1)
     if twice:
         raise InputError(
-            f"{first.file}: {', '.join(twice[:20])} in several parts; accepted: in one"
+            str(first.file), None, "in one", f"{', '.join(twice[:20])} in several parts"
         )
     told = first.metadata.get("split.tensors.count", len(stored))
     if len(headers) > 1 and told != len(stored):
         raise InputError(
-            f"{first.file}: {len(stored)} tensors in {len(headers)} parts; accepted: {told}, as "
-            "its metadata says"
+            str(first.file),
+            None,
+            f"{told}, as its metadata says",
+            f"{len(stored)} tensors in {len(headers)} parts",
         )
 
 
@@ -116,7 +123,9 @@ def _embedding(meta: Metadata) -> Tensor:
     found = meta.tensors.get("token_embd.weight")
     if found is None or len(found.shape) != 2:
         said = "no tensor" if found is None else f"of shape {list(found.shape)}:"
-        raise InputError(f"{meta.header.file}: {said} token_embd.weight; accepted: one of two axes")
+        raise InputError(
+            str(meta.header.file), None, "one of two axes", f"{said} token_embd.weight"
+        )
     return found
 
 

@@ -113,7 +113,7 @@ def _entries(tensor: Tensor) -> Tensor:
     """A tensor as rows of one entry, which no packed type can be cut into."""
     if tensor.kind not in FLOATS:
         raise InputError(
-            f"{tensor.file}: tensor {tensor.name} is {tensor.kind}; accepted: {', '.join(FLOATS)}"
+            str(tensor.file), None, ", ".join(FLOATS), f"tensor {tensor.name} is {tensor.kind}"
         )
     width = tensor.shape[-1]
     return replace(tensor, shape=(*tensor.shape, 1), row_bytes=tensor.row_bytes // width)

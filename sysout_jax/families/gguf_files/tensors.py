@@ -76,7 +76,9 @@ def unpack(tensor: Tensor, order: np.ndarray | None, out: np.ndarray) -> None:
             tensor.file, np.uint8, "r", tensor.start, (tensor.rows, tensor.row_bytes)
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"{tensor.file}: tensor {tensor.name}: not read ({error})") from error
+        raise InputError(
+            str(tensor.file), why=f"tensor {tensor.name}: not read ({error})"
+        ) from error
     step = max(1, _CHUNK // tensor.shape[-1])
     for start in range(0, len(out), step):
         where = slice(start, start + step)
@@ -90,7 +92,8 @@ def unpack(tensor: Tensor, order: np.ndarray | None, out: np.ndarray) -> None:
                 found = dequantize(rows, GGMLQuantizationType[tensor.kind])
             if not np.isfinite(found).all():
                 raise InputError(
-                    f"{tensor.file}: tensor {tensor.name} ({tensor.kind}) holds NaN or infinity"
+                    str(tensor.file),
+                    why=f"tensor {tensor.name} ({tensor.kind}) holds NaN or infinity",
                 )
         out[where] = found
 

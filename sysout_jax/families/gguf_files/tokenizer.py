@@ -126,7 +126,7 @@ class _Fields:
         return found
 
     def refuse(self, key: str, found: str, accepted: str) -> Any:
-        raise InputError(f"{self.header.file}: {_START}{key} is {found}; accepted: {accepted}")
+        raise InputError(str(self.header.file), None, accepted, f"{_START}{key} is {found}")
 
 
 def _byte_level(fields: _Fields) -> tokenizers.Tokenizer:
