@@ -74,7 +74,7 @@ def test_what_is_read_again_counts_in_no_total():
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"rounds": 1}, "--rounds=1"), ({"sequences": 0}, "--sequences=0"), ({"seq_len": 1}, "--seq")],
+    [({"rounds": 1}, "rounds=1"), ({"sequences": 0}, "sequences=0"), ({"seq_len": 1}, "seq_len=1")],
     ids=str,
 )
 def test_bad_flags_are_refused(changes, says):

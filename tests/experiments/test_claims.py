@@ -44,7 +44,7 @@ def test_a_verdict_that_is_not_the_records_is_found(rows, tmp_path):
     file.write_text(json.dumps(stated))
     with pytest.raises(InputError, match=rf"says otherwise of {name};"):
         claims.check(rows, file)
-    with pytest.raises(InputError, match="--write wrote"):
+    with pytest.raises(InputError, match="what write wrote"):
         claims.check(rows, tmp_path / "none.json")
 
 
