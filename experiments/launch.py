@@ -83,7 +83,7 @@ def restore(config_type: type[C], stored: dict[str, Any]) -> C:
     hints = typing.get_type_hints(config_type)
     if set(stored) != set(hints):
         odd = ", ".join(sorted(set(stored) ^ set(hints)))
-        raise InputError(odd, accepted="the fields that this version writes")
+        raise InputError("config.json", None, "the fields that this version writes", odd)
     values: dict[str, Any] = {}
     for name, value in stored.items():
         kind = hints[name]
@@ -106,7 +106,7 @@ def read_config(config_type: type[C], directory: Path, flag: str, binary: str) -
     try:
         return restore(config_type, json.loads((directory / "config.json").read_text()))
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        told = str(getattr(error, "strerror", None) or error)
+        told = str(getattr(error, "strerror", None) or error).removeprefix("config.json: ")
         if not isinstance(error, InputError):  # which says itself what is accepted
             told = f"{told}; accepted: a run directory of {binary}"
         raise InputError(flag, FLAGS[flag].value, why=f"config.json: {told}") from error
