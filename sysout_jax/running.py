@@ -5,16 +5,15 @@ arguments and the function objects that are passed: define functions once, outsi
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sysout_jax.data.prompt import encode_prompt
 from sysout_jax.errors import InputError
 from sysout_jax.model import reading
+from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward, taps_of
 from sysout_jax.model.model import Model, token_ids
@@ -93,7 +92,7 @@ def apply(
     return _apply(config, tuple(taps.items()), dict(edits), model.params, ids)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit_quickly(0, 1)
 def _apply(config: ModelConfig, taps: Any, edits: Any, params: Params, tokens: Array) -> Any:
     return forward(config, params, tokens, dict(taps), edits)
 
@@ -126,7 +125,7 @@ def gradient(
     return _gradient(model.config, metric, at, chosen, model.params, _ids(model, tokens, bos))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@jit_quickly(0, 1, 2, 3)
 def _gradient(
     config: ModelConfig, metric: Metric, at: str, layers: Any, params: Params, tokens: Array
 ) -> Any:
@@ -160,7 +159,7 @@ def logit_lens(
     return _logit_lens(model.config, chosen, reducer, model.params, _ids(model, tokens, bos))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@jit_quickly(0, 1, 2)
 def _logit_lens(
     config: ModelConfig, layers: Any, reducer: Any, params: Params, tokens: Array
 ) -> Any:

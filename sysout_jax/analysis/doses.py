@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -21,6 +20,7 @@ from sysout_jax.core.layers import cross_entropy
 from sysout_jax.core.measures import residual_peak
 from sysout_jax.core.ordering import median_magnitude
 from sysout_jax.errors import InputError
+from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
 from sysout_jax.model.taps import Edit
@@ -204,7 +204,7 @@ def _to_first(weights: Float[Array, "N T S"]) -> Float[Array, "N"]:
     return jnp.mean(weights[:, 1:, 0].astype(jnp.float32), axis=1)
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_quickly(0)
 def _at_first(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
     def first(x: Array) -> Array:
         return x[0].astype(jnp.float32)
@@ -232,7 +232,7 @@ def _measured(
     )  # fmt: skip
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_quickly(0)
 def _respond(config: ModelConfig, params: Params, rows: Array, edit: Edit) -> Any:
     def state(h: Array) -> dict[str, Array]:
         h = h.astype(jnp.float32)

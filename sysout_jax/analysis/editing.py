@@ -14,6 +14,7 @@ from sysout_jax.analysis import mixture
 from sysout_jax.analysis.scan import SITES, Scan, over_batches
 from sysout_jax.analysis.weights import layer_count, layer_params, projection
 from sysout_jax.core.layers import cross_entropy
+from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
 from sysout_jax.model.taps import Edit
@@ -105,7 +106,7 @@ def nothing(config: ModelConfig, found: Scan) -> Edits:
     }
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_quickly(0)
 def sequence_losses(
     config: ModelConfig, params: Params, rows: Int[Array, "B S"], edits: Edits
 ) -> Float[Array, "B"]:
@@ -135,7 +136,7 @@ def _marked(*given: Array) -> Array:
     return jnp.where(flags(value, threshold, control), jnp.nan, value)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit_quickly(0, 1)
 def _count(
     config: ModelConfig, site: str, params: Params, tokens: Array, edit: Edit
 ) -> Int[Array, "L B"]:
@@ -188,7 +189,7 @@ def means(config: ModelConfig, params: Params, tokens: np.ndarray, batch: int) -
 SPIKING = ("down_in", "down_out")
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_quickly(0)
 def _means(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
     def spike(peaks: Array) -> dict[str, Array]:
         return {"spike": jnp.max(peaks), "place": jnp.argmax(peaks)}

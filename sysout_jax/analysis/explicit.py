@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -25,6 +24,7 @@ from scipy import optimize, special
 from sysout_jax.analysis.compression import Compressed, losses
 from sysout_jax.analysis.scan import over_batches
 from sysout_jax.errors import InputError
+from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
 from sysout_jax.model.taps import Edit
@@ -127,7 +127,7 @@ def factors(
     return Factors(x, s)
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_quickly(0)
 def _factors(config: ModelConfig, params: Params, tokens: Array) -> tuple[Array, Array]:
     taps: Any = {
         "attn_norm": lambda x: x[1:].astype(jnp.float32),

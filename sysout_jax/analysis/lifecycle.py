@@ -1,7 +1,6 @@
 """How the largest activation of a prompt is made, what it does to attention, and how it goes."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from sysout_jax.analysis.weights import layer_params, projection
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import MLPS, causal_mask
 from sysout_jax.core.measures import norm_over_rest, rows_to_one, spectral_dominance
+from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
 
@@ -252,7 +252,7 @@ PER_TOKEN = (
 )  # fmt: skip
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_quickly(0)
 def _record(
     config: ModelConfig, params: Params, tokens: Array, token: Int[Array, ""] | int,
     channel: Int[Array, ""] | int,

@@ -20,6 +20,7 @@ from sysout_jax.core import detectors as d
 from sysout_jax.core import measures as m
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import cross_entropy
+from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
 from sysout_jax.model.taps import Edit
@@ -168,7 +169,7 @@ def _values(config: ModelConfig, params: Params, rows: np.ndarray, batch: int) -
     return dict(over_batches(partial(_measure, config), params, rows, batch))
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_quickly(0)
 def _measure(config: ModelConfig, params: Params, rows: Int[Array, "B S"]) -> dict[str, Any]:
     sinks, taps = _with_gradient(config, params, rows, _taps(config))
     scanned = {key: of.pop("scan") if "scan" in of else of for key, of in taps.items()}

@@ -19,6 +19,7 @@ from sysout_jax.core.detectors import (
     attention_outliers,
     weight_outliers,
 )
+from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
 
@@ -100,7 +101,7 @@ def summary_in_batches(
     return {name: float(value) for name, value in summary.items()}
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_quickly(0)
 def _measure(config: ModelConfig, params: Params, tokens: Int[Array, "B T"]) -> dict[str, Array]:
     return _by_sequence(_taps(config, params, tokens, reducers(config)))
 

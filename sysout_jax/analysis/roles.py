@@ -13,6 +13,7 @@ from sysout_jax.analysis.scan import Progress, Scan, Thresholds, for_length, ove
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.measures import SINK_EPS, VALUE_DRAINED, VALUE_KEPT, norm_over_rest
 from sysout_jax.core.streaming import scaling_factor
+from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
 
@@ -84,7 +85,7 @@ def roles(
     )  # fmt: skip
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_quickly(0)
 def _run(config: ModelConfig, params: Params, tokens: Array, outliers: Array) -> dict[str, Any]:
     """[L, B, ...] of each sequence and its own set O."""
     normalised = VARIANTS[config.variant].normalised

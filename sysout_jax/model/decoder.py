@@ -191,9 +191,12 @@ def _declared(config: ModelConfig) -> Params:
         rest = {name: of for name, of in scanned.items() if name != "blocks"}
         one = jax.tree.map(_of_one_layer, scanned["blocks"], is_leaf=_is_axed)
         return dict(sorted({**rest, **{f"block_{i}": one for i in range(config.layers)}}.items()))
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    declare = partial(Decoder(config).init, jax.random.key(0), tokens, Probe(None, None))
-    return jax.eval_shape(declare)["params"]
+
+    def declare() -> Any:
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        return Decoder(config).init(jax.random.key(0), tokens, Probe(None, None))
+
+    return cast(Params, jax.eval_shape(declare)["params"])
 
 
 def _of_one_layer(stacked: Axed) -> Axed:

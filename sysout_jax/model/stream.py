@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sysout_jax.model.block import Block, Norm
+from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, embed, forward, init, unembed
 from sysout_jax.model.taps import Edits, Probe, Reducer, Tap, only_edits
@@ -54,7 +55,7 @@ def recorded(
     return _whole(config, tuple(taps.items()), params, tokens)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit_quickly(0, 1)
 def _whole(config: ModelConfig, taps: Any, params: Params, tokens: Array) -> Any:
     return forward(config, params, tokens, dict(taps))[1]
 
@@ -123,19 +124,19 @@ def _check(config: ModelConfig, tokens: Array, taps: Any, edits: Any) -> None:
     jax.eval_shape(partial(forward, config, taps=taps, edits=edits), shapes, tokens)
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_quickly(0)
 def _embed(config: ModelConfig, params: Params, tokens: Array) -> Array:
     return embed(config, lambda name, axes: params[name], tokens)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit_quickly(0, 1)
 def _block(
     config: ModelConfig, taps: Any, params: Params, x: Array, layer: Array, edits: Any
 ) -> Any:
     return Block(config, Probe(dict(taps), edits)).apply({"params": params}, x, layer)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit_quickly(0, 1)
 def _final(config: ModelConfig, taps: Any, params: Params, x: Array, edits: Any) -> Any:
     recorded: dict[str, Any] = {}
     if config.norm_placement != "post":
@@ -144,6 +145,6 @@ def _final(config: ModelConfig, taps: Any, params: Params, x: Array, edits: Any)
     return tap("final_norm", x), recorded
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_quickly(0)
 def _unembed(config: ModelConfig, params: Params, x: Array) -> Array:
     return unembed(config, lambda name, axes: params[name], x)
