@@ -15,7 +15,7 @@ test: lint
 # A quarter of an hour; make bench QUICK=--quick: two minutes. Those against PyTorch need
 # requirements-reference.txt besides.
 bench: venv
-	for name in variants seeds startup train analysis long_context; do $(RUN) benchmarks.$$name $(QUICK) || exit; done
+	for name in variants seeds startup first_result train analysis long_context; do $(RUN) benchmarks.$$name $(QUICK) || exit; done
 
 lint: venv-dev
 	$(RUN) ruff check .

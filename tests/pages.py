@@ -41,6 +41,7 @@ REPORTS: Mapping[str, Callable[[Record], Mapping[str, str]]] = {
     "variants": markdown_tables,
     "benchmark": benchmark_report.markdown_tables,
     "benchmarks.analysis": lambda record: {"passes": analysis.markdown_table(record)},
+    "benchmarks.first_result": _rows,
     "benchmarks.long_context": lengths.markdown_tables,
     "benchmarks.train": lambda record: {"steps": train.markdown_table(record)},
     "benchmarks.variants": _rows,
