@@ -15,8 +15,6 @@ from sysout_jax.model.config import ModelConfig
 from sysout_jax.training.loop import Corpus
 
 TOKENS = 64  # of a sequence, if nothing is said
-
-
 PUBLISHED = "stdlib"  # what published models are measured on unless --corpus says
 
 
@@ -36,8 +34,11 @@ def read_corpus(
     Raises:
       InputError: no corpus, or one that cannot be read or that the model cannot read.
     """
-    # Of a published model nobody says what it read; any machine has Python's own source.
-    spec = given or chosen.corpus or (PUBLISHED if chosen.seed is None else None)
+    spec = given or chosen.corpus
+    if spec is None and chosen.seed is None:
+        # Of a published model nobody says what it read; any machine has Python's own source.
+        spec = PUBLISHED
+        console.print(f"corpus   {spec}, Python's own source, as --corpus is not given")
     if spec is None:
         raise InputError(
             "corpus",
@@ -45,8 +46,6 @@ def read_corpus(
             "backcopy, stdlib, PATH, tokens:DIR",
             f"not given, and {chosen.path} does not say what it was trained on",
         )
-    if spec is PUBLISHED:
-        console.print(f"corpus   {spec}, Python's own source, as --corpus is not given")
     tokenizer = chosen.model.tokenizer
     if tokenizer is None and not (spec == "backcopy" or spec.startswith("tokens:")):
         raise InputError(
@@ -69,10 +68,8 @@ def length_of(given: int | None, config: ModelConfig) -> int:
       InputError: more than learned positions allow.
     """
     if given is not None and config.longest is not None and given > config.longest:
-        raise InputError(
-            f"--seq_len={given}: learned positions end at {config.longest}; accepted: at most "
-            f"{config.longest}"
-        )
+        most = config.longest
+        raise InputError("seq_len", given, f"at most {most}", f"learned positions end at {most}")
     return given or min(TOKENS, config.longest or TOKENS)
 
 

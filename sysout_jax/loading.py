@@ -14,7 +14,7 @@ from sysout_jax.families.catalogue import CATALOGUE, bring
 from sysout_jax.families.checkpoint import Checkpoint, Shard, load_checkpoint, open_checkpoint
 from sysout_jax.families.config_map import read_json
 from sysout_jax.families.gguf_files.header import is_gguf
-from sysout_jax.families.gguf_files.model import part_names
+from sysout_jax.families.gguf_files.model import gguf_within, part_names
 from sysout_jax.families.hub import fetch, is_hub_id
 from sysout_jax.families.llama2c import load_llama2c
 from sysout_jax.families.tensors import CONVERT, DTYPES, PICKLES
@@ -119,7 +119,7 @@ def locate(
         raise InputError("file", file, "the name of a .gguf file in --model")
     if not name or not path.exists():  # an empty path would be the working directory
         if name in CATALOGUE and revision is file is None:
-            return _within(bring(name, _LOG.warning), None)
+            return gguf_within(bring(name, _LOG.warning), None)
         if not is_hub_id(name):
             raise InputError(
                 "model",
@@ -130,12 +130,12 @@ def locate(
                 ),
                 "no such file or directory",
             )
-        return _within(_fetched(name, revision, file), file)
+        return gguf_within(_fetched(name, revision, file), file)
     if revision is not None:
         raise InputError("revision", revision, "a hub id", f"{path} is on this machine")
     if path.is_file() and path.suffix in PICKLES and _is_pickle(path):
         raise InputError(str(path), why=CONVERT)
-    return _within(path, file)
+    return gguf_within(path, file)
 
 
 def _is_file_name(file: str) -> bool:
@@ -148,23 +148,6 @@ def _fetched(name: str, revision: str | None, file: str | None) -> Path:
         return fetch(name, revision)
     folder, _, last = file.rpartition("/")
     return fetch(name, revision, tuple(str(Path(folder, x)) for x in part_names(last)))
-
-
-def _within(path: Path, file: str | None) -> Path:
-    """The GGUF file that is meant where a directory holds GGUF files and no model of its own."""
-    if file is not None:
-        if not path.is_dir() or not (path / file).is_file():
-            raise InputError("file", file, "a file in a directory", f"not in {path}")
-        return path / file
-    whole = path.is_file() or any(path.glob("*.safetensors"))
-    files = [] if whole else sorted(x.name for x in path.glob("*.gguf"))
-    if not files:
-        return path
-    if files == part_names(files[0]):
-        return path / files[0]
-    raise InputError(
-        str(path), None, f"--file= one of {', '.join(files[:20])}", f"{len(files)} GGUF files"
-    )
 
 
 def kind_of(path: Path) -> str:

@@ -122,24 +122,14 @@ def open_checkpoint(place: str | os.PathLike[str], dtype: str | None = None) -> 
         file = open_gguf(path)
         origin = Origin(str(path), file.weights, file.ignored)
         return understand(path, file.raw, file.sources, {}, origin, file.tokenizer, dtype)
-    config = read_published_config(path / "config.json")
+    raw = read_json(path / "config.json")
+    by_model_type(raw.get("model_type"), path / "config.json")  # said before what its files lack
     found, faults = sources(path)
     counts = Counter(source.stored for source in found).most_common()
     stored = ", ".join(f"{count} {kind}" for kind, count in counts)
     origin = Origin(str(path), f"safetensors ({stored})")
     tokenizer = partial(published_tokenizer, path)
-    return understand(path, config, found, faults, origin, tokenizer, dtype)
-
-
-def read_published_config(file: Path) -> Raw:
-    """A config.json whose model_type is a family's.
-
-    Raises:
-      InputError: no such file, no JSON, or another model_type.
-    """
-    raw = read_json(file)
-    by_model_type(raw.get("model_type"), file)
-    return raw
+    return understand(path, raw, found, faults, origin, tokenizer, dtype)
 
 
 def understand(

@@ -136,12 +136,9 @@ def read_config(family: Family, raw: Raw) -> ModelConfig:
 
 
 def ignored_fields(family: Family, raw: Raw) -> tuple[str, ...]:
-    """The fields of a config.json that the reference neither reads nor declares, in order."""
-    within = family.within
-    if within is not None and raw.get("model_type") == within.model_type:
-        raw = raw.get(within.config) or {}
+    """The fields of a family's config that the reference neither reads nor declares, in order."""
     theirs = reference_of(family.model_types[0])
-    known = {*theirs.known, *_rows(family), *family.aliases, *family.quantised, *QUANTISATION}
+    known = {*theirs.known, *_rows(family), *family.aliases, *QUANTISATION}
     flat = _flat(raw).items()
     return tuple(sorted(k for k, value in flat if k not in known and value is not None))
 

@@ -8,6 +8,7 @@ from sysout_jax.families.catalogue import CATALOGUE, kept
 from sysout_jax.families.checkpoint import Checkpoint, open_checkpoint
 from sysout_jax.families.config_map import ignored_fields, read_config, read_json, read_within
 from sysout_jax.families.gguf_files.header import is_gguf
+from sysout_jax.families.gguf_files.model import gguf_within
 from sysout_jax.families.hub import fetch, is_hub_id
 from sysout_jax.families.table import by_model_type
 
@@ -36,7 +37,7 @@ def would_load(name: str) -> Verdict:
     load; of the last two no weights are fetched."""
     family: str | None = None
     try:
-        path = _found(name)
+        path = gguf_within(_found(name))
         if is_gguf(path) or (path.is_dir() and _has_weights(path)):
             opened = open_checkpoint(path)
             return _accepted(name, opened)
@@ -44,9 +45,10 @@ def would_load(name: str) -> Verdict:
         raw = read_json(file)
         row = by_model_type(raw.get("model_type"), file)
         family = row.name
-        config = read_config(row, read_within(row, raw))
+        own = read_within(row, raw)
+        config = read_config(row, own)
         said = f"layers {config.layers}, width {config.width}; only its config.json was looked at"
-        return Verdict(name, True, family, ignored_fields(row, raw), said)
+        return Verdict(name, True, family, ignored_fields(row, own), said)
     except InputError as error:
         return Verdict(name, False, family, (), str(error))
 
@@ -71,4 +73,4 @@ def _found(name: str) -> Path:
 
 
 def _has_weights(path: Path) -> bool:
-    return any(x.suffix in (".safetensors", ".bin", ".gguf") for x in path.iterdir())
+    return any(x.suffix in (".safetensors", ".bin") for x in path.iterdir())

@@ -1,7 +1,6 @@
 """What is no whole GGUF file is refused in one line; what is read has the model's shape."""
 
 import dataclasses
-import os
 import struct
 import subprocess
 import sys
@@ -197,12 +196,13 @@ print(peak() - bare)
 
 
 @pytest.mark.slow
-def test_smollm2_loads_in_less_than_a_gigabyte():
+def test_smollm2_loads_in_less_than_a_gigabyte(smollm2):
     """Half of which are its 134.5M parameters in float32, and a tenth its embedding unpacked."""
-    place = os.environ.get("SYSOUT_SMOLLM2_GGUF")
-    if not place:
-        pytest.skip("SYSOUT_SMOLLM2_GGUF does not name SmolLM2-135M as a GGUF file")
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY, place], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEMORY, smollm2],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert 538e6 < int(done.stdout) * 1024 < 1e9

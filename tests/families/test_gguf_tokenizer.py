@@ -1,8 +1,6 @@
 """Tokenizers in GGUF files: byte-level BPE with its splits, SentencePiece's two kinds, specials."""
 
 import itertools
-import os
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -169,14 +167,11 @@ def test_what_is_no_tokenizer_is_refused(change, match, tmp_path):
 
 
 @pytest.mark.slow
-def test_ids_of_smollm2_equal_the_reference():
+def test_ids_of_smollm2_equal_the_reference(smollm2):
     transformers = pytest.importorskip("transformers", reason="needs requirements-reference.txt")
-    place = os.environ.get("SYSOUT_SMOLLM2_GGUF")
-    if not place:
-        pytest.skip("SYSOUT_SMOLLM2_GGUF does not name SmolLM2-135M as a GGUF file")
-    file = Path(place)
-    reference = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    tokenizer = open_gguf(file).tokenizer()
+    named = {"gguf_file": smollm2.name}
+    reference = transformers.AutoTokenizer.from_pretrained(smollm2.parent, **named)
+    tokenizer = open_gguf(smollm2).tokenizer()
     for text in (
         "Summer is warm. Winter is cold.\n", "  two  spaces\t\ttab\n\n\nthree", "don't WE'LL it's",
         "12345 3.14 1,000", "na\u00efve caf\u00e9 \u2014 \u65e5\u672c\u8a9e \U0001f642", "a\r\nb",

@@ -1,11 +1,15 @@
 """Whether files would load, of each form in which models are published, and by the command."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from sysout_jax.families.verdict import would_load
+from tests.families import gguf_writing
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,3 +59,15 @@ def test_the_command(tmp_path):
         done = subprocess.run([*command[:3], *bare], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode
         assert "Traceback" not in done.stderr
+
+
+def test_a_directory_of_one_gguf_file_and_of_two(golden, tmp_path):
+    """As `so.load` takes it: the only one is meant."""
+    pytest.importorskip("gguf")
+    directory, _, _ = golden("llama")
+    gguf_writing.write_gguf(directory, tmp_path / "one.gguf")
+    verdict = would_load(str(tmp_path))
+    assert (verdict.accepted, verdict.family) == (True, "llama")
+    assert verdict.message.startswith("layers 2, width 20; GGUF ")
+    shutil.copy(tmp_path / "one.gguf", tmp_path / "two.gguf")
+    assert "2 GGUF files; accepted: file= one of" in would_load(str(tmp_path)).message

@@ -88,6 +88,34 @@ def part_names(name: str) -> list[str]:
     return [f"{start}-{number:05d}-of-{count}.gguf" for number in range(1, int(count) + 1)]
 
 
+def gguf_within(path: Path, file: str | None = None) -> Path:
+    """The GGUF file that is meant where a directory holds GGUF files and no model of its own.
+
+    Args:
+      path: a directory, or any file.
+      file: the one that is wanted; None: the only one.
+
+    Returns:
+      That file; the path where it holds none.
+
+    Raises:
+      InputError: `file` is not there, or one of several is meant.
+    """
+    if file is not None:
+        if not path.is_dir() or not (path / file).is_file():
+            raise InputError("file", file, "a file in a directory", f"not in {path}")
+        return path / file
+    whole = path.is_file() or any(path.glob("*.safetensors"))
+    files = [] if whole else sorted(x.name for x in path.glob("*.gguf"))
+    if not files:
+        return path
+    if files == part_names(files[0]):
+        return path / files[0]
+    raise InputError(
+        str(path), None, f"--file= one of {', '.join(files[:20])}", f"{len(files)} GGUF files"
+    )
+
+
 def _check_parts(headers: list[Header]) -> None:
     """Refuse parts that are not those of one model, each once."""
     first = headers[0]
