@@ -25,10 +25,10 @@ from rich.table import Table
 
 from benchmarks import children, goals
 from benchmarks.against_hooks import check, in_turn, llama, peer, write_model, write_rows
-from experiments import launch
-from sysout_jax.analysis.positions import Positions
-from sysout_jax.analysis.relations import Relation
-from sysout_jax.analysis.scan import DETECTORS, SITES, Thresholds, together
+from experiments.cli import launch
+from sysout_jax.analysis.locate.positions import Positions
+from sysout_jax.analysis.locate.relations import Relation
+from sysout_jax.analysis.locate.scan import DETECTORS, SITES, Thresholds, together
 from sysout_jax.errors import InputError
 from sysout_jax.families.checkpoint import load_checkpoint
 from sysout_jax.model.config import ModelConfig, at_least

@@ -25,7 +25,7 @@ import sysout_jax as so
 from benchmarks import children, goals
 from benchmarks.against_hooks import check, in_turn, peer, write_rows
 from benchmarks.goals import Row, print_rows, quartiles
-from experiments import launch
+from experiments.cli import launch
 from sysout_jax.data.prompt import PROMPT
 from sysout_jax.data.tokenizer import SubwordTokenizer
 from sysout_jax.errors import InputError

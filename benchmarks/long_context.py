@@ -29,8 +29,8 @@ from rich.console import Console
 from benchmarks import children, goals
 from benchmarks.against_hooks import in_turn, llama, peer, write_model, write_rows
 from benchmarks.lengths import described, print_tables
-from experiments import launch
-from sysout_jax.analysis.scan import (
+from experiments.cli import launch
+from sysout_jax.analysis.locate.scan import (
     QUERIES_AT_ONCE,
     SITES,
     Thresholds,

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from benchmarks import goals
 from benchmarks.goals import Row, print_rows, quartiles
-from experiments import launch
+from experiments.cli import launch
 from sysout_jax.data import Backcopy, Source, TextCorpus
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import SHAPES, at_least, one_of

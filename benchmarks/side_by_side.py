@@ -16,9 +16,9 @@ from benchmarks.goals import quartiles
 from sysout_jax.errors import reason
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import param_axes, stack_blocks, unstack_blocks
+from sysout_jax.planning.timing import Stepping, alternated
 from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sysout_jax.training.step import make_step, make_steps, parts_of, start, token_loss
-from sysout_jax.training.timing import Stepping, alternated
 
 # How far apart ours and the peer may be, by the dtype of activations, as shares: the loss at step
 # 0, the gradient of each parameter there, and the loss of each of the first steps. In bfloat16

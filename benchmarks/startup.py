@@ -21,21 +21,21 @@ from rich.console import Console
 
 from benchmarks import goals
 from benchmarks.goals import Row, print_rows, quartiles
-from experiments import launch
+from experiments.cli import launch
 from sysout_jax.families.export import export
 from sysout_jax.loading import load
 from sysout_jax.model.config import SHAPES, ModelConfig, at_least
 from sysout_jax.model.decoder import init
 from sysout_jax.model.model import Model
+from sysout_jax.planning.timing import alternated
 from sysout_jax.results import RunDirectory, plain
-from sysout_jax.training.timing import alternated
 
 FLAGS = flags.FLAGS
 ROOT = Path(__file__).parent.parent
 IMPORT = "import sysout_jax"
 FIRST_STEP = """
 from sysout_jax.training.config import TrainConfig
-from sysout_jax.training.timing import step_seconds
+from sysout_jax.planning.timing import step_seconds
 step_seconds({"softmax": TrainConfig()}, 256, rounds=0, steps=1)
 """
 

@@ -19,14 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import goals
-from experiments import launch
+from experiments.cli import launch
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import DTYPES, SHAPES, ModelConfig, at_least, one_of
 from sysout_jax.model.decoder import parameter_count
+from sysout_jax.planning.machines import chip_of, model_flops
+from sysout_jax.planning.timing import alternated
 from sysout_jax.results import RunDirectory
 from sysout_jax.training.config import TrainConfig
-from sysout_jax.training.planning import chip_of, model_flops
-from sysout_jax.training.timing import alternated
 
 FLAGS = flags.FLAGS
 STYLES = ("gpt2-tiny", "llama-tiny")
@@ -155,7 +155,7 @@ def described(c: ModelConfig, size: Size, found: Mapping[str, Any], peak: float)
     """What a record says of a cell: what was found, and rates by the median of rounds.
 
     The utilisation is the share of the peak that the model's own operations
-    (`planning.model_flops`) are.
+    (`machines.model_flops`) are.
     """
     tokens = size.batch_size * size.seq_len
     run = TrainConfig(model=c, seq_len=size.seq_len, batch_size=size.batch_size)

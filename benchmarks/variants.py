@@ -18,13 +18,13 @@ from rich.console import Console
 
 from benchmarks import goals
 from benchmarks.goals import Row, print_rows, quartiles
-from experiments import launch
+from experiments.cli import launch
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.core.primitives import Heads
 from sysout_jax.model.config import SHAPES, at_least, one_of
+from sysout_jax.planning.timing import step_seconds
 from sysout_jax.results import RunDirectory, plain
 from sysout_jax.training.config import TrainConfig
-from sysout_jax.training.timing import step_seconds
 
 FLAGS = flags.FLAGS
 VOCAB = 2048

@@ -18,10 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
-from experiments import launch
-from experiments.chosen import Choice, Chosen, choose
-from experiments.texts import length_of, read_corpus
-from sysout_jax.analysis.scan import Thresholds, for_length, over_batches, together
+from sysout_jax.analysis.locate.scan import Thresholds, for_length, over_batches, together
 from sysout_jax.checking import check
 from sysout_jax.data.prompt import PROMPT, encode_prompt
 from sysout_jax.errors import InputError
@@ -33,6 +30,10 @@ from sysout_jax.model.stream import recorded
 from sysout_jax.report.findings import PARTS, PROMPT_TOKENS, Material, describe, header, publish
 from sysout_jax.report.words import headline, known_lines
 from sysout_jax.results import RunDirectory, plain, read_record
+
+from .cli import launch
+from .inputs.evaluation_text import length_of, read_corpus
+from .inputs.model_selection import Choice, Chosen, choose
 
 FLAGS = flags.FLAGS
 SMOKE = {"sequences": 2, "batch": 2}

@@ -17,24 +17,9 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from experiments import cells, launch
-from experiments.benchmark_report import AXES, markdown_tables, print_tables
-from experiments.cells import (
-    Cells,
-    check_place,
-    check_values,
-    crossed,
-    find_missing,
-    opened,
-    parse_shard,
-)
-from experiments.presets import NORMS, PRESETS, SETTINGS
-from experiments.report import reading
-from experiments.trained import history
-from experiments.variants import FILLED_IN, SMOKE
-from sysout_jax.analysis import schemes
-from sysout_jax.analysis.calibration import apart
-from sysout_jax.analysis.compression import Compressed, Compressor, losses
+from sysout_jax.analysis.compress import schemes
+from sysout_jax.analysis.compress.calibration import apart
+from sysout_jax.analysis.compress.compression import Compressed, Compressor, losses
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data.corpus import Progress
 from sysout_jax.errors import Diverged
@@ -44,6 +29,14 @@ from sysout_jax.results import RunDirectory, code_version, read_record
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run, corpus_of, train
 from sysout_jax.training.optimizer import OPTIMIZERS
+
+from .cli import grid, launch
+from .cli.grid import Cells, check_place, check_values, crossed, find_missing, opened, parse_shard
+from .cli.presets import FILLED_IN, NORMS, PRESETS, SETTINGS, SMOKE
+from .cli.progress import reading
+from .records.benchmark import AXES
+from .records.study import history
+from .reports.benchmark_report import markdown_tables, print_tables
 
 FLAGS = flags.FLAGS
 # Of each optimiser, times the preset's: Muon's updates have AdamW's size, Lion's are a sign, and
@@ -274,9 +267,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("sequences", None, "validation sequences for compressed models; 64")
     flags.DEFINE_integer("calibration", None, "training sequences to calibrate on; 32")
     flags.DEFINE_bool("full", False, "every combination; else one factor at a time")
-    cells.define_flags()
+    grid.define_flags()
     launch.define_overrides(TrainConfig, skip=NO_FLAG)
-    for module in (launch, cells):
+    for module in (launch, grid):
         flags.adopt_module_key_flags(module)  # so that --help lists them
 
 

@@ -12,15 +12,16 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from experiments import launch
-from experiments.causal_report import markdown_tables, print_tables
-from experiments.chosen import Choice, every
-from experiments.report import model_bar
-from experiments.texts import length_of, read_corpus
-from sysout_jax.analysis.doses import check, doses
+from sysout_jax.analysis.intervene.dose_response import check, doses
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import at_least
 from sysout_jax.results import RunDirectory, read_record
+
+from .cli import launch
+from .cli.progress import model_bar
+from .inputs.evaluation_text import length_of, read_corpus
+from .inputs.model_selection import Choice, every
+from .reports.causal_report import markdown_tables, print_tables
 
 FLAGS = flags.FLAGS
 SMOKE = {"sequences": 3, "batch": 3, "controls": 1}

@@ -21,16 +21,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments import launch
-from experiments import ledger_books as _books  # enters its claims  # noqa: F401
-from experiments import ledger_causal as _causal  # noqa: F401
-from experiments import ledger_laboratory as _laboratory  # noqa: F401
-from experiments import ledger_levers as _levers  # noqa: F401
-from experiments import ledger_source as _source  # noqa: F401
-from experiments.ledger import FAILS, HOLDS, LEDGER, UNDECIDED, Claim, Record, Unmeasured, Verdict
-from experiments.report import markdown
 from sysout_jax.errors import InputError
 from sysout_jax.results import LATEST, named_run, plain, read_record, write_json
+
+from .cli import launch
+from .cli.tables import markdown
+from .ledger import books as _books  # enters its claims  # noqa: F401
+from .ledger import causal as _causal  # noqa: F401
+from .ledger import laboratory as _laboratory  # noqa: F401
+from .ledger import levers as _levers  # noqa: F401
+from .ledger import source as _source  # noqa: F401
+from .ledger.claim import FAILS, HOLDS, LEDGER, UNDECIDED, Claim, Record, Unmeasured, Verdict
 
 FLAGS = flags.FLAGS
 ROOT = Path(__file__).parent.parent

@@ -13,21 +13,22 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from experiments import launch
-from experiments.chosen import Choice, Chosen, every
-from experiments.compress_report import markdown_tables, print_tables
-from experiments.report import model_bar
-from experiments.texts import Texts
-from sysout_jax.analysis import schemes
-from sysout_jax.analysis.calibration import PRODUCTS
-from sysout_jax.analysis.compression import ALPHA, Compressed, Compressor, losses, present
-from sysout_jax.analysis.noise import noise
+from sysout_jax.analysis.compress import schemes
+from sysout_jax.analysis.compress.calibration import PRODUCTS
+from sysout_jax.analysis.compress.compression import ALPHA, Compressed, Compressor, losses, present
+from sysout_jax.analysis.compress.noise import noise
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import at_least
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.results import RunDirectory, read_record
+
+from .cli import launch
+from .cli.progress import model_bar
+from .inputs.evaluation_text import Texts
+from .inputs.model_selection import Choice, Chosen, every
+from .reports.compress_report import markdown_tables, print_tables
 
 FLAGS = flags.FLAGS
 METHODS = (

@@ -17,22 +17,23 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from experiments import ending, launch
-from experiments.cells import TRAINED_AGAIN
-from experiments.convergence_report import compared, markdown_tables, print_tables
-from experiments.report import Progress, reading
-from experiments.trained import history, study_names
-from experiments.variants import BACKCOPY, FILLED_IN, NOT_GIVEN, SMOKE, TEXT
-from sysout_jax.analysis import proxies
+from sysout_jax.analysis.measure import zero_shot
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.errors import Diverged, InputError
 from sysout_jax.model.config import SHAPES, at_least, one_of
 from sysout_jax.model.decoder import parameter_count
+from sysout_jax.planning.timing import step_flops, step_seconds
 from sysout_jax.results import RunDirectory, code_version, read_mapping, read_record, write_json
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run, corpus_of, train
 from sysout_jax.training.optimizer import OptimizerConfig
-from sysout_jax.training.timing import step_flops, step_seconds
+
+from .cli import ending, launch
+from .cli.grid import TRAINED_AGAIN
+from .cli.presets import BACKCOPY, FILLED_IN, NOT_GIVEN, SMOKE, TEXT
+from .cli.progress import Progress, reading
+from .records.study import history, study_names
+from .reports.convergence_report import compared, markdown_tables, print_tables
 
 FLAGS = flags.FLAGS
 # The learning rate is constant after warm-up: then every step is the end of a shorter run, and
@@ -223,20 +224,20 @@ def _zero_shot(trained: Run, corpus: Corpus) -> dict[str, list[Any]]:
     specials = {corpus.bos} if corpus.bos is not None else set()
     if trained.tokenizer is not None:
         specials |= {trained.tokenizer.eot}
-        kinds = proxies.vocabulary(trained.tokenizer.decode, corpus.vocab, specials)
+        kinds = zero_shot.vocabulary(trained.tokenizer.decode, corpus.vocab, specials)
         rows = corpus.batch("val", 0, 0, SEQUENCES, c.seq_len)
     ids = np.array([i for i in range(corpus.vocab) if i not in specials])
     length = c.seq_len // 2
-    twice = proxies.repeated(jax.random.key(0), ids, length, SEQUENCES, corpus.bos)
+    twice = zero_shot.repeated(jax.random.key(0), ids, length, SEQUENCES, corpus.bos)
     for seed in c.seeds:
         model = trained.model(seed)
-        guesses, losses = proxies.greedy(model.config, model.params, twice)
-        copied = proxies.copying(twice, guesses, losses, length)
+        guesses, losses = zero_shot.greedy(model.config, model.params, twice)
+        copied = zero_shot.copying(twice, guesses, losses, length)
         for name in ("loss_first", "loss_second", "accuracy"):
             found.setdefault(f"copy_{name}", []).append(getattr(copied, name))
         if trained.tokenizer is not None:
-            guesses, _ = proxies.greedy(model.config, model.params, rows)
-            right, total = proxies.next_words(kinds, rows, guesses, c.seq_len // 4)
+            guesses, _ = zero_shot.greedy(model.config, model.params, rows)
+            right, total = zero_shot.next_words(kinds, rows, guesses, c.seq_len // 4)
             found.setdefault("next_word", []).append(right / total if total else float("nan"))
             found.setdefault("words", []).append(total)
     return found

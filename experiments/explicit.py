@@ -17,15 +17,11 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from experiments import launch
-from experiments.chosen import Choice, Chosen, every
-from experiments.explicit_report import markdown_tables, print_tables
-from experiments.report import model_bar
-from experiments.texts import Text, Texts
-from sysout_jax.analysis import explicit, schemes
-from sysout_jax.analysis.compression import Compressor
-from sysout_jax.analysis.explicit import FORMS, Form
-from sysout_jax.analysis.outliers import summary_in_batches
+from sysout_jax.analysis.compress import schemes
+from sysout_jax.analysis.compress.compression import Compressor
+from sysout_jax.analysis.intervene import explicit_factor
+from sysout_jax.analysis.intervene.explicit_factor import FORMS, Form
+from sysout_jax.analysis.measure.summary import summary_in_batches
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import at_least, finite
@@ -33,6 +29,12 @@ from sysout_jax.model.decoder import Params, param_axes
 from sysout_jax.results import RunDirectory, read_record
 from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sysout_jax.training.step import TrainState, make_step, make_steps
+
+from .cli import launch
+from .cli.progress import model_bar
+from .inputs.evaluation_text import Text, Texts
+from .inputs.model_selection import Choice, Chosen, every
+from .reports.explicit_report import markdown_tables, print_tables
 
 FLAGS = flags.FLAGS
 METHODS = ("w8a8-tensor", "w4a4")
@@ -100,7 +102,7 @@ def _softmax(choice: Choice) -> Iterator[Chosen]:
     if choice.variant is None and (path / "models").is_dir():
         choice = replace(choice, variant="softmax")
     for chosen in every(choice):
-        explicit.check(chosen.model.config)
+        explicit_factor.check(chosen.model.config)
         if not chosen.bos:
             raise InputError(
                 "bos",
@@ -115,11 +117,11 @@ def _one(config: Config, chosen: Chosen, text: Text, found: list[Any], console: 
     """Add the forms of one model to the record."""
     model = chosen.model
     calibrated, held_out = (
-        explicit.factors(model.config, model.params, rows[:, :-1], config.batch)
+        explicit_factor.factors(model.config, model.params, rows[:, :-1], config.batch)
         for rows in (text.calibration, text.evaluation)
     )
     first = int(text.evaluation[0, 0])
-    made, gates = explicit.forms(model.config, model.params, first, calibrated)
+    made, gates = explicit_factor.forms(model.config, model.params, first, calibrated)
     before = made["trained"].losses(text.evaluation, config.batch)
     entry: dict[str, Any] = {
         "name": chosen.name,
@@ -141,7 +143,7 @@ def _one(config: Config, chosen: Chosen, text: Text, found: list[Any], console: 
         bar.update(task, state=f"loss {before.mean():.4g} as trained")
 
 
-def _factors(gates: explicit.Gates, found: explicit.Factors) -> dict[str, Any]:
+def _factors(gates: explicit_factor.Gates, found: explicit_factor.Factors) -> dict[str, Any]:
     """What S is like on held-out text, and how well the gates predict it there."""
     x, s = found.flat
     predicted = gates(x)
@@ -151,7 +153,7 @@ def _factors(gates: explicit.Gates, found: explicit.Factors) -> dict[str, Any]:
     return {
         "mean": s.mean(axis=1),
         "sd": s.std(axis=1),
-        "explained": explicit.explained(gates, found),
+        "explained": explicit_factor.explained(gates, found),
         "binned": {"count": counts, "mean": sums / np.where(counts, counts, np.nan)},
     }
 

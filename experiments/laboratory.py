@@ -16,20 +16,6 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from experiments import cells, launch
-from experiments.cells import (
-    Cells,
-    check_place,
-    check_values,
-    crossed,
-    find_missing,
-    opened,
-    parse_shard,
-)
-from experiments.laboratory_report import USUAL, markdown_tables, print_tables
-from experiments.presets import NORMS
-from experiments.trained import history
-from experiments.variants import BACKCOPY, FILLED_IN, SMOKE
 from sysout_jax.analysis.statistics import fit_growth
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data import Backcopies, Backcopy
@@ -40,6 +26,13 @@ from sysout_jax.results import RunDirectory, code_version, read_record
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Run, train
 from sysout_jax.training.optimizer import OPTIMIZERS
+
+from .cli import grid, launch
+from .cli.grid import Cells, check_place, check_values, crossed, find_missing, opened, parse_shard
+from .cli.presets import BACKCOPY, FILLED_IN, NORMS, SMOKE
+from .records.laboratory import DEFAULT_CELL
+from .records.study import history
+from .reports.laboratory_report import markdown_tables, print_tables
 
 FLAGS = flags.FLAGS
 BASE = replace(
@@ -190,7 +183,7 @@ def _sorted(there: Cells) -> list[dict[str, Any]]:
 
     def place(cell: dict[str, Any]) -> Any:
         others = (OPTIMIZERS.index(cell["optimizer"]), cell["layers"], cell["loss"], cell["start"])
-        decay = (cell["decay"] != USUAL["decay"], cell["decay"])
+        decay = (cell["decay"] != DEFAULT_CELL["decay"], cell["decay"])
         norm = list(NORMS).index(cell["norm"])
         return *others, decay, cell["eps"], norm, variants.index(cell["variant"])
 
@@ -304,9 +297,9 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "full", False, "every combination; else one factor at a time, others at their first value"
     )
-    cells.define_flags()
+    grid.define_flags()
     launch.define_overrides(TrainConfig, skip=NO_FLAG)
-    for module in (launch, cells):
+    for module in (launch, grid):
         flags.adopt_module_key_flags(module)  # so that --help lists them
 
 

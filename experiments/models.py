@@ -13,12 +13,13 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import launch
 from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Group
 from sysout_jax.families.table import FAMILIES
 from sysout_jax.families.verdict import Verdict, would_load
 from sysout_jax.model.config import ModelConfig
+
+from .cli import launch
 
 FLAGS = flags.FLAGS
 COLUMNS = ("family", "published models", "positions", "block", "supports", "paper")

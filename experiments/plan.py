@@ -19,18 +19,19 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from experiments import launch
-from experiments.plan_report import fits, markdown_table, print_plan, verdict
 from sysout_jax.errors import InputError
 from sysout_jax.families.config_map import read_config, read_json, read_within
 from sysout_jax.families.hub import fetch, is_hub_id
 from sysout_jax.families.table import by_model_type
 from sysout_jax.model.config import SHAPES, ModelConfig, one_of
+from sysout_jax.planning import fitting, machines
 from sysout_jax.results import RunDirectory, plain
-from sysout_jax.training import fitting, planning
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import OptimizerConfig
 from sysout_jax.training.sharding import make_mesh
+
+from .cli import launch
+from .reports.plan_report import fits, markdown_table, print_plan, verdict
 
 FLAGS = flags.FLAGS
 STEPS = ("train", "analysis")
@@ -115,8 +116,8 @@ def architecture(name: str) -> ModelConfig:
 
 def run(config: Config, console: Console) -> RunDirectory:
     """Compile the steps for the machine; what they need is in the record of the directory."""
-    topology = planning.parse_topology(config.topology)
-    devices = planning.described(topology)
+    topology = machines.parse_topology(config.topology)
+    devices = machines.described(topology)
     vocab = config.train.model.vocab
     make_mesh(config.train.mesh_shape, devices)  # refused before anything is written
     directory = RunDirectory(config.workdir, "plan", of=[Path(config.model).name])
@@ -124,7 +125,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     about = {
         "model": config.model,
-        "shape": planning.shape_of(config.train.architecture(vocab)),
+        "shape": machines.shape_of(config.train.architecture(vocab)),
         "topology": str(topology),
         "devices": len(devices),
         "chip": topology.chip,
@@ -151,18 +152,18 @@ def run(config: Config, console: Console) -> RunDirectory:
 
 
 def needed(
-    name: str, config: TrainConfig, topology: planning.Topology, devices: list[Any]
+    name: str, config: TrainConfig, topology: machines.Topology, devices: list[Any]
 ) -> dict[str, Any]:
     """What a step needs on each device, and the least time it can take."""
     vocab, mesh = config.model.vocab, make_mesh(config.mesh_shape, devices)
     begun = time.perf_counter()
     if name == "train":
-        lowered = planning.train_program(config, vocab, mesh)
-        flops, useful = planning.train_flops(config, vocab), planning.model_flops(config, vocab)
+        lowered = machines.train_program(config, vocab, mesh)
+        flops, useful = machines.train_flops(config, vocab), machines.model_flops(config, vocab)
     else:
-        lowered = planning.analysis_program(config, vocab, mesh, topology.kind)
-        flops, useful = planning.analysis_flops(config, vocab), None
-    memory, moved = planning.compiled(lowered)
+        lowered = machines.analysis_program(config, vocab, mesh, topology.kind)
+        flops, useful = machines.analysis_flops(config, vocab), None
+    memory, moved = machines.compiled(lowered)
     chip, count = topology.chip, len(devices)
     of_one = None if useful is None else useful / count
     return {
@@ -173,8 +174,8 @@ def needed(
         "fits": None if chip is None else memory.arguments is not None and memory.peak <= chip.hbm,
         "flops": flops / count,
         "model_flops": of_one,
-        "traffic": moved and planning.described_traffic(moved),
-        "roofline": planning.roofline(chip, flops / count, moved, of_one)
+        "traffic": moved and machines.described_traffic(moved),
+        "roofline": machines.roofline(chip, flops / count, moved, of_one)
         if chip and moved
         else None,
     }
@@ -197,7 +198,7 @@ def _how(config: TrainConfig) -> dict[str, Any]:
 
 
 def _search(
-    config: Config, topology: planning.Topology, devices: list[Any], train: dict[str, Any]
+    config: Config, topology: machines.Topology, devices: list[Any], train: dict[str, Any]
 ) -> dict[str, Any] | None:
     """The nearest alternative that is expected to fit, compiled; if it does not, another."""
     asked, peak, room = config.train, train["memory"].peak, train["room"]
@@ -250,7 +251,7 @@ def config_from_flags() -> Config:
         workdir=FLAGS.workdir or config.workdir,
     )
     if given["mesh"] is None:
-        devices = planning.described(planning.parse_topology(config.topology))
+        devices = machines.described(machines.parse_topology(config.topology))
         given["mesh"] = f"data={len(devices)}"
     model = architecture(config.model)
     base = replace(

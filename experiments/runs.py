@@ -11,10 +11,11 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from experiments import launch
-from experiments.report import print_columns
 from sysout_jax.errors import InputError
 from sysout_jax.results import read_record
+
+from .cli import launch
+from .cli.tables import print_columns
 
 FLAGS = flags.FLAGS
 COLUMNS = ("kind", "name", "status", "began", "size, MB")

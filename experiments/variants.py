@@ -21,59 +21,36 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from experiments import ending, launch
-from experiments.cells import check_place
-from experiments.keeping import STATES, keeping
-from experiments.presets import PRESETS
-from experiments.report import (
-    Progress,
-    markdown_tables,
-    markdown_variants,
-    print_table,
-    print_tables,
-    print_variants,
-    reading,
-)
-from experiments.room import check_room
-from experiments.trained import describe, entry, study_names
-from sysout_jax.analysis.outliers import SUMMARY_LABELS
+from sysout_jax.analysis.measure.summary import SUMMARY_LABELS
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.errors import InputError, Preempted
-from sysout_jax.model.config import SHAPES, ModelConfig, at_least, one_of
+from sysout_jax.model.config import SHAPES, at_least, one_of
 from sysout_jax.model.decoder import Params
 from sysout_jax.results import RunDirectory, plain, read_record
 from sysout_jax.training import hosts
 from sysout_jax.training.checkpoint import checkpoint_path, save
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run, corpus_of, train
-from sysout_jax.training.optimizer import OptimizerConfig
 from sysout_jax.training.resume import States, check_same
 from sysout_jax.training.sharding import make_mesh
 from sysout_jax.training.states import Saving, check_usable
 
-BACKCOPY = TrainConfig(
-    corpus="backcopy",
-    seq_len=32,
-    batch_size=16,
-    steps=1000,
-    measure_every=200,
-    val_batches=16,
-    seeds=(0, 1, 2),
-    model=SHAPES["backcopy"],
-    optimizer=OptimizerConfig(lr=7e-3, schedule="constant", beta2=0.99, decay=1e-4),
+from .cli import ending, launch
+from .cli.grid import check_place
+from .cli.presets import BACKCOPY, FILLED_IN, NOT_GIVEN, PRESETS, SMOKE, TEXT
+from .cli.progress import Progress, reading
+from .inputs.disk_space import check_room
+from .inputs.training_states import STATES, keeping
+from .records.study import describe, entry, study_names
+from .reports.variants_report import (
+    markdown_tables,
+    markdown_variants,
+    print_table,
+    print_tables,
+    print_variants,
 )
-TEXT = TrainConfig(
-    seq_len=64,
-    batch_size=8,
-    steps=100,
-    measure_every=50,
-    model=SHAPES["gpt2-tiny"],
-    optimizer=OptimizerConfig(lr=3e-3),
-)
+
 FLAGS = flags.FLAGS
-FILLED_IN = ("vocab", "context")  # fields of the model that corpus and seq_len determine
-NOT_GIVEN = {name: getattr(ModelConfig, name) for name in FILLED_IN}
-SMOKE = {"steps": 4, "measure_every": 2, "steps_per_call": 2, "batch_size": 4, "val_batches": 1}
 
 
 @dataclass(frozen=True)

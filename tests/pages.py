@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import analysis, goals, lengths, train
-from experiments import (
+from experiments import claims, models
+from experiments.reports import (
     benchmark_report,
     causal_report,
-    claims,
     compress_report,
     convergence_report,
     explicit_report,
     laboratory_report,
-    models,
     plan_report,
 )
-from experiments.report import markdown_tables, markdown_variants
+from experiments.reports.variants_report import markdown_tables, markdown_variants
 from sysout_jax.files import write_text
 from sysout_jax.results import read_record
 from tests import usage

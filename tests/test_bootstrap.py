@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from sysout_jax.training.planning import INSTALL
+from sysout_jax.planning.machines import INSTALL
 
 ROOT = Path(__file__).parents[1]
 STAND_IN = """#!/bin/sh

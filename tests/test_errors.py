@@ -36,7 +36,7 @@ def test_an_error_is_one_line(error, python, command):
 def test_a_command_names_its_flags(capsys, monkeypatch):
     from absl import flags
 
-    from experiments import ending, launch
+    from experiments.cli import ending, launch
 
     def main():
         raise InputError("log_dir", 1, "with --other", "not of a/--b")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sysout_jax.analysis.explicit import FORMS
+from sysout_jax.analysis.intervene.explicit_factor import FORMS
 from sysout_jax.results import read_record
 from tests import pages, usage
 

@@ -19,6 +19,8 @@ from sysout_jax.core.layers import widened
 from sysout_jax.core.ordering import median_magnitude, row_medians
 
 SINK_EPS = 0.3  # Gu et al. 2025
+SINK_RATE_PRESENT = 0.1  # Sink_0(0.3), of heads and layers: sinks in a model of several heads
+SINK_RATE_ABSENT = 0.02  # below it, none
 SINK_SWEEP = tuple(n / 20 for n in range(20))  # thresholds from 0 to 0.95
 SINK_KEYS = 4  # whose sweep is kept
 POWER_ITERATIONS = 64  # to the largest singular value

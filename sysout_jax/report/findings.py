@@ -10,15 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sysout_jax import plots
-from sysout_jax.analysis.dynamics import Dynamics, dynamics
-from sysout_jax.analysis.existence import Existence, existence
-from sysout_jax.analysis.interventions import Interventions, interventions
-from sysout_jax.analysis.lifecycle import LifeCycle, lifecycle
-from sysout_jax.analysis.measured import Measured, measured
-from sysout_jax.analysis.positions import Positions, positions
-from sysout_jax.analysis.relations import Relations, relations
-from sysout_jax.analysis.roles import Roles, roles
-from sysout_jax.analysis.scan import (
+from sysout_jax.analysis.intervene.interventions import Interventions, interventions
+from sysout_jax.analysis.locate.existence import Existence, existence
+from sysout_jax.analysis.locate.positions import Positions, positions
+from sysout_jax.analysis.locate.relations import Relations, relations
+from sysout_jax.analysis.locate.scan import (
     QUERIES_AT_ONCE,
     Progress,
     Scan,
@@ -26,8 +22,12 @@ from sysout_jax.analysis.scan import (
     scan,
     together,
 )
-from sysout_jax.analysis.seeds import Seeds, across_seeds
-from sysout_jax.analysis.weights import WeightScan, weight_scan
+from sysout_jax.analysis.locate.weights import WeightScan, weight_scan
+from sysout_jax.analysis.measure.dynamics import Dynamics, dynamics
+from sysout_jax.analysis.measure.lifecycle import LifeCycle, lifecycle
+from sysout_jax.analysis.measure.roles import Roles, roles
+from sysout_jax.analysis.measure.scorecard import Measured, measured
+from sysout_jax.analysis.measure.seeds import Seeds, across_seeds
 from sysout_jax.data.prompt import encode_prompt
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig, at_least

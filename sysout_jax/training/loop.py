@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sysout_jax.analysis.outliers import losses_by_query, outlier_summary
+from sysout_jax.analysis.measure.summary import losses_by_query, outlier_summary
 from sysout_jax.data import Backcopies, Backcopy, Source, TextCorpus, load_corpus
 from sysout_jax.data.corpus import Progress
 from sysout_jax.errors import Diverged, InputError, Preempted

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.analysis import mixture
+from sysout_jax.analysis.locate import expert_neurons
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init, stack_blocks
 from sysout_jax.model.model import Model
@@ -85,7 +85,7 @@ def mlp_of(p, layer, channel, expert):
 def neuron(config, expert, of_expert):
     """The number of a neuron in the layer."""
     number = expert * 61 + of_expert if config.experts else of_expert
-    assert mixture.place(config, number) == (expert if config.experts else 0, of_expert)
+    assert expert_neurons.place(config, number) == (expert if config.experts else 0, of_expert)
     return number
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.analysis.calibration import PRODUCTS, apart, inputs, limits, rotation
-from sysout_jax.analysis.compression import Compressed, Compressor, losses
-from sysout_jax.analysis.noise import agreement, noise
-from sysout_jax.analysis.rounding import Basis, RoundInputs, round_weights
-from sysout_jax.analysis.schemes import Rounding, scheme
-from sysout_jax.analysis.weights import layer_params
+from sysout_jax.analysis.compress.calibration import PRODUCTS, apart, inputs, limits, rotation
+from sysout_jax.analysis.compress.compression import Compressed, Compressor, losses
+from sysout_jax.analysis.compress.noise import agreement, noise
+from sysout_jax.analysis.compress.rounding import Basis, RoundInputs, round_weights
+from sysout_jax.analysis.compress.schemes import Rounding, scheme
+from sysout_jax.analysis.locate.weights import layer_params
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import SHAPES, ModelConfig

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sysout_jax.analysis.convergence import (
+from sysout_jax.analysis.measure.convergence import (
     FASTER,
     SLOWER,
     UNDECIDED,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sysout_jax.analysis.doses import ACTIVATION, WEIGHT, check, doses, find
+from sysout_jax.analysis.intervene.dose_response import ACTIVATION, WEIGHT, check, doses, find
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init, unstack_blocks

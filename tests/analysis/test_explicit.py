@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from sysout_jax.analysis import explicit
+from sysout_jax.analysis.intervene import explicit_factor
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init
@@ -40,12 +40,12 @@ def test_a_first_token_is_an_extra_key(config):
     params = model(config)
     ids = tokens(config)
     whole, _ = forward(config, params, ids)
-    new_config, new_params = explicit.with_extra_key(config, params, FIRST)
+    new_config, new_params = explicit_factor.with_extra_key(config, params, FIRST)
     without, taps = forward(new_config, new_params, ids[:, 1:], {"attn_extra": None})
     np.testing.assert_allclose(without, whole[:, 1:], atol=2e-5 * float(jnp.abs(whole).max()))
-    found = explicit.factors(config, params, np.asarray(ids))
+    found = explicit_factor.factors(config, params, np.asarray(ids))
     np.testing.assert_allclose(1.0 - taps["attn_extra"], found.s, atol=1e-5)
-    other, _ = forward(*explicit.with_extra_key(config, params, FIRST + 1), ids[:, 1:])
+    other, _ = forward(*explicit_factor.with_extra_key(config, params, FIRST + 1), ids[:, 1:])
     assert float(jnp.abs(other - whole[:, 1:]).max()) > 1e-2 * float(jnp.abs(whole).max())
 
 
@@ -63,14 +63,14 @@ def test_a_gate_that_is_the_factor_leaves_out_the_sinks_value_alone():
         **params,
         "block_0": {**params["block_0"], "attn": {**params["block_0"]["attn"], "value": drained}},
     }
-    found = explicit.factors(config, params, np.asarray(ids[:1]))
+    found = explicit_factor.factors(config, params, np.asarray(ids[:1]))
     x, s = found.flat
     # 10 queries in 20 dimensions: a gate can be every factor exactly
     kernel, *_ = np.linalg.lstsq(x[0], special.logit(np.float64(s[0])), rcond=None)
-    gates = explicit.Gates(kernel[None], np.zeros((1, 1)))
-    assert explicit.explained(gates, found).min() > 0.999
+    gates = explicit_factor.Gates(kernel[None], np.zeros((1, 1)))
+    assert explicit_factor.explained(gates, found).min() > 0.999
     whole, _ = forward(config, params, ids[:1])
-    without, _ = forward(*explicit.with_gates(config, params, gates), ids[:1, 1:])
+    without, _ = forward(*explicit_factor.with_gates(config, params, gates), ids[:1, 1:])
     np.testing.assert_allclose(without, whole[:, 1:], atol=1e-3 * float(jnp.abs(whole).max()))
 
 
@@ -79,47 +79,47 @@ def test_gates_that_were_planted_are_found():
     x = rng.normal(size=(2, 3, 101, 5)).astype(np.float32)
     kernel, bias = rng.normal(size=(2, 5, 3)), rng.normal(size=(2, 3))
     logits = np.einsum("LBTD,LDN->LBNT", x, kernel) + bias[:, None, :, None]
-    found = explicit.Factors(x, special.expit(logits).astype(np.float32))
-    gates = explicit.fit_gates(found, ridge=0.0)
+    found = explicit_factor.Factors(x, special.expit(logits).astype(np.float32))
+    gates = explicit_factor.fit_gates(found, ridge=0.0)
     np.testing.assert_allclose(gates.kernel, kernel, atol=2e-3)
     np.testing.assert_allclose(gates.bias, bias, atol=2e-3)
-    assert explicit.explained(gates, found).min() > 0.9999
+    assert explicit_factor.explained(gates, found).min() > 0.9999
 
 
 def test_a_fit_is_calibrated_and_no_worse_than_a_constant():
     """Where S owes nothing to x, the gate is its mean, and R^2 about 0."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(1, 4, 257, 3)).astype(np.float32)
-    found = explicit.Factors(x, rng.uniform(size=(1, 4, 2, 257)).astype(np.float32))
-    gates, constant = explicit.fit_gates(found), explicit.constant_gates(found)
+    found = explicit_factor.Factors(x, rng.uniform(size=(1, 4, 2, 257)).astype(np.float32))
+    gates, constant = explicit_factor.fit_gates(found), explicit_factor.constant_gates(found)
     np.testing.assert_allclose(
         gates(found.flat[0]).mean(axis=1), found.flat[1].mean(axis=1), atol=1e-3
     )
-    np.testing.assert_allclose(explicit.explained(constant, found), 0.0, atol=1e-6)
-    assert (explicit.explained(gates, found) > -1e-6).all()
-    assert (explicit.explained(gates, found) < 0.02).all()
+    np.testing.assert_allclose(explicit_factor.explained(constant, found), 0.0, atol=1e-6)
+    assert (explicit_factor.explained(gates, found) > -1e-6).all()
+    assert (explicit_factor.explained(gates, found) < 0.02).all()
 
 
 def test_a_factor_of_zero_or_one_stays_finite():
     x = np.ones((1, 2, 7, 3), np.float32)
-    found = explicit.Factors(x, np.zeros((1, 2, 1, 7), np.float32))
-    for gates in (explicit.fit_gates(found), explicit.constant_gates(found)):
+    found = explicit_factor.Factors(x, np.zeros((1, 2, 1, 7), np.float32))
+    for gates in (explicit_factor.fit_gates(found), explicit_factor.constant_gates(found)):
         assert np.isfinite(gates.kernel).all()
         assert np.isfinite(gates.bias).all()
         assert gates(found.flat[0]).max() < 1e-3
-    assert np.isnan(explicit.explained(explicit.constant_gates(found), found)).all()
+    assert np.isnan(explicit_factor.explained(explicit_factor.constant_gates(found), found)).all()
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi"])
 def test_distances_have_no_constant_key(position):
     config = replace(BASE, position=position)
     with pytest.raises(InputError, match=f"position={position}: .* accepted: learned, none"):
-        explicit.with_extra_key(config, model(config), FIRST)
+        explicit_factor.with_extra_key(config, model(config), FIRST)
 
 
 def test_other_models_are_refused():
     with pytest.raises(InputError, match="variant=sigmoid: accepted: a model of variant softmax"):
-        explicit.check(replace(BASE, variant="sigmoid"))
+        explicit_factor.check(replace(BASE, variant="sigmoid"))
     with pytest.raises(InputError, match="window=5: "):
-        explicit.check(replace(BASE, window=5))
-    explicit.check(BASE)
+        explicit_factor.check(replace(BASE, window=5))
+    explicit_factor.check(BASE)

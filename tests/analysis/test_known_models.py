@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.analysis.existence import existence
-from sysout_jax.analysis.positions import positions
+from sysout_jax.analysis.locate.existence import existence
+from sysout_jax.analysis.locate.positions import positions
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.model.config import ModelConfig
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.analysis.measured import MORE, gradient_sinks
-from sysout_jax.analysis.nulls import UNTRAINED, calibrated, untrained
-from sysout_jax.analysis.outliers import outlier_summary
-from sysout_jax.analysis.scan import scan
-from sysout_jax.analysis.weights import weight_scan
+from sysout_jax.analysis.locate.nulls import UNTRAINED, calibrated, untrained
+from sysout_jax.analysis.locate.scan import scan
+from sysout_jax.analysis.locate.weights import weight_scan
+from sysout_jax.analysis.measure.scorecard import MORE, gradient_sinks
+from sysout_jax.analysis.measure.summary import outlier_summary
 from sysout_jax.core.detectors import DETECTORS
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.core.measures import MEASURES

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.analysis import mixture as m
-from sysout_jax.analysis.existence import existence
-from sysout_jax.analysis.interventions import interventions
-from sysout_jax.analysis.lifecycle import lifecycle
-from sysout_jax.analysis.relations import relations
-from sysout_jax.analysis.scan import scan
+from sysout_jax.analysis.intervene.interventions import interventions
+from sysout_jax.analysis.locate import expert_neurons as m
+from sysout_jax.analysis.locate.existence import existence
+from sysout_jax.analysis.locate.relations import relations
+from sysout_jax.analysis.locate.scan import scan
+from sysout_jax.analysis.measure.lifecycle import lifecycle
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.model.decoder import forward
 from sysout_jax.report.words import headline

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sysout_jax.analysis.outliers import (
+from sysout_jax.analysis.measure.summary import (
     LEAST,
     SUMMARY_LABELS,
     Snapshot,

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sysout_jax.analysis.dynamics import KINDS, dynamics, emergence
-from sysout_jax.analysis.existence import pool
-from sysout_jax.analysis.relations import relate
-from sysout_jax.analysis.scan import together
+from sysout_jax.analysis.locate.existence import pool
+from sysout_jax.analysis.locate.relations import relate
+from sysout_jax.analysis.locate.scan import together
+from sysout_jax.analysis.locate.tokens import NAMES, token_class, token_classes
+from sysout_jax.analysis.locate.weights import PROJECTIONS, weight_scan
+from sysout_jax.analysis.measure.dynamics import KINDS, dynamics, emergence
 from sysout_jax.analysis.statistics import fit_growth
-from sysout_jax.analysis.tokens import NAMES, token_class, token_classes
-from sysout_jax.analysis.weights import PROJECTIONS, weight_scan
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init, stack_blocks

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.analysis.existence import existence, flagged
-from sysout_jax.analysis.interventions import interventions
-from sysout_jax.analysis.lifecycle import lifecycle
-from sysout_jax.analysis.positions import positions
-from sysout_jax.analysis.relations import relations
-from sysout_jax.analysis.roles import roles
-from sysout_jax.analysis.scan import QUERY_BLOCK, Thresholds, for_length, scan
+from sysout_jax.analysis.intervene.interventions import interventions
+from sysout_jax.analysis.locate.existence import existence, flagged
+from sysout_jax.analysis.locate.positions import positions
+from sysout_jax.analysis.locate.relations import relations
+from sysout_jax.analysis.locate.scan import QUERY_BLOCK, Thresholds, for_length, scan
+from sysout_jax.analysis.measure.lifecycle import lifecycle
+from sysout_jax.analysis.measure.roles import roles
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.errors import InputError
@@ -448,12 +448,12 @@ def test_without_outliers_only_the_largest_is_taken():
 
 def test_long_sequences_give_the_same_in_blocks(monkeypatch):
     """With blocks of 16 queries the scan and the roles are what they are with all at once."""
-    monkeypatch.setattr("sysout_jax.analysis.scan.QUERIES_AT_ONCE", 64)
-    monkeypatch.setattr("sysout_jax.analysis.scan.QUERY_BLOCK_CPU", 16)
+    monkeypatch.setattr("sysout_jax.analysis.locate.scan.QUERIES_AT_ONCE", 64)
+    monkeypatch.setattr("sysout_jax.analysis.locate.scan.QUERY_BLOCK_CPU", 16)
     assert for_length(p.CONFIG, 64) == p.CONFIG
     assert for_length(p.CONFIG, p.T).query_block == 16
     assert for_length(p.CONFIG, 65, platform="tpu").query_block == QUERY_BLOCK
-    monkeypatch.setattr("sysout_jax.analysis.scan.MAPS_AT_ONCE_CPU", 32)
+    monkeypatch.setattr("sysout_jax.analysis.locate.scan.MAPS_AT_ONCE_CPU", 32)
     assert for_length(p.CONFIG, 33) == for_length(p.CONFIG, 33, True, "gpu") == p.CONFIG
     assert for_length(p.CONFIG, 33, maps=True).query_block == 16
     found = scan(p.CONFIG, p.params(), TOKENS)

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sysout_jax.analysis.proxies import copying, greedy, next_words, repeated, vocabulary, words
+from sysout_jax.analysis.measure.zero_shot import (
+    copying,
+    greedy,
+    next_words,
+    repeated,
+    vocabulary,
+    words,
+)
 from sysout_jax.data import load_tokenizer
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sysout_jax.analysis.rounding import Basis, RoundInputs, round_weights
-from sysout_jax.analysis.schemes import Rounding, scheme
+from sysout_jax.analysis.compress.rounding import Basis, RoundInputs, round_weights
+from sysout_jax.analysis.compress.schemes import Rounding, scheme
 
 qwix = pytest.importorskip("qwix", reason="qwix: installed by requirements-dev.txt")
 INPUTS, OUTPUTS, TOKENS = 64, 11, 7  # of which two groups of 32, and one block of nf4

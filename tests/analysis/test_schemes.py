@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.compress import METHODS
-from sysout_jax.analysis.schemes import NAMES, Pruning, Rounding, scheme
+from sysout_jax.analysis.compress.schemes import NAMES, Pruning, Rounding, scheme
 from sysout_jax.core.quantise import FORMATS
 from sysout_jax.errors import InputError
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sysout_jax.analysis.scan import scan
-from sysout_jax.analysis.seeds import LARGEST, across_seeds, coordinates
+from sysout_jax.analysis.locate.scan import scan
+from sysout_jax.analysis.measure.seeds import LARGEST, across_seeds, coordinates
 from sysout_jax.errors import InputError
 from tests.analysis import planted as p
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import against_hooks, analysis
-from sysout_jax.analysis.scan import Thresholds
+from sysout_jax.analysis.locate.scan import Thresholds
 from sysout_jax.errors import InputError
 from sysout_jax.families.export import export
 from sysout_jax.model.decoder import init

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import against_hooks, children, long_context
-from sysout_jax.analysis import scan
+from sysout_jax.analysis.locate import scan
 from sysout_jax.errors import InputError
 
 MIB = 2**20

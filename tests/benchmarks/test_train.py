@@ -8,7 +8,7 @@ from rich.console import Console
 
 from benchmarks import train
 from sysout_jax.errors import InputError
-from sysout_jax.training import planning
+from sysout_jax.planning import machines
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_the_peak_is_the_chips_or_measured(monkeypatch):
     found = train.peak_of("float32")
     assert "64 x 64 in float32, measured" in found["source"]
     assert 1e6 < found["flops"] < 1e15
-    monkeypatch.setattr(train, "chip_of", lambda kind: planning.CHIPS["h100"])
+    monkeypatch.setattr(train, "chip_of", lambda kind: machines.CHIPS["h100"])
     assert train.peak_of("bfloat16")["flops"] == 989.4e12
     assert "measured" in train.peak_of("float32")["source"]  # the table has bfloat16's
 

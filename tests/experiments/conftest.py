@@ -19,11 +19,11 @@ from experiments import (
     convergence,
     explicit,
     laboratory,
-    launch,
     plan,
     runs,
     variants,
 )
+from experiments.cli import launch
 from tests import usage
 
 FLAGS = flags.FLAGS

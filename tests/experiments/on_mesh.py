@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.chosen import Choice, choose
-from sysout_jax.analysis.outliers import outlier_summary
+from experiments.inputs.model_selection import Choice, choose
+from sysout_jax.analysis.measure.summary import outlier_summary
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init
 from sysout_jax.training.checkpoint import save

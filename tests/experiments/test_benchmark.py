@@ -9,10 +9,11 @@ import pytest
 
 from experiments import benchmark
 from experiments.benchmark import RATES, Config
-from experiments.benchmark_report import AXES, COLUMNS, markdown_tables, rows
-from experiments.presets import NORMS, PRESETS, SETTINGS
-from sysout_jax.analysis import schemes
-from sysout_jax.analysis.compression import Compressed, Compressor, losses
+from experiments.cli.presets import NORMS, PRESETS, SETTINGS
+from experiments.records.benchmark import AXES
+from experiments.reports.benchmark_report import COLUMNS, markdown_tables, rows
+from sysout_jax.analysis.compress import schemes
+from sysout_jax.analysis.compress.compression import Compressed, Compressor, losses
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.data import load_corpus
 from sysout_jax.errors import Diverged

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments.causal_report import markdown_tables, response, specific
+from experiments.records.causal import response, specific
+from experiments.reports.causal_report import markdown_tables
 from sysout_jax.analysis.statistics import mean_interval
 
 

@@ -5,8 +5,18 @@ import json
 
 import pytest
 
-from experiments import benchmark_report, claims, laboratory_report, ledger, ledger_levers
-from experiments.ledger import FAILS, HOLDS, LEDGER, UNDECIDED, above, below, together
+from experiments import claims
+from experiments.ledger import levers
+from experiments.ledger.claim import (
+    FAILS,
+    HOLDS,
+    LEDGER,
+    UNDECIDED,
+    above,
+    below,
+    claim,
+    together,
+)
 from sysout_jax.analysis.statistics import Interval
 from sysout_jax.errors import InputError
 
@@ -62,7 +72,7 @@ def _study(text="backcopy", **measures):
     """A record of a study in which every variant has the same measures, [seeds]."""
     variants = {
         name: {"measured": {"measures": {key: [value] for key, value in measures.items()}}}
-        for name in ledger.PAPER
+        for name in claim.PAPER
     }
     return {"studies": [{"name": text, "variants": variants}]}
 
@@ -103,10 +113,10 @@ def test_sinks_without_massive_activations_refute_their_need():
 )
 def test_source_text_decides_where_sinks_are(values, verdict):
     decide = LEDGER["source_biases_keep_sinks"].decide
-    record = _study("stdlib", **{ledger_levers.SINKS: values})
+    record = _study("stdlib", **{levers.SINKS: values})
     assert decide(record).says == verdict
     of_b = record["studies"][0]["variants"]["value_bias"]["measured"]["measures"]
-    of_b[ledger_levers.SINKS] = [[0.0, 0.0, 0.01]]
+    of_b[levers.SINKS] = [[0.0, 0.0, 0.01]]
     assert decide(record).says == FAILS
 
 
@@ -158,7 +168,7 @@ def _laboratory(*cells):
     """A record of three seeds of one chain: (variant, setting, sinks, max/median) of each cell."""
     made = [
         {
-            "variant": variant, **laboratory_report.USUAL, **setting,
+            "variant": variant, **laboratory_record.DEFAULT_CELL, **setting,
             "measures": {"noop_sink_best": sinks, "top1_over_median@block_out": peaks},
         }
         for variant, setting, sinks, peaks in cells
@@ -260,12 +270,12 @@ def _levers(*cells):
     return {
         "cells": [
             {
-                **benchmark_report.USUAL, **moved,
+                **benchmark_record.DEFAULT_CELL, **moved,
                 "val_loss": [[9.0] * 3, [loss + x for x in near]],
                 "measures": {
-                    ledger_levers.SINKS: [max(0.0, sinks + x) for x in near],
-                    ledger_levers.LARGEST: [largest * (1 + x) for x in near],
-                    ledger_levers.KURTOSIS: [kurtosis + x for x in near],
+                    levers.SINKS: [max(0.0, sinks + x) for x in near],
+                    levers.LARGEST: [largest * (1 + x) for x in near],
+                    levers.KURTOSIS: [kurtosis + x for x in near],
                 },
             }
             for moved, sinks, largest, kurtosis, loss in cells
@@ -368,7 +378,7 @@ def test_levers_of_a_language_model(name, cells, verdict):
 
 def test_a_cell_that_is_not_there_leaves_a_claim_open():
     each = LEDGER["text_optimisers"]
-    with pytest.raises(ledger.Unmeasured, match="the cell muon"):
+    with pytest.raises(claim.Unmeasured, match="the cell muon"):
         each.decide(_levers(USUAL))
     about = {"provenance": {"started": "2026-11-28T00:00:00Z"}, "preset": "fruitfly"}
     made = {**_levers(USUAL), **about, "train": {"seeds": [0], "corpus": "books"}}
@@ -381,12 +391,12 @@ def test_a_cell_that_is_not_there_leaves_a_claim_open():
     assert row["numbers"] == "not measured yet: the cell muon, which diverged"
     assert row["scale"] == "books, 0k to 2k parameters, 1 seeds in each cell"
     with pytest.raises(KeyError, match="optimiser"):
-        benchmark_report.cell_of(made, optimiser="muon")
+        benchmark_record.cell_of(made, optimiser="muon")
 
 
 def test_every_lever_has_a_test():
     tested = {row[0] for row in test_levers_of_a_language_model.pytestmark[0].args[1]}
-    records = (ledger_levers.LEVERS, ledger_levers.SOURCE, ledger_levers.CONTEXTS)
+    records = (levers.LEVERS, levers.SOURCE, levers.CONTEXTS)
     mine = {name for name, each in LEDGER.items() if each.record in records}
     again = {name for name in mine if name.replace("source_", "text_") in tested} - tested
     assert tested | again == mine

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import compress
-from experiments.compress_report import BEFORE, agreements, tables
+from experiments.reports.compress_report import BEFORE, agreements, tables
 from sysout_jax.plots import compression
 from sysout_jax.training.checkpoint import load
 
@@ -45,7 +45,7 @@ def test_every_model_of_the_run_by_every_method(record):
 
 
 def test_the_loss_is_that_of_the_model(record, trained):
-    from sysout_jax.analysis.compression import Compressed, losses
+    from sysout_jax.analysis.compress.compression import Compressed, losses
     from sysout_jax.data import load_corpus
 
     rows = load_corpus("backcopy", "bytes", True).batch("val", 0, 0, 6, 13)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import convergence
-from experiments.convergence_report import compared, markdown_tables, sentences, tables
+from experiments.reports.convergence_report import compared, markdown_tables, sentences, tables
 from sysout_jax.errors import Diverged
 from sysout_jax.results import plain
 from sysout_jax.training.loop import train

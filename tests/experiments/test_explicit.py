@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.explicit_report import markdown_tables
-from sysout_jax.analysis.explicit import FORMS
+from experiments.reports.explicit_report import markdown_tables
+from sysout_jax.analysis.intervene.explicit_factor import FORMS
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.data import load_corpus
 from sysout_jax.model.decoder import forward

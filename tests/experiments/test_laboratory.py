@@ -12,18 +12,11 @@ import numpy as np
 import pytest
 
 from experiments import laboratory
-from experiments.cells import Cells, Shard, parse_shard
+from experiments.cli.grid import Cells, Shard, parse_shard
+from experiments.cli.presets import BACKCOPY
 from experiments.laboratory import Cell, Config, found_in
-from experiments.laboratory_report import (
-    USUAL,
-    along,
-    by_chain,
-    cell_of,
-    markdown_tables,
-    sentences,
-    tables,
-)
-from experiments.variants import BACKCOPY
+from experiments.records.laboratory import DEFAULT_CELL, along, by_chain, cell_of
+from experiments.reports.laboratory_report import markdown_tables, sentences, tables
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.data import Backcopy
 from sysout_jax.errors import Diverged, InputError
@@ -173,7 +166,7 @@ def test_other_settings_do_not_join_cells_that_are_there(finished, run_laborator
 RACE = """
 import multiprocessing, sys
 from pathlib import Path
-from experiments.cells import Cells
+from experiments.cli.grid import Cells
 
 def begin(barrier):
     for n in range(40):
@@ -261,9 +254,9 @@ def test_one_factor_at_a_time_or_every_combination():
     optimizer = training.optimizer
     assert (optimizer.lr, optimizer.decay, optimizer.eps) == (laboratory.RATES["sgd"], 0.3, 1e-4)
     assert (training.model.norm, training.model.norm_placement) == ("rms", "sandwich")
-    assert USUAL.items() == asdict(Config().cells[0]).items() - {("variant", "softmax")}
+    assert DEFAULT_CELL.items() == asdict(Config().cells[0]).items() - {("variant", "softmax")}
     adam = BACKCOPY.optimizer  # what is usual here is usual on Backcopy
-    assert (USUAL["decay"], USUAL["eps"]) == (adam.decay, adam.eps)
+    assert (DEFAULT_CELL["decay"], DEFAULT_CELL["eps"]) == (adam.decay, adam.eps)
 
 
 def test_shards_share_all_items():

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from experiments import plan
-from experiments.plan_report import HEADINGS, fits, markdown_table, verdict
+from experiments.reports.plan_report import HEADINGS, fits, markdown_table, verdict
 from sysout_jax.model.config import SHAPES
 from sysout_jax.model.decoder import parameter_count
+from sysout_jax.planning.machines import GIB
 from sysout_jax.results import read_record
-from sysout_jax.training.planning import GIB
 
 ROOT = Path(__file__).parents[2]
 QUICK = {

@@ -7,16 +7,16 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from experiments import (
+from experiments.cli.launch import WIDTH
+from experiments.reports import (
     benchmark_report,
     causal_report,
     compress_report,
     convergence_report,
     explicit_report,
     laboratory_report,
-    report,
+    variants_report,
 )
-from experiments.launch import WIDTH
 from sysout_jax.results import read_record
 from tests.pages import ROOT
 
@@ -27,7 +27,7 @@ REPORTS = {
     "convergence/backcopy": convergence_report,
     "explicit/backcopy": explicit_report,
     "laboratory": laboratory_report,
-    "variants/demo": report,
+    "variants/demo": variants_report,
 }
 SENTENCE = re.compile(r"  \S")  # under a table: a line that the terminal may wrap
 
@@ -61,7 +61,7 @@ def test_parts_begin_with_what_a_row_is(width, parts):
     rows = [["name", "norm", "one two", "three", "four"]]
     rows += [[f"row {n}", "own", *(f"{n}.{k} ±0.001" for k in range(3))] for n in range(2)]
     console = Console(file=io.StringIO(), width=width)
-    report.print_columns(console, "a title", rows, left=2)
+    variants_report.print_columns(console, "a title", rows, left=2)
     lines = console.file.getvalue().splitlines()
     assert sum("row 1" in line for line in lines) == parts
     assert sum("own" in line for line in lines) == 2  # the same everywhere: in the first part alone

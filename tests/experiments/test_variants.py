@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from experiments import launch, variants
-from experiments.presets import PRESETS
-from experiments.report import findings, markdown_table
+from experiments import variants
+from experiments.cli import launch
+from experiments.cli.presets import PRESETS
+from experiments.reports.variants_report import findings, markdown_table
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.data import load_corpus
 from sysout_jax.training.config import TrainConfig

@@ -9,7 +9,7 @@ import typing
 import pytest
 
 from experiments import causal, compress, convergence, explicit, laboratory
-from sysout_jax.analysis.scan import Thresholds
+from sysout_jax.analysis.locate.scan import Thresholds
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import MLPS, NORMS
 from sysout_jax.errors import InputError

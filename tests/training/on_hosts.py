@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import launch
+from experiments.cli import launch
 from sysout_jax.data.backcopy import Backcopy
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.training import hosts, loop

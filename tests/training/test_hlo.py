@@ -2,7 +2,7 @@
 
 import pytest
 
-from sysout_jax.training.hlo import buffers, parse, traffic
+from sysout_jax.planning.hlo import buffers, parse, traffic
 
 LOOP = """HloModule jit_f, is_scheduled=true, num_partitions=6
 

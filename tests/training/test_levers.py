@@ -11,7 +11,7 @@ import pytest
 from experiments import plan
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init, param_axes, stack_blocks
-from sysout_jax.training import planning
+from sysout_jax.planning import machines
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import train
 from sysout_jax.training.optimizer import OPTIMIZERS, OptimizerConfig, is_matrix, make_optimizer
@@ -132,7 +132,7 @@ def test_the_planned_peak_falls():
     config = TrainConfig(seq_len=32, batch_size=8, model=model)
     runs = plan.levers(config)
     plain, again = (
-        planning.compiled(planning.train_program(runs[name], 17, make_mesh(config.mesh_shape)))[0]
+        machines.compiled(machines.train_program(runs[name], 17, make_mesh(config.mesh_shape)))[0]
         for name in ("--scan_layers", "--scan_layers --remat=block")
     )
     assert again.peak < 0.7 * plain.peak

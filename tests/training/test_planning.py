@@ -8,9 +8,9 @@ import pytest
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import SHAPES, ModelConfig
 from sysout_jax.model.decoder import parameter_count
-from sysout_jax.training import fitting, planning
+from sysout_jax.planning import fitting, machines
+from sysout_jax.planning.hlo import Collective, Traffic
 from sysout_jax.training.config import TrainConfig
-from sysout_jax.training.hlo import Collective, Traffic
 from sysout_jax.training.sharding import make_mesh
 
 TINY = ModelConfig(
@@ -21,20 +21,20 @@ RUN = TrainConfig(batch_size=6, seq_len=5, accumulate=1, model=TINY)
 
 
 def test_roofline_by_hand():
-    chip = planning.Chip(flops=100.0, hbm=1.0, bandwidth=10.0, network=5.0, source="")
+    chip = machines.Chip(flops=100.0, hbm=1.0, bandwidth=10.0, network=5.0, source="")
     moved = Traffic(bytes=30.0, collectives={"all-reduce": Collective(1, 4.0, 10.0)})
-    found = planning.roofline(chip, 200.0, moved, useful=150.0)
+    found = machines.roofline(chip, 200.0, moved, useful=150.0)
     assert (found["compute"], found["memory"], found["network"]) == (2, 3, 2)
     assert (found["step"], found["without_overlap"]) == (3, 7)
     assert found["utilisation"] == pytest.approx(150 / 300)
     assert found["utilisation_without_overlap"] == pytest.approx(150 / 700)
-    assert "utilisation" not in planning.roofline(chip, 200.0, moved)
+    assert "utilisation" not in machines.roofline(chip, 200.0, moved)
 
 
-@pytest.mark.parametrize("name", planning.CHIPS)
+@pytest.mark.parametrize("name", machines.CHIPS)
 def test_chips_are_plausible(name):
     """A slip of a thousand would show: all are within the range of accelerators of a decade."""
-    chip = planning.CHIPS[name]
+    chip = machines.CHIPS[name]
     assert 1e14 < chip.flops < 3e15
     assert 1e10 < chip.hbm < 3e11
     assert 5e11 < chip.bandwidth < 1e13
@@ -44,9 +44,9 @@ def test_chips_are_plausible(name):
 
 def test_a_device_at_hand_is_found_by_its_name():
     """As NVIDIA's driver names an H100 SXM and an H200; CPUs are not in the table."""
-    assert planning.chip_of("NVIDIA H100 80GB HBM3") is planning.CHIPS["h100"]
-    assert planning.chip_of("NVIDIA H200") is planning.CHIPS["h200"]
-    assert planning.chip_of("cpu") is None
+    assert machines.chip_of("NVIDIA H100 80GB HBM3") is machines.CHIPS["h100"]
+    assert machines.chip_of("NVIDIA H200") is machines.CHIPS["h200"]
+    assert machines.chip_of("cpu") is None
 
 
 def test_llama_2_7b_is_that():
@@ -58,7 +58,7 @@ def test_model_flops_by_hand():
     d, f, v, layers, tokens = 8, 24, 13, 3, 30
     matrices = layers * (4 * d * d + 3 * d * f) + d * v
     norms = (2 * layers + 1) * d
-    assert planning.model_flops(RUN, v) == tokens * (
+    assert machines.model_flops(RUN, v) == tokens * (
         6 * (matrices + norms) + 12 * layers * d * RUN.seq_len
     )
 
@@ -70,7 +70,7 @@ def test_model_flops_of_a_narrow_table(tied):
     model = replace(TINY, embed_width=w, tied=tied)
     matrices = layers * (4 * d * d + 3 * d * f) + 2 * w * d + v * w
     norms = (2 * layers + 1) * d
-    assert planning.model_flops(replace(RUN, model=model), v) == tokens * (
+    assert machines.model_flops(replace(RUN, model=model), v) == tokens * (
         6 * (matrices + norms) + 12 * layers * d * RUN.seq_len
     )
 
@@ -82,7 +82,7 @@ def test_model_flops_without_learned_positions_and_idle_experts(chosen):
     model = replace(TINY, position="learned", context=5, experts=3, experts_per_token=chosen)
     matrices = layers * (4 * d * d + chosen * 3 * d * f + 3 * d) + d * v
     norms = (2 * layers + 1) * d
-    assert planning.model_flops(replace(RUN, model=model), v) == tokens * (
+    assert machines.model_flops(replace(RUN, model=model), v) == tokens * (
         6 * (matrices + norms) + 12 * layers * d * RUN.seq_len
     )
 
@@ -92,14 +92,14 @@ def test_counted_operations_are_those_of_the_formula():
     model = replace(SHAPES["gpt2-124m"], dtype="bfloat16", context=512)
     config = TrainConfig(batch_size=2, seq_len=512, model=model)
     vocab = 50_257
-    ratio = planning.train_flops(config, vocab) / planning.model_flops(config, vocab)
+    ratio = machines.train_flops(config, vocab) / machines.model_flops(config, vocab)
     assert 0.95 < ratio < 1.1
 
 
 def test_deeper_is_counted_as_laid_out():
     """Three layers from one and two, against XLA's own count of three."""
-    direct = planning.step_flops(RUN, 13)
-    assert planning.train_flops(RUN, 13) == pytest.approx(direct, rel=1e-6)
+    direct = machines.step_flops(RUN, 13)
+    assert machines.train_flops(RUN, 13) == pytest.approx(direct, rel=1e-6)
 
 
 def test_operations_of_an_analysis():
@@ -108,8 +108,8 @@ def test_operations_of_an_analysis():
     d, f, layers, tokens = 64, 192, 3, 30
     run = replace(RUN, model=replace(TINY, width=d, mlp_width=f))
     flat = replace(run, model=replace(run.model, scan_layers=False, query_block=run.seq_len))
-    direct = planning.analysis_program(flat, 13, None).cost_analysis()["flops"]
-    found = planning.analysis_flops(run, 13)
+    direct = machines.analysis_program(flat, 13, None).cost_analysis()["flops"]
+    found = machines.analysis_flops(run, 13)
     assert found == pytest.approx(direct, rel=1e-6)
     products = tokens * 2 * layers * (4 * d * d + 3 * d * f)
     assert products < found < 1.3 * products
@@ -138,7 +138,7 @@ def test_activations_by_hand(changes, model, expected):
 
 def test_a_real_step_needs_what_it_was_said_to():
     mesh = make_mesh(RUN.mesh_shape)
-    memory, moved = planning.compiled(planning.train_program(RUN, 13, mesh))
+    memory, moved = machines.compiled(machines.train_program(RUN, 13, mesh))
     state = fitting.state_bytes(RUN, 13, mesh)
     assert state == pytest.approx(12 * parameter_count(RUN.architecture(13)), rel=0.01)
     assert state <= memory.arguments < 1.1 * state + 1000
@@ -157,7 +157,7 @@ def test_a_real_step_needs_what_it_was_said_to():
     ],
 )
 def test_refusals_of_the_compiler(said, needed):
-    found = planning.refused(said)
+    found = machines.refused(said)
     assert found == (needed and round(needed))
 
 
@@ -166,13 +166,13 @@ def test_refusals_of_the_compiler(said, needed):
 )
 def test_unknown_topologies(text):
     with pytest.raises(InputError, match=rf"topology={text}: accepted: a TPU slice"):
-        planning.parse_topology(text)
+        machines.parse_topology(text)
 
 
 def test_libtpu_is_missing(monkeypatch):
-    monkeypatch.setattr(planning, "find_spec", lambda name: None)
+    monkeypatch.setattr(machines, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs the package libtpu: pip install libtpu"):
-        planning.described(planning.parse_topology("v5e:2x4"))
+        machines.described(machines.parse_topology("v5e:2x4"))
 
 
 def test_what_would_fit():
@@ -216,6 +216,6 @@ class Unreadable:
 
 
 def test_memory_is_known_without_the_text():
-    memory, moved = planning.compiled(Unreadable())
+    memory, moved = machines.compiled(Unreadable())
     assert memory.peak == 7 + 5 - 3 + 11
     assert moved is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.training import timing
+from sysout_jax.planning import timing
 from sysout_jax.training.config import TrainConfig
 
 TINY = TrainConfig(

@@ -1,0 +1,301 @@
+"""What every experiment binary shares: flags from configs, errors in one line, caches."""
+
+import dataclasses
+import glob
+import inspect
+import io
+import json
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from logging import StreamHandler, getLogger
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+from absl import app, flags, logging
+from rich.console import Console
+
+from sysout_jax import plots
+from sysout_jax.data import default_cache_dir
+from sysout_jax.errors import InputError
+from sysout_jax.results import named_run, read_record
+from sysout_jax.training import hosts
+
+from . import ending
+
+FLAGS = flags.FLAGS
+C = TypeVar("C")
+TPU_LIBRARY = "TPU_LIBRARY_PATH"
+TPU_CHIPS = ("/dev/accel*", "/dev/vfio/*")  # as the drivers of TPUs name them
+WIDTH = 1000  # characters: wide enough for any table
+
+
+def define_overrides(config_type: type, skip: tuple[str, ...] = ()) -> None:
+    """Define one flag per field of a config dataclass and of the dataclasses in it.
+
+    A flag that is not given leaves the field as it is. The comment beside a field is its help.
+    """
+    for name, hint, text in _leaves(config_type):
+        if name in skip:
+            continue
+        if hint is bool:
+            flags.DEFINE_bool(name, None, text)
+        elif hint is int:
+            flags.DEFINE_integer(name, None, text)
+        elif hint is float:
+            flags.DEFINE_float(name, None, text)
+        elif hint is str:
+            flags.DEFINE_string(name, None, text)
+        else:
+            flags.DEFINE_list(name, None, text)
+
+
+def override(config: C, flag_values: dict[str, Any]) -> C:
+    """The config with every field that is named in `flag_values` replaced, at any depth.
+
+    Raises:
+      InputError: a value is out of range, or a list holds what is no number.
+    """
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = override(value, flag_values)
+        elif flag_values.get(field.name) is not None:
+            given = flag_values[field.name]
+            if isinstance(given, list):
+                given = numbers(field.name, given, float if "float" in str(field.type) else int)
+            changes[field.name] = given
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def restore(config_type: type[C], stored: dict[str, Any]) -> C:
+    """The config that a run wrote as config.json.
+
+    Raises:
+      InputError: other fields than the config has, as another version would write, or a value
+        that is not accepted.
+    """
+    hints = typing.get_type_hints(config_type)
+    if set(stored) != set(hints):
+        odd = ", ".join(sorted(set(stored) ^ set(hints)))
+        raise InputError("config.json", None, "the fields that this version writes", odd)
+    values: dict[str, Any] = {}
+    for name, value in stored.items():
+        kind = hints[name]
+        of = next(iter(typing.get_args(kind)), None)
+        if dataclasses.is_dataclass(kind):
+            values[name] = restore(typing.cast(type, kind), value)
+        elif dataclasses.is_dataclass(of) and typing.get_origin(kind) is tuple:
+            values[name] = tuple(restore(typing.cast(type, of), item) for item in value)
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return config_type(**values)
+
+
+def read_config(config_type: type[C], directory: Path, flag: str, binary: str) -> C:
+    """The config of a run directory, which a flag means.
+
+    Raises:
+      InputError: it is no run of this binary.
+    """
+    try:
+        return restore(config_type, json.loads((directory / "config.json").read_text()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        told = str(getattr(error, "strerror", None) or error).removeprefix("config.json: ")
+        if not isinstance(error, InputError):  # which says itself what is accepted
+            told = f"{told}; accepted: a run directory of {binary}"
+        raise InputError(flag, FLAGS[flag].value, why=f"config.json: {told}") from error
+
+
+def numbers(name: str, values: list[str], kind: type) -> tuple[Any, ...]:
+    """The value of a list flag as integers, or as numbers where `kind` is float.
+
+    Raises:
+      InputError: an item is none.
+    """
+    try:
+        return tuple(kind(value) for value in values)
+    except ValueError:
+        words = {int: "integers", float: "numbers"}[kind]
+        raise InputError(name, ",".join(values), f"{words} with commas between them") from None
+
+
+def _leaves(config_type: type) -> Iterator[tuple[str, Any, str]]:
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(config_type), re.M))
+    for name, hint in typing.get_type_hints(config_type).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _leaves(typing.cast(type, hint))
+        else:
+            if isinstance(hint, types.UnionType):
+                hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
+            yield name, hint, comments.get(name, name.replace("_", " "))
+
+
+@contextmanager
+def redrawing(directory: Path, binary: str) -> Iterator[dict[str, Any]]:
+    """The record of a run, to draw it again.
+
+    Raises:
+      InputError: there is none, or what is drawn is not in it.
+    """
+    record = read_record(directory)
+    try:
+        yield record
+    except (KeyError, TypeError, IndexError) as error:
+        raise InputError(
+            "redraw",
+            directory,
+            f"a run directory of {binary}",
+            f"result.json is no record of this experiment ({error!r})",
+        ) from error
+
+
+def define_hosts() -> None:
+    """Define the flags of a run on several hosts."""
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        f"HOST:PORT of process 0 where several run together; {hosts.AUTO} on SLURM, Cloud TPU, GKE",
+    )
+    flags.DEFINE_integer("processes", None, "how many processes run this command, one a host")
+    flags.DEFINE_integer("process", None, "which of them this is, from 0")
+
+
+def define_tables() -> None:
+    """Define the flags of a command that prints tables."""
+    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
+    flags.DEFINE_bool("markdown", False, "print tables in Markdown")
+    flags.DEFINE_bool("wide", False, "print tables whole, however wide; else in parts that fit")
+
+
+def console_for_tables() -> Console:
+    """The console that tables are printed to, as wide as --wide says."""
+    return Console(width=WIDTH) if FLAGS.wide else Console()
+
+
+def publish(console: Console, directory: Path, record: dict[str, Any]) -> None:
+    """Draw the record of a run into its directory, and say where both are."""
+    figures = plots.draw(record, directory / "figures")
+    console.print(f"record   {directory / 'result.json'}", soft_wrap=True, markup=False)
+    found = "\n         ".join(map(str, figures))
+    console.print(f"figures  {found}", soft_wrap=True, markup=False)
+
+
+def redraw(
+    binary: str,
+    console: Console,
+    show: Callable[[Console, dict[str, Any]], None],
+    markdown_tables: Callable[[dict[str, Any]], dict[str, str]],
+) -> None:
+    """Print the record of the run that --redraw names, in Markdown if --markdown, and draw it.
+
+    Raises:
+      InputError: there is no record of this experiment.
+    """
+    directory = Path(FLAGS.redraw)
+    with redrawing(directory, binary) as record:
+        if FLAGS.markdown:
+            print("\n\n".join(markdown_tables(record).values()))
+        else:
+            show(console, record)
+        figures = plots.draw(record, directory / "figures")
+    if not FLAGS.markdown:
+        console.print("\n".join(map(str, figures)), soft_wrap=True, markup=False)
+
+
+def launch(main: Callable[[], None], tpu_compiler: bool = False) -> None:
+    """Parse flags and run `main`; the exit status is that of `guarded`.
+
+    Args:
+      main: the command.
+      tpu_compiler: whether it compiles for TPUs that are not here.
+    """
+    if not tpu_compiler and not any(map(glob.glob, TPU_CHIPS)):
+        _hide_tpu_compiler()
+    sys.argv[1:] = named_runs(sys.argv[1:])
+    sys.stdout = ending.Output(typing.cast(io.TextIOWrapper, sys.stdout))
+
+    def run(argv: Sequence[str]) -> None:
+        if not FLAGS["verbosity"].present:
+            _quiet_storage()
+        _say_notes()
+        if "smoke" in FLAGS and FLAGS.smoke:  # nearly all of its time is spent compiling
+            jax.config.update("jax_disable_most_optimizations", True)
+        status = guarded(main, argv)
+        if status and hosts.several():
+            hosts.leave_with(status)
+        sys.exit(status)
+
+    app.run(run)
+
+
+def _hide_tpu_compiler() -> None:
+    """Have JAX not find libtpu, which without a TPU fails at length, and at every signal."""
+    found = sys.modules.get("libtpu")  # JAX has asked it for its path, and it has noted it
+    if found and os.environ.get(TPU_LIBRARY) == found.get_library_path():
+        del os.environ[TPU_LIBRARY]
+    sys.modules["libtpu"] = None  # type: ignore[assignment]
+
+
+def named_runs(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which the runs are named that `latest` stands for as the command begins."""
+    parts = (each.rpartition("=") if each.startswith("-") else ("", "", each) for each in arguments)
+    return [f"{flag}{sign}{named_run(value)}" for flag, sign, value in parts]
+
+
+def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
+    """Run `main` and turn what may go wrong for a user into one line on stderr.
+
+    Returns:
+      The exit status: 0, also of a run that stopped as SIGTERM asked, 2 for a user's mistake, 1
+      for a run that failed or whose output nobody reads any more, 130 for Ctrl-C, 143 for SIGTERM
+      where there is nothing to go on from.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))
+    with ending.heard() as signals:
+        try:
+            if len(argv) > 1:
+                raise InputError(
+                    repr(argv[1]), None, "flags of the form --name=value", "unexpected"
+                )
+            for name in FLAGS:  # as a variable of the shell that is not set leaves it
+                if FLAGS[name].present and FLAGS[name].value == "":
+                    raise InputError(name, "", f"a value, or no --{name}", "empty")
+            main()
+            sys.stdout.flush()
+        except (Exception, KeyboardInterrupt) as error:
+            return ending.ended(error, signals)
+    return 0
+
+
+def _say_notes() -> None:
+    """Print what the library logs as it is, without a time and a place in the code."""
+    notes = getLogger("sysout_jax")
+    notes.addHandler(StreamHandler())
+    notes.propagate = False
+
+
+def _quiet_storage() -> None:
+    """Leave out what the storage library says besides what it raises.
+
+    It tells its whole story at INFO; a failed write it logs with a traceback from each of its
+    threads; other writes that failed are heard of as nobody asks for them, or because the event
+    loop that they report to is closed.
+    """
+    logging.set_verbosity(logging.WARNING)
+    for name in ("absl", "asyncio"):
+        getLogger(name).addFilter(lambda record: not record.exc_info)
+    before = sys.unraisablehook
+
+    def hook(raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            before(raised)
+
+    sys.unraisablehook = hook

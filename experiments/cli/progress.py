@@ -1,0 +1,80 @@
+"""Bars for what takes long: training, reading a corpus, the parts of a model."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+
+from sysout_jax.training.config import TrainConfig
+
+
+def model_bar(console: Console) -> RichProgress:
+    """A bar for a model whose parts are done one after the other; the field `state` says which."""
+    return RichProgress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed}/{task.total}  {task.fields[state]}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+class Progress:
+    """One line per variant while it trains: a bar, its loss and speed."""
+
+    def __init__(self, console: Console, study: TrainConfig, variants: tuple[str, ...]) -> None:
+        self._bar = RichProgress(
+            TextColumn("{task.description:<20}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed}/{task.total}  {task.fields[state]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=console,
+        )
+        groups = -(-len(study.seeds) // study.seeds_at_once)
+        self._tasks = {
+            name: self._bar.add_task(name, total=study.steps * groups, start=False, state="")
+            for name in variants
+        }
+        self._steps = study.steps
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, row: dict[str, Any]) -> None:
+        """Show one row of the training log."""
+        task = self._tasks[row["variant"]]
+        self._bar.start_task(task)
+        if "loss" in row:
+            done = self._bar.tasks[task].completed // self._steps * self._steps + row["step"]
+            speed = row["tokens_per_second"] / 1e3
+            state = f"loss {np.mean(row['loss']):.3f}  {speed:.0f}k tokens/s"
+            self._bar.update(task, completed=done, state=state)
+
+
+@contextlib.contextmanager
+def reading(console: Console, corpus: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar that goes when the corpus is read; yields what to call with bytes done and in all."""
+    bar = RichProgress(
+        TextColumn(f"reading {corpus}", markup=False),
+        BarColumn(bar_width=20),
+        DownloadColumn(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(corpus, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,1 @@
+"""Claims over records: what a claim is, and the claims of each kind of record."""

@@ -1,0 +1,1 @@
+"""What stands in the record of each command, and how it is found there: no drawing, no verdict."""

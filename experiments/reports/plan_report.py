@@ -1,0 +1,127 @@
+"""What experiments.plan says: a table of each step, a line that says whether it fits."""
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sysout_jax.planning.machines import GIB
+
+from ..cli.tables import markdown
+
+Record = dict[str, Any]
+HEADINGS = (
+    "model", "machine", "step", "mesh", "batch x T", "remat", "peak, GiB", "of", "fits",
+    "TFLOP", "GB moved", "GB sent", "least ms", "bound by", "MFU at best", "MFU, no overlap",
+)  # fmt: skip
+OF_LEVERS = ("flags", "peak, GiB", "state", "temporaries", "TFLOP", "GB moved", "least ms")
+
+
+def bound(step: Record) -> str:
+    """What takes the longest."""
+    return max(("compute", "memory", "network"), key=lambda name: step["roofline"][name])
+
+
+def verdict(record: Record) -> str:
+    """Whether the training step fits; if not, by how much, and what would."""
+    step = record["steps"]["train"]
+    said = fits(step)
+    found = record.get("suggestion")
+    if step["fits"] is not False:
+        return said
+    if not found:
+        return f"{said}; nothing that this mesh's devices allow is expected to fit"
+    how = found["config"]
+    flags = " ".join(f"--{n}={how[n]}" for n in ("mesh", "remat", "accumulate", "batch_size"))
+    return f"{said}; nearest alternative: {flags}: {fits(found)}"
+
+
+def fits(step: Record) -> str:
+    """FITS, or by how much a step does not."""
+    peak, room = step["memory"]["peak"] / GIB, step["room"]
+    if room is None:
+        return f"needs {peak:.2f} GiB"
+    if step["fits"]:
+        return f"FITS: {peak:.2f} of {room / GIB:.1f} GiB"
+    over = peak - room / GIB
+    if over <= 0:  # the compiler keeps a part of the memory for itself
+        return f"DOES NOT FIT: {peak:.2f} of {room / GIB:.1f} GiB, of which the system keeps a part"
+    return f"DOES NOT FIT: {peak:.2f} of {room / GIB:.1f} GiB, {over:.2f} too many"
+
+
+def print_plan(console: Console, record: Record, name: str) -> None:
+    """One step: memory, work, what is moved, and the least time."""
+    step = record["steps"][name]
+    console.print(
+        f"\n{name} step of {record['model']} on {record['topology']}, {record['devices']} devices, "
+        f"each:", highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+    table = Table(box=box.SIMPLE, show_header=False)
+    memory = step["memory"]
+    for part in ("arguments", "outputs", "temporaries", "kept", "peak"):
+        if memory[part] is not None:
+            table.add_row(part, f"{memory[part] / GIB:.3f} GiB")
+    table.add_row("work", f"{step['flops'] / 1e12:.3f} TFLOP")
+    if step["model_flops"] is not None:
+        table.add_row("of the model", f"{step['model_flops'] / 1e12:.3f} TFLOP")
+    if step["traffic"]:
+        table.add_row("memory traffic", f"{step['traffic']['bytes'] / 1e9:.3f} GB")
+        for kind, each in step["traffic"]["collectives"].items():
+            table.add_row(
+                kind, f"{each['count']:g} times, {each['bytes'] / 1e9:.3f} GB, "
+                f"{each['wire'] / 1e9:.3f} GB sent",
+            )  # fmt: skip
+    if step["roofline"]:
+        for part in ("compute", "memory", "network", "step", "without_overlap"):
+            table.add_row(part.replace("_", " "), f"{1e3 * step['roofline'][part]:.2f} ms")
+    console.print(table)
+    console.print(fits(step), highlight=False, markup=False, soft_wrap=True)
+
+
+def markdown_table(record: Record) -> str:
+    """One row for each step, or for each lever."""
+    if record.get("levers"):
+        rows = [_lever(name, step) for name, step in record["levers"].items()]
+        return markdown([list(OF_LEVERS), ["---"] + ["---:"] * (len(OF_LEVERS) - 1), *rows])
+    rows = [_row(record, name) for name in record["steps"]]
+    return markdown([list(HEADINGS), ["---"] * 3 + ["---:"] * (len(HEADINGS) - 3), *rows])
+
+
+def _lever(name: str, step: Record) -> list[str]:
+    memory, moved, line = step["memory"], step["traffic"], step["roofline"]
+    held, beside = memory["arguments"], memory["temporaries"]
+    return [
+        name if name == "none" or "--" not in name else f"`{name}`",
+        f"{memory['peak'] / GIB:.2f}",
+        "" if held is None else f"{held / GIB:.2f}",
+        "" if beside is None else f"{beside / GIB:.2f}",
+        f"{step['flops'] / 1e12:.2f}",
+        f"{moved['bytes'] / 1e9:.1f}" if moved else "",
+        f"{1e3 * line['step']:.1f}" if line else "",
+    ]
+
+
+def _row(record: Record, name: str) -> list[str]:
+    step, how = record["steps"][name], record["steps"][name]["config"]
+    line, moved = step["roofline"], step["traffic"]
+    sent = moved and sum(each["wire"] for each in moved["collectives"].values())
+    trained = line and "utilisation" in line
+    return [
+        record["model"],
+        record["topology"],
+        name,
+        how["mesh"].replace("data=1,", "").replace(",tensor=1", "").replace(",fsdp=1", ""),
+        f"{how['batch_size']} x {how['seq_len']}",
+        how["remat"] if name == "train" else "",
+        f"{step['memory']['peak'] / GIB:.2f}",
+        f"{step['room'] / GIB:.0f}" if step["room"] else "",
+        {True: "yes", False: "no", None: ""}[step["fits"]],
+        f"{step['flops'] / 1e12:.2f}",
+        f"{moved['bytes'] / 1e9:.1f}" if moved else "",
+        f"{sent / 1e9:.2f}" if moved else "",
+        f"{1e3 * line['step']:.1f}" if line else "",
+        bound(step) if line else "",
+        f"{line['utilisation']:.2f}" if trained else "",
+        f"{line['utilisation_without_overlap']:.2f}" if trained else "",
+    ]

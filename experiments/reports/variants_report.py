@@ -1,0 +1,170 @@
+"""What the variants experiment shows on a terminal: progress, the table, and what it means."""
+
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sysout_jax.analysis.statistics import Interval, mean_interval
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.core.detectors import MASSIVE_RATIO, WEIGHT_RATIO
+from sysout_jax.core.measures import SINK_EPS, SINK_RATE_PRESENT, VALUE_DRAINED
+
+from ..cli.tables import markdown, print_columns
+
+# Measures that the terminal's table shows, with short headings; the record holds all of them.
+COLUMNS = {
+    "first_token_attention": "attention\nto first\ntoken",
+    "noop_sink": "the same,\nno-op\nqueries",
+    "sink_rate@attn_weights": "Sink₀(0.3)",
+    "value_drain@value": "value\ndrain",
+    "residual_peak@block_out": "residual\npeak",
+    "top1_over_median@block_out": "max/\nmedian |h|",
+    "neuron_rms_kurtosis@block_out": "kurtosis",
+    "weight_ratio@down": "max/mean\n|W_down|",
+    "gate_noop": "factor,\nno-op",
+    "gate_active": "factor,\nothers",
+}
+
+
+def print_variants(console: Console) -> None:
+    """The table of variants: name, formula, source."""
+    table = Table(box=box.SIMPLE, show_lines=False)
+    for heading in ("variant", "formula", "source"):
+        table.add_column(heading)
+    for variant in VARIANTS.values():
+        table.add_row(variant.label, variant.formula, variant.cite)
+    console.print(table, markup=False)
+
+
+def markdown_variants() -> str:
+    """The table of variants in Markdown, as docs/variants.md shows it."""
+    rows = [["variant", "formula", "source"], ["---"] * 3]
+    rows += [[v.label, f"`{v.formula}`", v.cite] for v in VARIANTS.values()]
+    return markdown(rows)
+
+
+def final(entry: dict[str, Any], name: str, at: int = -1) -> Interval:
+    """A measure of a trained variant over its seeds; `at` 0 is the value before training."""
+    return mean_interval(entry["measured"]["measures"][name][at])
+
+
+def print_table(console: Console, study: dict[str, Any]) -> None:
+    """The study's table and, under it, what the numbers say."""
+    if not study["variants"]:
+        return
+    headings, rows = _table(study)
+    print_columns(console, title(study), [headings, *rows], apart=True)
+    for line in findings(study):
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    console.print()
+
+
+def markdown_table(study: dict[str, Any]) -> str:
+    """The study's table in Markdown, as the README shows it."""
+    headings, rows = _table(study)
+    headings = [heading.replace("\n", " ").replace("|", "\\|") for heading in headings]
+    return markdown([headings, ["---"] + ["---:"] * (len(headings) - 1), *rows])
+
+
+def print_tables(console: Console, record: dict[str, Any]) -> None:
+    """The table of each study of a record."""
+    for study in record["studies"]:
+        print_table(console, study)
+
+
+def markdown_tables(record: dict[str, Any]) -> dict[str, str]:
+    """Study -> its table in Markdown."""
+    return {study["name"]: markdown_table(study) for study in record["studies"]}
+
+
+def title(study: dict[str, Any]) -> str:
+    """The table's title: what was trained, and how its numbers are to be read."""
+    config, seeds = study["config"], len(study["config"]["seeds"])
+    tokens = study["tokens_per_seed"] / 1e6
+    return (
+        f"{study['corpus']}: {config['steps']} steps, {tokens:.2f}M tokens, "
+        f"{seeds} seed{'s' * (seeds > 1)}\n"
+        "validation loss: mean ± sd; measures: mean ± half-width of the 95% interval"
+    )
+
+
+def _table(study: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings, and one row of texts for the untrained model and for each variant."""
+    entries = list(study["variants"].values())
+    columns = {
+        name: heading
+        for name, heading in COLUMNS.items()
+        if any(name in entry["measured"]["measures"] for entry in entries)
+    }
+    rows = [["before training", *_cells(entries[0], columns, at=0)]]
+    for entry in entries:
+        mark = "" if entry["normalised"] else " †"
+        rows.append([entry["label"] + mark, *_cells(entry, columns, at=-1)])
+    return ["variant", "validation\nloss", *columns.values()], rows
+
+
+def _cells(entry: dict[str, Any], columns: dict[str, str], at: int) -> list[str]:
+    losses = np.asarray(entry["measured"]["val_loss"][at])
+    spread = f" ±{np.std(losses, ddof=1):.3f}" if losses.size > 1 else ""
+    cells = [f"{np.mean(losses):.3f}{spread}"]
+    for name in columns:
+        if name not in entry["measured"]["measures"]:
+            cells.append("")
+            continue
+        mean, low, high = final(entry, name, at)
+        digits = 2 if abs(mean) < 10 else 1
+        half = "" if np.isnan(low) else f" ±{(high - low) / 2:.{digits}f}"
+        cells.append(f"{mean:.{digits}f}{half}")
+    return cells
+
+
+def findings(study: dict[str, Any]) -> list[str]:
+    """What the study's numbers say, each sentence computed from them."""
+    entries = study["variants"]
+    measured = next(iter(entries.values()))["measured"]["measures"]
+    # Of a language model some heads are sinks, and the mean over all is small.
+    sink = (
+        ("noop_sink", SINK_EPS)
+        if "noop_sink" in measured
+        else ("sink_rate@attn_weights", SINK_RATE_PRESENT)
+    )
+    lines = [
+        _verdict("attention sink", *sink, above=True, study=study),
+        _verdict("value drain", "value_drain@value", VALUE_DRAINED, above=False, study=study),
+    ]
+    massive = {n: final(e, "massive_activations").mean for n, e in entries.items()}
+    peak = max(final(e, "top1_over_median@block_out").mean for e in entries.values())
+    ratio = max(final(e, "weight_ratio@down").mean for e in entries.values())
+    found = [entries[name]["label"] for name, count in massive.items() if count > 0]
+    lines.append(
+        f"massive activations (|h| > 100 and > {MASSIVE_RATIO:g} x median): "
+        + (", ".join(found) if found else f"none; the largest max/median is {peak:.0f}")
+    )
+    lines.append(
+        f"weight outliers (max/mean |W_down| > {WEIGHT_RATIO:g}): "
+        + ("found" if ratio > WEIGHT_RATIO else "none")
+        + f"; the largest ratio is {ratio:.0f}"
+    )
+    if not found or ratio <= WEIGHT_RATIO:
+        lines.append("=> what is none here is undecided, not refuted: it takes larger, longer runs")
+    if any(not entry["normalised"] for entry in entries.values()):
+        lines.append(
+            "† rows do not sum to one: Sink₀ is measured on rows brought to one, "
+            "the attention to the first token on the rows as they are"
+        )
+    return lines
+
+
+def _verdict(what: str, name: str, threshold: float, above: bool, study: dict[str, Any]) -> str:
+    """Which variants show `what`: those with every seed on that side of the threshold."""
+    sides: dict[str, list[str]] = {"in every seed": [], "in none": [], "in some": []}
+    for entry in study["variants"].values():
+        values = np.asarray(entry["measured"]["measures"][name][-1])
+        shown = values > threshold if above else values < threshold
+        side = "in every seed" if shown.all() else "in some" if shown.any() else "in none"
+        sides[side].append(entry["label"])
+    told = "; ".join(f"{side}: {', '.join(names)}" for side, names in sides.items() if names)
+    return f"{what} ({name} {'>' if above else '<'} {threshold:g}) {told}"

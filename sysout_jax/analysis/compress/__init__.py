@@ -1,0 +1,1 @@
+"""What they cost under quantisation and pruning."""

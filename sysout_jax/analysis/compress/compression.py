@@ -1,0 +1,256 @@
+"""A model under a compression scheme: its parameters and the edits of its taps, and its loss."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sysout_jax.analysis.compress.calibration import PRODUCTS, Inputs, inputs, limits, rotation
+from sysout_jax.analysis.compress.rounding import Basis, RoundInputs, round_weights
+from sysout_jax.analysis.compress.schemes import Pruning, Rounding, Scheme
+from sysout_jax.analysis.locate.scan import for_length, over_batches
+from sysout_jax.analysis.locate.weights import projection
+from sysout_jax.core import compensate, prune
+from sysout_jax.core.layers import cross_entropy
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import Params, forward, stack_blocks, unstack_blocks
+from sysout_jax.model.taps import Edit
+
+ALPHA = 0.5  # of SmoothQuant, its authors' choice (Xiao et al. 2022, section 4)
+CACHE = ("key", "value")
+Blocks = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A model under a scheme.
+
+    params: with the changed weights.
+    edits: of the taps whose values are rounded.
+    zeros: projection -> [L], the share of its weights that is zero.
+    """
+
+    params: Params
+    edits: Mapping[str, Edit] = field(default_factory=dict)
+    zeros: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Compressor:
+    """A model, and the calibration text that schemes may learn from.
+
+    sites: taps whose products are compressed, keys of `calibration.PRODUCTS`.
+    alpha: of SmoothQuant.
+
+    Raises:
+      InputError: a model with experts.
+    """
+
+    config: ModelConfig
+    params: Params
+    calibration: Int[np.ndarray, "B S"]
+    sites: tuple[str, ...] = tuple(PRODUCTS)
+    alpha: float = ALPHA
+    batch: int = 8
+    _known: dict[str, Inputs] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if self.config.experts:
+            raise InputError(
+                "compression does not tell experts apart", accepted="a model without them"
+            )
+
+    @property
+    def known(self) -> dict[str, Inputs]:
+        """The inputs of the products, measured once."""
+        if not self._known:
+            tokens = self.calibration[:, :-1]
+            self._known.update(inputs(self.config, self.params, tokens, self.sites))
+        return self._known
+
+    def compress(self, scheme: Scheme) -> Compressed:
+        """The model under a scheme."""
+        blocks = self._blocks()
+        if isinstance(scheme, Pruning):
+            self._prune(scheme, blocks)
+            return Compressed(self._joined(blocks), {}, self._zeros(blocks))
+        bases = {tap: self._basis(scheme, tap, blocks) for tap in self.sites}
+        if scheme.weights is not None:
+            for tap, layer, module, name in self._products(blocks):
+                basis = bases[tap].at(layer)
+                how = (scheme, self._matrix(blocks, layer, module, name), basis)
+                if scheme.by == "nearest":
+                    changed = round_weights(*how)
+                else:
+                    known = self.known[tap]
+                    changed = round_weights(*how, _f32(known.gram[layer]), _f32(known.mean[layer]))
+                self._put(blocks, layer, module, name, changed)
+        return Compressed(self._joined(blocks), self._edits(scheme, bases))
+
+    def _edits(self, how: Rounding, bases: Mapping[str, Basis]) -> dict[str, Edit]:
+        edits = {}
+        if how.activations is not None:
+            for tap, basis in bases.items():
+                fixed = None
+                if how.ranges is not None:
+                    tokens = self.calibration[:, :-1]
+                    fixed = _f32(
+                        limits(
+                            self.config, self.params, tokens, how, tap, basis, self.known[tap],
+                            self.batch,
+                        )
+                    )  # fmt: skip
+                per = "vector" if how.per == "group" else how.per
+                edits[tap] = Edit(RoundInputs(how.activations, per, how.zero_point), basis, fixed)
+        if how.cache is not None:
+            for tap in CACHE:
+                rounded = RoundInputs(how.cache, "vector", how.zero_point, heads=True)
+                edits[tap] = Edit(rounded, Basis(), None)
+        return edits
+
+    def _basis(self, how: Rounding, tap: str, blocks: Blocks) -> Basis:
+        if how.basis == "given":
+            return Basis()
+        matrices = [
+            [self._matrix(blocks, layer, *p) for p in PRODUCTS[tap] if p[1] in block[p[0]]]
+            for layer, block in enumerate(blocks)
+        ]
+        if how.basis == "rotate":
+            return Basis(rotation=rotation(tap, matrices[0][0].shape[0]))
+        peaks = [jnp.max(jnp.abs(jnp.concatenate(row, axis=1)), axis=1) for row in matrices]
+        scales = jax.vmap(partial(compensate.smooth_scales, alpha=self.alpha))
+        return Basis(scales=scales(_f32(self.known[tap].peak), jnp.stack(peaks)))
+
+    def _prune(self, how: Pruning, blocks: Blocks) -> None:
+        places = self._products(blocks)
+        if isinstance(how.sparsity, tuple):
+            n, m = how.sparsity
+            for _, layer, module, name in places:
+                width = len(self._matrix(blocks, layer, module, name))
+                if width % m:
+                    raise InputError(
+                        "methods",
+                        None,
+                        "N:M with an M that divides them",
+                        f"{n}:{m} of the {width} inputs of {name}",
+                    )
+        elif how.criterion == "global":
+            weights = [self._matrix(blocks, *place[1:]) for place in places]
+            masks = prune.global_magnitude_masks(weights, how.sparsity)
+            for place, w, mask in zip(places, weights, masks, strict=True):
+                self._put(blocks, *place[1:], jnp.where(mask, w, 0.0))
+            return
+        for tap, layer, module, name in places:
+            gram = _f32(self.known[tap].gram[layer]) if how.calibrated else None
+            changed = _pruned(how, self._matrix(blocks, layer, module, name), gram)
+            self._put(blocks, layer, module, name, changed)
+
+    # ------------------------------------------------------------- the tree of parameters
+
+    def _blocks(self) -> Blocks:
+        unrolled = unstack_blocks(self.params) if "blocks" in self.params else self.params
+        return [
+            {module: dict(of) for module, of in unrolled[f"block_{layer}"].items()}
+            for layer in range(self.config.layers)
+        ]
+
+    def _joined(self, blocks: Blocks) -> Params:
+        unrolled = {f"block_{layer}": block for layer, block in enumerate(blocks)}
+        rest = {name: of for name, of in self.params.items() if name not in {*unrolled, "blocks"}}
+        tree = {**rest, **unrolled}
+        return stack_blocks(tree) if "blocks" in self.params else tree
+
+    def _products(self, blocks: Blocks) -> list[tuple[str, int, str, str]]:
+        return [
+            (tap, layer, module, name)
+            for tap in self.sites
+            for layer, block in enumerate(blocks)
+            for module, name in PRODUCTS[tap]
+            if name in block[module]
+        ]
+
+    def _matrix(self, blocks: Blocks, layer: int, module: str, name: str) -> Float[Array, "I O"]:
+        return projection(blocks[layer], module, name).astype(jnp.float32)
+
+    def _put(self, blocks: Blocks, layer: int, module: str, name: str, w: Array) -> None:
+        old = blocks[layer][module][name]
+        blocks[layer][module][name] = w.reshape(old.shape).astype(old.dtype)
+
+    def _zeros(self, blocks: Blocks) -> dict[str, np.ndarray]:
+        zeros: dict[str, list[float]] = {}
+        for _, layer, module, name in self._products(blocks):
+            w = self._matrix(blocks, layer, module, name)
+            zeros.setdefault(name, []).append(float(jnp.mean(w == 0.0)))
+        return {name: np.array(shares) for name, shares in zeros.items()}
+
+
+def _f32(x: np.ndarray) -> Array:
+    return jnp.asarray(x, jnp.float32)
+
+
+@partial(jax.jit, static_argnums=0)
+def _pruned(how: Pruning, w: Float[Array, "I O"], gram: Array | None) -> Float[Array, "I O"]:
+    if gram is None:
+        score = jnp.abs(w)
+    elif how.criterion == "sparsegpt":
+        return prune.sparsegpt(w, gram, how.sparsity)[0]
+    else:
+        score = prune.wanda_score(w, jnp.sqrt(jnp.diagonal(gram)))
+    if isinstance(how.sparsity, tuple):
+        mask = prune.n_of_m_mask(score, *how.sparsity)
+    elif how.criterion == "wanda":
+        mask = prune.per_output_mask(score, how.sparsity)
+    else:
+        mask = prune.magnitude_mask(w, how.sparsity)
+    return jnp.where(mask, w, 0.0)
+
+
+def losses(
+    config: ModelConfig,
+    found: Compressed,
+    rows: Int[np.ndarray, "B S"],
+    batch: int = 8,
+    skip: int = 0,
+) -> Float[np.ndarray, "B"]:
+    """The mean loss of each sequence's next tokens under a scheme, in nats.
+
+    Args:
+      config: the architecture.
+      found: what `Compressor.compress` returned.
+      rows: [B, S], S = T + 1.
+      batch: sequences that are run together.
+      skip: of the next tokens, how many at the start do not count.
+    """
+    config = for_length(config, rows.shape[1] - 1)
+
+    def run(params: Params, rows: Array) -> Array:
+        return _losses(config, skip, params, dict(found.edits), rows)[None]
+
+    lost: np.ndarray = over_batches(run, found.params, rows, batch)[0]
+    return lost
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _losses(
+    config: ModelConfig, skip: int, params: Params, edits: Any, rows: Array
+) -> Float[Array, "B"]:
+    logits, _ = forward(config, params, rows[:, :-1], edits=edits)
+    return jnp.mean(cross_entropy(logits, rows[:, 1:])[:, skip:], axis=1)
+
+
+def present(sites: Sequence[str]) -> tuple[str, ...]:
+    """The sites of a `--sites` value.
+
+    Raises:
+      InputError: none, one twice, or one that is no input of a matrix product.
+    """
+    known = ", ".join(PRODUCTS)
+    if not sites or len(set(sites)) < len(sites) or set(sites) - set(PRODUCTS):
+        raise InputError("sites", ",".join(sites), f"some of {known}, none twice")
+    return tuple(sites)

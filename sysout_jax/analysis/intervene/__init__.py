@@ -1,0 +1,1 @@
+"""What the loss says when they are edited, dosed or replaced by an explicit form."""

@@ -1,0 +1,258 @@
+"""Edits as data: one compiled program runs a model under any of the interventions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from sysout_jax.analysis.locate import expert_neurons
+from sysout_jax.analysis.locate.scan import SITES, Scan, over_batches
+from sysout_jax.analysis.locate.weights import layer_count, layer_params, projection
+from sysout_jax.core.layers import cross_entropy
+from sysout_jax.model.compiling import jit_quickly
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import Params, forward
+from sysout_jax.model.taps import Edit
+
+
+def activation_edit(
+    layer: int,
+    threshold: Float[np.ndarray | Array, "B"],
+    replacement: Float[np.ndarray | Array, "2 C"],
+    control: bool = False,
+) -> Edit:
+    """Replace the entries of a site whose magnitude is above each sequence's threshold.
+
+    Args:
+      layer: of the site.
+      threshold: of each sequence.
+      replacement: at the first position, at the others.
+      control: replace as many entries at random places instead.
+    """
+    arrays = threshold, replacement, jnp.asarray(control)
+    return Edit(_replaced, *arrays, layers=layer, in_axes=(0, None, None))
+
+
+def flags(
+    value: Float[Array, "T c"], threshold: Float[Array, ""], control: Bool[Array, ""]
+) -> Bool[Array, "T c"]:
+    """Which entries an `activation_edit` replaces."""
+    above = jnp.abs(value.astype(jnp.float32)) > threshold
+    of_tokens, of_features = jax.random.split(jax.random.key(0))
+    rows = jax.random.permutation(of_tokens, value.shape[0])
+    columns = jax.random.permutation(of_features, value.shape[1])
+    return jnp.where(control, above[rows][:, columns], above)
+
+
+def _replaced(*given: Array) -> Float[Array, "T c"]:
+    """Given the experts of a mixture in front, and the value, the layer and the arrays."""
+    *experts, value, _, threshold, replacement, control = given
+    first, others = (
+        expert_neurons.side_by_side(row, experts[0], value.shape[-1] // experts[0].shape[-1])
+        if experts
+        else jnp.broadcast_to(row, value.shape)
+        for row in replacement
+    )
+    is_first = jnp.arange(value.shape[0])[:, None] == 0
+    new = jnp.where(jnp.broadcast_to(is_first, value.shape), first, others)
+    return jnp.where(flags(value, threshold, control), new.astype(value.dtype), value)
+
+
+def attention_edit(
+    removed: Bool[np.ndarray | Array, "L B S"], rescaled: bool, active: bool = True
+) -> Edit:
+    """Remove the attention to chosen keys.
+
+    Each row keeps its sum, as if attention were over the other keys only: o^R_i. With `rescaled` it
+    is then multiplied by the share S_i that the others had: S_i o^R_i of theory A1.
+    """
+    arrays = removed, jnp.asarray(rescaled), jnp.asarray(active)
+    return Edit(_without_keys, *arrays, in_axes=(1, None, None))
+
+
+def _without_keys(
+    weights: Float[Array, "N t S"], layer: Int[Array, ""], removed: Bool[Array, "L S"],
+    rescaled: Bool[Array, ""], active: Bool[Array, ""],
+) -> Float[Array, "N t S"]:  # fmt: skip
+    gone = jnp.broadcast_to(removed[layer][None, None, :], weights.shape)
+    kept = jnp.where(gone, 0.0, weights)
+    total, rest = (jnp.sum(x, axis=-1, keepdims=True) for x in (weights, kept))
+    safe = jnp.where(rest == 0.0, 1.0, rest)
+    renormalised = kept * jnp.broadcast_to(total / safe, kept.shape)
+    share = rest / jnp.where(total == 0.0, 1.0, total)
+    shrunk = renormalised * jnp.broadcast_to(share, kept.shape)
+    return jnp.where(active, jnp.where(rescaled, shrunk, renormalised), weights)
+
+
+Edits = dict[str, Edit]  # one of each kind; those that are not wanted change nothing
+
+
+def nothing(config: ModelConfig, found: Scan) -> Edits:
+    """The edits that change nothing, for the sequences of a scan."""
+    layers, sequences, _, keys = found.received.shape
+
+    def silent(features: int) -> Edit:
+        return activation_edit(0, np.full(sequences, np.inf), np.zeros((2, features)))
+
+    return {
+        "block_out": silent(config.sizes["D"]),
+        expert_neurons.key(config, "down_in"): silent(expert_neurons.neurons(config)),
+        "attn_weights": attention_edit(jnp.zeros((layers, sequences, keys), bool), False, False),
+    }
+
+
+@jit_quickly(0)
+def sequence_losses(
+    config: ModelConfig, params: Params, rows: Int[Array, "B S"], edits: Edits
+) -> Float[Array, "B"]:
+    """The mean cross-entropy of each sequence's next tokens under edits, in nats."""
+    logits, _ = forward(config, params, rows[:, :-1], edits=edits)
+    return jnp.mean(cross_entropy(logits, rows[:, 1:]), axis=1)
+
+
+def counts(
+    config: ModelConfig, params: Params, rows: np.ndarray, site: str, edit: Edit, batch: int
+) -> Int[np.ndarray, "B"]:
+    """How many entries of each sequence an `activation_edit` replaces."""
+    threshold, _, control = edit.arrays
+    (layer,) = np.asarray(edit.layers).tolist()
+
+    def run(params: Params, rows: Array, threshold: Array) -> Array:
+        marking = Edit(_marked, threshold, control, layers=layer, in_axes=(0, None))
+        return _count(config, site, params, rows[:, :-1], marking)[None, layer]
+
+    found: np.ndarray = over_batches(run, params, rows, batch, None, np.asarray(threshold))[0]
+    return found
+
+
+def _marked(*given: Array) -> Array:
+    """NaN where an `activation_edit` would replace the value."""
+    *_, value, _, threshold, control = given
+    return jnp.where(flags(value, threshold, control), jnp.nan, value)
+
+
+@jit_quickly(0, 1)
+def _count(
+    config: ModelConfig, site: str, params: Params, tokens: Array, edit: Edit
+) -> Int[Array, "L B"]:
+    def replaced(value: Array) -> Array:
+        return jnp.sum(jnp.isnan(value), dtype=jnp.int32)
+
+    edits = {expert_neurons.key(config, site): edit}
+    return forward(config, params, tokens, {site: replaced}, edits)[1][site]
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means of the sites over sequences, and the largest values around the down projections."""
+
+    sites: dict[str, np.ndarray]  # [L, 2, C]: at the first position, over the others
+    spikes: dict[str, np.ndarray]  # [L]: max |down_in|, max |down_out|
+    places: dict[str, np.ndarray]  # [L]: the neuron and the channel of those
+
+    def at(self, site: str, layer: int) -> np.ndarray:
+        """[2, C] of one layer."""
+        return self.sites[site][layer]
+
+    def super_weight(self, threshold: float) -> tuple[int, int, int] | None:
+        """(layer, neuron, channel) of Yu et al. 2024: the first layer where both sides spike."""
+        both = np.minimum(self.spikes["down_in"], self.spikes["down_out"]) > threshold
+        if not both.any():
+            return None
+        layer = int(np.argmax(both))
+        return layer, int(self.places["down_in"][layer]), int(self.places["down_out"][layer])
+
+
+def means(config: ModelConfig, params: Params, tokens: np.ndarray, batch: int) -> Means:
+    """Measure what interventions put in the place of outliers."""
+    taps = over_batches(partial(_means, config), params, tokens, batch)
+    largest = {name: np.argmax(taps[name]["spike"], axis=1)[:, None] for name in SPIKING}
+
+    def of(name: str, key: str) -> np.ndarray:
+        return np.take_along_axis(taps[name][key], largest[name], axis=1)[:, 0]
+
+    def mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+        return np.asarray(total.sum(axis=1) / np.maximum(count.sum(axis=1), 1))  # over sequences
+
+    return Means(
+        {name: mean(taps[name]["total"], taps[name]["count"]) for name in SITES},
+        {name: of(name, "spike") for name in SPIKING},
+        {name: of(name, "place") for name in SPIKING},
+    )
+
+
+SPIKING = ("down_in", "down_out")
+
+
+@jit_quickly(0)
+def _means(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
+    def spike(peaks: Array) -> dict[str, Array]:
+        return {"spike": jnp.max(peaks), "place": jnp.argmax(peaks)}
+
+    def largest(h: Array) -> dict[str, Array]:
+        return spike(jnp.max(jnp.abs(h.astype(jnp.float32)), axis=0))
+
+    def channels(h: Array) -> dict[str, Array]:
+        return expert_neurons.totals(h.astype(jnp.float32))
+
+    def of_experts(*given: Array) -> dict[str, Array]:
+        *experts, h = given
+        if not experts:
+            return channels(h) | largest(h)
+        h, count = h.astype(jnp.float32), config.experts
+        found = expert_neurons.totals(h, experts[0], count)
+        return found | spike(expert_neurons.peaks(experts[0], jnp.abs(h), count))
+
+    taps: Any = {
+        "block_out": channels,
+        expert_neurons.key(config, "down_in"): of_experts,
+        "down_out": largest,
+    }
+    return expert_neurons.by_tap(config, forward(config, params, tokens, taps)[1])
+
+
+def without_weights(
+    params: Params, places: list[tuple[int, int, int]], whole_neuron: bool
+) -> Params:
+    """The parameters with entries (layer, neuron, channel) of down, or their neurons, at zero."""
+    at = [(layer, neuron if whole_neuron else (neuron, c)) for layer, neuron, c in places]
+    return _with_downs(params, at, lambda weights: weights.set(0.0))
+
+
+def changed_neuron(params: Params, layer: int, neuron: int, factor: float) -> Params:
+    """The parameters with a row of a layer's W_down multiplied by a factor."""
+    return _with_downs(params, [(layer, neuron)], lambda weights: weights.multiply(factor))
+
+
+def _with_downs(
+    params: Params, places: list[tuple[int, Any]], change: Callable[[Any], Array]
+) -> Params:
+    """The parameters with W_down changed at each (layer, index): `change` has its `.at[index]`."""
+    if "blocks" in params:
+        at = np.array([(layer, *np.atleast_1d(index)) for layer, index in places])
+        return {**params, "blocks": _with_down(params["blocks"], tuple(at.T), change, layers=1)}
+    changed = dict(params)
+    for layer, index in places:
+        name = f"block_{layer}"
+        changed[name] = _with_down(changed[name], index, change)
+    return changed
+
+
+def _with_down(
+    block: Params, index: Any, change: Callable[[Any], Array], layers: int = 0
+) -> Params:
+    down = block["mlp"]["down"]  # experts are stacked by neuron
+    matrix = down.reshape(*down.shape[:layers], -1, down.shape[-1])
+    changed = change(matrix.at[index]).reshape(down.shape)
+    return {**block, "mlp": {**block["mlp"], "down": changed}}
+
+
+def down_projections(params: Params) -> list[np.ndarray]:
+    """W_down of every layer as a matrix [neurons, channels]."""
+    blocks = (layer_params(params, layer) for layer in range(layer_count(params)))
+    return [np.asarray(projection(block, "mlp", "down")) for block in blocks]
