@@ -6,6 +6,7 @@ import json
 import pytest
 
 from experiments import claims
+from experiments.ledger import claim as claim_module
 from experiments.ledger import levers
 from experiments.ledger.claim import (
     FAILS,
@@ -14,9 +15,10 @@ from experiments.ledger.claim import (
     UNDECIDED,
     above,
     below,
-    claim,
     together,
 )
+from experiments.records import benchmark as benchmark_record
+from experiments.records import laboratory as laboratory_record
 from sysout_jax.analysis.statistics import Interval
 from sysout_jax.errors import InputError
 
@@ -72,7 +74,7 @@ def _study(text="backcopy", **measures):
     """A record of a study in which every variant has the same measures, [seeds]."""
     variants = {
         name: {"measured": {"measures": {key: [value] for key, value in measures.items()}}}
-        for name in claim.PAPER
+        for name in claim_module.PAPER
     }
     return {"studies": [{"name": text, "variants": variants}]}
 
@@ -378,7 +380,7 @@ def test_levers_of_a_language_model(name, cells, verdict):
 
 def test_a_cell_that_is_not_there_leaves_a_claim_open():
     each = LEDGER["text_optimisers"]
-    with pytest.raises(claim.Unmeasured, match="the cell muon"):
+    with pytest.raises(claim_module.Unmeasured, match="the cell muon"):
         each.decide(_levers(USUAL))
     about = {"provenance": {"started": "2026-11-28T00:00:00Z"}, "preset": "fruitfly"}
     made = {**_levers(USUAL), **about, "train": {"seeds": [0], "corpus": "books"}}

@@ -19,7 +19,7 @@ INTERRUPTED, TERMINATED = "error: interrupted\n", "error: terminated\n"
 LOST = """
 import gc, signal, sys, time
 from absl import flags
-from experiments import launch
+from experiments.cli import launch
 
 def main():
     sent = []
@@ -152,7 +152,7 @@ os.environ.setdefault("TPU_LIBRARY_PATH", get_library_path())
 FINDS = """
 import sys
 from jax._src.cloud_tpu_init import get_tpu_library_path
-from experiments import launch
+from experiments.cli import launch
 
 launch.TPU_CHIPS = ()
 launch.launch(lambda: print(get_tpu_library_path()), tpu_compiler=%s)

@@ -192,7 +192,7 @@ def test_a_full_disk_leaves_the_states_before(tmp_path, monkeypatch):
 NO_ROOM = """
 import resource, sys
 from pathlib import Path
-from experiments import launch
+from experiments.cli import launch
 from sysout_jax.training.states import Saving, StateStore
 from tests.training.test_states import a_state
 
