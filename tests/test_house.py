@@ -18,6 +18,7 @@ CLONE_ONLY = ("experiments", "theory", "benchmarks")  # run from the clone, neve
 
 # room -> what it may import of this project; a prefix stands for everything below it
 MAY_IMPORT = {
+    "sysout_jax.__main__": ("sysout_jax.errors",),  # and a command, by its name
     "sysout_jax.errors": (),
     "sysout_jax.files": (),
     "sysout_jax.showing": ("sysout_jax.errors",),
