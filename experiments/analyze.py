@@ -36,6 +36,8 @@ from .inputs.evaluation_text import length_of, read_corpus
 from .inputs.model_selection import Choice, Chosen, choose
 
 FLAGS = flags.FLAGS
+# What --help explains.
+OFTEN = ("model", "corpus", "only", "sequences", "seq_len", "variant", "seed", "workdir")
 SMOKE = {"sequences": 2, "batch": 2}
 STREAMED = ("existence", "positions", "relations")  # parts that read a model layer by layer
 
@@ -228,4 +230,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    launch.launch(main)
+    launch.launch(main, OFTEN, [Config()])

@@ -39,6 +39,11 @@ from .records.study import history
 from .reports.benchmark_report import markdown_tables, print_tables
 
 FLAGS = flags.FLAGS
+# What --help explains.
+OFTEN = (
+    "preset", "corpus", "variants", "optimizers", "norms", "settings", "steps", "seeds", "name",
+    "workdir",
+)  # fmt: skip
 # Of each optimiser, times the preset's: Muon's updates have AdamW's size, Lion's are a sign, and
 # SGD's are the gradient, clipped.
 RATES: Mapping[str, float] = MappingProxyType({"adamw": 1.0, "muon": 1.0, "lion": 0.1, "sgd": 200})
@@ -275,4 +280,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    launch.launch(main)
+    launch.launch(main, OFTEN, [Config()])

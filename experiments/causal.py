@@ -24,6 +24,8 @@ from .inputs.model_selection import Choice, every
 from .reports.causal_report import markdown_tables, print_tables
 
 FLAGS = flags.FLAGS
+# What --help explains.
+OFTEN = ("model", "corpus", "variant", "sequences", "seq_len", "controls", "workdir")
 SMOKE = {"sequences": 3, "batch": 3, "controls": 1}
 
 
@@ -124,4 +126,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    launch.launch(main)
+    launch.launch(main, OFTEN, [Config()])

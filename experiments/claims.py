@@ -34,6 +34,7 @@ from .ledger import source as _source  # noqa: F401
 from .ledger.claim import FAILS, HOLDS, LEDGER, UNDECIDED, Claim, Record, Unmeasured, Verdict
 
 FLAGS = flags.FLAGS
+OFTEN = ("check", "write", "run", "budget", "workdir")  # what --help explains
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 VERDICTS = RESULTS / "claims.json"
@@ -349,4 +350,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    launch.launch(main)
+    launch.launch(main, OFTEN)

@@ -31,6 +31,8 @@ from .inputs.model_selection import Choice, Chosen, every
 from .reports.compress_report import markdown_tables, print_tables
 
 FLAGS = flags.FLAGS
+# What --help explains.
+OFTEN = ("model", "corpus", "methods", "variant", "seed", "sequences", "seq_len", "workdir")
 METHODS = (
     "w8-tensor", "zero-w8-tensor", "w8", "w4", "w4-g32", "w3", "wnf4", "gptq-w4", "awq-w4",
     "w8a8-tensor", "w8a8", "w8a8-tensor-minmax", "w8a8-tensor-percentile", "w8a8-tensor-mse",
@@ -172,4 +174,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    launch.launch(main)
+    launch.launch(main, OFTEN, [Config()])

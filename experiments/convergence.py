@@ -36,6 +36,8 @@ from .records.study import history, study_names
 from .reports.convergence_report import compared, markdown_tables, print_tables
 
 FLAGS = flags.FLAGS
+# What --help explains.
+OFTEN = ("corpus", "variants", "lrs", "baseline", "steps", "seeds", "resume", "workdir")
 # The learning rate is constant after warm-up: then every step is the end of a shorter run, and
 # losses may be compared at any of them.
 SYNTHETIC = replace(BACKCOPY, measure_every=50)
@@ -328,4 +330,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    launch.launch(main)
+    launch.launch(main, OFTEN, [Config()])

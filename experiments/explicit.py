@@ -37,6 +37,8 @@ from .inputs.model_selection import Choice, Chosen, every
 from .reports.explicit_report import markdown_tables, print_tables
 
 FLAGS = flags.FLAGS
+# What --help explains.
+OFTEN = ("model", "corpus", "finetune", "methods", "sequences", "seq_len", "workdir")
 METHODS = ("w8a8-tensor", "w4a4")
 MODELS = tuple(name for name in FORMS if name != "factor")  # the others run without edits
 STEPS_PER_CALL = 25
@@ -237,4 +239,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    launch.launch(main)
+    launch.launch(main, OFTEN, [Config()])

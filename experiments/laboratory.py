@@ -35,6 +35,11 @@ from .records.study import history
 from .reports.laboratory_report import markdown_tables, print_tables
 
 FLAGS = flags.FLAGS
+# What --help explains.
+OFTEN = (
+    "variants", "optimizers", "layers", "losses", "starts", "norms", "steps", "seeds", "name",
+    "workdir",
+)  # fmt: skip
 BASE = replace(
     BACKCOPY, batch_size=4, steps=1500, measure_every=150, val_batches=8, seeds=(0, 1, 2, 3, 4),
     seeds_at_once=32,
@@ -305,4 +310,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    launch.launch(main)
+    launch.launch(main, OFTEN, [Config()])

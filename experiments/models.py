@@ -22,6 +22,7 @@ from sysout_jax.model.config import ModelConfig
 from .cli import launch
 
 FLAGS = flags.FLAGS
+OFTEN = ("check", "json", "markdown")  # what --help explains
 COLUMNS = ("family", "published models", "positions", "block", "supports", "paper")
 # what a table says of fields that a family's models may have at other than the default value
 FEATURES = {
@@ -148,4 +149,4 @@ def define_flags() -> None:
 if __name__ == "__main__":
     define_flags()
     sys.argv[1:] = each_path(sys.argv[1:])
-    launch.launch(main)
+    launch.launch(main, OFTEN)

@@ -34,6 +34,8 @@ from .cli import launch
 from .reports.plan_report import fits, markdown_table, print_plan, verdict
 
 FLAGS = flags.FLAGS
+# What --help explains.
+OFTEN = ("model", "topology", "only", "levers", "batch_size", "seq_len", "mesh", "workdir")
 STEPS = ("train", "analysis")
 BASE = TrainConfig(seq_len=1024, batch_size=32, accumulate=1)
 # Of a training run, what a step's memory and work depend on.
@@ -271,4 +273,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    launch.launch(main, tpu_compiler=True)
+    launch.launch(main, OFTEN, [Config()], tpu_compiler=True)

@@ -18,6 +18,7 @@ from .cli import launch
 from .cli.tables import print_columns
 
 FLAGS = flags.FLAGS
+OFTEN = ("workdir",)  # what --help explains
 COLUMNS = ("kind", "name", "status", "began", "size, MB")
 LOG = "metrics.jsonl"  # every run directory has it, locked while the run goes on
 
@@ -78,4 +79,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    launch.launch(main)
+    launch.launch(main, OFTEN)

@@ -51,6 +51,10 @@ from .reports.variants_report import (
 )
 
 FLAGS = flags.FLAGS
+# What --help explains.
+OFTEN = (
+    "model", "corpus", "preset", "variants", "steps", "seeds", "lr", "name", "workdir", "smoke",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -371,4 +375,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    launch.launch(main)
+    launch.launch(main, OFTEN, [*Config().studies])

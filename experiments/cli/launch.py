@@ -26,7 +26,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.results import named_run, read_record
 from sysout_jax.training import hosts
 
-from . import ending
+from . import ending, help
 
 FLAGS = flags.FLAGS
 C = TypeVar("C")
@@ -209,15 +209,25 @@ def redraw(
         console.print("\n".join(map(str, figures)), soft_wrap=True, markup=False)
 
 
-def launch(main: Callable[[], None], tpu_compiler: bool = False) -> None:
+def launch(
+    main: Callable[[], None],
+    often: Sequence[str],
+    configs: Sequence[Any] = (),
+    tpu_compiler: bool = False,
+) -> None:
     """Parse flags and run `main`; the exit status is that of `guarded`.
 
     Args:
       main: the command.
+      often: the flags that --help explains.
+      configs: what it does when no flag is given, for the defaults that --help shows.
       tpu_compiler: whether it compiles for TPUs that are not here.
     """
     if not tpu_compiler and not any(map(glob.glob, TPU_CHIPS)):
         _hide_tpu_compiler()
+    if any(argument in help.HELP for argument in sys.argv[1:]):
+        print(help.page(sys.modules["__main__"].__doc__ or "", often, configs))
+        sys.exit()
     sys.argv[1:] = named_runs(sys.argv[1:])
     sys.stdout = ending.Output(typing.cast(io.TextIOWrapper, sys.stdout))
 
@@ -232,7 +242,15 @@ def launch(main: Callable[[], None], tpu_compiler: bool = False) -> None:
             hosts.leave_with(status)
         sys.exit(status)
 
-    app.run(run)
+    app.run(run, flags_parser=_parsed)
+
+
+def _parsed(argv: list[str]) -> list[str]:
+    try:
+        return FLAGS(argv)
+    except flags.Error as error:
+        print(help.unread(error), file=sys.stderr)
+        sys.exit(2)
 
 
 def _hide_tpu_compiler() -> None:

@@ -1,0 +1,59 @@
+"""--help explains what people use and names the rest; a wrong flag is one line."""
+
+import re
+
+import pytest
+from absl import flags
+
+from experiments.cli import help
+from tests import usage
+
+BINARIES = {module.__name__.rpartition(".")[2]: module for module in usage.binaries()}
+
+
+@pytest.fixture
+def defined():
+    yield usage.define
+    usage.define(BINARIES["variants"])
+
+
+def configs(module):
+    config = getattr(module, "Config", None)
+    return [config()] if config else []
+
+
+@pytest.mark.parametrize("name", BINARIES)
+def test_every_flag_is_there_within_80_columns(name, defined):
+    module = BINARIES[name]
+    defined(module)
+    page = help.page("What for.", module.OFTEN, configs(module))
+    assert max(map(len, page.splitlines())) <= 80
+    explained, _, others = page.partition("others, explained by --helpfull:")
+    assert re.findall(r"^  --(\w+)", explained, re.M) == list(module.OFTEN)
+    listed = set(re.findall(r"\w+(?=,|$)", others, re.M))
+    assert {flag for flag in help._ours() if flag not in module.OFTEN} == listed
+
+
+def test_defaults_are_those_of_the_config(defined):
+    variants = BINARIES["variants"]
+    defined(variants)
+    page = help.page("", ("steps", "workdir"), variants.Config().studies)
+    assert "optimiser steps [1000 or 100]" in page
+    assert "where run directories go [runs]" in page
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [
+        ("--stepz=3", "error: --stepz: unknown flag; did you mean --steps? --help lists"),
+        ("--qqqqqq", "error: --qqqqqq: unknown flag; --help lists the accepted ones"),
+        ("--steps=abc", "error: flag --steps=abc: invalid literal for int"),
+    ],
+)
+def test_a_flag_that_cannot_be_read_is_one_line(argument, line, defined):
+    defined(BINARIES["variants"])
+    with pytest.raises(flags.Error) as raised:
+        flags.FLAGS(["binary", argument])
+    said = help.unread(raised.value)
+    assert said.startswith(line)
+    assert "\n" not in said
