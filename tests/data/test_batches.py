@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from sysout_jax.data.batches import TextCorpus, random_words
+from sysout_jax.data.batches import TextCorpus, random_words, shuffled
 from sysout_jax.errors import InputError
 
 
@@ -155,4 +156,35 @@ def test_random_words_are_fixed_for_ever():
     assert len({random_words(1, *key)[0] for key in keys}) == len(keys)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 17, 255, 256, 257, 1009])
+def test_shuffled_is_a_permutation(count):
+    for seed in range(5):
+        assert sorted(shuffled(np.arange(count), count, seed).tolist()) == list(range(count))
+
+
+@pytest.mark.parametrize("count", [3, 5, 11])
+def test_every_order_is_as_frequent_as_any_other(count):
+    """Over keys each item is in each place, and each pair comes first, in equal shares."""
+    keys = 1000
+    orders = np.array([shuffled(np.arange(count), count, key) for key in range(keys)])
+    placed = np.array([np.bincount(orders[:, n], minlength=count) for n in range(count)])
+    first_two = np.bincount(orders[:, 0] * count + orders[:, 1], minlength=count**2)
+    pairs = first_two.reshape(count, count)[~np.eye(count, dtype=bool)]
+    for found, freedom in ((placed, (count - 1) ** 2), (pairs, pairs.size - 1)):
+        expected = keys * (count if found is placed else 1) / found.size
+        chi = float(((found - expected) ** 2 / expected).sum())
+        assert stats.chi2.sf(chi, freedom) > 1e-4
+
+
+def test_shuffled_entry_alone_is_the_entry_among_others():
+    whole = shuffled(np.arange(5003), 5003, "a", 7)
+    assert shuffled(np.array([[17], [5002]]), 5003, "a", 7).tolist() == [[whole[17]], [whole[5002]]]
+    assert shuffled(np.array([2**40]), 2**40 + 1, "a").item() <= 2**40
+
+
+def test_shuffled_is_fixed_for_ever():
+    assert shuffled(np.arange(5), 1000, "blocks", "train", 0, 0).tolist() == SHUFFLED
+
+
 GOLDEN = [13805227608821353135, 6271344364173739851, 14314998045075295392]
+SHUFFLED = [256, 907, 210, 212, 629]
