@@ -78,7 +78,7 @@ class Config:
             ("settings", SETTINGS),
         ):  # fmt: skip
             for value in getattr(self, flag):
-                one_of(flag, value, tuple(accepted))
+                one_of(flag, value, accepted)
         for flag in ("variants", "optimizers", "norms", "settings", "methods"):
             check_values(flag, getattr(self, flag))
         for method in self.methods:
@@ -168,11 +168,12 @@ def _name(cell: Mapping[str, str]) -> str:
 
 def _sorted(there: Cells) -> list[dict[str, Any]]:
     """All cells that are there, of this process or another."""
-    tables = [list(table) for table in (SETTINGS, NORMS, OPTIMIZERS, VARIANTS)]
+    tables = [list(table) for table in (SETTINGS, NORMS, OPTIMIZERS)]
 
     def place(cell: dict[str, Any]) -> list[int]:
-        names = (cell["setting"], cell["norm"], cell["optimizer"], cell["variant"])
-        return [table.index(name) for table, name in zip(tables, names, strict=True)]
+        names = (cell["setting"], cell["norm"], cell["optimizer"])
+        places = [table.index(name) for table, name in zip(tables, names, strict=True)]
+        return [*places, VARIANTS.order(cell["variant"])]
 
     return sorted(map(there.read, there.names()), key=place)
 

@@ -67,7 +67,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in (self.baseline, *self.variants):
-            one_of("variants", name, tuple(VARIANTS))
+            one_of("variants", name, VARIANTS)
         if self.baseline not in self.variants:
             raise InputError(
                 "baseline", self.baseline, f"one of --variants={','.join(self.variants)}"
@@ -159,7 +159,7 @@ def _costs(
     costs = {
         name: {
             "label": VARIANTS[name].label,
-            "order": list(VARIANTS).index(name),
+            "order": VARIANTS.order(name),
             "parameters": parameter_count(cell.architecture(corpus.vocab)),
             "flops": step_flops(cell, corpus.vocab),
             "seconds": seconds[name],

@@ -111,7 +111,7 @@ class Config:
             ("losses", LOSSES), ("starts", STARTS), ("norms", NORMS),
         ):  # fmt: skip
             for value in getattr(self, flag):
-                one_of(flag, value, tuple(accepted))
+                one_of(flag, value, accepted)
         for value in self.layers:
             at_least(1, "layers", value)
         for flag in ("chains", "variants", *AXES):
@@ -184,13 +184,12 @@ def run(config: Config, console: Console) -> RunDirectory:
 
 def _sorted(there: Cells) -> list[dict[str, Any]]:
     """All cells that are there, of this command or another."""
-    variants = list(VARIANTS)
 
     def place(cell: dict[str, Any]) -> Any:
         others = (OPTIMIZERS.index(cell["optimizer"]), cell["layers"], cell["loss"], cell["start"])
         decay = (cell["decay"] != DEFAULT_CELL["decay"], cell["decay"])
         norm = list(NORMS).index(cell["norm"])
-        return *others, decay, cell["eps"], norm, variants.index(cell["variant"])
+        return *others, decay, cell["eps"], norm, VARIANTS.order(cell["variant"])
 
     return sorted(map(there.read, there.names()), key=place)
 

@@ -80,7 +80,7 @@ class Config:
             # cuDNN fails to load a graph while another thread of the process is at work
             raise InputError("jobs", self.jobs, "1", "with --flash on a GPU")
         for name in self.variants:
-            one_of("variants", name, tuple(VARIANTS))
+            one_of("variants", name, VARIANTS)
         corpora = [study.corpus for study in self.studies]
         for flag, names in (("variants", self.variants), ("corpus", corpora)):
             if not names or len(set(names)) < len(names):

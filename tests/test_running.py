@@ -367,10 +367,10 @@ def test_a_model_is_shown_in_a_line():
 @pytest.fixture
 def own_variants():
     """Variants that a test enters leave the table with it."""
-    before = set(attention._table)
+    before = set(attention.VARIANTS._rows)
     yield
-    for name in set(attention._table) - before:
-        del attention._table[name]
+    for name in set(attention.VARIANTS._rows) - before:
+        del attention.VARIANTS._rows[name]
 
 
 @pytest.mark.usefixtures("own_variants")

@@ -25,6 +25,7 @@ def page(text: str, often: Sequence[str], configs: Sequence[Any]) -> str:
       often: the flags that are explained, in this order.
       configs: what the command does when no flag is given, one for each of its studies.
     """
+    often = often or sorted(_ours())
     parts = [text.strip(), "", "often used:"]
     parts += [_entry(name, configs) for name in often]
     others = sorted(_ours() - set(often))
@@ -50,7 +51,7 @@ def _ours() -> set[str]:
     return {
         flag.name
         for module, defined in by_module.items()
-        if "experiments" in module
+        if "experiments" in module or "benchmarks" in module
         for flag in defined
     }
 

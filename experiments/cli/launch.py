@@ -211,7 +211,7 @@ def redraw(
 
 def launch(
     main: Callable[[], None],
-    often: Sequence[str],
+    often: Sequence[str] = (),
     configs: Sequence[Any] = (),
     tpu_compiler: bool = False,
 ) -> None:
@@ -219,7 +219,7 @@ def launch(
 
     Args:
       main: the command.
-      often: the flags that --help explains.
+      often: the flags that --help explains; none: all.
       configs: what it does when no flag is given, for the defaults that --help shows.
       tpu_compiler: whether it compiles for TPUs that are not here.
     """

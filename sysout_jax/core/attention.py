@@ -2,6 +2,7 @@
 
 To add a variant, write one decorated function in this file. Its parameters, their sharding, the
 flag's choices, its tests, its plot label and its row in the documentation follow from the entry.
+A name with plus signs composes variants ("value_bias+key_bias", core/variants.py).
 
 Symbols of the formulas: s = q.k/sqrt(H) are the logits of the visible keys, S their number in the
 sequence, p the weights, v the values, x the attention input of the query's token (x' of the
@@ -9,13 +10,11 @@ key's), primes mark extra keys and biases, which are parameters.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from math import log
 from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from sysout_jax.core.layers import at_least_float32, linear, rms_norm
 from sysout_jax.core.primitives import (
@@ -34,44 +33,9 @@ from sysout_jax.core.primitives import (
     softpick_weights,
     visible,
 )
+from sysout_jax.core.variants import Attend, Param, Params, Table, Variant
 
-Params = Mapping[str, Array]
-
-
-@dataclass(frozen=True)
-class Param:
-    """A parameter of a variant: axis letters ("D -> N" maps D to N, "N" is a vector over heads),
-    and its initial value, a constant or "normal" (the model's initial standard deviation)."""
-
-    axes: str
-    init: float | str
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A row of the table of attention variants."""
-
-    name: str
-    fn: Callable[[Heads, Params], Mixed]
-    formula: str
-    cite: str
-    letter: str = ""  # in An et al. 2025: a to f
-    params: Mapping[str, Param] = field(default_factory=dict)
-    normalised: bool = True  # rows of weights and extra mass sum to at most one
-    identity: Mapping[str, float] | None = None  # parameter values at which it is softmax
-    extra_key: bool = False  # softmax over the real keys and one of no token
-
-    @property
-    def label(self) -> str:
-        """The name as figures and tables print it."""
-        return f"({self.letter}) {self.name}" if self.letter else self.name
-
-    def __call__(self, heads: Heads, params: Params) -> Mixed:
-        """Attend: `params` holds one array for each entry of `self.params`."""
-        return self.fn(heads, params)
-
-
-_table: dict[str, Variant] = {}
+VARIANTS = Table()  # filled by the functions below
 
 
 def variant(
@@ -83,20 +47,23 @@ def variant(
     identity: Mapping[str, float] | None = None,
     extra_key: bool = False,
     **params: Param,
-) -> Callable[[Callable[[Heads, Params], Mixed]], Callable[[Heads, Params], Mixed]]:
+) -> Callable[[Callable[..., Mixed]], Callable[..., Mixed]]:
     """Enter the decorated function in the table under its own name.
 
+    A function of (heads, p, attend) can be around other variants: it calls `attend` where it would
+    call `softmax_mix`.
+
     Raises:
-      ValueError: the table has that name, by which configs and compiled programs know a variant.
+      ValueError: the table has that name.
     """
 
-    def enter(fn: Callable[[Heads, Params], Mixed]) -> Callable[[Heads, Params], Mixed]:
+    def enter(fn: Callable[..., Mixed]) -> Callable[..., Mixed]:
         name = fn.__name__.rstrip("_")
-        if name in _table:
-            raise ValueError(f"variant {name}: there is one; accepted: a name of its own")
-        _table[name] = Variant(
-            name, fn, formula, cite, letter, MappingProxyType(params), normalised, identity,
-            extra_key,
+        VARIANTS.enter(
+            Variant(
+                name, fn, formula, cite, letter, MappingProxyType(params), normalised, identity,
+                extra_key,
+            )
         )  # fmt: skip
         return fn
 
@@ -120,8 +87,8 @@ def softmax(heads: Heads, p: Params) -> Mixed:
     identity={"bias_value": 0.0},
     bias_value=Param("N H", "normal"),
 )
-def value_bias(heads: Heads, p: Params) -> Mixed:
-    mixed = softmax_mix(heads)
+def value_bias(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
+    mixed = attend(heads)
     return shift(mixed, jnp.broadcast_to(p["bias_value"], mixed.out.shape))
 
 
@@ -162,9 +129,9 @@ def attention_bias(heads: Heads, p: Params) -> Mixed:
     gate_kernel=Param("D -> N", 0.0),
     gate_bias=Param("N", 0.0),
 )
-def context_scale(heads: Heads, p: Params) -> Mixed:
+def context_scale(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
     gate = open_sigmoid(linear(heads.x_q, p["gate_kernel"], p["gate_bias"]))
-    return scale(heads, softmax_mix(heads), gate[..., None])
+    return scale(heads, attend(heads), gate[..., None])
 
 
 @variant(
@@ -219,9 +186,9 @@ def key_bias(heads: Heads, p: Params) -> Mixed:
     gate_kernel=Param("D -> N", 0.0),
     gate_bias=Param("N", 5.0),
 )
-def head_gate(heads: Heads, p: Params) -> Mixed:
+def head_gate(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
     gate = jax.nn.sigmoid(linear(heads.x_q, p["gate_kernel"], p["gate_bias"]))
-    return scale(heads, softmax_mix(heads), gate[..., None])
+    return scale(heads, attend(heads), gate[..., None])
 
 
 @variant(
@@ -230,8 +197,8 @@ def head_gate(heads: Heads, p: Params) -> Mixed:
     identity={"gate_kernel": 0.0},
     gate_kernel=Param("D -> N H", 0.0),
 )
-def element_gate(heads: Heads, p: Params) -> Mixed:
-    return scale(heads, softmax_mix(heads), open_sigmoid(linear(heads.x_q, p["gate_kernel"])))
+def element_gate(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
+    return scale(heads, attend(heads), open_sigmoid(linear(heads.x_q, p["gate_kernel"])))
 
 
 @variant(
@@ -240,9 +207,9 @@ def element_gate(heads: Heads, p: Params) -> Mixed:
     identity={"gate_kernel": 0.0},
     gate_kernel=Param("D -> K H", 0.0),
 )
-def value_gate(heads: Heads, p: Params) -> Mixed:
+def value_gate(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
     gate = heads.tap("attn_gate", open_sigmoid(linear(heads.x_k, p["gate_kernel"])))
-    return softmax_mix(heads._replace(v=heads.v * gate))
+    return attend(heads._replace(v=heads.v * gate))
 
 
 @variant(
@@ -251,8 +218,8 @@ def value_gate(heads: Heads, p: Params) -> Mixed:
     identity={"gate_bias": 0.0},
     gate_bias=Param("N", 0.0),
 )
-def static_gate(heads: Heads, p: Params) -> Mixed:
-    mixed = softmax_mix(heads)
+def static_gate(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
+    mixed = attend(heads)
     gate = open_sigmoid(p["gate_bias"])[:, None]
     return scale(heads, mixed, jnp.broadcast_to(gate, (*mixed.out.shape[:-1], 1)))
 
@@ -306,10 +273,10 @@ def elu_plus_one(heads: Heads, p: Params) -> Mixed:
     cite="Henry et al. 2020 (arXiv:2010.04245)",
     qk_gain=Param("N", 0.0),
 )
-def qk_norm(heads: Heads, p: Params) -> Mixed:
+def qk_norm(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
     gain = (1.0 + p["qk_gain"].astype(heads.q.dtype))[:, None]
     q = rms_norm(heads.q)
-    return softmax_mix(heads._replace(q=q * jnp.broadcast_to(gain, q.shape), k=rms_norm(heads.k)))
+    return attend(heads._replace(q=q * jnp.broadcast_to(gain, q.shape), k=rms_norm(heads.k)))
 
 
 @variant(
@@ -317,14 +284,67 @@ def qk_norm(heads: Heads, p: Params) -> Mixed:
     cite="Sun et al. 2023 (arXiv:2307.08621), section 2.2; Qiu et al. 2025 (arXiv:2505.06708)",
     norm_gain=Param("N H", 0.0),
 )
-def head_norm(heads: Heads, p: Params) -> Mixed:
-    mixed = softmax_mix(heads)
+def head_norm(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
+    mixed = attend(heads)
     gain = 1.0 + p["norm_gain"].astype(mixed.out.dtype)
     normed = rms_norm(mixed.out)
     return mixed._replace(out=normed * jnp.broadcast_to(gain, normed.shape))
 
 
-VARIANTS: Mapping[str, Variant] = MappingProxyType(_table)
+# ------------------------------------------------------- rows of 2025 and 2026
+
+
+@variant(
+    formula="softmax([s, b]) [v, v'], b per head: S = sigmoid(LSE(s) - b), and (1 - S) v'",
+    cite="theory T2, T4; OpenAI 2025 (arXiv:2508.10925) without v'",
+    extra_key=True,
+    sink_logit=Param("N", 0.0),
+    bias_value=Param("K H", "normal"),
+)
+def sink_value(heads: Heads, p: Params) -> Mixed:
+    mixed = sink_logit(heads, p)
+    return shift(mixed, extra_output(heads, mixed.extra, p["bias_value"]))
+
+
+@variant(
+    formula="y - (y.v_i / v_i.v_i) v_i, y = softmax(s) v: nothing along the query's own value",
+    cite="Zhai 2026 (arXiv:2603.09078), exclusive self-attention",
+)
+def exclusive(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
+    mixed = attend(heads)
+    own = heads.own_value.astype(mixed.out.dtype)
+    size = jnp.sum(own * own, axis=-1, keepdims=True)
+    along = jnp.sum(mixed.out * own, axis=-1, keepdims=True) / jnp.where(size == 0.0, 1.0, size)
+    return shift(mixed, -along * own)
+
+
+@variant(
+    formula="softmax(s) (2 sigmoid(w.v' + b) v), per KV head: a gate that sees the value alone",
+    cite="after arXiv:2510.09017, value-state gate",
+    identity={"gate_kernel": 0.0, "gate_bias": 0.0},
+    gate_kernel=Param("K H", 0.0),
+    gate_bias=Param("K", 0.0),
+)
+def value_state_gate(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
+    kernel, bias = (p[name].astype(heads.v.dtype) for name in ("gate_kernel", "gate_bias"))
+    logits = jnp.einsum("...SKH,KH->...SK", heads.v, kernel)
+    gate = open_sigmoid(logits + jnp.broadcast_to(bias, logits.shape))[..., None]
+    return attend(heads._replace(v=heads.v * heads.tap("attn_gate", gate)))
+
+
+@variant(
+    formula="softmax((1 + g) log(n)/log(S) s) v, n visible keys, g per head",
+    cite="Nakanishi 2025 (arXiv:2501.19399), scalable softmax",
+    log_gain=Param("N", 0.0),
+)
+def scalable_softmax(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
+    count = jnp.sum(heads.mask, axis=-1, dtype=at_least_float32(heads.q.dtype))
+    steep = jnp.log(jnp.maximum(count, 1.0)) / log(max(heads.length, 2))
+    gain = jnp.outer(steep, 1.0 + p["log_gain"].astype(steep.dtype))[..., None]
+    q = heads.q.astype(gain.dtype) * jnp.broadcast_to(gain, heads.q.shape)
+    return attend(heads._replace(q=q.astype(heads.q.dtype)))
+
+
 PAPER: tuple[str, ...] = tuple(v.name for v in VARIANTS.values() if v.letter)
 
 

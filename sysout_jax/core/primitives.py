@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.core.flash import flash_attention
 from sysout_jax.core.layers import at_least_float32
@@ -37,11 +37,22 @@ class Heads(NamedTuple):
     bias: Float[Array, "N #T S"] | None = None  # added to the logits last
     fused: bool = False  # all of the past is visible and nobody asks for logits or weights
     sequence: int | None = None  # keys of the whole sequence, where k holds its beginning only
+    queries: Int[Array, "T"] | None = None  # places of the queries among keys; None: the last
 
     @property
     def length(self) -> int:
         """S of the whole sequence."""
         return self.k.shape[-3] if self.sequence is None else self.sequence
+
+    @property
+    def own_value(self) -> Float[Array, "*B T N H"]:
+        """The value at each query's own position, for each of its heads."""
+        queries, count = self.q.shape[-3:-1]
+        if self.queries is None:
+            own = self.v[..., self.v.shape[-3] - queries :, :, :]
+        else:
+            own = jnp.take(self.v, self.queries, axis=-3)
+        return jnp.repeat(own, count // own.shape[-2], axis=-2)
 
 
 class Mixed(NamedTuple):

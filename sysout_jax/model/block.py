@@ -128,7 +128,7 @@ class Attention(Owner):
                 mask = jnp.where(windowed, mask, causal_mask(queries, keys))
             heads = Heads(
                 q, k[:, :count], v[:, :count], x_q, x[:, :count], mask, tap, c.query_scale,
-                c.attn_softcap, logit_bias(c, queries, keys), fused, length,
+                c.attn_softcap, logit_bias(c, queries, keys), fused, length, queries,
             )  # fmt: skip
             return variant(heads, params).out
 

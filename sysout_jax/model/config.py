@@ -1,6 +1,6 @@
 """The config that determines a decoder, and named shapes."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from numbers import Integral
@@ -145,7 +145,7 @@ class ModelConfig:
             ("query_key_norm", QUERY_KEY_NORMS),
             ("dtype", DTYPES),
         ):
-            one_of(name, getattr(self, name), tuple(accepted))
+            one_of(name, getattr(self, name), accepted)
 
     def _check_heads(self) -> None:
         if self.head_dim is None and self.width % self.heads:
@@ -276,7 +276,7 @@ def is_integer(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def one_of(name: str, value: str, accepted: tuple[str, ...]) -> None:
+def one_of(name: str, value: str, accepted: Collection[str]) -> None:
     """Refuse a value of flag `name` that is not one of the accepted ones."""
     if value not in accepted:
         raise InputError(name, repr(value), ", ".join(accepted), "unknown")

@@ -44,7 +44,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        one_of("variant", self.variant, tuple(VARIANTS))
+        one_of("variant", self.variant, VARIANTS)
         one_of("param_dtype", self.param_dtype, DTYPES)
         for name in (
             "seq_len", "batch_size", "accumulate", "train_tokens", "steps", "seeds_at_once",

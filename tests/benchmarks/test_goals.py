@@ -37,7 +37,8 @@ def test_kinds_of_variants_come_from_what_they_do():
     found = {name: variants.kind(name) for name in VARIANTS}
     of = {kind: {n for n, k in found.items() if k == kind} for kind in set(found.values())}
     assert {"context_scale", "head_gate", "static_gate"} <= of["gate per head"]
-    assert {"attention_bias", "softmax_off_by_one", "sink_logit", "key_bias"} == of["extra key"]
+    extra = {"attention_bias", "softmax_off_by_one", "sink_logit", "sink_value", "key_bias"}
+    assert of["extra key"] == extra
     assert of["unnormalised"] == {name for name, v in VARIANTS.items() if not v.normalised}
     assert {"softmax", "value_bias", "element_gate"} <= of[""]
 

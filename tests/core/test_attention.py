@@ -19,6 +19,9 @@ from sysout_jax.core.attention import PAPER, VARIANTS, variants
 from sysout_jax.core.layers import causal_mask
 from sysout_jax.core.measures import implicit_scale
 from sysout_jax.core.primitives import Heads, no_tap
+from sysout_jax.core.variants import Table
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import ModelConfig
 
 B, T, N, K, H, D = 2, 7, 6, 3, 5, 11
 CAUSAL = np.tri(T, dtype=bool)
@@ -274,6 +277,31 @@ def head_norm_oracle(r):
     return weights, extra, out / sqrt(dot(out, out) / H + 1e-6) * (1 + r.p["norm_gain"])
 
 
+@oracle
+def sink_value_oracle(r):
+    weights, extra, out = softmax_row(r, float(r.p["sink_logit"]))
+    return weights, extra, out + extra * r.p["bias_value"]
+
+
+@oracle
+def exclusive_oracle(r):
+    weights, extra, out = softmax_row(r)
+    own = r.values[-1]  # of the last visible key, under both masks the query's own
+    return weights, extra, out - dot(out, own) / dot(own, own) * own
+
+
+@oracle
+def value_state_gate_oracle(r):
+    gates = [2 * logistic(dot(v, r.p["gate_kernel"]) + float(r.p["gate_bias"])) for v in r.values]
+    return softmax_row(r._replace(values=np.array(gates)[:, None] * r.values))
+
+
+@oracle
+def scalable_softmax_oracle(r):
+    gain = (1 + float(r.p["log_gain"])) * log(len(r.keys)) / log(r.length)
+    return softmax_row(r._replace(keys=gain * r.keys))
+
+
 def expected(name, arrays, params, mask):
     """(out, weights, extra) in float64, one batch entry, head, query and key at a time."""
     if name not in ORACLES:
@@ -445,6 +473,17 @@ def test_an_extra_key_that_nobody_matches_leaves_softmax():
 
 
 EQUAL = {
+    "a sink logit with a value of zero has none": (
+        ("sink_value", parameters("sink_logit") | {"bias_value": np.zeros((K, H))}),
+        ("sink_logit", parameters("sink_logit")),
+    ),
+    "an extra key of zero with a value is a sink logit of zero with that value": (
+        ("attention_bias", parameters("attention_bias") | {"bias_key": np.zeros((K, H))}),
+        (
+            "sink_value",
+            {"sink_logit": np.zeros(N), "bias_value": parameters("attention_bias")["bias_value"]},
+        ),
+    ),
     "a zero key with a zero value is softmax off by one": (
         ("attention_bias", {"bias_key": np.zeros((K, H)), "bias_value": np.zeros((K, H))}),
         ("softmax_off_by_one", {}),
@@ -495,6 +534,60 @@ def test_an_extra_key_is_a_scale_of_softmax(name):
     value = p["bias_value"][group] if "bias_value" in p else np.zeros((N, H))
     kept = o if name == "context_bias" else factor * o
     assert_close(eager(name, arrays).out, kept + (1 - factor) * value)
+
+
+AROUND = [name for name, row in VARIANTS.items() if row.wraps]
+
+
+@pytest.mark.parametrize("outer", AROUND)
+@pytest.mark.parametrize("inner", ["attention_bias", "sigmoid", "value_state_gate"])
+def test_a_variant_around_another_is_either_where_the_other_is_softmax(outer, inner):
+    if outer == inner:
+        return
+    name, arrays = f"{outer}+{inner}", draw()
+    mine = {f"{part}_{key}": v for part in (outer, inner) for key, v in parameters(part).items()}
+    assert set(mine) == set(VARIANTS[name].params)
+    whole = eager(name, arrays, mine).out
+    for part, other in ((outer, inner), (inner, outer)):
+        assert np.max(np.abs(whole - eager(part, arrays).out)) > 0.01
+        identity = VARIANTS[part].identity
+        if identity is not None:
+            at = {key: np.full_like(mine[key], identity[key.removeprefix(f"{part}_")])
+                  for key in mine if key.removeprefix(f"{part}_") in identity
+                  and key.startswith(part)}  # fmt: skip
+            assert_close(eager(name, arrays, mine | at).out, eager(other, arrays).out)
+
+
+def test_a_factor_and_a_bias():
+    """Theory T4: g(x) o + v', the two mechanisms of the paper in one."""
+    arrays, gate, bias = draw(), parameters("context_scale"), parameters("value_bias")
+    mine = {f"context_scale_{k}": v for k, v in gate.items()}
+    mine |= {f"value_bias_{k}": v for k, v in bias.items()}
+    out = eager("value_bias+context_scale", arrays, mine).out
+    assert_close(out, eager("context_scale", arrays, gate).out + bias["bias_value"])
+    both = VARIANTS["value_bias+context_scale"]
+    assert both.normalised
+    assert not both.extra_key
+    assert set(both.identity) == {
+        "value_bias_bias_value", "context_scale_gate_kernel", "context_scale_gate_bias",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["sigmoid+key_bias", "softmax+key_bias", "value_bias+", "+", "value_bias+nothing",
+             "value_bias+value_bias", "key_bias+value_bias"],
+)  # fmt: skip
+def test_what_cannot_be_composed_is_in_no_table(name):
+    assert name not in VARIANTS
+    with pytest.raises(InputError, match="variant"):
+        ModelConfig(variant=name)
+
+
+def test_the_order_of_variants():
+    names = ["softmax", "key_bias", "exclusive", "value_bias+softmax", "value_bias+key_bias"]
+    places = [VARIANTS.order(name) for name in names]
+    assert places == sorted(places)
+    assert max(places[:3]) < len(VARIANTS) <= min(places[3:])
 
 
 @pytest.mark.parametrize("outliers", [(0,), (0, 3), (2, 5, 6)])
@@ -575,7 +668,7 @@ def test_bfloat16_is_close_to_float32(name):
     narrow, wide = run(name, arrays, dtype=jnp.bfloat16)[0], run(name, arrays)[0]
     assert np.max(np.abs(narrow.out - wide.out)) < 4 * 2.0**-9 * np.max(np.abs(wide.out))
     # Logits are float32 for bfloat16 inputs, but normalised q and k and extra keys are rounded.
-    rounded = name == "qk_norm" or "bias_key" in VARIANTS[name].params
+    rounded = name in ("qk_norm", "scalable_softmax") or "bias_key" in VARIANTS[name].params
     tolerance = 2.0**-6 if rounded else 1e-5
     np.testing.assert_allclose(narrow.weights, wide.weights, atol=tolerance)
     out = compiled(name)(cast(arrays, jnp.bfloat16), cast(parameters(name), jnp.float32), CAUSAL)[0]
@@ -638,9 +731,11 @@ def test_taps_are_called_once_with_the_documented_shapes(name):
         "attn_extra": (B, N, t),
     }
     if has_gate(name):
-        shapes["attn_gate"] = {"element_gate": (B, t, N, H), "value_gate": (B, s, N, H)}.get(
-            name, (B, t, N, 1)
-        )
+        shapes["attn_gate"] = {
+            "element_gate": (B, t, N, H),
+            "value_gate": (B, s, N, H),
+            "value_state_gate": (B, s, N, 1),
+        }.get(name, (B, t, N, 1))
     assert sorted(calls) == sorted(shapes.items())
 
 
@@ -723,11 +818,12 @@ def test_the_guides_example_has_every_property(monkeypatch):
     """Entered as the guide says, with the guide's oracle: the guide promises these tests."""
     guide = (Path(__file__).parents[2] / "docs" / "mitigations.md").read_text()
     example, its_oracle = re.findall(r"```python\n(.*?)```", guide, re.S)
-    table, name = attention._table, "learned_temperature"
-    monkeypatch.setattr(attention, "_table", {})
-    exec(example, vars(attention).copy())
-    assert list(attention._table) == [name]
-    monkeypatch.setitem(table, name, attention._table[name])
+    entered, name = Table(), "learned_temperature"
+    with monkeypatch.context() as patch:
+        patch.setattr(attention, "VARIANTS", entered)
+        exec(example, vars(attention).copy())
+    assert list(entered) == [name]
+    monkeypatch.setitem(VARIANTS._rows, name, entered[name])
     with pytest.raises(pytest.fail.Exception, match=f"{name}_oracle in .*test_attention.py"):
         test_equals_a_loop_over_queries_and_keys(name, "grouped, causal")
     monkeypatch.setitem(ORACLES, name, None)

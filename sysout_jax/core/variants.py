@@ -1,0 +1,125 @@
+"""What a row of the table of attention variants is, and how rows compose.
+
+`core/attention.py` holds the rows. A name with plus signs composes several: in "a+b" variant a is
+around variant b. Gates, biases and norms can be around others; what chooses the weights (softmax
+with an extra key, sigmoid, ...) comes last. "value_bias+context_scale" is g(x) softmax(s) v + v'.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial, reduce
+from inspect import signature
+from types import MappingProxyType
+
+from jaxtyping import Array
+
+from sysout_jax.core.primitives import Heads, Mixed
+
+Params = Mapping[str, Array]
+Attend = Callable[[Heads], Mixed]
+JOIN = "+"
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter of a variant: axis letters ("D -> N" maps D to N, "N" is a vector over heads),
+    and its initial value, a constant or "normal" (the model's initial standard deviation)."""
+
+    axes: str
+    init: float | str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table of attention variants, or several of them composed."""
+
+    name: str
+    fn: Callable[..., Mixed]  # (heads, params), and what it is around where it can be around others
+    formula: str
+    cite: str
+    letter: str = ""  # in An et al. 2025: a to f
+    params: Mapping[str, Param] = field(default_factory=dict)
+    normalised: bool = True  # rows of weights and extra mass sum to at most one
+    identity: Mapping[str, float] | None = None  # parameter values at which it is softmax
+    extra_key: bool = False  # softmax over the real keys and one of no token
+
+    @property
+    def label(self) -> str:
+        """The name as figures and tables print it."""
+        return f"({self.letter}) {self.name}" if self.letter else self.name
+
+    @property
+    def wraps(self) -> bool:
+        """Whether it can be around another variant."""
+        return "attend" in signature(self.fn).parameters
+
+    def __call__(self, heads: Heads, params: Params) -> Mixed:
+        """Attend: `params` holds one array for each entry of `self.params`."""
+        return self.fn(heads, params)
+
+
+class Table(Mapping[str, Variant]):
+    """The rows by name, and their compositions by names with plus signs; iteration is over rows."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Variant] = {}
+
+    def enter(self, row: Variant) -> None:
+        """Add a row.
+
+        Raises:
+          ValueError: the table has that name, by which configs and compiled programs know a
+            variant, or the name has a plus sign.
+        """
+        if row.name in self._rows:
+            raise ValueError(f"variant {row.name}: there is one; accepted: a name of its own")
+        self._rows[row.name] = row
+
+    def __getitem__(self, name: str) -> Variant:
+        if JOIN not in name:
+            return self._rows[name]
+        names = name.split(JOIN)
+        parts = [self._rows[part] for part in names]
+        if len(set(names)) < len(names) or not all(part.wraps for part in parts[:-1]):
+            raise KeyError(name)
+        return composed(name, parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def order(self, name: str) -> int:
+        """The place of a variant among others: rows as in the table, compositions after them."""
+        rows = [list(self._rows).index(part) for part in name.split(JOIN)]
+        return rows[0] if len(rows) == 1 else len(self._rows) * len(rows) + rows[0]
+
+
+def composed(name: str, parts: list[Variant]) -> Variant:
+    """Each variant around the next; a parameter of one is called by both names."""
+
+    def attend(heads: Heads, params: Params) -> Mixed:
+        def around(inner: Attend | None, part: Variant) -> Attend:
+            own = {key: params[f"{part.name}_{key}"] for key in part.params}
+            return partial(part.fn, p=own, **({} if inner is None else {"attend": inner}))
+
+        whole: Attend = reduce(around, reversed(parts), None)  # type: ignore[assignment]
+        return whole(heads)
+
+    def named(values: Mapping[str, Mapping[str, object]]) -> Mapping[str, object]:
+        return {
+            f"{part}_{key}": value for part, its in values.items() for key, value in its.items()
+        }
+
+    identities = {part.name: part.identity for part in parts}
+    return Variant(
+        name,
+        attend,
+        " around ".join(part.formula for part in parts),
+        "; ".join(dict.fromkeys(part.cite for part in parts)),
+        params=MappingProxyType(named({part.name: part.params for part in parts})),  # type: ignore[arg-type]
+        normalised=all(part.normalised for part in parts),
+        identity=None if None in identities.values() else named(identities),  # type: ignore[arg-type]
+        extra_key=any(part.extra_key for part in parts),
+    )
