@@ -6,11 +6,14 @@ A module of this package states one result and holds
     measure(instance)    the same quantities found without the closed form,
     control(instance)    the measurement with an assumption broken,
     draw, SHAPES         random instances of several shapes, where the statement is an identity,
+    tight                of a one-sided bound: an instance to one at which equality holds,
     verify               the `Statement`: `verify(key, quick)` compares them.
 
 `predict`, `measure` and `control` return named quantities. A statement holds where the worst error
 of every quantity is within its tolerance, and the same comparison with `control` is not: a check
-that no broken assumption can fail would prove nothing.
+that no broken assumption can fail would prove nothing. A bound holds all the more when it is made
+weaker. So it is also compared as an identity where it is attained; there the control is the drawn
+instance, at which it is not.
 """
 
 import importlib
@@ -31,6 +34,7 @@ SCALES = (1.0, 1e3)
 # Of identities between logits of up to 5e3, whose rounding error of 1.1e-16 * 5e3 becomes a
 # relative error of exp(s): chosen from that product before any error was seen.
 TOLERANCE = 1e-12
+TIGHT = ": tight"  # after the name of a bound, where it is compared as an identity
 
 Quantities = Mapping[str, Array]
 Instance = Any  # a pytree of arrays
@@ -166,6 +170,7 @@ def compare(
     tolerance: float | Mapping[str, float] = TOLERANCE,
     error: Callable[[Array, Array], Array]
     | Mapping[str, Callable[[Array, Array], Array]] = relative,
+    tight: Mapping[str, Callable[[Instance], Instance]] | None = None,
     quick: bool = False,
 ) -> list[Part]:
     """Compare closed form and measurement on random instances of several shapes and scales.
@@ -179,21 +184,31 @@ def compare(
       instances: of each shape.
       tolerance: on the worst error; one for all quantities, or by name.
       error: (measured, predicted) to a scalar; one for all quantities, or by name.
+      tight: by name of a bound, from a drawn instance to one at which it holds with equality.
 
     Returns:
-      A `Part` for each quantity.
+      A `Part` for each quantity, and for each bound NAME of `tight` a part "NAME: tight": its
+      error is relative, its tolerance that of the bound unless given by that name.
     """
     shapes = shapes[-1:] if quick else shapes
     errors = [
-        _errors(draw, predict, measure, control, error, shape_key, shape, scales, instances)
+        _errors(
+            draw, predict, measure, control, error, tight or {}, shape_key, shape, scales, instances
+        )
         for shape, shape_key in zip(shapes, jax.random.split(key, len(shapes)), strict=True)
     ]
+
+    def allowed(name: str) -> float:
+        if not isinstance(tolerance, Mapping):
+            return tolerance
+        return tolerance[name] if name in tolerance else tolerance[name.removesuffix(TIGHT)]
+
     return [
         Part(
             name,
             instances * len(shapes),
             max(float(found[name][0]) for found in errors),
-            tolerance[name] if isinstance(tolerance, Mapping) else tolerance,
+            allowed(name),
             max(float(found[name][1]) for found in errors),
         )
         for name in errors[0]
@@ -206,6 +221,7 @@ def _errors(
     measure: Callable[[Instance], Quantities],
     control: Callable[[Instance], Quantities],
     error: Any,
+    tight: Mapping[str, Callable[[Instance], Instance]],
     key: Array,
     shape: Any,
     scales: Sequence[float],
@@ -219,10 +235,22 @@ def _errors(
         if not predicted.keys() == found.keys() == broken.keys():
             raise ValueError(f"{[*predicted]}, {[*found]} and {[*broken]} should be the same names")
         measures = error if isinstance(error, Mapping) else dict.fromkeys(predicted, error)
-        return {
+        errors = {
             name: (measures[name](found[name], value), measures[name](broken[name], value))
             for name, value in predicted.items()
         }
+        for at in dict.fromkeys(tight.values()):  # each function once, whatever it is tight for
+            case = at(instance)
+            attained, reached = predict(case), measure(case)
+            errors |= {
+                name + TIGHT: (
+                    relative(reached[name], attained[name]),
+                    relative(found[name], predicted[name]),
+                )
+                for name, of_name in tight.items()
+                if of_name is at
+            }
+        return errors
 
     # A new function each time, so that nothing compiled from an earlier `predict` is taken instead.
     # It runs once: without optimisation, compiling and running together take half the time.

@@ -75,6 +75,18 @@ def control(case: Instance) -> Quantities:
     return {"energy": jnp.square(singular_values(case.x.at[0].set(0.0))[0])}
 
 
+def balanced(case: Instance) -> Instance:
+    """Equality: each other row again, mirrored at x_0, and all across it short, so that x_0 is the
+    first right singular vector while alpha is anything."""
+    unit = case.x[:1] / jnp.linalg.norm(case.x[0])
+    along = (case.x[1:] @ unit[0])[:, None] * unit
+    across = case.x[1:] - along
+    size = jnp.linalg.norm(jnp.concatenate([case.x[:1], along])) / jnp.linalg.norm(case.x)
+    return Instance(
+        jnp.concatenate([case.x[:1], along + size * across / 2.0, along - size * across / 2.0])
+    )
+
+
 def tightness(key: Array) -> dict[str, list[float]]:
     """M/R, and the bound's share of sigma_1^2: mean of 64 matrices of 64 tokens, 32 channels."""
     x = jax.random.normal(key, (64, 64, 32), jnp.float64)
@@ -93,7 +105,8 @@ def tightness(key: Array) -> dict[str, list[float]]:
 @statement("D3", "sigma_1^2 of token states is at least M + alpha R")
 def verify(key: Array, quick: bool) -> list[Part]:
     of_bound, of_tightness = jax.random.split(key)
-    (part,) = compare(
-        draw, predict, measure, control, of_bound, shapes=SHAPES, error=at_least, quick=quick
-    )
-    return [dataclasses.replace(part, data=tightness(of_tightness))]
+    part, attained = compare(
+        draw, predict, measure, control, of_bound,
+        shapes=SHAPES, error=at_least, tight={"energy": balanced}, quick=quick,
+    )  # fmt: skip
+    return [dataclasses.replace(part, data=tightness(of_tightness)), attained]

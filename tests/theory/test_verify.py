@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from theory import check, verify
@@ -119,3 +120,31 @@ def test_a_check_passes_only_if_its_control_fails(error, control, passed):
     found = made(jax.random.key(0))
     assert found.passed is passed
     assert verify.line(found).startswith("ok" if passed else "FAIL")
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_weaker_bound_is_noticed_where_it_is_attained(share):
+    """The triangle inequality, and half of it."""
+
+    def draw(key, shape, scale):
+        return scale * jax.random.normal(key, (2, shape))
+
+    def predict(x):
+        return {"norm": share * jnp.linalg.norm(jnp.sum(x, axis=0))}
+
+    def measure(x):
+        return {"norm": jnp.sum(jnp.linalg.norm(x, axis=1))}
+
+    def control(x):
+        return {"norm": jnp.linalg.norm(x[0]) - jnp.linalg.norm(x[1])}
+
+    def parallel(x):
+        return x.at[1].set(2.0 * x[0])
+
+    bound, attained = check.compare(
+        draw, predict, measure, control, jax.random.key(0),
+        shapes=(3,), error=check.at_least, tight={"norm": parallel},
+    )  # fmt: skip
+    assert bound.passed
+    assert attained.name == "norm: tight"
+    assert attained.passed is (share == 1.0)
