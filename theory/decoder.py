@@ -3,7 +3,7 @@
 Axes: L layers, T positions, S keys, D width, N query heads, K KV heads, H head dim, F MLP width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +33,11 @@ class Kind(NamedTuple):
     centred: Array | float = 0.0  # LayerNorm; RMSNorm otherwise
     qk_norm: Array | float = 0.0
     window: Array | int = EVERYTHING  # keys visible to a query
+
+
+def together(kinds: Mapping[str, Kind]) -> Kind:
+    """The kinds as one, with a leading axis."""
+    return jax.tree.map(lambda *each: jnp.asarray(each), *kinds.values())
 
 
 class Blocks(NamedTuple):

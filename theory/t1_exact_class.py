@@ -36,7 +36,7 @@ from sysout_jax.core.positions import alibi_slopes
 from sysout_jax.core.primitives import Heads, Mixed
 from theory import decoder
 from theory.check import Part, Quantities, compare, statement
-from theory.decoder import WIDTH, Blocks, Kind
+from theory.decoder import WIDTH, Blocks, Kind, together
 
 KINDS = {
     "no positions, LayerNorm": Kind(centred=1.0),
@@ -83,11 +83,6 @@ def draw(key: Array, shape: tuple[int, int, int, int, int], scale: Array) -> Ins
 
     blocks = decoder.draw(keys[0], heads[0], heads[1], heads[2], scale)
     return Instance(blocks, rows(keys[1], length), rows(keys[2], length), rows(keys[3], count))
-
-
-def stacked() -> Kind:
-    """The kinds, along a leading axis."""
-    return jax.tree.map(lambda *each: jnp.asarray(each), *KINDS.values())
 
 
 def embedded(kind: Kind, case: Instance) -> Float[Array, "T D"]:
@@ -138,7 +133,7 @@ def predict(case: Instance) -> Quantities:
         extra = constants(kind, case.blocks, x[:count], len(x) - count)
         return decoder.run(kind, case.blocks, x[count:], attend, extra).states[-1]
 
-    each = jax.vmap(lambda kind: rest(kind, len(case.others), appended))(stacked())
+    each = jax.vmap(lambda kind: rest(kind, len(case.others), appended))(together(KINDS))
     of_one = rest(KINDS["RoPE"], 1, as_parameters)
     return {**dict(zip(KINDS, each, strict=True)), VARIANT: of_one}
 
@@ -149,7 +144,7 @@ def measure(case: Instance) -> Quantities:
     def whole(kind: Kind) -> Array:
         return decoder.run(kind, case.blocks, embedded(kind, case)).states[-1]
 
-    each = dict(zip(KINDS, jax.vmap(whole)(stacked()), strict=True))
+    each = dict(zip(KINDS, jax.vmap(whole)(together(KINDS)), strict=True))
     rest = {name: states[len(case.others) :] for name, states in each.items()}
     return {**rest, VARIANT: each["RoPE"][1:]}
 
