@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.positions import alibi_slopes
@@ -90,10 +90,15 @@ def embedded(kind: Kind, case: Instance) -> Float[Array, "T D"]:
     return case.x + kind.learned * case.positions
 
 
+def places(count: int) -> Int[Array, "c"]:
+    """j - c: where the first tokens are if the rest begins at 0."""
+    return jnp.arange(-count, 0, dtype=jnp.int32)
+
+
 def constants(kind: Kind, blocks: Blocks, first: Float[Array, "c D"], length: int) -> Extra:
     """The extra keys that stand for the first tokens before `length` others."""
     alone, layers = decoder.run(kind, blocks, first), len(blocks.query)
-    before = jnp.arange(-len(first), 0, dtype=jnp.int32)  # j - c
+    before = places(len(first))
     distance = jnp.arange(length, dtype=jnp.int32)[:, None] - before[None, :]  # i' + c - j
     slopes = jnp.asarray(alibi_slopes(blocks.query.shape[2])) * kind.sloped
     bias = -slopes[:, None, None] * distance[None].astype(slopes.dtype)

@@ -4,8 +4,11 @@ Statement. Let a token have the states x = a u + y, |u| = 1, over all texts and 
 y is any vector orthogonal to u with |y| <= r. Let n be RMSNorm with its gains, W the value matrix
 times these gains, and beta the norm of W on the complement of u. Then
 
-(i)   some y gives |W_V n(x)| >= sqrt(D (a^2 |W u|^2 + r^2 beta^2)/(a^2 + r^2)), so that a value of
-      at most nu in every text needs a^2 >= r^2 (D beta^2/nu^2 - 1). Equality holds iff W u = 0.
+(i)   Some y gives |W_V n(x)| >= sqrt(D (a^2 |W u|^2 + r^2 beta^2)/(a^2 + r^2)), with equality where
+      W u is orthogonal to every W y. So a value of at most nu in every text needs
+
+          a^2 >= r^2 (D beta^2/nu^2 - 1), with equality iff W u = 0.
+
 (ii)  A value that stays within nu of its limit v_0 = sqrt(D) W u needs the same magnitude, drained
       or not; to first order in nu that is also enough: a = sqrt(D) beta r/nu.
 
@@ -38,7 +41,7 @@ from jaxtyping import Array, Float
 
 from sysout_jax.core.layers import linear, rms_norm
 from theory.check import Part, Quantities, at_least, compare, relative, statement
-from theory.decompositions import qr, singular_values
+from theory.decompositions import pinv, qr, singular_values
 
 SHAPES = ((2, 1), (3, 2), (5, 3), (13, 5))  # (D, H)
 INSTANCES = 200  # of each shape
@@ -52,7 +55,6 @@ TOLERANCE = 1e-11
 # The next order is at most tan(delta/2) |W u|/beta = 0.5e-4 * 3: six times that.
 FIRST_ORDER = 1e-3
 
-
 Bracket = tuple[Array, Array, Array]  # log10 of a/r from below and above, and the worst y of both
 
 
@@ -64,12 +66,13 @@ class Instance(NamedTuple):
     u: Float[Array, "D"]
     a: Float[Array, ""]
     r: Float[Array, ""]
-    nu: Float[Array, ""]  # over sqrt(D) beta
+    nu: Float[Array, "2"]  # of the bounds, and of the first-order law
     start: Float[Array, "D"]  # of the search for the worst y
 
 
 def draw(key: Array, shape: tuple[int, int], scale: Array) -> Instance:
-    """|W u| between 1e-4 and 3 beta, a between 0.1 and 1000 r, nu between 1e-3 and 0.9."""
+    """|W u| between 1e-4 and 3 beta, a between 0.1 and 1000 r, nu between 1e-3 and 0.9
+    of sqrt(D) beta, where beta is `scale`; a direction that no W y has, if H > 1."""
     dim, out = shape
     keys = jax.random.split(key, 7)
 
@@ -79,7 +82,7 @@ def draw(key: Array, shape: tuple[int, int], scale: Array) -> Instance:
     def power(key: Array, low: float, high: float) -> Array:
         return 10.0 ** jax.random.uniform(key, (), jnp.float64, low, high)
 
-    rank = min(dim - 1, out)
+    rank = max(min(dim - 1, out - 1), 1)
     basis, into = qr(normal(keys[0], dim, dim))[0], qr(normal(keys[1], out, out))[0]
     sizes = scale * SHRINK ** jnp.arange(rank, dtype=jnp.float64)
     complement = (basis[:, 1 : rank + 1] * sizes[None]) @ into[:, :rank].T
@@ -89,17 +92,17 @@ def draw(key: Array, shape: tuple[int, int], scale: Array) -> Instance:
     w = (complement + basis[:, :1] * of_u[None]) / gain[:, None]
     sizes = jax.random.split(keys[5], 3)
     r = scale * power(sizes[0], -1.0, 1.0)
-    return Instance(
-        w, gain, basis[:, 0], r * power(sizes[1], -1.0, 3.0), r,
-        0.9 * power(sizes[2], -3.0, 0.0), normal(keys[6], dim),
-    )  # fmt: skip
+    nu = jnp.stack([0.9 * power(sizes[2], -3.0, 0.0), jnp.asarray(SMALL)])
+    nu = nu * scale * jnp.sqrt(jnp.asarray(dim, jnp.float64))
+    a = r * power(sizes[1], -1.0, 3.0)
+    return Instance(w, gain, basis[:, 0], a, r, nu, normal(keys[6], dim))
 
 
-def along(case: Instance) -> tuple[Array, Array]:
-    """|W u| and beta."""
+def split(case: Instance) -> tuple[Float[Array, "H"], Float[Array, "D H"]]:
+    """W u, and W on the complement of u."""
     w = case.gain[:, None] * case.w
     of_u = case.u @ w
-    return jnp.linalg.norm(of_u), singular_values(w - case.u[:, None] * of_u[None])[0]
+    return of_u, w - case.u[:, None] * of_u[None]
 
 
 def magnitude(beta: Array, r: Array, nu: Array, dim: int) -> Array:
@@ -113,19 +116,16 @@ def first_order(beta: Array, r: Array, nu: Array, dim: int) -> Array:
 
 
 def predict(case: Instance) -> Quantities:
-    """The bounds, in units of beta and r, and the first-order law."""
-    (of_u, beta), dim = along(case), len(case.u)
-    root = jnp.sqrt(jnp.asarray(dim, beta.dtype)) * beta
-    largest = jnp.sqrt(
-        dim * (jnp.square(case.a * of_u) + jnp.square(case.r * beta))
-        / (jnp.square(case.a) + jnp.square(case.r))
-    )  # fmt: skip
-    least = magnitude(beta, case.r, case.nu * root, dim) / case.r
+    """The bounds and the first-order law."""
+    (of_u, across), dim = split(case), len(case.u)
+    beta = singular_values(across)[0]
+    energy = jnp.sum(jnp.square(case.a * of_u)) + jnp.square(case.r * beta)
+    least = magnitude(beta, case.r, case.nu[0], dim)
     return {
-        "largest value": largest / beta,
+        "largest value": jnp.sqrt(dim * energy / (jnp.square(case.a) + jnp.square(case.r))),
         "least magnitude, constant": least,
         "least magnitude, drained": least,
-        "first order": first_order(beta, case.r, SMALL * root, dim) / case.r,
+        "first order": first_order(beta, case.r, case.nu[1], dim),
     }
 
 
@@ -141,8 +141,14 @@ def control(case: Instance) -> Quantities:
 
 def drained(case: Instance) -> Instance:
     """The same with W u = 0."""
-    w = case.gain[:, None] * case.w
-    return case._replace(w=(w - case.u[:, None] * (case.u @ w)[None]) / case.gain[:, None])
+    return case._replace(w=split(case)[1] / case.gain[:, None])
+
+
+def apart(case: Instance) -> Instance:
+    """The same with W u orthogonal to every W y."""
+    of_u, across = split(case)
+    of_u = of_u - of_u @ pinv(across) @ across
+    return case._replace(w=(across + case.u[:, None] * of_u[None]) / case.gain[:, None])
 
 
 def value(case: Instance, x: Float[Array, "D"]) -> Float[Array, "H"]:
@@ -177,8 +183,6 @@ def _worst(case: Instance, without: Float[Array, "D"]) -> Callable[..., Array]:
 
 def _searched(case: Instance, without: Float[Array, "D"]) -> Quantities:
     ascend, starts = _worst(case, without), jnp.stack([case.start, -case.start])
-    (_, beta), dim = along(case), len(case.u)
-    root = jnp.sqrt(jnp.asarray(dim, beta.dtype)) * beta
 
     def off(a: Array, limited: Array, y: Array) -> Array:
         return jnp.linalg.norm(value(case, a * case.u + y) - limited * value(case, case.u))
@@ -199,12 +203,12 @@ def _searched(case: Instance, without: Float[Array, "D"]) -> Quantities:
         _, ys = climb(case.a, limited, starts, ASCENT)
         ends = (jnp.asarray(DECADES[0]), jnp.asarray(DECADES[1]), ys)
         (_, high, _), _ = jax.lax.scan(halve, ends, None, length=HALVINGS)
-        return 10.0**high
+        return case.r * 10.0**high
 
-    nus = jnp.stack([case.nu, case.nu, jnp.asarray(SMALL)]) * root
-    constant, small, first = jax.vmap(least)(nus, jnp.asarray([1.0, 0.0, 1.0]))
+    asked = case.nu[jnp.asarray([0, 0, 1])]
+    constant, small, first = jax.vmap(least)(asked, jnp.asarray([1.0, 0.0, 1.0]))
     return {
-        "largest value": climb(case.a, jnp.zeros(()), starts, ASCENT)[0] / beta,
+        "largest value": climb(case.a, jnp.zeros(()), starts, ASCENT)[0],
         "least magnitude, constant": constant,
         "least magnitude, drained": small,
         "first order": first,
@@ -218,5 +222,5 @@ def verify(key: Array, quick: bool) -> list[Part]:
         draw, predict, measure, control, key, shapes=SHAPES, instances=INSTANCES,
         tolerance={**dict.fromkeys(bounds, TOLERANCE), "first order": FIRST_ORDER},
         error={**dict.fromkeys(bounds, at_least), "first order": relative},
-        tight=dict.fromkeys(bounds, drained), quick=quick,
+        tight={**dict.fromkeys(bounds, drained), "largest value": apart}, quick=quick,
     )  # fmt: skip

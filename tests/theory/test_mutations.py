@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.theory import mutations_t
 from theory import check
 
 MODULES = {
@@ -109,6 +110,7 @@ MUTATIONS = {
     },
     "F8": {"staying forgotten": ("path_sum", lambda x: x - jnp.eye(len(x)))},
     "F9": {"another window": ("predict", lambda x: 1.05 * x)},
+    **mutations_t.MUTATIONS,
 }
 
 
