@@ -134,6 +134,8 @@ def _leaves(config_type: type) -> Iterator[tuple[str, Any, str]]:
         else:
             if isinstance(hint, types.UnionType):
                 hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
+            if dataclasses.is_dataclass(hint):  # what no flag says
+                continue
             yield name, hint, comments.get(name, name.replace("_", " "))
 
 

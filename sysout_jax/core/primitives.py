@@ -38,6 +38,7 @@ class Heads(NamedTuple):
     fused: bool = False  # all of the past is visible and nobody asks for logits or weights
     sequence: int | None = None  # keys of the whole sequence, where k holds its beginning only
     queries: Int[Array, "T"] | None = None  # places of the queries among keys; None: the last
+    ahead: int = 0  # of the first keys, which are of no token: taps see the others
 
     @property
     def length(self) -> int:
@@ -76,7 +77,10 @@ def scores(heads: Heads) -> Float[Array, "*B N T S"]:
     logits = _scaled(logits.reshape(*logits.shape[:-4], -1, *logits.shape[-2:]), heads)
     if heads.bias is not None:
         logits = logits + jnp.broadcast_to(heads.bias.astype(wide), logits.shape)
-    return heads.tap("attn_logits", logits)
+    if not heads.ahead:
+        return heads.tap("attn_logits", logits)
+    ahead, own = logits[..., : heads.ahead], logits[..., heads.ahead :]
+    return jnp.concatenate([ahead, heads.tap("attn_logits", own)], axis=-1)
 
 
 def per_query(heads: Heads) -> tuple[int, ...]:
@@ -195,12 +199,25 @@ def mix(
     Returns:
       `Mixed`, its output in the dtype of the values.
     """
+    ahead, weights = weights[..., : heads.ahead], weights[..., heads.ahead :]
     weights = heads.tap("attn_weights", weights)
-    extra = heads.tap("attn_extra", jnp.zeros_like(weights[..., 0]) if extra is None else extra)
-    kv_heads = heads.v.shape[-2]
-    grouped = weights.reshape(*weights.shape[:-3], kv_heads, -1, *weights.shape[-2:])
-    out = jnp.einsum("...KGTS,...SKH->...TKGH", grouped.astype(heads.v.dtype), heads.v)
-    return Mixed(out.reshape(*out.shape[:-3], -1, out.shape[-1]), weights, extra)
+    extra = jnp.zeros_like(weights[..., 0]) if extra is None else extra
+    if not heads.ahead:
+        extra = heads.tap("attn_extra", extra)
+        return Mixed(_mixed(weights, heads.v), weights, extra)
+    mass = extra + jnp.sum(ahead, axis=-1)
+    # An edit of the mass on keys of no token leaves its division among them as it is.
+    share = heads.tap("attn_extra", mass) / jnp.where(mass == 0.0, 1.0, mass)
+    ahead = ahead * jnp.broadcast_to(share[..., None], ahead.shape)
+    v = heads.v[..., heads.ahead :, :, :]
+    out = _mixed(weights, v) + _mixed(ahead, heads.v[..., : heads.ahead, :, :])
+    return Mixed(out, weights, extra * share)
+
+
+def _mixed(weights: Float[Array, "*B N T S"], v: Float[Array, "*B S K H"]) -> Array:
+    grouped = weights.reshape(*weights.shape[:-3], v.shape[-2], -1, *weights.shape[-2:])
+    out = jnp.einsum("...KGTS,...SKH->...TKGH", grouped.astype(v.dtype), v)
+    return out.reshape(*out.shape[:-3], -1, out.shape[-1])
 
 
 def extra_output(

@@ -5,6 +5,7 @@ Axes: B batch, T position, D width, N heads, K KV heads, H head dim, F MLP width
 
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from typing import Any, cast
 
 import flax.linen as nn
@@ -70,6 +71,13 @@ class Owner(nn.Module):
         """The bias of a part of the model (`ModelConfig.has_bias`), or None."""
         return self.own(name, axes, 0.0) if self.config.has_bias(part) else None
 
+    def limited(self, layer: Array, tap: Any) -> Any:
+        """The tap of an MLP, with `down_in` as an explicit sink has it."""
+        sink = self.config.sink
+        if sink is None or not (sink.silent or sink.bounded):
+            return tap
+        return sink.limited(layer, self.own("down_bound", "", inf) if sink.bounded else None, tap)
+
 
 class Norm(Owner):
     axes: str = "D"
@@ -99,17 +107,23 @@ class Attention(Owner):
         if c.clip_qkv is not None:
             q, k, v = (jnp.clip(part, -c.clip_qkv, c.clip_qkv) for part in (q, k, v))
         q, k = self._normed("query_norm", "N H", q), self._normed("key_norm", "K H", k)
-        positions = jnp.arange(x.shape[1])
+        length, before = x.shape[1], c.keys_before
+        places = jnp.arange(length)  # in the text
         windowed = jnp.isin(layer, jnp.asarray(c.layers_with_window, layer.dtype))
-        if c.position == "rope":
-            turn = partial(
-                rotate,
-                positions=positions,
-                rotation=rotation(c, x.shape[1], windowed),
-                interleaved=c.rope_interleaved,
-            )
-            q, k = turn(q), turn(k)
+
+        def turn(x: Array, positions: Array) -> Array:
+            if c.position != "rope":
+                return x
+            turned = rotation(c, before + length, windowed)
+            return rotate(x, positions, turned, c.rope_interleaved)
+
+        q, k = turn(q, before + places), turn(k, before + places)
         q, k, v = tap("query", q), tap("key", k), tap("value", v)
+        ahead, positions = 0 if c.sink is None else c.sink.keys, before + places
+        if c.sink is not None:
+            positions = jnp.concatenate([jnp.arange(ahead), positions])
+            own = turn(self.own("sink_key", "C K H").astype(k.dtype), jnp.arange(ahead))
+            k, v = _behind(own, k), _behind(self.own("sink_value", "C K H"), v)
         variant = VARIANTS[c.variant]
         params = {
             name: self.own(f"variant_{name}", p.axes, p.init) for name, p in variant.params.items()
@@ -117,27 +131,28 @@ class Attention(Owner):
 
         fused = c.fused and not tap.probe.asks(*WITHIN_ATTENTION)
 
-        length = x.shape[1]
-
         def attend(
             q: Array, x_q: Array, queries: Array, tap: Any, count: int = length
-        ) -> Array:  # to the first `count` keys
-            keys = positions[:count]
-            mask = causal_mask(queries, keys, c.window)
+        ) -> Array:  # to the first `count` tokens
+            keys, at = positions[: ahead + count], before + queries
+            mask = causal_mask(at, keys, c.window)
             if c.window_layers is not None:
-                mask = jnp.where(windowed, mask, causal_mask(queries, keys))
+                mask = jnp.where(windowed, mask, causal_mask(at, keys))
+            if c.sink is not None:
+                mask = c.sink.seen(mask, queries, layer)
             heads = Heads(
-                q, k[:, :count], v[:, :count], x_q, x[:, :count], mask, tap, c.query_scale,
-                c.attn_softcap, logit_bias(c, queries, keys), fused, length, queries,
+                q, k[:, : ahead + count], v[:, : ahead + count], x_q, x[:, :count], mask, tap,
+                c.query_scale, c.attn_softcap, logit_bias(c, at, keys), fused, before + length,
+                ahead + queries, ahead,
             )  # fmt: skip
             return variant(heads, params).out
 
         if c.query_block is not None:
             out = _in_blocks(attend, q, x, tap, c.query_block)
         elif fused or length < LONG or tap.probe.asks(*PER_QUERY):
-            out = attend(q, x, positions, tap)
+            out = attend(q, x, places, tap)
         else:
-            out = _to_the_past(attend, q, x, positions, tap)
+            out = _to_the_past(attend, q, x, places, tap)
         out_bias = self.own_bias("out", "out_bias", "D")
         out = tap("attn_mix", out)
         return linear(out, self.own("out", "N H -> D", "residual"), out_bias, inputs=2)
@@ -151,6 +166,12 @@ class Attention(Owner):
         # Norms take three axes and work on the last: one row per head, or one per position.
         rows = (-1, *x.shape[-2:]) if per_head else (*x.shape[:2], -1)
         return norm(x.reshape(rows)).reshape(x.shape)
+
+
+def _behind(own: Float[Array, "C K H"], x: Float[Array, "B T K H"]) -> Float[Array, "B C+T K H"]:
+    """Keys or values of tokens behind those of none, which all sequences share."""
+    shared = jnp.broadcast_to(own.astype(x.dtype), (len(x), *own.shape))
+    return jnp.concatenate([shared, x], axis=1)
 
 
 def _to_the_past(
@@ -198,7 +219,10 @@ def _in_blocks(
 
 class Mlp(Owner):
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], tap: Any) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], layer: Int[Array, ""], tap: Any
+    ) -> Float[Array, "B T D"]:
+        tap = self.limited(layer, tap)
         up = linear(x, self.own("up", "D -> F"), self.own_bias("mlp", "up_bias", "F"))
         gate = None
         if MLPS[self.config.mlp].gated:
@@ -212,8 +236,10 @@ class Experts(Owner):
     """The MLP of a mixture: taps see the chosen experts' channels side by side, best first."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], tap: Any) -> Float[Array, "B T D"]:
-        c = self.config
+    def __call__(
+        self, x: Float[Array, "B T D"], layer: Int[Array, ""], tap: Any
+    ) -> Float[Array, "B T D"]:
+        c, tap = self.config, self.limited(layer, tap)
         tokens = x.reshape(-1, x.shape[-1])
         router = linear(
             tokens, self.own("router", "D -> E"), self.own_bias("mlp", "router_bias", "E")
@@ -270,7 +296,7 @@ class Block(Owner):
         recorded: dict[str, Any] = {}
         tap = self.probe.at(layer, recorded)
         attn = partial(Attention(c, name="attn"), layer=layer, tap=tap)
-        mlp = partial((Experts if c.experts else Mlp)(c, name="mlp"), tap=tap)
+        mlp = partial((Experts if c.experts else Mlp)(c, name="mlp"), layer=layer, tap=tap)
         x = tap("block_in", x)
         if c.parallel_block == "none":
             x = self._sublayer(x, "attn", attn, tap)

@@ -10,6 +10,7 @@ from sysout_jax.core import flash
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import MLPS, NORMS
 from sysout_jax.errors import InputError
+from sysout_jax.model.sink import ExplicitSink
 
 PLACEMENTS = ("pre", "post", "out", "sandwich")
 POSITIONS = ("learned", "rope", "alibi", "none")
@@ -81,6 +82,7 @@ class ModelConfig:
     tied: bool = False  # the output head is the embedding, transposed
     window: int | None = None  # keys visible to a query, itself included; None: all of the past
     window_layers: tuple[int, ...] | None = None  # layers (from 0) with the window; None: all
+    sink: ExplicitSink | None = None  # keys of no token, of a converted model
     init_std: float = 0.02  # standard deviation of initial weights
     scaled_residual_init: bool = False  # GPT-2's 1/sqrt(2 L) on projections into the residual
     scan_layers: bool = False  # one compiled block for all layers: compiles faster when deep
@@ -94,6 +96,8 @@ class ModelConfig:
         self._check_choices()
         self._check_heads()
         self._check_positions()
+        if self.sink is not None:
+            self.sink.check(self.layers, self.variant)
         if self.experts and self.experts_per_token > self.experts:
             raise InputError(
                 "experts_per_token",
@@ -174,7 +178,7 @@ class ModelConfig:
                 ",".join(map(str, self.window_layers)),
                 f"layers from 0 to {self.layers - 1} in order, with --window",
             )
-        if self.position_offset >= self.context:
+        if self.position_offset + self.keys_before >= self.context:
             raise InputError(
                 "position_offset",
                 self.position_offset,
@@ -209,9 +213,16 @@ class ModelConfig:
         return int(self.sizes["H"] * self.rope_fraction)
 
     @property
+    def keys_before(self) -> int:
+        """Positions before the text's first, which keys of an explicit sink have."""
+        return 0 if self.sink is None or self.sink.replaces_first else self.sink.keys
+
+    @property
     def longest(self) -> int | None:
         """Tokens of the longest sequence that learned positions allow; None: any length."""
-        return self.context - self.position_offset if self.position == "learned" else None
+        if self.position != "learned":
+            return None
+        return self.context - self.position_offset - self.keys_before
 
     @property
     def layers_with_window(self) -> tuple[int, ...]:
@@ -229,7 +240,7 @@ class ModelConfig:
         """Whether `flash` is meant and possible: plain logits of all of the past mix the values, in
         a dtype and of a size that the kernel takes."""
         plain = self.attn_softcap is None and self.position != "alibi"
-        whole = self.window is None and self.query_block is None
+        whole = self.window is self.query_block is self.sink is None
         size = flash.takes(self.sizes["H"], VARIANTS[self.variant].extra_key)
         return self.flash and plain and whole and size and self.dtype in flash.DTYPES
 
@@ -240,7 +251,8 @@ class ModelConfig:
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """The size of each axis letter: V, W, T (learned positions), L, D, N, K, H, F, E."""
+        """The size of each axis letter: V, W, T (learned positions), L, D, N, K, H, F, E, and C of
+        the keys of an explicit sink."""
         return MappingProxyType(
             {
                 "V": self.vocab,
@@ -253,6 +265,7 @@ class ModelConfig:
                 "H": self.head_dim or self.width // self.heads,
                 "F": self.mlp_width or 4 * self.width,
                 "E": self.experts,
+                "C": 0 if self.sink is None else self.sink.keys,
             }
         )
 

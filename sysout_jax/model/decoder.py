@@ -45,7 +45,8 @@ def embed(config: ModelConfig, own: Own, tokens: Int[Array, "B T"]) -> Float[Arr
             raise InputError(
                 "seq_len", length, f"at most {c.longest}", f"learned positions end at {c.longest}"
             )
-        rows = own("positions", "T -> D")[c.position_offset : c.position_offset + length]
+        first = c.position_offset + c.keys_before
+        rows = own("positions", "T -> D")[first : first + length]
         x = x + jnp.broadcast_to(rows.astype(x.dtype), x.shape)
     x = x.astype(c.dtype)
     return x if c.embed_scale == 1.0 else x * jnp.asarray(c.embed_scale, c.dtype)

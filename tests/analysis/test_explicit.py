@@ -7,6 +7,7 @@ import pytest
 from scipy import special
 
 from sysout_jax.analysis.intervene import explicit_factor
+from sysout_jax.analysis.intervene.conversion import with_prefix
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init
@@ -18,6 +19,7 @@ FIRST = 5
 SHAPES = {
     "learned": BASE,
     "grouped": replace(BASE, heads=4, kv_heads=2, head_dim=6, bias=True, norm="layer"),
+    "rotary": replace(BASE, position="rope"),
     "none, capped": replace(BASE, position="none", attn_softcap=3.0, query_scale=0.9),
     "scanned": replace(BASE, scan_layers=True, norm_placement="sandwich"),
     "offset": replace(BASE, position_offset=2),
@@ -40,12 +42,12 @@ def test_a_first_token_is_an_extra_key(config):
     params = model(config)
     ids = tokens(config)
     whole, _ = forward(config, params, ids)
-    new_config, new_params = explicit_factor.with_extra_key(config, params, FIRST)
+    new_config, new_params = with_prefix(config, params, [FIRST])
     without, taps = forward(new_config, new_params, ids[:, 1:], {"attn_extra": None})
     np.testing.assert_allclose(without, whole[:, 1:], atol=2e-5 * float(jnp.abs(whole).max()))
     found = explicit_factor.factors(config, params, np.asarray(ids))
     np.testing.assert_allclose(1.0 - taps["attn_extra"], found.s, atol=1e-5)
-    other, _ = forward(*explicit_factor.with_extra_key(config, params, FIRST + 1), ids[:, 1:])
+    other, _ = forward(*with_prefix(config, params, [FIRST + 1]), ids[:, 1:])
     assert float(jnp.abs(other - whole[:, 1:]).max()) > 1e-2 * float(jnp.abs(whole).max())
 
 
@@ -108,13 +110,6 @@ def test_a_factor_of_zero_or_one_stays_finite():
         assert np.isfinite(gates.bias).all()
         assert gates(found.flat[0]).max() < 1e-3
     assert np.isnan(explicit_factor.explained(explicit_factor.constant_gates(found), found)).all()
-
-
-@pytest.mark.parametrize("position", ["rope", "alibi"])
-def test_distances_have_no_constant_key(position):
-    config = replace(BASE, position=position)
-    with pytest.raises(InputError, match=f"position={position}: .* accepted: learned, none"):
-        explicit_factor.with_extra_key(config, model(config), FIRST)
 
 
 def test_other_models_are_refused():

@@ -24,6 +24,7 @@ from sysout_jax.model.config import (
     SHAPES,
     ModelConfig,
 )
+from sysout_jax.model.sink import ExplicitSink
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import OPTIMIZERS, SCHEDULES, OptimizerConfig
 from sysout_jax.training.parallel import PARALLEL
@@ -270,7 +271,8 @@ def test_sizes():
         vocab=19, context=7, layers=3, width=13, heads=6, kv_heads=2, head_dim=5, mlp_width=11
     )
     expected = {"V": 19, "T": 7, "L": 3, "D": 13, "N": 6, "K": 2, "H": 5, "F": 11, "E": 0}
-    assert dict(given.sizes) == expected | {"W": 13}
+    assert dict(given.sizes) == expected | {"W": 13, "C": 0}
+    assert dataclasses.replace(given, sink=ExplicitSink(keys=3)).sizes["C"] == 3
     assert dataclasses.replace(given, embed_width=17).sizes["W"] == 17
     implied = ModelConfig(width=12, heads=3).sizes
     assert (implied["K"], implied["H"], implied["F"]) == (3, 4, 48)

@@ -13,6 +13,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.model import block as block_module
 from sysout_jax.model.config import DTYPES, PLACEMENTS, ModelConfig
 from sysout_jax.model.decoder import forward, init, param_axes, stack_blocks, unstack_blocks
+from sysout_jax.model.sink import ExplicitSink
 
 BASE = ModelConfig(
     vocab=17, context=7, layers=2, width=13, heads=4, kv_heads=2, head_dim=6, mlp_width=19
@@ -260,6 +261,7 @@ FIELDS = {
     "embed_width": ("shapes", 5, {}),
     "tied": ("shapes", True, {}),
     "window": ("logits", 3, {}),
+    "sink": ("shapes", ExplicitSink(), {}),
     "query_block": ("nothing", 3, {}),  # how, not what: tests/core/test_streaming.py
     "flash": ("nothing", True, {}),  # how, not what: below, and tests/core/test_flash.py
     "window_layers": ("logits", (1,), {"window": 3}),
@@ -506,6 +508,7 @@ def test_bfloat16_is_close(placement):
         ({"position": "alibi"}, (), False),
         ({"attn_softcap": 0.5}, (), False),
         ({"query_block": 3}, (), False),
+        ({"sink": ExplicitSink()}, (), False),
         ({"dtype": "float32"}, (), False),
         ({"head_dim": 6}, (), False),
     ],

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from scipy import optimize, special
 
 from sysout_jax.analysis.compress.compression import Compressed, losses
+from sysout_jax.analysis.intervene.conversion import with_attention, with_prefix
 from sysout_jax.analysis.locate.scan import over_batches
 from sysout_jax.errors import InputError
 from sysout_jax.model.compiling import jit_quickly
@@ -37,7 +38,6 @@ FORMS: Mapping[str, str] = {
     "constant": "factor per head: mean of S",
     "gate": "factor per head and token: gate fitted to S",
 }
-CONSTANT_KEYS = ("learned", "none")  # positions under which a logit does not depend on distance
 RIDGE = 1e-4  # of the gates' kernels, beside a mean over queries: keeps separable data finite
 CLIP = 1e-6  # S is kept this far from 0 and 1 where its logit is taken
 
@@ -196,9 +196,7 @@ def without_first(config: ModelConfig, variant: str) -> ModelConfig:
 def forms(
     config: ModelConfig, params: Params, first: int, found: Factors
 ) -> tuple[dict[str, Form], Gates]:
-    """Every form that the model allows, named as in `FORMS`, and the gates that were fitted.
-
-    "extra_key" is left out where positions reach into attention.
+    """Every form of a model, named as in `FORMS`, and the gates that were fitted.
 
     Args:
       config: the architecture, of variant softmax.
@@ -213,10 +211,9 @@ def forms(
         "dropped": Form(without_first(config, "softmax"), params),
         "constant": Form(*with_gates(config, params, constant)),
         "gate": Form(*with_gates(config, params, gates)),
+        "extra_key": Form(*with_prefix(config, params, [first])),
     }
-    if config.position in CONSTANT_KEYS:
-        made["extra_key"] = Form(*with_extra_key(config, params, first))
-    return {name: made[name] for name in FORMS if name in made}, gates
+    return {name: made[name] for name in FORMS}, gates
 
 
 def _without_first_key(weights: Float[Array, "N T S"], layer: Array) -> Array:
@@ -231,50 +228,4 @@ def with_gates(config: ModelConfig, params: Params, gates: Gates) -> tuple[Model
     It reads text without the first token.
     """
     own = {"variant_gate_kernel": gates.kernel, "variant_gate_bias": gates.bias}
-    return without_first(config, "head_gate"), _with(config, params, own)
-
-
-def with_extra_key(config: ModelConfig, params: Params, first: int) -> tuple[ModelConfig, Params]:
-    """The softmax model whose sink is an extra key and value: of variant attention_bias.
-
-    It reads text without the first token, and computes for the others what the softmax model does
-    (theory A2): the first token's state depends on no other, so its keys and values are constants.
-
-    Args:
-      config: the architecture, of variant softmax.
-      params: its parameters.
-      first: the token id that every text began with.
-
-    Raises:
-      InputError: positions that reach into attention, where the logit of the first key depends on
-        the distance to it.
-    """
-    if config.position not in CONSTANT_KEYS:
-        raise InputError(
-            "position",
-            config.position,
-            ", ".join(CONSTANT_KEYS),
-            "the logit of the first key depends on the distance to it, which no constant key has",
-        )
-    taps = {"key": lambda k: k[0], "value": lambda v: v[0]}
-    _, found = forward(config, params, jnp.array([[first]]), taps)
-    own = {"variant_bias_key": found["key"][:, 0], "variant_bias_value": found["value"][:, 0]}
-    return without_first(config, "attention_bias"), _with(config, params, own)
-
-
-def _with(config: ModelConfig, params: Params, own: Mapping[str, Any]) -> Params:
-    """The parameters with more of them in each layer's attention: name -> [L, ...]."""
-    more = {name: jnp.asarray(value, jnp.float32) for name, value in own.items()}
-    if "blocks" in params:
-        return {**params, "blocks": _attending(params["blocks"], more)}
-    blocks = {
-        f"block_{layer}": _attending(
-            params[f"block_{layer}"], {name: value[layer] for name, value in more.items()}
-        )
-        for layer in range(config.layers)
-    }
-    return {**params, **blocks}
-
-
-def _attending(block: Params, more: Mapping[str, Array]) -> Params:
-    return {**block, "attn": {**block["attn"], **more}}
+    return without_first(config, "head_gate"), with_attention(params, own)
