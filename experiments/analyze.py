@@ -225,7 +225,6 @@ def define_flags() -> None:
     flags.DEFINE_bool("smoke", False, "two sequences, in seconds")
     flags.DEFINE_string("redraw", None, "draw the record of this run directory and exit")
     launch.define_overrides(Config)
-    flags.adopt_module_key_flags(launch)  # so that --help lists them
 
 
 if __name__ == "__main__":

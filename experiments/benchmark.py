@@ -25,13 +25,13 @@ from sysout_jax.data.corpus import Progress
 from sysout_jax.errors import Diverged
 from sysout_jax.model.config import at_least, one_of
 from sysout_jax.model.decoder import parameter_count
-from sysout_jax.results import RunDirectory, code_version, read_record
+from sysout_jax.results import RunDirectory, code_version
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run, corpus_of, train
 from sysout_jax.training.optimizer import OPTIMIZERS
 
 from .cli import grid, launch
-from .cli.grid import Cells, check_place, check_values, crossed, find_missing, opened, parse_shard
+from .cli.grid import Cells, Place, check_values, crossed
 from .cli.presets import FILLED_IN, NORMS, PRESETS, SETTINGS, SMOKE
 from .cli.progress import reading
 from .records.benchmark import AXES
@@ -68,9 +68,7 @@ class Config:
     methods: tuple[str, ...] = METHODS
     sequences: int = 64  # of the validation part, to evaluate compressed models on
     calibration: int = 32  # sequences of the training part, to calibrate on
-    workdir: str = "runs"
-    name: str | None = None
-    shard: str | None = None
+    place: Place = field(default_factory=Place)
 
     def __post_init__(self) -> None:
         for flag, accepted in (
@@ -85,7 +83,6 @@ class Config:
             schemes.scheme(method)
         for flag in ("sequences", "calibration"):
             at_least(1, flag, getattr(self, flag))
-        check_place(self.name, self.shard)
 
     @property
     def cells(self) -> list[dict[str, str]]:
@@ -119,28 +116,15 @@ def run(config: Config, console: Console) -> RunDirectory:
     with reading(console, c.corpus) as progress:
         # Refused before anything is written: what a cell cannot be trained or judged on.
         read = {cell["setting"]: _read(config, cell, progress) for cell in config.cells}
-    shard = parse_shard(config.shard or "0/1")
-    directory, there = opened(
-        config.workdir, "benchmark", config.name, config.shard, config.about, [config.preset]
-    )
-    directory.write_config(config)
-    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     tokens = c.steps * c.batch_size * c.seq_len
     split = read[config.settings[0]].corpus.split
-    described = {**config.about, "tokens_per_seed": tokens, "split": split, "cells": []}
-    with directory.record("benchmark", **described) as record:
-        try:
-            find_missing(
-                {_name(cell): cell for cell in shard.of(config.cells)},
-                lambda cell, log: _found(config, cell, read[cell["setting"]], log),
-                there, c, directory, console,
-            )  # fmt: skip
-        finally:
-            record["cells"] = _sorted(there)
-    found = read_record(directory.path)
-    print_tables(console, found)
-    launch.publish(console, directory.path, found)
-    return directory
+    return grid.run(
+        config, "benchmark", {"-".join(cell.values()): cell for cell in config.cells},
+        lambda cell, log: _found(config, cell, read[cell["setting"]], log), config.about,
+        lambda there: {"cells": _sorted(there)}, print_tables, console,
+        described={**config.about, "tokens_per_seed": tokens, "split": split},
+        of=[config.preset], train=c,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,10 +146,6 @@ def _read(config: Config, cell: Mapping[str, str], progress: Progress | None = N
     return _Read(corpus, apart(candidates, evaluation, config.calibration), evaluation)
 
 
-def _name(cell: Mapping[str, str]) -> str:
-    return "-".join(cell.values())
-
-
 def _sorted(there: Cells) -> list[dict[str, Any]]:
     """All cells that are there, of this process or another."""
     tables = [list(table) for table in (SETTINGS, NORMS, OPTIMIZERS)]
@@ -175,7 +155,7 @@ def _sorted(there: Cells) -> list[dict[str, Any]]:
         places = [table.index(name) for table, name in zip(tables, names, strict=True)]
         return [*places, VARIANTS.order(cell["variant"])]
 
-    return sorted(map(there.read, there.names()), key=place)
+    return sorted(there.all(), key=place)
 
 
 def _found(config: Config, cell: Mapping[str, str], read: _Read, log: Any) -> dict[str, Any]:
@@ -253,8 +233,7 @@ def config_from_flags() -> Config:
     for name in ("sequences", "calibration"):
         if FLAGS[name].value is not None:
             given[name] = FLAGS[name].value
-    given |= {name: FLAGS[name].value for name in ("full", "workdir", "name", "shard")}
-    return Config(base, FLAGS.preset, **given)
+    return Config(base, FLAGS.preset, full=FLAGS.full, place=grid.place_from_flags(), **given)
 
 
 def define_flags() -> None:
@@ -273,10 +252,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("sequences", None, "validation sequences for compressed models; 64")
     flags.DEFINE_integer("calibration", None, "training sequences to calibrate on; 32")
     flags.DEFINE_bool("full", False, "every combination; else one factor at a time")
-    grid.define_flags()
-    launch.define_overrides(TrainConfig, skip=NO_FLAG)
-    for module in (launch, grid):
-        flags.adopt_module_key_flags(module)  # so that --help lists them
+    grid.define_flags(TrainConfig, "a few steps of two variants, in seconds", skip=NO_FLAG)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ python -m experiments.causal --model=RUN --variant=softmax --factors=0,1,4,16
 python -m experiments.causal --redraw=runs/causal/RUN
 """
 
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from absl import flags
@@ -15,12 +14,12 @@ from rich.console import Console
 from sysout_jax.analysis.intervene.dose_response import check, doses
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import at_least
-from sysout_jax.results import RunDirectory, read_record
+from sysout_jax.results import RunDirectory
 
-from .cli import launch
-from .cli.progress import model_bar
+from .cli import grid, launch
+from .cli.grid import Place
 from .inputs.evaluation_text import length_of, read_corpus
-from .inputs.model_selection import Choice, every
+from .inputs.model_selection import Choice, Chosen, of_softmax
 from .reports.causal_report import markdown_tables, print_tables
 
 FLAGS = flags.FLAGS
@@ -41,7 +40,7 @@ class Config:
     sequences: int = 64  # of the validation part
     seq_len: int | None = None  # T, of each; None: 64, or the learned positions if fewer
     batch: int = 64  # sequences that are run together
-    workdir: str = "runs"  # where run directories go
+    place: Place = field(default_factory=Place)
 
     def __post_init__(self) -> None:
         for name, least in (("controls", 1), ("sequences", 1), ("seq_len", 3), ("batch", 1)):
@@ -59,40 +58,27 @@ class Config:
 
 def run(config: Config, console: Console) -> RunDirectory:
     """Give every dose to every model; what is finished is kept when interrupted."""
-    path = Path(config.choice.model).expanduser()
-    choice = config.choice
-    if choice.variant is None and (path / "models").is_dir():
-        choice = replace(choice, variant="softmax")
-    chosen = list(every(choice))
-    rows = []
+    chosen, rows = list(of_softmax(config.choice)), {}
     for each in chosen:  # before any work: text that is missing, models without a later layer
         check(each.model.config)
         corpus, _ = read_corpus(config.corpus, each, console, config.token_dtype)
         length = length_of(config.seq_len, each.model.config)
-        rows.append(corpus.distinct("val", config.sequences, length))
-    directory = RunDirectory(config.workdir, "causal", of=[each.name for each in chosen])
-    directory.write("config.json", config)
-    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
-    with (
-        directory.record("causal", config=asdict(config), models=[]) as record,
-        model_bar(console) as bar,
-    ):
-        task = bar.add_task("doses", total=len(chosen), state="")
-        for each, text in zip(chosen, rows, strict=True):
-            bar.update(task, state=each.described)
-            model = each.model
-            found = doses(
-                model.config, model.params, text, config.factors, config.controls, config.batch
-            )
-            about: dict[str, Any] = {
-                "name": each.name, "seed": each.seed, "corpus": config.corpus or each.corpus
-            }  # fmt: skip
-            record["models"].append(about | asdict(found))
-            bar.advance(task)
-    found_record = read_record(directory.path)
-    print_tables(console, found_record)
-    launch.publish(console, directory.path, found_record)
-    return directory
+        rows[each.cell] = corpus.distinct("val", config.sequences, length)
+
+    def found(each: Chosen, log: grid.Log) -> dict[str, Any]:
+        model, text = each.model, rows[each.cell]
+        made = doses(
+            model.config, model.params, text, config.factors, config.controls, config.batch
+        )
+        corpus = config.corpus or each.corpus
+        return {"name": each.name, "seed": each.seed, "corpus": corpus, **asdict(made)}
+
+    return grid.run(
+        config, "causal", {each.cell: each for each in chosen}, found,
+        grid.common(config, "variant", "seed"), lambda there: {"models": there.all()},
+        print_tables, console, described={"config": grid.told(config)},
+        of=[each.name for each in chosen],
+    )  # fmt: skip
 
 
 # ----------------------------------------------------------------------------- the binary
@@ -118,10 +104,7 @@ def config_from_flags() -> Config:
 
 def define_flags() -> None:
     """Define the flags of this binary."""
-    flags.DEFINE_bool("smoke", False, "a few sequences and one control, in seconds")
-    launch.define_tables()
-    launch.define_overrides(Config)
-    flags.adopt_module_key_flags(launch)  # so that --help lists them
+    grid.define_flags(Config, "a few sequences and one control, in seconds")
 
 
 if __name__ == "__main__":

@@ -345,7 +345,6 @@ def define_flags() -> None:
     flags.DEFINE_list("run", None, "measure these claims again, or all")
     flags.DEFINE_float("budget", None, "with --run: minutes after which no measurement is begun")
     flags.DEFINE_string("workdir", "runs", "with --run: where run directories go")
-    flags.adopt_module_key_flags(launch)  # so that --help lists them
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ python -m experiments.compress --model=gpt2 --corpus=PATH --methods=w8-tensor,wa
 python -m experiments.compress --redraw=runs/compress/RUN
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,11 @@ from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import at_least
 from sysout_jax.model.decoder import parameter_count
-from sysout_jax.results import RunDirectory, read_record
+from sysout_jax.results import RunDirectory
 
-from .cli import launch
-from .cli.progress import model_bar
-from .inputs.evaluation_text import Texts
+from .cli import grid, launch
+from .cli.grid import Cells, Place
+from .inputs.evaluation_text import Text, Texts
 from .inputs.model_selection import Choice, Chosen, every
 from .reports.compress_report import markdown_tables, print_tables
 
@@ -58,7 +59,7 @@ class Config:
     calibration: int = 32  # sequences of the training part, to calibrate on
     seq_len: int | None = None  # T, of each; None: 64, or the learned positions if fewer
     batch: int = 8  # sequences that are run together
-    workdir: str = "runs"  # where run directories go
+    place: Place = field(default_factory=Place)
 
     def __post_init__(self) -> None:
         for name, least in (("sequences", 1), ("calibration", 1), ("seq_len", 2), ("batch", 1)):
@@ -81,61 +82,78 @@ def run(config: Config, console: Console) -> RunDirectory:
         config.corpus, config.calibration, config.sequences, config.seq_len, console,
         config.token_dtype,
     )  # fmt: skip
-    for each in chosen:
-        texts.of(each)  # before any work: text that is missing or too short
-    directory = RunDirectory(config.workdir, "compress", of=[each.name for each in chosen])
-    directory.write("config.json", config)
-    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
-    with directory.record("compression", methods=list(config.methods), models=[]) as record:
-        for each in chosen:
-            _one(config, each, texts, record["models"], console)
-    found = read_record(directory.path)
-    print_tables(console, found)
-    launch.publish(console, directory.path, found)
-    return directory
+    read = [texts.of(each) for each in chosen]  # before any work: text missing or too short
 
+    @lru_cache(maxsize=1)  # cells of one model follow each other, and one at a time is in memory
+    def judge(at: int) -> _Judge:
+        return _Judge(config, chosen[at], read[at])
 
-def _one(config: Config, chosen: Chosen, texts: Texts, found: list[Any], console: Console) -> None:
-    """Add what one model loses to the record, method by method."""
-    _, calibration, rows = texts.of(chosen)
-    model = chosen.model
-    compressor = Compressor(
-        model.config, model.params, calibration, config.sites, config.alpha, config.batch
-    )
-    before = losses(model.config, Compressed(model.params), rows, config.batch)
-    entry: dict[str, Any] = {
-        "name": chosen.name,
-        "seed": chosen.seed,
-        "variant": model.config.variant,
-        "label": VARIANTS[model.config.variant].label,
-        "corpus": config.corpus or chosen.corpus,
-        "parameters": parameter_count(model.config),
-        "tokens": {"calibration": calibration.size, "evaluation": rows[:, 1:].size},
-        "loss": float(before.mean()),
-        "perplexity": float(np.exp(before.mean())),
-        "methods": {},
+    def gathered(there: Cells) -> dict[str, Any]:
+        models = grid.by_model(there, "methods", config.methods)
+        others = sorted({method for model in models for method in model["methods"]})
+        return {"methods": list(dict.fromkeys((*config.methods, *others))), "models": models}
+
+    named = {
+        grid.part_name(each.cell, method): (at, method)
+        for at, each in enumerate(chosen)
+        for method in (None, *config.methods)
     }
-    found.append(entry)
-    with model_bar(console) as bar:
-        task = bar.add_task(chosen.described, total=len(config.methods), state="")
-        for method in config.methods:
-            bar.update(task, state=method)
-            compressed = compressor.compress(schemes.scheme(method))
-            after = losses(model.config, compressed, rows, config.batch)
-            entry["methods"][method] = {
-                "loss": float(after.mean()),
-                "perplexity": float(np.exp(after.mean())),
-                "change": bootstrap_interval(after - before),
-                "zeros": compressed.zeros,
-            }
-            bar.advance(task)
-        bar.update(task, state=f"perplexity {entry['perplexity']:.4g} before")
-    entry["noise"] = [
-        asdict(each)
-        for each in noise(
+    return grid.run(
+        config, "compress", named, lambda cell, log: judge(cell[0]).found(cell[1]),
+        grid.common(config, "methods", "variant", "seed"), gathered, print_tables, console,
+        described={"experiment": "compression"}, of=[each.name for each in chosen],
+    )  # fmt: skip
+
+
+class _Judge:
+    """One model, to be compressed by one method after the other."""
+
+    def __init__(self, config: Config, chosen: Chosen, text: Text) -> None:
+        model = chosen.model
+        self.config, self.chosen, self.text = config, chosen, text
+        self.compressor = Compressor(
+            model.config, model.params, text.calibration, config.sites, config.alpha, config.batch
+        )
+        self.before = self._losses(Compressed(model.params))
+
+    def found(self, method: str | None) -> dict[str, Any]:
+        """What the model loses by a method; None: what it is before."""
+        about = {"name": self.chosen.name, "seed": self.chosen.seed}
+        if method is None:
+            return about | self._uncompressed()
+        compressed = self.compressor.compress(schemes.scheme(method))
+        after = self._losses(compressed)
+        found = {
+            **_quality(after),
+            "change": bootstrap_interval(after - self.before),
+            "zeros": compressed.zeros,
+        }
+        return about | {"part": method, "found": found}
+
+    def _uncompressed(self) -> dict[str, Any]:
+        model, config, rows = self.chosen.model, self.config, self.text.evaluation
+        noises = noise(
             model.config, model.params, rows[:, :-1], sites=config.sites, batch=config.batch
         )
-    ]
+        return {
+            "variant": model.config.variant,
+            "label": VARIANTS[model.config.variant].label,
+            "corpus": config.corpus or self.chosen.corpus,
+            "parameters": parameter_count(model.config),
+            "tokens": {
+                "calibration": self.text.calibration.size, "evaluation": rows[:, 1:].size
+            },
+            **_quality(self.before),
+            "noise": list(noises),
+        }  # fmt: skip
+
+    def _losses(self, compressed: Compressed) -> np.ndarray:
+        return losses(self.chosen.model.config, compressed, self.text.evaluation, self.config.batch)
+
+
+def _quality(losses: np.ndarray) -> dict[str, float]:
+    mean = float(losses.mean())
+    return {"loss": mean, "perplexity": float(np.exp(mean))}
 
 
 # ----------------------------------------------------------------------------- the binary
@@ -166,10 +184,7 @@ def config_from_flags() -> Config:
 
 def define_flags() -> None:
     """Define the flags of this binary."""
-    flags.DEFINE_bool("smoke", False, "two sequences and three methods, in seconds")
-    launch.define_tables()
-    launch.define_overrides(Config)
-    flags.adopt_module_key_flags(launch)  # so that --help lists them
+    grid.define_flags(Config, "two sequences and three methods, in seconds")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 python -m experiments.convergence                                          # Bigram-Backcopy
 python -m experiments.convergence --corpus=PATH --model=llama-tiny --lrs=1e-3,3e-3 --steps=2000
-python -m experiments.convergence --resume=runs/convergence/RUN --lrs=1e-2    # go on, and more
+python -m experiments.convergence --name=rates --lrs=1e-3,1e-2    # again: goes on, and more rates
 python -m experiments.convergence --redraw=runs/convergence/RUN
 """
 
-import json
+import hashlib
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -23,21 +22,21 @@ from sysout_jax.errors import Diverged, InputError
 from sysout_jax.model.config import SHAPES, at_least, one_of
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.planning.timing import step_flops, step_seconds
-from sysout_jax.results import RunDirectory, code_version, read_mapping, read_record, write_json
+from sysout_jax.results import RunDirectory, code_version
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run, corpus_of, train
 from sysout_jax.training.optimizer import OptimizerConfig
 
-from .cli import ending, launch
-from .cli.grid import TRAINED_AGAIN
+from .cli import grid, launch
+from .cli.grid import Cells, Place, check_values
 from .cli.presets import BACKCOPY, FILLED_IN, NOT_GIVEN, SMOKE, TEXT
-from .cli.progress import Progress, reading
+from .cli.progress import reading
 from .records.study import history, study_names
 from .reports.convergence_report import compared, markdown_tables, print_tables
 
 FLAGS = flags.FLAGS
 # What --help explains.
-OFTEN = ("corpus", "variants", "lrs", "baseline", "steps", "seeds", "resume", "workdir")
+OFTEN = ("corpus", "variants", "lrs", "baseline", "steps", "seeds", "name", "workdir")
 # The learning rate is constant after warm-up: then every step is the end of a shorter run, and
 # losses may be compared at any of them.
 SYNTHETIC = replace(BACKCOPY, measure_every=50)
@@ -48,10 +47,10 @@ REAL = replace(
 )  # fmt: skip
 REAL_LRS = (1e-3, 3e-3, 9e-3)
 SEQUENCES = 64  # of each zero-shot measure
-GOES_ON = ("lrs", "variants")  # flags that may be given with --resume
 OF_A_CELL = ("corpus", "variant", "lr", "checkpoint_every", *FILLED_IN)
 # What it times are steps of one device.
 NO_FLAG = (*OF_A_CELL, "mesh", "parallel")
+Cell = tuple[str, float]  # a variant at a learning rate
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Config:
     lrs: tuple[float, ...] = SYNTHETIC_LRS
     baseline: str = "softmax"
     rounds: int = 20  # of the interleaved timing
-    workdir: str = "runs"
+    place: Place = field(default_factory=Place)
 
     def __post_init__(self) -> None:
         for name in (self.baseline, *self.variants):
@@ -74,47 +73,55 @@ class Config:
             )
         at_least(1, "rounds", self.rounds)
         names = tuple(f"{lr:g}" for lr in self.lrs)
-        for flag, values in (("variants", self.variants), ("lrs", names)):
-            if not values or len(set(values)) < len(values):
-                found = ",".join(values)
-                raise InputError(flag, found, "at least one, none of them twice")
+        check_values("variants", self.variants)
+        check_values("lrs", names)
         for lr in self.lrs:
             if not 0 < lr < float("inf"):
                 raise InputError("lrs", ",".join(names), "finite numbers above 0")
 
-    def cell(self, variant: str, lr: float) -> TrainConfig:
+    @property
+    def cells(self) -> list[Cell]:
+        """Learning rate by learning rate."""
+        return [(name, lr) for lr in self.lrs for name in self.variants]
+
+    @property
+    def timing(self) -> str:
+        """The cell with the costs of these variants, which are timed in turn."""
+        return f"timing-{hashlib.sha256(','.join(self.variants).encode()).hexdigest()[:8]}"
+
+    def training(self, variant: str, lr: float) -> TrainConfig:
         """The training run of a cell."""
         optimizer = replace(self.train.optimizer, lr=lr)
         return replace(self.train, variant=variant, optimizer=optimizer)
 
 
-def run(config: Config, console: Console, resumed: Path | None = None) -> RunDirectory:
-    """Train every cell that is not there yet, compare, draw; a finished cell is on disk at once."""
+def run(config: Config, console: Console) -> RunDirectory:
+    """Train the cells of this process that are not there yet, compare, draw."""
     train_config = config.train
     with reading(console, train_config.corpus) as progress:
         corpus = corpus_of(train_config, progress)
     for split in ("train", "val"):
         corpus.batch(split, 0, 0, train_config.batch_size, train_config.seq_len)
-    costs, cells = _there(resumed) if resumed else ({}, {})  # refused before anything is written
-    directory = RunDirectory.reopened(resumed) if resumed else RunDirectory(
-        config.workdir, "convergence", of=study_names([train_config.corpus])
-    )  # fmt: skip
-    directory.write_config(config)
-    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     about = _describe(config, corpus)
-    with (
-        ending.telling_how_to_go_on(f"--resume={directory.path}"),
-        directory.record("convergence", **about, variants={}, cells=[], compared={}) as record,
-    ):
-        record["variants"] = _costs(config, corpus, directory, console, costs)
-        try:
-            _train_all(config, corpus, directory, console, cells, record["cells"])
-        finally:
-            record["compared"] = compared(record)
-    found = read_record(directory.path)
-    print_tables(console, found)
-    launch.publish(console, directory.path, found)
-    return directory
+
+    def found(cell: Cell | None, log: grid.Log) -> dict[str, Any]:
+        return _costs(config, corpus) if cell is None else _train(config, cell, corpus, log)
+
+    def gathered(there: Cells) -> dict[str, Any]:
+        cells = [cell for cell in there.all() if cell.get("variant") in config.variants]
+        cells.sort(key=lambda cell: (cell["lr"], config.variants.index(cell["variant"])))
+        timed = there.read(config.timing)["variants"] if config.timing in there else {}
+        rates = sorted({*config.lrs, *(cell["lr"] for cell in cells)})
+        record = about | {"lrs": rates, "variants": timed, "cells": cells}
+        return record | {"compared": compared(record)}
+
+    # The timing first: what is compared needs it.
+    named = {config.timing: None, **{f"{name}-{lr:g}": (name, lr) for name, lr in config.cells}}
+    return grid.run(
+        config, "convergence", named, found, {"train": config.train, "rounds": config.rounds},
+        gathered, print_tables, console, described=about, of=study_names([train_config.corpus]),
+        train=config.train,
+    )  # fmt: skip
 
 
 def _describe(config: Config, corpus: Corpus) -> dict[str, Any]:
@@ -122,7 +129,6 @@ def _describe(config: Config, corpus: Corpus) -> dict[str, Any]:
     return {
         "corpus": c.corpus,
         "baseline": config.baseline,
-        "lrs": list(config.lrs),
         "config": c,
         "tokens": corpus.tokens,
         "split": corpus.split,
@@ -131,31 +137,10 @@ def _describe(config: Config, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _there(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The costs that a run has found, and its cells by the names of their files.
-
-    Raises:
-      InputError: one of the files cannot be read.
-    """
-    path = run / "costs.json"
-    costs = read_mapping(path, "remove it, and all is timed again") if path.exists() else {}
-    files = sorted((run / "cells").glob("[!.]*.json"))
-    return costs, {file.stem: read_mapping(file, TRAINED_AGAIN) for file in files}
-
-
-def _costs(
-    config: Config,
-    corpus: Corpus,
-    directory: RunDirectory,
-    console: Console,
-    there: dict[str, Any],
-) -> dict[str, Any]:
-    """Parameters, operations and seconds of each variant; those there if all were timed before."""
-    if list(there) == list(config.variants):
-        return there
-    cells = {name: config.cell(name, config.lrs[0]) for name in config.variants}
-    with console.status(f"timing {len(cells)} variants in turn"):
-        seconds = step_seconds(cells, corpus.vocab, config.rounds)
+def _costs(config: Config, corpus: Corpus) -> dict[str, Any]:
+    """Parameters, operations and seconds of each variant."""
+    cells = {name: config.training(name, config.lrs[0]) for name in config.variants}
+    seconds = step_seconds(cells, corpus.vocab, config.rounds)
     costs = {
         name: {
             "label": VARIANTS[name].label,
@@ -166,47 +151,21 @@ def _costs(
         }
         for name, cell in cells.items()
     }
-    return dict(json.loads(directory.write("costs.json", costs).read_text()))
+    return {"variants": costs}
 
 
-def _train_all(
-    config: Config,
-    corpus: Corpus,
-    directory: RunDirectory,
-    console: Console,
-    there: dict[str, Any],
-    found: list[Any],
-) -> None:
-    """Take or train every cell, learning rate by learning rate, into `found`."""
-    place = directory.path / "cells"
-    place.mkdir(exist_ok=True)
-    cells = {f"{name} {lr:g}": (name, lr) for lr in config.lrs for name in config.variants}
-    with Progress(console, config.train, tuple(cells)) as progress:
-        for title, (name, lr) in cells.items():
-            file = f"{name}-{lr:g}"
-            if file not in there:
-
-                def log(row: dict[str, Any], title: str = title, lr: float = lr) -> None:
-                    directory.log({"lr": lr, **row})
-                    progress.update(row | {"variant": title})
-
-                cell = _train(config.cell(name, lr), corpus, log)
-                there[file] = json.loads(write_json(place / f"{file}.json", cell).read_text())
-            found.append(there[file])
-
-
-def _train(cell: TrainConfig, corpus: Corpus, log: Any) -> dict[str, Any]:
+def _train(config: Config, cell: Cell, corpus: Corpus, log: grid.Log) -> dict[str, Any]:
     """What the record says of a cell."""
-    begun = time.perf_counter()
+    begun, training = time.perf_counter(), config.training(*cell)
     about = {
-        "variant": cell.variant,
-        "lr": cell.optimizer.lr,
-        "seeds": cell.seeds,
+        "variant": training.variant,
+        "lr": training.optimizer.lr,
+        "seeds": training.seeds,
         "code": code_version(),
         "device": jax.devices()[0].device_kind,
     }
     try:
-        trained = train(cell, corpus, log)
+        trained = train(training, corpus, log)
     except Diverged as error:
         return about | {"diverged": {"step": error.step, "seed": error.seed}}
     measured = history(trained)["measured"]
@@ -252,31 +211,8 @@ def main() -> None:
     console = launch.console_for_tables()
     if FLAGS.redraw:
         launch.redraw("experiments.convergence", console, print_tables, markdown_tables)
-    elif FLAGS.resume:
-        path = Path(FLAGS.resume)
-        run(resumed_config(path), console, path)
     else:
         run(config_from_flags(), console)
-
-
-def resumed_config(path: Path) -> Config:
-    """The config of a run that is to go on, with more rates and variants if the flags say so.
-
-    Raises:
-      InputError: no run of this experiment, or a flag that would change what is there.
-    """
-    for name in FLAGS:
-        mine = not str(FLAGS.find_module_defining_flag(name)).startswith("absl")
-        if mine and FLAGS[name].present and name not in ("resume", *GOES_ON):
-            raise InputError(
-                name, None, "--lrs and --variants", f"the run in --resume={path} has its own"
-            )
-    config = launch.read_config(Config, path, "resume", "experiments.convergence")
-    lrs = launch.numbers("lrs", FLAGS.lrs or [], float)
-    known = {f"{lr:g}" for lr in config.lrs}
-    more = tuple(lr for lr in lrs if f"{lr:g}" not in known)
-    names = tuple(name for name in FLAGS.variants or [] if name not in config.variants)
-    return replace(config, lrs=config.lrs + more, variants=config.variants + names)
 
 
 def config_from_flags() -> Config:
@@ -304,7 +240,7 @@ def config_from_flags() -> Config:
     if FLAGS.variants is not None:
         variants = tuple(VARIANTS) if FLAGS.variants == ["all"] else tuple(FLAGS.variants)
     base = launch.override(base, given)
-    return Config(base, variants, lrs, FLAGS.baseline, rounds, FLAGS.workdir)
+    return Config(base, variants, lrs, FLAGS.baseline, rounds, grid.place_from_flags())
 
 
 def define_flags() -> None:
@@ -318,14 +254,7 @@ def define_flags() -> None:
     flags.DEFINE_string("baseline", "softmax", "the variant that the others are compared with")
     flags.DEFINE_string("model", None, f"shape to start from: {', '.join(SHAPES)}")
     flags.DEFINE_integer("rounds", 20, "how often the step of each variant is timed, in turn")
-    flags.DEFINE_string("workdir", "runs", "where run directories go")
-    flags.DEFINE_bool("smoke", False, "a few steps of two variants at two rates, in seconds")
-    flags.DEFINE_string(
-        "resume", None, "go on with this run directory; --lrs and --variants add to it"
-    )
-    launch.define_tables()
-    launch.define_overrides(TrainConfig, skip=NO_FLAG)
-    flags.adopt_module_key_flags(launch)  # so that --help lists them
+    grid.define_flags(TrainConfig, "a few steps of two variants at two rates, in seconds", NO_FLAG)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ python -m experiments.explicit --redraw=runs/explicit/RUN
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -26,14 +26,14 @@ from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import at_least, finite
 from sysout_jax.model.decoder import Params, param_axes
-from sysout_jax.results import RunDirectory, read_record
+from sysout_jax.results import RunDirectory
 from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sysout_jax.training.step import TrainState, make_step, make_steps
 
-from .cli import launch
-from .cli.progress import model_bar
+from .cli import grid, launch
+from .cli.grid import Place
 from .inputs.evaluation_text import Text, Texts
-from .inputs.model_selection import Choice, Chosen, every
+from .inputs.model_selection import Choice, Chosen, of_softmax
 from .reports.explicit_report import markdown_tables, print_tables
 
 FLAGS = flags.FLAGS
@@ -61,7 +61,7 @@ class Config:
     calibration: int = 64  # sequences of the training part, to fit gates and ranges on
     seq_len: int | None = None  # T, of each; None: 64, or the learned positions if fewer
     batch: int = 8  # sequences that are run together
-    workdir: str = "runs"  # where run directories go
+    place: Place = field(default_factory=Place)
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -78,32 +78,33 @@ class Config:
 
 def run(config: Config, console: Console) -> RunDirectory:
     """Make and judge the forms of every model; what is finished is kept when interrupted."""
-    chosen = list(_softmax(config.choice))
+    chosen = list(_with_bos(config.choice))
     texts = Texts(
         config.corpus, config.calibration, config.sequences, config.seq_len, console,
         config.token_dtype,
     )  # fmt: skip
-    for each in chosen:
-        texts.of(each)  # before any work: text that is missing or too short
-    directory = RunDirectory(config.workdir, "explicit", of=[each.name for each in chosen])
-    directory.write("config.json", config)
-    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
-    about = {"methods": list(config.methods), "config": asdict(config), "models": []}
-    with directory.record("explicit", **about) as record:
-        for each in chosen:
-            _one(config, each, texts.of(each), record["models"], console)
-    found = read_record(directory.path)
-    print_tables(console, found)
-    launch.publish(console, directory.path, found)
-    return directory
+    read = [texts.of(each) for each in chosen]  # before any work: text missing or too short
+
+    @lru_cache(maxsize=1)  # cells of one model follow each other, and one at a time is in memory
+    def judge(at: int) -> _Judge:
+        return _Judge(config, chosen[at], read[at])
+
+    named = {
+        grid.part_name(each.cell, form): (at, form)
+        for at, each in enumerate(chosen)
+        for form in (None, *explicit_factor.FORMS)
+    }
+    return grid.run(
+        config, "explicit", named, lambda cell, log: judge(cell[0]).found(cell[1]),
+        grid.common(config, "variant", "seed"),
+        lambda there: {"models": grid.by_model(there, "forms", tuple(FORMS))}, print_tables,
+        console, described={"methods": config.methods, "config": grid.told(config)},
+        of=[each.name for each in chosen],
+    )  # fmt: skip
 
 
-def _softmax(choice: Choice) -> Iterator[Chosen]:
-    """The models that the flags mean; of a run, those of variant softmax unless one is named."""
-    path = Path(choice.model).expanduser()
-    if choice.variant is None and (path / "models").is_dir():
-        choice = replace(choice, variant="softmax")
-    for chosen in every(choice):
+def _with_bos(choice: Choice) -> Iterator[Chosen]:
+    for chosen in of_softmax(choice):
         explicit_factor.check(chosen.model.config)
         if not chosen.bos:
             raise InputError(
@@ -115,34 +116,33 @@ def _softmax(choice: Choice) -> Iterator[Chosen]:
         yield chosen
 
 
-def _one(config: Config, chosen: Chosen, text: Text, found: list[Any], console: Console) -> None:
-    """Add the forms of one model to the record."""
-    model = chosen.model
-    calibrated, held_out = (
-        explicit_factor.factors(model.config, model.params, rows[:, :-1], config.batch)
-        for rows in (text.calibration, text.evaluation)
-    )
-    first = int(text.evaluation[0, 0])
-    made, gates = explicit_factor.forms(model.config, model.params, first, calibrated)
-    before = made["trained"].losses(text.evaluation, config.batch)
-    entry: dict[str, Any] = {
-        "name": chosen.name,
-        "seed": chosen.seed,
-        "corpus": config.corpus or chosen.corpus,
-        "factors": _factors(gates, held_out),
-        "forms": {},
-    }
-    found.append(entry)
-    with model_bar(console) as bar:
-        task = bar.add_task(chosen.described, total=len(made), state="")
-        for name, form in made.items():
-            bar.update(task, state=FORMS[name])
-            entry["forms"][name] = _judged(config, form, text, before)
-            if name in MODELS and config.finetune:
-                tuned = _finetuned(config, form, text)
-                entry["forms"][name]["finetuned"] = _judged(config, tuned, text, before)
-            bar.advance(task)
-        bar.update(task, state=f"loss {before.mean():.4g} as trained")
+class _Judge:
+    """One model, whose forms are made at once and judged one after the other."""
+
+    def __init__(self, config: Config, chosen: Chosen, text: Text) -> None:
+        model, self.config, self.chosen, self.text = chosen.model, config, chosen, text
+        calibrated, self.held_out = (
+            explicit_factor.factors(model.config, model.params, rows[:, :-1], config.batch)
+            for rows in (text.calibration, text.evaluation)
+        )
+        first = int(text.evaluation[0, 0])
+        self.forms, self.gates = explicit_factor.forms(
+            model.config, model.params, first, calibrated
+        )
+        self.before = self.forms["trained"].losses(text.evaluation, config.batch)
+
+    def found(self, name: str | None) -> dict[str, Any]:
+        """What a form is like; None: what the factor of the model is like."""
+        config, about = self.config, {"name": self.chosen.name, "seed": self.chosen.seed}
+        if name is None:
+            corpus = config.corpus or self.chosen.corpus
+            return {**about, "corpus": corpus, "factors": _factors(self.gates, self.held_out)}
+        form = self.forms[name]
+        judged = _judged(config, form, self.text, self.before)
+        if name in MODELS and config.finetune:
+            tuned = _finetuned(config, form, self.text)
+            judged["finetuned"] = _judged(config, tuned, self.text, self.before)
+        return about | {"part": name, "found": judged}
 
 
 def _factors(gates: explicit_factor.Gates, found: explicit_factor.Factors) -> dict[str, Any]:
@@ -231,10 +231,7 @@ def config_from_flags() -> Config:
 
 def define_flags() -> None:
     """Define the flags of this binary."""
-    flags.DEFINE_bool("smoke", False, "a few sequences and steps, in seconds")
-    launch.define_tables()
-    launch.define_overrides(Config)
-    flags.adopt_module_key_flags(launch)  # so that --help lists them
+    grid.define_flags(Config, "a few sequences and steps, in seconds")
 
 
 if __name__ == "__main__":

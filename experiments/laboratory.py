@@ -7,7 +7,8 @@ python -m experiments.laboratory --redraw=runs/laboratory/RUN
 """
 
 import time
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -22,13 +23,13 @@ from sysout_jax.data import Backcopies, Backcopy
 from sysout_jax.errors import Diverged, InputError
 from sysout_jax.model.config import at_least, one_of
 from sysout_jax.model.decoder import parameter_count
-from sysout_jax.results import RunDirectory, code_version, read_record
+from sysout_jax.results import RunDirectory, code_version
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Run, train
 from sysout_jax.training.optimizer import OPTIMIZERS
 
 from .cli import grid, launch
-from .cli.grid import Cells, check_place, check_values, crossed, find_missing, opened, parse_shard
+from .cli.grid import Cells, Place, check_values, crossed
 from .cli.presets import BACKCOPY, FILLED_IN, NORMS, SMOKE
 from .records.laboratory import DEFAULT_CELL
 from .records.study import history
@@ -101,9 +102,7 @@ class Config:
     norms: tuple[str, ...] = ("own", "layer", "unscaled", "sandwich", "qk")
     bases: tuple[str, ...] = ("softmax", "context_scale")
     full: bool = False
-    workdir: str = "runs"
-    name: str | None = None
-    shard: str | None = None
+    place: Place = field(default_factory=Place)
 
     def __post_init__(self) -> None:
         for flag, accepted in (
@@ -125,7 +124,6 @@ class Config:
         for chain in self.chains:
             if not 0 <= chain < 2**32:
                 raise InputError("chains", chain, "integers from 0 to 2**32 - 1")
-        check_place(self.name, self.shard)
 
     @property
     def cells(self) -> list[Cell]:
@@ -158,28 +156,12 @@ class Config:
 def run(config: Config, console: Console) -> RunDirectory:
     """Train the cells of this process that are not there yet; the record has all that are."""
     about = {"train": config.train, "chains": config.chains, "rates": RATES}
-    shard = parse_shard(config.shard or "0/1")
-    directory, there = opened(config.workdir, "laboratory", config.name, config.shard, about)
-    directory.write_config(config)
-    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
-    described: dict[str, Any] = {
-        **about, "runs": config.runs,
-        "floor": {start: _floor(config, begins) for start, begins in STARTS.items()},
-        "cells": [],
-    }  # fmt: skip
-    with directory.record("laboratory", **described) as record:
-        try:
-            find_missing(
-                {cell.name: cell for cell in shard.of(config.cells)},
-                lambda cell, log: _train(config, cell, log),
-                there, config.train, directory, console,
-            )  # fmt: skip
-        finally:
-            record["cells"] = _sorted(there)
-    found = read_record(directory.path)
-    print_tables(console, found)
-    launch.publish(console, directory.path, found)
-    return directory
+    floor = {start: _floor(config, begins) for start, begins in STARTS.items()}
+    return grid.run(
+        config, "laboratory", {cell.name: cell for cell in config.cells}, partial(_train, config),
+        about, lambda there: {"cells": _sorted(there)}, print_tables, console,
+        described={**about, "runs": config.runs, "floor": floor}, train=config.train,
+    )  # fmt: skip
 
 
 def _sorted(there: Cells) -> list[dict[str, Any]]:
@@ -191,7 +173,7 @@ def _sorted(there: Cells) -> list[dict[str, Any]]:
         norm = list(NORMS).index(cell["norm"])
         return *others, decay, cell["eps"], norm, VARIANTS.order(cell["variant"])
 
-    return sorted(map(there.read, there.names()), key=place)
+    return sorted(there.all(), key=place)
 
 
 def _floor(config: Config, begins_with_bos: bool) -> list[float]:
@@ -276,9 +258,7 @@ def config_from_flags() -> Config:
             given[name] = launch.numbers(name, texts, kind)
     if FLAGS.variants == ["all"]:
         given["variants"] = tuple(VARIANTS)
-    return Config(
-        base, full=FLAGS.full, workdir=FLAGS.workdir, name=FLAGS.name, shard=FLAGS.shard, **given
-    )
+    return Config(base, full=FLAGS.full, place=grid.place_from_flags(), **given)
 
 
 def define_flags() -> None:
@@ -301,10 +281,7 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "full", False, "every combination; else one factor at a time, others at their first value"
     )
-    grid.define_flags()
-    launch.define_overrides(TrainConfig, skip=NO_FLAG)
-    for module in (launch, grid):
-        flags.adopt_module_key_flags(module)  # so that --help lists them
+    grid.define_flags(TrainConfig, "a few steps of two variants, in seconds", skip=NO_FLAG)
 
 
 if __name__ == "__main__":

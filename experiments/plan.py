@@ -268,7 +268,6 @@ def define_flags() -> None:
     flags.DEFINE_bool("markdown", False, "print tables in Markdown")
     flags.DEFINE_string("variant", None, "a row of core/attention.py")
     launch.define_overrides(Config, skip=NO_FLAG)
-    flags.adopt_module_key_flags(launch)  # so that --help lists them
 
 
 if __name__ == "__main__":

@@ -74,7 +74,6 @@ def main() -> None:
 def define_flags() -> None:
     """Define the flags of this binary."""
     flags.DEFINE_string("workdir", "runs", "where run directories are")
-    flags.adopt_module_key_flags(launch)  # so that --help lists them
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from sysout_jax.training.sharding import make_mesh
 from sysout_jax.training.states import Saving, check_usable
 
 from .cli import ending, launch
-from .cli.grid import check_place
+from .cli.grid import Place
 from .cli.presets import BACKCOPY, FILLED_IN, NOT_GIVEN, PRESETS, SMOKE, TEXT
 from .cli.progress import Progress, reading
 from .inputs.disk_space import check_room
@@ -287,7 +287,7 @@ def own_directory() -> Path | None:
     """
     if FLAGS.name is None:
         return None
-    check_place(FLAGS.name, None)
+    Place(name=FLAGS.name)  # refused if it is none
     return Path(FLAGS.workdir) / "variants" / FLAGS.name
 
 
@@ -370,7 +370,6 @@ def define_flags() -> None:
     launch.define_hosts()
     launch.define_overrides(TrainConfig, skip=("corpus", "variant", *FILLED_IN))
     launch.define_overrides(Saving)
-    flags.adopt_module_key_flags(launch)  # so that --help lists them
 
 
 if __name__ == "__main__":

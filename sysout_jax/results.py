@@ -66,27 +66,6 @@ class RunDirectory:
             raise unwritable(workdir, error) from error
         _point(Path(workdir) / experiment / LATEST, each)
 
-    @classmethod
-    def reopened(cls, path: str | os.PathLike[str]) -> "RunDirectory":
-        """The directory of a run that is to go on; metrics.jsonl grows where it ended.
-
-        Raises:
-          InputError: there is no config.json in it, it cannot be written, or another run is
-            writing to it.
-        """
-        self = cls.__new__(cls)
-        self.path = Path(path)
-        if not (self.path / "config.json").is_file():
-            raise InputError("resume", path, "the directory of a run", "no config.json there")
-        try:
-            self._open_log("a")
-        except OSError as error:
-            raise InputError(
-                "resume", path, "a directory that is writable", f"{error.strerror}"
-            ) from error
-        _point(self.path.with_name(LATEST), self.path.name)
-        return self
-
     def _open_log(self, mode: str) -> None:
         """Open metrics.jsonl for this run alone, without the half line that a kill may leave."""
         import fcntl  # of Unix: only those who run experiments need it

@@ -123,10 +123,9 @@ def test_latest_is_the_run_begun_last(tmp_path, open_run, monkeypatch, links):
         assert latest.is_symlink() == links
         for below in (".", "models/softmax"):
             assert Path(named_run(str(latest / below))) == run.path / below
-    (run.path / "config.json").touch()
     run._metrics.close()
     RunDirectory(tmp_path, "study", "c")._metrics.close()
-    RunDirectory.reopened(run.path)._metrics.close()
+    RunDirectory(tmp_path, "study", run.path.name)._metrics.close()
     assert named_run(str(latest)) == str(run.path)
     assert not list((tmp_path / "study").glob(".*"))
 
@@ -421,12 +420,11 @@ def test_the_commit_is_that_of_the_clone_of_this_file(tmp_path, monkeypatch):
 
 
 def test_a_run_goes_on_in_its_own_directory(tmp_path):
-    begun = RunDirectory(tmp_path, "probe")
-    begun.write("config.json", {"steps": 3})
+    begun = RunDirectory(tmp_path, "probe", "mine")
     begun.log({"step": 1})
     begun._metrics.write('{"step": 2, "lo')  # as a kill leaves it
     begun._metrics.close()
-    again = RunDirectory.reopened(begun.path)
+    again = RunDirectory(tmp_path, "probe", "mine")
     again.log({"step": 2})
     with again.record("probe", found=7):
         pass
@@ -440,13 +438,9 @@ def test_a_directory_is_of_one_run_at_a_time(tmp_path):
     first.write_config(OptimizerConfig(lr=0.123456789))
     first.log({"step": 1})
     message = f"{first.path}: another run is writing to it; accepted: a directory of its own"
-    for again in (
-        lambda: RunDirectory(tmp_path, "probe", "mine"),
-        lambda: RunDirectory.reopened(first.path),
-    ):
-        with pytest.raises(InputError) as caught:
-            again()
-        assert str(caught.value) == message
+    with pytest.raises(InputError) as caught:
+        RunDirectory(tmp_path, "probe", "mine")
+    assert str(caught.value) == message
     first.log({"step": 2})
     first._metrics.close()  # as the kernel does when a process dies
     second = RunDirectory(tmp_path, "probe", "mine")
@@ -457,8 +451,3 @@ def test_a_directory_is_of_one_run_at_a_time(tmp_path):
     assert (first.path / "metrics.jsonl").read_text() == '{"step": 3}\n'
     # What a run goes on from has every digit.
     assert json.loads((first.path / "config.json").read_text())["lr"] == 0.123456789
-
-
-def test_only_a_run_goes_on(tmp_path):
-    with pytest.raises(InputError, match=r"resume=.*no config\.json there; accepted: "):
-        RunDirectory.reopened(tmp_path)

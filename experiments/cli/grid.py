@@ -2,8 +2,8 @@
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,60 +18,75 @@ from sysout_jax.results import (
     leaves,
     plain,
     read_mapping,
+    read_record,
     unwritable,
     write_json,
 )
 from sysout_jax.training.config import TrainConfig
 
 from . import ending, launch
-from .progress import Progress
+from .progress import cell_bars
 
 Item = TypeVar("Item")
 Log = Callable[[dict[str, Any]], None]
+Show = Callable[[Console, dict[str, Any]], None]
 ABOUT = "about.json"  # beside the cells: what they have in common
-TRAINED_AGAIN = "remove it, and it is trained again"  # of a cell that cannot be read
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Cell k of a list belongs to process k modulo `count`, if that is `index`."""
-
-    index: int
-    count: int
-
-    def of(self, items: Sequence[Item]) -> list[Item]:
-        """The items of this process."""
-        return list(items[self.index :: self.count])
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
-
-
-def parse_shard(text: str) -> Shard:
-    """The shard that "i/n" names.
+class Place:
+    """Where the cells of a run are, and which of them are this process's.
 
     Raises:
-      InputError: it names none.
+      InputError: a name that is none, a shard that is none or has no name to share.
     """
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not int(found[1]) < int(found[2]):
-        raise InputError("shard", text, "i/n with i from 0 to n - 1, such as 0/4")
-    return Shard(int(found[1]), int(found[2]))
 
+    workdir: str = "runs"  # where run directories go
+    name: str | None = None  # of the run directory: again, and it goes on there; default: a time
+    shard: str | None = None  # i/n: every n-th cell from the i-th; without it, those of all shards
 
-def check_place(name: str | None, shard: str | None) -> None:
-    """Refuse a --name that is none, and a --shard that is none or has no name to share.
+    def __post_init__(self) -> None:
+        fits = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name or "run")
+        if not fits or self.name == LATEST:  # which stands for the run begun last
+            accepted = f"letters, digits, '_', '-' and '.', but not {LATEST}"
+            raise InputError("name", self.name, accepted)
+        index, count = self._shard
+        if self.shard is not None and not index < count:
+            raise InputError("shard", self.shard, "i/n with i from 0 to n - 1, such as 0/4")
+        if self.shard is not None and self.name is None:
+            raise InputError("shard", self.shard, "with a --name that all share")
 
-    Raises:
-      InputError: says what is accepted.
-    """
-    fits = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name or "run")
-    if not fits or name == LATEST:  # which stands for the run begun last
-        raise InputError("name", name, f"letters, digits, '_', '-' and '.', but not {LATEST}")
-    if shard is not None:
-        parse_shard(shard)
-        if name is None:
-            raise InputError("shard", shard, "with a --name that all share")
+    @property
+    def _shard(self) -> tuple[int, int]:
+        found = re.fullmatch(r"(\d+)/(\d+)", self.shard or "0/1")
+        return (int(found[1]), int(found[2])) if found else (0, 0)
+
+    def of(self, items: Iterable[Item]) -> list[Item]:
+        """The items of this process: of n shards, item k is that of shard k modulo n."""
+        index, count = self._shard
+        return list(items)[index::count]
+
+    def opened(
+        self, experiment: str, about: Mapping[str, Any], of: Sequence[str] = ()
+    ) -> tuple[RunDirectory, "Cells"]:
+        """The directory of this process's record, and the cells, which all of that name share.
+
+        Raises:
+          InputError: cells that are there were made with something else or cannot be read, before
+            anything is written; or the directory is not writable.
+        """
+        if self.name is None:
+            directory = RunDirectory(self.workdir, experiment, of=of)
+            return directory, Cells(directory.path / "cells", about)
+        name = self.name
+        try:
+            there = Cells(Path(self.workdir) / experiment / name / "cells", about)
+        except OSError as error:
+            raise unwritable(self.workdir, error) from error
+        if self.shard:
+            index, count = self._shard
+            name = f"{name}/shard-{index}-of-{count}"
+        return RunDirectory(self.workdir, experiment, name), there
 
 
 def check_values(flag: str, values: Sequence[Any]) -> None:
@@ -107,35 +122,8 @@ def crossed(
     return [c for c in made if moved(c) == 0 or (moved(c) == 1 and c[0] in bases)]
 
 
-def opened(
-    workdir: str,
-    experiment: str,
-    name: str | None,
-    shard: str | None,
-    about: Mapping[str, Any],
-    of: Sequence[str] = (),
-) -> tuple[RunDirectory, "Cells"]:
-    """The directory of this process's record, and the cells, which all of that name share.
-
-    Raises:
-      InputError: cells that are there were made with something else or cannot be read, before
-        anything is written; or the directory is not writable.
-    """
-    if name is None:
-        directory = RunDirectory(workdir, experiment, of=of)
-        return directory, Cells(directory.path / "cells", about)
-    try:
-        there = Cells(Path(workdir) / experiment / name / "cells", about)
-    except OSError as error:
-        raise unwritable(workdir, error) from error
-    if shard:
-        part = parse_shard(shard)
-        name = f"{name}/shard-{part.index}-of-{part.count}"
-    return RunDirectory(workdir, experiment, name), there
-
-
 class Cells:
-    """A directory with a file for each finished cell.
+    """A directory with a file for each finished cell, by its name as one of a file.
 
     Args:
       place: the directory, made if missing.
@@ -163,7 +151,7 @@ class Cells:
         else:
             write_json(path, about)
         for name in self.names():
-            self.read(name)  # refused before anything is trained
+            self.read(name)  # refused before anything is made
 
     def __contains__(self, name: str) -> bool:
         return self._path(name).exists()
@@ -178,59 +166,128 @@ class Cells:
         Raises:
           InputError: it cannot be read.
         """
-        return read_mapping(self._path(name), TRAINED_AGAIN)
+        return read_mapping(self._path(name), "remove it, and it is made again")
+
+    def all(self) -> list[dict[str, Any]]:
+        """What was found in each finished cell, of whichever command and process."""
+        return list(map(self.read, self.names()))
 
     def write(self, name: str, found: Mapping[str, Any]) -> None:
         """Finish a cell."""
         write_json(self._path(name), found)
 
     def _path(self, name: str) -> Path:
-        return self.place / f"{name}.json"
+        return self.place / f"{re.sub('[^A-Za-z0-9_.-]+', '-', name)}.json"
 
 
-def find_missing(
+def told(config: Any) -> dict[str, Any]:
+    """What a record says of a config: all but where files went."""
+    return {name: value for name, value in asdict(config).items() if name != "place"}
+
+
+def common(config: Any, *but: str) -> dict[str, Any]:
+    """What determines the cells of a config, whichever are asked for: all but the fields `but`."""
+    return {name: value for name, value in leaves(told(config)) if name not in but}
+
+
+def run(
+    config: Any,
+    experiment: str,
     named: Mapping[str, Item],
     find: Callable[[Item, Log], Mapping[str, Any]],
-    cells: Cells,
-    train: TrainConfig,
-    directory: RunDirectory,
+    about: Mapping[str, Any],
+    gathered: Callable[[Cells], Mapping[str, Any]],
+    show: Show,
     console: Console,
-) -> None:
-    """Finish the cells that are not there yet, one after the other.
+    *,
+    described: Mapping[str, Any],
+    of: Sequence[str] = (),
+    train: TrainConfig | None = None,
+) -> RunDirectory:
+    """Finish the cells of this process that are not there yet; record, print and draw what is.
 
     Args:
-      named: name -> cell.
+      config: what determines the run; its `place` says where it goes.
+      experiment: the name of the command.
+      named: name -> cell, of all processes.
       find: what is found in a cell, from it and from what logs the rows of its training.
-      cells: where they go.
-      train: what their trainings have in common.
-      directory: whose log has their rows.
-      console: for a bar each.
+      about: what cells that are there must have been made with.
+      gathered: what the record says of the cells that are there, of this command or another.
+      show: prints the tables of the record.
+      console: for a bar each, and the tables.
+      described: what the record says beside that; "experiment" where it has another name.
+      of: what names the run if nothing else does.
+      train: what the trainings of the cells have in common, if cells are trained.
     """
+    directory, cells = config.place.opened(experiment, about, of)
+    directory.write_config(config)
+    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
+    mine = config.place.of(named)
     with (
+        directory.record(**{"experiment": experiment, **described}) as record,
         ending.telling_how_to_go_on(*ending.with_name(directory.path)),
-        Progress(console, train, tuple(named)) as progress,
+        cell_bars(console, train, mine) as progress,
     ):
-        for name, cell in named.items():
-            if name in cells:
-                continue
+        try:
+            for name in mine:
+                if name in cells:
+                    continue
 
-            def log(row: dict[str, Any], name: str = name) -> None:
-                directory.log({"cell": name, **{k: v for k, v in row.items() if k != "measures"}})
-                progress.update(row | {"variant": name})
+                def log(row: dict[str, Any], name: str = name) -> None:
+                    kept = {key: value for key, value in row.items() if key != "measures"}
+                    directory.log({"cell": name, **kept})
+                    progress(name, row)
 
-            cells.write(name, find(cell, log))
+                progress(name, {})
+                cells.write(name, find(named[name], log))
+        finally:
+            record |= gathered(cells)
+    found = read_record(directory.path)
+    show(console, found)
+    launch.publish(console, directory.path, found)
+    return directory
 
 
-def define_flags() -> None:
-    """Define the flags of an experiment whose cells are files."""
-    flags.DEFINE_string("workdir", "runs", "where run directories go")
-    flags.DEFINE_string(
-        "name", None, "of the run directory; the same command again, with more cells or not, goes "
-        "on in it; default: a time",
-    )  # fmt: skip
-    flags.DEFINE_string(
-        "shard", None, "i/n: run every n-th cell from the i-th, beside others of that --name; the "
-        "command without it gathers them",
-    )  # fmt: skip
-    flags.DEFINE_bool("smoke", False, "a few steps of two variants, in seconds")
+def part_name(model: str, part: str | None) -> str:
+    """The cell of a part of a model; None: the model's own."""
+    return model if part is None else f"{model}-{part}"
+
+
+def by_model(cells: Cells, parts: str, order: Sequence[str]) -> list[dict[str, Any]]:
+    """The models that cells are of: what the cell of a model says, and what those of its parts do.
+
+    Args:
+      cells: of a model those with a "part", whose name that is, and one without.
+      parts: what the record calls the parts.
+      order: of the parts; others follow.
+    """
+    found: dict[tuple[str, int | None], dict[str, Any]] = {}
+    rank = {part: number for number, part in enumerate(order)}
+    for cell in sorted(cells.all(), key=lambda cell: rank.get(cell.get("part", ""), len(rank))):
+        key = cell["name"], cell["seed"]
+        model = found.setdefault(key, {parts: {}})
+        if "part" in cell:
+            model[parts][cell["part"]] = cell["found"]
+        else:
+            found[key] = cell | model
+    whole = {key: model for key, model in found.items() if "name" in model}
+    return [whole[key] for key in sorted(whole, key=lambda key: (key[0], key[1] or 0))]
+
+
+def place_from_flags() -> Place:
+    """Where the flags say that the cells go."""
+    return launch.override(Place(), {name: flags.FLAGS[name].value for name in flags.FLAGS})
+
+
+def define_flags(config_type: type, smoke: str, skip: tuple[str, ...] = ()) -> None:
+    """Define the flags of a command whose config, or those of trainings, is overridden by flags.
+
+    Args:
+      config_type: the config; those of `Place` are flags, too.
+      smoke: what --smoke does.
+      skip: fields that are no flags.
+    """
+    flags.DEFINE_bool("smoke", False, smoke)
     launch.define_tables()
+    launch.define_overrides(Place)
+    launch.define_overrides(config_type, (*skip, *(f.name for f in fields(Place))))

@@ -18,17 +18,6 @@ from rich.progress import Progress as RichProgress
 from sysout_jax.training.config import TrainConfig
 
 
-def model_bar(console: Console) -> RichProgress:
-    """A bar for a model whose parts are done one after the other; the field `state` says which."""
-    return RichProgress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        TextColumn("{task.completed}/{task.total}  {task.fields[state]}", markup=False),
-        TimeElapsedColumn(),
-        console=console,
-    )
-
-
 class Progress:
     """One line per variant while it trains: a bar, its loss and speed."""
 
@@ -63,6 +52,28 @@ class Progress:
             speed = row["tokens_per_second"] / 1e3
             state = f"loss {np.mean(row['loss']):.3f}  {speed:.0f}k tokens/s"
             self._bar.update(task, completed=done, state=state)
+
+
+@contextlib.contextmanager
+def cell_bars(
+    console: Console, train: TrainConfig | None, names: list[str]
+) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+    """A bar for each cell that is trained, or else one that counts cells; yields what to call with
+    the name of a cell as it is begun, and with each row of its training's log."""
+    if train is not None:
+        with Progress(console, train, tuple(names)) as progress:
+            yield lambda name, row: progress.update({**row, "variant": name})
+        return
+    with RichProgress(
+        TextColumn("{task.completed}/{task.total}", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[state]}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+    ) as bar:
+        task = bar.add_task("cells", total=len(names), state="")
+        yield lambda name, row: bar.update(task, completed=names.index(name), state=name)
+        bar.update(task, completed=len(names), state="")
 
 
 @contextlib.contextmanager

@@ -100,6 +100,11 @@ class Chosen:
         return f"{self.name}, seed {self.seed} of {seeds}"
 
     @property
+    def cell(self) -> str:
+        """What its cells are named by: the name, and of a run's model the seed."""
+        return self.name if self.seed is None else f"{self.name}-{self.seed}"
+
+    @property
     def corpus(self) -> str | None:
         """What the run trained this model on; None where that is not known."""
         found: str | None = _study(self.run, self.name).get("corpus")
@@ -164,6 +169,12 @@ def every(choice: Choice) -> Iterator[Chosen]:
             yield choose(replace(choice, seed=seed))
     else:
         yield choose(choice)  # a published model, or what is wrong with the flags
+
+
+def of_softmax(choice: Choice) -> Iterator[Chosen]:
+    """The models that the flags mean; of a run, those of variant softmax unless one is named."""
+    a_run = bool(models(Path(choice.model).expanduser()))
+    yield from every(replace(choice, variant=choice.variant or ("softmax" if a_run else None)))
 
 
 def _published(choice: Choice, located: Path) -> Chosen:

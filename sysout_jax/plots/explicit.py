@@ -51,12 +51,12 @@ def _gates(axes: Any, models: list[Record]) -> None:
 
 def _costs(axes: Any, models: list[Record]) -> None:
     """The change of the loss by each form, at once and after fine-tuning."""
-    forms = list(models[0]["forms"])
+    forms = list(dict.fromkeys(form for model in models for form in model["forms"]))
     places = np.arange(len(forms))[::-1]
     kinds = (("at once", 0.14, "o", COLOURS[3]), ("fine-tuned", -0.14, "s", COLOURS[1]))
     for label, offset, marker, colour in kinds:
         for place, form in zip(places, forms, strict=True):
-            found = [model["forms"][form] for model in models]
+            found = [model["forms"][form] for model in models if form in model["forms"]]
             if label == "fine-tuned":
                 found = [each["finetuned"] for each in found if "finetuned" in each]
             if not found:

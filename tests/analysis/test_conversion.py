@@ -176,7 +176,8 @@ def test_families_cannot_say_it(tmp_path):
 @pytest.mark.parametrize("variant", WITHOUT)
 def test_variants_that_cannot_have_it(variant):
     config = replace(BASE, variant=variant)
-    with pytest.raises(InputError, match=f"variant={variant}: .*; accepted: one without value_gate"):
+    accepted = f"variant={variant}: .*; accepted: one without value_gate"
+    with pytest.raises(InputError, match=accepted):
         with_prefix(config, model(config), PREFIX)
 
 

@@ -121,6 +121,19 @@ def trained(run_variants: Callable[..., Outcome], tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="session")
+def deep(run_variants: Callable[..., Outcome], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of softmax with two layers, two seeds, a few steps."""
+    place = tmp_path_factory.mktemp("deep")
+    done = run_variants(
+        "--corpus=backcopy", "--variants=softmax", "--seeds=3,5", "--steps=4", "--layers=2",
+        "--measure_every=4", "--val_batches=1", "--batch_size=4", "--seq_len=16", "--width=16",
+        f"--workdir={place}",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    return (place / "variants" / "latest").resolve()
+
+
+@pytest.fixture(scope="session")
 def run_benchmark() -> Callable[..., Outcome]:
     """Call `python -m experiments.benchmark` with these arguments."""
     return _binary(benchmark)

@@ -12,19 +12,6 @@ from sysout_jax.analysis.statistics import mean_interval
 
 
 @pytest.fixture(scope="module")
-def deep(run_variants, tmp_path_factory):
-    """A run of softmax with two layers, two seeds, a few steps."""
-    place = tmp_path_factory.mktemp("deep")
-    done = run_variants(
-        "--corpus=backcopy", "--variants=softmax", "--seeds=3,5", "--steps=4", "--layers=2",
-        "--measure_every=4", "--val_batches=1", "--batch_size=4", "--seq_len=16", "--width=16",
-        f"--workdir={place}",
-    )  # fmt: skip
-    assert done.status == 0, done.err
-    return (place / "variants" / "latest").resolve()
-
-
-@pytest.fixture(scope="module")
 def finished(deep, run_causal, tmp_path_factory):
     place = tmp_path_factory.mktemp("causal")
     done = run_causal(

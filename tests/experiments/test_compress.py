@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from experiments import compress
 from experiments.reports.compress_report import BEFORE, agreements, tables
 from sysout_jax.plots import compression
 from sysout_jax.training.checkpoint import load
@@ -120,18 +119,6 @@ def test_one_clear_line(trained, run_compress, tmp_path, arguments, told):
     assert done.err.startswith("error: ")
     assert told in done.err
     assert len(done.err.splitlines()) == 1
-
-
-def test_an_interrupted_run_keeps_what_it_finished(trained, run_compress, tmp_path, monkeypatch):
-    def stop(*arguments, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(compress, "noise", stop)
-    done = run_compress(f"--model={trained}", "--methods=w8", f"--workdir={tmp_path}", "--smoke")
-    assert done.status == 130
-    kept = json.loads(next(tmp_path.glob("compress/*/result.json")).read_text())
-    assert kept["status"] == "interrupted"
-    assert list(kept["models"][0]["methods"]) == ["w8"]
 
 
 def test_a_tensor_of_zeros_is_left_out(finished):

@@ -3,9 +3,6 @@
 import copy
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +13,6 @@ from sysout_jax.errors import Diverged
 from sysout_jax.results import plain
 from sysout_jax.training.loop import train
 
-ROOT = Path(__file__).parent.parent.parent
 TINY = (
     "--width=8", "--heads=1", "--layers=1", "--steps=6", "--steps_per_call=2", "--measure_every=2",
     "--batch_size=3", "--val_batches=1", "--seq_len=9", "--rounds=2", "--seeds=3,5",
@@ -49,16 +45,17 @@ def finished(run_convergence, tmp_path_factory, text_file):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convergence, "train", counted)
-        first = run_convergence(
-            *TINY, f"--corpus={text_file}", "--variants=softmax,context_scale", "--lrs=0.01",
+        arguments = (
+            *TINY, f"--corpus={text_file}", "--variants=softmax,context_scale", "--name=rates",
             f"--workdir={place}",
         )  # fmt: skip
-        directory = (place / "convergence" / "latest").resolve()
+        first = run_convergence(*arguments, "--lrs=0.01")
+        directory = place / "convergence" / "rates"
         halfway = json.loads((directory / "result.json").read_text())
         kept = (directory / "cells" / "softmax-0.01.json").read_bytes()
-        second = run_convergence(f"--resume={directory}", "--lrs=0.003,0.01")
+        second = run_convergence(*arguments, "--lrs=0.01,0.003")
     assert (directory / "cells" / "softmax-0.01.json").read_bytes() == kept
-    return directory, first, halfway, second, trained, runs
+    return directory, first, halfway, second, trained, runs, arguments
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +64,7 @@ def record(finished):
 
 
 def test_an_interrupted_run_keeps_its_cells_and_goes_on(finished, record):
-    _, first, halfway, second, trained, _ = finished
+    _, first, halfway, second, trained, *_ = finished
     assert (first.status, first.err) == (130, "error: interrupted\n")
     assert halfway["status"] == "interrupted"
     assert [c["variant"] for c in halfway["cells"]] == ["softmax"]
@@ -76,13 +73,14 @@ def test_an_interrupted_run_keeps_its_cells_and_goes_on(finished, record):
     names = ("softmax", "context_scale")
     assert trained == [(name, lr) for lr in (0.01, 0.003) for name in names]
     assert record["status"] == "complete"
-    assert record["lrs"] == [0.01, 0.003]
+    assert record["lrs"] == [0.003, 0.01]
     assert record["variants"] == halfway["variants"]  # timed once
-    assert [(c["variant"], c["lr"]) for c in record["cells"]] == trained
+    cells = [(c["variant"], c["lr"]) for c in record["cells"]]
+    assert cells == [(name, lr) for lr in (0.003, 0.01) for name in names]
 
 
 def test_a_cell_is_what_training_gives(finished, record):
-    run = finished[-1]["context_scale"]
+    run = finished[5]["context_scale"]
     cell = next(c for c in record["cells"] if (c["variant"], c["lr"]) == ("context_scale", 0.01))
     assert (run.config.variant, run.config.optimizer.lr) == ("context_scale", 0.01)
     measured = [row for row in run.rows if "val_loss" in row]
@@ -234,11 +232,9 @@ def test_markdown_has_a_table_for_each(record):
         (["--seeds=1,1"], "--seeds=1,1: accepted: different integers"),
         (["--model=foo"], "--model='foo': unknown"),
         (["--corpus=nowhere.txt"], "nowhere.txt"),
-        (["--resume=nowhere"], "--resume=nowhere: config.json: No such file or directory"),
-        (["--resume=nowhere", "--steps=7"], "--steps: the run in --resume=nowhere has its own"),
+        (["--shard=0/2"], "--shard=0/2: accepted: with a --name that all share"),
         (["--redraw=nowhere"], "nowhere/result.json"),
         (["--redraw="], "--redraw=: empty; accepted: a value, or no --redraw"),
-        (["--resume="], "--resume=: empty"),
         (["--corpus="], "--corpus=: empty"),
     ],
 )
@@ -252,35 +248,24 @@ def test_bad_flags_are_one_line(run_convergence, tmp_path, monkeypatch, argument
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("content", "accepted"),
-    [
-        ("{", "a run directory of experiments.convergence"),
-        ("[]", "the fields that this version writes"),
-        ('{"steps": 3}', "the fields that this version writes"),
-        ('{"train": 1}', "the fields that this version writes"),
-    ],
-)
-def test_what_is_no_run_cannot_go_on(run_convergence, tmp_path, content, accepted):
-    (tmp_path / "config.json").write_text(content)
-    done = run_convergence(f"--resume={tmp_path}")
-    assert (done.status, done.err.count("\n")) == (2, 1)
-    assert done.err.startswith(f"error: --resume={tmp_path}: config.json: ")
-    assert done.err.endswith(f"; accepted: {accepted}\n")
-    assert done.err.count("accepted: ") == 1
-
-
 @pytest.mark.parametrize("content", ["", "{}", "[]"])
-@pytest.mark.parametrize("file", ["costs.json", "cells/context_scale-0.01.json"])
+@pytest.mark.parametrize("file", ["timing-*", "context_scale-0.01.json"])
 def test_a_damaged_file_is_one_line(finished, run_convergence, tmp_path, file, content):
-    directory = shutil.copytree(finished[0], tmp_path / "run")
-    (directory / file).write_text(content)
+    directory = shutil.copytree(finished[0], tmp_path / "convergence" / "rates")
+    (damaged,) = (directory / "cells").glob(file)
+    damaged.write_text(content)
     result = (directory / "result.json").read_bytes()
-    done = run_convergence(f"--resume={directory}", "--lrs=0.001")
+    done = run_convergence(*finished[-1], "--lrs=0.001", f"--workdir={tmp_path}")
     assert (done.status, done.err.count("\n")) == (2, 1), done.err
-    assert done.err.startswith(f"error: {directory / file}: ")
-    assert "; accepted: remove it, and " in done.err
+    assert done.err.startswith(f"error: {damaged}: ")
+    assert done.err.endswith("; accepted: remove it, and it is made again\n")
     assert (directory / "result.json").read_bytes() == result
+
+
+def test_flags_that_would_change_the_cells_are_refused(finished, run_convergence):
+    done = run_convergence(*finished[-1], "--steps=7")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("error: --steps=7: the cells in ")
 
 
 def test_smoke_takes_two_variants_and_rates(run_convergence):
@@ -290,11 +275,3 @@ def test_smoke_takes_two_variants_and_rates(run_convergence):
     config = convergence.config_from_flags()
     assert (config.variants, len(config.lrs)) == (("softmax", "context_scale"), 2)
     assert (config.train.steps, config.train.batch_size, config.rounds) == (3, 4, 2)
-
-
-def test_a_resumed_run_refuses_flags_that_would_change_it_from_a_shell_too(tmp_path):
-    """There the module that defines them is the program, and not experiments.convergence."""
-    command = [sys.executable, "-m", "experiments.convergence", f"--resume={tmp_path}", "--smoke"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert f"--smoke: the run in --resume={tmp_path} has its own" in done.stderr

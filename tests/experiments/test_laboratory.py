@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import laboratory
-from experiments.cli.grid import Cells, Shard, parse_shard
+from experiments.cli.grid import Cells, Place
 from experiments.cli.presets import BACKCOPY
 from experiments.laboratory import Cell, Config, found_in
 from experiments.records.laboratory import DEFAULT_CELL, along, by_chain, cell_of
@@ -207,7 +207,7 @@ def test_what_cells_have_in_common_is_written_once(tmp_path):
     ("file", "accepted"),
     [
         ("about.json", "cells/ without it, if these flags are those of its cells"),
-        ("softmax-adamw-1-all-bos-0.0001-1e-08-own.json", "remove it, and it is trained again"),
+        ("softmax-adamw-1-all-bos-0.0001-1e-08-own.json", "remove it, and it is made again"),
     ],
 )
 def test_a_damaged_file_of_cells_is_one_line(
@@ -260,12 +260,11 @@ def test_one_factor_at_a_time_or_every_combination():
 
 
 def test_shards_share_all_items():
-    parts = [parse_shard(f"{i}/3").of(range(10)) for i in range(3)]
+    parts = [Place(name="x", shard=f"{i}/3").of(range(10)) for i in range(3)]
     assert parts == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
-    assert str(Shard(1, 3)) == "1/3"
     for text in ("3/3", "a", "1", "-1/2", "0/0"):
         with pytest.raises(InputError, match="accepted: i/n"):
-            parse_shard(text)
+            Place(name="x", shard=text)
 
 
 @pytest.mark.parametrize(

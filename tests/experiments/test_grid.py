@@ -1,0 +1,88 @@
+"""Commands that go cell by cell: stopped, in shards and at once they leave the same record."""
+
+import json
+
+import pytest
+
+from experiments.cli.grid import Cells, Place, by_model
+
+GIVEN = {
+    "causal": ("--controls=1", "--factors=0,1"),
+    "compress": ("--methods=w8,wanda-2:4", "--calibration=3"),
+    "explicit": ("--methods=w8", "--calibration=3", "--finetune=1"),
+}
+CELLS = {"causal": 1, "compress": 3, "explicit": 7}  # of a model
+
+
+def record_of(directory):
+    """What a run found, without what clocks and command lines say."""
+    record = json.loads((directory / "result.json").read_text())
+    assert record.pop("seconds") > 0
+    assert record.pop("provenance")
+    return record
+
+
+@pytest.mark.parametrize("command", GIVEN)
+def test_stopped_and_in_shards_or_at_once(command, deep, request, tmp_path, monkeypatch):
+    """Each cell is made once, whichever process makes it, and the records are the same."""
+    run, write, made = request.getfixturevalue(f"run_{command}"), Cells.write, []
+
+    def counted(cells, name, found):
+        if len(made) == 1 and not (tmp_path / "stopped").exists():
+            (tmp_path / "stopped").touch()
+            raise KeyboardInterrupt
+        write(cells, name, found)
+        made.append(name)
+
+    monkeypatch.setattr(Cells, "write", counted)
+    small = ("--sequences=3", "--seq_len=9", "--batch=3", f"--workdir={tmp_path}")
+    given = (f"--model={deep}", *GIVEN[command], *small)
+    place = tmp_path / command / "parts"
+    stopped = run(*given, "--name=parts")
+    assert (stopped.status, stopped.err) == (130, "error: interrupted\n")
+    assert "\ngoes on  " in stopped.out
+    halfway = record_of(place)
+    assert (halfway["status"], len(halfway["models"])) == ("interrupted", 1)
+    for index in (1, 0):
+        done = run(*given, "--name=parts", f"--shard={index}/2")
+        assert done.status == 0, done.err
+    assert len(made) == len(set(made)) == 2 * CELLS[command]
+    gathered = run(*given, "--name=parts")
+    assert gathered.status == 0, gathered.err
+    assert len(made) == 2 * CELLS[command]
+    assert run(*given).status == 0
+    assert len(made) == 4 * CELLS[command]
+    whole = (tmp_path / command / "latest").resolve()
+    assert record_of(place) == record_of(whole)
+    assert [model["seed"] for model in record_of(whole)["models"]] == [3, 5]
+
+
+def test_more_methods_join_those_that_are_there(deep, run_compress, tmp_path):
+    small = ("--sequences=3", "--calibration=3", "--seq_len=9", f"--workdir={tmp_path}", "--name=a")
+    for methods in ("w4,w8", "w6"):
+        done = run_compress(f"--model={deep}", f"--methods={methods}", *small)
+        assert done.status == 0, done.err
+    record = record_of(tmp_path / "compress" / "a")
+    assert record["methods"] == ["w6", "w4", "w8"]
+    assert [list(model["methods"]) for model in record["models"]] == [["w6", "w4", "w8"]] * 2
+    refused = run_compress(f"--model={deep}", *small, "--alpha=0.25")
+    assert refused.status == 2
+    assert refused.err.startswith("error: --alpha=0.25: the cells in ")
+
+
+def test_a_part_waits_for_its_model(tmp_path):
+    """Another process may not have made it yet."""
+    cells = Cells(tmp_path, {"batch": 2})
+    cells.write("b-w4", {"name": "b", "seed": None, "part": "w4", "found": 1})
+    cells.write("a-w8", {"name": "a", "seed": None, "part": "w8", "found": 2})
+    cells.write("a-w2:4", {"name": "a", "seed": None, "part": "w2:4", "found": 3})
+    cells.write("a", {"name": "a", "seed": None, "loss": 4.0})
+    assert "a-w2:4" in cells
+    expected = {"name": "a", "seed": None, "loss": 4.0, "methods": {"w2:4": 3, "w8": 2}}
+    assert by_model(cells, "methods", ["w2:4"]) == [expected]
+
+
+def test_a_shard_needs_a_name():
+    assert Place(name="a", shard="1/2").of("abcde") == ["b", "d"]
+    with pytest.raises(ValueError, match="with a name that all share"):
+        Place(shard="1/2")
