@@ -21,7 +21,6 @@ import jax
 import numpy as np
 from absl import flags
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks import children, goals
 from benchmarks.against_hooks import check, in_turn, llama, peer, write_model, write_rows
@@ -35,6 +34,7 @@ from sysout_jax.model.config import ModelConfig, at_least
 from sysout_jax.model.model import Model
 from sysout_jax.report.findings import analyze
 from sysout_jax.results import RunDirectory
+from sysout_jax.showing import Table
 
 FLAGS = flags.FLAGS
 PARTS = ("existence", "positions", "relations")
@@ -230,20 +230,16 @@ def texts(record: Mapping[str, Any]) -> list[list[str]]:
     return found
 
 
+def table(record: Mapping[str, Any]) -> Table:
+    """The rows of a record, as docs/performance.md shows them."""
+    return Table.of("", HEADINGS, texts(record), "l" + "r" * (len(HEADINGS) - 2) + "l")
+
+
 def print_table(console: Console, record: Mapping[str, Any]) -> None:
     """The rows of a record."""
-    table = Table(*HEADINGS)
-    for row in texts(record):
-        table.add_row(*row)
-    console.print(table)
+    goals.print_table(console, table(record))
     console.print("medians; ratios within rounds: median, least and most; the first compiles")
     console.print(f"both find the same: at most {record['difference']:.0e} apart, as a share")
-
-
-def markdown_table(record: Mapping[str, Any]) -> str:
-    """The same in Markdown, as docs/performance.md shows it."""
-    line = ["---", *["---:"] * (len(HEADINGS) - 2), "---"]
-    return goals.lines([list(HEADINGS), line, *texts(record)])
 
 
 def main() -> None:

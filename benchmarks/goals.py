@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+
+from sysout_jax.showing import Table
 
 HEADINGS = ("what", "median (quartiles)", "goal", "met")
 
@@ -55,19 +56,16 @@ def texts(rows: Iterable[dict[str, Any]]) -> list[list[str]]:
     return made
 
 
+def table(title: str, rows: Iterable[dict[str, Any]]) -> Table:
+    """The rows of a record, as docs/performance.md shows them."""
+    return Table.of(title, HEADINGS, texts(rows), "lrrl")
+
+
+def print_table(console: Console, shown: Table) -> None:
+    """Print a table; lines as long as they are."""
+    console.print(f"{shown!r}\n", soft_wrap=True, markup=False)
+
+
 def print_rows(console: Console, title: str, rows: Iterable[dict[str, Any]]) -> None:
-    """A table of rows."""
-    table = Table(*HEADINGS, title=title, title_justify="left")
-    for row in texts(rows):
-        table.add_row(*row)
-    console.print(table)
-
-
-def markdown(rows: Iterable[dict[str, Any]]) -> str:
-    """The same in Markdown, as docs/performance.md shows it."""
-    return lines([list(HEADINGS), ["---", "---:", "---:", "---"], *texts(rows)])
-
-
-def lines(table: Iterable[list[str]]) -> str:
-    """Texts as a table in Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in table)
+    """Print a table of rows."""
+    print_table(console, table(title, rows))

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks import goals
 from benchmarks.against_hooks import check
 from benchmarks.goals import Row, quartiles
+from sysout_jax.showing import Table
 
 HEADINGS = ("tokens", "ours", "above the model", "peak", "hooks", "above the model", "peak")
 TIMES_LONGER, LINEAR = 16.0, 1.1  # goals: tokens over the peer's, and memory's exponent
@@ -160,20 +160,16 @@ def texts(record: Mapping[str, Any]) -> list[list[str]]:
     return found
 
 
+def tables(record: Mapping[str, Any]) -> dict[str, Table]:
+    """The rows beside their goals and the lengths, as docs/performance.md shows them."""
+    return {
+        "lengths": Table.of("", HEADINGS, texts(record), "r"),
+        "rows": goals.table("statistics of long sequences", record["rows"]),
+    }
+
+
 def print_tables(console: Console, record: Mapping[str, Any]) -> None:
     """The lengths that were run, and the rows beside their goals."""
-    table = Table(*HEADINGS)
-    for row in texts(record):
-        table.add_row(*row)
-    console.print(table)
-    goals.print_rows(console, "statistics of long sequences", record["rows"])
+    for table in tables(record).values():
+        goals.print_table(console, table)
     console.print(f"both find the same: at most {record['difference']:.0e} apart, as a share")
-
-
-def markdown_tables(record: Mapping[str, Any]) -> dict[str, str]:
-    """The rows beside their goals and the lengths, as docs/performance.md shows them."""
-    line = ["---:"] * len(HEADINGS)
-    return {
-        "rows": goals.markdown(record["rows"]),
-        "lengths": goals.lines([list(HEADINGS), line, *texts(record)]),
-    }

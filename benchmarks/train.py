@@ -16,7 +16,6 @@ import jax
 import numpy as np
 from absl import flags
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks import goals
 from experiments.cli import launch
@@ -26,6 +25,7 @@ from sysout_jax.model.decoder import parameter_count
 from sysout_jax.planning.machines import chip_of, model_flops
 from sysout_jax.planning.timing import alternated
 from sysout_jax.results import RunDirectory
+from sysout_jax.showing import Table
 from sysout_jax.training.config import TrainConfig
 
 FLAGS = flags.FLAGS
@@ -193,19 +193,15 @@ def texts(record: Mapping[str, Any]) -> list[list[str]]:
     return found
 
 
+def table(record: Mapping[str, Any]) -> Table:
+    """The rows of a record, as docs/performance.md shows them."""
+    return Table.of("", HEADINGS, texts(record), "ll" + "r" * (len(HEADINGS) - 3) + "l")
+
+
 def print_table(console: Console, record: Mapping[str, Any]) -> None:
     """The rows of a record."""
-    table = Table(*HEADINGS)
-    for row in texts(record):
-        table.add_row(*row)
-    console.print(table)
+    goals.print_table(console, table(record))
     console.print("a step's time, median of rounds; ratios within rounds, median and quartiles")
-
-
-def markdown_table(record: Mapping[str, Any]) -> str:
-    """The same in Markdown, as docs/performance.md shows it."""
-    line = ["---"] * 2 + ["---:"] * (len(HEADINGS) - 3) + ["---"]
-    return goals.lines([list(HEADINGS), line, *texts(record)])
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ from .cli.presets import FILLED_IN, NORMS, PRESETS, SETTINGS, SMOKE
 from .cli.progress import reading
 from .records.benchmark import AXES
 from .records.study import history
-from .reports.benchmark_report import markdown_tables, print_tables
+from .reports.benchmark_report import sections
 
 FLAGS = flags.FLAGS
 # What --help explains.
@@ -121,7 +121,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     return grid.run(
         config, "benchmark", {"-".join(cell.values()): cell for cell in config.cells},
         lambda cell, log: _found(config, cell, read[cell["setting"]], log), config.about,
-        lambda there: {"cells": _sorted(there)}, print_tables, console,
+        lambda there: {"cells": _sorted(there)}, sections, console,
         described={**config.about, "tokens_per_seed": tokens, "split": split},
         of=[config.preset], train=c,
     )  # fmt: skip
@@ -202,11 +202,7 @@ def _compressed(config: Config, trained: Run, read: _Read) -> dict[str, list[flo
 
 
 def main() -> None:
-    console = launch.console_for_tables()
-    if FLAGS.redraw:
-        launch.redraw("experiments.benchmark", console, print_tables, markdown_tables)
-    else:
-        run(config_from_flags(), console)
+    launch.run_or_redraw("experiments.benchmark", run, config_from_flags, sections)
 
 
 def config_from_flags() -> Config:

@@ -20,7 +20,7 @@ from .cli import grid, launch
 from .cli.grid import Place
 from .inputs.evaluation_text import length_of, read_corpus
 from .inputs.model_selection import Choice, Chosen, of_softmax
-from .reports.causal_report import markdown_tables, print_tables
+from .reports.causal_report import sections
 
 FLAGS = flags.FLAGS
 # What --help explains.
@@ -76,7 +76,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     return grid.run(
         config, "causal", {each.cell: each for each in chosen}, found,
         grid.common(config, "variant", "seed"), lambda there: {"models": there.all()},
-        print_tables, console, described={"config": grid.told(config)},
+        sections, console, described={"config": grid.told(config)},
         of=[each.name for each in chosen],
     )  # fmt: skip
 
@@ -85,11 +85,7 @@ def run(config: Config, console: Console) -> RunDirectory:
 
 
 def main() -> None:
-    console = launch.console_for_tables()
-    if FLAGS.redraw:
-        launch.redraw("experiments.causal", console, print_tables, markdown_tables)
-    else:
-        run(config_from_flags(), console)
+    launch.run_or_redraw("experiments.causal", run, config_from_flags, sections)
 
 
 def config_from_flags() -> Config:

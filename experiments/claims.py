@@ -17,15 +17,14 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from sysout_jax.errors import InputError
 from sysout_jax.results import LATEST, named_run, plain, read_record, write_json
+from sysout_jax.showing import Table
 
 from .cli import launch
-from .cli.tables import markdown
+from .cli.tables import print_table
 from .ledger import books as _books  # enters its claims  # noqa: F401
 from .ledger import causal as _causal  # noqa: F401
 from .ledger import laboratory as _laboratory  # noqa: F401
@@ -250,47 +249,40 @@ def _made(record: str, workdir: Path, console: Console) -> Record:
 # ------------------------------------------------------------------------------- the table
 
 
-def _cells(rows: Rows) -> list[list[str]]:
-    table = [["claim", "verdict", "numbers", "threshold", "tested on", "source"]]
+def table(rows: Rows) -> Table:
+    """The ledger, as docs/claims.md shows it."""
+    found = []
     for name, row in rows.items():
         each = LEDGER[name]
         when = "" if row.get("threshold_before_record", True) else " (set after the run)"
-        table.append(
+        found.append(
             [each.statement, row["verdict"], row["numbers"], each.threshold + when,
              row.get("scale", ""), each.source]
         )  # fmt: skip
-    return table
+    headings = ("claim", "verdict", "numbers", "threshold", "tested on", "source")
+    return Table.of("", headings, found, "l")
 
 
-def markdown_table(rows: Rows) -> str:
-    """The ledger in Markdown, as docs/claims.md shows it."""
-    table = [[cell.replace("|", "\\|") for cell in row] for row in _cells(rows)]
-    return markdown([table[0], ["---"] * len(table[0]), *table[1:]])
-
-
-def markdown_summary(rows: Rows) -> str:
-    """The names of the claims by verdict in Markdown, as the README shows them."""
-    table = [["verdict", "of the paper", "of others, or disputed"], ["---"] * 3]
+def summary(rows: Rows) -> Table:
+    """The names of the claims by verdict, as the README shows them."""
+    found = []
     for verdict in (HOLDS, FAILS, UNDECIDED):
         names = [name for name, row in rows.items() if row["verdict"] == verdict]
         sides = (
             ", ".join(name.replace("_", " ") for name in names if LEDGER[name].disputed is disputed)
             for disputed in (False, True)
         )
-        table.append([f"{verdict} ({len(names)})", *sides])
-    return markdown(table)
+        found.append([f"{verdict} ({len(names)})", *sides])
+    return Table.of("", ("verdict", "of the paper", "of others, or disputed"), found, "l")
 
 
-def print_table(console: Console, rows: Rows) -> None:
-    """The ledger, a line or a few for each claim."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("name", "claim", "verdict", "numbers", "tested on"):
-        table.add_column(heading, overflow="fold")
-    for name, row in rows.items():
-        table.add_row(
-            name, LEDGER[name].statement, row["verdict"], row["numbers"], row.get("scale", "")
-        )
-    console.print(table)
+def named(rows: Rows) -> Table:
+    """The ledger by name, as a terminal has room for it."""
+    found = [
+        (name, LEDGER[name].statement, row["verdict"], row["numbers"], row.get("scale", ""))
+        for name, row in rows.items()
+    ]
+    return Table.of("", ("name", "claim", "verdict", "numbers", "tested on"), found, "l")
 
 
 # ------------------------------------------------------------------------------ the binary
@@ -309,9 +301,9 @@ def main() -> None:
     if FLAGS.write:
         write_json(VERDICTS, rows)
     if FLAGS.markdown:
-        print(f"{markdown_summary(rows)}\n\n{markdown_table(rows)}")
+        print(f"{summary(rows).to_markdown()}\n\n{table(rows).to_markdown()}")
     else:
-        print_table(console, rows)
+        print_table(console, named(rows))
     if FLAGS.check:
         check(rows, VERDICTS)
 

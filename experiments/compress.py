@@ -29,7 +29,7 @@ from .cli import grid, launch
 from .cli.grid import Cells, Place
 from .inputs.evaluation_text import Text, Texts
 from .inputs.model_selection import Choice, Chosen, every
-from .reports.compress_report import markdown_tables, print_tables
+from .reports.compress_report import sections
 
 FLAGS = flags.FLAGS
 # What --help explains.
@@ -100,7 +100,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     }
     return grid.run(
         config, "compress", named, lambda cell, log: judge(cell[0]).found(cell[1]),
-        grid.common(config, "methods", "variant", "seed"), gathered, print_tables, console,
+        grid.common(config, "methods", "variant", "seed"), gathered, sections, console,
         described={"experiment": "compression"}, of=[each.name for each in chosen],
     )  # fmt: skip
 
@@ -160,11 +160,7 @@ def _quality(losses: np.ndarray) -> dict[str, float]:
 
 
 def main() -> None:
-    console = launch.console_for_tables()
-    if FLAGS.redraw:
-        launch.redraw("experiments.compress", console, print_tables, markdown_tables)
-    else:
-        run(config_from_flags(), console)
+    launch.run_or_redraw("experiments.compress", run, config_from_flags, sections)
 
 
 def config_from_flags() -> Config:

@@ -32,7 +32,7 @@ from .cli.grid import Cells, Place, check_values
 from .cli.presets import BACKCOPY, FILLED_IN, NOT_GIVEN, SMOKE, TEXT
 from .cli.progress import reading
 from .records.study import history, study_names
-from .reports.convergence_report import compared, markdown_tables, print_tables
+from .reports.convergence_report import compared, sections
 
 FLAGS = flags.FLAGS
 # What --help explains.
@@ -119,7 +119,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     named = {config.timing: None, **{f"{name}-{lr:g}": (name, lr) for name, lr in config.cells}}
     return grid.run(
         config, "convergence", named, found, {"train": config.train, "rounds": config.rounds},
-        gathered, print_tables, console, described=about, of=study_names([train_config.corpus]),
+        gathered, sections, console, described=about, of=study_names([train_config.corpus]),
         train=config.train,
     )  # fmt: skip
 
@@ -208,11 +208,7 @@ def _zero_shot(trained: Run, corpus: Corpus) -> dict[str, list[Any]]:
 
 
 def main() -> None:
-    console = launch.console_for_tables()
-    if FLAGS.redraw:
-        launch.redraw("experiments.convergence", console, print_tables, markdown_tables)
-    else:
-        run(config_from_flags(), console)
+    launch.run_or_redraw("experiments.convergence", run, config_from_flags, sections)
 
 
 def config_from_flags() -> Config:

@@ -34,7 +34,7 @@ from .cli import grid, launch
 from .cli.grid import Place
 from .inputs.evaluation_text import Text, Texts
 from .inputs.model_selection import Choice, Chosen, of_softmax
-from .reports.explicit_report import markdown_tables, print_tables
+from .reports.explicit_report import sections
 
 FLAGS = flags.FLAGS
 # What --help explains.
@@ -97,7 +97,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     return grid.run(
         config, "explicit", named, lambda cell, log: judge(cell[0]).found(cell[1]),
         grid.common(config, "variant", "seed"),
-        lambda there: {"models": grid.by_model(there, "forms", tuple(FORMS))}, print_tables,
+        lambda there: {"models": grid.by_model(there, "forms", tuple(FORMS))}, sections,
         console, described={"methods": config.methods, "config": grid.told(config)},
         of=[each.name for each in chosen],
     )  # fmt: skip
@@ -209,11 +209,7 @@ def _finetuned(config: Config, form: Form, text: Text) -> Form:
 
 
 def main() -> None:
-    console = launch.console_for_tables()
-    if FLAGS.redraw:
-        launch.redraw("experiments.explicit", console, print_tables, markdown_tables)
-    else:
-        run(config_from_flags(), console)
+    launch.run_or_redraw("experiments.explicit", run, config_from_flags, sections)
 
 
 def config_from_flags() -> Config:

@@ -33,7 +33,7 @@ from .cli.grid import Cells, Place, check_values, crossed
 from .cli.presets import BACKCOPY, FILLED_IN, NORMS, SMOKE
 from .records.laboratory import DEFAULT_CELL
 from .records.study import history
-from .reports.laboratory_report import markdown_tables, print_tables
+from .reports.laboratory_report import sections
 
 FLAGS = flags.FLAGS
 # What --help explains.
@@ -159,7 +159,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     floor = {start: _floor(config, begins) for start, begins in STARTS.items()}
     return grid.run(
         config, "laboratory", {cell.name: cell for cell in config.cells}, partial(_train, config),
-        about, lambda there: {"cells": _sorted(there)}, print_tables, console,
+        about, lambda there: {"cells": _sorted(there)}, sections, console,
         described={**about, "runs": config.runs, "floor": floor}, train=config.train,
     )  # fmt: skip
 
@@ -233,11 +233,7 @@ def found_in(trained: Run) -> dict[str, Any]:
 
 
 def main() -> None:
-    console = launch.console_for_tables()
-    if FLAGS.redraw:
-        launch.redraw("experiments.laboratory", console, print_tables, markdown_tables)
-    else:
-        run(config_from_flags(), console)
+    launch.run_or_redraw("experiments.laboratory", run, config_from_flags, sections)
 
 
 def config_from_flags() -> Config:

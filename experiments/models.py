@@ -11,15 +11,16 @@ from dataclasses import asdict
 
 from absl import flags
 from rich.console import Console
-from rich.table import Table
 
 from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Group
 from sysout_jax.families.table import FAMILIES
 from sysout_jax.families.verdict import Verdict, would_load
 from sysout_jax.model.config import ModelConfig
+from sysout_jax.showing import Table
 
 from .cli import launch
+from .cli.tables import print_table
 
 FLAGS = flags.FLAGS
 OFTEN = ("check", "json", "markdown")  # what --help explains
@@ -81,10 +82,9 @@ def rows() -> list[tuple[str, ...]]:
     return [*out, (*llama2c, "grouped KV heads, tied head", "github.com/karpathy/llama2.c")]
 
 
-def markdown() -> str:
-    """The table in Markdown."""
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows())])
+def table() -> Table:
+    """The table, as docs/models.md shows it."""
+    return Table.of("", COLUMNS, rows(), "l")
 
 
 def check(names: list[str]) -> None:
@@ -115,12 +115,9 @@ def main() -> None:
     if FLAGS.json:
         raise InputError("json", accepted="with --check")
     if FLAGS.markdown:
-        print(markdown())
+        print(table().to_markdown())
         return
-    table = Table(*COLUMNS)
-    for row in rows():
-        table.add_row(*row)
-    Console().print(table)
+    print_table(Console(), table())
 
 
 def each_path(arguments: list[str]) -> list[str]:

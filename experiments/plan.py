@@ -31,7 +31,7 @@ from sysout_jax.training.optimizer import OptimizerConfig
 from sysout_jax.training.sharding import make_mesh
 
 from .cli import launch
-from .reports.plan_report import fits, markdown_table, print_plan, verdict
+from .reports.plan_report import fits, print_plan, table, verdict
 
 FLAGS = flags.FLAGS
 # What --help explains.
@@ -225,7 +225,7 @@ def main() -> None:
     if FLAGS.redraw:
         with launch.redrawing(Path(FLAGS.redraw), "experiments.plan") as record:
             if FLAGS.markdown:
-                print(markdown_table(record))
+                print(table(record).to_markdown())
             else:
                 for name in record["steps"]:
                     print_plan(console, record, name)

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from sysout_jax.errors import InputError
 from sysout_jax.results import read_record
+from sysout_jax.showing import Table
 
 from .cli import launch
-from .cli.tables import print_columns
+from .cli.tables import print_table
 
 FLAGS = flags.FLAGS
 OFTEN = ("workdir",)  # what --help explains
@@ -68,7 +69,7 @@ def _locked(log: Path) -> bool:
 def main() -> None:
     """Print the table."""
     found = rows(Path(FLAGS.workdir))
-    print_columns(Console(), "", [COLUMNS, *found], left=4)
+    print_table(Console(), Table.of("", COLUMNS, found, "llllr"))
 
 
 def define_flags() -> None:

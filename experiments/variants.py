@@ -39,16 +39,11 @@ from .cli import ending, launch
 from .cli.grid import Place
 from .cli.presets import BACKCOPY, FILLED_IN, NOT_GIVEN, PRESETS, SMOKE, TEXT
 from .cli.progress import Progress, reading
+from .cli.tables import print_table, show
 from .inputs.disk_space import check_room
 from .inputs.training_states import STATES, keeping
 from .records.study import describe, entry, study_names
-from .reports.variants_report import (
-    markdown_tables,
-    markdown_variants,
-    print_table,
-    print_tables,
-    print_variants,
-)
+from .reports.variants_report import section, sections, variants_table
 
 FLAGS = flags.FLAGS
 # What --help explains.
@@ -121,7 +116,7 @@ def run(config: Config, console: Console) -> RunDirectory | None:
                 record["studies"].append(described)
                 states = states_of(name)
                 _train_all(config, study, corpus, directory, console, described, states)
-                print_table(console, plain(described))
+                show(console, [section(plain(described))])
     if not config.saving.keep_every:
         shutil.rmtree(directory.path / STATES, ignore_errors=True)
     launch.publish(console, directory.path, read_record(directory.path))
@@ -210,22 +205,27 @@ def _save(place: Path, *model: Any) -> None:
 
 
 def main() -> None:
-    console = launch.console_for_tables()
     if FLAGS.list and FLAGS.markdown:
-        print(markdown_variants())
+        print(variants_table("`").to_markdown())
     elif FLAGS.list:
-        print_variants(console)
-    elif FLAGS.redraw:
-        launch.redraw("experiments.variants", console, print_tables, markdown_tables)
+        print_table(launch.console_for_tables(), variants_table())
     else:
-        hosts.connect(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
-        console = console if hosts.first() else Console(quiet=True)
-        config = config_from_flags()
-        own = own_directory()
-        if own and _complete(own):
-            console.print(f"complete {own}", soft_wrap=True, markup=False)
-        else:
-            run(config, console)
+        launch.run_or_redraw("experiments.variants", _run, _connected, sections)
+
+
+def _connected() -> Config:
+    """The config of this process, once all processes of the run know each other."""
+    hosts.connect(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+    return config_from_flags()
+
+
+def _run(config: Config, console: Console) -> None:
+    console = console if hosts.first() else Console(quiet=True)
+    own = own_directory()
+    if own and _complete(own):
+        console.print(f"complete {own}", soft_wrap=True, markup=False)
+    else:
+        run(config, console)
 
 
 def config_from_flags() -> Config:

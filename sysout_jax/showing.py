@@ -1,6 +1,7 @@
 """Tables as a notebook, a terminal and pandas show them."""
 
 import html
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,51 +12,89 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Between(NamedTuple):
-    """A cell: a mean with the bounds of its interval, None where they are not known."""
+class Interval(NamedTuple):
+    """A mean and the bounds of an interval around it, NaN where they are not known.
 
-    mean: float | None
-    low: float | None
-    high: float | None
+    As text: f"{found:.2f}" is "0.12 [0.10, 0.14]", f"{found:to+.2f}" "+0.12 (+0.10 to +0.14)" and
+    f"{found:±.2f}" "0.12 ±0.02", each the mean alone without bounds and nothing without a mean.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, found: Sequence[float | None]) -> "Interval":
+        """As a record holds it, with null for what is not known."""
+        return cls(*(math.nan if value is None else value for value in found))
+
+    def __format__(self, spec: str) -> str:
+        style = next((style for style in ("±", "to") if spec.startswith(style)), "")
+        spec = spec.removeprefix(style)
+        mean, low, high = (format(value, spec) for value in self)
+        if math.isnan(self.mean) or math.isnan(self.low):
+            return "" if math.isnan(self.mean) else mean
+        if style == "±":
+            return f"{mean} ±{format((self.high - self.low) / 2, spec.removeprefix('+'))}"
+        return f"{mean} ({low} to {high})" if style else f"{mean} [{low}, {high}]"
 
     def __str__(self) -> str:
-        if self.mean is None:
-            return "–"
-        if self.low is None or self.high is None:
-            return f"{self.mean:.3g}"
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self:.3g}" or "–"
 
 
 @dataclass(frozen=True, repr=False)
 class Table:
-    """Rows under headings; cells are text, numbers, `Between`, or None for none."""
+    """Rows under headings; cells are text, numbers, intervals, or None for none.
+
+    `align` has "l" or "r" for each column, the last one for all that follow. The columns before
+    the first "r" say what a row is.
+    """
 
     title: str
     headings: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
+    align: str = "lr"
 
     @classmethod
-    def of(cls, title: str, headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> "Table":
+    def of(
+        cls, title: str, headings: Sequence[str], rows: Iterable[Sequence[Any]], align: str = "lr"
+    ) -> "Table":
         """A table of any sequences."""
-        return cls(title, tuple(headings), tuple(map(tuple, rows)))
+        return cls(title, tuple(headings), tuple(map(tuple, rows)), align)
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """The headings and the rows as texts."""
+        return [list(self.headings), *([_cell(value) for value in row] for row in self.rows)]
+
+    @property
+    def sides(self) -> str:
+        """The alignment of every column."""
+        return self.align.ljust(len(self.headings), self.align[-1])[: len(self.headings)]
 
     def __repr__(self) -> str:
-        lines = [self.headings, *(tuple(map(_cell, row)) for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        widths = [max(map(len, column)) for column in zip(*self.texts, strict=True)]
+        pad = [str.ljust if side == "l" else str.rjust for side in self.sides]
 
         def line(row: Sequence[str]) -> str:
-            first, *others = map(str.ljust, row, widths)
-            others = [cell.strip().rjust(n) for cell, n in zip(others, widths[1:], strict=True)]
-            return "  ".join([first, *others]).rstrip()
+            cells = zip(pad, row, widths, strict=True)
+            return "  ".join(to(cell, width) for to, cell, width in cells).rstrip()
 
-        return "\n".join([self.title, *map(line, lines)])
+        return "\n".join([self.title, *map(line, self.texts)])
+
+    def to_markdown(self) -> str:
+        """The table in Markdown, without its title."""
+        plain = str.maketrans({"\n": " ", "|": "\\|"})
+        lines = [[cell.translate(plain) for cell in row] for row in self.texts]
+        lines.insert(1, ["---" if side == "l" else "---:" for side in self.sides])
+        return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
     def to_html(self) -> str:
         """An HTML table that scrolls by itself where the screen is narrow, every cell escaped."""
         head = "".join(f"<th>{html.escape(heading)}</th>" for heading in self.headings)
         body = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(_cell(value))}</td>' for value in row)}</tr>"
-            for row in self.rows
+            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
+            for row in self.texts[1:]
         )
         whole = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
         return f'<div class="wide" style="overflow-x:auto"><table>{whole}</table></div>'
@@ -77,11 +116,11 @@ class Table:
         columns: dict[str, list[Any]] = {}
         for at, heading in enumerate(self.headings):
             cells = [row[at] for row in self.rows]
-            wide = any(isinstance(cell, Between) for cell in cells)
+            wide = any(isinstance(cell, Interval) for cell in cells)
             names = (heading, f"{heading} low", f"{heading} high") if wide else (heading,)
             for n, name in enumerate(names):
                 columns[name] = [
-                    cell[n] if isinstance(cell, Between) else None if n else cell for cell in cells
+                    cell[n] if isinstance(cell, Interval) else None if n else cell for cell in cells
                 ]
         return pd.DataFrame(columns)
 

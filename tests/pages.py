@@ -4,12 +4,13 @@ python -m tests.pages     # writes them
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import analysis, goals, lengths, train
 from experiments import claims, models
+from experiments.cli.tables import Section, markdown
 from experiments.reports import (
     benchmark_report,
     causal_report,
@@ -18,10 +19,11 @@ from experiments.reports import (
     explicit_report,
     laboratory_report,
     plan_report,
+    variants_report,
 )
-from experiments.reports.variants_report import markdown_tables, markdown_variants
 from sysout_jax.files import write_text
 from sysout_jax.results import read_record
+from sysout_jax.showing import Table
 from tests import usage
 
 ROOT = Path(__file__).parent.parent
@@ -32,47 +34,46 @@ TABLES = re.compile(r"<!-- (claims|models|variants|table: \S+ \S+) -->\n.*?\n?<!
 Record = dict[str, Any]
 
 
-def _rows(record: Record) -> Mapping[str, str]:
-    return {"rows": goals.markdown(record["rows"])}
-
-
-REPORTS: Mapping[str, Callable[[Record], Mapping[str, str]]] = {
-    "variants": markdown_tables,
-    "benchmark": benchmark_report.markdown_tables,
-    "benchmarks.analysis": lambda record: {"passes": analysis.markdown_table(record)},
-    "benchmarks.first_result": _rows,
-    "benchmarks.long_context": lengths.markdown_tables,
-    "benchmarks.train": lambda record: {"steps": train.markdown_table(record)},
-    "benchmarks.variants": _rows,
-    "benchmarks.seeds": _rows,
-    "benchmarks.startup": _rows,
-    "causal": causal_report.markdown_tables,
-    "compression": compress_report.markdown_tables,
-    "convergence": convergence_report.markdown_tables,
-    "explicit": explicit_report.markdown_tables,
-    "laboratory": laboratory_report.markdown_tables,
-    "plan": lambda record: {"plan": plan_report.markdown_table(record)},
+REPORTS: Mapping[str, Callable[[Record], Iterable[Section]]] = {
+    "variants": variants_report.sections,
+    "benchmark": benchmark_report.sections,
+    "causal": causal_report.sections,
+    "compression": compress_report.sections,
+    "convergence": convergence_report.sections,
+    "explicit": explicit_report.sections,
+    "laboratory": laboratory_report.sections,
+}
+OTHERS: Mapping[str, Callable[[Record], Mapping[str, Table]]] = {
+    "benchmarks.analysis": lambda record: {"passes": analysis.table(record)},
+    "benchmarks.long_context": lengths.tables,
+    "benchmarks.train": lambda record: {"steps": train.table(record)},
+    "plan": lambda record: {"plan": plan_report.table(record)},
 }
 
 
 def table(directory: str, name: str) -> str:
     """A table of the record below a directory, in Markdown."""
     record = read_record(ROOT / directory)
-    return REPORTS[record["experiment"]](record)[name]
+    experiment = record["experiment"]
+    if experiment in REPORTS:
+        return markdown(REPORTS[experiment](record))[name]
+    of_rows = {"rows": goals.table("", record["rows"])} if name == "rows" else {}
+    return (of_rows or OTHERS[experiment](record))[name].to_markdown()
 
 
 def written(path: Path) -> str:
     """The page with its tables as records and code are now."""
-    of_ledger = claims.markdown_summary if path == README else claims.markdown_table
-    made: Mapping[str, Callable[[], str]] = {
+    of_ledger = claims.summary if path == README else claims.table
+    made: Mapping[str, Callable[[], Table]] = {
         "claims": lambda: of_ledger(claims.decided(claims.RESULTS)),
-        "models": models.markdown,
-        "variants": markdown_variants,
+        "models": models.table,
+        "variants": lambda: variants_report.variants_table("`"),
     }
 
     def renewed(found: re.Match[str]) -> str:
         mark = found[1]
-        says = made[mark]() if mark in made else table(*mark.removeprefix("table: ").split())
+        place = mark.removeprefix("table: ").split()
+        says = made[mark]().to_markdown() if mark in made else table(*place)
         return f"<!-- {mark} -->\n{says}\n<!-- end -->"
 
     text = TABLES.sub(renewed, path.read_text())

@@ -31,7 +31,8 @@ MAY_IMPORT = {
         "sysout_jax.core.backcopy", "sysout_jax.data", "sysout_jax.errors", "sysout_jax.files",
     ),
     "sysout_jax.analysis": (
-        "sysout_jax.core", "sysout_jax.model", "sysout_jax.analysis", "sysout_jax.errors",
+        "sysout_jax.core", "sysout_jax.model", "sysout_jax.analysis", "sysout_jax.showing",
+        "sysout_jax.errors",
     ),
     "sysout_jax.training": (
         "sysout_jax.core", "sysout_jax.model", "sysout_jax.data", "sysout_jax.analysis",

@@ -26,10 +26,10 @@ from sysout_jax.training.config import TrainConfig
 
 from . import ending, launch
 from .progress import cell_bars
+from .tables import Section, show
 
 Item = TypeVar("Item")
 Log = Callable[[dict[str, Any]], None]
-Show = Callable[[Console, dict[str, Any]], None]
 ABOUT = "about.json"  # beside the cells: what they have in common
 
 
@@ -197,7 +197,7 @@ def run(
     find: Callable[[Item, Log], Mapping[str, Any]],
     about: Mapping[str, Any],
     gathered: Callable[[Cells], Mapping[str, Any]],
-    show: Show,
+    sections: Callable[[dict[str, Any]], Iterable[Section]],
     console: Console,
     *,
     described: Mapping[str, Any],
@@ -213,7 +213,7 @@ def run(
       find: what is found in a cell, from it and from what logs the rows of its training.
       about: what cells that are there must have been made with.
       gathered: what the record says of the cells that are there, of this command or another.
-      show: prints the tables of the record.
+      sections: what is said of the record.
       console: for a bar each, and the tables.
       described: what the record says beside that; "experiment" where it has another name.
       of: what names the run if nothing else does.
@@ -243,7 +243,7 @@ def run(
         finally:
             record |= gathered(cells)
     found = read_record(directory.path)
-    show(console, found)
+    show(console, sections(found))
     launch.publish(console, directory.path, found)
     return directory
 

@@ -10,7 +10,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from logging import StreamHandler, getLogger
 from pathlib import Path
@@ -189,23 +189,28 @@ def publish(console: Console, directory: Path, record: dict[str, Any]) -> None:
     console.print(f"figures  {found}", soft_wrap=True, markup=False)
 
 
-def redraw(
+def run_or_redraw(
     binary: str,
-    console: Console,
-    show: Callable[[Console, dict[str, Any]], None],
-    markdown_tables: Callable[[dict[str, Any]], dict[str, str]],
+    run: Callable[[C, Console], Any],
+    config_from_flags: Callable[[], C],
+    sections: Callable[[dict[str, Any]], Iterable[Section]],
 ) -> None:
-    """Print the record of the run that --redraw names, in Markdown if --markdown, and draw it.
+    """Run what the flags ask for, or print the record of the run that --redraw names, in Markdown
+    if --markdown, and draw it.
 
     Raises:
       InputError: there is no record of this experiment.
     """
+    console = console_for_tables()
+    if not FLAGS.redraw:
+        run(config_from_flags(), console)
+        return
     directory = Path(FLAGS.redraw)
     with redrawing(directory, binary) as record:
         if FLAGS.markdown:
-            print("\n\n".join(markdown_tables(record).values()))
+            print("\n\n".join(markdown(sections(record)).values()))
         else:
-            show(console, record)
+            show(console, sections(record))
         figures = plots.draw(record, directory / "figures")
     if not FLAGS.markdown:
         console.print("\n".join(map(str, figures)), soft_wrap=True, markup=False)

@@ -1,29 +1,55 @@
-"""One table for the terminal and for Markdown."""
+"""What a report says: tables, and sentences under them; on a terminal or in Markdown."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
 
+import rich.table
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+
+from sysout_jax.showing import Table
 
 GAP, EDGES = 3, 2  # blanks between two columns of a table, and at its ends
 
 
-def print_columns(
-    console: Console, title: str, rows: Sequence[Sequence[str]], left: int = 1, apart: bool = False
-) -> None:
+class Section(NamedTuple):
+    """A table by name, and lines under it; in Markdown the table alone."""
+
+    name: str
+    table: Table | None
+    lines: Sequence[str] = ()
+    apart: bool = False  # the first row is what others are compared with
+
+
+def show(console: Console, sections: Iterable[Section]) -> None:
+    """Print what a report says."""
+    for section in sections:
+        if section.table:
+            print_table(console, section.table, section.apart)
+        for line in section.lines:
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        if section.lines:
+            console.print()
+
+
+def markdown(sections: Iterable[Section]) -> dict[str, str]:
+    """Name -> table in Markdown, as README and docs show it."""
+    return {name: table.to_markdown() for name, table, *_ in sections if table}
+
+
+def print_table(console: Console, shown: Table, apart: bool = False) -> None:
     """Print a table; what is wider than the console in parts of it, one below the other.
+
+    Every part begins with the columns that say what a row is or, from the second on, with those of
+    them that differ.
 
     Args:
       console: whose width is kept.
-      title: above it.
-      rows: texts, headings first.
-      left: how many columns say what a row is: every part begins with them, or, from the second on,
-        with those of them that differ.
+      shown: the table.
       apart: set the first row off from the others.
     """
+    rows, left = shown.texts, len(shown.sides.partition("r")[0])
     columns = list(zip(*rows, strict=True))
     widths = [_width(column) for column in columns]
     widths[:left] = [min(width, console.width // 3) for width in widths[:left]]
@@ -38,10 +64,10 @@ def print_columns(
             parts.append(list(differ))
         parts[-1].append(at)
     for number, part in enumerate(parts):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.title, table.title_justify = (title if number == 0 else None), "left"
+        table = rich.table.Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.title, table.title_justify = (shown.title if number == 0 else None), "left"
         for at in part:
-            justify: Literal["left", "right"] = "left" if at < left else "right"
+            justify: Literal["left", "right"] = "left" if shown.sides[at] == "l" else "right"
             table.add_column(rows[0][at], justify=justify, width=widths[at], overflow="fold")
         for row in rows[1:]:
             first = apart and row is rows[1]
@@ -53,7 +79,3 @@ def print_columns(
 def _width(column: Sequence[str]) -> int:
     """What the cells of a column need, if its heading may be broken between words."""
     return max(map(cell_len, (*column[0].split(), *column[1:])))
-
-
-def markdown(rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

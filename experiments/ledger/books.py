@@ -27,7 +27,6 @@ from .claim import (
     in_each,
     listed,
     measured,
-    shown,
 )
 
 VARIANTS_OF, ANALYZED, COMPRESSED, EXPLICIT = (
@@ -50,7 +49,7 @@ LAST = 1000  # steps over which training losses are averaged
 )  # fmt: skip
 def text_attention_outliers_form(record: Record) -> Verdict:
     found = measured(record, "books", "softmax", "sink_rate@attn_weights")
-    return Verdict(above(found, SINK_RATE_PRESENT), f"Sink rate {shown(found)}")
+    return Verdict(above(found, SINK_RATE_PRESENT), f"Sink rate {found:.2f}")
 
 
 @claim(
@@ -59,7 +58,7 @@ def text_attention_outliers_form(record: Record) -> Verdict:
 )  # fmt: skip
 def text_activation_outliers_form(record: Record) -> Verdict:
     found = measured(record, "books", "softmax", "top1_over_median@block_out")
-    return Verdict(above(found, MASSIVE), f"max/median {shown(found, 0)}")
+    return Verdict(above(found, MASSIVE), f"max/median {found:.0f}")
 
 
 @claim(
@@ -92,7 +91,7 @@ def text_factor_removes_large_activations(record: Record) -> Verdict:
         for name in ("softmax", "context_scale")
     )
     share = mean_interval([e / a for e, a in zip(factor, softmax, strict=True)])
-    return Verdict(below(share, 0.5), f"{shown(share)} of softmax's")
+    return Verdict(below(share, 0.5), f"{share:.2f} of softmax's")
 
 
 @claim(
@@ -104,7 +103,7 @@ def text_learns_faster(record: Record) -> Verdict:
     variants = record["studies"][0]["variants"]
     softmax, factor = (_last(variants[name]["curve"]) for name in ("softmax", "context_scale"))
     found = mean_interval([e - a for e, a in zip(factor, softmax, strict=True)])
-    return Verdict(below(found, 0.0), f"{shown(found, 3)} nats")
+    return Verdict(below(found, 0.0), f"{found:.3f} nats")
 
 
 def _last(curve: Record) -> list[float]:
@@ -124,7 +123,7 @@ def _cheaper(record: Record, method: str) -> Verdict:
     }
     seeds = [seed for name, seed in lost if name == "softmax"]
     found = mean_interval([lost["context_scale", s] - lost["softmax", s] for s in seeds])
-    return Verdict(below(found, 0.0), f"{shown(found, 3)} nats")
+    return Verdict(below(found, 0.0), f"{found:.3f} nats")
 
 
 @claim(
@@ -152,7 +151,7 @@ def text_prunes_better(record: Record) -> Verdict:
 )  # fmt: skip
 def text_outliers_are_a_factor(record: Record) -> Verdict:
     found = cost_of_form(record, "factor")
-    return Verdict(below(found, NEGLIGIBLE_NATS), f"{shown(found, 3)} nats")
+    return Verdict(below(found, NEGLIGIBLE_NATS), f"{found:.3f} nats")
 
 
 @claim(
@@ -163,7 +162,7 @@ def text_outliers_are_a_factor(record: Record) -> Verdict:
 )  # fmt: skip
 def text_removal_harms(record: Record) -> Verdict:
     found = cost_of_form(record, "dropped")
-    return Verdict(above(found, NEGLIGIBLE_NATS), f"{shown(found, 3)} nats")
+    return Verdict(above(found, NEGLIGIBLE_NATS), f"{found:.3f} nats")
 
 
 @claim(
@@ -205,7 +204,7 @@ def _shared(record: Record, given: str, found: str) -> Verdict:
         return Verdict(UNDECIDED, f"flagged {row['on']} a sequence: {a_sequence}; never both")
     precision = Interval(*row["precision"])
     says = above(precision, row["null_precision"])
-    return Verdict(says, f"precision {shown(precision)}, by chance {row['null_precision']:.2f}")
+    return Verdict(says, f"precision {precision:.2f}, by chance {row['null_precision']:.2f}")
 
 
 @claim(
@@ -249,7 +248,7 @@ def set_to_mean(record: Record) -> Verdict:
     edited = max(abs(change.low), abs(change.high)) > UNTOUCHED
     says = below(change, NEGLIGIBLE_NATS) if ratio > MASSIVE and edited else UNDECIDED
     what = "one seed" if edited else "of BOS, whose state is its mean in every text; one seed"
-    return Verdict(says, f"{shown(change, 4)} nats at max/median {ratio:.0f}, {what}")
+    return Verdict(says, f"{change:.4f} nats at max/median {ratio:.0f}, {what}")
 
 
 @claim(
@@ -261,4 +260,4 @@ def set_to_mean(record: Record) -> Verdict:
 def massive_activations_are_critical(record: Record) -> Verdict:
     change, ratio = _largest(record, "set to zero")
     says = above(change, NEGLIGIBLE_NATS) if ratio > MASSIVE else UNDECIDED
-    return Verdict(says, f"{shown(change, 4)} nats at max/median {ratio:.0f}, one seed")
+    return Verdict(says, f"{change:.4f} nats at max/median {ratio:.0f}, one seed")

@@ -8,7 +8,7 @@ pairs of seeds. Thresholds were written before the first dose was given.
 from sysout_jax.analysis.intervene.dose_response import ACTIVATION, WEIGHT
 
 from ..records.causal import specific
-from .claim import AN, Record, Verdict, above, below, claim, shown, together
+from .claim import AN, Record, Verdict, above, below, claim, together
 
 WRITTEN = "2026-11-26T14:05"  # UTC
 LATER = "2026-11-27T06:30"  # UTC, for the models of source
@@ -25,7 +25,7 @@ FALLS = 0.1  # of attention to the first token, that counts as the sink going
 def weights_cause_activations(record: Record) -> Verdict:
     gone, doubled = (specific(record["models"], WEIGHT, dose, "ratio") for dose in (0.0, 2.0))
     says = together([below(gone, 0.0), above(doubled, 0.0)])
-    return Verdict(says, f"taken away {shown(gone)}, doubled {shown(doubled)}")
+    return Verdict(says, f"taken away {gone:.2f}, doubled {doubled:.2f}")
 
 
 @claim(
@@ -36,7 +36,7 @@ def weights_cause_activations(record: Record) -> Verdict:
 )  # fmt: skip
 def activations_cause_sinks(record: Record) -> Verdict:
     found = specific(record["models"], ACTIVATION, 0.0, "attention")
-    return Verdict(below(found, -FALLS), f"attention {shown(found)}")
+    return Verdict(below(found, -FALLS), f"attention {found:.2f}")
 
 
 @claim(
@@ -46,7 +46,7 @@ def activations_cause_sinks(record: Record) -> Verdict:
 )  # fmt: skip
 def weights_cause_sinks(record: Record) -> Verdict:
     found = specific(record["models"], WEIGHT, 0.0, "attention")
-    return Verdict(below(found, -FALLS), f"attention {shown(found)}")
+    return Verdict(below(found, -FALLS), f"attention {found:.2f}")
 
 
 claim(

@@ -97,7 +97,7 @@ def below(found: Interval, threshold: float) -> str:
 def formed(found: Interval, threshold: float, what: str, digits: int = 0) -> Verdict:
     """Whether it is above; what is below at these sizes is absent, and not refuted."""
     says = above(found, threshold)
-    numbers = f"{what} {shown(found, digits)}"
+    numbers = f"{what} {found:.{digits}f}"
     if says == FAILS:
         return Verdict(UNDECIDED, f"{numbers}: none at this size")
     return Verdict(says, numbers)
@@ -122,11 +122,6 @@ def at_equal_loss(says: str, cost: float) -> str:
     return UNDECIDED if abs(cost) > EQUAL and says != FAILS else says
 
 
-def shown(found: Interval, digits: int = 2) -> str:
-    """A mean with its interval."""
-    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-
-
 def by_variant(
     record: Record, study: str, measure: str, names: Sequence[str]
 ) -> dict[str, Interval]:
@@ -136,7 +131,7 @@ def by_variant(
 
 def listed(found: Mapping[str, Interval], digits: int = 2) -> str:
     """Several of them, by the paper's letters."""
-    return ", ".join(f"({VARIANTS[n].letter}) {shown(x, digits)}" for n, x in found.items())
+    return ", ".join(f"({VARIANTS[n].letter}) {x:.{digits}f}" for n, x in found.items())
 
 
 def in_each(
@@ -161,7 +156,7 @@ def cost_of_form(record: Record, form: str) -> Interval:
 )  # fmt: skip
 def attention_outliers_form(record: Record) -> Verdict:
     found = measured(record, "backcopy", "softmax", "noop_sink")
-    return Verdict(above(found, SINK), f"attention {shown(found)}")
+    return Verdict(above(found, SINK), f"attention {found:.2f}")
 
 
 @claim(
@@ -234,7 +229,7 @@ def the_factor_sees_the_context(record: Record) -> Verdict:
         measured(record, "backcopy", "context_scale", name) for name in ("gate_noop", "gate_active")
     )
     half = Interval(*(0.5 * value for value in active))
-    return Verdict(smaller(idle, half), f"{shown(idle)} against {shown(active)}")
+    return Verdict(smaller(idle, half), f"{idle:.2f} against {active:.2f}")
 
 
 def _effects(record: Record, treatment: str) -> Interval:
@@ -253,9 +248,7 @@ def _effects(record: Record, treatment: str) -> Interval:
 )  # fmt: skip
 def removal_harms(record: Record) -> Verdict:
     found = _effects(record, "removed, rows renormalised")
-    return Verdict(
-        above(found, NEGLIGIBLE_NATS), f"{shown(found, 3)} nats, 95% over sequences, one seed"
-    )
+    return Verdict(above(found, NEGLIGIBLE_NATS), f"{found:.3f} nats, 95% over sequences, one seed")
 
 
 @claim(
@@ -265,9 +258,7 @@ def removal_harms(record: Record) -> Verdict:
 )  # fmt: skip
 def the_factor_replaces_them(record: Record) -> Verdict:
     found = _effects(record, "removed, rescaled by S")
-    return Verdict(
-        below(found, NEGLIGIBLE_NATS), f"{shown(found, 3)} nats, 95% over sequences, one seed"
-    )
+    return Verdict(below(found, NEGLIGIBLE_NATS), f"{found:.3f} nats, 95% over sequences, one seed")
 
 
 def _compressed(record: Record, method: str) -> dict[str, Interval]:
@@ -281,9 +272,7 @@ def _cheaper(record: Record, method: str) -> Verdict:
     """Whether the explicit factor loses less than softmax, unpaired intervals apart."""
     found = _compressed(record, method)
     softmax, factor = found["softmax"], found["context_scale"]
-    return Verdict(
-        smaller(factor, softmax), f"(a) {shown(softmax, 4)}, (e) {shown(factor, 4)} nats"
-    )
+    return Verdict(smaller(factor, softmax), f"(a) {softmax:.4f}, (e) {factor:.4f} nats")
 
 
 @claim(
@@ -316,7 +305,7 @@ def converges_faster(record: Record) -> Verdict:
     says = below(found, 0.0)
     if says == HOLDS and since > record["config"]["steps"] * 2 / 3:
         says = UNDECIDED
-    return Verdict(says, f"{shown(found, 4)} nats, of one sign since step {since:g}")
+    return Verdict(says, f"{found:.4f} nats, of one sign since step {since:g}")
 
 
 @claim(
@@ -341,7 +330,7 @@ def sinks_need_massive_activations(record: Record) -> Verdict:
     peak = measured(record, "backcopy", "softmax", "top1_over_median@block_out")
     without = above(sink, SINK) == HOLDS and below(peak, MASSIVE) == HOLDS
     return Verdict(
-        FAILS if without else UNDECIDED, f"attention {shown(sink)} at max/median {shown(peak, 0)}"
+        FAILS if without else UNDECIDED, f"attention {sink:.2f} at max/median {peak:.0f}"
     )
 
 
@@ -356,7 +345,7 @@ def the_factor_can_be_made_explicit(record: Record) -> Verdict:
     says = together(
         [below(gate, NEGLIGIBLE_NATS), HOLDS if gate.high < constant.low else UNDECIDED]
     )
-    return Verdict(says, f"gate {shown(gate, 3)}, constant {shown(constant, 3)} nats")
+    return Verdict(says, f"gate {gate:.3f}, constant {constant:.3f} nats")
 
 
 LEDGER: Mapping[str, Claim] = MappingProxyType(_table)

@@ -24,7 +24,6 @@ from .claim import (
     at_equal_loss,
     below,
     claim,
-    shown,
     smaller,
     together,
 )
@@ -104,7 +103,7 @@ def no_sink_without_bos(record: Record) -> Verdict:
     found = _sinks(record, "softmax", start="none")
     cost = mean_interval(_above_floor(record, start="none") - _above_floor(record))
     says = together([*(below(each, SINK) for each in found), below(cost, EQUAL)])
-    return Verdict(says, f"by chain: {_chains(found)}; {shown(cost, 3)} nats more")
+    return Verdict(says, f"by chain: {_chains(found)}; {cost:.3f} nats more")
 
 
 def _above_floor(record: Record, **setting: object) -> np.ndarray:
@@ -132,7 +131,7 @@ def optimisers(record: Record) -> Verdict:
     losses = {name: float(_above_floor(record, optimizer=name).mean()) for name in names}
     says = together([smaller(peaks[name], peaks["adamw"]) for name in ("sgd", "muon")])
     says = at_equal_loss(says, max(losses.values()) - min(losses.values()))
-    texts = [f"{name} {shown(peaks[name])} at {losses[name]:.3f} nats" for name in names]
+    texts = [f"{name} {peaks[name]:.2f} at {losses[name]:.3f} nats" for name in names]
     return Verdict(says, f"{'; '.join(texts)} above the floor")
 
 
@@ -150,7 +149,7 @@ def sink_logits_grow_like_log(record: Record) -> Verdict:
     )
     found, gain = mean_interval(log), mean_interval(log - linear)
     says = together([above(found, EXPLAINED), above(gain, 0.0)])
-    numbers = f"R^2 {shown(found)}, {shown(gain)} above linear; {setting(cell)}, {sinks.sum()} runs"
+    numbers = f"R^2 {found:.2f}, {gain:.2f} above linear; {setting(cell)}, {sinks.sum()} runs"
     return Verdict(says, numbers)
 
 
@@ -184,7 +183,7 @@ def weight_decay(record: Record) -> Verdict:
     best = max(inside, key=lambda decay: found[decay].mean())
     rises = [mean_interval(found[best] - found[end]) for end in (least, most)]
     means = ", ".join(f"{decay:g}: {found[decay].mean():.2f}" for decay in sorted(found))
-    over = " and ".join(shown(rise) for rise in rises)
+    over = " and ".join(f"{rise:.2f}" for rise in rises)
     says = together([above(rise, 0.0) for rise in rises])
     return Verdict(says, f"{means}; at {best:g} {over} above the ends, {len(record['runs'])} runs")
 
@@ -207,8 +206,7 @@ def value_gates(record: Record) -> Verdict:
     says += [above(each, SINK) for each in sinks]
     return Verdict(
         together(says),
-        f"by chain: {_chains(sinks)}; max/median {shown(mean_interval(gate), 0)}, softmax's "
-        f"{shown(spikes, 0)}",
+        f"by chain: {_chains(sinks)}; max/median {mean_interval(gate):.0f}, softmax's {spikes:.0f}",
     )
 
 
@@ -236,7 +234,7 @@ def _falls(record: Record, measure: str, **setting: object) -> Verdict:
     change = mean_interval(moved - usual)
     cost = mean_interval(_above_floor(record, **setting) - _above_floor(record))
     says = at_equal_loss(below(change, 0.0), cost.mean)
-    text = f"{shown(change)}, from {usual.mean():.2f}, at {shown(cost, 3)} nats more"
+    text = f"{change:.2f}, from {usual.mean():.2f}, at {cost:.3f} nats more"
     return Verdict(says, text)
 
 

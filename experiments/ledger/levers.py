@@ -26,7 +26,6 @@ from .claim import (
     at_equal_loss,
     below,
     claim,
-    shown,
     together,
 )
 
@@ -85,7 +84,7 @@ def text_value_gates(record: Record) -> Verdict:
     gate = _cell(record, variant="value_gate")
     share, sinks = _share(gate, _cell(record)), _measured(gate, SINKS)
     says = together([below(share, 0.5), above(sinks, SINK_RATE_PRESENT)])
-    return Verdict(says, f"{shown(share)} of softmax's max/median; Sink rate {shown(sinks)}")
+    return Verdict(says, f"{share:.2f} of softmax's max/median; Sink rate {sinks:.2f}")
 
 
 def _in_llamas_style(record: Record, variant: str) -> tuple[Interval, Interval]:
@@ -104,7 +103,7 @@ def _in_llamas_style(record: Record, variant: str) -> tuple[Interval, Interval]:
 def text_attention_bias_fails_on_llama(record: Record) -> Verdict:
     share, largest = _in_llamas_style(record, "attention_bias")
     says = above(share, 0.5) if above(largest, MASSIVE) == HOLDS else UNDECIDED
-    return Verdict(says, f"{shown(share)} of softmax's {shown(largest, 0)}")
+    return Verdict(says, f"{share:.2f} of softmax's {largest:.0f}")
 
 
 @claim(
@@ -116,7 +115,7 @@ def text_attention_bias_fails_on_llama(record: Record) -> Verdict:
 def text_llama_factor_removes_large_activations(record: Record) -> Verdict:
     share, largest = _in_llamas_style(record, "context_scale")
     says = below(share, 0.5) if above(largest, MASSIVE) == HOLDS else UNDECIDED
-    return Verdict(says, f"{shown(share)} of softmax's {shown(largest, 0)}")
+    return Verdict(says, f"{share:.2f} of softmax's {largest:.0f}")
 
 
 @claim(
@@ -136,8 +135,8 @@ def text_llama_attention_outliers_form(record: Record) -> Verdict:
 def text_repeated_makes_fewer_sinks(record: Record) -> Verdict:
     repeated, usual = _cell(record, setting="repeated"), _cell(record)
     change = _more(SINKS, repeated, usual)
-    cost = shown(_costs(repeated, usual), 3)
-    return Verdict(below(change, 0.0), f"Sink rate {shown(change)} more, at {cost} nats more")
+    cost = f"{_costs(repeated, usual):.3f}"
+    return Verdict(below(change, 0.0), f"Sink rate {change:.2f} more, at {cost} nats more")
 
 
 @claim(
@@ -149,7 +148,7 @@ def text_repeated_makes_fewer_sinks(record: Record) -> Verdict:
 def text_longer_contexts_make_stronger_sinks(record: Record) -> Verdict:
     quarter = _cell(record, setting="quarter_context")
     change = _more(SINKS, _cell(record), quarter)
-    text = f"Sink rate {shown(change)} more than the {shown(_measured(quarter, SINKS))} of T / 4"
+    text = f"Sink rate {change:.2f} more than the {_measured(quarter, SINKS):.2f} of T / 4"
     return Verdict(above(change, 0.0), text)
 
 
@@ -163,7 +162,7 @@ def text_optimisers(record: Record) -> Verdict:
     muon, adamw = _cell(record, optimizer="muon"), _cell(record)
     share, cost = _share(muon, adamw), _costs(muon, adamw)
     says = at_equal_loss(below(share, 0.5), max(0.0, cost.mean))
-    return Verdict(says, f"{shown(share)} of AdamW's, at {shown(cost, 3)} nats more")
+    return Verdict(says, f"{share:.2f} of AdamW's, at {cost:.3f} nats more")
 
 
 @claim(
@@ -176,7 +175,7 @@ def text_weight_decay(record: Record) -> Verdict:
     usual = _cell(record)
     rises = [_more(SINKS, usual, _cell(record, setting=end)) for end in ("decay_0", "decay_1")]
     says = together([above(rise, 0.0) for rise in rises])
-    return Verdict(says, f"{' and '.join(map(shown, rises))} above those at 0 and at 1")
+    return Verdict(says, f"{' and '.join(f'{x:.2f}' for x in rises)} above those at 0 and at 1")
 
 
 @claim(
@@ -190,7 +189,7 @@ def text_larger_eps_removes_outlier_channels(record: Record) -> Verdict:
     change, cost = _more(KURTOSIS, larger, usual), _costs(larger, usual)
     says = at_equal_loss(below(change, 0.0), cost.mean)
     before = _measured(usual, KURTOSIS).mean
-    return Verdict(says, f"{shown(change)}, from {before:.1f}, at {shown(cost, 3)} nats more")
+    return Verdict(says, f"{change:.2f}, from {before:.1f}, at {cost:.3f} nats more")
 
 
 @claim(
@@ -204,7 +203,7 @@ def text_sandwich_norms_remove_large_states(record: Record) -> Verdict:
     sandwich, usual = _cell(record, norm="sandwich"), _cell(record)
     share, cost = _share(sandwich, usual), _costs(sandwich, usual)
     says = at_equal_loss(below(share, 0.5), cost.mean)
-    return Verdict(says, f"{shown(share)} of the usual, at {shown(cost, 3)} nats more")
+    return Verdict(says, f"{share:.2f} of the usual, at {cost:.3f} nats more")
 
 
 def _keep(record: Record, *changes: dict[str, str]) -> Verdict:
@@ -221,7 +220,7 @@ def _each(
     record: Record, changes: Sequence[dict[str, str]], says: Callable[[Interval], str]
 ) -> Verdict:
     found = {" ".join(c.values()): _measured(_cell(record, **c), SINKS) for c in changes}
-    texts = [f"{name} {shown(each)}".lstrip() for name, each in found.items()]
+    texts = [f"{name} {each:.2f}".lstrip() for name, each in found.items()]
     return Verdict(
         together([says(each) for each in found.values()]), f"Sink rate {', '.join(texts)}"
     )
@@ -315,9 +314,9 @@ claim(
 def source_longer_contexts_make_stronger_sinks_on_equal_rows(record: Record) -> Verdict:
     cells = [_cell(record, setting=name) for name in ("quarter_context", "own", "four_contexts")]
     rises = [_more(SINKS, longer, shorter) for shorter, longer in pairwise(cells)]
-    rates = ", ".join(shown(_measured(cell, SINKS)) for cell in cells)
+    rates = ", ".join(f"{_measured(cell, SINKS):.2f}" for cell in cells)
     says = together([above(rise, 0.0) for rise in rises])
-    return Verdict(says, f"Sink rate {rates}: {' and '.join(map(shown, rises))} more")
+    return Verdict(says, f"Sink rate {rates}: {' and '.join(f'{x:.2f}' for x in rises)} more")
 
 
 claim(

@@ -1,15 +1,15 @@
 """What experiments.benchmark says: a row for each cell, and what else makes or removes outliers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.core.attention import VARIANTS
+from sysout_jax.showing import Table
 
-from ..cli.tables import markdown, print_columns
+from ..cli.tables import Section
 from ..records.benchmark import AXES, cell_of
 
 Record = dict[str, Any]
@@ -21,10 +21,14 @@ COLUMNS = {
     "neuron_rms_kurtosis@block_out": "kurtosis",
     "weight_ratio@down": "max/mean |W_down|",
 }
+NOTES = (
+    "one learning rate per optimiser: experiments.convergence compares rates",
+    "† rows do not sum to one: Sink₀ is measured on rows brought to one",
+)
 
 
-def rows(record: Record) -> list[list[str]]:
-    """Texts, headings first; the untrained baseline, then the cells."""
+def sections(record: Record) -> Iterator[Section]:
+    """The untrained baseline, then the cells."""
     headings = [
         "variant", "optimiser", "norm", "setting", "validation loss", "minus softmax's",
         *COLUMNS.values(), *(f"{method}: rise" for method in record["methods"]),
@@ -32,15 +36,14 @@ def rows(record: Record) -> list[list[str]]:
     plain = cell_of(record)  # which losses are compared with
     if plain and "diverged" in plain:
         plain = None
-    found = [headings]
+    rows = [_row(record, cell, plain) for cell in record["cells"]]
     if plain:
         before = [plain["begun"][name] for name in COLUMNS]
-        losses = _shown(plain["val_loss"][0], 3)
         blank = [""] * len(record["methods"])
-        found.append(["before training", "", "", "", losses, "", *map(_measure, before), *blank])
-    for cell in record["cells"]:
-        found.append(_row(record, cell, plain))
-    return found
+        loss = f"{mean_interval(plain['val_loss'][0]):±.3f}"
+        first = ["before training", "", "", "", loss, "", *map(_measure, before), *blank]
+        rows.insert(0, first)
+    yield Section("cells", Table.of(title(record), headings, rows, "llllr"), NOTES)
 
 
 def _row(record: Record, cell: Record, plain: Record | None) -> list[str]:
@@ -48,12 +51,14 @@ def _row(record: Record, cell: Record, plain: Record | None) -> list[str]:
     if "diverged" in cell:
         blank = [""] * (len(COLUMNS) + len(record["methods"]))
         return [*names, f"diverged at step {cell['diverged']['step']}", "", *blank]
-    last = cell["val_loss"][-1]
-    apart = "" if plain is None or plain is cell else _apart(last, plain["val_loss"][-1])
+    last = np.array(cell["val_loss"][-1], np.float64)
+    apart = ""
+    if plain is not None and plain is not cell:  # pairs of seeds
+        apart = f"{mean_interval(last - np.array(plain['val_loss'][-1], np.float64)):±+.3f}"
     return [
-        *names, _shown(last, 3), apart,
+        *names, f"{mean_interval(last):±.3f}", apart,
         *(_measure(cell["measures"][name]) for name in COLUMNS),
-        *(_shown(cell["compressed"][method], 3) for method in record["methods"]),
+        *(f"{mean_interval(cell['compressed'][method]):±.3f}" for method in record["methods"]),
     ]  # fmt: skip
 
 
@@ -61,23 +66,9 @@ def _label(cell: Record) -> str:
     return VARIANTS[cell["variant"]].label + ("" if VARIANTS[cell["variant"]].normalised else " †")
 
 
-def _apart(values: Sequence[float], others: Sequence[float]) -> str:
-    """The mean of pairs of seeds with its interval."""
-    return _shown([a - b for a, b in zip(values, others, strict=True)], 3, "+")
-
-
-def _measure(values: Sequence[float]) -> str:
-    return _shown(values, 2 if abs(float(np.mean(np.array(values, np.float64)))) < 10 else 1)
-
-
-def _shown(values: Sequence[float | None], digits: int, sign: str = "") -> str:
-    """Mean ± half-width of the 95% interval over seeds; nothing where a value is not finite."""
-    numbers = [value for value in values if value is not None]
-    if len(numbers) < len(values):
-        return ""
-    mean, low, high = mean_interval(numbers)
-    half = "" if np.isnan(low) else f" ±{(high - low) / 2:.{digits}f}"
-    return f"{mean:{sign}.{digits}f}{half}"
+def _measure(values: Sequence[float | None]) -> str:
+    found = mean_interval(values)
+    return f"{found:±.2f}" if abs(found.mean) < 10 else f"{found:±.1f}"
 
 
 def title(record: Record) -> str:
@@ -87,18 +78,3 @@ def title(record: Record) -> str:
         f"{record['preset']} preset on {train['corpus']}: {train['steps']} steps, {tokens:.2f}M "
         f"tokens, {len(train['seeds'])} seeds; mean ± half-width of the 95% interval"
     )
-
-
-def print_tables(console: Console, record: Record) -> None:
-    """The table, and what its marks mean."""
-    print_columns(console, title(record), rows(record), left=len(AXES))
-    console.print("  one learning rate per optimiser: experiments.convergence compares rates")
-    console.print("  † rows do not sum to one: Sink₀ is measured on rows brought to one\n")
-
-
-def markdown_tables(record: Record) -> dict[str, str]:
-    """Name -> the table in Markdown, as docs show it."""
-    headings, *texts = rows(record)
-    escaped = [heading.replace("|", "\\|") for heading in headings]
-    line = ["---"] * len(AXES) + ["---:"] * (len(headings) - len(AXES))
-    return {"cells": markdown([escaped, line, *texts])}

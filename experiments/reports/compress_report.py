@@ -4,18 +4,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from sysout_jax.analysis.compress.noise import Agreement, agreement
-from sysout_jax.analysis.statistics import mean_interval
+from sysout_jax.analysis.statistics import over_seeds
+from sysout_jax.showing import Table
 
-from ..cli.tables import markdown, print_columns
+from ..cli.tables import Section
 
+Record = dict[str, Any]
 BEFORE = "as trained"
 
 
-def tables(record: dict[str, Any]) -> Iterator[tuple[str, str, list[list[str]]]]:
-    """For each corpus its name, a title, and rows of texts: headings, then one row a method.
+def sections(record: Record) -> Iterator[Section]:
+    """For each corpus a table with a row a method; how well the noise of rounding is predicted.
 
     A cell is the perplexity, a geometric mean over seeds, and the change of the loss in nats: over
     seeds with the half-width of Student's interval, or for one model with that over sequences.
@@ -28,20 +29,19 @@ def tables(record: dict[str, Any]) -> Iterator[tuple[str, str, list[list[str]]]]
             groups.setdefault(model["name"], []).append(model)
         labels = {name: of[0]["label"] for name, of in groups.items()}
         distinct = len(set(labels.values())) == len(labels)
-        rows = [["method", *(labels[name] if distinct else name for name in groups)]]
-        rows.append([BEFORE, *(_perplexity([m["loss"] for m in of]) for of in groups.values())])
+        headings = ["method", *(labels[name] if distinct else name for name in groups)]
+        rows = [[BEFORE, *(_perplexity([m["loss"] for m in of]) for of in groups.values())]]
         for method in record["methods"]:
             if any(method in model["methods"] for model in mine):
                 rows.append([method, *(_cell(of, method) for of in groups.values())])
         seeds = max(map(len, groups.values()))
-        sequences = mine[0]["tokens"]["evaluation"]
-        spread = "95% over seeds" if seeds > 1 else "95% over sequences"
-        yield (
-            corpus,
-            f"{corpus}: perplexity (change of the loss in nats, {spread}); {seeds} seed"
-            f"{'s' * (seeds > 1)}, {sequences:,} tokens",
-            rows,
+        title = (
+            f"{corpus}: perplexity (change of the loss in nats, 95% over "
+            f"{'seeds' if seeds > 1 else 'sequences'}); {seeds} seed{'s' * (seeds > 1)}, "
+            f"{mine[0]['tokens']['evaluation']:,} tokens"
         )
+        yield Section(corpus, Table.of(title, headings, rows), apart=True)
+    yield Section("noise", None, list(_agreement_lines(record)))
 
 
 def _cell(models: list[Any], method: str) -> str:
@@ -50,34 +50,15 @@ def _cell(models: list[Any], method: str) -> str:
         return ""
     if any(each["loss"] is None for each in found):
         return "not finite"
-    if len(found) > 1:
-        mean, low, high = mean_interval([each["change"][0] for each in found])
-    else:
-        mean, low, high = found[0]["change"]
-    half = "" if low is None else f" ±{(high - low) / 2:.3f}"  # of one sequence there is none
-    return f"{_perplexity([each['loss'] for each in found])} ({mean:+.3f}{half})"
+    change = over_seeds([each["change"] for each in found])
+    return f"{_perplexity([each['loss'] for each in found])} ({change:±+.3f})"
 
 
 def _perplexity(losses: list[float]) -> str:
     return f"{np.exp(np.mean(losses)):.4g}"
 
 
-def print_tables(console: Console, record: dict[str, Any]) -> None:
-    """One table for each corpus, and how well the noise of rounding is predicted."""
-    for _, title, rows in tables(record):
-        print_columns(console, title, rows, apart=True)
-    _print_agreements(console, record)
-
-
-def markdown_tables(record: dict[str, Any]) -> dict[str, str]:
-    """For each corpus the table in Markdown, as README and docs show it."""
-    return {
-        corpus: markdown([rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]])
-        for corpus, _, rows in tables(record)
-    }
-
-
-def agreements(record: dict[str, Any]) -> Iterator[tuple[str, str, str, Agreement]]:
+def agreements(record: Record) -> Iterator[tuple[str, str, str, Agreement]]:
     """(kind of tensor, bits, what is compared with the measured SQNR, how they go together), over
     all layers and models."""
     for kind in ("activation", "weight"):
@@ -105,16 +86,15 @@ def _joined(columns: list[Any]) -> np.ndarray:
     return np.concatenate([np.array(column, np.float64) for column in columns])
 
 
-def _print_agreements(console: Console, record: dict[str, Any]) -> None:
-    """One line for each kind of tensor and width."""
+def _agreement_lines(record: Record) -> Iterator[str]:
+    """One for each kind of tensor and width."""
     lines: dict[tuple[str, str], list[tuple[str, Agreement]]] = {}
     for kind, bits, what, found in agreements(record):
         lines.setdefault((kind, bits), []).append((what, found))
     for (kind, bits), compared in lines.items():
         said = ", ".join(f"{what} {found.pearson:.2f}" for what, found in compared)
         _, first = compared[0]
-        console.print(
-            f"  SQNR of {kind}s at {bits} bits over {first.n} tensors: {first.difference:+.1f} dB "
-            f"from theory E1; correlation with {said}",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        yield (
+            f"SQNR of {kind}s at {bits} bits over {first.n} tensors: {first.difference:+.1f} dB "
+            f"from theory E1; correlation with {said}"
+        )

@@ -1,11 +1,10 @@
 """What experiments.convergence says: comparisons from its cells, tables, and sentences."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from sysout_jax.analysis.measure.convergence import (
     FASTER,
@@ -16,8 +15,10 @@ from sysout_jax.analysis.measure.convergence import (
     compare,
     order_since,
 )
+from sysout_jax.analysis.statistics import spread
+from sysout_jax.showing import Interval, Table
 
-from ..cli.tables import markdown, print_columns
+from ..cli.tables import Section
 
 Record = dict[str, Any]
 LAST = 2 / 3  # of the run: if the order still changes after it, the run is not decided
@@ -83,8 +84,15 @@ def compared(record: Record) -> Record:
     }
 
 
-def tables(record: Record) -> Iterator[tuple[str, str, list[list[str]]]]:
-    """(name, title, rows of texts, headings first) of each table."""
+def sections(record: Record) -> Iterator[Section]:
+    """The tables and, under them, what the numbers say."""
+    for name, title, headings, rows in _tables(record):
+        yield Section(name, Table.of(title, headings, rows))
+    yield Section("said", None, [*sentences(record), *NOTES])
+
+
+def _tables(record: Record) -> Iterator[tuple[str, str, Sequence[str], list[list[str]]]]:
+    """(name, title, headings, rows) of each table."""
     found = record["compared"]
     if not found:
         return
@@ -93,20 +101,20 @@ def tables(record: Record) -> Iterator[tuple[str, str, list[list[str]]]]:
     title = f"{record['corpus']}: {steps} steps, {tokens:.2f}M tokens, {seeds} seed"
     title += "s" * (seeds > 1)
     rows = [_tokens(record, name) for name in found["variants"]]
-    yield "tokens", f"{title}, each variant at its best learning rate", [list(TOKENS), *rows]
+    yield "tokens", f"{title}, each variant at its best learning rate", TOKENS, rows
     rows = [_time(record, name) for name in found["variants"]]
-    yield "time", "the same at equal time, where the quicker has finished", [list(TIME), *rows]
+    yield "time", "the same at equal time, where the quicker has finished", TIME, rows
     headings = ["variant", *(f"lr {lr:g}" for lr in sorted(record["lrs"]))]
     rates = [[_label(record, name), *_rates(record, name)] for name in record["variants"]]
-    yield "rates", "validation loss at the last step, mean ± sd (* best)", [headings, *rates]
+    yield "rates", "validation loss at the last step, mean ± sd (* best)", headings, rates
     cells: dict[str, Any] = {n: cells_of(record, n)[v["lr"]] for n, v in found["variants"].items()}
     shown = [n for n in ZERO_SHOT if all(n in cell["zero_shot"] for cell in cells.values())]
     zero_shot = [
-        [_label(record, name), *(_spread(cell["zero_shot"][n]) for n in shown)]
+        [_label(record, name), *(f"{spread(cell['zero_shot'][n]):±.3f}" for n in shown)]
         for name, cell in cells.items()
     ]
     headings = ["variant", *(ZERO_SHOT[name] for name in shown)]
-    yield "zero-shot", "zero-shot at the best learning rate, mean ± sd", [headings, *zero_shot]
+    yield "zero-shot", "zero-shot at the best learning rate, mean ± sd", headings, zero_shot
 
 
 def _label(record: Record, name: str) -> str:
@@ -118,10 +126,10 @@ def _tokens(record: Record, name: str) -> list[str]:
     cell: Any = cells_of(record, name)[its["lr"]]
     edge = " (edge)" if its["edge"] else ""
     millions = record["tokens_per_step"] / 1e6
-    row = [_label(record, name), f"{its['lr']:g}{edge}", _spread(cell["val_loss"][-1]), ""]
+    row = [_label(record, name), f"{its['lr']:g}{edge}", f"{spread(cell['val_loss'][-1]):±.3f}", ""]
     row += [_reached(its["steps"], steps), _reached(its["steps"], steps, millions), "", ""]
     if name != record["baseline"]:
-        row[3] = _difference(its["difference"])
+        row[3] = f"{Interval.of(its['difference']):to+.3f}"
         row[-2:] = _times(its["speedup"]), its["verdict"]
     return row
 
@@ -143,7 +151,7 @@ def _time(record: Record, name: str) -> list[str]:
         _times(its["step_seconds"]),
         seconds,
         _times(its["speedup_seconds"]),
-        _difference(its["difference_at_equal_time"]),
+        f"{Interval.of(its['difference_at_equal_time']):to+.3f}",
         its["verdict_at_equal_time"],
     ]
 
@@ -157,20 +165,7 @@ def _rates(record: Record, name: str) -> Iterator[str]:
         elif (cell := cells[lr]) is None:
             yield "diverged"
         else:
-            yield _spread(cell["val_loss"][-1]) + " *" * (lr == best)
-
-
-def _spread(values: list[float]) -> str:
-    """Mean and standard deviation; nothing where the record holds no number."""
-    if any(value is None for value in values):
-        return ""
-    spread = f" ±{np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{spread}"
-
-
-def _difference(interval: list[Any]) -> str:
-    mean, low, high = interval
-    return f"{mean:+.3f}" + (f" ({low:+.3f} to {high:+.3f})" if low is not None else "")
+            yield f"{spread(cell['val_loss'][-1]):±.3f}" + " *" * (lr == best)
 
 
 def _times(interval: list[float]) -> str:
@@ -226,20 +221,3 @@ NOTES = (
     "its, and one in twenty is wrong by chance",
     "steps and speed-ups: paired bootstrap over seeds, which is their range where seeds are few",
 )
-
-
-def print_tables(console: Console, record: Record) -> None:
-    """The tables and, under them, what the numbers say."""
-    for _, title, rows in tables(record):
-        print_columns(console, title, rows)
-    for line in (*sentences(record), *NOTES):
-        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-    console.print()
-
-
-def markdown_tables(record: Record) -> dict[str, str]:
-    """Name -> the table in Markdown, as docs show it."""
-    return {
-        name: markdown([rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]])
-        for name, _, rows in tables(record)
-    }

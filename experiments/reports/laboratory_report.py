@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.measures import SINK_EPS
+from sysout_jax.showing import Table
 
-from ..cli.tables import markdown, print_columns
+from ..cli.tables import Section
 from ..records.laboratory import setting, trained
 
 Record = dict[str, Any]
@@ -18,9 +18,9 @@ COLUMNS = {
     "noop_sink_best": "no-op queries to first token, best head",
     "value_drain@value": "value drain",
     "residual_peak@block_out": "residual peak",
-    "top1_over_median@block_out": "max/median \\|h\\|",
+    "top1_over_median@block_out": "max/median |h|",
     "neuron_rms_kurtosis@block_out": "kurtosis",
-    "weight_ratio@down": "max/mean \\|W_down\\|",
+    "weight_ratio@down": "max/mean |W_down|",
     "gate_noop": "factor, no-op",
     "gate_active": "factor, others",
 }
@@ -28,11 +28,15 @@ SINK = "noop_sink_best"
 SHARES = ("noop_sink_best", "value_drain@value", "gate_noop", "gate_active")
 
 
-def tables(record: Record) -> Iterator[tuple[str, str, list[list[str]]]]:
-    """(name, title, rows of texts, headings first) of each table."""
-    cells = trained(record)
-    if not cells:
-        return
+def sections(record: Record) -> Iterator[Section]:
+    """The cells, the growth of sink logits and, under them, what the numbers say."""
+    if cells := trained(record):
+        yield Section("cells", _cells(record, cells))
+        yield Section("growth", _growths(cells))
+    yield Section("said", None, sentences(record))
+
+
+def _cells(record: Record, cells: list[Record]) -> Table:
     shown = {n: text for n, text in COLUMNS.items() if any(n in c["measures"] for c in cells)}
     runs, chains = len(record["runs"]), len(record["chains"])
     title = (
@@ -43,11 +47,14 @@ def tables(record: Record) -> Iterator[tuple[str, str, list[list[str]]]]:
         "setting", "variant", "copy loss", "bigram loss above its floor", "runs with a sink",
         *shown.values(),
     ]  # fmt: skip
-    yield "cells", title, [headings, *(_row(record, cell, shown) for cell in cells)]
+    return Table.of(title, headings, [_row(record, cell, shown) for cell in cells], "llr")
+
+
+def _growths(cells: list[Record]) -> Table:
     headings = ["setting", "variant", "best law", "log: slope", "log: R²", "linear: R²"]
     grown = [_growth(cell) for cell in cells if cell["growth"] and _sinks(cell).any()]
     title = f"log odds of the first token against steps, where a run has more than {SINK_EPS}"
-    yield "growth", title, [headings, *grown]
+    return Table.of(title, headings, grown, "llr")
 
 
 def _row(record: Record, cell: Record, columns: dict[str, str]) -> list[str]:
@@ -57,11 +64,14 @@ def _row(record: Record, cell: Record, columns: dict[str, str]) -> list[str]:
         loss - floors[chain]
         for loss, (_, chain) in zip(found["loss_bigram"], record["runs"], strict=True)
     ]
-    texts = [_shown(found[n], 2 if n in SHARES else 1) if n in found else "" for n in columns]
+    texts = [
+        f"{mean_interval(found[n]):±.{2 if n in SHARES else 1}f}" if n in found else ""
+        for n in columns
+    ]
     sinks = _sinks(cell)
     return [
-        setting(cell), VARIANTS[cell["variant"]].label, _shown(found["loss_copy"], 3),
-        _shown(above, 3), f"{sinks.sum()} of {len(sinks)}", *texts,
+        setting(cell), VARIANTS[cell["variant"]].label, f"{mean_interval(found['loss_copy']):±.3f}",
+        f"{mean_interval(above):±.3f}", f"{sinks.sum()} of {len(sinks)}", *texts,
     ]  # fmt: skip
 
 
@@ -81,18 +91,9 @@ def _growth(cell: Record) -> list[str]:
     return [
         setting(cell), VARIANTS[cell["variant"]].label,
         max(explained, key=lambda law: explained[law]),
-        _shown(fits["logarithmic"]["slope"], 2), f"{explained['logarithmic']:.2f}",
+        f"{mean_interval(fits['logarithmic']['slope']):±.2f}", f"{explained['logarithmic']:.2f}",
         f"{explained['linear']:.2f}",
     ]  # fmt: skip
-
-
-def _shown(values: Any, digits: int) -> str:
-    """Mean and half-width of its interval; nothing where a value is not finite."""
-    if any(value is None for value in values):
-        return ""
-    mean, low, high = mean_interval(values)
-    half = "" if np.isnan(low) else f" ±{(high - low) / 2:.{digits}f}"
-    return f"{mean:.{digits}f}{half}"
 
 
 def sentences(record: Record) -> list[str]:
@@ -111,21 +112,3 @@ def sentences(record: Record) -> list[str]:
         sides[side].append(f"{cell['variant']} ({setting(cell)})")
     told = "; ".join(f"{side}: {', '.join(names)}" for side, names in sides.items() if names)
     return [*lines, f"sink ({SINK} > {SINK_EPS}) {told or 'of no cell: none is finished'}"]
-
-
-def print_tables(console: Console, record: Record) -> None:
-    """The tables and, under them, what the numbers say."""
-    for _, title, (headings, *rows) in tables(record):
-        shown = [heading.replace("\\|", "|") for heading in headings]
-        print_columns(console, title, [shown, *rows], left=2)
-    for line in sentences(record):
-        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-    console.print()
-
-
-def markdown_tables(record: Record) -> dict[str, str]:
-    """Name -> the table in Markdown, as docs show it."""
-    return {
-        name: markdown([rows[0], ["---"] * 2 + ["---:"] * (len(rows[0]) - 2), *rows[1:]])
-        for name, _, rows in tables(record)
-    }

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from sysout_jax.planning.machines import GIB
+from sysout_jax.showing import Table
 
-from ..cli.tables import markdown
+from ..cli.tables import print_table
 
 Record = dict[str, Any]
 HEADINGS = (
@@ -53,39 +52,30 @@ def fits(step: Record) -> str:
 def print_plan(console: Console, record: Record, name: str) -> None:
     """One step: memory, work, what is moved, and the least time."""
     step = record["steps"][name]
-    console.print(
-        f"\n{name} step of {record['model']} on {record['topology']}, {record['devices']} devices, "
-        f"each:", highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
-    table = Table(box=box.SIMPLE, show_header=False)
     memory = step["memory"]
-    for part in ("arguments", "outputs", "temporaries", "kept", "peak"):
-        if memory[part] is not None:
-            table.add_row(part, f"{memory[part] / GIB:.3f} GiB")
-    table.add_row("work", f"{step['flops'] / 1e12:.3f} TFLOP")
+    parts = ("arguments", "outputs", "temporaries", "kept", "peak")
+    rows = [(part, f"{memory[part] / GIB:.3f} GiB") for part in parts if memory[part] is not None]
+    rows.append(("work", f"{step['flops'] / 1e12:.3f} TFLOP"))
     if step["model_flops"] is not None:
-        table.add_row("of the model", f"{step['model_flops'] / 1e12:.3f} TFLOP")
+        rows.append(("of the model", f"{step['model_flops'] / 1e12:.3f} TFLOP"))
     if step["traffic"]:
-        table.add_row("memory traffic", f"{step['traffic']['bytes'] / 1e9:.3f} GB")
+        rows.append(("memory traffic", f"{step['traffic']['bytes'] / 1e9:.3f} GB"))
         for kind, each in step["traffic"]["collectives"].items():
-            table.add_row(
-                kind, f"{each['count']:g} times, {each['bytes'] / 1e9:.3f} GB, "
-                f"{each['wire'] / 1e9:.3f} GB sent",
-            )  # fmt: skip
+            moved, sent = each["bytes"] / 1e9, each["wire"] / 1e9
+            rows.append((kind, f"{each['count']:g} times, {moved:.3f} GB, {sent:.3f} GB sent"))
     if step["roofline"]:
         for part in ("compute", "memory", "network", "step", "without_overlap"):
-            table.add_row(part.replace("_", " "), f"{1e3 * step['roofline'][part]:.2f} ms")
-    console.print(table)
+            rows.append((part.replace("_", " "), f"{1e3 * step['roofline'][part]:.2f} ms"))
+    title = f"{name} step of {record['model']} on {record['topology']}, {record['devices']} devices"
+    print_table(console, Table.of(title, ("of each", ""), rows, "l"))
     console.print(fits(step), highlight=False, markup=False, soft_wrap=True)
 
 
-def markdown_table(record: Record) -> str:
+def table(record: Record) -> Table:
     """One row for each step, or for each lever."""
     if record.get("levers"):
-        rows = [_lever(name, step) for name, step in record["levers"].items()]
-        return markdown([list(OF_LEVERS), ["---"] + ["---:"] * (len(OF_LEVERS) - 1), *rows])
-    rows = [_row(record, name) for name in record["steps"]]
-    return markdown([list(HEADINGS), ["---"] * 3 + ["---:"] * (len(HEADINGS) - 3), *rows])
+        return Table.of("", OF_LEVERS, [_lever(*each) for each in record["levers"].items()])
+    return Table.of("", HEADINGS, [_row(record, name) for name in record["steps"]], "lllr")
 
 
 def _lever(name: str, step: Record) -> list[str]:

@@ -1,19 +1,19 @@
 """What the variants experiment shows on a terminal: progress, the table, and what it means."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from sysout_jax.analysis.statistics import Interval, mean_interval
+from sysout_jax.analysis.statistics import Interval, mean_interval, spread
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.detectors import MASSIVE_RATIO, WEIGHT_RATIO
 from sysout_jax.core.measures import SINK_EPS, SINK_RATE_PRESENT, VALUE_DRAINED
+from sysout_jax.showing import Table
 
-from ..cli.tables import markdown, print_columns
+from ..cli.tables import Section
 
+Record = dict[str, Any]
 # Measures that the terminal's table shows, with short headings; the record holds all of them.
 COLUMNS = {
     "first_token_attention": "attention\nto first\ntoken",
@@ -29,58 +29,28 @@ COLUMNS = {
 }
 
 
-def print_variants(console: Console) -> None:
-    """The table of variants: name, formula, source."""
-    table = Table(box=box.SIMPLE, show_lines=False)
-    for heading in ("variant", "formula", "source"):
-        table.add_column(heading)
-    for variant in VARIANTS.values():
-        table.add_row(variant.label, variant.formula, variant.cite)
-    console.print(table, markup=False)
+def variants_table(mark: str = "") -> Table:
+    """Name, formula between two marks, source of every variant."""
+    rows = [(v.label, f"{mark}{v.formula}{mark}", v.cite) for v in VARIANTS.values()]
+    return Table.of("", ("variant", "formula", "source"), rows, "l")
 
 
-def markdown_variants() -> str:
-    """The table of variants in Markdown, as docs/variants.md shows it."""
-    rows = [["variant", "formula", "source"], ["---"] * 3]
-    rows += [[v.label, f"`{v.formula}`", v.cite] for v in VARIANTS.values()]
-    return markdown(rows)
-
-
-def final(entry: dict[str, Any], name: str, at: int = -1) -> Interval:
+def final(entry: Record, name: str, at: int = -1) -> Interval:
     """A measure of a trained variant over its seeds; `at` 0 is the value before training."""
     return mean_interval(entry["measured"]["measures"][name][at])
 
 
-def print_table(console: Console, study: dict[str, Any]) -> None:
-    """The study's table and, under it, what the numbers say."""
-    if not study["variants"]:
-        return
-    headings, rows = _table(study)
-    print_columns(console, title(study), [headings, *rows], apart=True)
-    for line in findings(study):
-        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-    console.print()
+def sections(record: Record) -> Iterator[Section]:
+    """The table of each study and, under it, what the numbers say."""
+    return (section(study) for study in record["studies"] if study["variants"])
 
 
-def markdown_table(study: dict[str, Any]) -> str:
-    """The study's table in Markdown, as the README shows it."""
-    headings, rows = _table(study)
-    headings = [heading.replace("\n", " ").replace("|", "\\|") for heading in headings]
-    return markdown([headings, ["---"] + ["---:"] * (len(headings) - 1), *rows])
+def section(study: Record) -> Section:
+    """That of one study, of which a variant is trained."""
+    return Section(study["name"], _table(study), findings(study), apart=True)
 
 
-def print_tables(console: Console, record: dict[str, Any]) -> None:
-    """The table of each study of a record."""
-    for study in record["studies"]:
-        print_table(console, study)
-
-
-def markdown_tables(record: dict[str, Any]) -> dict[str, str]:
-    """Study -> its table in Markdown."""
-    return {study["name"]: markdown_table(study) for study in record["studies"]}
-
-
-def title(study: dict[str, Any]) -> str:
+def title(study: Record) -> str:
     """The table's title: what was trained, and how its numbers are to be read."""
     config, seeds = study["config"], len(study["config"]["seeds"])
     tokens = study["tokens_per_seed"] / 1e6
@@ -91,8 +61,8 @@ def title(study: dict[str, Any]) -> str:
     )
 
 
-def _table(study: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings, and one row of texts for the untrained model and for each variant."""
+def _table(study: Record) -> Table:
+    """A row for the untrained model and for each variant."""
     entries = list(study["variants"].values())
     columns = {
         name: heading
@@ -103,25 +73,21 @@ def _table(study: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for entry in entries:
         mark = "" if entry["normalised"] else " †"
         rows.append([entry["label"] + mark, *_cells(entry, columns, at=-1)])
-    return ["variant", "validation\nloss", *columns.values()], rows
+    return Table.of(title(study), ["variant", "validation\nloss", *columns.values()], rows)
 
 
-def _cells(entry: dict[str, Any], columns: dict[str, str], at: int) -> list[str]:
-    losses = np.asarray(entry["measured"]["val_loss"][at])
-    spread = f" ±{np.std(losses, ddof=1):.3f}" if losses.size > 1 else ""
-    cells = [f"{np.mean(losses):.3f}{spread}"]
+def _cells(entry: Record, columns: dict[str, str], at: int) -> list[str]:
+    cells = [f"{spread(entry['measured']['val_loss'][at]):±.3f}"]
     for name in columns:
         if name not in entry["measured"]["measures"]:
             cells.append("")
             continue
-        mean, low, high = final(entry, name, at)
-        digits = 2 if abs(mean) < 10 else 1
-        half = "" if np.isnan(low) else f" ±{(high - low) / 2:.{digits}f}"
-        cells.append(f"{mean:.{digits}f}{half}")
+        found = final(entry, name, at)
+        cells.append(f"{found:±.2f}" if abs(found.mean) < 10 else f"{found:±.1f}")
     return cells
 
 
-def findings(study: dict[str, Any]) -> list[str]:
+def findings(study: Record) -> list[str]:
     """What the study's numbers say, each sentence computed from them."""
     entries = study["variants"]
     measured = next(iter(entries.values()))["measured"]["measures"]
@@ -158,7 +124,7 @@ def findings(study: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _verdict(what: str, name: str, threshold: float, above: bool, study: dict[str, Any]) -> str:
+def _verdict(what: str, name: str, threshold: float, above: bool, study: Record) -> str:
     """Which variants show `what`: those with every seed on that side of the threshold."""
     sides: dict[str, list[str]] = {"in every seed": [], "in none": [], "in some": []}
     for entry in study["variants"].values():

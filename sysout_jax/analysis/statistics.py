@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
+
+from sysout_jax.showing import Interval
 
 LAWS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "linear": np.positive,  # under Adam while gradients are large (theory C2)
@@ -14,15 +15,7 @@ LAWS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-class Interval(NamedTuple):
-    """A mean and a two-sided confidence interval around it; the bounds are NaN for one value."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Interval:
+def mean_interval(values: Sequence[float | None] | np.ndarray, level: float = 0.95) -> Interval:
     """The mean over seeds with Student's interval: mean -+ t_{n-1} s / sqrt(n).
 
     Not a bootstrap: resampling three seeds cannot leave their range and covers far less than it
@@ -30,7 +23,7 @@ def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> 
     sequences, where there are hundreds.
 
     Args:
-      values: [n], one number per seed.
+      values: [n], one number per seed; None and NaN are not known, and then nor is the mean.
       level: the coverage.
     """
     x = np.asarray(values, np.float64)
@@ -39,6 +32,26 @@ def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> 
         return Interval(mean, float("nan"), float("nan"))
     half = float(stats.t.ppf(0.5 + level / 2, x.size - 1) * np.std(x, ddof=1) / np.sqrt(x.size))
     return Interval(mean, mean - half, mean + half)
+
+
+def spread(values: Sequence[float | None] | np.ndarray) -> Interval:
+    """The mean over seeds and one standard deviation on either side: mean -+ s.
+
+    Args:
+      values: [n], one number per seed.
+    """
+    x = np.asarray(values, np.float64)
+    deviation = float(np.std(x, ddof=1)) if x.size > 1 else float("nan")
+    return Interval(float(np.mean(x)), float(np.mean(x)) - deviation, float(np.mean(x)) + deviation)
+
+
+def over_seeds(found: Sequence[Sequence[float | None]]) -> Interval:
+    """The mean over seeds with Student's interval or, of one seed, the interval that it has itself.
+
+    Args:
+      found: (mean, low, high) of each seed; None is not known.
+    """
+    return mean_interval([mean for mean, *_ in found]) if len(found) > 1 else Interval.of(found[0])
 
 
 def bootstrap_interval(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sysout_jax.report.words import neuron, row_of
-from sysout_jax.showing import Between, Table
+from sysout_jax.showing import Interval, Table
 
 Record = Mapping[str, Any]
 FOLDED = 24  # rows from which on the page shows a table when it is asked to
@@ -122,8 +122,8 @@ def _relations(part: Record, record: Record) -> Tables:
     rows = [
         [
             f"{row['given']} → {row['found']}", row["on"], row["sequences"],
-            f"{row['mean_given']:.3g} / {row['mean_found']:.3g}", Between(*row["precision"]),
-            row["null_precision"], Between(*row["recall"]), Between(*row["jaccard"]),
+            f"{row['mean_given']:.3g} / {row['mean_found']:.3g}", Interval.of(row["precision"]),
+            row["null_precision"], Interval.of(row["recall"]), Interval.of(row["jaccard"]),
             row["null_jaccard"], row["p_value"],
         ]
         for row in part["rows"]
@@ -138,7 +138,7 @@ def _relations(part: Record, record: Record) -> Tables:
 def _seeds(part: Record, record: Record) -> Tables:
     rows = [
         [row["given"], row["on"], row["items"],
-         f"{row['mean_given']:.3g} / {row['mean_found']:.3g}", Between(*row["jaccard"]),
+         f"{row['mean_given']:.3g} / {row['mean_found']:.3g}", Interval.of(row["jaccard"]),
          row["null_jaccard"], row["p_value"]]
         for row in part["rows"]
     ]  # fmt: skip
@@ -149,11 +149,11 @@ def _seeds(part: Record, record: Record) -> Tables:
 
 def _measures(part: Record, record: Record) -> Tables:
     scores = [
-        [row["name"], row["over"], Between(*row["value"]), Between(*row["untrained"])]
+        [row["name"], row["over"], Interval.of(row["value"]), Interval.of(row["untrained"])]
         for row in part["scores"]
     ]
     found = [
-        [row["label"], Between(*row["count"]), Between(*row["untrained"]), row["of"],
+        [row["label"], Interval.of(row["count"]), Interval.of(row["untrained"]), row["of"],
          _places(row["places"])]
         for row in part["detectors"]
     ]  # fmt: skip
@@ -188,7 +188,7 @@ def _interventions(part: Record, record: Record) -> Tables:
         layer = several if e["layer"] is None else e["layer"]
         rows.append(
             [who, e["treatment"], layer, f"{e['edited']:.3g}", e["loss"], e["perplexity"],
-             Between(*e["change"])]
+             Interval.of(e["change"])]
         )  # fmt: skip
     headings = ("what", "treatment", "layer", "changed", "loss", "perplexity", "change [95%]")
     return {"": Table.of("What taking them away costs", headings, rows)}

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sysout_jax.analysis.statistics import Interval, bootstrap_interval, mean_interval
+from sysout_jax.analysis.statistics import (
+    Interval,
+    bootstrap_interval,
+    mean_interval,
+    over_seeds,
+    spread,
+)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 50])
@@ -24,6 +30,24 @@ def test_three_values_by_hand():
     """Mean 2, s = 1, and t of two degrees of freedom is 4.302653 at 0.975."""
     half = 4.302652729696142 / math.sqrt(3)
     assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - half, 2 + half))
+
+
+def test_what_is_not_known_gives_no_mean():
+    for values in ([1.0, None, 3.0], [None], [1.0, math.nan]):
+        assert all(map(math.isnan, mean_interval(values)))
+
+
+def test_a_spread_by_hand():
+    assert spread([1.0, 2.0, 3.0]) == (2.0, 1.0, 3.0)
+    mean, *bounds = spread([2.0])
+    assert mean == 2.0
+    assert all(map(math.isnan, bounds))
+
+
+def test_over_seeds_or_of_one():
+    assert over_seeds([[0.5, 0.2, 0.7]]) == (0.5, 0.2, 0.7)
+    assert math.isnan(over_seeds([[0.5, None, None]]).low)
+    assert over_seeds([[1.0, 0.9, 1.1], [3.0, None, None]]) == mean_interval([1.0, 3.0])
 
 
 @pytest.mark.parametrize(("n", "level"), [(2, 0.95), (3, 0.95), (3, 0.8)])

@@ -26,7 +26,9 @@ from sysout_jax.model.config import ModelConfig
 def test_a_row_says_whether_its_goal_is_met(row, met, shown):
     assert row.met is met
     assert goals.texts([dataclasses.asdict(row)]) == [["a", *shown]]
-    assert f"| a | {' | '.join(shown)} |" in goals.markdown([dataclasses.asdict(row)])
+    assert (
+        f"| a | {' | '.join(shown)} |" in goals.table("", [dataclasses.asdict(row)]).to_markdown()
+    )
 
 
 def test_quartiles_by_hand():

@@ -84,7 +84,7 @@ def test_the_table_has_a_row_for_each(cell):
     out = io.StringIO()
     train.print_table(Console(file=out, width=120), record)
     assert "655,360" in out.getvalue()
-    assert train.markdown_table(record).count("\n") == 4
+    assert train.table(record).to_markdown().count("\n") == 4
 
 
 def test_fused_attention_is_timed_besides():

@@ -10,8 +10,9 @@ import pytest
 from experiments import benchmark
 from experiments.benchmark import RATES, Config
 from experiments.cli.presets import NORMS, PRESETS, SETTINGS
+from experiments.cli.tables import markdown
 from experiments.records.benchmark import AXES
-from experiments.reports.benchmark_report import COLUMNS, markdown_tables, rows
+from experiments.reports.benchmark_report import COLUMNS, sections
 from sysout_jax.analysis.compress import schemes
 from sysout_jax.analysis.compress.compression import Compressed, Compressor, losses
 from sysout_jax.analysis.statistics import mean_interval
@@ -91,7 +92,7 @@ def test_the_table_shows_the_record(finished_run, record):
     made = copy.deepcopy(record)
     made["cells"][1]["measures"]["first_token_attention"] = [0.25, 0.75]
     made["cells"][0]["val_loss"][-1], made["cells"][1]["val_loss"][-1] = [3.0, 4.0], [2.5, 3.4]
-    headings, untrained, softmax, factor, diverged = rows(made)
+    headings, untrained, softmax, factor, diverged = next(iter(sections(made))).table.texts
     assert all(len(row) == len(headings) for row in (untrained, softmax, factor, diverged))
     assert untrained[0] == "before training"
     shown = dict(zip(headings, factor, strict=True))
@@ -100,7 +101,7 @@ def test_the_table_shows_the_record(finished_run, record):
     assert shown["attention to first token"].startswith("0.50 ±")
     assert dict(zip(headings, softmax, strict=True))["minus softmax's"] == ""
     assert diverged[4] == "diverged at step 2"
-    assert markdown_tables(made)["cells"].count("\n") == 5
+    assert markdown(sections(made))["cells"].count("\n") == 5
     assert "(e) context_scale" in finished_run[1].out
 
 

@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from experiments.cli.tables import markdown
 from experiments.records.causal import response, specific
-from experiments.reports.causal_report import markdown_tables
+from experiments.reports.causal_report import sections
 from sysout_jax.analysis.statistics import mean_interval
 
 
@@ -50,7 +51,7 @@ def test_effects_are_against_the_same_model(record):
 
 
 def test_the_table_shows_the_record(record, finished):
-    table = markdown_tables(record)["backcopy-softmax"].splitlines()
+    table = markdown(sections(record))["backcopy-softmax"].splitlines()
     assert len(table) == 2 + 2 * 3
     losses = [response(m, "activation", 2.0, True)["loss"] for m in record["models"]]
     assert f"| {np.mean(losses):.2f} ±" in table[-1]

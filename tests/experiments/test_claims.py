@@ -447,7 +447,7 @@ def test_treatments_of_the_largest_activation_need_one_that_is_massive():
 
 
 def test_thresholds_that_are_younger_than_their_record_say_so(rows):
-    table = claims.markdown_table(rows)
+    table = claims.table(rows).to_markdown()
     for name, row in rows.items():
         (line,) = [each for each in table.splitlines() if LEDGER[name].statement in each]
         assert ("(set after the run)" in line) == (not row.get("threshold_before_record", True))

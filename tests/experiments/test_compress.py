@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.reports.compress_report import BEFORE, agreements, tables
+from experiments.reports.compress_report import BEFORE, agreements, sections
 from sysout_jax.plots import compression
 from sysout_jax.training.checkpoint import load
 
@@ -55,8 +55,9 @@ def test_the_loss_is_that_of_the_model(record, trained):
 
 
 def test_the_table_shows_the_record(record, finished):
-    ((_, title, rows),) = tables(record)
-    assert "2 seeds" in title
+    table = next(iter(sections(record))).table
+    rows = table.texts
+    assert "2 seeds" in table.title
     assert [row[0] for row in rows] == ["method", BEFORE, *METHODS]
     of = [m for m in record["models"] if m["variant"] == "softmax"]
     column = rows[0].index("(a) softmax")
@@ -73,7 +74,7 @@ def test_a_change_of_one_sequence_has_no_interval(record):
         name: {**found, "change": [0.25, None, None]}
         for name, found in record["models"][0]["methods"].items()
     }
-    ((_, _, (_, _, *rows)),) = tables(one)
+    _, _, *rows = next(iter(sections(one))).table.texts
     assert all(row[1].endswith("(+0.250)") for row in rows)
     assert "loss" in dict(compression.figures(one))
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import convergence
-from experiments.reports.convergence_report import compared, markdown_tables, sentences, tables
+from experiments.cli.tables import markdown
+from experiments.reports.convergence_report import compared, sections, sentences
 from sysout_jax.errors import Diverged
 from sysout_jax.results import plain
 from sysout_jax.training.loop import train
@@ -105,7 +106,7 @@ def test_costs_are_beside_the_variants(record):
 
 
 def test_tables_show_the_record(finished, record):
-    shown = {name: rows for name, _, rows in tables(record)}
+    shown = tables(record)
     assert list(shown) == ["tokens", "time", "rates", "zero-shot"]
     rates = shown["rates"]
     assert rates[0] == ["variant", "lr 0.003", "lr 0.01"]
@@ -144,6 +145,11 @@ def test_nothing_to_compare_with_where_all_diverge(run_convergence, tmp_path, mo
     assert cell["diverged"] == {"step": 4, "seed": 3}
 
 
+def tables(record):
+    """Name -> rows of texts, headings first."""
+    return {name: table.texts for name, table, *_ in sections(record) if table}
+
+
 def planted(record, gain):
     """A record of made-up cells: context_scale is `gain` below softmax in every seed."""
     made = copy.deepcopy(record)
@@ -163,7 +169,7 @@ def planted(record, gain):
 def test_twice_the_time_per_step_takes_it_all_back(record):
     """0.5 nats where 100 steps bring 2: three quarters of the steps, half as much time again."""
     made = planted(record, 0.5)
-    shown = {name: rows for name, _, rows in tables(made)}
+    shown = tables(made)
     base, row = (dict(zip(shown["tokens"][0], r, strict=True)) for r in shown["tokens"][1:])
     assert base["steps to baseline's loss"] == "100"
     assert row["best lr"] == "0.01 (edge)"
@@ -192,14 +198,14 @@ def test_a_rate_that_diverges_is_a_result(record):
         if (cell["variant"], cell["lr"]) == ("softmax", 0.01):
             cell["diverged"] = {"step": 4, "seed": 3}
     made["compared"] = plain(compared(made))
-    shown = {name: rows for name, _, rows in tables(made)}
+    shown = tables(made)
     assert shown["rates"][1][2] == "diverged"
     assert shown["tokens"][1][1] == "0.003 (edge)"
     assert "grid: (a) softmax (lowest), (e) context_scale (highest)" in sentences(made)[2]
 
 
 def test_a_loss_that_is_not_reached(record):
-    shown = {name: rows for name, _, rows in tables(planted(record, -0.4))}
+    shown = tables(planted(record, -0.4))
     row = dict(zip(shown["tokens"][0], shown["tokens"][2], strict=True))
     assert (row["steps to baseline's loss"], row["tokens, M"]) == (">100", ">0.0027")
     assert (row["speed-up"], row["verdict"]) == ("<1", "slower")
@@ -208,8 +214,8 @@ def test_a_loss_that_is_not_reached(record):
 
 
 def test_markdown_has_a_table_for_each(record):
-    found = markdown_tables(record)
-    for name, _, rows in tables(record):
+    found = markdown(sections(record))
+    for name, rows in tables(record).items():
         lines = found[name].splitlines()
         assert len(lines) == len(rows) + 1
         assert len({line.count(" | ") for line in lines}) == 1

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.reports.explicit_report import markdown_tables
+from experiments.cli.tables import markdown
+from experiments.reports.explicit_report import sections
 from sysout_jax.analysis.intervene.explicit_factor import FORMS
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.data import load_corpus
@@ -74,7 +75,7 @@ def test_measures_are_of_all_sequences(record, trained, run_explicit, tmp_path):
 
 
 def test_the_table_shows_the_record(record, finished):
-    table = markdown_tables(record)["backcopy-softmax"]
+    table = markdown(sections(record))["backcopy-softmax"]
     assert table.count("\n") == 1 + len(FORMS)
     loss = np.mean([model["forms"]["gate"]["loss"] for model in record["models"]])
     row = next(line for line in table.splitlines() if line.startswith(f"| {FORMS['gate']} "))
@@ -87,7 +88,7 @@ def test_a_change_of_one_sequence_has_no_interval(record):
     one = json.loads(json.dumps({**record, "models": record["models"][:1]}))
     for form in one["models"][0]["forms"].values():
         form["change"] = [0.25, None, None]
-    rows = markdown_tables(one)["backcopy-softmax"].splitlines()[2:]
+    rows = markdown(sections(one))["backcopy-softmax"].splitlines()[2:]
     assert all(row.split("|")[3].strip() == "+0.250" for row in rows)
     assert "backcopy-softmax" in dict(figures(one))
 

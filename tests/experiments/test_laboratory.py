@@ -14,9 +14,10 @@ import pytest
 from experiments import laboratory
 from experiments.cli.grid import Cells, Place
 from experiments.cli.presets import BACKCOPY
+from experiments.cli.tables import markdown
 from experiments.laboratory import Cell, Config, found_in
 from experiments.records.laboratory import DEFAULT_CELL, along, by_chain, cell_of
-from experiments.reports.laboratory_report import markdown_tables, sentences, tables
+from experiments.reports.laboratory_report import sections, sentences
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.data import Backcopy
 from sysout_jax.errors import Diverged, InputError
@@ -120,7 +121,7 @@ def test_growth_is_fitted_to_the_gap(finished, record):
 def test_tables_show_the_record(finished, record):
     made = copy.deepcopy(record)
     made["cells"][0]["measures"]["noop_sink_best"] = [0.2, 0.4, 0.6, 0.8]
-    shown = {name: rows for name, _, rows in tables(made)}
+    shown = {name: table.texts for name, table, *_ in sections(made) if table}
     first = dict(zip(shown["cells"][0], shown["cells"][1], strict=True))
     assert (first["setting"], first["variant"]) == ("adamw, 1 layer", "(a) softmax")
     assert first["runs with a sink"] == "3 of 4"
@@ -133,16 +134,16 @@ def test_tables_show_the_record(finished, record):
     by = by_chain(made, made["cells"][0]["measures"]["noop_sink_best"])
     assert [found.mean for found in by] == [pytest.approx(0.4), pytest.approx(0.6)]
     assert "in some: softmax (adamw, 1 layer)" in sentences(made)[0]
-    assert set(markdown_tables(made)) == {"cells", "growth"}
+    assert set(markdown(sections(made))) == {"cells", "growth"}
     assert cell_of(made, "softmax", loss="masked") is made["cells"][2]
     with pytest.raises(KeyError, match="muon"):
         cell_of(made, "softmax", optimizer="muon")
     made["cells"].append(made["cells"][0] | {"decay": 3.0})
     assert along(made, "softmax", "decay") == {1e-4: made["cells"][0], 3.0: made["cells"][-1]}
     assert list(along(made, "softmax", "loss")) == ["all", "masked"]
-    assert next(rows for _, _, rows in tables(made))[-1][0] == "adamw, 1 layer, decay 3"
+    assert next(iter(sections(made))).table.rows[-1][0] == "adamw, 1 layer, decay 3"
     made["cells"][-1] |= {"decay": 0.1, "eps": 1e-4, "norm": "qk"}
-    assert next(rows for _, _, rows in tables(made))[-1][0].endswith(", eps 0.0001, qk norms")
+    assert next(iter(sections(made))).table.rows[-1][0].endswith(", eps 0.0001, qk norms")
     assert "(e) context_scale" in finished[1].out
 
 

@@ -32,7 +32,7 @@ def test_the_binary_prints_it():
         [sys.executable, "-m", "experiments.models", "--markdown"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout == models.markdown() + "\n"
+    assert done.stdout == models.table().to_markdown() + "\n"
 
 
 def test_a_reader_who_leaves_is_told_nothing():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments import plan
-from experiments.reports.plan_report import HEADINGS, fits, markdown_table, verdict
+from experiments.reports.plan_report import HEADINGS, fits, table, verdict
 from sysout_jax.model.config import SHAPES
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.planning.machines import GIB
@@ -54,7 +54,7 @@ def test_two_devices_add_up_their_gradients(tmp_path):
     assert step["fits"] is True
     assert "FITS" in said
     assert "all-reduce" in said
-    heads = [cell.strip() for cell in markdown_table(record).splitlines()[0].split("|")[1:-1]]
+    heads = [cell.strip() for cell in table(record).to_markdown().splitlines()[0].split("|")[1:-1]]
     assert heads == list(HEADINGS)
 
 
@@ -113,7 +113,7 @@ def test_levers_are_compiled_one_by_one(run_plan, tmp_path, monkeypatch):
     assert record["steps"] == {}
     plain, half = (record["levers"][name]["memory"]["arguments"] for name in two)
     assert plain - half == pytest.approx(2 * record["shape"]["parameters"], abs=64)
-    rows = markdown_table(record).splitlines()[2:]
+    rows = table(record).to_markdown().splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == ["`--scan_layers`", f"`{HALF}`"]
     assert all(f"{name}: needs 0.00 GiB" in outcome.out for name in two)
 

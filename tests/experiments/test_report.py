@@ -8,6 +8,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from experiments.cli.launch import WIDTH
+from experiments.cli.tables import print_table, show
 from experiments.reports import (
     benchmark_report,
     causal_report,
@@ -18,6 +19,7 @@ from experiments.reports import (
     variants_report,
 )
 from sysout_jax.results import read_record
+from sysout_jax.showing import Table
 from tests.pages import ROOT
 
 REPORTS = {
@@ -37,7 +39,7 @@ NUMBER = re.compile(r"[-+]?\d+\.\d+")
 def printed(name, width):
     """The lines of the tables of a record, without blanks at their ends."""
     console = Console(file=io.StringIO(), width=width)
-    REPORTS[name].print_tables(console, read_record(ROOT / "results" / name))
+    show(console, REPORTS[name].sections(read_record(ROOT / "results" / name)))
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
     return [line for line in lines if line and not SENTENCE.match(line)]
 
@@ -58,12 +60,12 @@ def test_a_table_fits_and_is_whole(name):
 
 @pytest.mark.parametrize(("width", "parts"), [(30, 3), (47, 2), (60, 1)])
 def test_parts_begin_with_what_a_row_is(width, parts):
-    rows = [["name", "norm", "one two", "three", "four"]]
-    rows += [[f"row {n}", "own", *(f"{n}.{k} ±0.001" for k in range(3))] for n in range(2)]
+    headings = ["name", "norm", "one two", "three", "four"]
+    rows = [[f"row {n}", "own", *(f"{n}.{k} ±0.001" for k in range(3))] for n in range(2)]
     console = Console(file=io.StringIO(), width=width)
-    variants_report.print_columns(console, "a title", rows, left=2)
+    print_table(console, Table.of("a title", headings, rows, "llr"))
     lines = console.file.getvalue().splitlines()
     assert sum("row 1" in line for line in lines) == parts
     assert sum("own" in line for line in lines) == 2  # the same everywhere: in the first part alone
-    assert all(any(cell in line for line in lines) for row in rows[1:] for cell in row)
+    assert all(any(cell in line for line in lines) for row in rows for cell in row)
     assert max(map(len, lines)) <= width

@@ -18,7 +18,7 @@ import sysout_jax as so
 from experiments import variants
 from experiments.cli import launch
 from experiments.cli.presets import PRESETS
-from experiments.reports.variants_report import findings, markdown_table
+from experiments.reports.variants_report import findings, section
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.data import load_corpus
 from sysout_jax.training.config import TrainConfig
@@ -381,7 +381,7 @@ def test_sinks_of_a_language_model_are_a_share_of_its_heads():
 
 def test_table_in_markdown():
     study = _study(sink=[[0.9, 0.8, 0.7], [0.1, 0.2, 0.3]], drain=[[0.1] * 3, [0.9] * 3])
-    lines = markdown_table(study).splitlines()
+    lines = section(study).table.to_markdown().splitlines()
     assert len({line.count(" | ") for line in lines}) == 1
     assert lines[3].startswith("| (a) softmax | 2.000 ±0.000 | 0.80 ±0.25 | 0.10 ±0.00 |")
 

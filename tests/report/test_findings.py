@@ -22,7 +22,6 @@ from sysout_jax.report.findings import OF_RUNS, PARTS, PROMPT_TOKENS
 from sysout_jax.report.page import page
 from sysout_jax.report.tables import of_part
 from sysout_jax.report.words import headline
-from sysout_jax.showing import Between, Table
 from tests.analysis import planted as p
 
 
@@ -217,26 +216,9 @@ def test_every_part_has_its_table():
         found.table("lifecycles")
 
 
-TABLE = Table.of("T", ("a<b", "x"), [("<i>", Between(1.0, 0.5, 2.0)), ("j", None), ("k", 1 / 3)])
-
-
-def test_a_table_as_text_and_as_html():
-    assert repr(TABLE).splitlines() == [
-        "T", "a<b           x", "<i>  1 [0.5, 2]", "j             –", "k        0.3333"
-    ]  # fmt: skip
-    shown = TABLE._repr_html_()
-    assert "<i>" not in shown
-    assert "<th>a&lt;b</th>" in shown
-    assert "<td>1 [0.5, 2]</td>" in shown
-
-
 def test_tables_for_pandas(monkeypatch):
     """The columns that a data frame is made of; a line where pandas is missing."""
     monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=dict))
-    assert TABLE.to_pandas() == {
-        "a<b": ["<i>", "j", "k"], "x": [1.0, None, 1 / 3], "x low": [0.5, None, None],
-        "x high": [2.0, None, None],
-    }  # fmt: skip
     frames = p.findings().to_pandas()
     assert {"existence", "existence-weights", "measures-detectors"} <= set(frames)
     monkeypatch.setitem(sys.modules, "pandas", None)
