@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sysout_jax.analysis.statistics import mean_interval
-from sysout_jax.plots.style import COLOURS, array, grid
+from sysout_jax.plots.forest import Mark, forest
+from sysout_jax.plots.style import COLOURS, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,22 +46,15 @@ def _cells(cells: list[Record]) -> "Figure":
     """Seeds as points, their mean and its interval; a colour for each way to train."""
     panels = {name: text for name, text in PANELS.items() if any(_values(c, name) for c in cells)}
     figure, axes = grid(len(panels), 3.4, 1.0 + 0.2 * len(cells), sharey=True)
-    places = np.arange(len(cells))[::-1]
+    labels = [f"{cell['variant']}: {_way(cell)}" for cell in cells]
     ways = list(dict.fromkeys(map(_way, cells)))
     for axis, (name, text) in zip(axes, panels.items(), strict=True):
-        for place, cell in zip(places, cells, strict=True):
-            values = _values(cell, name)
-            if values is None:
-                continue
-            colour = COLOURS[ways.index(_way(cell)) % len(COLOURS)]
-            mean, low, high = mean_interval(values)
-            if len(values) > 1:
-                axis.plot([low, high], [place, place], color=colour, lw=1)
-            axis.plot(array(values), np.full(len(values), place), "o", ms=2.5, color=colour, mew=0)
-            axis.plot([mean], [place], "|", ms=8, color=colour)
+        marks = [
+            Mark(row, mean_interval(values), COLOURS[ways.index(_way(cell)) % len(COLOURS)],
+                 marker="|", dots=values)
+            for row, cell in enumerate(cells) if (values := _values(cell, name)) is not None
+        ]  # fmt: skip
+        forest(axis, labels, marks, fontsize=7)
         axis.set_xlabel(text)
         axis.locator_params(axis="x", nbins=4)
-        axis.tick_params(axis="y", labelsize=7)
-    axes[0].set_ylim(-0.6, len(cells) - 0.4)
-    axes[0].set_yticks(places, [f"{cell['variant']}: {_way(cell)}" for cell in cells])
     return figure

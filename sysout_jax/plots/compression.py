@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sysout_jax.analysis.statistics import mean_interval
-from sysout_jax.plots.style import COLOURS, array, count_axis, grid
+from sysout_jax.analysis.statistics import over_seeds
+from sysout_jax.plots.forest import Mark, forest
+from sysout_jax.plots.style import COLOURS, DARK, array, count_axis, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,27 +41,19 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
 def _loss(methods: list[str], corpus: str, groups: Mapping[str, list[Record]]) -> "Figure":
     """The change of the loss by each method, for each model."""
     figure, (axes,) = grid(1, 7.2, 0.9 + 0.26 * len(methods))
-    places = np.arange(len(methods))[::-1]
     offsets = np.linspace(0.3, -0.3, len(groups)) if len(groups) > 1 else [0.0]
+    marks = []
     for at, models, colour in zip(offsets, groups.values(), _colours(len(groups)), strict=True):
-        for place, method in zip(places, methods, strict=True):
+        for row, method in enumerate(methods):
             found = [m["methods"][method] for m in models if method in m["methods"]]
             changes = [each["change"] for each in found if each["change"][0] is not None]
-            if not changes:
-                continue
-            many = len(changes) > 1
-            mean, low, high = mean_interval([c[0] for c in changes]) if many else array(changes[0])
-            axes.errorbar(
-                mean, place + at, xerr=[[max(mean - low, 0.0)], [max(high - mean, 0.0)]], fmt="o",
-                ms=3.5, color=colour, lw=1, 
-            )  # fmt: skip
+            if changes:
+                marks.append(Mark(row, over_seeds(changes), colour, float(at)))
+    forest(axes, methods, marks)
     axes.set_xscale("symlog", linthresh=LINEAR)
-    axes.axvline(0, color="#222222", lw=0.8)
-    axes.set_yticks(places, methods)
-    axes.set_ylim(-0.6, len(methods) - 0.4)
-    for place in places[1::2]:
+    axes.axvline(0, color=DARK, lw=0.8)
+    for place in range(len(methods) - 2, -1, -2):
         axes.axhspan(place - 0.5, place + 0.5, color="#f4f4f4", lw=0, zorder=0)
-    axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"change of the loss, nats per token (linear below {LINEAR})")
     handles = [
         axes.plot([], [], "o", ms=4, color=colour, label=models[0]["label"])[0]

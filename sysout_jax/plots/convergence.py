@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sysout_jax.analysis.statistics import mean_interval
-from sysout_jax.plots.style import COLOURS, array, grid
+from sysout_jax.plots.forest import Mark, forest
+from sysout_jax.plots.style import COLOURS, DARK, array, grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +63,7 @@ def _loss(record: Record) -> "Figure":
     losses.set_ylabel("validation loss, nats per token")
     losses.set_title(record["corpus"], loc="left")
     losses.legend(fontsize=7.5)
-    differences.axhline(0, color="#222222", lw=0.8)
+    differences.axhline(0, color=DARK, lw=0.8)
     differences.set_ylabel(f"minus that of {record['variants'][record['baseline']]['label']}")
     differences.set_title("mean and 95% interval over seeds", loc="left")
     for axes in (losses, differences):
@@ -97,20 +98,14 @@ def _speed(record: Record) -> "Figure":
     """Speed-ups to the baseline's last loss, in steps and in time."""
     others = [n for n in record["compared"]["variants"] if n != record["baseline"]]
     figure, panels = grid(2, 4.0, 0.9 + 0.3 * len(others), sharey=True)
-    places = np.arange(len(others))[::-1]
+    labels = [record["variants"][name]["label"] for name in others]
     for axes, key, title in zip(
         panels, ("speedup", "speedup_seconds"), ("in steps", "in time"), strict=True
     ):
-        for place, name in zip(places, others, strict=True):
-            mean, low, high = record["compared"]["variants"][name][key]
-            axes.errorbar(
-                mean, place, xerr=[[max(mean - low, 0)], [max(high - mean, 0)]], fmt="o", ms=4,
-                color=_colour(record, name), capsize=2.5, lw=1.2,
-            )  # fmt: skip
-        axes.axvline(1, color="#222222", lw=0.8)
+        found = [record["compared"]["variants"][name][key] for name in others]
+        colours = [_colour(record, name) for name in others]
+        forest(axes, labels, map(Mark, range(len(others)), found, colours))
+        axes.axvline(1, color=DARK, lw=0.8)
         axes.set_title(title, loc="left")
-        axes.grid(axis="y", visible=False)
         axes.set_xlabel("speed-up to the baseline's last loss (0: not reached)")
-        axes.set_ylim(-0.6, len(others) - 0.4)
-    panels[0].set_yticks(places, [record["variants"][name]["label"] for name in others])
     return figure

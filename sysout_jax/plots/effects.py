@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sysout_jax.plots.style import COLOURS, array, count_axis, grid
+from sysout_jax.plots.forest import Mark, forest
+from sysout_jax.plots.style import COLOURS, DARK, array, count_axis, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,19 +20,16 @@ def relations(record: Record, part: Record) -> "Figure | None":
     if not rows:
         return None
     figure, panels = grid(3, 2.7, 0.5 + 0.5 * len(rows), sharey=True)
-    places = np.arange(len(rows))[::-1]
+    labels = [f"{row['given']} → {row['found']} ({row['on']})" for row in rows]
     for axes, name in zip(panels, ("precision", "recall", "jaccard"), strict=True):
-        for place, row in zip(places, rows, strict=True):
-            mean, low, high = array(row[name])
-            axes.barh(place, mean, color=COLOURS[3], alpha=0.75, height=0.6)
-            axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color="#222222", lw=1)
-            if f"null_{name}" in row:
-                axes.plot(row[f"null_{name}"], place, "|", color=COLOURS[2], ms=14, mew=2)
+        marks = [Mark(at, row[name], COLOURS[3], height=0.6) for at, row in enumerate(rows)]
+        marks += [
+            Mark(at, (row.get(f"null_{name}"), None, None), COLOURS[2], marker="|")
+            for at, row in enumerate(rows)
+        ]
+        forest(axes, labels, marks)
         axes.set(xlim=(0, 1.02))
         axes.set_title(name, loc="left")
-        axes.grid(axis="y", visible=False)
-    labels = [f"{row['given']} → {row['found']} ({row['on']})" for row in rows]
-    panels[0].set_yticks(places, labels)
     figure.supxlabel(
         "whiskers: bootstrap 95%; red: the same number at random places", fontsize=8,
         color="#555555",
@@ -77,17 +75,14 @@ def interventions(record: Record, part: Record) -> "Figure":
         key = (effect["kind"], effect["detector"], effect["treatment"])
         groups.setdefault(key, {})[effect["control"]] = effect
     figure, (axes,) = grid(1, 7.4, 0.9 + 0.36 * len(groups))
-    places = np.arange(len(groups))[::-1]
-    for place, entries in zip(places, groups.values(), strict=True):
-        for control, effect in entries.items():
-            mean, low, high = array(effect["change"])
-            at = place + (-0.19 if control else 0.19)
-            axes.barh(at, mean, 0.36, color="#bbbbbb" if control else COLOURS[3])
-            axes.errorbar(mean, at, xerr=[[mean - low], [high - mean]], color="#222222", lw=0.9)
-    labels = [f"{kind}, {who}: {what}" for kind, who, what in groups]
-    axes.set_yticks(places, labels, fontsize=8)
-    axes.axvline(0, color="#222222", lw=0.8)
-    axes.grid(axis="y", visible=False)
+    looks = {False: (COLOURS[3], 0.19), True: ("#bbbbbb", -0.19)}
+    marks = [
+        Mark(row, effect["change"], *looks[control], height=0.36)
+        for row, entries in enumerate(groups.values())
+        for control, effect in entries.items()
+    ]
+    forest(axes, [f"{kind}, {who}: {what}" for kind, who, what in groups], marks)
+    axes.axvline(0, color=DARK, lw=0.8)
     before = f"{part['loss'][0]:.3f} nats, perplexity {part['perplexity']:.4g}"
     axes.set_xlabel("change of the loss, nats per token")
     figure.supxlabel(

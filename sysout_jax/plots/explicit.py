@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sysout_jax.analysis.statistics import mean_interval
-from sysout_jax.plots.style import COLOURS, array, grid
+from sysout_jax.analysis.statistics import over_seeds
+from sysout_jax.plots.forest import Mark, forest
+from sysout_jax.plots.style import COLOURS, DARK, array, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,27 +53,20 @@ def _gates(axes: Any, models: list[Record]) -> None:
 def _costs(axes: Any, models: list[Record]) -> None:
     """The change of the loss by each form, at once and after fine-tuning."""
     forms = list(dict.fromkeys(form for model in models for form in model["forms"]))
-    places = np.arange(len(forms))[::-1]
     kinds = (("at once", 0.14, "o", COLOURS[3]), ("fine-tuned", -0.14, "s", COLOURS[1]))
+    marks = []
     for label, offset, marker, colour in kinds:
-        for place, form in zip(places, forms, strict=True):
+        for row, form in enumerate(forms):
             found = [model["forms"][form] for model in models if form in model["forms"]]
             if label == "fine-tuned":
                 found = [each["finetuned"] for each in found if "finetuned" in each]
-            if not found:
-                continue
-            changes = [each["change"] for each in found]
-            many = len(changes) > 1
-            mean, low, high = mean_interval([c[0] for c in changes]) if many else array(changes[0])
-            axes.errorbar(
-                mean, place + offset, xerr=[[max(mean - low, 0.0)], [max(high - mean, 0.0)]],
-                fmt=marker, ms=4, lw=1, color=colour,
-            )  # fmt: skip
+            if found:
+                change = over_seeds([each["change"] for each in found])
+                marks.append(Mark(row, change, colour, offset, marker=marker))
         axes.plot([], [], marker, ms=4, color=colour, label=label)
-    axes.axvline(0, color="#222222", lw=0.8)
+    forest(axes, [form.replace("_", " ") for form in forms], marks)
+    axes.axvline(0, color=DARK, lw=0.8)
     axes.set_xscale("symlog", linthresh=LINEAR)
-    axes.set_yticks(places, [form.replace("_", " ") for form in forms])
-    axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"change of the loss, nats (linear below {LINEAR})")
     axes.legend(loc="best")
     axes.set_title("what each form costs", loc="left")

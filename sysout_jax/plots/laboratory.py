@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sysout_jax.plots.forest import Mark, forest
 from sysout_jax.plots.style import COLOURS, array, grid
 
 if TYPE_CHECKING:
@@ -35,20 +36,20 @@ def _name(cell: Record, first: Record) -> str:
 def _sinks(record: Record, cells: list[Record]) -> "Figure":
     """A row for each cell, a point for each run, chains in colours one under the other."""
     figure, (sink, drain) = grid(2, 4.6, 1.0 + 0.24 * len(cells), sharey=True)
-    places = np.arange(len(cells))[::-1]
     chains = np.array([chain for _, chain in record["runs"]])
     panels = {"noop_sink_best": sink, "value_drain@value": drain}
-    for at, chain in enumerate(record["chains"]):
-        offset = APART * ((len(record["chains"]) - 1) / 2 - at)
-        for name, axes in panels.items():
-            values = array([cell["measures"][name] for cell in cells])[:, chains == chain]
-            rows = np.broadcast_to(places[:, None] + offset, values.shape)
-            axes.plot(
-                values.ravel(), rows.ravel(), "o", ms=3, mew=0, alpha=0.6,
-                color=COLOURS[(at + 1) % len(COLOURS)], label=f"chain {chain}",
-            )  # fmt: skip
     names = [f"{cell['variant']}: {_name(cell, cells[0])}" for cell in cells]
-    sink.set_yticks(places, names, fontsize=7)
+    colours = [COLOURS[(at + 1) % len(COLOURS)] for at in range(len(record["chains"]))]
+    for name, axes in panels.items():
+        marks = [
+            Mark(row, (None,) * 3, colours[at], APART * ((len(colours) - 1) / 2 - at),
+                 dots=array(cell["measures"][name])[chains == chain].tolist())
+            for row, cell in enumerate(cells)
+            for at, chain in enumerate(record["chains"])
+        ]  # fmt: skip
+        forest(axes, names, marks, fontsize=7)
+    for chain, colour in zip(record["chains"], colours, strict=True):
+        drain.plot([], [], "o", ms=3, color=colour, label=f"chain {chain}")
     sink.set_xlim(-0.03, 1.03)
     sink.set_xlabel("no-op queries: attention to first token, best head")
     drain.set_xlabel("norm of its value over the others' mean")

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from sysout_jax.plots.forest import Mark, forest
 from sysout_jax.plots.style import COLOURS, array
 
 if TYPE_CHECKING:
@@ -19,18 +18,17 @@ def measures(record: Record, part: Record) -> "Figure":
 
     figure = Figure(figsize=(8.4, 0.9 + 0.27 * len(part["scores"])), layout="constrained")
     ratios, sweep = figure.subplots(1, 2, width_ratios=(3, 2))
-    places = np.arange(len(part["scores"]))[::-1]
-    for place, row in zip(places, part["scores"], strict=True):
-        (value, low, high), before = array(row["value"]), array(row["untrained"])[0]
-        if before > 0 and value > 0:
-            ratios.plot([low / before, high / before], [place, place], color=COLOURS[3], lw=1.5)
-            ratios.plot(value / before, place, "o", color=COLOURS[3], ms=4)
+    scores, marks = part["scores"], []
+    for at, row in enumerate(scores):
+        value, before = array(row["value"]), array(row["untrained"])[0]
+        if before > 0 and value[0] > 0:
+            marks.append(Mark(at, (value / before).tolist(), COLOURS[3]))
         else:
-            said = f"{before:.3g} before, {value:.3g} now"
+            said, place = f"{before:.3g} before, {value[0]:.3g} now", len(scores) - 1 - at
             ratios.text(1.0, place, said, fontsize=7, va="center", ha="center")
+    forest(ratios, [row["label"] for row in scores], marks)
     ratios.axvline(1.0, color="grey", lw=0.8)
     ratios.set_xscale("log")
-    ratios.set_yticks(places, [row["label"] for row in part["scores"]], fontsize=8)
     ratios.set_xlabel("over its value before training")
     eps = array(part["sweep"]["eps"])
     for key, (now, before) in enumerate(

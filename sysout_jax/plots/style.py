@@ -32,6 +32,8 @@ COLOURS = (
     "#7A3500", "#003F63", "#00543D", "#7F4666",
 )  # fmt: skip
 
+DARK = "#222222"  # of zero, and of whiskers on bars
+
 
 def grid(panels: int, width: float, height: float, **kwargs: Any) -> tuple["Figure", list[Any]]:
     """A figure with room for `panels` axes, three in a row, each of the given size in inches."""

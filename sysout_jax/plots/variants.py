@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sysout_jax.analysis.statistics import mean_interval
+from sysout_jax.plots.forest import Mark, forest
 from sysout_jax.plots.stems import draw_stems
 from sysout_jax.plots.style import COLOURS, array, grid
 
@@ -125,28 +126,24 @@ def _bars(study: Mapping[str, Any], labels: Mapping[str, str]) -> "Figure":
     names = _measured(study, BARS)
     figure, panels = grid(len(names), 3.0, 2.3, sharey=True)
     entries = list(study["variants"].values())
-    places = np.arange(len(entries))[::-1]
+    rows = [entry["label"] + ("" if entry["normalised"] else " †") for entry in entries]
     for axes, name in zip(panels, names, strict=True):
-        before = []
-        for place, colour, entry in zip(places, _colours(study), entries, strict=True):
-            values = array(entry["measured"]["measures"][name])
-            mean, low, high = mean_interval(values[-1])
-            axes.barh(place, mean, color=colour, alpha=0.75, height=0.66)
-            if np.isfinite(low):
-                # No measure is negative and a share ends at one: intervals of three seeds may not.
-                high = min(high, 1.0) if name in SHARES else high
-                reach = [[mean - max(low, 0.0)], [high - mean]]
-                axes.errorbar(mean, place, xerr=reach, color="#222222", lw=1, capsize=2.5)
-            axes.plot(values[-1], np.full(values[-1].size, place), "o", ms=2.2, color="#222222")
-            before.append(values[0].mean())
-        axes.axvline(np.mean(before), color="grey", lw=0.9, ls="--")
+        values = [array(entry["measured"]["measures"][name]) for entry in entries]
+        # No measure is negative and a share ends at one: intervals of three seeds may not.
+        found = np.clip(
+            [mean_interval(each[-1]) for each in values], 0, 1 if name in SHARES else None
+        )
+        marks = [
+            Mark(row, found[row].tolist(), colour, height=0.66, dots=values[row][-1].tolist())
+            for row, colour in enumerate(_colours(study))
+        ]
+        forest(axes, rows, marks)
+        before = np.mean([each[0].mean() for each in values])
+        axes.axvline(before, color="grey", lw=0.9, ls="--")
         axes.set_title(labels[name], loc="left")
         axes.set_xlim(left=0)
-        axes.grid(axis="y", visible=False)
-    marks = ["" if entry["normalised"] else " †" for entry in entries]
-    panels[0].set_yticks(places, [e["label"] + m for e, m in zip(entries, marks, strict=True)])
     note = "bars: mean, whiskers: 95% interval over seeds, dots: seeds, dashed: before training"
-    if any(marks):
+    if not all(entry["normalised"] for entry in entries):
         note += "; †: Sink$_0$ of rows brought to one"
     figure.supxlabel(note, fontsize=8, color="#555555")
     return figure
