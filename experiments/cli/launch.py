@@ -27,6 +27,7 @@ from sysout_jax.results import named_run, read_record
 from sysout_jax.training import hosts
 
 from . import ending, help
+from .tables import Section, markdown, show
 
 FLAGS = flags.FLAGS
 C = TypeVar("C")
