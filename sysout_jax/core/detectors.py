@@ -12,7 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from sysout_jax.core.layers import widened
-from sysout_jax.core.ordering import discoveries, median_magnitude, shuffled_rows
+from sysout_jax.core.ordering import (
+    discoveries,
+    median_magnitude,
+    quantile_magnitude,
+    row_medians,
+    shuffled_rows,
+)
 
 ACTIVATION_RATIO = 1000.0  # An et al. 2025: max|h[t]| against the mean magnitude of the site
 WEIGHT_RATIO = 1000.0  # An et al. 2025: max|W| against the mean magnitude of the matrix
@@ -22,6 +28,9 @@ MASSIVE_VALUE, MASSIVE_RATIO = 100.0, 1000.0  # Sun et al. 2024: |h| and |h| / m
 FEATURE_VALUE = 6.0  # Dettmers et al. 2022: |x| of an outlier feature,
 FEATURE_LAYERS, FEATURE_TOKENS = 0.25, 0.06  # in this share of layers, and of tokens
 SIGMAS = 6.0  # Bondarenko et al. 2023: standard deviations from the tensor's mean
+DIMENSION_QUANTILE = 0.99  # Macocco et al. 2025: of |h| after the final norm
+MASSIVE_DEVIATION = 1000.0  # |h - median h| over the median of those, as steering tools ask
+MASSIVE_LAYERS = 0.25  # and the least share of layers
 FALSE_DISCOVERIES = 0.01  # q of Benjamini & Hochberg
 SHUFFLES = 200  # of a permutation null: at least 1/q, or no single feature could be flagged
 
@@ -160,6 +169,55 @@ def outlier_features(
     score = jnp.minimum(deep, jnp.mean(reach, axis=0) / tokens)
     # Devices round means differently: a share that is exactly the least one counts on each.
     return Detection(score >= 1.0 - 4 * jnp.finfo(score.dtype).eps, score)
+
+
+def outlier_dimensions(x: Float[Array, "P D"], quantile: float = DIMENSION_QUANTILE) -> Detection:
+    """Dimensions whose usual magnitude is among the largest of all entries.
+
+    score[d] = median_p |x[p, d]| / Q_quantile(|x|), Q over all P D entries;  flagged above 1.
+
+    Half of a flagged dimension's entries are above Q, and only a share 1 - quantile of all entries
+    is: at most 2 (1 - quantile) D dimensions are flagged, none where that is below 1. Entries of
+    one normal distribution score 0.26 with the quantile 0.99.
+
+    Args:
+      x: [P, D], the states after the final norm at P positions: one of each text in the paper.
+      quantile: above 0, below 1.
+
+    Returns:
+      `Detection` over [D].
+
+    Source: Macocco et al. 2025 (arXiv:2503.21718).
+    """
+    score = ratio_or_zero(row_medians(x.T), quantile_magnitude(x, quantile))
+    return Detection(score > 1.0, score)
+
+
+def massive_dimensions(
+    h: Float[Array, "T D"],
+    value: float = MASSIVE_VALUE,
+    ratio: float = MASSIVE_RATIO,
+    deviation: float = MASSIVE_DEVIATION,
+) -> Detection:
+    """Dimensions with an activation that is massive by magnitude, median and deviation.
+
+    score[d] = max_t |h[t, d]| / median |h|;  flagged where one of its entries is a massive
+    activation with |h - m| > deviation * median |h - m|, m = median h, medians over all entries.
+
+    Args:
+      h: [T, D], a block output of one sequence.
+      value, ratio: the thresholds of `massive_activations`.
+      deviation: the threshold in median absolute deviations.
+
+    Returns:
+      `Detection` over [D].
+
+    Source: Sun et al. 2024 (arXiv:2402.17762), section 2, for the first two.
+    """
+    massive = massive_activations(h, value, ratio)
+    away = jnp.abs(widened(h) - jnp.median(widened(h)))
+    flagged = massive.flagged & (away > deviation * median_magnitude(away))
+    return Detection(jnp.any(flagged, axis=0), jnp.max(massive.score, axis=0))
 
 
 # ------------------------------------------------- calibrated: a p-value, a null, a rate q

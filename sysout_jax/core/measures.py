@@ -14,7 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from sysout_jax.core.detectors import activation_outliers, ratio_or_zero
+from sysout_jax.core.detectors import (
+    DIMENSION_QUANTILE,
+    activation_outliers,
+    outlier_dimensions,
+    ratio_or_zero,
+)
 from sysout_jax.core.layers import widened
 from sysout_jax.core.ordering import median_magnitude, row_medians
 
@@ -44,6 +49,11 @@ def top1_over_median(h: Float[Array, "T D"]) -> Float[Array, ""]:
 def top1_over_mean(h: Float[Array, "T D"]) -> Float[Array, ""]:
     """The score of An et al. 2025 at its largest token: max |h| / mean |h|."""
     return jnp.max(activation_outliers(h).score)
+
+
+def top_dimension(x: Float[Array, "P D"], quantile: float = DIMENSION_QUANTILE) -> Float[Array, ""]:
+    """The largest score of `outlier_dimensions` (Macocco et al. 2025): above 1 there is one."""
+    return jnp.max(outlier_dimensions(x, quantile).score)
 
 
 def max_median_ratio(x: Float[Array, "T D"]) -> Float[Array, ""]:

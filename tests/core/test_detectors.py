@@ -310,3 +310,72 @@ def test_a_detector_of_narrow_numbers_is_that_of_their_values(detector):
     assert found.score.dtype == jnp.float32
     np.testing.assert_allclose(found.score, expected.score, rtol=1e-6)
     np.testing.assert_array_equal(found.flagged, expected.flagged)
+
+
+# ------------------------------------------------------------------------------ dimensions
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("positions", [1, 6, 7])
+def test_outlier_dimensions_against_a_loop(quantile, positions):
+    x = draw(positions, 40)
+    x[:, 3] += 9.0
+    x[:, 17] -= 5.0
+    found = d.outlier_dimensions(narrow(x), quantile)
+    limit = np.quantile(np.abs(x), quantile)
+    for at in range(40):
+        score = np.median(np.abs(x[:, at])) / limit
+        np.testing.assert_allclose(found.score[at], score, rtol=1e-5)
+        assert bool(found.flagged[at]) == (score > 1)
+
+
+def test_outlier_dimensions_is_about_what_is_usual():
+    """One spike makes no outlier dimension, a smaller value at most positions does, and both signs
+    count; at most 2 (1 - q) D dimensions can be flagged."""
+    x = draw(51, 60)
+    x[7, 3] = 1e4
+    x[:26, 5] = 20.0
+    x[:13, 5] = -20.0
+    assert np.flatnonzero(d.outlier_dimensions(narrow(x)).flagged).tolist() == [5]
+    assert d.DIMENSION_QUANTILE == 0.99
+    x += 50.0 * np.arange(60)
+    for quantile in (0.7, 0.9, 0.99):
+        few = int(np.sum(d.outlier_dimensions(narrow(x), quantile).flagged))
+        assert 0 < few <= 2 * (1 - quantile) * 60
+    zeros = d.outlier_dimensions(jnp.zeros((4, 5)))
+    assert not zeros.flagged.any()
+    assert not zeros.score.any()
+
+
+def test_normal_entries_have_the_score_of_the_docstring():
+    score = d.outlier_dimensions(narrow(draw(400, 300))).score
+    assert np.mean(score) == pytest.approx(0.6745 / 2.5758, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("size", "shift", "flagged"), [(-2e3, 0, [4]), (990.0, 0, []), (2e3, 9, [])]
+)
+def test_massive_dimensions_need_all_three(size, shift, flagged):
+    """The value, the median, and the deviation from it: states that are all near 9 have a spike
+    of 200 medians that is 2,000 deviations away, and none that is both."""
+    h = draw(T, D) / 0.6745
+    h[3, 4] = size
+    found = d.massive_dimensions(narrow(h + shift))
+    entries_ = np.abs(h + shift)
+    np.testing.assert_allclose(found.score, entries_.max(axis=0) / np.median(entries_), rtol=1e-4)
+    assert np.flatnonzero(found.flagged).tolist() == flagged
+
+
+def test_each_threshold_of_massive_dimensions_counts():
+    """Median 0.1, median deviation 0.025: -150 is 1,500 medians and 6,000 deviations away."""
+    h = np.linspace(0.05, 0.15, T * D).reshape(T, D)
+    h[2, 5] = -150.0
+    assert np.flatnonzero(d.massive_dimensions(narrow(h)).flagged).tolist() == [5]
+    for lower, higher in (
+        ({"value": 149.0}, {"value": 151.0}),
+        ({"ratio": 1.4e3}, {"ratio": 1.6e3}),
+    ):
+        assert d.massive_dimensions(narrow(h), **lower).flagged.any()
+        assert not d.massive_dimensions(narrow(h), **higher).flagged.any()
+    assert d.massive_dimensions(narrow(h), deviation=5.8e3).flagged.any()
+    assert not d.massive_dimensions(narrow(h), deviation=6.4e3).flagged.any()

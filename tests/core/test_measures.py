@@ -160,6 +160,13 @@ def test_measures_of_order_and_spectrum(name, shape, scale):
     np.testing.assert_allclose(fn(h), definition(np.asarray(h, np.float64)), rtol=1e-4)
 
 
+@pytest.mark.parametrize("quantile", [0.9, 0.99])
+def test_top_dimension(quantile):
+    x = draw(T, 30) + 3.0 * (np.arange(30) == 4)
+    scores = np.median(np.abs(x), axis=0) / np.quantile(np.abs(x), quantile)
+    np.testing.assert_allclose(m.top_dimension(narrow(x), quantile), scores.max(), rtol=1e-5)
+
+
 def test_token_kurtosis_of_a_spike():
     """D - 2 + 1/(D - 1), whatever the spike's size and place."""
     x = np.zeros((3, D))

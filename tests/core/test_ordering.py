@@ -53,6 +53,23 @@ def test_median_magnitude_in_float64():
         assert float(o.median_magnitude(jnp.asarray(x))) == np.median(np.abs(x))
 
 
+@pytest.mark.parametrize("quantile", [0.0, 0.3, 0.5, 0.99])
+@pytest.mark.parametrize("shape", [(1,), (2, 1), (3, 5), (40, 30)])
+def test_quantile_magnitude_is_that_of_numpy(shape, quantile):
+    x = np.random.default_rng(shape[0]).standard_normal(shape).astype(np.float32)
+    found = o.quantile_magnitude(jnp.asarray(x), quantile)
+    expected = np.quantile(np.abs(x).astype(np.float64), quantile)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("values", [[0, 0, 0, 1], [1, 1, 1, 1], [0, 2, 2, 3], [-7]])
+def test_quantile_magnitude_with_ties(values):
+    x = jnp.asarray([values], jnp.float32)
+    for quantile in (0.0, 1 / 3, 0.5, 0.75):
+        expected = np.quantile(np.abs(values), quantile)
+        np.testing.assert_allclose(o.quantile_magnitude(x, quantile), expected, rtol=1e-6)
+
+
 def by_sorting(p, q):
     """Benjamini and Hochberg's procedure as a loop over the sorted p-values."""
     limit = -1.0
