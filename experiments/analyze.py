@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
 from sysout_jax.analysis.locate.scan import Thresholds, for_length, over_batches, together
+from sysout_jax.analysis.measure.dimensions import chosen_positions
 from sysout_jax.checking import check
 from sysout_jax.data.prompt import PROMPT, encode_prompt
 from sysout_jax.errors import InputError
@@ -39,7 +41,13 @@ FLAGS = flags.FLAGS
 # What --help explains.
 OFTEN = ("model", "corpus", "only", "sequences", "seq_len", "variant", "seed", "workdir")
 SMOKE = {"sequences": 2, "batch": 2}
-STREAMED = ("existence", "positions", "relations")  # parts that read a model layer by layer
+FREQUENCY_TOKENS = 2**18  # of the training part, in which tokens are counted
+STREAMED = (
+    "existence",
+    "positions",
+    "relations",
+    "dimensions",
+)  # parts that read a model layer by layer
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class Config:
     seq_len: int | None = None  # T, of each sequence; None: 64, or the learned positions if fewer
     batch: int | None = None  # sequences that are run together; None: 8, or fewer if they are long
     workdir: str = "runs"  # where run directories go
+    dimension_positions: tuple[int, ...] | None = None  # of dimensions; None: the second half
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     def __post_init__(self) -> None:
@@ -82,9 +91,12 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
     else:
         prompt = encode_prompt(model.tokenizer, config.prompt, "yes" if chosen.bos else "no")
     batch = config.batch or together(length)
+    chosen_positions(config.dimension_positions, length)
+    sample = corpus.batch("train", 0, 0, -(-FREQUENCY_TOKENS // length), length).ravel()
+    counts = np.bincount(sample, minlength=model.config.vocab)[: model.config.vocab]
     material = Material(
-        model, prompt, rows, config.thresholds, batch, chosen.checkpoints(), len(chosen.kept),
-        chosen.seeds(), len(chosen.saved),
+        model, prompt, rows, config.thresholds, batch, chosen.checkpoints, len(chosen.kept),
+        chosen.seeds(), len(chosen.saved), config.dimension_positions, counts,
     )  # fmt: skip
     return material, spec
 

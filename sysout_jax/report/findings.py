@@ -23,6 +23,7 @@ from sysout_jax.analysis.locate.scan import (
     together,
 )
 from sysout_jax.analysis.locate.weights import WeightScan, weight_scan
+from sysout_jax.analysis.measure.dimensions import Dimensions, chosen_positions, dimensions
 from sysout_jax.analysis.measure.dynamics import Dynamics, dynamics
 from sysout_jax.analysis.measure.lifecycle import LifeCycle, lifecycle
 from sysout_jax.analysis.measure.roles import Roles, roles
@@ -53,7 +54,7 @@ class Material:
 
     Raises:
       InputError: a prompt or sequences of fewer than two tokens or of too many, what are no ids of
-        the model, or a batch of none.
+        the model, a batch of none, or positions that sequences do not have.
     """
 
     model: Model
@@ -61,10 +62,12 @@ class Material:
     rows: np.ndarray  # [B, T + 1] ids: inputs and next tokens
     thresholds: Thresholds = field(default_factory=Thresholds)
     batch: int = 8  # sequences that are run together
-    checkpoints: Iterable[tuple[int, Params]] = ()  # of the run that trained the model
+    checkpoints: Callable[[], Iterable[tuple[int, Params]]] = tuple  # of the run that trained it
     steps: int = 0  # the number of checkpoints
     seeds: Iterable[tuple[int, Params]] = ()  # the models of that run, by seed
     seed_count: int = 0
+    dimension_positions: tuple[int, ...] | None = None  # None: the second half of each sequence
+    frequencies: np.ndarray | None = None  # [V] of tokens in the corpus; None: in the rows
     _made: dict[str, Any] = field(default_factory=dict, init=False)  # scans, once they are made
 
     def __post_init__(self) -> None:
@@ -76,6 +79,7 @@ class Material:
         at_least(2, "seq_len", length)
         if end is not None and length > end:
             raise InputError("seq_len", length, f"at most {end}", f"learned positions end at {end}")
+        chosen_positions(self.dimension_positions, length)
         _check_prompt("prompt", self.prompt, config)
 
     @property
@@ -162,10 +166,18 @@ def _measured(material: Material, progress: Progress | None) -> Measured:
     )  # fmt: skip
 
 
+def _dimensions(material: Material, progress: Progress | None) -> Dimensions:
+    return dimensions(
+        material.config, material.model.params, material.rows, material.dimension_positions,
+        material.thresholds, material.frequencies, material.scan(progress), material.checkpoints(),
+        material.batch, progress, material.steps,
+    )  # fmt: skip
+
+
 def _dynamics(material: Material, progress: Progress | None) -> Dynamics:
     tokens = material.rows[:, :-1][:, :QUERIES_AT_ONCE]
     config, steps = material.config, material.steps
-    return dynamics(config, material.checkpoints, tokens, material.batch, progress, steps)
+    return dynamics(config, material.checkpoints(), tokens, material.batch, progress, steps)
 
 
 def _across_seeds(material: Material, progress: Progress | None) -> Seeds:
@@ -185,6 +197,7 @@ PARTS: Mapping[str, Callable[[Material, Progress | None], Any]] = MappingProxyTy
         "lifecycle": _lifecycle,
         "roles": _of_sequences(roles, weights=False),
         "measures": _measured,
+        "dimensions": _dimensions,
         "interventions": _of_sequences(interventions, targets=True),
         "dynamics": _dynamics,
         "seeds": _across_seeds,
@@ -206,6 +219,7 @@ class Findings:
     lifecycle: LifeCycle | None = None
     roles: Roles | None = None
     measures: Measured | None = None
+    dimensions: Dimensions | None = None
     interventions: Interventions | None = None
     dynamics: Dynamics | None = None
     seeds: Seeds | None = None
@@ -268,6 +282,7 @@ def analyze(
     bos: str = "auto",
     batch: int | None = None,
     progress: Progress | None = None,
+    dimension_positions: Sequence[int] | None = None,
 ) -> Findings:
     """Find, locate, relate, follow and remove the outliers of a model.
 
@@ -282,6 +297,8 @@ def analyze(
       bos: auto, yes or no: the text starts with the tokenizer's BOS; auto: as in its training.
       batch: sequences that are run together; None: 8, or fewer if they are long.
       progress: called with what is done of a part, and what there is in all.
+      dimension_positions: of each sequence that the part dimensions looks at; None: its second
+        half.
 
     Raises:
       InputError: text that this model cannot read, or an unknown part.
@@ -300,7 +317,9 @@ def analyze(
     if rows.shape[1] < 3:
         raise InputError("rows", None, "at least 3 tokens in each", f"{rows.shape[1]} in each")
     batch = together(max(rows.shape[1] - 1, 1)) if batch is None else batch
-    material = Material(model, prompt, rows, thresholds or Thresholds(), batch)
+    chosen = None if dimension_positions is None else tuple(dimension_positions)
+    limits = thresholds or Thresholds()
+    material = Material(model, prompt, rows, limits, batch, dimension_positions=chosen)
     parts = [name for name in PARTS if name not in OF_RUNS] if parts is None else parts
     names = (parts,) if isinstance(parts, str) else tuple(parts)
     unknown = [name for name in names if name not in PARTS]

@@ -38,6 +38,11 @@ PARTS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
         "How does it score by every measure of the field, beside itself before training?",
         ("measures",),
     ),
+    "dimensions": (
+        "Outlier dimensions",
+        "Which dimensions are large at nearly every token before the head, and what do they do?",
+        ("dimensions",),
+    ),
     "interventions": (
         "Interventions",
         "What does the model lose without them?",
@@ -67,6 +72,10 @@ CAPTIONS: Mapping[str, str] = {
     "measures": (
         "Measures over their values before training, with intervals over sequences; share of heads "
         "in which key k is a sink, by threshold."
+    ),
+    "dimensions": (
+        "Scores after the final norm beside peaks in the residual stream, and what predictions "
+        "become without them, or from them alone."
     ),
     "interventions": "Change of the loss by each intervention and its random control.",
     "dynamics": "Measures at the checkpoints; dotted: half way; dashed: the closest law.",

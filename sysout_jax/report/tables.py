@@ -176,6 +176,58 @@ def _measures(part: Record, record: Record) -> Tables:
     }
 
 
+def _dimensions(part: Record, record: Record) -> Tables:
+    listed = [
+        [each["index"], each["score"], each["share"], each["median"], each["constancy"],
+         each["gain"], each["peak"], "yes" if each["massive"] else "no"]
+        for each in part["dimensions"]
+    ]  # fmt: skip
+    of_listed = (
+        "dimension", "score", "in resamples", "median |x|", "|mean|/rms", "final gain over mean",
+        "peak over median |h|", "massive",
+    )  # fmt: skip
+    predicted = [
+        [ablated(each), each["count"],
+         *(Between(*each["values"][name]) for name in ("kl", "entropy", "surprisal", "accuracy")),
+         each["distinct"], *(Between(*each["values"][name]) for name in ("slope", "spearman"))]
+        for each in part["ablations"]
+    ]  # fmt: skip
+    readouts = (
+        "read from", "dimensions", "KL, nats [95%]", "entropy", "surprisal", "accuracy",
+        "different predictions", "slope on frequencies", "Spearman",
+    )  # fmt: skip
+    beside = [
+        [each["other"], len(each["dimensions"]), each["shared"], each["expected"], each["p_value"]]
+        for each in part["overlaps"]
+    ]
+    stages = [
+        [each["step"], _listed(each["dimensions"]), each["largest"], each["kurtosis"],
+         each["shared"], None if each["kl"] is None else Between(*each["kl"])]
+        for each in part["stages"]
+    ]  # fmt: skip
+    of_stages = ("step", "dimensions", "largest score", "kurtosis", "Jaccard with the last", "KL")
+    vectors = [[at, v["share"], v["on_outliers"]] for at, v in enumerate(part["vectors"])]
+    made = {
+        "": Table.of("Predictions", readouts, predicted),
+        "list": Table.of("Outlier dimensions", of_listed, listed),
+        "overlaps": Table.of(
+            "Beside other dimensions", ("other", "number", "shared", "at random", "p"), beside
+        ),
+        "vectors": Table.of(
+            "Singular vectors of the last W_down", ("vector", "of |W|²", "in them"), vectors
+        ),
+    }
+    return made | ({"steps": Table.of("Over checkpoints", of_stages, stages)} if stages else {})
+
+
+def ablated(ablation: Record) -> str:
+    """What predictions are read from."""
+    if not ablation["of"]:
+        return "all dimensions"
+    which = ablation["of"] + ("" if ablation["draw"] is None else f" {ablation['draw']}")
+    return f"{which} alone" if ablation["kept"] else f"all but {which}"
+
+
 def _places(places: Sequence[Sequence[int]]) -> str:
     return ", ".join(f"{place} ({count})" for place, count in places)
 
@@ -239,6 +291,7 @@ _TABLES: Mapping[str, Callable[[Record, Record], Tables]] = {
     "lifecycle": _lifecycle,
     "roles": _roles,
     "measures": _measures,
+    "dimensions": _dimensions,
     "interventions": _interventions,
     "dynamics": _dynamics,
     "seeds": _seeds,

@@ -213,6 +213,68 @@ def _measures(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _dimensions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+    found = part["dimensions"]
+    numbers = [each["index"] for each in found]
+    width, where = len(part["scores"]), f"{part['texts']} texts, quantile {part['quantile']:g}"
+    if not found:
+        top = max(part["scores"])
+        return [
+            f"none of {width} dimensions is an outlier dimension (Macocco et al. 2025) in {where}; "
+            f"the largest score is {top:.2f} of the threshold, and {part['most']} could be"
+        ]
+    massive, peaks, _ = part["overlaps"]
+    gains = (
+        "" if part["gains"] is None else f"; the final gains there {part['gains']:.2g} x others'"
+    )
+    lines = [
+        f"{_plural('dimension', numbers)} of {width} (Macocco et al. 2025; {where}), with "
+        f"{part['energy']:.0%} of the final states' energy{gains}",
+        f"{massive['shared']} of {len(found)} are among {len(massive['dimensions'])} channels of "
+        f"massive activations, {peaks['shared']} among the {len(found)} with the largest peaks "
+        f"(at random: {peaks['expected']:.2g}, p = {peaks['p_value']:.2g})",
+    ]
+    for kept in (False, True):
+        own, others = of_dimensions(part, kept)
+        what = "from them alone" if kept else "without them"
+        random = [each["values"]["kl"][0] for each in others]
+        surprisal, accuracy = (own["changes"][name][0] for name in ("surprisal", "accuracy"))
+        slope = " to ".join(_known(e["values"]["slope"][0]) for e in (part["ablations"][0], own))
+        lines.append(
+            f"predictions {what}: KL {own['values']['kl'][0]:.3g} nats (random dimensions: "
+            f"{min(random):.2g} to {max(random):.2g}), surprisal {surprisal:+.3f}, "
+            f"accuracy {accuracy:+.3f}, slope on frequencies {slope}, "
+            f"{own['distinct']} different predictions"
+        )
+    split = part["split"]
+    lines.append(
+        f"the predicted token's logit over the mean: {split['outliers'][0]:.3g} from them, "
+        f"{split['rest'][0]:.3g} from the rest"
+    )
+    first = part["vectors"][0]
+    lines.append(
+        f"the last W_down's first singular vector has {first['on_outliers']:.0%} of its square in "
+        f"them (at random: {len(found) / width:.1%})"
+    )
+    stages = [stage for stage in part["stages"] if stage["dimensions"]]
+    if stages:
+        lines.append(
+            f"over {len(part['stages'])} checkpoints the first are at step {stages[0]['step']}"
+        )
+    return lines
+
+
+def of_dimensions(part: Mapping[str, Any], kept: bool) -> tuple[Any, list[Any]]:
+    """The ablation of the outlier dimensions, and those of as many random ones."""
+    found = [each for each in part["ablations"] if each["kept"] == kept]
+    (own,) = (each for each in found if each["of"] == "outlier dimensions")
+    return own, [each for each in found if each["draw"] is not None]
+
+
+def _known(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
+
+
 def _interventions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     lines = [f"loss {part['loss'][0]:.3f}, perplexity {part['perplexity']:.1f} before"]
     for effect in part["effects"]:
@@ -278,6 +340,7 @@ _SENTENCES = {
     "lifecycle": _lifecycle,
     "roles": _roles,
     "measures": _measures,
+    "dimensions": _dimensions,
     "interventions": _interventions,
     "dynamics": _dynamics,
     "seeds": _seeds,

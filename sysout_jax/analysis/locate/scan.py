@@ -36,7 +36,7 @@ class Thresholds:
     """When a detector flags.
 
     Raises:
-      InputError: a threshold is not above zero, or not finite.
+      InputError: a threshold is not above zero, or not finite; a quantile is not below 1.
     """
 
     activation_ratio: float = d.ACTIVATION_RATIO  # max|h[t]| over mean|h| (An et al. 2025)
@@ -45,10 +45,15 @@ class Thresholds:
     attention_share: float = d.ATTENTION_SHARE  # of all attention, to a key (An et al. 2025)
     attention_excess: float = d.ATTENTION_EXCESS  # that share over uniform attention's
     weight_ratio: float = d.WEIGHT_RATIO  # |W| over mean|W| (An et al. 2025)
+    dimension_quantile: float = d.DIMENSION_QUANTILE  # of |x| after the final norm (Macocco 2025)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             finite(name, value)
+        if self.dimension_quantile >= 1:
+            raise InputError(
+                "dimension_quantile", self.dimension_quantile, "a number above 0, below 1"
+            )
 
 
 @dataclass(frozen=True)
