@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sysout_jax.running import encode as encode
     from sysout_jax.running import gradient as gradient
     from sysout_jax.running import logit_lens as logit_lens
+    from sysout_jax.running import massive_dimensions as massive_dimensions
     from sysout_jax.training.config import TrainConfig as TrainConfig
     from sysout_jax.training.loop import train as train
     from sysout_jax.training.optimizer import OptimizerConfig as OptimizerConfig
@@ -50,6 +51,7 @@ _HOMES = {
     "gradient": "sysout_jax.running",
     "load": "sysout_jax.loading",
     "logit_lens": "sysout_jax.running",
+    "massive_dimensions": "sysout_jax.running",
     "measures": "sysout_jax.core.measures",
     "train": "sysout_jax.training.loop",
     "variant": "sysout_jax.core.attention",

@@ -5,11 +5,15 @@ arguments and the function objects that are passed: define functions once, outsi
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sysout_jax.core.detectors import MASSIVE_LAYERS
+from sysout_jax.core.detectors import massive_dimensions as detected
 from sysout_jax.data.prompt import encode_prompt
 from sysout_jax.errors import InputError
 from sysout_jax.model import reading
@@ -18,6 +22,7 @@ from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward, taps_of
 from sysout_jax.model.model import Model, token_ids
 from sysout_jax.model.reading import Metric, next_token_loss
+from sysout_jax.model.stream import recorded
 from sysout_jax.model.taps import Edit, Reducer, Tap, check_layers, only_edits
 
 Tokens = str | Sequence[str] | Array | np.ndarray | Sequence[Sequence[int]]
@@ -164,6 +169,59 @@ def _logit_lens(
     config: ModelConfig, layers: Any, reducer: Any, params: Params, tokens: Array
 ) -> Any:
     return reading.logit_lens(config, params, tokens, layers, reducer)
+
+
+@dataclass(frozen=True)
+class MassiveDimension:
+    """A dimension of the residual stream that is massive in many layers."""
+
+    index: int
+    layers: tuple[int, ...]  # in which some sequence has it massive
+    largest: float  # its largest value there by magnitude, with its sign
+    over_median: float  # its largest magnitude over the median of layer and sequence
+
+
+def massive_dimensions(
+    model: Model, tokens: Tokens, layers: float = MASSIVE_LAYERS, bos: str = "auto"
+) -> tuple[MassiveDimension, ...]:
+    """The dimensions that are massive in a share of the layers, e.g. for steering to leave alone.
+
+    In a layer: some |h| > 100, > 1000 median |h|, and |h - median h| > 1000 of its median, with
+    medians over the tokens and dimensions of one sequence: `core.detectors.massive_dimensions`.
+
+    Args:
+      model, tokens, bos: as for `apply`; a model that is read layer by layer too.
+      layers: the least share of layers, above 0, at most 1.
+
+    Returns:
+      The dimensions, the largest first; none where the model has none.
+
+    Raises:
+      InputError: as `apply`, or a share of no layers.
+    """
+    if not 0 < layers <= 1:
+        raise InputError("layers", layers, "a share above 0, at most 1")
+    ids = jnp.asarray(_ids(model, tokens, bos))
+    found = recorded(model.config, model.params, ids, {"block_out": _massive})["block_out"]
+    flagged, over, value = (np.asarray(each) for each in found)  # [L, B, D]
+    here = np.asarray(flagged.any(axis=1))  # [L, D]
+    over, value = (np.where(flagged, each, 0.0) for each in (over, value))
+
+    def one(index: int) -> MassiveDimension:
+        values = value[:, :, index].ravel()
+        largest, where = values[np.argmax(np.abs(values))], np.flatnonzero(here[:, index])
+        ratio = over[:, :, index].max()
+        return MassiveDimension(index, tuple(map(int, where)), float(largest), float(ratio))
+
+    chosen = map(int, np.flatnonzero(here.mean(axis=0) >= layers))
+    return tuple(sorted(map(one, chosen), key=lambda each: -abs(each.largest)))
+
+
+def _massive(h: Float[Array, "T D"]) -> tuple[Array, Array, Array]:
+    """What is flagged of one sequence's state, its score, and its largest value."""
+    flagged, over = detected(h)
+    at = jnp.argmax(jnp.abs(h), axis=0)
+    return flagged, over, jnp.take_along_axis(h, at[None], axis=0)[0].astype(jnp.float32)
 
 
 def _ids(model: Model, tokens: Tokens, bos: str) -> Any:

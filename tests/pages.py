@@ -12,6 +12,7 @@ from benchmarks import analysis, goals, lengths, train
 from experiments import claims, models
 from experiments.cli.tables import Section, markdown
 from experiments.reports import (
+    analysis_report,
     benchmark_report,
     causal_report,
     compress_report,
@@ -44,6 +45,7 @@ REPORTS: Mapping[str, Callable[[Record], Iterable[Section]]] = {
     "laboratory": laboratory_report.sections,
 }
 OTHERS: Mapping[str, Callable[[Record], Mapping[str, Table]]] = {
+    "analysis": analysis_report.tables,
     "benchmarks.analysis": lambda record: {"passes": analysis.table(record)},
     "benchmarks.long_context": lengths.tables,
     "benchmarks.train": lambda record: {"steps": train.table(record)},

@@ -57,7 +57,10 @@ MAY_IMPORT = {
         "sysout_jax.core", "sysout_jax.model", "sysout_jax.data.prompt", "sysout_jax.running",
     ),
     # a model and text in, arrays out: what notebooks call
-    "sysout_jax.running": ("sysout_jax.model", "sysout_jax.data.prompt", "sysout_jax.errors"),
+    "sysout_jax.running": (
+        "sysout_jax.core.detectors", "sysout_jax.model", "sysout_jax.data.prompt",
+        "sysout_jax.errors",
+    ),
     "sysout_jax.results": ("sysout_jax.errors", "sysout_jax.files"),
     "sysout_jax.plots": (
         "sysout_jax.results", "sysout_jax.analysis.statistics", "sysout_jax.plots",

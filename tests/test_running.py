@@ -17,9 +17,10 @@ from sysout_jax.core import attention
 from sysout_jax.core.layers import NORMS
 from sysout_jax.data.tokenizer import ByteTokenizer, SubwordTokenizer
 from sysout_jax.errors import InputError
-from sysout_jax.model.decoder import forward, init, stack_blocks, taps_of
+from sysout_jax.model.decoder import forward, init, stack_blocks, taps_of, unstack_blocks
 from sysout_jax.model.stream import Layers, streamed
 from sysout_jax.model.taps import only_edits
+from tests.analysis import planted
 
 B, T, D, L, V = 2, 5, 6, 3, 11
 CONFIG = so.ModelConfig(vocab=V, context=7, layers=L, width=D, heads=2, mlp="swiglu")
@@ -418,3 +419,58 @@ def test_there_is_one_version():
     assert project["project"]["dynamic"] == ["version"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", so.__version__)
     assert (root / "py.typed").exists()
+
+
+# ------------------------------------------------------------------- massive dimensions
+
+
+def by_definition(model, tokens, layers):
+    """index -> (its layers, its largest value there, over the median), entry by entry."""
+    states = np.asarray(so.apply(model, tokens, {"block_out": None})[1]["block_out"], np.float64)
+    found = {}
+    for layer, of_layer in enumerate(states):
+        for h in of_layer:
+            middle, deviation = np.median(np.abs(h)), np.median(np.abs(h - np.median(h)))
+            for x, index in zip(h.ravel(), np.indices(h.shape)[1].ravel(), strict=True):
+                far = abs(x - np.median(h)) > 1000 * deviation
+                if abs(x) > 100 and abs(x) > 1000 * middle and far:
+                    found.setdefault(int(index), []).append((layer, x, abs(x) / middle))
+    kept = {i: e for i, e in found.items() if len({at for at, *_ in e}) >= layers * len(states)}
+    return {
+        i: ({at for at, *_ in e}, max((x for _, x, _ in e), key=abs), max(r for *_, r in e))
+        for i, e in kept.items()
+    }
+
+
+@pytest.mark.parametrize("layers", [0.25, 0.5, 0.75, 1.0])
+def test_massive_dimensions_of_the_planted_model(layers):
+    """Channel 5 is massive from the layer that makes it to the one before it is removed."""
+    model, tokens = so.Model(planted.CONFIG, planted.params()), planted.rows()[:3, :-1]
+    expected = by_definition(model, tokens, layers)
+    assert set(expected) == ({planted.CHANNEL} if layers <= 0.5 else set())
+    found = so.massive_dimensions(model, tokens, layers=layers)
+    assert [each.index for each in found] == list(expected)
+    for each in found:
+        where, largest, ratio = expected[each.index]
+        assert set(each.layers) == where == {planted.MADE, planted.HEARD}
+        assert each.largest == pytest.approx(largest, rel=1e-4)
+        assert each.over_median == pytest.approx(ratio, rel=1e-4)
+
+
+def test_massive_dimensions_of_unrolled_and_of_read_layers():
+    scanned = so.Model(planted.CONFIG, planted.params())
+    tokens, loose = planted.rows()[:2, :-1], unstack_blocks(scanned.params)
+    config = dataclasses.replace(planted.CONFIG, scan_layers=False)
+    (expected,) = so.massive_dimensions(scanned, tokens)
+    for params in (loose, Layers(loose.__getitem__, tuple(loose))):
+        (found,) = so.massive_dimensions(so.Model(config, params), tokens)
+        assert (found.index, found.layers) == (expected.index, expected.layers)
+        assert found.largest == pytest.approx(expected.largest, rel=1e-4)
+
+
+def test_massive_dimensions_of_a_text_and_of_none():
+    model = model_of(dataclasses.replace(CONFIG, vocab=258), tokenizer=ByteTokenizer())
+    assert so.massive_dimensions(model, "abc") == ()
+    for layers in (0.0, 1.5, float("nan")):
+        said = refusal(so.massive_dimensions, model, "abc", layers=layers)
+        assert said == f"layers={layers}: accepted: a share above 0, at most 1"

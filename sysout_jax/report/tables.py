@@ -188,8 +188,8 @@ def _dimensions(part: Record, record: Record) -> Tables:
     )  # fmt: skip
     predicted = [
         [ablated(each), each["count"],
-         *(Between(*each["values"][name]) for name in ("kl", "entropy", "surprisal", "accuracy")),
-         each["distinct"], *(Between(*each["values"][name]) for name in ("slope", "spearman"))]
+         *(Interval.of(each["values"][name]) for name in ("kl", "entropy", "surprisal", "accuracy")),
+         each["distinct"], *(Interval.of(each["values"][name]) for name in ("slope", "spearman"))]
         for each in part["ablations"]
     ]  # fmt: skip
     readouts = (
@@ -202,7 +202,7 @@ def _dimensions(part: Record, record: Record) -> Tables:
     ]
     stages = [
         [each["step"], _listed(each["dimensions"]), each["largest"], each["kurtosis"],
-         each["shared"], None if each["kl"] is None else Between(*each["kl"])]
+         each["shared"], None if each["kl"] is None else Interval.of(each["kl"])]
         for each in part["stages"]
     ]  # fmt: skip
     of_stages = ("step", "dimensions", "largest score", "kurtosis", "Jaccard with the last", "KL")

@@ -1,6 +1,6 @@
 """What the output head predicts from a part of the final state's dimensions.
 
-Axes: A sets of dimensions, k dimensions in a set, n predictions, B texts, P positions of each,
+Axes: A sets of dimensions, n predictions, B texts, P positions of each,
 R = 1 + resamples of texts, D width, V vocabulary.
 """
 
@@ -90,7 +90,7 @@ def read(
     head: Head,
     states: Float[Array, "n D"],
     targets: Int[Array, "n"],
-    sets: Sequence[Int[Array, "k"]],
+    sets: Sequence[Int[Array, "_"]],
 ) -> tuple[Read, Read, Float[Array, "A n"], Float[Array, "n"]]:
     """Predict from all dimensions, without those of each set, and from those alone.
 
