@@ -57,7 +57,7 @@ def _scores(axes: Any, part: Record) -> None:
     if (peaks > 0).all() and (scores > 0).all():
         axes.set(xscale="log", yscale="log")
     if outliers or massive:
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="lower right")
 
 
 def _readout(axes: Any, part: Record, name: str, label: str) -> None:

@@ -251,10 +251,10 @@ def _dimensions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]
         f"the predicted token's logit over the mean: {split['outliers'][0]:.3g} from them, "
         f"{split['rest'][0]:.3g} from the rest"
     )
-    first = part["vectors"][0]
+    vectors = ", ".join(f"{each['on_outliers']:.0%}" for each in part["vectors"])
     lines.append(
-        f"the last W_down's first singular vector has {first['on_outliers']:.0%} of its square in "
-        f"them (at random: {len(found) / width:.1%})"
+        f"the last W_down's first singular vectors have {vectors} of their squares in them (at "
+        f"random: {len(found) / width:.1%})"
     )
     stages = [stage for stage in part["stages"] if stage["dimensions"]]
     if stages:

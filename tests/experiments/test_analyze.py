@@ -415,9 +415,8 @@ def analysed(run_analyze, workdir, *arguments):
 @pytest.mark.parametrize("case", ["llama", "mixtral"])
 def test_streaming_finds_what_a_model_in_memory_shows(of_family, case, run_analyze, tmp_path):
     published = of_family(case)
-    whole, _ = analysed(
-        run_analyze, tmp_path / "whole", *published, "--only=existence,positions,relations"
-    )
+    parts = "--only=existence,positions,relations,dimensions"
+    whole, _ = analysed(run_analyze, tmp_path / "whole", *published, parts)
     streamed, outcome = analysed(run_analyze, tmp_path / "streamed", *published, "--stream")
     assert "lifecycle left out: takes a model in memory" in outcome.out
     assert list(streamed["parts"]) == list(whole["parts"])

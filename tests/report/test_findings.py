@@ -65,7 +65,7 @@ def test_sentences_say_where_things_are():
 
 def test_every_figure_is_drawn_from_the_record(tmp_path):
     figures = p.findings().figures()
-    assert len(figures) == 13
+    assert len(figures) == 14
     assert {"relations", "lifecycle-disappearance"} <= set(figures)
     marked = [t.get_text() for axes in figures["existence"].axes for t in axes.texts]
     assert "neuron 17, channel 5" in " ".join(marked) or "neuron 29" in " ".join(marked)

@@ -191,11 +191,20 @@ def frequency_draws(
 
 
 def of_draws(values: Num[np.ndarray, "R"], level: float = 0.95) -> Interval:
-    """The first value within the percentiles of the others; no bounds where some are NaN."""
-    few = len(values) < 2 or np.isnan(values).any()
-    edges = [(1 - level) / 2, (1 + level) / 2]
-    low, high = (np.nan, np.nan) if few else np.quantile(values[1:], edges)
-    return Interval(float(values[0]), float(low), float(high))
+    """The first value, with the percentiles of the others about their mean put around it.
+
+    A resample holds some texts twice and others not, which shifts a fit over the tokens that occur;
+    the spread is what it tells.
+
+    Args:
+      values: of all texts, then of resamples; where some are NaN the interval has no bounds.
+      level: the coverage.
+    """
+    own, others = float(values[0]), np.asarray(values[1:], np.float64)
+    if not others.size or np.isnan(others).any():
+        return Interval(own, float("nan"), float("nan"))
+    low, high = np.quantile(others - others.mean(), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(own, own + float(low), own + float(high))
 
 
 # ------------------------------------------------------------------------------- ablations

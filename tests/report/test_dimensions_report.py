@@ -1,0 +1,125 @@
+"""The part dimensions as record, sentences, tables, figure and Markdown."""
+
+import copy
+import json
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sysout_jax as so
+from experiments.reports.analysis_report import markdown_tables
+from sysout_jax.analysis.locate.scan import Thresholds
+from sysout_jax.errors import InputError
+from sysout_jax.report.findings import publish
+from sysout_jax.report.page import page
+from sysout_jax.report.words import headline
+from tests.analysis import planted as p
+
+STAGE = {
+    "step": 50, "dimensions": [4], "largest": 1.5, "kurtosis": 7.25, "shared": 0.5,
+    "kl": [0.25, 0.125, 0.375],
+}  # fmt: skip
+EMPTY = {"step": 0, "dimensions": [], "largest": 0.3, "kurtosis": 1, "shared": None, "kl": None}
+
+
+@cache
+def found():
+    """Of a model whose final norm makes dimensions 4 and 9 large."""
+    drawn = jax.tree.map(np.array, p.params())
+    drawn["final_norm"]["scale"][[4, 9]] = 20.0
+    model = so.Model(p.CONFIG, jax.tree.map(jnp.asarray, drawn))
+    return so.analyze(
+        model, p.rows()[0, :-1], rows=p.rows(), parts="dimensions",
+        thresholds=Thresholds(dimension_quantile=0.9), dimension_positions=(40, 99),
+    )  # fmt: skip
+
+
+def with_stages():
+    record = copy.deepcopy(found().record)
+    record["parts"]["dimensions"]["stages"] = [EMPTY, STAGE]
+    return record
+
+
+def test_the_record_holds_what_was_asked_for():
+    record = found().record
+    part = record["parts"]["dimensions"]
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert part["positions"] == [40, 99]
+    assert part["quantile"] == record["thresholds"]["dimension_quantile"] == 0.9
+    assert {4, 9} <= {each["index"] for each in part["dimensions"]}
+    assert len(part["scores"]) == len(part["peaks"]) == 32
+    assert found().dimensions.positions == (40, 99)
+
+
+def test_sentences():
+    said = "\n".join(headline(with_stages(), "dimensions"))
+    count = len(found().dimensions.dimensions)
+    assert "of 32 (Macocco et al. 2025; 6 texts, quantile 0.9), with" in said
+    assert f"0 of {count} are among 1 channels of massive activations" in said
+    assert "predictions without them: KL" in said
+    assert "predictions from them alone: KL" in said
+    assert "the predicted token's logit over the mean: " in said
+    assert "over 2 checkpoints the first are at step 50" in said
+
+
+def test_sentences_where_there_are_none():
+    (said,) = headline(p.findings().record, "dimensions")
+    assert said.startswith("none of 32 dimensions is an outlier dimension (Macocco et al. 2025) in")
+    assert said.endswith("of the threshold, and 0 could be")
+
+
+def test_tables():
+    whats = ("", "-list", "-overlaps", "-vectors")
+    tables = {f"dimensions{what}": found().table(f"dimensions{what}") for what in whats}
+    rows = [row[0] for row in tables["dimensions"].rows]
+    assert rows[:3] == [
+        "all dimensions", "all but outlier dimensions", "outlier dimensions alone"
+    ]  # fmt: skip
+    assert "all but random dimensions 4" in rows
+    listed = {row[0]: row for row in tables["dimensions-list"].rows}
+    assert listed[4][-1] == "no"
+    assert len(tables["dimensions-overlaps"].rows) == 3
+    with pytest.raises(InputError, match="dimensions-steps"):
+        found().table("dimensions-steps")
+
+
+def test_the_figure_and_the_page(tmp_path):
+    record = with_stages()
+    path = publish(record, tmp_path)
+    assert (tmp_path / "figures" / "dimensions.png").stat().st_size > 10_000
+    text = path.read_text()
+    assert '<section id="dimensions"><h2>Outlier dimensions</h2>' in text
+    assert "Over checkpoints" in text
+    assert text == page(record, tmp_path / "figures")
+
+
+def test_markdown():
+    made = markdown_tables(with_stages())
+    headings, rule, whole, without, alone, *others = made["dimensions"].splitlines()
+    assert headings.startswith("| read from | dimensions | KL, nats | surprisal | entropy |")
+    assert rule.count("---:") == 8
+    assert whole.startswith("| all dimensions |  | 0.00 [0.00, 0.00] | ")
+    assert without.startswith("| all but outlier dimensions | ")
+    assert alone.startswith("| outlier dimensions alone | ")
+    assert others[0].startswith("| all but random dimensions, 5 sets | ")
+    kls = [
+        e["values"]["kl"][0]
+        for e in found().record["parts"]["dimensions"]["ablations"]
+        if e["draw"] is not None and not e["kept"]
+    ]
+    assert f"| {min(kls):.2f} to {max(kls):.2f} |" in others[0]
+    assert made["steps"].splitlines()[2:] == [
+        "| 0 | none | 0.30 | 1.00 |  |", "| 50 | 4 | 1.50 | 7.25 | 0.25 [0.12, 0.38] |"
+    ]  # fmt: skip
+    assert "steps" not in markdown_tables(found().record)
+    assert markdown_tables({"parts": {}}) == {}
+
+
+@pytest.mark.parametrize("given", [(101,), ()])
+def test_positions_are_refused_before_anything_is_run(given):
+    model = so.Model(p.CONFIG, p.params())
+    with pytest.raises(InputError, match="dimension_positions"):
+        so.analyze(model, p.rows()[0, :-1], rows=p.rows(), dimension_positions=given)
