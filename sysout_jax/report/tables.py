@@ -186,10 +186,11 @@ def _dimensions(part: Record, record: Record) -> Tables:
         "dimension", "score", "in resamples", "median |x|", "|mean|/rms", "final gain over mean",
         "peak over median |h|", "massive",
     )  # fmt: skip
+    of_tokens = ("kl", "entropy", "surprisal", "accuracy")
     predicted = [
         [ablated(each), each["count"],
-         *(Interval.of(each["values"][name]) for name in ("kl", "entropy", "surprisal", "accuracy")),
-         each["distinct"], *(Interval.of(each["values"][name]) for name in ("slope", "spearman"))]
+         *(Interval.of(each["values"][name]) for name in of_tokens), each["distinct"],
+         *(Interval.of(each["values"][name]) for name in ("slope", "spearman"))]
         for each in part["ablations"]
     ]  # fmt: skip
     readouts = (

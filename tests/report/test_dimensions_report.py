@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from experiments.reports.analysis_report import markdown_tables
+from experiments.reports.analysis_report import tables
 from sysout_jax.analysis.locate.scan import Thresholds
 from sysout_jax.errors import InputError
 from sysout_jax.report.findings import publish
@@ -97,7 +97,7 @@ def test_the_figure_and_the_page(tmp_path):
 
 
 def test_markdown():
-    made = markdown_tables(with_stages())
+    made = {name: made.to_markdown() for name, made in tables(with_stages()).items()}
     headings, rule, whole, without, alone, *others = made["dimensions"].splitlines()
     assert headings.startswith("| read from | dimensions | KL, nats | surprisal | entropy |")
     assert rule.count("---:") == 8
@@ -114,8 +114,8 @@ def test_markdown():
     assert made["steps"].splitlines()[2:] == [
         "| 0 | none | 0.30 | 1.00 |  |", "| 50 | 4 | 1.50 | 7.25 | 0.25 [0.12, 0.38] |"
     ]  # fmt: skip
-    assert "steps" not in markdown_tables(found().record)
-    assert markdown_tables({"parts": {}}) == {}
+    assert "steps" not in tables(found().record)
+    assert tables({"parts": {}}) == {}
 
 
 @pytest.mark.parametrize("given", [(101,), ()])
