@@ -14,13 +14,21 @@ Hence, with p' = 1 - S_i the mass on the extra key:
     value_bias (b)        no factor at all              o + v'
     context_scale (e)     the factor itself             2 sigma(w.x_i + b) o
 
-All but the last three are softmax attention times one factor; they differ in what it may depend on:
-q_i through the logits alone (off by one, sink logit), also q_i.k' (key bias, d), any function of
-x_i (e).
+All but the last three are softmax attention times one factor. Where s' is constant (off by one,
+sink logit), the factor is nevertheless open to the query: with one channel more, keys (k_j, 1) and
+queries (q_i, -q_i.k'), off by one IS key_bias,
+
+    softmax_off_by_one of head dim H + 1  =  key_bias of head dim H,
+
+since adding a constant to all logits of a query moves its s' by the negative of it. A head spends a
+channel, in which all keys are alike, on any linear function of its query. Biases of the projections
+or a channel of the state that is constant make such keys. So what tells these mechanisms apart is
+parameters and what training finds, not what S can depend on; only (e) reads x_i past the logits.
 
 Assumptions. Softmax over all keys, the extra one included.
 
-Proof. A1 with O = {the extra key}: R are the real keys, and o^R is o.
+Proof. A1 with O = {the extra key}: R are the real keys, and o^R is o. For the channel, LSE(s_i -
+s'_i) - 0 = LSE(s_i) - s'_i.
 
 Source: An et al. 2025 (arXiv:2502.06415), section 5, for (b) to (e); A1 for the rest.
 """
@@ -99,6 +107,7 @@ def predict(case: Instance) -> Quantities:
     z = jnp.einsum("id,dn->in", head.x, gate["gate_kernel"]) + gate["gate_bias"][None]
     found["context_scale"] = (2.0 * jax.nn.sigmoid(z))[..., None] * o
     found["appended key"] = found["attention_bias"]
+    found["off by one, a channel more"] = found["key_bias"]
     return found
 
 
@@ -109,7 +118,23 @@ def measure(case: Instance) -> Quantities:
         {name: each.out for name, each in mixed.items()}
         | {f"{name}: mass": mixed[name].extra for name in NAMES[:4]}
         | {"appended key": VARIANTS["softmax"](_appended(case), {}).out}
+        | {"off by one, a channel more": _off_by_one_with_a_channel(case)}
     )
+
+
+def _off_by_one_with_a_channel(case: Instance) -> Float[Array, "T N H"]:
+    """Off by one over keys (k, 1), queries (q, -q.k') and values (v, 0), logits over sqrt(H)."""
+    plain, n = case.head.heads, case.head.q.shape[1]
+    key = heads.per_query_head(case.params["key_bias"]["bias_key"], n)
+    beside = -jnp.sum(plain.q * key[None], axis=-1, keepdims=True)
+    one = jnp.ones_like(plain.k[..., :1])
+    wider = plain._replace(
+        q=jnp.concatenate([plain.q, beside], axis=-1),
+        k=jnp.concatenate([plain.k, one], axis=-1),
+        v=jnp.concatenate([plain.v, jnp.zeros_like(one)], axis=-1),
+        scale=plain.q.shape[-1] ** -0.5,
+    )
+    return VARIANTS["softmax_off_by_one"](wider, {}).out[..., :-1]
 
 
 def _appended(case: Instance) -> Heads:
@@ -128,7 +153,7 @@ def control(case: Instance) -> Quantities:
     plain = VARIANTS["softmax"](case.head.heads, {})
     scaled = VARIANTS["attention_bias"](case.head.heads, case.params["context_bias"])
     return (
-        dict.fromkeys((*NAMES, "appended key"), plain.out)
+        dict.fromkeys((*NAMES, "appended key", "off by one, a channel more"), plain.out)
         | {f"{name}: mass": plain.extra for name in NAMES[:4]}
         | {"context_bias": scaled.out}
     )
@@ -136,7 +161,7 @@ def control(case: Instance) -> Quantities:
 
 @statement(
     "A2",
-    "An extra key scales attention by sigma(LSE(s) - s')",
+    "An extra key scales attention by sigma(LSE(s) - s'); a channel makes off by one key_bias",
 )
 def verify(key: Array, quick: bool) -> list[Part]:
     return compare(draw, predict, measure, control, key, shapes=SHAPES, quick=quick)

@@ -4,6 +4,8 @@ Statement. o = sum_j p_j v_j lies in the convex hull of the values. Hence for fi
 logits |o| >= dist(0, conv{v_j}), which is the infimum over logits, and where <u, v_j> >= m for a
 unit vector u and all j, <u, o> >= m.
 
+Both hold with equality where all values with a weight lie in one plane, |o| or <u, o> from zero.
+
 Assumptions. Weights that are not negative and sum to one.
 
 Proof. The definition of the convex hull; <u, .> is linear. Interior weights are softmax of their
@@ -87,6 +89,24 @@ def control(case: Instance) -> Quantities:
     return _of_weights(case, jax.nn.sigmoid)
 
 
+def nearest(case: Instance) -> Instance:
+    """Equality in the distance: the output is the point of the values' hull next to zero."""
+    o = jnp.exp(case.s - jax.nn.logsumexp(case.s)) @ case.v
+    return _in_a_plane(case, o / jnp.linalg.norm(o), jnp.linalg.norm(o))
+
+
+def lowest(case: Instance) -> Instance:
+    """Equality in the half-space: no value with a weight is further along u than another."""
+    return _in_a_plane(case, case.u, jnp.linalg.norm(case.v[0]))
+
+
+def _in_a_plane(case: Instance, normal: Array, level: Array) -> Instance:
+    """Values moved along a unit vector to one distance from zero, those of no weight beyond it."""
+    beyond = jnp.where(jnp.isneginf(case.s), 1.0 + jnp.abs(case.v @ normal), 0.0)
+    move = level + beyond - case.v @ normal
+    return case._replace(v=case.v + move[:, None] * normal[None])
+
+
 def _all(s: Array) -> Array:
     return jnp.ones((1, len(s)), bool)
 
@@ -119,5 +139,6 @@ def verify(key: Array, quick: bool) -> list[Part]:
         shapes=SHAPES,
         tolerance={"norm": TOLERANCE, "half-space": TOLERANCE, "infimum": DESCENT},
         error={"norm": at_least, "half-space": at_least, "infimum": absolute},
+        tight={"norm": nearest, "half-space": lowest},
         quick=quick,
     )

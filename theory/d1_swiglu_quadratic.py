@@ -42,7 +42,8 @@ FAR = (40.0, 80.0)  # |g.x|: an error of 80 e^-40 = 3e-16
 ALIGNED = 0.01  # 1 - |cos|: the other neurons turn the direction by their share, some percent
 PLANTED, STEPS = 64, 400
 SEEDS, LONG, MASSIVE = 6, 3000, 300.0
-# Twice what seeds that are not these gave, whose gates are large but not far from zero.
+# Chosen after other seeds than these had been seen, as twice what they gave: their gates are large
+# but not far from zero.
 TRAINED = {
     "form at the token": 0.12,
     "second eigenvalue over first": 0.25,

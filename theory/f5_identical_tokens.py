@@ -4,7 +4,8 @@ Statement. Let all T tokens be the same. Then the weights of query t (of keys 1 
 
     without positions         exactly 1/t;
     ALiBi, s_tj - b (t - j)   exp(-b (t - j)) (1 - e^-b)/(1 - e^-bt), largest at j = t for b > 0;
-    RoPE                      at most e^(2 xi) / (e^(2 xi) + t - 1), xi = |q| |k|/sqrt(H);
+    RoPE                      at most e^(2 xi) / (e^(2 xi) + t - 1), xi = |q| |k|/sqrt(H), attained
+                              for t <= 3 by k = -q in pairs that turn by pi a token;
     learned positions         any: a first key k + e, q.e = z sqrt(H), gets e^z/(e^z + t - 1).
 
 Without positions and with ALiBi (b > 0) there is no sink at the first position. With RoPE there can
@@ -27,7 +28,7 @@ from jaxtyping import Array, Float
 
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import causal_mask
-from sysout_jax.core.positions import rope
+from sysout_jax.core.positions import Rotation, inverse_frequencies, rotate
 from sysout_jax.core.primitives import Heads
 from theory import heads
 from theory.check import Part, Quantities, absolute, at_most, compare, statement
@@ -36,11 +37,12 @@ SHAPES = ((1, 2), (2, 4), (7, 2), (31, 8))  # (T, H)
 
 
 class Instance(NamedTuple):
-    """The query and key of every token; per token ALiBi's slope and the first key's lift, of which
-    the first count: their number is the length."""
+    """The query and key of every token, and RoPE's angles a token; per token ALiBi's slope and the
+    first key's lift, of which the first count: their number is the length."""
 
     q: Float[Array, "H"]
     k: Float[Array, "H"]
+    angles: Float[Array, "R"]
     slope: Float[Array, "T"]
     lift: Float[Array, "T"]
 
@@ -52,11 +54,23 @@ def draw(key: Array, shape: tuple[int, int], scale: Array) -> Instance:
     slope, lift = (
         10.0 ** jax.random.uniform(x, shape[:1], jnp.float64, -2.0, 1.0) for x in keys[2:]
     )
-    return Instance(q, k, slope, lift)
+    return Instance(q, k, jnp.asarray(inverse_frequencies(1e4, shape[1])), slope, lift)
+
+
+def opposed(case: Instance) -> Instance:
+    """Equality under RoPE: of up to three keys, the one before the query is aligned with it and the
+    others are opposed to it."""
+    return case._replace(
+        k=-case.q,
+        angles=jnp.full_like(case.angles, jnp.pi),
+        slope=case.slope[:3],
+        lift=case.lift[:3],
+    )
 
 
 def predict(case: Instance) -> Quantities:
-    """Weights without positions, under ALiBi and beside a lifted first key; RoPE's bound."""
+    """Weights without positions, under ALiBi and beside a lifted first key; RoPE's bound on the
+    largest of each query."""
     length = len(case.slope)
     t = jnp.arange(1.0, length + 1.0)
     visible = jnp.tril(jnp.ones((length, length), bool))
@@ -70,7 +84,7 @@ def predict(case: Instance) -> Quantities:
     return {
         "no positions": jnp.where(visible, 1.0 / t[:, None], 0.0),
         "alibi": jnp.where(visible, alibi, 0.0),
-        "rope": jnp.where(visible, bound[:, None], 0.0),
+        "rope": bound,
         "learned": jnp.where(visible, learned, 0.0),
     }
 
@@ -101,12 +115,15 @@ def _weights(case: Instance, q: Array, k: Array) -> Quantities:
     def weights(each: Heads) -> Array:
         return VARIANTS["softmax"](each, {}).weights[0]
 
+    def turned(x: Array) -> Array:
+        return rotate(x, at, Rotation(case.angles))
+
     # q.e/sqrt(H) = lift: the learned position as a vector added to the first key
     e = case.q * case.lift[0] * jnp.sqrt(len(case.q) * jnp.ones(())) / jnp.sum(jnp.square(case.q))
     return {
         "no positions": weights(plain),
         "alibi": weights(heads.with_logits(plain, s - case.slope[0] * distance)),
-        "rope": weights(plain._replace(q=rope(q, at), k=rope(k, at))),
+        "rope": jnp.max(weights(plain._replace(q=turned(q), k=turned(k))), axis=-1),
         "learned": weights(plain._replace(k=k.at[0].add(e[None]))),
     }
 
@@ -114,4 +131,7 @@ def _weights(case: Instance, q: Array, k: Array) -> Quantities:
 @statement("F5", "Identical tokens: uniform, nearest, at most e^2xi/(e^2xi + t - 1), or a sink")
 def verify(key: Array, quick: bool) -> list[Part]:
     errors = dict.fromkeys(("no positions", "alibi", "learned"), absolute) | {"rope": at_most}
-    return compare(draw, predict, measure, control, key, shapes=SHAPES, error=errors, quick=quick)
+    return compare(
+        draw, predict, measure, control, key,
+        shapes=SHAPES, error=errors, tight={"rope": opposed}, quick=quick,
+    )  # fmt: skip
