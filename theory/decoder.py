@@ -3,12 +3,13 @@
 Axes: L layers, T positions, S keys, D width, N query heads, K KV heads, H head dim, F MLP width.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import causal_mask, gelu, layer_norm, linear, rms_norm
@@ -17,7 +18,6 @@ from sysout_jax.core.primitives import Heads, Mixed
 
 WIDTH, LAYERS = 8, 2
 THETA = 10_000.0
-EVERYTHING = 2**20  # a window wider than any text
 Attend = Callable[[Heads, Any], Mixed]  # from the heads of a layer and what was given for it
 
 
@@ -32,12 +32,12 @@ class Kind(NamedTuple):
     sloped: Array | float = 0.0  # ALiBi
     centred: Array | float = 0.0  # LayerNorm; RMSNorm otherwise
     qk_norm: Array | float = 0.0
-    window: Array | int = EVERYTHING  # keys visible to a query
+    window: Array | float = math.inf  # keys visible to a query
 
 
 def together(kinds: Mapping[str, Kind]) -> Kind:
     """The kinds as one, with a leading axis."""
-    return jax.tree.map(lambda *each: jnp.asarray(each), *kinds.values())
+    return jax.tree.map(lambda *each: jnp.asarray(each, jnp.float64), *kinds.values())
 
 
 class Blocks(NamedTuple):
@@ -56,7 +56,7 @@ class Blocks(NamedTuple):
 class Seen(NamedTuple):
     """What a forward pass leaves behind; keys are as they were before rotation."""
 
-    states: Float[Array, "L+1 T D"]  # entering each block, and leaving the last
+    states: Float[Array, "M T D"]  # entering each block, and leaving the last: M = L + 1
     keys: Float[Array, "L T K H"]
     values: Float[Array, "L T K H"]
     weights: Float[Array, "L N T S"]
@@ -94,6 +94,11 @@ def turn(kind: Kind, x: Float[Array, "*B T N H"], at: Int[Array, "T"]) -> Array:
     return rotate(x, at, Rotation(frequencies))
 
 
+def reached(kind: Kind, distance: Int[Array, "T S"]) -> Bool[Array, "T S"]:
+    """Whether a key at this distance is within the window."""
+    return distance.astype(jnp.float64) < kind.window
+
+
 def run(
     kind: Kind, blocks: Blocks, x: Float[Array, "T D"], attend: Attend = softmax, given: Any = None
 ) -> Seen:
@@ -112,7 +117,7 @@ def run(
     at = jnp.arange(len(x), dtype=jnp.int32)
     slopes = alibi_slopes(blocks.query.shape[2])
     bias = alibi(at, at, slopes) * jnp.asarray(kind.sloped, jnp.float32)
-    mask = causal_mask(at, at) & (at[:, None] - at[None, :] < kind.window)
+    mask = causal_mask(at, at) & reached(kind, at[:, None] - at[None, :])
 
     def norm(x: Array, gain: Array) -> Array:
         return jnp.where(kind.centred, layer_norm(x, gain), rms_norm(x, gain))

@@ -44,7 +44,7 @@ KINDS = {
     "ALiBi": Kind(sloped=1.0),
     "RoPE": Kind(rotated=1.0),
     "RoPE, LayerNorm, QK norm": Kind(rotated=1.0, centred=1.0, qk_norm=1.0),
-    "RoPE, window": Kind(rotated=1.0, window=4),
+    "RoPE, window": Kind(rotated=1.0, window=4.0),
 }
 VARIANT = "RoPE, one token: attention_bias"
 SHAPES = ((1, 2, 1, 1, 2), (2, 5, 3, 1, 4), (3, 11, 4, 2, 4))  # (c, T, N, K, H)
@@ -106,7 +106,7 @@ def constants(kind: Kind, blocks: Blocks, first: Float[Array, "c D"], length: in
         decoder.turn(kind, alone.keys, before),
         alone.values,
         jnp.broadcast_to(bias[None], (layers, *bias.shape)),
-        jnp.broadcast_to((distance < kind.window)[None], (layers, *distance.shape)),
+        jnp.broadcast_to(decoder.reached(kind, distance)[None], (layers, *distance.shape)),
     )
 
 

@@ -73,7 +73,7 @@ def draw(key: Array, shape: tuple[int, int, int, int], scale: Array) -> Instance
     return Instance(q, sink, keys_of_rest, b, other, copies.astype(jnp.float64))
 
 
-def logit(q: Float[Array, "*B H"], k: Float[Array, "*B H"]) -> Float[Array, "*B"]:
+def logit(q: Float[Array, "*#B H"], k: Float[Array, "*#B H"]) -> Float[Array, "*#B"]:
     """q.k/sqrt(H)."""
     return jnp.sum(q * k, axis=-1) / jnp.sqrt(jnp.asarray(q.shape[-1], q.dtype))
 
@@ -165,10 +165,10 @@ def _least_squares(features: Float[Array, "M P"], s: Float[Array, "X C"]) -> Arr
 def _by_ternary_search(case: Instance, copies: Float[Array, "2"]) -> Array:
     """The least, over gates of one token, of the larger error on two contexts."""
     rest = jnp.broadcast_to(case.rest[0, 0, :1], (MOST, case.q.shape[1]))
-    keys, at = jnp.concatenate([case.sink[None], rest]), jnp.arange(MOST + 1)
+    keys, at = jnp.concatenate([case.sink[None], rest]), jnp.arange(MOST + 1.0)
 
     def of(copies: Array) -> Array:
-        head = _head(case.q[0], keys, (at > 0).astype(keys.dtype), at <= copies)
+        head = _head(case.q[0], keys, (at > 0.0).astype(keys.dtype), at <= copies)
         return VARIANTS["softmax"](head, {}).out[0, 0, 0]
 
     s = jax.vmap(of)(copies)

@@ -136,19 +136,28 @@ def measure(case: Instance) -> Quantities:
 
 def control(case: Instance) -> Quantities:
     """Texts that never have the worst direction."""
-    return _searched(case, _worst(case, jnp.zeros_like(case.u))(case.a * 1e-9, 0.0, case.start))
+    nothing = jnp.zeros_like(case.u)
+    worst = _worst(drained(case), nothing)(case.a, jnp.zeros(()), case.start)
+    return _searched(case, worst)
 
 
 def drained(case: Instance) -> Instance:
     """The same with W u = 0."""
-    return case._replace(w=split(case)[1] / case.gain[:, None])
+    return _with_less(case, jnp.eye(case.w.shape[1]))
 
 
 def apart(case: Instance) -> Instance:
     """The same with W u orthogonal to every W y."""
-    of_u, across = split(case)
-    of_u = of_u - of_u @ pinv(across) @ across
-    return case._replace(w=(across + case.u[:, None] * of_u[None]) / case.gain[:, None])
+    across = case.gain[:, None] * case.w
+    across = across - case.u[:, None] * (case.u @ across)[None]
+    return _with_less(case, pinv(across) @ across)
+
+
+def _with_less(case: Instance, onto: Float[Array, "H H"]) -> Instance:
+    """The same without the part of W u that a projection keeps."""
+    of_u = case.u @ (case.gain[:, None] * case.w)
+    less = case.u[:, None] * (of_u @ onto)[None] / case.gain[:, None]
+    return case._replace(w=case.w - less)
 
 
 def value(case: Instance, x: Float[Array, "D"]) -> Float[Array, "H"]:

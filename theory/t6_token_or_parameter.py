@@ -1,24 +1,25 @@
 """T6. Which extra keys are what some token does: the converse of T1.
 
-Statement. Let a layer read states through RMSNorm, n = sqrt(D) x/|x|, and have the key and value
-matrices W_K, W_V from D to K H channels, K the KV heads, gains included. `key_bias` in this layer,
-an extra key k' with the value 0, is what some token does iff
+Statement. Let a layer read states through RMSNorm, n = sqrt(D) x/|x|, and let W_K and W_V, gains
+included, map n to its keys and values, C = K H channels each. `key_bias` in this layer, an extra
+key k' with the value 0, is what some token does iff
 
     W_K n = k', W_V n = 0 has a solution with |n| = sqrt(D).
 
 (i)   With P the projection on ker W_V, the least solution has |n| = |(W_K P)^+ k'|, if there is
       one. It can be lengthened to sqrt(D) where both kernels meet.
-(ii)  So every k' small enough is a token's where D >= 2 K H + 1 and the matrices are in general
-      position. Where K H < D < 2 K H some k' are, those in W_K ker W_V.
+(ii)  So for matrices in general position, every k' that is small enough is a token's where D > 2 C.
+      Where C < D <= 2 C only some k' are: those in W_K ker W_V of the right size.
 (iii) |W_V n| >= sqrt(D) sigma_D(W_V) for every token, with equality for the last right singular
-      vector. So where D <= K H, as in multi-head attention with N H = D, no token of a layer in
+      vector. So where D <= C, as in multi-head attention with N H = D, no token of a layer in
       general position has the value 0: a parameter can be drained exactly, a token cannot.
 
 Assumptions. RMSNorm without eps; the state is free. (LayerNorm: the same with D - 1 for D.)
 
 Proof. RMSNorm takes states onto the sphere |n| = sqrt(D), all of it, and the text meets the token
-through its key and value. (i) Solutions are in ker W_V, where n = P n; add a vector of ker W_K and
-ker W_V. (ii) counts equations; the 2 K H + 1 leaves a kernel. (iii) is the definition of sigma_D.
+through its key and value. (i) Solutions are in ker W_V, where n = P n; add a vector that both
+kernels have. (ii) W_K is onto from ker W_V where D - C >= C, and both kernels share D - 2 C
+dimensions. (iii) is the definition of the last singular value.
 
 Source: this package.
 """
@@ -50,8 +51,8 @@ class Instance(NamedTuple):
     value: Float[Array, "D K H"]
     x: Float[Array, "T D"]  # what the layer reads; every one sees every one
     extra: Float[Array, "K H"]
-    square: Float[Array, "K*H K*H"]
-    state: Float[Array, "K*H"]  # of any token of that layer
+    square: Float[Array, "C C"]
+    state: Float[Array, "C"]  # of any token of that layer
 
 
 def draw(key: Array, shape: tuple[int, int, int, int], scale: Array) -> Instance:
@@ -78,7 +79,7 @@ def draw(key: Array, shape: tuple[int, int, int, int], scale: Array) -> Instance
 
 
 def least_norm(
-    w_k: Float[Array, "D K*H"], w_v: Float[Array, "D K*H"], extra: Float[Array, "K*H"]
+    w_k: Float[Array, "D C"], w_v: Float[Array, "D C"], extra: Float[Array, "C"]
 ) -> Array:
     """|(W_K P)^+ k'|."""
     onto = jnp.eye(len(w_v)) - w_v @ pinv(w_v)

@@ -1,4 +1,4 @@
-"""Deliberate errors of A3 and T1 to T6: id -> {error: (function of the module, its new result)}."""
+"""Deliberate errors of T1 to T6: id -> {error: (function of the module, its new result)}."""
 
 import jax.numpy as jnp
 
@@ -9,12 +9,6 @@ def edit(name, change):
 
 
 MUTATIONS = {
-    "A3": {
-        "the factor for the mass": ("predict", edit("key bias: mass", lambda x: 1.0 - x)),
-        "sign of the function": ("closed", lambda pair: (pair[0], 1.0 - pair[1])),
-        "output not scaled": ("predict", edit("linear function", lambda x: 1.01 * x)),
-        "H for H + 1": ("predict", edit("key bias", lambda x: 0.99 * x)),
-    },
     "T1": {
         "keys at the place before": ("places", lambda at: at - 1),
         "all keys where the first is": ("places", lambda at: 0 * at + at[0]),
