@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sysout_jax.model.block import Block, Norm
@@ -102,12 +103,7 @@ def _pass(
     only_edits(edits or {})
     probe = Probe(taps, edits)
     asked, edits = tuple(probe.taps.items()), probe.edits
-    tops = [
-        "embed",
-        *(["positions"] if config.position == "learned" else []),
-        *(["embed_in"] if config.embed_width is not None else []),
-    ]
-    x = _embed(config, {name: read(name) for name in tops}, tokens)
+    x = _embed(config, {name: read(name) for name in _read_first(config)}, tokens)
     per_layer = []
     for layer in range(config.layers):
         here = tuple((name, tap) for name, tap in asked if not tap.chosen or layer in tap.chosen)
@@ -116,6 +112,58 @@ def _pass(
     norm = {} if config.norm_placement == "post" else read("final_norm")
     x, last = _final(config, asked, norm, x, edits)
     return x, probe.stacked(per_layer) | last
+
+
+def _read_first(config: ModelConfig) -> tuple[str, ...]:
+    """The parameters that the state before the first block is made of."""
+    return (
+        "embed",
+        *(["positions"] if config.position == "learned" else []),
+        *(["embed_in"] if config.embed_width is not None else []),
+    )
+
+
+def entering(
+    config: ModelConfig, params: Params, tokens: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """The residual stream that enters the first block: `decoder.embed`, compiled."""
+    return _embed(config, {name: params[name] for name in _read_first(config)}, tokens)
+
+
+def through(
+    config: ModelConfig,
+    params: Params,
+    x: Float[Array, "B T D"],
+    layers: range,
+    taps: Mapping[str, Reducer | None] | None = None,
+    edits: Edits | None = None,
+) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
+    """Some layers of a decoder in memory: x_{l+1} = Block_l(x_l), l of `layers`.
+
+    A pass under edits is that without them up to the first edited layer, so it can begin there. The
+    block is compiled once, whatever the layers.
+
+    Args:
+      config: the architecture.
+      params: its parameters, layers stacked or not.
+      x: [B, T, D], the residual stream that enters the first of the layers.
+      layers: which, one after the other.
+      taps: name -> reducer of one sequence's value, the same objects again for the same program.
+      edits: as for `forward`; their layers are those of the whole decoder.
+
+    Returns:
+      The residual stream that leaves the last of the layers, and name -> record, with leading axes
+      [len(layers), B].
+    """
+    of, asked, per_layer = edits or {}, tuple((taps or {}).items()), []
+    for layer in layers:
+        if "blocks" in params:
+            x, record = _stacked_block(config, asked, params["blocks"], x, jnp.asarray(layer), of)
+        else:
+            block = params[f"block_{layer}"]
+            x, record = _block(config, asked, block, x, jnp.asarray(layer), of)
+        per_layer.append(record)
+    return x, jax.tree.map(lambda *each: np.stack(each), *jax.device_get(per_layer))
 
 
 def _check(config: ModelConfig, tokens: Array, taps: Any, edits: Any) -> None:
@@ -134,6 +182,13 @@ def _block(
     config: ModelConfig, taps: Any, params: Params, x: Array, layer: Array, edits: Any
 ) -> Any:
     return Block(config, Probe(dict(taps), edits)).apply({"params": params}, x, layer)
+
+
+@jit_quickly(0, 1)
+def _stacked_block(
+    config: ModelConfig, taps: Any, blocks: Params, x: Array, layer: Array, edits: Any
+) -> Any:
+    return _block(config, taps, jax.tree.map(lambda each: each[layer], blocks), x, layer, edits)
 
 
 @jit_quickly(0, 1)

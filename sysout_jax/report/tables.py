@@ -165,7 +165,7 @@ def _measures(part: Record, record: Record) -> Tables:
     untrained = f"{part['initialisations']} untrained [95%]"
     headings = (
         "what", "null", "layer", "flagged", "in", "-log10 p of largest", "most it can be",
-        "flagged in another untrained model", "where (sequences)",
+        "flagged in an untrained model", "where (sequences)",
     )  # fmt: skip
     of_scores = ("measure@tap", "of layers, heads", "here [95%]", untrained)
     of_detectors = ("detector", "here [95%]", untrained, "which", "where (sequences)")

@@ -204,7 +204,7 @@ def _measures(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
         )
     for row in part["calibrated"]:
         control = row["control"]
-        beside = "" if control is None else f" (in another untrained model: {control:.3g})"
+        beside = "" if control is None else f" (in an untrained model: {control:.3g})"
         where = f", most often {_listed([p for p, _ in row['places']])}" if row["places"] else ""
         lines.append(
             f"calibrated, {row['what']} of layer {row['layer']} beside {row['null']}: "

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.analysis.locate.nulls import UNTRAINED, calibrated, untrained
+from sysout_jax.analysis.locate.nulls import UNTRAINED, calibrated, outlying_states, untrained
 from sysout_jax.analysis.locate.scan import scan
 from sysout_jax.analysis.locate.weights import weight_scan
 from sysout_jax.analysis.measure.scorecard import MORE, gradient_sinks
@@ -99,7 +99,11 @@ def test_nothing_but_repeated_tokens_is_calibrated_in_an_untrained_model():
     params, tokens = untrained(p.CONFIG, 77), p.rows()[:, :-1]
     scanned = scan(p.CONFIG, params, tokens)
     others = [scan(p.CONFIG, untrained(p.CONFIG, which), tokens) for which in range(UNTRAINED)]
-    kept = calibrated(p.CONFIG, params, tokens, scanned, others, weight_scan(params), p.B)
+    states, control = (
+        outlying_states(p.CONFIG, each, tokens, scanned, p.B)
+        for each in (params, untrained(p.CONFIG, 0))
+    )
+    kept = calibrated(scanned, others, states, control, weight_scan(params))
     for what in ("tokens of down_in", "keys of attention"):
         assert row(kept, what).flagged == 0, what
     channels = row(kept, "channels of block_out")

@@ -1,8 +1,8 @@
 """Edits as data: one compiled program runs a model under any of the interventions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from typing import Any
 
 import jax
@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from sysout_jax.analysis.intervene.passes import Passes
 from sysout_jax.analysis.locate import expert_neurons
-from sysout_jax.analysis.locate.scan import SITES, Scan, over_batches
+from sysout_jax.analysis.locate.scan import SITES, Scan
 from sysout_jax.analysis.locate.weights import layer_count, layer_params, projection
-from sysout_jax.core.layers import cross_entropy
-from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params, forward
-from sysout_jax.model.taps import Edit
+from sysout_jax.model.decoder import Params
+from sysout_jax.model.taps import Edit, Reducer
 
 
 def activation_edit(
@@ -106,45 +105,24 @@ def nothing(config: ModelConfig, found: Scan) -> Edits:
     }
 
 
-@jit_quickly(0)
-def sequence_losses(
-    config: ModelConfig, params: Params, rows: Int[Array, "B S"], edits: Edits
-) -> Float[Array, "B"]:
-    """The mean cross-entropy of each sequence's next tokens under edits, in nats."""
-    logits, _ = forward(config, params, rows[:, :-1], edits=edits)
-    return jnp.mean(cross_entropy(logits, rows[:, 1:]), axis=1)
-
-
-def counts(
-    config: ModelConfig, params: Params, rows: np.ndarray, site: str, edit: Edit, batch: int
-) -> Int[np.ndarray, "B"]:
+def counts(passes: Passes, site: str, edit: Edit) -> Int[np.ndarray, "B"]:
     """How many entries of each sequence an `activation_edit` replaces."""
     threshold, _, control = edit.arrays
     (layer,) = np.asarray(edit.layers).tolist()
-
-    def run(params: Params, rows: Array, threshold: Array) -> Array:
-        marking = Edit(_marked, threshold, control, layers=layer, in_axes=(0, None))
-        return _count(config, site, params, rows[:, :-1], marking)[None, layer]
-
-    found: np.ndarray = over_batches(run, params, rows, batch, None, np.asarray(threshold))[0]
+    marking = Edit(_marked, threshold, control, layers=layer, in_axes=(0, None))
+    edits = {expert_neurons.key(passes.config, site): marking}
+    found: np.ndarray = passes.within(layer, {site: _replacements}, edits)[site]
     return found
+
+
+def _replacements(value: Array) -> Int[Array, ""]:
+    return jnp.sum(jnp.isnan(value), dtype=jnp.int32)
 
 
 def _marked(*given: Array) -> Array:
     """NaN where an `activation_edit` would replace the value."""
     *_, value, _, threshold, control = given
     return jnp.where(flags(value, threshold, control), jnp.nan, value)
-
-
-@jit_quickly(0, 1)
-def _count(
-    config: ModelConfig, site: str, params: Params, tokens: Array, edit: Edit
-) -> Int[Array, "L B"]:
-    def replaced(value: Array) -> Array:
-        return jnp.sum(jnp.isnan(value), dtype=jnp.int32)
-
-    edits = {expert_neurons.key(config, site): edit}
-    return forward(config, params, tokens, {site: replaced}, edits)[1][site]
 
 
 @dataclass(frozen=True)
@@ -168,9 +146,9 @@ class Means:
         return layer, int(self.places["down_in"][layer]), int(self.places["down_out"][layer])
 
 
-def means(config: ModelConfig, params: Params, tokens: np.ndarray, batch: int) -> Means:
-    """Measure what interventions put in the place of outliers."""
-    taps = over_batches(partial(_means, config), params, tokens, batch)
+def as_means(config: ModelConfig, records: Mapping[str, Any]) -> Means:
+    """What interventions put in the place of outliers, of what the `averages` recorded."""
+    taps = expert_neurons.by_tap(config, records)
     largest = {name: np.argmax(taps[name]["spike"], axis=1)[:, None] for name in SPIKING}
 
     def of(name: str, key: str) -> np.ndarray:
@@ -189,8 +167,10 @@ def means(config: ModelConfig, params: Params, tokens: np.ndarray, batch: int) -
 SPIKING = ("down_in", "down_out")
 
 
-@jit_quickly(0)
-def _means(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
+@cache  # the same objects again, so that the compiled program is used again
+def averages(config: ModelConfig) -> Mapping[str, Reducer]:
+    """The taps of `as_means`."""
+
     def spike(peaks: Array) -> dict[str, Array]:
         return {"spike": jnp.max(peaks), "place": jnp.argmax(peaks)}
 
@@ -208,12 +188,11 @@ def _means(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]
         found = expert_neurons.totals(h, experts[0], count)
         return found | spike(expert_neurons.peaks(experts[0], jnp.abs(h), count))
 
-    taps: Any = {
+    return {
         "block_out": channels,
         expert_neurons.key(config, "down_in"): of_experts,
         "down_out": largest,
     }
-    return expert_neurons.by_tap(config, forward(config, params, tokens, taps)[1])
 
 
 def without_weights(

@@ -8,6 +8,7 @@ from jaxtyping import Array, Int
 
 from sysout_jax.analysis.intervene import editing
 from sysout_jax.analysis.intervene.editing import Edits, activation_edit, attention_edit
+from sysout_jax.analysis.intervene.passes import Passes, passes
 from sysout_jax.analysis.locate import expert_neurons
 from sysout_jax.analysis.locate.scan import (
     DETECTORS,
@@ -15,7 +16,6 @@ from sysout_jax.analysis.locate.scan import (
     Scan,
     Thresholds,
     for_length,
-    over_batches,
     scan,
 )
 from sysout_jax.analysis.locate.weights import WeightOutlier, WeightScan, weight_scan
@@ -53,35 +53,6 @@ class Interventions:
     nothing_found: tuple[str, ...]  # detectors that flag nothing in these sequences
 
 
-@dataclass(frozen=True)
-class _Runner:
-    """Losses of sequences under edits; one compiled program for all of them."""
-
-    config: ModelConfig
-    params: Params
-    rows: np.ndarray  # [B, T + 1]
-    batch: int
-    before: np.ndarray  # [B]
-
-    def losses(self, edits: Edits, params: Params | None = None) -> np.ndarray:
-        return losses(self.config, params or self.params, self.rows, edits, self.batch)
-
-    def counts(self, site: str, top: np.ndarray, edit: Edit) -> np.ndarray:
-        """[B]: how many entries an edit replaces; `top` [B, n] are the largest of its layer."""
-        above = (top > np.asarray(edit.arrays[0])[:, None]).sum(axis=1)
-        if above.max() < top.shape[1]:
-            return above
-        return editing.counts(self.config, self.params, self.rows, site, edit, self.batch)
-
-    def effect(
-        self, what: tuple[str, str, str], after: np.ndarray, edited: float, control: bool = False,
-        layer: int | None = None,
-    ) -> Effect:  # fmt: skip
-        loss = float(after.mean())
-        change = bootstrap_interval(after - self.before)
-        return Effect(*what, control, layer, edited, loss, float(np.exp(loss)), change)
-
-
 def interventions(
     config: ModelConfig,
     params: Params,
@@ -113,70 +84,97 @@ def interventions(
     found = found or scan(config, params, rows[:, :-1], thresholds, batch)
     config = for_length(config, rows.shape[1] - 1)
     none = editing.nothing(config, found)
-    steps = progress or (lambda done, total: None)
-    before = losses(config, params, rows, none, batch)
-    steps(1, 4)
-    runner = _Runner(config, params, rows, batch, before)
-    means = editing.means(config, params, rows[:, :-1], batch)
-    activations, silent = _activations(runner, found, none, means)
-    steps(2, 4)
-    attention, silent_attention = _attention(runner, found, none)
-    steps(3, 4)
     weights = weights or weight_scan(params, found.thresholds.weight_ratio)
-    of_weights, silent_weights = _weights(runner, weights, none, means.super_weight(SPIKE))
+    steps = progress or (lambda done, total: None)
+    chosen = _chosen(found)
+    begins = {each.layer for each in chosen} | {_heaviest(weights).layer}
+    of_model = passes(
+        config, params, rows, sorted(begins), batch, editing.averages(config), none
+    )  # fmt: skip
+    steps(1, 4)
+    means = editing.as_means(config, of_model.taps)
+    activations = _activations(of_model, found, none, means, chosen)
+    steps(2, 4)
+    attention, silent_attention = _attention(of_model, found, none)
+    steps(3, 4)
+    of_weights, silent_weights = _weights(of_model, weights, none, means.super_weight(SPIKE))
     steps(4, 4)
+    seen = {each.name for each in chosen}
+    silent = [name for name in (*(each.name for each in DETECTORS), LARGEST) if name not in seen]
     return Interventions(
-        bootstrap_interval(before),
-        float(np.exp(before.mean())),
+        bootstrap_interval(of_model.before),
+        float(np.exp(of_model.before.mean())),
         (*activations, *attention, *of_weights),
         (*silent, *silent_attention, *silent_weights),
     )
 
 
-def losses(
-    config: ModelConfig, params: Params, rows: np.ndarray, edits: Edits, batch: int
-) -> np.ndarray:
-    """[B]: the mean loss of each sequence under edits, in nats per token."""
+def _effect(
+    of_model: Passes, what: tuple[str, str, str], after: np.ndarray, edited: float,
+    control: bool = False, layer: int | None = None,
+) -> Effect:  # fmt: skip
+    loss = float(after.mean())
+    change = bootstrap_interval(after - of_model.before)
+    return Effect(*what, control, layer, edited, loss, float(np.exp(loss)), change)
 
-    def run(params: Params, rows: Array, index: Array) -> Array:
-        some = {name: edit.of(index) for name, edit in edits.items()}
-        return editing.sequence_losses(config, params, rows, some)[None]
 
-    return over_batches(run, params, rows, batch, None, np.arange(len(rows)))[0]
+@dataclass(frozen=True)
+class _Chosen:
+    """The layer in which a detector's activations are treated."""
+
+    name: str
+    site: str
+    layer: int
+    threshold: np.ndarray  # [B], there
+
+
+def _chosen(found: Scan) -> list[_Chosen]:
+    """Of each detector the first layer in which it flags most sequences; of `LARGEST` the one with
+    the largest value over its mean."""
+    chosen = []
+    for detector in DETECTORS:
+        threshold = detector.threshold(found)
+        flags = (found.site(detector.site).top[..., 0] > threshold).sum(axis=1)  # [L], sequences
+        if flags.any():
+            layer = int(np.argmax(flags))
+            chosen.append(_Chosen(detector.name, detector.site, layer, threshold[layer]))
+    site = found.block_out
+    layer = int(np.argmax(site.top[..., 0].mean(axis=1) / site.mean.mean(axis=1)))
+    second = site.top[layer, :, 1]  # above it is the largest entry alone
+    if (site.top[..., 0] > site.top[..., 1]).any():
+        chosen.append(_Chosen(LARGEST, "block_out", layer, second))
+    return chosen
+
+
+def _counts(of_model: Passes, site: str, top: np.ndarray, edit: Edit) -> np.ndarray:
+    """[B]: how many entries an edit replaces; `top` [B, n] are the largest of its layer."""
+    above = (top > np.asarray(edit.arrays[0])[:, None]).sum(axis=1)
+    return above if above.max() < top.shape[1] else editing.counts(of_model, site, edit)
 
 
 def _activations(
-    runner: _Runner, found: Scan, none: Edits, means: editing.Means
-) -> tuple[list[Effect], list[str]]:
-    effects, silent = [], []
+    of_model: Passes, found: Scan, none: Edits, means: editing.Means, chosen: list[_Chosen]
+) -> list[Effect]:
+    effects = []
     after: dict[tuple[Any, ...], np.ndarray] = {}
-    chosen = [(d.name, d.site, d.threshold(found)) for d in DETECTORS]
-    second = found.block_out.top[..., 1]  # above it is the largest entry alone
-    chosen.append((LARGEST, "block_out", second))
-    for name, site, threshold in chosen:
-        top = found.site(site).top[..., 0]
-        flags = (top > threshold).sum(axis=1)  # [L], sequences
-        if not flags.any():
-            silent.append(name)
-            continue
-        ratio = top.mean(axis=1) / found.site(site).mean.mean(axis=1)
-        layer = int(np.argmax(ratio if name == LARGEST else flags))
+    for each in chosen:
+        site, layer = each.site, each.layer
         for treatment in ("zero", "mean"):
             replacement = means.at(site, layer) * (treatment == "mean")
             for control in (False, True):
-                edit = activation_edit(layer, threshold[layer], replacement, control)
-                counts = runner.counts(site, found.site(site).top[layer], edit)
+                edit = activation_edit(layer, each.threshold, replacement, control)
+                counts = _counts(of_model, site, found.site(site).top[layer], edit)
                 # As many of the largest entries are the same entries, whatever flags them.
                 same = (site, layer, treatment, control, counts.tobytes())
                 if same not in after:
-                    edits = none | {expert_neurons.key(runner.config, site): edit}
-                    after[same] = runner.losses(edits)
-                what, count = ("activations", name, f"set to {treatment}"), float(counts.mean())
-                effects.append(runner.effect(what, after[same], count, control, layer))
-    return effects, silent
+                    edits = none | {expert_neurons.key(of_model.config, site): edit}
+                    after[same] = of_model.losses(edits, layer)
+                what, count = ("activations", each.name, f"set to {treatment}"), counts.mean()
+                effects.append(_effect(of_model, what, after[same], float(count), control, layer))
+    return effects
 
 
-def _attention(runner: _Runner, found: Scan, none: Edits) -> tuple[list[Effect], list[str]]:
+def _attention(of_model: Passes, found: Scan, none: Edits) -> tuple[list[Effect], list[str]]:
     effects: list[Effect] = []
     flagged = found.attention_flagged()
     score = found.attention_score()
@@ -196,22 +194,22 @@ def _attention(runner: _Runner, found: Scan, none: Edits) -> tuple[list[Effect],
             edits = none | {"attn_weights": attention_edit(keys, rescaled)}
             count = float(keys.sum(axis=(0, 2)).mean())
             what = ("attention", name, treatment)
-            effects.append(runner.effect(what, runner.losses(edits), count, control))
+            effects.append(_effect(of_model, what, of_model.losses(edits), count, control))
     return effects, silent
 
 
 def _weights(
-    runner: _Runner, weights: WeightScan, none: Edits, super_weight: tuple[int, int, int] | None
+    of_model: Passes, weights: WeightScan, none: Edits, super_weight: tuple[int, int, int] | None
 ) -> tuple[list[Effect], list[str]]:
     outliers = [(w.layer, w.input, w.output) for w in weights.outliers if w.matrix == "down"]
-    heaviest: WeightOutlier = max(weights.largest, key=lambda w: w.ratio)
+    heaviest = _heaviest(weights)
     chosen = {
         "an_weight": outliers,
         "super_weight": [super_weight] if super_weight else [],
         LARGEST: [(heaviest.layer, heaviest.input, heaviest.output)],
     }
     rng = np.random.default_rng(0)
-    neurons, channels = expert_neurons.neurons(runner.config), runner.config.sizes["D"]
+    neurons, channels = expert_neurons.neurons(of_model.config), of_model.config.sizes["D"]
     effects = []
     for name, entries in chosen.items():
         if not entries:
@@ -224,8 +222,12 @@ def _weights(
         layer = layers.pop() if len(layers) == 1 else None
         for treatment, whole in (("weight set to zero", False), ("neuron set to zero", True)):
             for control, places in ((False, entries), (True, others)):
-                params = editing.without_weights(runner.params, places, whole)
+                params = editing.without_weights(of_model.params, places, whole)
                 what, changed = ("weights", name, treatment), float(len(entries))
-                after = runner.losses(none, params)
-                effects.append(runner.effect(what, after, changed, control, layer))
+                after = of_model.losses(none, min(layer for layer, _, _ in places), params)
+                effects.append(_effect(of_model, what, after, changed, control, layer))
     return effects, [name for name, entries in chosen.items() if not entries]
+
+
+def _heaviest(weights: WeightScan) -> WeightOutlier:
+    return max(weights.largest, key=lambda weight: weight.ratio)

@@ -2,21 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from sysout_jax.analysis.locate.scan import SITES, Scan, over_batches, scan
+from sysout_jax.analysis.locate.scan import SITES, Scan, over_batches
 from sysout_jax.analysis.locate.weights import WeightScan
 from sysout_jax.core import detectors as d
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, init
-from sysout_jax.model.stream import recorded
+from sysout_jax.model.stream import entering, through
 
-UNTRAINED = 4  # initialisations that are the null; another one is its control
+UNTRAINED = 4  # initialisations that are the null; each beside the others is its control
+# Sequences that each of them reads: 8 leave the mean of a measure uncertain by a tenth at most
+# (SmolLM2's architecture, 64 tokens: its sequences differ, its initialisations do not). Those of a
+# shallow model read more, so that single keys can be told from the null: 4 x 64 T scores.
+LEAST_READ, SCORES_READ = 8, 64
 SHUFFLED = 8  # sequences whose channels are shuffled together: sorting is slow
 LISTED = 5
 
@@ -33,7 +36,7 @@ class Calibrated:
     of: int  # sequences, or matrices, in all
     evidence: float  # -log10 p of the largest, median over sequences
     limit: float | None  # the largest value that the null can give; None: no end
-    control: float | None  # flagged in a sequence of another untrained model; None: of weights
+    control: float | None  # flagged in a sequence of an untrained model; None: of weights
     places: tuple[tuple[int, int], ...]  # (index, of a channel for entries; sequences)
 
 
@@ -42,64 +45,90 @@ def untrained(config: ModelConfig, which: int) -> Params:
     return init(config, jax.random.key(which))
 
 
+def read_by(rows: Int[np.ndarray, "B S"], layers: int, which: int) -> Int[np.ndarray, "b S"]:
+    """The sequences that untrained model `which` reads: each its own part, all of a few.
+
+    Args:
+      rows: [B, S], all sequences.
+      layers: L of the architecture.
+      which: of the untrained models, from 0.
+    """
+    count = min(len(rows), max(LEAST_READ, SCORES_READ // layers))
+    return np.take(rows, np.arange(which * count, (which + 1) * count), axis=0, mode="wrap")
+
+
 def calibrated(
-    config: ModelConfig,
-    params: Params,
-    tokens: np.ndarray,
     found: Scan,
     untrained_scans: Sequence[Scan],
+    states: Float[np.ndarray, "B T D"],
+    untrained_states: Float[np.ndarray, "B T D"],
     weights: WeightScan,
-    batch: int,
 ) -> tuple[Calibrated, ...]:
     """Beside three nulls: untrained models, shuffled channels, a normal distribution.
 
     Args:
-      config: the architecture.
-      params: its parameters.
-      tokens: [B, T].
-      found: the scan of the same tokens.
-      untrained_scans: those of `untrained` models 0 to UNTRAINED - 1.
+      found: the scan of the sequences.
+      untrained_scans: those of `untrained` models 0 to UNTRAINED - 1, on what they read.
+      states: the `outlying_states` of the model.
+      untrained_states: those of an untrained one.
       weights: the scan of the parameters.
+    """
+    null, own = [_scores(each) for each in untrained_scans], _scores(found)
+    step0 = tuple(
+        _beside_untrained(what, score, [each[what] for each in null]) for what, score in own.items()
+    )
+    return (*step0, *_of_layer(found, states, untrained_states), _of_weights(weights))
+
+
+def outlying_states(
+    config: ModelConfig, params: Params, tokens: Int[np.ndarray, "B T"], found: Scan, batch: int
+) -> Float[np.ndarray, "B T D"]:
+    """block_out of the layer whose largest value is most above its mean.
+
+    Args:
+      config: the architecture.
+      params: its parameters, or those of an untrained model.
+      tokens: [B, T], `SHUFFLED` at most.
+      found: the scan of the model, which says what layer.
       batch: sequences that are run together.
     """
-    other = untrained(config, UNTRAINED)
-    null = [_scores(each) for each in untrained_scans]
-    own, control = _scores(found), _scores(scan(config, other, tokens, found.thresholds, batch))
-    step0 = tuple(
-        _beside_untrained(what, own[what], [each[what] for each in null], control[what])
-        for what in own
-    )
-    of_layer = _of_layer(config, params, other, tokens, found, batch)
-    return (*step0, *of_layer, _of_weights(weights))
+    layers = range(_outlying(found) + 1)
+
+    def run(params: Params, tokens: Array) -> Array:
+        return through(config, params, entering(config, params, tokens), layers)[0][None]
+
+    states: np.ndarray = over_batches(run, params, tokens, batch)[0]
+    return states
+
+
+def _outlying(found: Scan) -> int:
+    site = found.block_out
+    return int(np.argmax(site.over_mean(site.top[..., 0]).mean(axis=1)))
 
 
 def _of_layer(
-    config: ModelConfig, params: Params, other: Params, tokens: np.ndarray, found: Scan, batch: int
+    found: Scan, states: np.ndarray, untrained_states: np.ndarray
 ) -> tuple[Calibrated, ...]:
     """Channels beside shuffled ones, and entries beside a normal, in the most outlying layer."""
-    site = found.block_out
-    layer = int(np.argmax(site.over_mean(site.top[..., 0]).mean(axis=1)))
-    some = tokens[:SHUFFLED]
-
-    def run(params: Params) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        states = over_batches(partial(_states, config), params, some, batch)["block_out"]
-        return jax.device_get(_of_states(jnp.asarray(states[layer])))
-
-    flagged, score = run(params)
-    control = run(other)[0]
+    count, _, width = states.shape
+    flagged, score = jax.device_get(_of_states(jnp.asarray(states)))
+    control = jax.device_get(_of_states(jnp.asarray(untrained_states)))[0]
     return tuple(
-        _row(what, null, layer, flagged[of], score[of], limit, float(control[of].sum() / among))
+        _row(
+            what, null, _outlying(found), flagged[of], score[of], limit,
+            float(control[of].sum() / among),
+        )
         for of, what, null, limit, among in (
             (
                 "channels",
-                f"channels of block_out, {len(some)} sequences together",
+                f"channels of block_out, {count} sequences together",
                 "entries of each token shuffled over its channels",
-                float(np.log10(1 + d.SHUFFLES * config.width)),
+                float(np.log10(1 + d.SHUFFLES * width)),
                 1,
             ),
-            ("entries", "entries of block_out", "independent normal entries", None, len(some)),
+            ("entries", "entries of block_out", "independent normal entries", None, count),
         )
-    )
+    )  # fmt: skip
 
 
 def _scores(found: Scan) -> dict[str, Float[np.ndarray, "L B T"]]:
@@ -111,20 +140,25 @@ def _scores(found: Scan) -> dict[str, Float[np.ndarray, "L B T"]]:
     return scores | {"keys of attention": found.attention_score()}
 
 
-def _beside_untrained(
-    what: str, score: np.ndarray, null: list[np.ndarray], control: np.ndarray
-) -> Calibrated:
+def _beside_untrained(what: str, score: np.ndarray, null: list[np.ndarray]) -> Calibrated:
     # Of all layers together: few sequences of one layer are too few for single discoveries.
     pooled = np.concatenate([each.ravel() for each in null])
     flagged, evidence = jax.device_get(_beside(jnp.asarray(score), jnp.asarray(pooled)))
-    false, _ = jax.device_get(_beside(jnp.asarray(control), jnp.asarray(pooled)))
+    false = [
+        jax.device_get(_beside(jnp.asarray(each), jnp.asarray(_others(null, which))))[0]
+        for which, each in enumerate(null)
+    ]
     most, largest = flagged.sum(axis=(1, 2)), evidence.max(axis=2).mean(axis=1)
     layer = int(np.lexsort((largest, most))[-1])  # of ties the one with the largest score
     return _row(
         what, f"the same scores in {len(null)} untrained models", layer, flagged[layer],
         evidence[layer], float(np.log10(1 + pooled.size)),
-        float(false.sum(axis=-1).mean(axis=1).max()),
+        float(np.sum(false, axis=-1).mean(axis=(0, 2)).max()),
     )  # fmt: skip
+
+
+def _others(null: list[np.ndarray], which: int) -> np.ndarray:
+    return np.concatenate([each.ravel() for i, each in enumerate(null) if i != which])
 
 
 def _row(
@@ -154,10 +188,6 @@ def _of_weights(weights: WeightScan) -> Calibrated:
 def _beside(score: Float[Array, "L B T"], null: Float[Array, "M"]) -> d.Detection:
     """Each sequence of each layer by itself against one null."""
     return jax.vmap(jax.vmap(lambda x: d.outliers_beside(x, null)))(score)
-
-
-def _states(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Array]:
-    return recorded(config, params, tokens, {"block_out": None})
 
 
 @jax.jit

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sysout_jax.core.detectors import WEIGHT_RATIO, calibrated_outliers, weight_outliers
+from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.decoder import Params
 
 # The projections of a layer: (module, name).
@@ -116,7 +117,7 @@ def weight_scan(params: Params, ratio: float = WEIGHT_RATIO) -> WeightScan:
     )  # fmt: skip
 
 
-@jax.jit
+@jit_quickly()
 def _measure(w: Float[Array, "I O"]) -> dict[str, Any]:
     w = w.astype(jnp.float32)  # means of many narrow numbers are not
     size = jnp.abs(w)

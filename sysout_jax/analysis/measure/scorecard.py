@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sysout_jax.analysis.locate.nulls import UNTRAINED, Calibrated, calibrated, untrained
+from sysout_jax.analysis.locate.nulls import (
+    SHUFFLED,
+    UNTRAINED,
+    Calibrated,
+    calibrated,
+    outlying_states,
+    read_by,
+    untrained,
+)
 from sysout_jax.analysis.locate.scan import (
     Progress,
     Scan,
@@ -96,7 +104,7 @@ def measured(
     batch: int = 8,
     progress: Progress | None = None,
 ) -> Measured:
-    """Measure a model and a few untrained ones of its architecture on the same sequences.
+    """Measure a model and a few untrained ones of its architecture on the same text.
 
     Args:
       config: the architecture.
@@ -110,17 +118,21 @@ def measured(
     """
     rows = np.asarray(rows)
     steps = progress or (lambda done, total: None)
-    total = UNTRAINED + 3
+    total = UNTRAINED + 2
     own = _values(config, params, rows, batch)
     steps(1, total)
-    others = []
-    for which in range(UNTRAINED):
-        others.append(_values(config, untrained(config, which), rows, batch))
-        steps(2 + which, total)
     found = found or as_scan(config, own["scan"], thresholds)
+    tokens = rows[:SHUFFLED, :-1]
+    states, others = outlying_states(config, params, tokens, found, batch), []
+    for which in range(UNTRAINED):
+        other = untrained(config, which)
+        others.append(_values(config, other, read_by(rows, config.layers, which), batch))
+        if which == 0:
+            control = outlying_states(config, other, tokens, found, batch)
+        steps(2 + which, total)
     weights = weights or weight_scan(params, found.thresholds.weight_ratio)
     scans = [as_scan(config, each["scan"], found.thresholds) for each in others]
-    kept = calibrated(config, params, rows[:, :-1], found, scans, weights, batch)
+    kept = calibrated(found, scans, states, control, weights)
     steps(total, total)
     listed = [(measure.name, measure.over, measure.label) for measure in m.MEASURES]
     return Measured(
@@ -235,22 +247,39 @@ def _with_gradient(
     config: ModelConfig, params: Params, rows: Int[Array, "B S"], taps: Mapping[str, Any]
 ) -> tuple[Float[Array, "L B"], dict[str, Any]]:
     """The sinks of the gradient, and what taps record in the same forward pass."""
-    batch, length = rows.shape[0], rows.shape[1] - 1
-    nothing = jnp.zeros((config.layers, batch, length, config.width))
     taps = {key: _without_gradient(reducer) for key, reducer in taps.items()}
 
-    def loss(added: Float[Array, "L B T D"]) -> tuple[Float[Array, ""], dict[str, Any]]:
-        edits = {"attn_norm": Edit(_add, added, in_axes=1)}
+    def loss(sinks: Float[Array, "L B"]) -> tuple[Float[Array, ""], dict[str, Any]]:
+        edits = {"attn_norm": Edit(_of_layer, sinks, in_axes=1)}
         logits, found = forward(config, params, rows[:, :-1], taps, edits)
         return jnp.sum(jnp.mean(cross_entropy(logits, rows[:, 1:]), axis=1)), found
 
-    gradient, found = jax.grad(loss, has_aux=True)(nothing)
-    return jax.vmap(jax.vmap(m.gradient_sink))(gradient), found
+    return jax.grad(loss, has_aux=True)(jnp.zeros((config.layers, len(rows))))
 
 
 def _without_gradient(reducer: Any) -> Any:
     return lambda *values: reducer(*map(jax.lax.stop_gradient, values))
 
 
-def _add(value: Float[Array, "T D"], layer: Array, added: Float[Array, "L T D"]) -> Array:
-    return value + added[layer].astype(value.dtype)
+def _of_layer(value: Float[Array, "T D"], layer: Array, sinks: Float[Array, "L"]) -> Array:
+    return _heard(value, sinks[layer])
+
+
+@jax.custom_vjp
+def _heard(value: Float[Array, "T D"], sink: Float[Array, ""]) -> Float[Array, "T D"]:
+    """The value; what the backward pass calls the gradient by `sink` is the `gradient_sink` of the
+    value's, so that no gradient of all layers is kept."""
+    del sink
+    return value
+
+
+def _hear(value: Array, sink: Array) -> tuple[Array, None]:
+    return _heard(value, sink), None
+
+
+def _measure_gradient(kept: None, gradient: Array) -> tuple[Array, Array]:
+    del kept
+    return gradient, m.gradient_sink(gradient.astype(jnp.float32))
+
+
+_heard.defvjp(_hear, _measure_gradient)
