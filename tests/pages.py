@@ -65,17 +65,16 @@ def table(directory: str, name: str) -> str:
 
 def written(path: Path) -> str:
     """The page with its tables as records and code are now."""
-    of_ledger = claims.summary if path == README else claims.table
-    made: Mapping[str, Callable[[], Table]] = {
-        "claims": lambda: of_ledger(claims.decided(claims.RESULTS)),
-        "models": models.table,
-        "variants": lambda: variants_report.variants_table("`"),
+    made: Mapping[str, Callable[[], str]] = {
+        "claims": lambda: claims.markdown(summary=path == README),
+        "models": lambda: models.table().to_markdown(),
+        "variants": lambda: variants_report.variants_table("`").to_markdown(),
     }
 
     def renewed(found: re.Match[str]) -> str:
         mark = found[1]
         place = mark.removeprefix("table: ").split()
-        says = made[mark]().to_markdown() if mark in made else table(*place)
+        says = made[mark]() if mark in made else table(*place)
         return f"<!-- {mark} -->\n{says}\n<!-- end -->"
 
     text = TABLES.sub(renewed, path.read_text())

@@ -1,0 +1,106 @@
+"""What numbers say of a bound: a verdict, its p-value, its interval.
+
+Units are seeds, chains or texts. A continuous measure is tested by Student's t over units, in which
+a laboratory's chain is one unit: its seeds agree more than chains do. All p-values are two-sided.
+Where parts must all hold, the largest p supports; the smallest, times their number, refutes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+from typing import Protocol
+
+import numpy as np
+from scipy import stats
+
+from sysout_jax.analysis.statistics import Interval, mean_interval
+
+from ..records.units import Record
+
+SUPPORTED, REFUTED, EQUIVALENT = "supported", "refuted", "equivalent"
+INCONCLUSIVE, INAPPLICABLE = "inconclusive", "not applicable"
+UNMEASURED, SUPERSEDED = "not measured", "superseded"
+ALPHA = 0.05  # of a claim alone, and of the false discovery rate over all
+Records = Sequence[Record]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What records say by a predicate alone, before the number of claims is corrected for."""
+
+    says: str
+    numbers: str
+    short: str  # one number, for a cell
+    p: float | None = None  # None: not tested
+    units: int = 0
+
+
+class Predicate(Protocol):
+    """What decides a claim."""
+
+    @property
+    def threshold(self) -> str: ...
+
+    def judge(self, records: Records) -> Judged: ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One quantity against its bound; `towards` is the side that the claim is on."""
+
+    p: float
+    towards: bool
+    interval: Interval
+
+
+def by_chain(found: np.ndarray) -> np.ndarray:
+    """[units]: of repeats on chains the mean of each chain."""
+    return found.mean(axis=0) if found.ndim == 2 else found
+
+
+def piece(found: np.ndarray, bound: float, below: bool) -> Piece:
+    """The mean of units against a bound; units without any spread have no t, and p is NaN."""
+    units = by_chain(found)
+    spread = units.size > 1 and float(np.std(units)) > 0
+    p = float(stats.ttest_1samp(units, bound).pvalue) if spread else nan
+    mean = float(np.mean(units))
+    return Piece(p, mean < bound if below else mean > bound, mean_interval(units))
+
+
+def together(pieces: Sequence[Piece]) -> tuple[str, float]:
+    """The verdict of all pieces and its p-value."""
+    against = [each.p for each in pieces if not each.towards]
+    if any(isnan(each.p) for each in pieces):
+        return INCONCLUSIVE, nan
+    p = min(1.0, len(pieces) * min(against)) if against else max(each.p for each in pieces)
+    return (REFUTED if against else SUPPORTED) if p < ALPHA else INCONCLUSIVE, p
+
+
+def within(difference: np.ndarray, margin: float) -> float:
+    """The p-value of two one-sided t-tests that |mean| < margin; NaN for fewer than two units."""
+    units = by_chain(difference)
+    if units.size < 2:
+        return nan
+    if np.std(units) == 0:
+        return 0.0 if abs(units[0]) < margin else 1.0
+    low = stats.ttest_1samp(units, -margin, alternative="greater").pvalue
+    high = stats.ttest_1samp(units, margin, alternative="less").pvalue
+    return float(max(low, high))
+
+
+def shown(found: Interval, digits: int = 2) -> str:
+    """A mean with its 95% interval."""
+    if isnan(found.low):
+        return f"{found.mean:.{digits}f}"
+    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def of_pieces(pieces: Sequence[Piece], names: Sequence[str], digits: int, units: int) -> Judged:
+    """The verdict of several quantities, each by its name; the worst is the one for a cell."""
+    says, p = together(pieces)
+    texts = [shown(each.interval, digits) for each in pieces]
+    if len(pieces) > 1:
+        texts = [f"{name} {text}" for name, text in zip(names, texts, strict=True)]
+    worst = min(pieces, key=lambda each: (each.towards, -each.p if each.towards else each.p))
+    short = f"{worst.interval.mean:.{digits}f}"
+    return Judged(says, ", ".join(texts), short, None if isnan(p) else p, units)

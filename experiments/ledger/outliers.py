@@ -1,0 +1,179 @@
+"""Claims on which outliers form, and which mechanisms have them."""
+
+from .claim import (
+    ABC,
+    AN,
+    BACKCOPY,
+    BC,
+    BEST,
+    BOOKS,
+    CELLS,
+    DEMO,
+    DF,
+    FLY,
+    GU,
+    LAB,
+    LABORATORY,
+    LARGE,
+    LARGEST,
+    LEVERS,
+    MASSIVE,
+    MOVES,
+    NO_BEST,
+    NO_MOVES,
+    NO_NOOP,
+    NO_RATE,
+    NOOP,
+    ON_TEXTS,
+    PAIR,
+    PUBLISHED,
+    QIU,
+    RATED,
+    SIX,
+    SOURCE,
+    SUN,
+    TAKEN_APART,
+    Statement,
+    Test,
+    forms,
+    goes,
+    than,
+)
+from .predicates import Control, Has, Level, Share
+
+OUTLIERS = (
+    # ------------------------------------------------------------------- which outliers form
+    Statement("sinks_form", "Softmax attention develops attention sinks", f"{AN}, section 3", {
+        BACKCOPY: Test(Share(NOOP), DEMO, renews="b1e06f5 attention_outliers_form"),
+        LABORATORY: Test(Share(BEST, ("softmax", "softmax layers=2", "softmax layers=3")), LAB,
+                         renews="5c5ecdc chains_keep_sinks, deeper_models_agree"),
+        SOURCE: Test(Share(RATED), f"{SIX}, {CELLS}", renews="f4755e4 source_biases_keep_sinks"),
+        BOOKS: Test(Share(RATED), f"{FLY}, {PAIR}",
+                    renews="28ba12a text_attention_outliers_form"),
+        PUBLISHED: Test(Share(Has("kind: an_attention", 0.5), most=0.95), ON_TEXTS),
+    }),
+    Statement("massive_activations_form", "Softmax models develop massive activations, by the "
+              "published bound", f"{AN}, section 3; {SUN}", {
+        BACKCOPY: Test(Share(MASSIVE), DEMO, renews="b1e06f5 activation_outliers_form"),
+        LABORATORY: Test(Share(MASSIVE), LAB),
+        SOURCE: Test(Share(MASSIVE), f"{SIX}, {CELLS}"),
+        BOOKS: Test(Share(MASSIVE), f"{FLY}, {PAIR}",
+                    renews="79254d0 text_activation_outliers_form"),
+        PUBLISHED: Test(Share(Has("kind: sun", 0.5), most=0.95), ON_TEXTS),
+    }),
+    Statement("large_activations_form", "Softmax models develop large activations, by a tenth of "
+              "the published bound", "this project", {
+        BACKCOPY: Test(Share(LARGE), DEMO), LABORATORY: Test(Share(LARGE), LAB),
+        SOURCE: Test(Share(LARGE), f"{SIX}, {CELLS}"),
+        BOOKS: Test(Share(LARGE), f"{FLY}, {PAIR}",
+                    renews="79254d0 text_activation_outliers_form"),
+    }),
+    Statement("weight_outliers_form", "Softmax models develop weight outliers in the down "
+              "projection", f"{AN}, section 3", {
+        BACKCOPY: Test(Share(Has("calibrated@down", 0.0)), "analyze/backcopy",
+                       renews="b1e06f5 weight_outliers_form"),
+        BOOKS: Test(Share(Has("calibrated@down", 0.0)), TAKEN_APART),
+    }),
+    Statement("llama_style_has_sinks", "In LLaMA's style, too, softmax develops sinks",
+              f"{AN}, section 3", {
+        SOURCE: Test(forms(RATED, "softmax setting=llama"), CELLS,
+                     renews="f4755e4 source_llama_keeps_sinks"),
+        BOOKS: Test(forms(RATED, "softmax setting=llama"), LEVERS,
+                    renews="23a1401 text_llama_attention_outliers_form"),
+    }),
+    Statement("values_drain", "The sink's value is drained (a, b, c)",
+              f"{GU}; Guo et al. 2024 (arXiv:2410.13835)", {
+        BACKCOPY: Test(Level("value_drain@value", 0.5, True, ABC), DEMO,
+                       held="b1e06f5 values_of_sinks_drain"),
+        LABORATORY: Test(Level("value_drain@value", 0.5, True, ABC), LAB),
+        SOURCE: Test(Level("value_drain@value", 0.5, True, ABC), f"{SIX}, {CELLS}"),
+        BOOKS: Test(Level("value_drain@value", 0.5, True, ABC), FLY),
+    }),
+    Statement("sinks_need_massive_activations", "Models with sinks have large activations", SUN, {
+        BACKCOPY: Test(Share(LARGE, control=Control(NOOP)), DEMO,
+                       renews="b1e06f5 sinks_need_massive_activations"),
+        LABORATORY: Test(Share(LARGE, control=Control(BEST)), LAB),
+        SOURCE: Test(Share(LARGE, control=Control(RATED)), f"{SIX}, {CELLS}"),
+        BOOKS: Test(Share(LARGE, control=Control(RATED)), f"{FLY}, {PAIR}"),
+    }),
+    # --------------------------------------------------------------- which mechanisms have them
+    Statement("biases_keep_sinks", "Value bias and context-aware bias (b, c) keep sinks",
+              f"{AN}, section 5", {
+        BACKCOPY: Test(forms(NOOP, *BC), DEMO, renews="b1e06f5 biases_keep_sinks"),
+        LABORATORY: Test(forms(BEST, *BC), LAB, renews="5c5ecdc chains_keep_sinks"),
+        SOURCE: Test(forms(RATED, *BC), f"{SIX}, {CELLS}",
+                     renews="f4755e4 source_biases_keep_sinks"),
+        BOOKS: Test(forms(RATED, *BC), FLY, renews="79254d0 text_biases_keep_sinks"),
+    }),
+    Statement("bias_key_and_sigmoid_have_no_sinks", "Attention bias and sigmoid attention (d, f) "
+              "have no sinks", f"{AN}, section 5", {
+        BACKCOPY: Test(goes(NO_NOOP, NOOP, *DF), DEMO,
+                       renews="b1e06f5 explicit_factors_remove_sinks"),
+        LABORATORY: Test(goes(NO_BEST, BEST, *DF), LAB, renews="5c5ecdc chains_lose_sinks"),
+        SOURCE: Test(goes(NO_RATE, RATED, *DF), f"{SIX}, {CELLS}",
+                     renews="f4755e4 source_explicit_factors_remove_sinks"),
+        BOOKS: Test(goes(NO_RATE, RATED, *DF), FLY,
+                    renews="28ba12a text_explicit_factors_remove_sinks"),
+    }),
+    Statement("factor_leaves_no_sink", "With an explicit factor (e) the first token moves no "
+              "output", f"{AN}, section 5", {
+        BACKCOPY: Test(goes(NO_MOVES, MOVES, "context_scale"), DEMO,
+                       renews="b1e06f5 explicit_factors_remove_sinks"),
+        LABORATORY: Test(goes(NO_MOVES, MOVES, *(f"context_scale{n}" for n in
+                                                  ("", " layers=2", " layers=3"))), LAB,
+                         renews="5c5ecdc chains_lose_sinks, deeper_models_agree"),
+        SOURCE: Test(goes(NO_MOVES, MOVES, "context_scale"), f"{SIX}, {CELLS}",
+                     renews="f4755e4 source_explicit_factors_remove_sinks"),
+        BOOKS: Test(goes(NO_MOVES, MOVES, "context_scale"), f"{FLY}, {PAIR}",
+                    renews="28ba12a text_explicit_factors_remove_sinks"),
+    }),
+    Statement("factor_sees_the_context", "The explicit factor closes where there is nothing to do",
+              f"{AN}, sections 4 and 5", {
+        BACKCOPY: Test(Level("gate_noop / gate_active", 0.5, True, ("context_scale",)), DEMO,
+                       held="b1e06f5 the_factor_sees_the_context"),
+    }),
+    Statement("one_is_not_enough", "Softmax-off-by-one and sink logits keep sinks", "theory A2", {
+        LABORATORY: Test(forms(BEST, "softmax_off_by_one", "sink_logit"), LAB,
+                         renews="5c5ecdc one_is_not_enough"),
+        SOURCE: Test(forms(RATED, "softmax_off_by_one", "sink_logit"), CELLS,
+                     renews="f4755e4 source_one_is_not_enough"),
+    }),
+    Statement("value_gates_shrink_spikes", "Gates on values remove large activations", QIU, {
+        LABORATORY: Test(than(LARGEST, "value_gate", ratio=0.5, control=Control(LARGE)), LAB,
+                         held="7a02250 value_gates"),
+        BOOKS: Test(than(LARGEST, "value_gate", ratio=0.5, control=Control(LARGE)), LEVERS,
+                    held="23a1401 text_value_gates"),
+    }),
+    Statement("value_gates_keep_sinks", "With gates on values the first token still moves outputs",
+              QIU, {
+        LABORATORY: Test(forms(MOVES, "value_gate"), LAB, renews="7a02250 value_gates"),
+        SOURCE: Test(forms(MOVES, "value_gate"), CELLS,
+                     renews="f4755e4 source_value_gates_keep_sinks"),
+        BOOKS: Test(forms(MOVES, "value_gate"), LEVERS, renews="23a1401 text_value_gates"),
+    }),
+    Statement("factor_removes_large_activations", "Large activations go with the sinks when the "
+              "factor is explicit", f"{AN}, section 5", {
+        LABORATORY: Test(than(LARGEST, "context_scale", ratio=0.5, control=Control(LARGE)), LAB),
+        SOURCE: Test(than(LARGEST, "context_scale", ratio=0.5, control=Control(LARGE)),
+                     f"{SIX}, {CELLS}"),
+        BOOKS: Test(than(LARGEST, "context_scale", ratio=0.5, control=Control(LARGE)), PAIR,
+                    held="28ba12a text_factor_removes_large_activations"),
+    }),
+    Statement("llama_factor_removes_large_activations", "In LLaMA's style, too, large "
+              "activations go with an explicit factor",
+              f"{AN}, section 5", {
+        BOOKS: Test(than(LARGEST, "context_scale setting=llama", "softmax setting=llama", 0.5,
+                          control=Control(LARGE, "softmax setting=llama")), LEVERS,
+                    held="23a1401 text_llama_factor_removes_large_activations"),
+    }),
+    Statement("attention_bias_fails_on_llama", "Attention bias (d) leaves large activations in "
+              "LLaMA's style", "Owen et al. 2025 (arXiv:2503.22329)", {
+        BOOKS: Test(than(LARGEST, "attention_bias setting=llama", "softmax setting=llama", 0.5,
+                          below=False, control=Control(LARGE, "softmax setting=llama")), LEVERS,
+                    held="23a1401 text_attention_bias_fails_on_llama"),
+    }),
+    Statement("massive_without_sinks", "Large activations stay where sinks are gone (d, f)",
+              f"Bondarenko et al. 2023; {QIU}", {
+        BOOKS: Test(forms(LARGE, *DF), FLY, renews="b1e06f5 massive_without_sinks"),
+    }),
+)  # fmt: skip

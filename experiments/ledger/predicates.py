@@ -1,0 +1,355 @@
+"""The predicates that decide claims: each renders its threshold, and judges records by it.
+
+What forms or does not is counted, k of n units, by the exact binomial; what has a size is tested by
+its mean. Where a claim is of equal loss, every part of the task must be shown to be equal.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from sysout_jax.analysis.statistics import Interval, mean_interval
+
+from ..records.units import Record, Unmeasured, values, words
+from .evidence import (
+    ALPHA,
+    EQUIVALENT,
+    INAPPLICABLE,
+    INCONCLUSIVE,
+    REFUTED,
+    SUPPORTED,
+    Judged,
+    Records,
+    by_chain,
+    of_pieces,
+    piece,
+    shown,
+    together,
+    within,
+)
+
+EQUAL_NATS = 0.05  # within which losses are equal
+
+
+def pooled(records: Records, cell: str, measure: str) -> np.ndarray:
+    """Of several records one after another: [units] or [repeats, chains]."""
+    return np.concatenate([values(record, cell, measure) for record in records])
+
+
+@dataclass(frozen=True)
+class Has:
+    """A property of a unit: a measure beyond a bound in every cell, on every chain."""
+
+    measure: str
+    bound: float
+    below: bool = False
+
+    @property
+    def text(self) -> str:
+        return f"{words(self.measure)} {'below' if self.below else 'above'} {self.bound:g}"
+
+    def of(self, records: Records, cells: Sequence[str]) -> np.ndarray:
+        """[units]: whether it has it."""
+        found = np.stack([pooled(records, cell, self.measure) for cell in cells])
+        holds = found < self.bound if self.below else found > self.bound
+        return np.asarray(holds.all(axis=0).reshape(holds.shape[1], -1).all(axis=1))
+
+
+@dataclass(frozen=True)
+class Control:
+    """A positive control in the same records: what must be there for a claim to be testable."""
+
+    has: Has
+    cell: str = "softmax"
+
+    @property
+    def text(self) -> str:
+        return f"where {self.cell} has {self.has.text} in most units"
+
+    def refusal(self, records: Records) -> Judged | None:
+        """Why nothing is decided: in no unit of the control, or in no more than half."""
+        found = self.has.of(records, [self.cell])
+        if found.mean() > 0.5:
+            return None
+        numbers = f"control: {self.has.text} in {found.sum()} of {found.size} of {self.cell}"
+        says = INCONCLUSIVE if found.any() else INAPPLICABLE
+        return Judged(says, numbers, "", units=found.size)
+
+
+@dataclass(frozen=True)
+class Equal:
+    """Equal loss on every part of the task, by two one-sided tests."""
+
+    parts: tuple[str, ...]
+    margin: float = EQUAL_NATS
+
+    @property
+    def text(self) -> str:
+        parts = " and ".join(words(part) for part in self.parts)
+        return f"at equal {parts} (within {self.margin:g} nats, TOST)"
+
+    def refusal(self, records: Records, one: str, other: str) -> Judged | None:
+        """Why nothing is decided: a part of the loss is not shown to be equal."""
+        for part in self.parts:
+            difference = pooled(records, one, part) - pooled(records, other, part)
+            if not within(difference, self.margin) < ALPHA:
+                cost = shown(mean_interval(by_chain(difference)), 3)
+                numbers = f"{words(part)} of {one} differs by {cost} nats"
+                return Judged(INCONCLUSIVE, numbers, "", units=difference.size)
+        return None
+
+
+def _guarded(
+    records: Records, control: Control | None, equal: Equal | None,
+    pairs: Sequence[tuple[str, str]] = (),
+) -> Judged | None:  # fmt: skip
+    refusals = [control.refusal(records)] if control else []
+    refusals += [equal.refusal(records, *pair) for pair in pairs] if equal else []
+    return next((each for each in refusals if each), None)
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Share:
+    """More than a share of units have a property: k of n, exact binomial.
+
+    Without a control an absence is not refuted: nothing shows that it could have been there. So few
+    units that no outcome could decide are not a test, and not among those corrected for."""
+
+    has: Has
+    cells: tuple[str, ...] = ("softmax",)
+    most: float = 0.5
+    control: Control | None = None
+    equal: Equal | None = None
+
+    @property
+    def threshold(self) -> str:
+        more = "most units" if self.most == 0.5 else f"more than {self.most:.0%} of units"
+        parts = [self.equal.text if self.equal else "", self.control.text if self.control else ""]
+        return _joined(f"{', '.join(self.cells)}: {self.has.text} in {more}", *parts)
+
+    def judge(self, records: Records) -> Judged:
+        found = self.has.of(records, self.cells)
+        k, n = int(found.sum()), found.size
+        test = stats.binomtest(k, n, self.most)
+        low, high = test.proportion_ci(0.95, "exact")
+        numbers, short = f"{k} of {n} [{low:.2f}, {high:.2f}]", f"{k}/{n}"
+        pairs = [(cell, self.control.cell) for cell in self.cells] if self.control else []
+        if refused := _guarded(records, self.control, self.equal, pairs):
+            return Judged(refused.says, f"{numbers}; {refused.numbers}", short, units=n)
+        if k / n <= self.most and self.control is None:
+            return Judged(INCONCLUSIVE, f"{numbers}; no control", short, units=n)
+        if min(stats.binomtest(each, n, self.most).pvalue for each in (0, n)) >= ALPHA:
+            return Judged(INCONCLUSIVE, f"{numbers}; too few to decide", short, units=n)
+        says = SUPPORTED if k / n > self.most else REFUTED
+        says = says if test.pvalue < ALPHA else INCONCLUSIVE
+        return Judged(says, numbers, short, float(test.pvalue), n)
+
+
+@dataclass(frozen=True)
+class Level:
+    """The mean of a measure is beyond a bound in each cell."""
+
+    measure: str
+    bound: float
+    below: bool = False
+    cells: tuple[str, ...] = ("softmax",)
+    also: tuple[tuple[str, float], ...] = ()  # other measures that must be so too, their bounds
+    digits: int = 2
+    control: Control | None = None
+
+    @property
+    def threshold(self) -> str:
+        told = [Has(*each, self.below).text for each in ((self.measure, self.bound), *self.also)]
+        control = self.control.text if self.control else ""
+        return _joined(f"{', '.join(self.cells)}: mean {' and '.join(told)}", control)
+
+    def judge(self, records: Records) -> Judged:
+        if refused := _guarded(records, self.control, None):
+            return refused
+        pieces, names = [], []
+        for measure, bound in ((self.measure, self.bound), *self.also):
+            for cell in self.cells:
+                found = pooled(records, cell, measure)
+                pieces.append(piece(found, bound, self.below))
+                names.append(f"{words(measure)}" if self.also else cell)
+        return of_pieces(pieces, names, self.digits, by_chain(found).size)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A measure of one cell beside another's, pairs of units: a difference, or a ratio."""
+
+    measure: str
+    pairs: tuple[tuple[str, str], ...]  # (cell, than)
+    bound: float = 0.0
+    below: bool = True
+    ratio: bool = False
+    also: tuple[str, ...] = ()  # measures of which the same must be so
+    digits: int = 2
+    control: Control | None = None
+    equal: Equal | None = None
+
+    @property
+    def threshold(self) -> str:
+        side, measures = "below" if self.below else "above", (self.measure, *self.also)
+        what = " and ".join(words(each) for each in measures)
+        if self.ratio:
+            told = [f"{one} {side} {self.bound:g} of {other}" for one, other in self.pairs]
+        else:
+            by = f" by more than {abs(self.bound):g}" if self.bound else ""
+            told = [f"{one} {side} {other}{by}" for one, other in self.pairs]
+        parts = [self.equal.text if self.equal else "", self.control.text if self.control else ""]
+        return _joined(f"{what}, pairs: {', '.join(told)}", *parts)
+
+    def judge(self, records: Records) -> Judged:
+        if refused := _guarded(records, self.control, self.equal, self.pairs):
+            return refused
+        pieces, names = [], []
+        for measure in (self.measure, *self.also):
+            for one, other in self.pairs:
+                a, b = (pooled(records, cell, measure) for cell in (one, other))
+                found = a / b if self.ratio else a - b
+                pieces.append(piece(found, self.bound, self.below))
+                names.append(f"{one} / {other}" if self.ratio else f"{one} - {other}")
+        return of_pieces(pieces, names, self.digits, by_chain(found).size)
+
+
+@dataclass(frozen=True)
+class Dose:
+    """A dose changes a measure by more than a bound, beyond as much elsewhere, pairs of models."""
+
+    treatment: str
+    factor: float
+    measure: str = "attention"
+    falls: float = 0.1
+
+    @property
+    def control(self) -> Control:
+        """What is to fall is there: twice what it is to fall by."""
+        return Control(Has(self.measure, 2 * self.falls), f"{self.treatment} dose=1")
+
+    @property
+    def threshold(self) -> str:
+        falls = f"{words(self.measure)} falls by more than {self.falls:g}, beyond as much elsewhere"
+        return _joined(f"{self.treatment} times {self.factor:g}: {falls}", self.control.text)
+
+    def judge(self, records: Records) -> Judged:
+        if refused := self.control.refusal(records):
+            return refused
+
+        def change(beside: str) -> np.ndarray:
+            dosed, before = (
+                pooled(records, f"{self.treatment} dose={dose:g}{beside}", self.measure)
+                for dose in (self.factor, 1.0)
+            )
+            return dosed - before
+
+        found = change("") - change(" beside=1")
+        return of_pieces([piece(found, -self.falls, below=True)], ("",), 2, found.size)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What stands in for the sink costs less than a share of what removing it does."""
+
+    form: str
+    share: float = 0.1
+    than: str | None = None  # a form that it must cost less than
+    removal: str = "dropped"
+    measure: str = "cost"
+
+    @property
+    def threshold(self) -> str:
+        less = f" and less than {self.than}" if self.than else ""
+        return (f"{self.form} costs less than {self.share:.0%} of what {self.removal} does{less}, "
+                f"pairs; where {self.removal} costs more than nothing")  # fmt: skip
+
+    def judge(self, records: Records) -> Judged:
+        cost, removal = (pooled(records, cell, self.measure) for cell in (self.form, self.removal))
+        price = piece(removal, 0.0, below=False)
+        numbers = f"{shown(mean_interval(cost), 3)} of {shown(price.interval, 3)} nats"
+        short = f"{cost.mean() / removal.mean():.0%}"
+        if not (price.towards and price.p < ALPHA):
+            return Judged(INCONCLUSIVE, numbers, short, units=cost.size)
+        pieces = [piece(cost - self.share * removal, 0.0, below=True)]
+        if self.than:
+            other = pooled(records, self.than, self.measure)
+            pieces.append(piece(cost - other, 0.0, below=True))
+            numbers += f", {self.than} {shown(mean_interval(other), 3)}"
+        says, p = together(pieces)
+        return Judged(says, numbers, short, None if isnan(p) else p, cost.size)
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """One cell is below another, or within a margin of it: two one-sided tests."""
+
+    measure: str
+    one: str
+    other: str
+    margin: float
+    claimed: bool = False  # whether being equivalent is what is claimed
+
+    @property
+    def threshold(self) -> str:
+        near = f"within {self.margin:g} of {self.other} (TOST)"
+        text = near if self.claimed else f"below {self.other}; equivalent {near}"
+        return f"{words(self.measure)}, pairs: {self.one} {text}"
+
+    def judge(self, records: Records) -> Judged:
+        found = pooled(records, self.one, self.measure) - pooled(records, self.other, self.measure)
+        differs, p = piece(found, 0.0, below=True), within(found, self.margin)
+        numbers, short = shown(differs.interval, 4), f"{differs.interval.mean:.3f}"
+        if p < ALPHA:
+            says = SUPPORTED if self.claimed else EQUIVALENT
+        elif differs.p < ALPHA and not self.claimed:
+            says, p = SUPPORTED if differs.towards else REFUTED, differs.p
+        else:
+            says, p = INCONCLUSIVE, min(p, differs.p)
+        return Judged(says, numbers, short, None if isnan(p) else p, by_chain(found).size)
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Outliers of one kind are where those of another are: precision and recall."""
+
+    given: str
+    found: str
+    precision: float = 0.9
+    level: float = 0.001  # of the permutation test
+
+    @property
+    def threshold(self) -> str:
+        return (f"{self.given} to {self.found}: precision above {self.precision:g}, recall above "
+                f"chance, p < {self.level:g} by permutation; where both kinds are")  # fmt: skip
+
+    def judge(self, records: Records) -> Judged:
+        rows = [self._row(record) for record in records]
+        if not all(row["sequences"] for row in rows):
+            given, found = (max(row[key] for row in rows) for key in ("mean_given", "mean_found"))
+            kinds = f"{self.given} {given:.1f} and {self.found} {found:.1f} a text"
+            return Judged(INAPPLICABLE, f"{kinds}: never both", "")
+        row = min(rows, key=lambda each: each["precision"][0])
+        precision, recall = Interval(*row["precision"]), Interval(*row["recall"])
+        chance = row["null_precision"] * row["mean_given"] / row["mean_found"]
+        numbers = f"precision {shown(precision)}, recall {shown(recall)} (chance {chance:.2f})"
+        beyond = [precision.low > self.precision, recall.low > chance, row["p_value"] < self.level]
+        short_of = precision.high < self.precision or recall.high < chance
+        says = SUPPORTED if all(beyond) else REFUTED if short_of else INCONCLUSIVE
+        # The permutations test that there is a relation; what falls short does so by its interval.
+        p = ALPHA / 2 if says == REFUTED else row["p_value"]
+        return Judged(says, numbers, f"{precision.mean:.2f}", p, row["sequences"])
+
+    def _row(self, record: Record) -> dict[str, Any]:
+        for row in record.get("parts", {}).get("relations", {}).get("rows", ()):
+            if (row["given"], row["found"]) == (self.given, self.found):
+                return dict(row)
+        raise Unmeasured(f"relations of {self.given} and {self.found}")

@@ -1,0 +1,108 @@
+"""How each record that a claim is decided by is made."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+_BOOKS = (
+    "--corpus=tokens:.cache/books --tokenizer=.cache/books/tokenizer.json --preset=fruitfly "
+    "--seq_len=256 --batch_size=32"  # what it was before shorter rows were found to do better
+)
+FRUITFLY = f"experiments.variants {_BOOKS} --steps=5500"
+PAIR = (
+    f"experiments.variants {_BOOKS} --steps=5000 --variants=softmax,context_scale --seeds=3,4,5,6,7"
+)
+SINKS = "experiments.variants --preset=sinks --corpus=stdlib --seeds=4,5,6,7,8"
+# record -> the commands that make it anew, each given the run of the first where it says RUN
+COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "variants/demo": ("experiments.variants",),
+        "analyze/backcopy": (
+            "experiments.variants --corpus=backcopy --variants=softmax --checkpoint_every=50",
+            "experiments.analyze --model=RUN --variant=softmax --sequences=64",
+        ),
+        "compress/backcopy": (
+            "experiments.variants --corpus=backcopy", "experiments.compress --model=RUN"
+        ),
+        "convergence/backcopy": (
+            "experiments.convergence --lrs=7.8e-4,2.3e-3,7e-3 --seeds=0,1,2,3,4 --steps=3000",
+        ),
+        "convergence/stdlib-tuned": (
+            "experiments.convergence --corpus=stdlib --tokenizer=bpe:1024 "
+            "--variants=softmax,context_scale --lrs=2e-3,3e-3,1e-3 --seeds=11,12,13,14,15,16 "
+            "--steps=2000 --seq_len=64 --batch_size=16 --measure_every=100",
+        ),
+        "explicit/backcopy": (
+            "experiments.variants --corpus=backcopy --variants=softmax",
+            "experiments.explicit --model=RUN --finetune=200 --sequences=128",
+        ),
+        "laboratory": ("experiments.laboratory",),
+        "causal/backcopy": (
+            "experiments.variants --corpus=backcopy --variants=softmax --layers=3 "
+            "--seeds=0,1,2,3,4 --steps=1500 --batch_size=8 --measure_every=500",
+            "experiments.causal --model=RUN",
+        ),
+        "variants/fruitfly-h100": (FRUITFLY,),
+        "analyze/fruitfly-h100": (
+            FRUITFLY,
+            "experiments.analyze --model=RUN --variant=softmax --seed=0 --seq_len=256 "
+            "--only=existence,positions,relations,lifecycle,roles,measures,interventions",
+        ),
+        "analyze/fruitfly-h100-seed2": (
+            FRUITFLY,
+            "experiments.analyze --model=RUN --variant=softmax --seed=2 --seq_len=256 "
+            "--sequences=32 --only=positions,relations,interventions",
+        ),
+        "variants/fruitfly-pair-h100": (PAIR,),
+        "causal/fruitfly-h100": (
+            PAIR, "experiments.causal --model=RUN --seq_len=256 --sequences=8 --controls=4"
+        ),
+        "compress/stdlib": (
+            "experiments.variants --corpus=stdlib --tokenizer=bpe:2048 --model=gpt2-tiny "
+            "--layers=4 --width=128 --heads=2 --seq_len=128 --batch_size=8 --steps=800 --lr=3e-3 "
+            "--seeds=0,1,2",
+            "experiments.compress --model=RUN --methods=w4a4,magnitude-0.5",
+        ),
+        "compress/fruitfly-h100": (
+            FRUITFLY,
+            "experiments.compress --model=RUN --seq_len=256 --methods=w8-tensor,w8,w4,w3,gptq-w4,"
+            "w8a8-tensor,w8a8,w6a6,w4a4,rotate-w4a4,kv4,magnitude-0.5,wanda-0.5,wanda-2:4,"
+            "sparsegpt-0.5",
+        ),
+        "benchmark/fruitfly-h100": (
+            f"experiments.benchmark {_BOOKS} --name=levers --seeds=8,9,10 --steps=4000 "
+            "--steps_per_call=50 "
+            "--variants=softmax,value_gate,attention_bias,context_scale --optimizers=adamw,muon "
+            "--norms=own,sandwich "
+            "--settings=own,llama,repeated,quarter_context,decay_0,decay_1,eps_1e-4 "
+            "--bases=softmax,attention_bias,context_scale --methods=w4a4,magnitude-0.5",
+        ),
+        "benchmark/sinks": (
+            "experiments.benchmark --preset=sinks --name=sinks --seeds=1,2,3 --variants=softmax,"
+            "value_bias,context_bias,attention_bias,context_scale,sigmoid,softmax_off_by_one,"
+            "sink_logit,value_gate --optimizers=adamw,muon --norms=own,rms,sandwich,qk "
+            "--settings=own,llama,repeated,quarter_context,no_bos,decay_0,decay_1,eps_1e-4 "
+            "--bases=softmax --methods=w4a4,magnitude-0.5",
+        ),
+        "benchmark/sinks-contexts": (
+            "experiments.benchmark --preset=sinks --name=contexts --seeds=4,5,6,7,8 "
+            "--variants=softmax --optimizers=adamw --norms=own "
+            "--settings=own,quarter_context,four_contexts --measure_seq_len=16 --val_batches=16 "
+            "--bases=softmax --methods=w4a4",
+        ),
+        "variants/sinks": (SINKS,),
+        "explicit/sinks": (SINKS, "experiments.explicit --model=RUN"),
+        "causal/sinks": (SINKS, "experiments.causal --model=RUN"),
+        **{
+            f"analyze/smollm2-135m-{text}": (
+                f"experiments.analyze --model=smollm2-135m --corpus={corpus} --sequences=64 "
+                "--seq_len=256 --only=existence,positions,relations",
+            )
+            for text, corpus in (("books", ".cache/books_val.txt"), ("stdlib", "stdlib"))
+        },
+        "explicit/fruitfly-h100": (
+            PAIR,
+            "experiments.explicit --model=RUN --seq_len=256 --finetune=30 --finetune_batch=8 "
+            "--finetune_lr=3e-4",
+        ),
+    }
+)  # fmt: skip

@@ -1,0 +1,190 @@
+"""The numbers of any record by its units: one for each seed, chain and seed, or text.
+
+A cell is named as it differs from softmax trained as usual: "value_gate", "softmax norm=sandwich".
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from . import benchmark, causal, laboratory
+
+Record = dict[str, Any]
+LAST = 1000  # steps over which training losses are averaged
+
+
+WORDS = {
+    "noop_sink": "attention of no-op queries to the first token",
+    "noop_sink_best": "attention of no-op queries to the first token, best head",
+    "attention": "attention to the first token, best head",
+    "sink_rate@attn_weights": "Sink_0(0.3)",
+    "sink_effect": "g p_0 |v_0| / |o|",
+    "top1_over_median@block_out": "max/median |h|",
+    "residual_peak@block_out": "residual peak",
+    "neuron_rms_kurtosis@block_out": "channel kurtosis",
+    "value_drain@value": "value norm of the first token over the others'",
+    "ratio": "max/median |h| of the first token",
+    "gate_noop": "mean factor on no-op queries",
+    "calibrated@down": "calibrated outliers of W_down (FDR 0.01)",
+    "loss": "validation loss",
+    "loss_last_third": "validation loss of the last third",
+    "loss_bigram": "loss of bigrams",
+    "loss_copy": "loss of copies",
+    "train_loss": "training loss of the last 1,000 steps",
+    "cost": "loss added",
+    "removed": "cosine of the last layers' write and the residual",
+    "outlier": "channel flagged as an outlier",
+    "r_squared: logarithmic": "R^2 of a line in log(step)",
+    "r_squared: linear": "R^2 of a line in the step",
+    "explained": "R^2 of a gate fitted to S",
+    "kind: an_attention": "share of texts with attention outliers",
+    "kind: sun": "share of texts with massive activations",
+}
+
+
+class Unmeasured(Exception):
+    """A record has not what is asked of it; the message says what."""
+
+
+def values(record: Record, cell: str, measure: str) -> np.ndarray:
+    """A measure of a cell: [units], or [repeats, chains] of a laboratory's record; of two measures
+    with " / " or " - " between, the ratio or the difference.
+
+    Raises:
+      Unmeasured: the record does not have it.
+    """
+    for sign, joined in ((" / ", np.divide), (" - ", np.subtract)):
+        one, found, other = measure.partition(sign)
+        if found:
+            return np.asarray(joined(values(record, cell, one), values(record, cell, other)))
+    variant, *settings = cell.split()
+    where = dict(each.split("=") for each in settings)
+    try:
+        found = _READERS[record["experiment"]](record, variant, where, measure)
+    except (KeyError, StopIteration, ValueError) as error:
+        raise Unmeasured(f"{measure} of {cell}") from error
+    if found is None or not np.size(found):
+        raise Unmeasured(f"{measure} of {cell}")
+    return np.asarray(found, np.float64)
+
+
+def words(measure: str) -> str:
+    """What a measure, or two, is called in a threshold."""
+    for sign in (" / ", " - "):
+        one, found, other = measure.partition(sign)
+        if found:
+            return f"{words(one)}{sign}{words(other)}"
+    return WORDS.get(measure, measure)
+
+
+def seeds_of(record: Record) -> list[int]:
+    """The seeds that the models of a record were trained with."""
+    if "models" in record:
+        return sorted({model["seed"] for model in record["models"]})
+    if "studies" in record:
+        return list(record["studies"][0]["config"]["seeds"])
+    for part in ("train", "config"):
+        if "seeds" in (record.get(part) or {}):
+            return list(record[part]["seeds"])
+    return [record["seed"]] if record.get("seed") is not None else []
+
+
+def _trained(record: Record, variant: str, where: Mapping[str, str], measure: str) -> Any:
+    """Of the first study of a record of experiments.variants."""
+    found = record["studies"][0]["variants"][variant]
+    if measure == "train_loss":
+        curve = found["curve"]
+        rows = [x for n, x in zip(curve["step"], curve["loss"], strict=True)
+                if n > curve["step"][-1] - LAST]  # fmt: skip
+        return np.mean(rows, axis=0)
+    measured = found["measured"]
+    return (measured["val_loss"] if measure == "loss" else measured["measures"][measure])[-1]
+
+
+def _of_benchmark(record: Record, variant: str, where: Mapping[str, str], measure: str) -> Any:
+    cell = benchmark.cell_of(record, variant=variant, **where)
+    if cell is None or "diverged" in cell:
+        return None
+    return cell["val_loss"][-1] if measure == "loss" else cell["measures"][measure]
+
+
+def _of_laboratory(record: Record, variant: str, where: Mapping[str, str], measure: str) -> Any:
+    usual = laboratory.DEFAULT_CELL
+    cells = [{**usual, **cell} for cell in record["cells"]]  # older records have fewer axes
+    typed = {name: type(usual[name])(value) for name, value in where.items()}
+    cell = laboratory.cell_of({"cells": cells}, variant, **typed)
+    law = measure.removeprefix("r_squared: ")
+    found = cell["growth"][law]["r_squared"] if law != measure else cell["measures"][measure]
+    chains = len(record["chains"])
+    if [chain for _, chain in record["runs"]] != record["chains"] * (len(found) // chains):
+        raise ValueError("runs that are not of each chain in turn")
+    by_chain = np.reshape(found, (-1, chains))
+    return by_chain - record["floor"][cell["start"]] if measure == "loss_bigram" else by_chain
+
+
+def _converged(record: Record, variant: str, where: Mapping[str, str], measure: str) -> Any:
+    """At the best learning rate: the loss at the end, or over the last third of the steps."""
+    rate = record["compared"]["variants"][variant]["lr"]
+    cell = next(x for x in record["cells"] if (x["variant"], x["lr"]) == (variant, rate))
+    losses = np.array(cell["val_loss"], np.float64)
+    at = np.array(cell["step"]) > record["config"]["steps"] * 2 / 3
+    return {"loss": losses[-1], "loss_last_third": losses[at].mean(axis=0)}[measure]
+
+
+def _explicit(record: Record, form: str, where: Mapping[str, str], measure: str) -> Any:
+    if measure == "explained":
+        return [np.mean(model["factors"]["explained"]) for model in record["models"]]
+    return {"cost": [model["forms"][form]["change"][0] for model in record["models"]]}[measure]
+
+
+def _compressed(record: Record, variant: str, where: Mapping[str, str], measure: str) -> Any:
+    mine = [model for model in record["models"] if model["variant"] == variant]
+    return [m["methods"][measure]["change"][0] for m in sorted(mine, key=lambda m: m["seed"])]
+
+
+def _dosed(record: Record, treatment: str, where: Mapping[str, str], measure: str) -> Any:
+    """After a dose, "weight dose=0"; with "beside=1" of as much elsewhere."""
+    factor, beside = float(where["dose"]), "beside" in where
+    return [causal.response(m, treatment, factor, beside)[measure] for m in record["models"]]
+
+
+def _analysed(record: Record, variant: str, where: Mapping[str, str], measure: str) -> Any:
+    """Of one model, a single unit; which of its texts have a kind of outlier, a unit each."""
+    parts = record["parts"]
+    if measure.startswith("kind: "):
+        found = parts["positions"]["kinds"][measure.removeprefix("kind: ")]["sequences"]
+        return np.arange(record["sequences"]) < found
+    if measure == "calibrated@down":
+        weights = parts["existence"]["weights"]
+        down = weights["matrices"].index("down")
+        return [sum(layer[down] for layer in weights["calibrated"])]
+    if measure == "top1_over_median@block_out":
+        site = parts["positions"]["sites"]["block_out"]
+        return [max(top[0] / x for top, x in zip(site["top"], site["median"], strict=True))]
+    if measure in ("outlier", "removed"):  # by the last layers: the cosine of write and residual
+        life = parts["lifecycle"]
+        removed = (life["disappearance"] or {"cosine": 0.0})["cosine"]
+        return [removed if measure == "removed" else float(life["outlier"])]
+    edited = {
+        effect["treatment"]: effect["change"][0] for effect in parts["interventions"]["effects"]
+        if (effect["kind"], effect["detector"]) == ("activations", "largest")
+        and not effect["control"]
+    }  # fmt: skip
+    return [edited[measure]]
+
+
+def _by_text(record: Record, variant: str, where: Mapping[str, str], measure: str) -> Any:
+    """Of one published model, a number for each text."""
+    cell = " ".join([variant, *(f"{name}={value}" for name, value in where.items())])
+    return record["by_text"][cell][measure]
+
+
+_READERS: Mapping[str, Callable[[Record, str, Mapping[str, str], str], Any]] = MappingProxyType(
+    {
+        "variants": _trained, "benchmark": _of_benchmark, "laboratory": _of_laboratory,
+        "convergence": _converged, "explicit": _explicit, "compression": _compressed,
+        "causal": _dosed, "analysis": _analysed, "published": _by_text,
+    }
+)  # fmt: skip

@@ -1,0 +1,106 @@
+"""The ledger as tables: claims by settings, and each claim with its numbers and threshold."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from sysout_jax.showing import Table
+
+from ..cli.tables import print_table
+
+Rows = Mapping[str, Mapping[str, Any]]
+
+# status -> its mark in a cell
+MARKS = {
+    "supported": "✔", "refuted": "✘", "equivalent": "≈", "inconclusive": "?",
+    "not applicable": "–", "not measured": "…", "superseded": "→",
+}  # fmt: skip
+LINKED = "docs/claims.md"
+
+
+def _claims(rows: Rows) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """statement's name -> setting -> its row."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for name, row in rows.items():
+        found.setdefault(name.partition(".")[0], {})[row["setting"]] = row
+    return found
+
+
+def matrix(rows: Rows) -> Table:
+    """Claims by settings: a mark and a number in each cell."""
+    settings = list(dict.fromkeys(row["setting"] for row in rows.values()))
+    lines = [
+        [next(iter(by_setting.values()))["statement"],
+         *(_cell(by_setting.get(setting)) for setting in settings)]
+        for by_setting in _claims(rows).values()
+    ]  # fmt: skip
+    return Table.of("", ["claim", *settings], lines, "l")
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    return f"{MARKS[row['status']]} {row['short']}".strip()
+
+
+def markdown_ledger(rows: Rows, withdrawn: Mapping[str, str]) -> str:
+    """The matrix, then each claim with its thresholds, and what was measured with its p-values."""
+    parts = [matrix(rows).to_markdown(), _tally(rows)]
+    for by_setting in _claims(rows).values():
+        first = next(iter(by_setting.values()))
+        parts += [f"### {first['statement']}", f"{first['source']}.", _thresholds(by_setting)]
+        lines = [
+            [setting, _status(row), row["numbers"], *(_p(row[key]) for key in ("p", "holm", "bh"))]
+            for setting, row in by_setting.items()
+        ]
+        headings = ("setting", "status", "measured", "p", "Holm", "BH")
+        parts.append(Table.of("", headings, lines, "lllr").to_markdown())
+    parts.append("### Withdrawn")
+    parts.append("\n".join(f"- {claim}: {why}." for claim, why in withdrawn.items()))
+    return "\n\n".join(parts)
+
+
+def _status(row: Mapping[str, Any]) -> str:
+    lost = f" ({row['alone']} alone)" if row["alone"] != row["status"] else ""
+    return f"{row['status']}{lost}"
+
+
+def _thresholds(by_setting: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line for each threshold, with the settings that it decides and when it was written."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for setting, row in by_setting.items():
+        when = "before the run" if row["predicted"] else "after the run"
+        found.setdefault((row["threshold"], when if row["first"] else "no run yet"), []).append(
+            setting
+        )
+    return "\n".join(
+        f"- {', '.join(settings)} ({when}): {threshold}."
+        for (threshold, when), settings in found.items()
+    )
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else "<0.001" if value < 0.0005 else f"{value:.3f}"
+
+
+def _tally(rows: Rows) -> str:
+    """How many tests have each status."""
+    count = Counter(row["status"] for row in rows.values())
+    told = ", ".join(f"{MARKS[status]} {status} {count[status]}" for status in MARKS)
+    predicted = sum(row["predicted"] for row in rows.values() if row["p"] is not None)
+    tested = sum(row["p"] is not None for row in rows.values())
+    return f"{told}. Of {tested} that were tested, {predicted} had their threshold before the run."
+
+
+def markdown_summary(rows: Rows) -> str:
+    """What the README shows: how many tests have each status, and where they are."""
+    count = len(_claims(rows))
+    return f"{count} claims, {len(rows)} tests: {_tally(rows)} [All of them]({LINKED})."
+
+
+def print_matrix(console: Console, rows: Rows) -> None:
+    """Claims by settings, a line or two for each."""
+    print_table(console, matrix(rows))
+    console.print(_tally(rows), soft_wrap=True)
