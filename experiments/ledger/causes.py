@@ -30,7 +30,7 @@ from .claim import (
     TAKEN_APART,
     VALID,
     Statement,
-    Test,
+    Trial,
     forms,
     goes,
     than,
@@ -42,107 +42,107 @@ CAUSES = (
     # ------------------------------------------------------------------------ what makes them
     Statement("sink_needs_no_loss_at_bos", "Sinks form where predicting what follows BOS is not "
               "trained", "this project", {
-        LABORATORY: Test(forms(BEST, "softmax loss=masked"), LAB,
+        LABORATORY: Trial(forms(BEST, "softmax loss=masked"), LAB,
                          renews="5c5ecdc the_sink_needs_no_loss_at_bos"),
     }),
     Statement("no_sink_without_bos", "Without BOS no sink forms on the first token", "theory B5", {
-        LABORATORY: Test(goes(NO_BEST, BEST, "softmax start=none", equal=COPIES), LAB,
+        LABORATORY: Trial(goes(NO_BEST, BEST, "softmax start=none", equal=COPIES), LAB,
                          renews="5c5ecdc no_sink_without_bos"),
-        SOURCE: Test(goes(NO_RATE, RATED, "softmax setting=no_bos"), CELLS,
+        SOURCE: Trial(goes(NO_RATE, RATED, "softmax setting=no_bos"), CELLS,
                      renews="f4755e4 source_no_sink_without_bos"),
     }),
     Statement("norms_keep_sinks", "Other norms before the branches, and of queries and keys, keep "
               "sinks", f"{GU}; Sun et al. 2026 (arXiv:2603.05498)", {
-        LABORATORY: Test(forms(BEST, *(f"softmax norm={n}" for n in ("layer", "unscaled", "qk")),
+        LABORATORY: Trial(forms(BEST, *(f"softmax norm={n}" for n in ("layer", "unscaled", "qk")),
                                 equal=COPIES), LAB, renews="737ab83 norms_keep_sinks"),
-        SOURCE: Test(forms(RATED, "softmax norm=rms", "softmax norm=qk", equal=VALID), CELLS,
+        SOURCE: Trial(forms(RATED, "softmax norm=rms", "softmax norm=qk", equal=VALID), CELLS,
                      renews="f4755e4 source_norms_keep_sinks"),
     }),
     Statement("sandwich_norms_keep_sinks", "Norms behind the branches too (sandwich) keep sinks",
               f"{GU}; Sun et al. 2026 (arXiv:2603.05498)", {
-        LABORATORY: Test(forms(BEST, "softmax norm=sandwich", equal=COPIES), LAB,
+        LABORATORY: Trial(forms(BEST, "softmax norm=sandwich", equal=COPIES), LAB,
                          renews="737ab83 norms_keep_sinks"),
-        SOURCE: Test(forms(RATED, "softmax norm=sandwich", equal=VALID), CELLS,
+        SOURCE: Trial(forms(RATED, "softmax norm=sandwich", equal=VALID), CELLS,
                      renews="f4755e4 source_norms_keep_sinks"),
     }),
     Statement("sandwich_norms_remove_peaks", "With sandwich norms large states go",
               "Sun et al. 2026 (arXiv:2603.05498)", {
-        LABORATORY: Test(than(PEAK, "softmax norm=sandwich", equal=COPIES), LAB,
+        LABORATORY: Trial(than(PEAK, "softmax norm=sandwich", equal=COPIES), LAB,
                          held="737ab83 sandwich_norms_remove_peaks"),
-        BOOKS: Test(than(LARGEST, "softmax norm=sandwich", ratio=0.5, equal=VALID), LEVERS,
+        BOOKS: Trial(than(LARGEST, "softmax norm=sandwich", ratio=0.5, equal=VALID), LEVERS,
                     held="23a1401 text_sandwich_norms_remove_large_states"),
     }),
     Statement("unscaled_norms_remove_outlier_channels", "Norms without a scale for each channel "
               "make smaller outlier channels", "Park et al. 2025 (arXiv:2506.19697)", {
-        LABORATORY: Test(than(KURTOSIS, "softmax norm=unscaled", equal=COPIES), LAB,
+        LABORATORY: Trial(than(KURTOSIS, "softmax norm=unscaled", equal=COPIES), LAB,
                          held="737ab83 unscaled_norms_remove_outlier_channels"),
     }),
     Statement("muon_makes_sinks", "Sinks are not Adam's work: Muon makes them too", GU, {
-        LABORATORY: Test(forms(BEST, "softmax optimizer=muon"), LAB),
-        SOURCE: Test(forms(RATED, "softmax optimizer=muon"), CELLS,
+        LABORATORY: Trial(forms(BEST, "softmax optimizer=muon"), LAB),
+        SOURCE: Trial(forms(RATED, "softmax optimizer=muon"), CELLS,
                      renews="f4755e4 source_muon_makes_sinks"),
     }),
     Statement("adam_makes_peaks", "Adam makes large states, SGD and Muon do not",
               "Kaul et al. 2024 (arXiv:2410.17174); Guo et al. 2024 (arXiv:2410.13835)", {
-        LABORATORY: Test(Paired(PEAK, tuple((f"softmax optimizer={name}", "softmax")
+        LABORATORY: Trial(Paired(PEAK, tuple((f"softmax optimizer={name}", "softmax")
                                             for name in ("sgd", "muon")), equal=COPIES), LAB,
                          held="5c5ecdc optimisers"),
-        BOOKS: Test(than(LARGEST, "softmax optimizer=muon", ratio=0.5, equal=VALID), LEVERS,
+        BOOKS: Trial(than(LARGEST, "softmax optimizer=muon", ratio=0.5, equal=VALID), LEVERS,
                     held="23a1401 text_optimisers"),
     }),
     Statement("larger_eps_removes_outlier_channels", "A larger eps of Adam makes smaller outlier "
               "channels", "He et al. 2024 (arXiv:2405.19279)", {
-        LABORATORY: Test(than(KURTOSIS, "softmax eps=1e-4", equal=COPIES), LAB,
+        LABORATORY: Trial(than(KURTOSIS, "softmax eps=1e-4", equal=COPIES), LAB,
                          held="737ab83 larger_eps_removes_outlier_channels"),
-        SOURCE: Test(than(KURTOSIS, "softmax setting=eps_1e-4", equal=VALID), CELLS,
+        SOURCE: Trial(than(KURTOSIS, "softmax setting=eps_1e-4", equal=VALID), CELLS,
                      held="f4755e4 source_larger_eps_removes_outlier_channels"),
-        BOOKS: Test(than(KURTOSIS, "softmax setting=eps_1e-4", equal=VALID), LEVERS,
+        BOOKS: Trial(than(KURTOSIS, "softmax setting=eps_1e-4", equal=VALID), LEVERS,
                     held="23a1401 text_larger_eps_removes_outlier_channels"),
     }),
     Statement("weight_decay", "Sinks against weight decay are an inverted U", GU, {
-        LABORATORY: Test(Paired(BEST.measure, (("softmax", "softmax decay=0"),
+        LABORATORY: Trial(Paired(BEST.measure, (("softmax", "softmax decay=0"),
                                                ("softmax", "softmax decay=3")), below=False), LAB,
                          renews="7a02250 weight_decay"),
-        **{setting: Test(Paired(RATE, (("softmax", "softmax setting=decay_0"),
+        **{setting: Trial(Paired(RATE, (("softmax", "softmax setting=decay_0"),
                                        ("softmax", "softmax setting=decay_1")), below=False),
                          record, held=held)
            for setting, record, held in ((SOURCE, CELLS, "f4755e4 source_weight_decay"),
                                          (BOOKS, LEVERS, "23a1401 text_weight_decay"))},
     }),
     Statement("repeated_text_makes_fewer_sinks", "Less text makes fewer sinks", GU, {
-        SOURCE: Test(than(RATE, "softmax setting=repeated"), CELLS,
-                     held="f4755e4 source_repeated_makes_fewer_sinks"),
-        BOOKS: Test(than(RATE, "softmax setting=repeated"), LEVERS,
-                    held="23a1401 text_repeated_makes_fewer_sinks"),
+        SOURCE: Trial(than(RATE, "softmax setting=repeated"), CELLS,
+                     held="f4755e4 source_less_text_makes_fewer_sinks"),
+        BOOKS: Trial(than(RATE, "softmax setting=repeated"), LEVERS,
+                    held="23a1401 less_text_makes_fewer_sinks"),
     }),
     Statement("longer_contexts_on_equal_rows", "Longer contexts make stronger sinks",
               "Barbero et al. 2025 (arXiv:2504.02732)", {
-        SOURCE: Test(Paired(RATE, (("softmax", "softmax setting=quarter_context"),
+        SOURCE: Trial(Paired(RATE, (("softmax", "softmax setting=quarter_context"),
                                    ("softmax setting=four_contexts", "softmax")), below=False),
                      CHAINED,
-                     held="ae4b9f4 source_longer_contexts_make_stronger_sinks_on_equal_rows"),
+                     held="ae4b9f4 source_longer_contexts_make_stronger_sinks"),
     }),
     Statement("longer_contexts_on_own_rows", "Longer contexts make stronger sinks, "
               "each measured on rows of its own length",
               "Barbero et al. 2025 (arXiv:2504.02732)", {
-        setting: Test(than(RATE, "softmax", "softmax setting=quarter_context", below=False),
+        setting: Trial(than(RATE, "softmax", "softmax setting=quarter_context", below=False),
                       record, held=held, superseded="longer_contexts_on_equal_rows")
         for setting, record, held in (
             (SOURCE, CELLS, "f4755e4 source_longer_contexts_make_stronger_sinks"),
-            (BOOKS, LEVERS, "23a1401 text_longer_contexts_make_stronger_sinks"))
+            (BOOKS, LEVERS, "23a1401 longer_contexts_make_stronger_sinks"))
     }),
     Statement("sink_logits_grow_like_log", "The sink's logit grows like the logarithm of the step",
               "theory C2, F2", {
-        LABORATORY: Test(Level("r_squared: logarithmic", 0.9, also=(
+        LABORATORY: Trial(Level("r_squared: logarithmic", 0.9, also=(
             ("r_squared: logarithmic - r_squared: linear", 0.0),)), LAB,
                          held="5c5ecdc sink_logits_grow_like_log"),
     }),
     # ------------------------------------------------------------------------- what they do
     *(Statement(name, says, source, {
-        BACKCOPY: Test(predicate, "explicit/backcopy", **was(b)),
-        SOURCE: Test(predicate, "explicit/sinks", **was(s)),
-        BOOKS: Test(predicate, "explicit/fruitfly-h100", **was(k)),
-        PUBLISHED: Test(predicate, BY_TEXT),
+        BACKCOPY: Trial(predicate, "explicit/backcopy", **was(b)),
+        SOURCE: Trial(predicate, "explicit/sinks", **was(s)),
+        BOOKS: Trial(predicate, "explicit/fruitfly-h100", **was(k)),
+        PUBLISHED: Trial(predicate, BY_TEXT),
     }) for name, says, source, predicate, b, s, k in (
         ("removal_harms", "Taking the sink away harms the model", f"{AN}, section 4",
          Level("cost", HARM, cells=("dropped",), digits=3), "renews b1e06f5 removal_harms",
@@ -159,12 +159,12 @@ CAUSES = (
          f"{AN}, section 4", Level("explained", 0.5, cells=("gate",)), "held ", "held ", "held "),
     )),
     *(Statement(name, says, f"{AN}, section 3; {SUN}", {
-        setting: Test(Dose(treatment, 0.0), record, held=f"{commit} {prefix}{name}")
+        setting: Trial(Dose(treatment, 0.0), record, held=f"{commit} {prefix}{name}")
         for setting, record, commit, prefix in (
             (BACKCOPY, "causal/backcopy", "c940761", ""),
             (SOURCE, "causal/sinks", "ae4b9f4", "source_"),
-            (BOOKS, "causal/fruitfly-h100", "c940761", "text_"))
-    } | {PUBLISHED: Test(Dose(treatment, 0.0), BY_TEXT)}) for name, treatment, says in (
+            (BOOKS, "causal/fruitfly-h100", "79254d0", "text_"))
+    } | {PUBLISHED: Trial(Dose(treatment, 0.0), BY_TEXT)}) for name, treatment, says in (
         ("activations_cause_sinks", "activation",
          "The sink goes with the first token's largest channel"),
         ("weights_cause_sinks", "weight",
@@ -172,22 +172,22 @@ CAUSES = (
     )),
     Statement("massive_activations_are_critical", "A model without its largest activation is worse",
               f"{SUN}, disputed by Owen et al. 2025 (arXiv:2503.22329)", {
-        BOOKS: Test(Level("set to zero", HARM, control=Control(LARGE), digits=3), TAKEN_APART,
+        BOOKS: Trial(Level("set to zero", HARM, control=Control(LARGE), digits=3), TAKEN_APART,
                     held="8fb1673 massive_activations_are_critical"),
-        PUBLISHED: Test(Level("set to zero", HARM, digits=3), BY_TEXT),
+        PUBLISHED: Trial(Level("set to zero", HARM, digits=3), BY_TEXT),
     }),
     Statement("set_to_mean", "A massive activation set to its mean over texts is harmless", SUN, {
-        PUBLISHED: Test(Level("set to mean", HARM, below=True, digits=3), BY_TEXT),
+        PUBLISHED: Trial(Level("set to mean", HARM, below=True, digits=3), BY_TEXT),
     }),
     Statement("last_layers_remove_them", "The last layers write the negative of the outlier",
               f"{AN}, section 3", {
-        BOOKS: Test(Level("removed", -0.9, below=True, control=Control(Has("outlier", 0.5))),
+        BOOKS: Trial(Level("removed", -0.9, below=True, control=Control(Has("outlier", 0.5))),
                     TAKEN_APART, held="b1e06f5 last_layers_remove_them"),
-        PUBLISHED: Test(Level("removed", -0.9, below=True), BY_TEXT),
+        PUBLISHED: Trial(Level("removed", -0.9, below=True), BY_TEXT),
     }),
     *(Statement(name, says, f"{AN}, table 1", {
-        BOOKS: Test(Relation(given, found), TAKEN_APART, renews=f"b1e06f5 {old}"),
-        PUBLISHED: Test(Relation(given, found), ON_TEXTS),
+        BOOKS: Trial(Relation(given, found), TAKEN_APART, renews=f"b1e06f5 {old}"),
+        PUBLISHED: Trial(Relation(given, found), ON_TEXTS),
     }) for name, given, found, old, says in (
         ("weights_and_activations_share_channels", "weights", "activations",
          "weights_make_activations", "Weight and activation outliers share their channels"),
@@ -197,22 +197,22 @@ CAUSES = (
     # ---------------------------------------------------------------- what making it explicit buys
     Statement("converges_faster", "Models with an explicit factor converge faster",
               f"{AN}, section 6", {
-        BACKCOPY: Test(Equivalence("loss", "context_scale", "softmax", 0.005),
+        BACKCOPY: Trial(Equivalence("loss", "context_scale", "softmax", 0.005),
                        "convergence/backcopy", renews="b1e06f5 converges_faster"),
-        SOURCE: Test(than("loss", "context_scale", also=("loss_last_third",), digits=3),
+        SOURCE: Trial(than("loss", "context_scale", also=("loss_last_third",), digits=3),
                      "convergence/stdlib-tuned", held="b1e06f5 converges_faster"),
-        BOOKS: Test(than("train_loss", "context_scale", digits=3), PAIR,
+        BOOKS: Trial(than("train_loss", "context_scale", digits=3), PAIR,
                     held="28ba12a text_learns_faster"),
     }),
     Statement("conversion_is_exact", "The sink written as constants, its token masked, changes no "
               "loss", "theory T1", {
-        PUBLISHED: Test(Equivalence("loss", "converted", "trained", 0.005, claimed=True), BY_TEXT),
+        PUBLISHED: Trial(Equivalence("loss", "converted", "trained", 0.005, claimed=True), BY_TEXT),
     }),
     *(Statement(name, says, f"{AN}, section 6", {
-        setting: Test(than(measure, "context_scale", digits=4, control=Control(
+        setting: Trial(than(measure, "context_scale", digits=4, control=Control(
             Has(measure, HARM))), record, **was(old))
         for setting, record, measure, old in tests
-    } | {PUBLISHED: Test(than(tests[0][2], "converted", "trained", digits=3), BY_TEXT)})
+    } | {PUBLISHED: Trial(than(tests[0][2], "converted", "trained", digits=3), BY_TEXT)})
       for name, says, tests in (
         ("quantises_better", "Models with an explicit factor quantise better", (
             (BACKCOPY, "compress/backcopy", "w8a8-tensor", "renews b1e06f5 quantises_better"),

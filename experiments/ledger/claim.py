@@ -18,7 +18,7 @@ SETTINGS = (BACKCOPY, LABORATORY, SOURCE, BOOKS, PUBLISHED)
 
 
 @dataclass(frozen=True)
-class Test:
+class Trial:
     """What decides a statement in one setting.
 
     held: the commit, and the name there, of a ledger that first held this bound, before claims.json
@@ -40,7 +40,7 @@ class Statement:
     name: str
     says: str
     source: str
-    tests: Mapping[str, Test]  # by setting
+    tests: Mapping[str, Trial]  # by setting
 
 
 AN = "An et al. 2025 (arXiv:2502.06415)"

@@ -58,10 +58,15 @@ def by_chain(found: np.ndarray) -> np.ndarray:
     return found.mean(axis=0) if found.ndim == 2 else found
 
 
+def _alike(units: np.ndarray) -> bool:
+    """Whether units differ by no more than float64 rounds."""
+    return float(np.std(units)) <= 1e-12 * float(np.abs(units).max())
+
+
 def piece(found: np.ndarray, bound: float, below: bool) -> Piece:
     """The mean of units against a bound; units without any spread have no t, and p is NaN."""
     units = by_chain(found)
-    spread = units.size > 1 and float(np.std(units)) > 0
+    spread = units.size > 1 and not _alike(units)
     p = float(stats.ttest_1samp(units, bound).pvalue) if spread else nan
     mean = float(np.mean(units))
     return Piece(p, mean < bound if below else mean > bound, mean_interval(units))
@@ -81,7 +86,7 @@ def within(difference: np.ndarray, margin: float) -> float:
     units = by_chain(difference)
     if units.size < 2:
         return nan
-    if np.std(units) == 0:
+    if _alike(units):
         return 0.0 if abs(units[0]) < margin else 1.0
     low = stats.ttest_1samp(units, -margin, alternative="greater").pvalue
     high = stats.ttest_1samp(units, margin, alternative="less").pvalue

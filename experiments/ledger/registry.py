@@ -16,7 +16,7 @@ from typing import Any
 from sysout_jax.errors import InputError
 
 from ..records.units import Record, Unmeasured, seeds_of
-from .claim import Test
+from .claim import Trial
 
 ROOT = Path(__file__).parent.parent.parent
 STORED = "results/claims.json"
@@ -37,7 +37,7 @@ def git(*arguments: str) -> str | None:
 
 
 def registration(
-    name: str, test: Test, records: Mapping[str, Record | None], stored: Mapping[str, Any]
+    name: str, test: Trial, records: Mapping[str, Record | None], stored: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The commit that first held a threshold, when it and the first record were, and which came
     first; of a threshold that no commit holds yet the commit is None.
@@ -69,7 +69,7 @@ def _held(held: str) -> tuple[str, str]:
     return commit, when.strip()
 
 
-def _first_holding(name: str, test: Test) -> tuple[str | None, str | None]:
+def _first_holding(name: str, test: Trial) -> tuple[str | None, str | None]:
     """The first commit whose claims.json holds the threshold of the claim."""
     for commit, when in _commits(STORED):
         row = _version(commit, STORED).get(name, {})
@@ -78,7 +78,7 @@ def _first_holding(name: str, test: Test) -> tuple[str | None, str | None]:
     return None, None
 
 
-def _first(test: Test, name: str, record: Record) -> str:
+def _first(test: Trial, name: str, record: Record) -> str:
     """When the first version of a record was begun that had these seeds and could be judged."""
     path = f"results/{name}/result.json"
     for commit, _ in _commits(path):

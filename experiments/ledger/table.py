@@ -13,7 +13,7 @@ from sysout_jax.results import read_record
 
 from ..records.units import Record, Unmeasured
 from .causes import CAUSES
-from .claim import Statement, Test
+from .claim import Statement, Trial
 from .evidence import (
     ALPHA,
     EQUIVALENT,
@@ -30,7 +30,7 @@ from .registry import registration
 Row = dict[str, Any]
 STATEMENTS = OUTLIERS + CAUSES
 # "sinks_form.books" -> its statement, its setting and what decides it there.
-TESTS: Mapping[str, tuple[Statement, str, Test]] = MappingProxyType(
+TESTS: Mapping[str, tuple[Statement, str, Trial]] = MappingProxyType(
     {
         f"{each.name}.{setting.split()[0].partition('-')[0].lower()}": (each, setting, test)
         for each in STATEMENTS
@@ -79,7 +79,7 @@ def decided(results: Path, stored: Mapping[str, Row]) -> dict[str, Row]:
     return rows
 
 
-def judge(test: Test, records: Iterable[Record | None]) -> Judged:
+def judge(test: Trial, records: Iterable[Record | None]) -> Judged:
     """What records say by a test alone; a record that is not there leaves it not measured."""
     there = [record for record in records if record is not None]
     try:
