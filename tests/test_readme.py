@@ -102,7 +102,7 @@ def test_tables_are_there():
 
 
 def test_what_removing_a_sink_costs_is_in_the_record():
-    """To renew it: the two commands of experiments.records.commands.COMMANDS["analyze/backcopy"]."""
+    """To renew it: COMMANDS["analyze/backcopy"] of experiments.records.commands."""
     record = read_record(ROOT / "results" / "analyze" / "backcopy")
     assert record["provenance"]["code"]["dirty"] is False
     (cost,) = [

@@ -169,7 +169,8 @@ class Level:
     def threshold(self) -> str:
         told = [Has(*each, self.below).text for each in ((self.measure, self.bound), *self.also)]
         control = self.control.text if self.control else ""
-        return _joined(f"{', '.join(self.cells)}: mean {' and '.join(told)}", control)
+        cells = ", ".join(words(cell) for cell in self.cells)
+        return _joined(f"{cells}: mean {' and '.join(told)}", control)
 
     def judge(self, records: Records) -> Judged:
         if refused := _guarded(records, self.control, None):
@@ -268,9 +269,12 @@ class Cost:
 
     @property
     def threshold(self) -> str:
-        less = f" and less than {self.than}" if self.than else ""
-        return (f"{self.form} costs less than {self.share:.0%} of what {self.removal} does{less}, "
-                f"pairs; where {self.removal} costs more than nothing")  # fmt: skip
+        less = f" and less than {words(self.than)}" if self.than else ""
+        form, removal = words(self.form), words(self.removal)
+        return (
+            f"{form} costs less than {self.share:.0%} of what {removal} does{less}, pairs; where "
+            f"{removal} costs more than nothing"
+        )
 
     def judge(self, records: Records) -> Judged:
         cost, removal = (pooled(records, cell, self.measure) for cell in (self.form, self.removal))
@@ -283,7 +287,7 @@ class Cost:
         if self.than:
             other = pooled(records, self.than, self.measure)
             pieces.append(piece(cost - other, 0.0, below=True))
-            numbers += f", {self.than} {shown(mean_interval(other), 3)}"
+            numbers += f", {words(self.than)} {shown(mean_interval(other), 3)}"
         says, p = together(pieces)
         return Judged(says, numbers, short, None if isnan(p) else p, cost.size)
 

@@ -39,6 +39,10 @@ WORDS = {
     "r_squared: logarithmic": "R^2 of a line in log(step)",
     "r_squared: linear": "R^2 of a line in the step",
     "explained": "R^2 of a gate fitted to S",
+    "dropped": "the sink removed",
+    "factor": "S in its place",
+    "gate": "a gate in its place",
+    "constant": "a constant in its place",
     "kind: an_attention": "share of texts with attention outliers",
     "kind: sun": "share of texts with massive activations",
 }
@@ -71,7 +75,7 @@ def values(record: Record, cell: str, measure: str) -> np.ndarray:
 
 
 def words(measure: str) -> str:
-    """What a measure, or two, is called in a threshold."""
+    """What a measure, or two, or a form is called in a threshold."""
     for sign in (" / ", " - "):
         one, found, other = measure.partition(sign)
         if found:

@@ -322,7 +322,7 @@ def test_relation_by_precision_and_recall(precision, recall, p, sequences, says)
          "in most units"),
         (Share(Has("sink_rate@attn_weights", 0.1), most=0.95),
          "softmax: Sink_0(0.3) above 0.1 in more than 95% of units"),
-        (Level("cost", 0.01, cells=("dropped",)), "dropped: mean loss added above 0.01"),
+        (Level("cost", 0.01, cells=("dropped",)), "the sink removed: mean loss added above 0.01"),
         (Paired("loss", (("a", "b"),), equal=Equal(("loss_copy",))),
          "validation loss, pairs: a below b; at equal loss of copies (within 0.05 nats, TOST)"),
         (Paired("ratio", (("a", "b"),), 0.5, below=False, ratio=True),
@@ -330,8 +330,9 @@ def test_relation_by_precision_and_recall(precision, recall, p, sequences, says)
         (Dose("weight", 0.0), "weight times 0: attention to the first token, best head falls by "
          "more than 0.1, beyond as much elsewhere; where weight dose=1 has attention to the first "
          "token, best head above 0.2 in most units"),
-        (Cost("gate", than="constant"), "gate costs less than 10% of what dropped does and less "
-         "than constant, pairs; where dropped costs more than nothing"),
+        (Cost("gate", than="constant"), "a gate in its place costs less than 10% of what the sink "
+         "removed does and less than a constant in its place, pairs; where the sink removed costs "
+         "more than nothing"),
         (Equivalence("loss", "a", "b", 0.005),
          "validation loss, pairs: a below b; equivalent within 0.005 of b (TOST)"),
         (Relation("weights", "activations"), "weights to activations: precision above 0.9, recall "
