@@ -93,17 +93,10 @@ def within(difference: np.ndarray, margin: float) -> float:
     return float(max(low, high))
 
 
-def shown(found: Interval, digits: int = 2) -> str:
-    """A mean with its 95% interval."""
-    if isnan(found.low):
-        return f"{found.mean:.{digits}f}"
-    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-
-
 def of_pieces(pieces: Sequence[Piece], names: Sequence[str], digits: int, units: int) -> Judged:
     """The verdict of several quantities, each by its name; the worst is the one for a cell."""
     says, p = together(pieces)
-    texts = [shown(each.interval, digits) for each in pieces]
+    texts = [f"{each.interval:.{digits}f}" for each in pieces]
     if len(pieces) > 1:
         texts = [f"{name} {text}" for name, text in zip(names, texts, strict=True)]
     worst = min(pieces, key=lambda each: (each.towards, -each.p if each.towards else each.p))

@@ -27,7 +27,6 @@ from .evidence import (
     by_chain,
     of_pieces,
     piece,
-    shown,
     together,
     within,
 )
@@ -97,8 +96,8 @@ class Equal:
         for part in self.parts:
             difference = pooled(records, one, part) - pooled(records, other, part)
             if not within(difference, self.margin) < ALPHA:
-                cost = shown(mean_interval(by_chain(difference)), 3)
-                numbers = f"{words(part)} of {one} differs by {cost} nats"
+                cost = mean_interval(by_chain(difference))
+                numbers = f"{words(part)} of {one} differs by {cost:.3f} nats"
                 return Judged(INCONCLUSIVE, numbers, "", units=difference.size)
         return None
 
@@ -279,7 +278,7 @@ class Cost:
     def judge(self, records: Records) -> Judged:
         cost, removal = (pooled(records, cell, self.measure) for cell in (self.form, self.removal))
         price = piece(removal, 0.0, below=False)
-        numbers = f"{shown(mean_interval(cost), 3)} of {shown(price.interval, 3)} nats"
+        numbers = f"{mean_interval(cost):.3f} of {price.interval:.3f} nats"
         short = f"{cost.mean() / removal.mean():.0%}"
         if not (price.towards and price.p < ALPHA):
             return Judged(INCONCLUSIVE, numbers, short, units=cost.size)
@@ -287,7 +286,7 @@ class Cost:
         if self.than:
             other = pooled(records, self.than, self.measure)
             pieces.append(piece(cost - other, 0.0, below=True))
-            numbers += f", {words(self.than)} {shown(mean_interval(other), 3)}"
+            numbers += f", {words(self.than)} {mean_interval(other):.3f}"
         says, p = together(pieces)
         return Judged(says, numbers, short, None if isnan(p) else p, cost.size)
 
@@ -311,7 +310,7 @@ class Equivalence:
     def judge(self, records: Records) -> Judged:
         found = pooled(records, self.one, self.measure) - pooled(records, self.other, self.measure)
         differs, p = piece(found, 0.0, below=True), within(found, self.margin)
-        numbers, short = shown(differs.interval, 4), f"{differs.interval.mean:.3f}"
+        numbers, short = f"{differs.interval:.4f}", f"{differs.interval.mean:.3f}"
         if p < ALPHA:
             says = SUPPORTED if self.claimed else EQUIVALENT
         elif differs.p < ALPHA and not self.claimed:
@@ -344,7 +343,7 @@ class Relation:
         row = min(rows, key=lambda each: each["precision"][0])
         precision, recall = Interval(*row["precision"]), Interval(*row["recall"])
         chance = row["null_precision"] * row["mean_given"] / row["mean_found"]
-        numbers = f"precision {shown(precision)}, recall {shown(recall)} (chance {chance:.2f})"
+        numbers = f"precision {precision:.2f}, recall {recall:.2f} (chance {chance:.2f})"
         beyond = [precision.low > self.precision, recall.low > chance, row["p_value"] < self.level]
         short_of = precision.high < self.precision or recall.high < chance
         says = SUPPORTED if all(beyond) else REFUTED if short_of else INCONCLUSIVE

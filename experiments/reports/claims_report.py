@@ -50,7 +50,11 @@ def markdown_ledger(rows: Rows, withdrawn: Mapping[str, str]) -> str:
     parts = [matrix(rows).to_markdown(), _tally(rows)]
     for by_setting in _claims(rows).values():
         first = next(iter(by_setting.values()))
-        parts += [f"### {first['statement']}", f"Source: {first['source']}.", _thresholds(by_setting)]
+        parts += [
+            f"### {first['statement']}",
+            f"Source: {first['source']}.",
+            _thresholds(by_setting),
+        ]
         lines = [
             [setting, _status(row), row["numbers"], *(_p(row[key]) for key in ("p", "holm", "bh"))]
             for setting, row in by_setting.items()
