@@ -153,11 +153,10 @@ def dimensions(
     flagged, scores = np.asarray(detected.flagged), np.asarray(detected.score)
     head = head_of(config, params)
     of_head = np.asarray(outlier_dimensions(head.weight.T, quantile).flagged)
-    if frequencies is None:
-        frequencies = np.bincount(rows.ravel(), minlength=config.vocab)
+    own = np.bincount(rows.ravel(), minlength=config.vocab)
     made, split = ablations(
-        config.final_softcap, head, states, rows[:, np.array(chosen) + 1], frequencies,
-        ablation_sets(flagged, of_head),
+        config.final_softcap, head, states, rows[:, np.array(chosen) + 1],
+        own if frequencies is None else frequencies, ablation_sets(flagged, of_head),
     )  # fmt: skip
     stages = []
     for step, each in checkpoints:
