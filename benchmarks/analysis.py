@@ -28,9 +28,9 @@ from experiments.cli import launch
 from sysout_jax.analysis.locate.positions import Positions
 from sysout_jax.analysis.locate.relations import Relation
 from sysout_jax.analysis.locate.scan import DETECTORS, SITES, Thresholds, together
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, at_least
 from sysout_jax.families.checkpoint import load_checkpoint
-from sysout_jax.model.config import ModelConfig, at_least
+from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.model import Model
 from sysout_jax.report.findings import analyze
 from sysout_jax.results import RunDirectory

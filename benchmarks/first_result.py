@@ -28,9 +28,8 @@ from benchmarks.goals import Row, print_rows, quartiles
 from experiments.cli import launch
 from sysout_jax.data.prompt import PROMPT
 from sysout_jax.data.tokenizer import SubwordTokenizer
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, at_least
 from sysout_jax.families.export import export
-from sysout_jax.model.config import at_least
 from sysout_jax.results import RunDirectory, plain
 
 FLAGS = flags.FLAGS

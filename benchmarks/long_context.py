@@ -38,9 +38,9 @@ from sysout_jax.analysis.locate.scan import (
     one_pass,
     over_batches,
 )
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, at_least
 from sysout_jax.families.checkpoint import load_checkpoint
-from sysout_jax.model.config import ModelConfig, at_least
+from sysout_jax.model.config import ModelConfig
 from sysout_jax.results import RunDirectory, plain
 
 FLAGS = flags.FLAGS

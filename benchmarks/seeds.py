@@ -21,8 +21,8 @@ from benchmarks import goals
 from benchmarks.goals import Row, print_rows, quartiles
 from experiments.cli import launch
 from sysout_jax.data import Backcopy, Source, TextCorpus
-from sysout_jax.errors import InputError
-from sysout_jax.model.config import SHAPES, at_least, one_of
+from sysout_jax.errors import InputError, at_least, one_of
+from sysout_jax.model.config import SHAPES
 from sysout_jax.results import RunDirectory, plain
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import train

@@ -22,9 +22,10 @@ from rich.console import Console
 from benchmarks import goals
 from benchmarks.goals import Row, print_rows, quartiles
 from experiments.cli import launch
+from sysout_jax.errors import at_least
 from sysout_jax.families.export import export
 from sysout_jax.loading import load
-from sysout_jax.model.config import SHAPES, ModelConfig, at_least
+from sysout_jax.model.config import SHAPES, ModelConfig
 from sysout_jax.model.decoder import init
 from sysout_jax.model.model import Model
 from sysout_jax.planning.timing import alternated

@@ -19,8 +19,8 @@ from rich.console import Console
 
 from benchmarks import goals
 from experiments.cli import launch
-from sysout_jax.errors import InputError
-from sysout_jax.model.config import DTYPES, SHAPES, ModelConfig, at_least, one_of
+from sysout_jax.errors import InputError, at_least, one_of
+from sysout_jax.model.config import DTYPES, SHAPES, ModelConfig
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.planning.machines import chip_of, model_flops
 from sysout_jax.planning.timing import alternated

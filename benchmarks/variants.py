@@ -21,7 +21,8 @@ from benchmarks.goals import Row, print_rows, quartiles
 from experiments.cli import launch
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.core.primitives import Heads
-from sysout_jax.model.config import SHAPES, at_least, one_of
+from sysout_jax.errors import at_least, one_of
+from sysout_jax.model.config import SHAPES
 from sysout_jax.planning.timing import step_seconds
 from sysout_jax.results import RunDirectory, plain
 from sysout_jax.training.config import TrainConfig

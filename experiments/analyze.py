@@ -23,10 +23,9 @@ from sysout_jax.analysis.locate.scan import Thresholds, for_length, over_batches
 from sysout_jax.analysis.measure.dimensions import chosen_positions
 from sysout_jax.checking import check
 from sysout_jax.data.prompt import PROMPT, encode_prompt
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, at_least, one_of
 from sysout_jax.families.known import TAPS as EXTREMES
 from sysout_jax.families.known import Check, Known, check_known, known_of
-from sysout_jax.model.config import at_least, one_of
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.model.stream import recorded
 from sysout_jax.report.findings import PARTS, PROMPT_TOKENS, Material, describe, header, publish

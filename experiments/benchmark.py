@@ -22,8 +22,7 @@ from sysout_jax.analysis.compress.calibration import apart
 from sysout_jax.analysis.compress.compression import Compressed, Compressor, losses
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data.corpus import Progress
-from sysout_jax.errors import Diverged
-from sysout_jax.model.config import at_least, one_of
+from sysout_jax.errors import Diverged, at_least, one_of
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.results import RunDirectory, code_version
 from sysout_jax.training.config import TrainConfig

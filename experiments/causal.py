@@ -12,8 +12,7 @@ from absl import flags
 from rich.console import Console
 
 from sysout_jax.analysis.intervene.dose_response import check, doses
-from sysout_jax.errors import InputError
-from sysout_jax.model.config import at_least
+from sysout_jax.errors import InputError, at_least
 from sysout_jax.results import RunDirectory
 
 from .cli import grid, launch

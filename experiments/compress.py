@@ -20,8 +20,7 @@ from sysout_jax.analysis.compress.compression import ALPHA, Compressed, Compress
 from sysout_jax.analysis.compress.noise import noise
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.errors import InputError
-from sysout_jax.model.config import at_least
+from sysout_jax.errors import InputError, at_least
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.results import RunDirectory
 

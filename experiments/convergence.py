@@ -18,8 +18,8 @@ from rich.console import Console
 
 from sysout_jax.analysis.measure import zero_shot
 from sysout_jax.core.attention import PAPER, VARIANTS
-from sysout_jax.errors import Diverged, InputError
-from sysout_jax.model.config import SHAPES, at_least, one_of
+from sysout_jax.errors import Diverged, InputError, at_least, one_of
+from sysout_jax.model.config import SHAPES
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.planning.timing import step_flops, step_seconds
 from sysout_jax.results import RunDirectory, code_version

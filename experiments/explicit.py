@@ -23,8 +23,7 @@ from sysout_jax.analysis.intervene import explicit_factor
 from sysout_jax.analysis.intervene.explicit_factor import FORMS, Form
 from sysout_jax.analysis.measure.summary import summary_in_batches
 from sysout_jax.analysis.statistics import bootstrap_interval
-from sysout_jax.errors import InputError
-from sysout_jax.model.config import at_least, finite
+from sysout_jax.errors import InputError, at_least, finite
 from sysout_jax.model.decoder import Params, param_axes
 from sysout_jax.results import RunDirectory
 from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer

@@ -20,8 +20,7 @@ from rich.console import Console
 from sysout_jax.analysis.statistics import fit_growth
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data import Backcopies, Backcopy
-from sysout_jax.errors import Diverged, InputError
-from sysout_jax.model.config import at_least, one_of
+from sysout_jax.errors import Diverged, InputError, at_least, one_of
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.results import RunDirectory, code_version
 from sysout_jax.training.config import TrainConfig

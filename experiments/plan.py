@@ -19,11 +19,11 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, one_of
 from sysout_jax.families.config_map import read_config, read_json, read_within
 from sysout_jax.families.hub import fetch, is_hub_id
 from sysout_jax.families.table import by_model_type
-from sysout_jax.model.config import SHAPES, ModelConfig, one_of
+from sysout_jax.model.config import SHAPES, ModelConfig
 from sysout_jax.planning import fitting, machines
 from sysout_jax.results import RunDirectory, plain
 from sysout_jax.training.config import TrainConfig

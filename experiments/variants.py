@@ -23,8 +23,8 @@ from rich.console import Console
 
 from sysout_jax.analysis.measure.summary import SUMMARY_LABELS
 from sysout_jax.core.attention import PAPER, VARIANTS
-from sysout_jax.errors import InputError, Preempted
-from sysout_jax.model.config import SHAPES, at_least, one_of
+from sysout_jax.errors import InputError, Preempted, at_least, one_of
+from sysout_jax.model.config import SHAPES
 from sysout_jax.model.decoder import Params
 from sysout_jax.results import RunDirectory, plain, read_record
 from sysout_jax.training import hosts

@@ -1,7 +1,9 @@
-"""The exceptions that mean something to a user; every binary prints them as one line."""
+"""The exceptions that mean something to a user, one line each, and checks that raise them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from math import inf
+from numbers import Integral
 
 # Of another argument that a text speaks of: not within a path, a longer word or `a command`.
 _NAMED = re.compile(r"`[^`]*`|(?<![\w/.-])--([a-z]\w*)(?![\w-])")
@@ -36,6 +38,31 @@ class InputError(ValueError):
         parts = [self.why, f"accepted: {self.accepted}" if self.accepted else ""]
         said = "; ".join(filter(None, parts))
         return f"{what}: {said}" if said else what
+
+
+def at_least(least: int, name: str, value: int | None) -> None:
+    """Refuse a value of flag `name` that is no integer or below the least one; None is no value."""
+    if value is not None and not (is_integer(value) and value >= least):
+        raise InputError(name, repr(value), f"an integer of at least {least}")
+
+
+def finite(name: str, value: float | None, or_zero: bool = False) -> None:
+    """Refuse a value of flag `name` that is not finite or not above 0, which some may be; None is
+    no value."""
+    if value is not None and not (0 < value < inf or (or_zero and value == 0)):
+        least = "of at least" if or_zero else "above"
+        raise InputError(name, value, f"a finite number {least} 0")
+
+
+def is_integer(value: object) -> bool:
+    """Whether a value is an integer, of Python or numpy, which a bool is not meant to be."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def one_of(name: str, value: str, accepted: Collection[str]) -> None:
+    """Refuse a value of flag `name` that is not one of the accepted ones."""
+    if value not in accepted:
+        raise InputError(name, repr(value), ", ".join(accepted), "unknown")
 
 
 class Diverged(ArithmeticError):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sysout_jax.data import Tokenizer
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, one_of
 from sysout_jax.families import tensor_map
 from sysout_jax.families.config_map import (
     ignored_fields,
@@ -28,7 +28,7 @@ from sysout_jax.families.match import Plan, match
 from sysout_jax.families.table import by_model_type
 from sysout_jax.families.tensors import DTYPES, Source, sources
 from sysout_jax.families.tokens import published_tokenizer
-from sysout_jax.model.config import ModelConfig, one_of
+from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import param_axes
 from sysout_jax.model.model import Model
 from sysout_jax.model.origin import Origin

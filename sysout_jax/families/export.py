@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, at_least, one_of
 from sysout_jax.families import tensor_map
 from sysout_jax.families.config_map import write_config
 from sysout_jax.families.table import FAMILIES
 from sysout_jax.families.tensor_map import Stored
 from sysout_jax.families.tensors import INDEX, SINGLE
 from sysout_jax.files import replacing
-from sysout_jax.model.config import at_least, one_of
 from sysout_jax.model.decoder import unstack_blocks
 from sysout_jax.model.model import Model
 

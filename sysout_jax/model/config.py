@@ -1,15 +1,14 @@
 """The config that determines a decoder, and named shapes."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
-from numbers import Integral
 from types import MappingProxyType
 
 from sysout_jax.core import flash
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import MLPS, NORMS
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, at_least, finite, is_integer, one_of
 from sysout_jax.model.sink import ExplicitSink
 
 PLACEMENTS = ("pre", "post", "out", "sandwich")
@@ -268,31 +267,6 @@ class ModelConfig:
                 "C": 0 if self.sink is None else self.sink.keys,
             }
         )
-
-
-def at_least(least: int, name: str, value: int | None) -> None:
-    """Refuse a value of flag `name` that is no integer or below the least one; None is no value."""
-    if value is not None and not (is_integer(value) and value >= least):
-        raise InputError(name, repr(value), f"an integer of at least {least}")
-
-
-def finite(name: str, value: float | None, or_zero: bool = False) -> None:
-    """Refuse a value of flag `name` that is not finite or not above 0, which some may be; None is
-    no value."""
-    if value is not None and not (0 < value < inf or (or_zero and value == 0)):
-        least = "of at least" if or_zero else "above"
-        raise InputError(name, value, f"a finite number {least} 0")
-
-
-def is_integer(value: object) -> bool:
-    """Whether a value is an integer, of Python or numpy, which a bool is not meant to be."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def one_of(name: str, value: str, accepted: Collection[str]) -> None:
-    """Refuse a value of flag `name` that is not one of the accepted ones."""
-    if value not in accepted:
-        raise InputError(name, repr(value), ", ".join(accepted), "unknown")
 
 
 _GPT2 = ModelConfig(

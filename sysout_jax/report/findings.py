@@ -30,8 +30,8 @@ from sysout_jax.analysis.measure.roles import Roles, roles
 from sysout_jax.analysis.measure.scorecard import Measured, measured
 from sysout_jax.analysis.measure.seeds import Seeds, across_seeds
 from sysout_jax.data.prompt import encode_prompt
-from sysout_jax.errors import InputError
-from sysout_jax.model.config import ModelConfig, at_least
+from sysout_jax.errors import InputError, at_least
+from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model, token_ids
 from sysout_jax.report.page import write_page

@@ -8,8 +8,8 @@ import jax
 import optax
 from optax import contrib
 
-from sysout_jax.errors import InputError
-from sysout_jax.model.config import DTYPES, at_least, finite, one_of
+from sysout_jax.errors import InputError, at_least, finite, one_of
+from sysout_jax.model.config import DTYPES
 
 OPTIMIZERS = ("adamw", "sgd", "lion", "muon")
 SCHEDULES = ("constant", "cosine", "wsd")

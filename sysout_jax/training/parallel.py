@@ -17,8 +17,8 @@ import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from sysout_jax.errors import InputError
-from sysout_jax.model.config import ModelConfig, one_of
+from sysout_jax.errors import InputError, one_of
+from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, draws, param_axes
 from sysout_jax.model.taps import Edits
 from sysout_jax.training.hosts import host_rows, put_rows

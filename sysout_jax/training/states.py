@@ -19,8 +19,7 @@ from typing import Any
 
 import jax
 
-from sysout_jax.errors import InputError, reason
-from sysout_jax.model.config import at_least
+from sysout_jax.errors import InputError, at_least, reason
 from sysout_jax.results import write_json
 from sysout_jax.training import hosts
 from sysout_jax.training.checkpoint import STORAGE, digests, said_of

@@ -16,8 +16,8 @@ from sysout_jax.core import measures as m
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.ordering import median_magnitude
 from sysout_jax.core.streaming import attention_received
-from sysout_jax.errors import InputError
-from sysout_jax.model.config import ModelConfig, finite
+from sysout_jax.errors import InputError, finite
+from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.stream import recorded
 from sysout_jax.model.taps import Reducer

@@ -36,8 +36,8 @@ from sysout_jax.analysis.measure.predictions import (
 from sysout_jax.analysis.statistics import Interval, bootstrap_interval
 from sysout_jax.core.detectors import outlier_dimensions
 from sysout_jax.core.measures import neuron_rms_kurtosis
-from sysout_jax.errors import InputError
-from sysout_jax.model.config import ModelConfig, is_integer
+from sysout_jax.errors import InputError, is_integer
+from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.stream import recorded
 
