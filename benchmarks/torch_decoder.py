@@ -91,7 +91,7 @@ class Decoder(nn.Module):
         if c.tied:
             self.head.weight = self.embed.weight
         half = c.sizes["H"] // 2
-        angle = torch.arange(c.context)[:, None] * c.rope_theta ** (-torch.arange(half) / half)
+        angle = torch.arange(c.context)[:, None] * c.rope.theta ** (-torch.arange(half) / half)
         angle = torch.cat((angle, angle), dim=-1)
         self.register_buffer("cos", angle.cos())
         self.register_buffer("sin", angle.sin())

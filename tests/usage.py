@@ -9,6 +9,9 @@ from typing import Any
 
 from absl import flags
 
+from sysout_jax.model.rope import RULES, Rope
+from sysout_jax.model.rope import flag as rope_flag
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "usage.md"
 TABLES = re.compile(r"<!-- flags -->\n.*?\n?<!-- end -->", re.S)
@@ -56,7 +59,10 @@ def _fields(config: Any) -> Any:
     """(name, value) of every field, at any depth."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
+        if isinstance(value, Rope):
+            for of_rule in (*(rule() for rule in RULES.values()), value):
+                yield from ((rope_flag(k), v) for k, v in dataclasses.asdict(of_rule).items())
+        elif dataclasses.is_dataclass(value):
             yield from _fields(value)
         else:
             yield field.name, value

@@ -10,7 +10,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import StreamHandler, getLogger
 from pathlib import Path
@@ -23,7 +23,11 @@ from rich.console import Console
 from sysout_jax import plots
 from sysout_jax.data import default_cache_dir
 from sysout_jax.errors import InputError
-from sysout_jax.results import named_run, read_record
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.rope import RULES, Rope, by_rule
+from sysout_jax.model.rope import flag as rope_flag
+from sysout_jax.model.stored import from_record
+from sysout_jax.results import as_flag, named_run, read_record
 from sysout_jax.training import hosts
 
 from . import ending, help
@@ -63,16 +67,36 @@ def override(config: C, flag_values: dict[str, Any]) -> C:
       InputError: a value is out of range, or a list holds what is no number.
     """
     changes: dict[str, Any] = {}
+    named: Callable[[str], str] = str
+    if isinstance(config, Rope):
+        config, named = _turned(config, flag_values), rope_flag  # type: ignore[assignment]
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(config, field.name)
+        value, name = getattr(config, field.name), named(field.name)
         if dataclasses.is_dataclass(value):
             changes[field.name] = override(value, flag_values)
-        elif flag_values.get(field.name) is not None:
-            given = flag_values[field.name]
+        elif field.init and flag_values.get(name) is not None:
+            given = flag_values[name]
             if isinstance(given, list):
-                given = numbers(field.name, given, float if "float" in str(field.type) else int)
+                given = numbers(name, given, float if "float" in str(field.type) else int)
             changes[field.name] = given
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def _turned(rope: Rope, flag_values: Mapping[str, Any]) -> Rope:
+    """The rotary rule that the flags mean, its numbers as they are.
+
+    Raises:
+      InputError: no rule, or the flag of a number that it does not have.
+    """
+    rope = by_rule(rope, flag_values.get(rope_flag("rule")) or rope.rule)
+    mine = {field.name for field in dataclasses.fields(rope)}
+    for rule, kind in RULES.items():
+        for field in dataclasses.fields(kind):
+            given = flag_values.get(rope_flag(field.name))
+            if given is not None and field.name not in mine:
+                accepted = f"with --rope_rule={rule}"
+                raise InputError(rope_flag(field.name), as_flag(given), accepted, "no effect")
+    return rope
 
 
 def restore(config_type: type[C], stored: dict[str, Any]) -> C:
@@ -90,7 +114,9 @@ def restore(config_type: type[C], stored: dict[str, Any]) -> C:
     for name, value in stored.items():
         kind = hints[name]
         of = next(iter(typing.get_args(kind)), None)
-        if dataclasses.is_dataclass(kind):
+        if kind is ModelConfig:
+            values[name] = from_record(value)
+        elif dataclasses.is_dataclass(kind):
             values[name] = restore(typing.cast(type, kind), value)
         elif dataclasses.is_dataclass(of) and typing.get_origin(kind) is tuple:
             values[name] = tuple(restore(typing.cast(type, of), item) for item in value)
@@ -130,7 +156,12 @@ def numbers(name: str, values: list[str], kind: type) -> tuple[Any, ...]:
 def _leaves(config_type: type) -> Iterator[tuple[str, Any, str]]:
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(config_type), re.M))
     for name, hint in typing.get_type_hints(config_type).items():
-        if dataclasses.is_dataclass(hint):
+        if hint is Rope:
+            own = [each for kind in RULES.values() for each in _leaves(kind)]
+            # Where several rules have a number, the first says what it is.
+            first = {field: (field_hint, text) for field, field_hint, text in reversed(own)}
+            yield from ((rope_flag(field), *about) for field, about in first.items())
+        elif dataclasses.is_dataclass(hint):
             yield from _leaves(typing.cast(type, hint))
         else:
             if isinstance(hint, types.UnionType):

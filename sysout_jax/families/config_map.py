@@ -1,6 +1,5 @@
 """Published configs to ours and back, by the rows of a family."""
 
-import dataclasses
 import json
 import re
 import types
@@ -13,6 +12,8 @@ from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Group, Only, Raw
 from sysout_jax.families.reference import reference_of
 from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.rope import RULES, Rope
+from sysout_jax.model.stored import flat
 
 _POINTER = b"version https://git-lfs"
 # Fields in which tools say that stored weights are quantised.
@@ -207,9 +208,24 @@ def _read_group(row: Group, raw: Raw, faults: list[str]) -> dict[str, Any]:
 
 def _typed(family: Family, ours: dict[str, Any]) -> ModelConfig:
     """The config, its numbers of the declared types: JSON writes 10000 for 10000.0."""
-    hints = typing.get_type_hints(ModelConfig)
+    if ours.get("position") != "rope":  # some say a base all the same
+        ours.pop("rope", None)
+    try:
+        return ModelConfig(**_values(family, ModelConfig, ours))
+    except InputError as error:
+        if error.field == f"config.json of {family.name}":
+            raise
+        raise InputError(f"config.json of {family.name}", why=str(error)) from error
+
+
+def _values(family: Family, kind: type, ours: dict[str, Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
     for name, value in ours.items():
         hint = hints[name]
+        if hint is Rope:
+            rule = RULES[value.pop("rule")]
+            ours[name] = rule(**_values(family, rule, value))
+            continue
         kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         if float in kinds and type(value) is int:
             ours[name] = float(value)
@@ -225,10 +241,7 @@ def _typed(family: Family, ours: dict[str, Any]) -> ModelConfig:
                 accepted,
                 f"{_theirs(family, name)} is {_short(value)}",
             )
-    try:
-        return ModelConfig(**ours)
-    except InputError as error:
-        raise InputError(f"config.json of {family.name}", why=str(error)) from error
+    return ours
 
 
 def _theirs(family: Family, ours: str) -> str:
@@ -269,14 +282,12 @@ def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if (defaults.get(name) or 0) >= config.vocab:
             out[name] = None  # the default is no id of this vocabulary
-    back = read_config(family, out)
-    for field in dataclasses.fields(ModelConfig):
-        if field.name not in OURS_ALONE:
-            kept = _meaning(back, field.name)
-            if kept != _meaning(config, field.name):
-                differ.setdefault(field.name, repr(kept))
+    kept, asked = (_meant(each) for each in (read_config(family, out), config))
+    for name in dict.fromkeys((*asked, *kept)):
+        if name not in OURS_ALONE and kept.get(name) != asked.get(name):
+            differ.setdefault(name, repr(kept.get(name)))
     if differ:
-        named = [f"{k}={_meaning(config, k)!r} (accepted: {v})" for k, v in differ.items()]
+        named = [f"{k}={asked.get(k)!r} (accepted: {v})" for k, v in differ.items()]
         raise InputError(f"the {family.name} family has no {', '.join(named)}")
     return _nested(out)
 
@@ -293,6 +304,12 @@ def _meaning(config: ModelConfig, name: str) -> Any:
     if name == "window_layers":
         return config.layers_with_window
     return getattr(config, name)
+
+
+def _meant(config: ModelConfig) -> dict[str, Any]:
+    """Every value by the name of its flag, defaults spelled out."""
+    values = flat(config)
+    return values | {name: _meaning(config, name) for name in values if hasattr(config, name)}
 
 
 def _flat(raw: Raw) -> dict[str, Any]:

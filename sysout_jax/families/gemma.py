@@ -8,7 +8,6 @@ from sysout_jax.families.rows import (
     EPS,
     GATED,
     LLAMA_MLP,
-    ROPE,
     ROTARY_BUFFER,
     SIZES,
     llama_attention,
@@ -44,16 +43,16 @@ def _read_rotary(raw: Raw) -> dict[str, Any]:
         "partial_rotary_factor": 1.0,
         **(given.get("sliding_attention") or {}),
     }
-    if read_rule(local, raw)["rope_rule"] != "plain":
+    if read_rule(local, raw)["rule"] != "plain":
         raise ValueError("a rule for local layers")
-    return read_rule(everywhere, raw) | {"local_rope_theta": local["rope_theta"]}
+    return {"rope": read_rule(everywhere, raw) | {"local_theta": local["rope_theta"]}}
 
 
 def _write_rotary(c: ModelConfig) -> dict[str, Any]:
     return {
-        "rope_theta": c.rope_theta,
-        "rope_local_base_freq": c.local_rope_theta,
-        "rope_scaling": write_rule(c),
+        "rope_theta": c.rope.theta,
+        "rope_local_base_freq": c.rope.local_theta,
+        "rope_scaling": write_rule(c.rope),
     }
 
 
@@ -126,7 +125,7 @@ GEMMA3 = Family(
         windows(_five_of_six, others=("sliding_window_pattern",)),
         Group(
             ("rope_parameters", "rope_theta", "rope_local_base_freq", "rope_scaling"),
-            (*ROPE, "local_rope_theta"),
+            ("rope",),
             _read_rotary,
             _write_rotary,
         ),

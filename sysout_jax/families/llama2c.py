@@ -18,6 +18,7 @@ from sysout_jax.families.tensors import CONVERT
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import param_axes
 from sysout_jax.model.model import Model
+from sysout_jax.model.rope import Rope
 
 _MAGIC = 0x616B3432  # of the versions after the first
 _HEADER = struct.Struct("<7i")
@@ -96,7 +97,7 @@ def _config(file: Path, raw: bytes) -> ModelConfig:
                 config = ModelConfig(
                     vocab=abs(vocab), context=context, layers=layers, width=width, heads=heads,
                     kv_heads=kv_heads, mlp_width=mlp, norm="rms", position="rope",
-                    rope_interleaved=True, mlp="swiglu", tied=vocab > 0,
+                    rope=Rope(interleaved=True), mlp="swiglu", tied=vocab > 0,
                 )  # fmt: skip
             except InputError as error:
                 raise InputError(str(file), why=str(error)) from error

@@ -7,6 +7,7 @@ from typing import Any
 from sysout_jax.errors import InputError
 from sysout_jax.families.family import REQUIRED, Field, Group, Raw, Row, Tensor, tensor
 from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.rope import RULES, Rope
 
 GATED = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
 PLAIN = {
@@ -49,40 +50,36 @@ NATURAL_HEAD_DIM = Group(("head_dim",), (), _natural_head_dim, lambda c: {})
 # the reference reads of a rule, with yarn's mscale
 _RULES: dict[str, tuple[str, dict[str, tuple[str, Any]]]] = {
     "default": ("plain", {}),
-    "linear": ("linear", {"factor": ("rope_factor", REQUIRED)}),
-    "dynamic": ("dynamic", {"factor": ("rope_factor", REQUIRED)}),
+    "linear": ("linear", {"factor": ("factor", REQUIRED)}),
+    "dynamic": ("dynamic", {"factor": ("factor", REQUIRED)}),
     "llama3": (
         "llama3",
         {
-            "factor": ("rope_factor", REQUIRED),
-            "low_freq_factor": ("rope_low", REQUIRED),
-            "high_freq_factor": ("rope_high", REQUIRED),
+            "factor": ("factor", REQUIRED),
+            "low_freq_factor": ("low", REQUIRED),
+            "high_freq_factor": ("high", REQUIRED),
         },
     ),
     "yarn": (
         "yarn",
         {
-            "factor": ("rope_factor", None),
-            "beta_fast": ("rope_fast", 32.0),
-            "beta_slow": ("rope_slow", 1.0),
-            "truncate": ("rope_truncate", True),
-            "attention_factor": ("rope_scale", None),
+            "factor": ("factor", None),
+            "beta_fast": ("fast", 32.0),
+            "beta_slow": ("slow", 1.0),
+            "truncate": ("truncate", True),
+            "attention_factor": ("scale", None),
         },
     ),
     "longrope": (
         "longrope",
         {
-            "factor": ("rope_factor", None),
-            "short_factor": ("rope_short", REQUIRED),
-            "long_factor": ("rope_long", REQUIRED),
-            "attention_factor": ("rope_scale", None),
+            "factor": ("factor", None),
+            "short_factor": ("short", REQUIRED),
+            "long_factor": ("long", REQUIRED),
+            "attention_factor": ("scale", None),
         },
     ),
 }
-ROPE = (
-    "rope_theta", "rope_fraction", "rope_rule", "rope_factor", "rope_context", "rope_low",
-    "rope_high", "rope_fast", "rope_slow", "rope_truncate", "rope_scale", "rope_short", "rope_long",
-)  # fmt: skip
 _ORIGINAL = "original_max_position_embeddings"
 
 
@@ -121,18 +118,18 @@ def rotary(
             **given,
             "rope_type": (renamed or {}).get(kind, kind),
         }
-        return read_rule(given, raw)
+        return {"rope": read_rule(given, raw)}
 
     def write(c: ModelConfig) -> dict[str, Any]:
-        out = {theta_name: c.rope_theta, "rope_scaling": write_rule(c)}
-        return out | ({fraction_name: c.rope_fraction} if c.rope_fraction != fraction else {})
+        out = {theta_name: c.rope.theta, "rope_scaling": write_rule(c.rope)}
+        return out | ({fraction_name: c.rope.fraction} if c.rope.fraction != fraction else {})
 
     names = ("rope_parameters", "rope_scaling", theta_name, fraction_name, _ORIGINAL)
-    return Group(names, ROPE, read, write)
+    return Group(names, ("rope",), read, write)
 
 
 def read_rule(given: Raw, raw: Raw) -> dict[str, Any]:
-    """The rope fields of ModelConfig that one published dict of rotary parameters says.
+    """The fields of a `Rope`, and its rule, that one published dict of rotary parameters says.
 
     Raises:
       InputError: an unknown rule, or a missing parameter.
@@ -146,16 +143,17 @@ def read_rule(given: Raw, raw: Raw) -> dict[str, Any]:
     if kind == "dynamic":
         context = raw["max_position_embeddings"]
     found = {
-        "rope_rule": rule,
-        "rope_theta": given["rope_theta"],
-        "rope_fraction": given["partial_rotary_factor"],
-        "rope_context": context if rule != "plain" else ModelConfig.rope_context,
+        "rule": rule,
+        "theta": given["rope_theta"],
+        "fraction": given["partial_rotary_factor"],
     }
+    if hasattr(RULES[rule], "context"):
+        found["context"] = context
     for key, (ours, missing) in parameters.items():
         value = missing if given.get(key) is None else given[key]
         if value is REQUIRED:
             raise InputError("rope_parameters", None, "a number", f"rule {kind} without {key}")
-        if value is None and ours == "rope_factor":
+        if value is None and ours == "factor":
             if original is None:
                 raise InputError(
                     "rope_parameters",
@@ -165,8 +163,8 @@ def read_rule(given: Raw, raw: Raw) -> dict[str, Any]:
                 )
             value = raw["max_position_embeddings"] / context
         found[ours] = tuple(value) if isinstance(value, list) else value
-    if rule == "yarn" and found["rope_scale"] is None:
-        found["rope_scale"] = _yarn_scale(found["rope_factor"], given)
+    if rule == "yarn" and found["scale"] is None:
+        found["scale"] = _yarn_scale(found["factor"], given)
     return found
 
 
@@ -179,14 +177,14 @@ def _yarn_scale(factor: float, given: Raw) -> float | None:
     return turned / whole
 
 
-def write_rule(c: ModelConfig) -> dict[str, Any] | None:
+def write_rule(rope: Rope) -> dict[str, Any] | None:
     """The inverse of `read_rule`, without base and fraction; None for the plain rule."""
-    if c.rope_rule == "plain":
+    if rope.rule == Rope.rule:
         return None
-    _, parameters = _RULES[c.rope_rule]
-    out: dict[str, Any] = {"rope_type": c.rope_rule, _ORIGINAL: c.rope_context}
-    for key, (ours, _) in parameters.items():
-        value = getattr(c, ours)
+    _, parameters = _RULES[rope.rule]
+    out: dict[str, Any] = {"rope_type": rope.rule}
+    for key, (ours, _) in {_ORIGINAL: ("context", None), **parameters}.items():
+        value = getattr(rope, ours, None)
         if value is not None:
             out[key] = list(value) if isinstance(value, tuple) else value
     return out

@@ -115,7 +115,7 @@ class Attention(Owner):
             if c.position != "rope":
                 return x
             turned = rotation(c, before + length, windowed)
-            return rotate(x, positions, turned, c.rope_interleaved)
+            return rotate(x, positions, turned, c.rope.interleaved)
 
         q, k = turn(q, before + places), turn(k, before + places)
         q, k, v = tap("query", q), tap("key", k), tap("value", v)

@@ -1,21 +1,20 @@
 """The config that determines a decoder, and named shapes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from math import inf
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 
 from sysout_jax.core import flash
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import MLPS, NORMS
 from sysout_jax.errors import InputError, at_least, finite, is_integer, one_of
+from sysout_jax.model.rope import Rope, flag
 from sysout_jax.model.sink import ExplicitSink
 
 PLACEMENTS = ("pre", "post", "out", "sandwich")
 POSITIONS = ("learned", "rope", "alibi", "none")
 PARALLEL_BLOCKS = ("none", "shared", "separate")
 QUERY_KEY_NORMS = ("none", "head", "whole")
-ROPE_RULES = ("plain", "linear", "dynamic", "llama3", "yarn", "longrope")
 REMATS = ("none", "block", "dots")
 DTYPES = ("float32", "bfloat16")
 
@@ -45,21 +44,7 @@ class ModelConfig:
     parallel_block: str = "none"  # attention and MLP side by side: shared norm, or separate
     position: str = "learned"  # learned, rope, alibi, none
     position_offset: int = 0  # rows of the learned positions before the first (OPT: 2)
-    rope_theta: float = 10_000.0  # base of the rotary wavelengths
-    rope_fraction: float = 1.0  # of a head's channels that are turned, from the first
-    rope_interleaved: bool = False  # a pair is two adjacent channels, not two halves
-    rope_rule: str = "plain"  # for longer contexts: linear, dynamic, llama3, yarn, longrope
-    rope_factor: float = 1.0  # of that rule: how many times the context below
-    rope_context: int = 2048  # tokens of the original training, which the rule starts from
-    rope_low: float = 1.0  # llama3: turns in that context below which all is stretched
-    rope_high: float = 4.0  # llama3: turns above which nothing is
-    rope_fast: float = 32.0  # yarn: turns at the fast end of its ramp
-    rope_slow: float = 1.0  # yarn: turns at the slow end
-    rope_truncate: bool = True  # yarn: ends of the ramp at whole pairs
-    rope_scale: float | None = None  # yarn, longrope: of turned channels; None: from the factor
-    rope_short: tuple[float, ...] = ()  # longrope: divisor of each frequency up to that context
-    rope_long: tuple[float, ...] = ()  # longrope: and beyond it
-    local_rope_theta: float | None = None  # base in layers with a window, no rule; None: the same
+    rope: Rope = field(default_factory=Rope)  # how position rope turns heads
     alibi_falcon: bool = False  # divided by sqrt(H), and rounded to bfloat16 as Falcon was trained
     mlp: str = "gelu"  # relu, gelu, gelu_exact, or gated: geglu, swiglu, shifted_glu
     mlp_limit: float | None = None  # up within -limit..limit, the gate at most limit (gpt-oss)
@@ -116,24 +101,16 @@ class ModelConfig:
         for name in ("experts", "position_offset"):
             at_least(0, name, getattr(self, name))
         for name in (
-            "vocab", "context", "layers", "width", "heads", "experts_per_token", "rope_context",
+            "vocab", "context", "layers", "width", "heads", "experts_per_token",
             "kv_heads", "head_dim", "mlp_width", "window", "query_block", "embed_width",
         ):  # fmt: skip
             at_least(1, name, getattr(self, name))
         for name in ("norm_eps", "init_std"):
             finite(name, getattr(self, name), or_zero=True)
         for name in (
-            "rope_theta", "rope_factor", "rope_low", "rope_high", "rope_fast", "rope_slow",
-            "rope_scale", "local_rope_theta", "mlp_limit", "query_scale", "clip_qkv",
-            "attn_softcap", "final_softcap", "embed_scale",
+            "mlp_limit", "query_scale", "clip_qkv", "attn_softcap", "final_softcap", "embed_scale",
         ):  # fmt: skip
             finite(name, getattr(self, name))
-        for name in ("rope_short", "rope_long"):
-            found = getattr(self, name)
-            if not all(0 < x < inf for x in found):
-                raise InputError(name, ",".join(map(str, found)), "finite numbers above 0")
-        if not 0 < self.rope_fraction <= 1:
-            raise InputError("rope_fraction", self.rope_fraction, "a number above 0, at most 1")
 
     def _check_choices(self) -> None:
         for name, accepted in (
@@ -143,7 +120,6 @@ class ModelConfig:
             ("parallel_block", PARALLEL_BLOCKS),
             ("remat", REMATS),
             ("position", POSITIONS),
-            ("rope_rule", ROPE_RULES),
             ("mlp", MLPS),
             ("query_key_norm", QUERY_KEY_NORMS),
             ("dtype", DTYPES),
@@ -184,32 +160,12 @@ class ModelConfig:
                 "less than that",
                 f"leaves none of the --context={self.context} positions",
             )
-        if self.position != "rope":
+        if self.position == "rope":
+            self.rope.check(self.sizes["H"])
             return
-        if self.rope_channels % 2 or not self.rope_channels:
-            raise InputError(
-                "position",
-                "rope",
-                (
-                    "an even number of channels (--width / --heads, or --head_dim, times "
-                    "--rope_fraction)"
-                ),
-                f"rotates channels in pairs, but heads have {self.rope_channels}",
-            )
-        for name in ("rope_short", "rope_long"):
-            found = getattr(self, name)
-            if self.rope_rule == "longrope" and len(found) != self.rope_channels // 2:
-                raise InputError(
-                    name,
-                    None,
-                    f"{self.rope_channels // 2}, one per pair of channels",
-                    f"{len(found)} numbers",
-                )
-
-    @property
-    def rope_channels(self) -> int:
-        """Channels of a head that rotary positions turn."""
-        return int(self.sizes["H"] * self.rope_fraction)
+        for name, value in asdict(self.rope).items():
+            if value != getattr(Rope, name):
+                raise InputError(flag(name), value, "with --position=rope", "no effect")
 
     @property
     def keys_before(self) -> int:

@@ -18,11 +18,11 @@ def rotation(config: ModelConfig, length: int, windowed: Bool[Array, ""]) -> Rot
       length: of the sequence, in tokens; some rules depend on it.
       windowed: whether the layer is one of `window_layers`.
     """
-    c = config
-    everywhere = _by_rule(config, length)
-    if c.local_rope_theta is None:
+    rope, channels = config.rope, config.rope.channels(config.sizes["H"])
+    everywhere = rope.rotation(channels, length)
+    if rope.local_theta is None:
         return everywhere
-    local = p.inverse_frequencies(c.local_rope_theta, c.rope_channels)
+    local = p.inverse_frequencies(rope.local_theta, channels)
     return Rotation(
         jnp.where(
             windowed,
@@ -31,23 +31,6 @@ def rotation(config: ModelConfig, length: int, windowed: Bool[Array, ""]) -> Rot
         ),
         jnp.where(windowed, 1.0, everywhere.scale),
     )
-
-
-def _by_rule(c: ModelConfig, length: int) -> Rotation:
-    base, factor, context = (c.rope_theta, c.rope_channels), c.rope_factor, c.rope_context
-    if c.rope_rule == "linear":
-        return p.linear(*base, factor)
-    if c.rope_rule == "dynamic":
-        return p.dynamic(*base, factor, context, length)
-    if c.rope_rule == "llama3":
-        return p.llama3(*base, factor, context, c.rope_low, c.rope_high)
-    if c.rope_rule == "yarn":
-        ramp = (c.rope_fast, c.rope_slow)
-        return p.yarn(*base, factor, context, *ramp, c.rope_truncate, c.rope_scale)
-    if c.rope_rule == "longrope":
-        divisors = (c.rope_short, c.rope_long)
-        return p.longrope(*base, factor, context, length, *divisors, c.rope_scale)
-    return Rotation(p.inverse_frequencies(*base))
 
 
 def logit_bias(

@@ -7,8 +7,8 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from sysout_jax.files import replacing
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, init
 from sysout_jax.model.model import Model
-from sysout_jax.model.sink import ExplicitSink
+from sysout_jax.model.stored import from_record
 from sysout_jax.results import write_json
 
 FORMAT = 1
@@ -182,28 +182,13 @@ def _read_config(path: Path) -> tuple[ModelConfig, list[int], dict[str, str]]:
         record = json.loads(file.read_text())
         if record["format"] != FORMAT:
             raise InputError(str(file), None, str(FORMAT), f"format {record['format']}")
-        unknown = set(record["model"]) - {field.name for field in fields(ModelConfig)}
-        if unknown:
-            raise InputError(
-                str(file), why=f"unknown fields {', '.join(sorted(unknown))}; {accepted}"
-            )
         seeds = record["seeds"]
         if not seeds or not all(isinstance(seed, int) for seed in seeds):
             raise ValueError(seeds)
-        model = _tuples(record["model"])
-        if model.get("sink") is not None:
-            model["sink"] = ExplicitSink(**_tuples(model["sink"]))
-        return ModelConfig(**model), seeds, dict(record["sha256"])
+        return from_record(record["model"]), seeds, dict(record["sha256"])
     except InputError:
         raise
     except OSError as error:
         raise InputError(str(file), why=f"{error.strerror}; {accepted}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(str(file), why=f"not a model's config; {accepted}") from error
-
-
-def _tuples(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config as it has them: JSON has lists for tuples."""
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
-    }

@@ -16,6 +16,7 @@ from sysout_jax.data import Source
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
+from sysout_jax.model.stored import flat, from_record
 from sysout_jax.results import as_flag, leaves
 from sysout_jax.training import hosts
 from sysout_jax.training.checkpoint import load, saved_seeds
@@ -197,15 +198,25 @@ def check_same(stored: Mapping[str, Any], config: TrainConfig, where: Path) -> N
     Raises:
       InputError: names the first flag that differs.
     """
-    before, now = (json.loads(json.dumps(tree)) for tree in (stored, asdict(config)))
-    for (name, was), (other, asked) in zip(leaves(before), leaves(now), strict=True):
-        if name != other or (was != asked and name not in FREE):
+    before, now = (
+        _by_flag(stored, from_record(stored["model"])),
+        _by_flag(asdict(config), config.model),
+    )
+    for name in dict.fromkeys((*now, *before)):
+        was, asked = before.get(name), now.get(name)
+        if was != asked and name not in FREE:
             raise InputError(
-                other,
+                name,
                 as_flag(asked),
                 "that, or --init_from=RUN/models/NAME, which takes parameters alone",
                 f"{where} was trained with {as_flag(was)}",
             )
+
+
+def _by_flag(config: Mapping[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """Every value of a run's config by the name of its flag, as JSON has it."""
+    tree: dict[str, Any] = json.loads(json.dumps({**config, "model": flat(model)}))
+    return dict(leaves({"model": tree.pop("model"), **tree}))
 
 
 def initial(
@@ -227,8 +238,9 @@ def initial(
     """
     several = len(saved_seeds(path)) > 1
     models = [load(path, seed if several else None) for seed in seeds]
-    for name, was in asdict(models[0].config).items():
-        asked = getattr(architecture, name)
+    there, here = flat(models[0].config), flat(architecture)
+    for name in dict.fromkeys((*here, *there)):
+        was, asked = there.get(name), here.get(name)
         if was != asked and name not in FREE_OF_MODEL:
             raise InputError(
                 "init_from",

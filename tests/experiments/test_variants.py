@@ -21,6 +21,9 @@ from experiments.cli.presets import PRESETS
 from experiments.reports.variants_report import findings, section
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.data import load_corpus
+from sysout_jax.errors import InputError
+from sysout_jax.model.rope import Dynamic, Linear, Llama3, LongRope, Rope, Yarn
+from sysout_jax.model.rope import flag as rope_flag
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.step import token_loss
 
@@ -296,7 +299,9 @@ def test_list_shows_the_whole_table(run_variants):
 def _leaves(config):
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
+        if isinstance(value, Rope):
+            yield from ((rope_flag(k), v) for k, v in dataclasses.asdict(value).items())
+        elif dataclasses.is_dataclass(value):
             yield from _leaves(value)
         else:
             yield field.name, value
@@ -310,8 +315,7 @@ OTHER = {
     "accumulate": 2, "train_tokens": 5, "measure_seq_len": 5, "heads": 8, "width": 68,
     "batch_size": 4, "lr_floor": 0.5,
     "cooldown": 0.5, "beta1": 0.5, "beta2": 0.5, "momentum": 0.5, "query_block": 5,
-    "parallel_block": "shared", "rope_fraction": 0.5, "rope_rule": "linear", "rope_scale": 0.5,
-    "rope_short": (1.5, 2.0), "rope_long": (1.5, 2.0), "local_rope_theta": 0.5, "mlp_limit": 0.5,
+    "parallel_block": "shared", "rope_fraction": 0.5, "local_rope_theta": 0.5, "mlp_limit": 0.5,
     "experts": 3, "norm_bias": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True,
     "query_key_norm": "head", "query_scale": 0.5, "clip_qkv": 0.5, "attn_softcap": 0.5,
     "final_softcap": 0.5, "window_layers": (1,), "embed_width": 5,
@@ -321,10 +325,14 @@ OTHER = {
 NEEDED = {
     "window_layers": {"window": 3},
     "context": {"position": "rope"},
+    **{f"rope_{name}": {"position": "rope"} for name in ("theta", "fraction", "interleaved")},
+    "local_rope_theta": {"position": "rope"},
 }  # for the value above to be accepted
 
 
-@pytest.mark.parametrize("name", [n for n, _ in _leaves(TrainConfig()) if n != "corpus"])
+@pytest.mark.parametrize(
+    "name", [n for n, _ in _leaves(TrainConfig()) if n not in ("corpus", "rope_rule")]
+)
 @pytest.mark.usefixtures("run_variants")
 def test_every_field_has_a_flag_that_sets_it(name, run_variants):
     """`override` reaches every field at any depth, and a flag of that name exists."""
@@ -338,6 +346,44 @@ def test_every_field_has_a_flag_that_sets_it(name, run_variants):
     after = dict(_leaves(launch.override(config, {name: given})))
     assert after == {**before, name: value}
     assert (name in variants.FLAGS) != (name in ("variant", "vocab", "context"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "given"),
+    [
+        (Linear(factor=0.5), {"rope_factor": 0.5}),
+        (Dynamic(theta=5.0, context=7), {"rope_theta": 5.0, "rope_context": 7}),
+        (Llama3(low=0.5, high=3.0), {"rope_low": 0.5, "rope_high": 3.0}),
+        (
+            Yarn(fast=3.0, slow=2.0, truncate=False, scale=2.0),
+            {"rope_fast": 3.0, "rope_slow": 2.0, "rope_truncate": False, "rope_scale": 2.0},
+        ),
+        (LongRope(short=(1.5,) * 8, long=(2.0,) * 8), {
+            "rope_short": ["1.5"] * 8, "rope_long": ["2.0"] * 8}),
+    ],
+)  # fmt: skip
+def test_every_rotary_rule_has_flags(run_variants, rule, given):
+    run_variants("--list")
+    config = launch.override(TrainConfig(), {"position": "rope", "rope_rule": rule.rule, **given})
+    assert config.model.rope == rule
+    assert set(given) <= set(variants.FLAGS)
+    shorter = launch.override(config, {"rope_rule": "plain"})
+    assert shorter.model.rope == Rope(theta=rule.theta)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"position": "rope", "rope_low": 2.0}, "rope_low=2.0: no effect; accepted: with rope_rul"),
+        ({"rope_rule": "linear", "rope_short": ["1", "2"]}, "rope_short=1,2: no effect"),
+        ({"rope_theta": 2.0}, "rope_theta=2.0: no effect; accepted: with position=rope"),
+        ({"rope_rule": "spiral"}, "rope_rule='spiral': unknown; accepted: plain,"),
+    ],
+)
+def test_a_rotary_flag_without_effect_is_refused(given, said):
+    with pytest.raises(InputError) as caught:
+        launch.override(TrainConfig(), given)
+    assert str(caught.value).startswith(said)
 
 
 def _study(sink, drain, measure="noop_sink"):

@@ -23,6 +23,9 @@ from sysout_jax.families.family import Field, Group, Only
 from sysout_jax.families.reference import HARMLESS, reference_of
 from sysout_jax.families.table import FAMILIES, by_model_type
 from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.rope import RULES, Linear, Rope
+from sysout_jax.model.sink import ExplicitSink
+from sysout_jax.model.stored import flat
 from tests.families.reference import GOLDEN
 
 LLAMA2_7B = {
@@ -273,7 +276,7 @@ def refusal(raw):
 def test_published_configs_are_read(name):
     raw, expected = PUBLISHED[name]
     config = read_config(by_model_type(raw["model_type"], Path("config.json")), raw)
-    assert {field: getattr(config, field) for field in expected} == expected
+    assert {field: flat(config)[field] for field in expected} == expected
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -312,7 +315,7 @@ def test_the_text_decoder_of_a_larger_model():
     config = read_config(family, read_within(family, GEMMA_4B))
     assert (config.layers, config.width, config.heads, config.kv_heads) == (34, 2560, 8, 4)
     assert (config.vocab, config.context, config.head_dim) == (262208, 131072, 256)
-    assert (config.rope_rule, config.rope_factor, config.window) == ("linear", 8.0, 1024)
+    assert (config.rope, config.window) == (Linear(factor=8.0, local_theta=1e4, theta=1e6), 1024)
     assert config.window_layers == tuple(i for i in range(34) if (i + 1) % 6)
 
 
@@ -407,9 +410,9 @@ def test_rope_scaling_wins_over_rope_parameters():
     scaling = {"type": "linear", "factor": 4.0}
     raw = LLAMA2_7B | {"rope_parameters": parameters, "rope_scaling": scaling}
     config = read_config(FAMILIES["llama"], raw)
-    assert (config.rope_rule, config.rope_factor, config.rope_theta) == ("linear", 4.0, 10000.0)
+    assert config.rope == Linear(factor=4.0)
     gemma = recorded(FAMILIES["gemma3"]) | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
-    assert read_config(FAMILIES["gemma3"], gemma).rope_factor == 8.0
+    assert read_config(FAMILIES["gemma3"], gemma).rope.factor == 8.0
 
 
 def test_what_is_absent_is_the_references_default():
@@ -428,7 +431,7 @@ def test_parameters_of_a_rule_that_the_reference_does_not_read():
     more = LLAMA2_7B | {"rope_scaling": rule | {"finetuned": True, "beta_fast": None}}
     assert read_config(FAMILIES["llama"], more) == read_config(FAMILIES["llama"], raw)
     exponents = rule | {"mscale": 0.5, "mscale_all_dim": 2.0}
-    scale = read_config(FAMILIES["llama"], LLAMA2_7B | {"rope_scaling": exponents}).rope_scale
+    scale = read_config(FAMILIES["llama"], LLAMA2_7B | {"rope_scaling": exponents}).rope.scale
     assert scale == pytest.approx((1 + 0.05 * np.log(4)) / (1 + 0.2 * np.log(4)))
 
 
@@ -588,9 +591,12 @@ def test_what_a_family_cannot_say():
 
 
 def test_every_type_of_a_field_has_words():
-    for name, hint in typing.get_type_hints(ModelConfig).items():
-        if name == "sink":  # which no published config has
-            continue
+    hints = [
+        each
+        for kind in (ModelConfig, *RULES.values())
+        for each in typing.get_type_hints(kind).values()
+    ]
+    for hint in (each for each in hints if each is not Rope and each != ExplicitSink | None):
         assert set(typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)) <= set(
             _KINDS
         )

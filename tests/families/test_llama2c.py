@@ -12,6 +12,7 @@ import sysout_jax as so
 from sysout_jax.errors import InputError
 from sysout_jax.families.checkpoint import load_checkpoint
 from sysout_jax.families.llama2c import load_llama2c, load_tokens
+from sysout_jax.model.rope import Rope
 
 D, F, L, N, K, V, S, H = 12, 17, 2, 3, 1, 19, 7, 4
 SHAPES = (
@@ -156,7 +157,7 @@ def test_the_published_loss_is_that_of_its_own_samples(stories):
 def test_it_is_llama_in_every_other_respect(stories, tmp_path):
     """With the channels of a pair half a head apart it is a LLaMA checkpoint, the same model."""
     model = so.load(stories / "stories260K.bin")
-    config = dataclasses.replace(model.config, rope_interleaved=False)
+    config = dataclasses.replace(model.config, rope=Rope())
     apart = np.concatenate([np.arange(0, 8, 2), np.arange(1, 8, 2)])
     params = {
         name: value if not name.startswith("block_") else value | {

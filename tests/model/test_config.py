@@ -20,10 +20,10 @@ from sysout_jax.model.config import (
     POSITIONS,
     QUERY_KEY_NORMS,
     REMATS,
-    ROPE_RULES,
     SHAPES,
     ModelConfig,
 )
+from sysout_jax.model.rope import RULES, LongRope, Rope, Yarn, flag
 from sysout_jax.model.sink import ExplicitSink
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import OPTIMIZERS, SCHEDULES, OptimizerConfig
@@ -35,7 +35,6 @@ CHOICES = {
     (ModelConfig, "norm_placement"): PLACEMENTS,
     (ModelConfig, "parallel_block"): PARALLEL_BLOCKS,
     (ModelConfig, "position"): POSITIONS,
-    (ModelConfig, "rope_rule"): ROPE_RULES,
     (ModelConfig, "query_key_norm"): QUERY_KEY_NORMS,
     (ModelConfig, "mlp"): tuple(MLPS),
     (ModelConfig, "dtype"): DTYPES,
@@ -51,7 +50,7 @@ LOADED_LATER = {"corpus", "tokenizer", "mesh"}  # `load_corpus` and `parse_mesh`
 MAY_BE_ZERO = {
     "warmup", "decay", "clip", "checkpoint_every", "experts", "position_offset", "loss_from",
 }  # fmt: skip
-SHARES = {"rope_fraction", "beta1", "beta2", "momentum", "lr_floor", "cooldown"}
+SHARES = {"fraction", "beta1", "beta2", "momentum", "lr_floor", "cooldown"}
 
 
 def refusal(config_type: type, **values: object) -> str:
@@ -68,10 +67,15 @@ def numbers(kind: type) -> list[tuple[type, str]]:
     """Every field of that kind (int or float, None or not) of every config."""
     return [
         (config_type, name)
-        for config_type in (ModelConfig, TrainConfig, OptimizerConfig)
+        for config_type in (ModelConfig, *RULES.values(), TrainConfig, OptimizerConfig)
         for name, hint in typing.get_type_hints(config_type).items()
         if kind in (hint, *typing.get_args(hint)) and typing.get_origin(hint) is not tuple
     ]
+
+
+def named(config_type: type, name: str) -> str:
+    """What messages call a field: by its flag."""
+    return flag(name) if issubclass(config_type, Rope) else name
 
 
 def ids(row: tuple[type, str]) -> str:
@@ -83,7 +87,7 @@ def test_integers_have_a_least_value(row):
     config_type, name = row
     least = 0 if name in MAY_BE_ZERO else 1
     for bad in (least - 1, least - 7):
-        assert refusal(config_type, **{name: bad}).startswith(f"{name}={bad}: accepted: ")
+        assert refusal(config_type, **{name: bad}).startswith(f"{named(*row)}={bad}: accepted: ")
     # The other sizes fit any: 12 heads of width 1 would not.
     rest = {"heads": 1, "kv_heads": None} if config_type is ModelConfig and least else {}
     assert getattr(config_type(**(rest | {name: least})), name) == least
@@ -94,7 +98,9 @@ def test_floats_have_a_range(row):
     config_type, name = row
     bad = [-0.5, math.nan] + ([1.5] if name in SHARES else [])
     for value in bad:
-        assert refusal(config_type, **{name: value}).startswith(f"{name}={value}: accepted: ")
+        assert refusal(config_type, **{name: value}).startswith(
+            f"{named(*row)}={value}: accepted: "
+        )
 
 
 NO_INTEGERS = """
@@ -102,17 +108,20 @@ import sys
 import numpy as np
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.rope import RULES, Rope, flag
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import OptimizerConfig
 
-TYPES = {each.__name__: each for each in (ModelConfig, TrainConfig, OptimizerConfig)}
+KINDS = (ModelConfig, *RULES.values(), TrainConfig, OptimizerConfig)
+TYPES = {each.__name__: each for each in KINDS}
 assert TrainConfig(steps=np.int64(3), seeds=(np.int64(5),)).seeds == (5,)
 
 def check(made, name, value, told, **rest):
     try:
         TYPES[made](**rest, **{name: value})
     except InputError as error:
-        assert str(error).startswith(f"{name}={told}: accepted: "), error
+        said = flag(name) if issubclass(TYPES[made], Rope) else name
+        assert str(error).startswith(f"{said}={told}: accepted: "), error
     else:
         sys.exit(f"{made}.{name}={value!r} is accepted")
 
@@ -138,7 +147,8 @@ def test_every_number_is_finite():
     """Infinite ones pass a range without an end, and are heard of later: no field is let off."""
     found = set()
     for config_type in (
-        ModelConfig, OptimizerConfig, TrainConfig, Thresholds, causal.Config, compress.Config,
+        ModelConfig, *RULES.values(), OptimizerConfig, TrainConfig, Thresholds, causal.Config,
+        compress.Config,
         convergence.Config, explicit.Config, laboratory.Config,
     ):  # fmt: skip
         for field in dataclasses.fields(config_type):
@@ -149,8 +159,8 @@ def test_every_number_is_finite():
                 several = isinstance(field.default, tuple)
                 value = (*field.default, bad) if several else bad
                 message = refusal(config_type, **{field.name: value})
-                assert message.startswith(f"{field.name}=")
-    assert {"lr", "clip", "init_std", "rope_long", "massive_ratio", "alpha", "factors"} <= found
+                assert message.startswith(f"{named(config_type, field.name)}=")
+    assert {"lr", "clip", "init_std", "long", "massive_ratio", "alpha", "factors"} <= found
 
 
 @pytest.mark.parametrize("name", ["lr", "eps"])
@@ -160,7 +170,7 @@ def test_no_learning_rate_and_no_eps_of_zero(name):
 
 def test_no_rotary_base_of_zero():
     """Its powers are infinite, and infinity times position 0 is no number."""
-    assert "rope_theta=0.0: accepted" in refusal(ModelConfig, rope_theta=0.0)
+    assert "rope_theta=0.0: accepted" in refusal(Rope, theta=0.0)
 
 
 @pytest.mark.parametrize("row", CHOICES, ids=ids)
@@ -168,10 +178,8 @@ def test_choices(row):
     config_type, name = row
     message = refusal(config_type, **{name: "nosuch"})
     assert message == f"{name}='nosuch': unknown; accepted: {', '.join(CHOICES[row])}"
-    needs = {"position": "rope", "head_dim": 2, "rope_short": (1.0,), "rope_long": (2.0,)}
-    rest = needs if name == "rope_rule" else {}
     for value in CHOICES[row]:
-        assert getattr(config_type(**(rest | {name: value})), name) == value
+        assert getattr(config_type(**{name: value}), name) == value
 
 
 def test_every_word_is_a_choice():
@@ -193,16 +201,20 @@ def test_every_word_is_a_choice():
         ({"heads": 2, "kv_heads": 4}, "kv_heads=4", "heads=2"),
         ({"position": "rope", "head_dim": 7}, "position=rope", "heads have 7"),
         ({"position": "rope", "width": 6, "heads": 2}, "position=rope", "heads have 3"),
-        ({"position": "rope", "rope_fraction": 0.1}, "position=rope", "heads have 3"),
-        ({"position": "rope", "rope_fraction": 0.01}, "position=rope", "heads have 0"),
-        ({"position": "rope", "rope_rule": "longrope"}, "rope_short", "accepted: 16, one"),
+        ({"position": "rope", "rope": Rope(fraction=0.1)}, "position=rope", "heads have 3"),
+        ({"position": "rope", "rope": Rope(fraction=0.01)}, "position=rope", "heads have 0"),
+        ({"position": "rope", "rope": LongRope()}, "rope_short", "accepted: 16, one"),
+        (
+            {"position": "alibi", "rope": Rope(theta=2.0)},
+            "rope_theta=2.0",
+            "no effect; accepted: with",
+        ),
+        ({"rope": Yarn()}, "rope_rule=yarn", "accepted: with position=rope"),
         (
             {
                 "position": "rope",
                 "head_dim": 2,
-                "rope_rule": "longrope",
-                "rope_short": (1.0,),
-                "rope_long": (1.0, 2.0),
+                "rope": LongRope(short=(1.0,), long=(1.0, 2.0)),
             },
             "rope_long",
             "2 numbers; accepted: 1, one",

@@ -13,6 +13,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.model import block as block_module
 from sysout_jax.model.config import DTYPES, PLACEMENTS, ModelConfig
 from sysout_jax.model.decoder import forward, init, param_axes, stack_blocks, unstack_blocks
+from sysout_jax.model.rope import RULES, Dynamic, Linear, Llama3, LongRope, Rope, Yarn, by_rule
 from sysout_jax.model.sink import ExplicitSink
 
 BASE = ModelConfig(
@@ -96,7 +97,7 @@ def _attention(c, p, x):
         for head in range(n):
             group = head // (n // k)
             first = 0 if c.window is None else max(0, t - c.window + 1)
-            rotate = partial(_rotate, theta=c.rope_theta) if c.position == "rope" else _as_is
+            rotate = partial(_rotate, theta=c.rope.theta) if c.position == "rope" else _as_is
             query = rotate(q[t, head], t)
             s = [query @ rotate(keys[j, group], j) / np.sqrt(h) for j in range(first, t + 1)]
             values = list(v[first : t + 1, group])
@@ -145,7 +146,7 @@ CASES = {
     "gpt2 no bias": dataclasses.replace(GPT2, bias=False),
     "gpt2 one KV head": dataclasses.replace(GPT2, kv_heads=1, variant="attention_bias"),
     "llama": LLAMA,
-    "llama tied": dataclasses.replace(LLAMA, tied=True, rope_theta=50.0),
+    "llama tied": dataclasses.replace(LLAMA, tied=True, rope=Rope(theta=50.0)),
     "llama window 1": dataclasses.replace(LLAMA, window=1),
     "llama sandwich, bias": dataclasses.replace(LLAMA, norm_placement="sandwich", bias=True),
     "llama post, window": dataclasses.replace(LLAMA, norm_placement="post", window=4),
@@ -204,9 +205,9 @@ def test_stacking_and_back():
 # ------------------------------------------------------------------------- fields of the config
 
 ROPE = {"position": "rope"}
-LLAMA3 = ROPE | {"rope_rule": "llama3", "rope_factor": 8.0, "rope_context": 16, "rope_theta": 4.0}
-YARN = ROPE | {"rope_rule": "yarn", "rope_factor": 8.0, "rope_context": 32, "rope_theta": 90.0}
-LONG = ROPE | {"rope_rule": "longrope", "rope_short": (1.0, 2.0, 3.0), "rope_long": (2.0, 1.0, 3.0)}
+LLAMA3 = Llama3(factor=8.0, context=16, theta=4.0)
+YARN = Yarn(factor=8.0, context=32, theta=90.0)
+LONG = LongRope(short=(1.0, 2.0, 3.0), long=(2.0, 1.0, 3.0))
 # field -> (what it changes, another value, what the base must be for it to matter)
 FIELDS = {
     "vocab": ("shapes", 19, {}),
@@ -226,21 +227,7 @@ FIELDS = {
     "parallel_block": ("shapes", "shared", {}),
     "position": ("shapes", "rope", {}),
     "position_offset": ("logits", 2, {"context": 9}),
-    "rope_theta": ("logits", 100.0, ROPE),
-    "rope_fraction": ("logits", 0.34, ROPE),
-    "rope_interleaved": ("logits", True, ROPE),
-    "rope_rule": ("logits", "linear", ROPE | {"rope_factor": 2.0}),
-    "rope_factor": ("logits", 3.0, ROPE | {"rope_rule": "linear"}),
-    "rope_context": ("logits", 3, ROPE | {"rope_rule": "dynamic", "rope_factor": 4.0}),
-    "rope_low": ("logits", 0.1, LLAMA3),
-    "rope_high": ("logits", 9.0, LLAMA3),
-    "rope_fast": ("logits", 0.9, YARN),
-    "rope_slow": ("logits", 0.05, YARN),
-    "rope_truncate": ("logits", False, YARN),
-    "rope_scale": ("logits", 2.0, YARN),
-    "rope_short": ("logits", (1.0, 1.0, 3.0), LONG),
-    "rope_long": ("logits", (5.0, 1.0, 3.0), LONG | {"rope_context": 5}),
-    "local_rope_theta": ("logits", 3.0, ROPE | {"window": 7}),
+    "rope": ("logits", Rope(theta=100.0), ROPE),
     "alibi_falcon": ("logits", True, {"position": "alibi"}),
     "mlp": ("logits", "relu", {}),
     "mlp_limit": ("logits", 0.3, {"mlp": "swiglu"}),
@@ -271,6 +258,31 @@ FIELDS = {
     "remat": ("nothing", "block", {}),  # how, not what: tests/training/test_levers.py
     "dtype": ("logits", "bfloat16", {}),
 }
+# (rule, field) -> (another value, the base)
+TURNED = {
+    (Rope, "theta"): (100.0, Rope()),
+    (Rope, "fraction"): (0.34, Rope()),
+    (Rope, "interleaved"): (True, Rope()),
+    (Rope, "local_theta"): (3.0, Rope()),
+    (Linear, "factor"): (3.0, Linear()),
+    (Dynamic, "factor"): (3.0, Dynamic(context=3)),
+    (Dynamic, "context"): (3, Dynamic(factor=4.0)),
+    (Llama3, "factor"): (3.0, LLAMA3),
+    (Llama3, "context"): (5, LLAMA3),
+    (Llama3, "low"): (0.1, LLAMA3),
+    (Llama3, "high"): (9.0, LLAMA3),
+    (Yarn, "factor"): (3.0, YARN),
+    (Yarn, "context"): (9, YARN),
+    (Yarn, "fast"): (0.9, YARN),
+    (Yarn, "slow"): (0.05, YARN),
+    (Yarn, "truncate"): (False, YARN),
+    (Yarn, "scale"): (2.0, YARN),
+    (LongRope, "factor"): (3.0, LONG),
+    (LongRope, "context"): (5, LONG),
+    (LongRope, "short"): ((1.0, 1.0, 3.0), LONG),
+    (LongRope, "long"): ((5.0, 1.0, 3.0), dataclasses.replace(LONG, context=5)),
+    (LongRope, "scale"): (2.0, LONG),
+}  # fmt: skip
 DEFAULTED = {  # what None stands for, and a value that must equal it
     "kv_heads": 4, "head_dim": 3, "mlp_width": 48, "window": 7, "qkv_bias": False,
     "out_bias": False, "mlp_bias": False, "norm_bias": False, "query_scale": 3**-0.5,
@@ -298,6 +310,35 @@ def test_every_config_field_matters(name):
         assert any(
             not np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (a, b)), strict=True)
         )
+
+
+def test_every_field_of_a_rotary_rule_has_a_row():
+    base = {field.name for field in dataclasses.fields(Rope)}
+    named = {(Rope, name) for name in base} | {
+        (kind, field.name)
+        for kind in RULES.values()
+        for field in dataclasses.fields(kind)
+        if field.name not in base
+    }
+    assert set(TURNED) == {(kind, name) for kind, name in named if name != "rule"}
+
+
+@pytest.mark.parametrize(("kind", "name"), TURNED)
+def test_every_field_of_a_rotary_rule_matters(kind, name):
+    value, rope = TURNED[kind, name]
+    assert type(rope) is kind
+    assert getattr(rope, name) != value
+    base = dataclasses.replace(BASE, position="rope", window=7, rope=rope)
+    other = dataclasses.replace(base, rope=dataclasses.replace(rope, **{name: value}))
+    params = noisy(base)
+    assert np.abs(logits(base, params) - logits(other, params)).max() > 1e-3
+
+
+def test_another_rule_keeps_the_numbers_that_it_has():
+    yarn = Yarn(theta=7.0, factor=3.0, context=5, fast=9.0, fraction=0.5)
+    assert by_rule(yarn, "llama3") == Llama3(theta=7.0, factor=3.0, context=5, fraction=0.5)
+    assert by_rule(yarn, "plain") == Rope(theta=7.0, fraction=0.5)
+    assert by_rule(yarn, "yarn") == yarn
 
 
 @pytest.mark.parametrize("name", DEFAULTED)

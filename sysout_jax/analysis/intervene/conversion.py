@@ -77,7 +77,7 @@ def unrotated(config: ModelConfig, keys: Float[Array, "L B T K H"]) -> Float[Arr
         turned = rotation(config, length, windowed)
         inverse = turned._replace(scale=1.0 / jnp.asarray(turned.scale, jnp.float32))
         one = keys[layer].astype(jnp.float32)
-        layers.append(rotate(one, -jnp.arange(length), inverse, config.rope_interleaved))
+        layers.append(rotate(one, -jnp.arange(length), inverse, config.rope.interleaved))
     return jnp.stack(layers)
 
 

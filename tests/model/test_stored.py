@@ -1,0 +1,81 @@
+"""Configs as records have them: of this version, and of those before rotary rules were classes."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from sysout_jax.errors import InputError
+from sysout_jax.model.config import SHAPES, ModelConfig
+from sysout_jax.model.rope import LongRope, Rope, Yarn
+from sysout_jax.model.stored import flat, from_record
+
+RESULTS = Path(__file__).parents[2] / "results"
+CONFIGS = {
+    "plain": ModelConfig(),
+    "rotary": replace(SHAPES["llama-tiny"], rope=Rope(theta=5.0, local_theta=3.0), window=3),
+    "yarn": replace(SHAPES["llama-tiny"], rope=Yarn(factor=3.0, truncate=False)),
+    "longrope": replace(
+        SHAPES["llama-tiny"], head_dim=4, rope=LongRope(short=(1.0, 2.0), long=(3.0, 4.0))
+    ),
+    "layers": ModelConfig(window=3, window_layers=(1,)),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_comes_back_from_its_record(name):
+    assert from_record(json.loads(json.dumps(asdict(CONFIGS[name])))) == CONFIGS[name]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_comes_back_from_one_level(name):
+    """As versions before wrote it, but for the numbers of other rules."""
+    assert from_record(json.loads(json.dumps(flat(CONFIGS[name])))) == CONFIGS[name]
+
+
+def models(tree):
+    """Every config of a model in a record."""
+    if isinstance(tree, dict):
+        if {"kv_heads", "variant", "rope_theta"} <= set(tree):
+            yield tree
+        for value in tree.values():
+            yield from models(value)
+    if isinstance(tree, list):
+        for value in tree:
+            yield from models(value)
+
+
+@pytest.mark.parametrize("path", ["variants/demo", "analyze/fruitfly-h100", "laboratory"])
+def test_a_committed_record_of_an_earlier_version_is_read(path):
+    found = list(models(json.loads((RESULTS / path / "result.json").read_text())))
+    assert found
+    for stored in found:
+        kept = json.loads(json.dumps(flat(from_record(stored))))
+        assert {name: value for name, value in stored.items() if name in kept} == {
+            name: value for name, value in kept.items() if name in stored
+        }
+        # what is gone are numbers of rules that the model does not have
+        assert {name for name in set(stored) - set(kept) if not name.startswith("rope_")} == set()
+
+
+def test_numbers_of_an_earlier_version_without_effect_are_left_out():
+    numbers = {"rope_rule": "llama3", "rope_low": 2.0, "rope_fast": 7.0, "rope_short": [1.0]}
+    assert from_record({"position": "alibi", **numbers}) == ModelConfig(position="alibi")
+    rope = from_record({"position": "rope", **numbers}).rope
+    assert (rope.rule, rope.low, rope.high) == ("llama3", 2.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        ({"colour": 1, "depth": 2}, "unknown fields colour, depth"),
+        ({"rope": {"rule": "plain", "factor": 2.0}}, "unknown fields factor"),
+        ({"position": "rope", "rope": {"rule": "spiral"}}, "rope_rule='spiral'"),
+        ({"position": "rope", "rope_rule": "spiral"}, "rope_rule='spiral'"),
+        ({"width": 0}, "width=0"),
+    ],
+)
+def test_what_is_no_config_is_refused(stored, said):
+    with pytest.raises(InputError, match=said):
+        from_record(stored)
