@@ -23,6 +23,7 @@ from experiments.cli import launch
 from sysout_jax.data import Backcopy, Source, TextCorpus
 from sysout_jax.errors import InputError, at_least, one_of
 from sysout_jax.model.config import SHAPES
+from sysout_jax.model.execution import Execution
 from sysout_jax.results import RunDirectory, plain
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import train
@@ -35,7 +36,10 @@ RUNS: Mapping[str, TrainConfig] = MappingProxyType(
         ),
         "5m": TrainConfig(
             corpus="random", seq_len=256, batch_size=32, steps_per_call=50, val_batches=2,
-            model=replace(SHAPES["gpt2-tiny"], layers=6, width=256, heads=4, dtype="bfloat16"),
+            model=replace(
+                SHAPES["gpt2-tiny"], layers=6, width=256, heads=4,
+                execution=Execution(dtype="bfloat16"),
+            ),
         ),
     }
 )  # fmt: skip

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -65,14 +64,16 @@ def timed(
     batches = jax.random.randint(jax.random.key(1), shape, 0, c.vocab)
     theirs = torch_decoder.on_device(batches[:, 0])
 
-    expected = torch_decoder.gradients(torch_decoder.filled(c, params), theirs[0], c.dtype)
+    expected = torch_decoder.gradients(
+        torch_decoder.filled(c, params), theirs[0], c.execution.dtype
+    )
     differences = {
         name: apart(form, params, expected, batches[0, 0]) for name, form in forms.items()
     }
     for name, each in differences.items():
         shares = ", ".join(f"{what} {share:.1e}" for what, share in each.items())
         say(f"{name}: from PyTorch's at step 0, as shares: {shares}")
-    check(differences, c.dtype)
+    check(differences, c.execution.dtype)
 
     parts = parts_of(c, batch_size, c.context)  # of a batch, for both sides
     calls = {"eager": _peer(c, params, theirs, parts)}
@@ -85,7 +86,7 @@ def timed(
     for name, found in losses.items():
         away = float(np.max(np.abs(found / losses["eager"] - 1)))
         differences[name] = {**differences.get(name, {}), "steps": away}
-    check(differences, c.dtype)
+    check(differences, c.execution.dtype)
 
     calls = {name: calls[name] for name in losses}
     seconds = {name: s / steps for name, s in alternated(calls, rounds).items()}
@@ -106,7 +107,7 @@ def _peer(
     compiler: Callable[[torch_decoder.Decoder], Any] = lambda model: model,
 ) -> Callable[[], np.ndarray]:
     model = compiler(torch_decoder.filled(c, params))
-    step = torch_decoder.make_step(model, OPTIMIZER, c.dtype, parts)
+    step = torch_decoder.make_step(model, OPTIMIZER, c.execution.dtype, parts)
     return partial(torch_decoder.run, step, tokens)
 
 
@@ -156,7 +157,7 @@ def apart(
       "loss": abs(ours - theirs) / theirs. "gradients": the largest norm(ours - theirs) /
       norm(theirs) of a parameter's.
     """
-    scanned = replace(c, scan_layers=True)
+    scanned = c.with_execution(scan_layers=True)
     loss_fn = jax.value_and_grad(lambda p: jnp.mean(token_loss(scanned, p, batch)))
     loss, grads = jax.jit(loss_fn)(stack_blocks(params))
     ours = torch_decoder.renamed(c, unstack_blocks(grads))

@@ -19,9 +19,11 @@ from rich.console import Console
 
 from benchmarks import goals
 from experiments.cli import launch
+from sysout_jax.core.flash import takes
 from sysout_jax.errors import InputError, at_least, one_of
-from sysout_jax.model.config import DTYPES, SHAPES, ModelConfig
+from sysout_jax.model.config import SHAPES, ModelConfig
 from sysout_jax.model.decoder import parameter_count
+from sysout_jax.model.execution import DTYPES, Execution
 from sysout_jax.planning.machines import chip_of, model_flops
 from sysout_jax.planning.timing import alternated
 from sysout_jax.results import RunDirectory
@@ -50,7 +52,7 @@ class Size:
         own = self.mlp_width if SHAPES[style].mlp == "swiglu" else None
         return replace(
             SHAPES[style], layers=self.layers, width=self.width, heads=self.heads, kv_heads=None,
-            mlp_width=own, vocab=self.vocab, context=self.seq_len, dtype=dtype,
+            mlp_width=own, vocab=self.vocab, context=self.seq_len, execution=Execution(dtype=dtype),
         )  # fmt: skip
 
 
@@ -97,8 +99,9 @@ class Config:
 
 def forms(c: ModelConfig, flash: bool) -> dict[str, ModelConfig]:
     """Ours, by name: the best form first; with `flash` two, where the kernel takes such heads."""
-    fused = replace(c, flash=flash)
-    return {"ours": fused, "ours, dense": c} if fused.fused else {"ours": c}
+    if not flash or not takes(c.sizes["H"]):
+        return {"ours": c}
+    return {"ours": c.with_execution(flash=True), "ours, dense": c}
 
 
 def run(config: Config, console: Console) -> dict[str, Any]:

@@ -95,6 +95,14 @@ class Config:
             one_of("only", name, STEPS)
         if not self.only or len(set(self.only)) < len(self.only):
             raise InputError("only", ",".join(self.only), ", ".join(STEPS))
+        how = self.train.model.execution
+        if how.flash:
+            raise InputError(
+                "flash", True, "without it", "no effect on machines that are described"
+            )
+        if how.remat != "none" and "train" not in self.only:
+            accepted = "with --only=train, which has a backward pass"
+            raise InputError("remat", how.remat, accepted, "no effect")
 
 
 def architecture(name: str) -> ModelConfig:
@@ -113,7 +121,7 @@ def architecture(name: str) -> ModelConfig:
         raw = read_json(path / "config.json")
         family = by_model_type(raw.get("model_type"), path / "config.json")
         found = read_config(family, read_within(family, raw))
-    return replace(found, dtype="bfloat16", scan_layers=True)
+    return found.with_execution(dtype="bfloat16", scan_layers=True)
 
 
 def run(config: Config, console: Console) -> RunDirectory:
@@ -193,7 +201,10 @@ def _how(config: TrainConfig) -> dict[str, Any]:
     names = ("mesh", "batch_size", "accumulate", "seq_len", "variant", "param_dtype")
     return {
         **{name: getattr(config, name) for name in names},
-        **{name: getattr(config.model, name) for name in ("remat", "scan_layers", "dtype")},
+        **{
+            name: getattr(config.model.execution, name)
+            for name in ("remat", "scan_layers", "dtype")
+        },
         "optimizer": config.optimizer.optimizer,
         "moment_dtype": config.optimizer.moment_dtype,
     }

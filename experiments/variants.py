@@ -30,7 +30,7 @@ from sysout_jax.results import RunDirectory, plain, read_record
 from sysout_jax.training import hosts
 from sysout_jax.training.checkpoint import checkpoint_path, save
 from sysout_jax.training.config import TrainConfig
-from sysout_jax.training.loop import Corpus, Run, corpus_of, train
+from sysout_jax.training.loop import Corpus, Run, check_kernel, corpus_of, train
 from sysout_jax.training.resume import States, check_same
 from sysout_jax.training.sharding import make_mesh
 from sysout_jax.training.states import Saving, check_usable
@@ -70,8 +70,9 @@ class Config:
         wide = next((study.mesh for study in self.studies if study.mesh_shape.devices > 1), None)
         if wide and self.jobs > 1:  # devices would meet in another order, and wait forever
             raise InputError("jobs", self.jobs, "1", f"with --mesh={wide}")
-        fused = any(study.model.flash for study in self.studies)
-        if fused and self.jobs > 1 and jax.default_backend() == "gpu":
+        for study in self.studies:
+            check_kernel(study.model)
+        if self.jobs > 1 and any(study.model.execution.flash for study in self.studies):
             # cuDNN fails to load a graph while another thread of the process is at work
             raise InputError("jobs", self.jobs, "1", "with --flash on a GPU")
         for name in self.variants:
@@ -263,7 +264,9 @@ def _as_given(study: TrainConfig) -> TrainConfig:
     """The study with what the flags say of it."""
     if FLAGS.model is not None:
         one_of("model", FLAGS.model, tuple(SHAPES))
-        shape = dataclasses.replace(SHAPES[FLAGS.model], dtype=study.model.dtype, **NOT_GIVEN)
+        shape = dataclasses.replace(
+            SHAPES[FLAGS.model], execution=study.model.execution, **NOT_GIVEN
+        )
         study = dataclasses.replace(study, model=shape)
     if FLAGS.smoke:
         study = launch.override(study, SMOKE)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from sysout_jax.families.export import export as export
     from sysout_jax.loading import load as load
     from sysout_jax.model.config import ModelConfig as ModelConfig
+    from sysout_jax.model.execution import Execution as Execution
     from sysout_jax.model.model import Model as Model
+    from sysout_jax.model.rope import Rope as Rope
     from sysout_jax.model.taps import Edit as Edit
     from sysout_jax.model.taps import Tap as Tap
     from sysout_jax.report.findings import analyze as analyze
@@ -36,11 +38,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "Diverged": "sysout_jax.errors",
     "Edit": "sysout_jax.model.taps",
+    "Execution": "sysout_jax.model.execution",
     "InputError": "sysout_jax.errors",
     "Model": "sysout_jax.model.model",
     "ModelConfig": "sysout_jax.model.config",
     "OptimizerConfig": "sysout_jax.training.optimizer",
     "Param": "sysout_jax.core.attention",
+    "Rope": "sysout_jax.model.rope",
     "Tap": "sysout_jax.model.taps",
     "TrainConfig": "sysout_jax.training.config",
     "analyze": "sysout_jax.report.findings",

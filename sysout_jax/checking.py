@@ -101,7 +101,7 @@ def row_sums(weights: Float[Array, "N T S"]) -> Float[Array, "N T"]:
 
 def _rows(config: ModelConfig) -> dict[str, Callable[..., Any] | None]:
     variant = VARIANTS[config.variant]
-    if not variant.normalised or config.query_block is not None:
+    if not variant.normalised or config.execution.query_block is not None:
         return {}
     return {"attn_weights": row_sums, "attn_extra": None}
 
@@ -124,7 +124,7 @@ def _sums(config: ModelConfig, taps: dict[str, Any]) -> Item:
     exact = config.variant == "softmax" or VARIANTS[config.variant].extra_key
     off = float(np.abs(sums - 1).max() if exact else max(0.0, sums.max() - 1))
     said = f"rows of attention sum to {'one' if exact else 'at most one'} within {off:.0e}"
-    return Item("attention", off <= ROUNDING[config.dtype], said)
+    return Item("attention", off <= ROUNDING[config.execution.dtype], said)
 
 
 def _scaled(value: Array, layer: Array, factor: Array) -> Array:

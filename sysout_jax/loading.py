@@ -208,4 +208,6 @@ def _cast(model: Model, dtype: str) -> Model:
     one_of("param_dtype", dtype, tuple(DTYPES.values()))
     params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), model.params)
     activations = "bfloat16" if dtype == "bfloat16" else "float32"
-    return replace(model, config=replace(model.config, dtype=activations), params=params)
+    fused = model.config.execution.flash and activations != "float32"
+    config = model.config.with_execution(dtype=activations, flash=fused)
+    return replace(model, config=config, params=params)

@@ -12,6 +12,7 @@ from sysout_jax import checking
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.data.tokenizer import ByteTokenizer
 from sysout_jax.model.decoder import init
+from sysout_jax.model.execution import Execution
 
 CONFIG = so.ModelConfig(vocab=258, context=64, layers=2, width=12, heads=2, kv_heads=1)
 
@@ -28,7 +29,7 @@ def items(checked):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_variant_passes(variant, dtype):
-    found = so.check(model(variant=variant, dtype=dtype, scan_layers=True))
+    found = so.check(model(variant=variant, execution=Execution(dtype=dtype, scan_layers=True)))
     assert found.passed, str(found)
     assert ("attention" in items(found)) == VARIANTS[variant].normalised
 

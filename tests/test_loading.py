@@ -46,7 +46,7 @@ def test_a_run_of_this_project(run):
     first, second = so.load(run), so.load(run, seed=5)
     np.testing.assert_array_equal(second.params["embed"], 2 * first.params["embed"])
     half = so.load(run, dtype="bfloat16")
-    assert half.config.dtype == "bfloat16"
+    assert half.config.execution.dtype == "bfloat16"
     assert {str(x.dtype) for x in jax.tree.leaves(half.params)} == {"bfloat16"}
     assert "param_dtype='int8': unknown" in refusal(run, dtype="int8")
     with pytest.raises(InputError, match=r"stream: .* has no safetensors"):

@@ -31,13 +31,17 @@ ROOT = Path(__file__).parent.parent
 
 def model_of(config=CONFIG, seed=0, tokenizer=None):
     """Weights large enough to be seen."""
-    drawn = init(dataclasses.replace(config, scan_layers=False), jax.random.key(seed))
+    drawn = init(config.with_execution(scan_layers=False), jax.random.key(seed))
     params = jax.tree.map(lambda x: x * 12.0 if x.ndim > 1 else x, drawn)
-    return so.Model(config, stack_blocks(params) if config.scan_layers else params, tokenizer)
+    return so.Model(
+        config, stack_blocks(params) if config.execution.scan_layers else params, tokenizer
+    )
 
 
 def by(way, **given):
-    return model_of(dataclasses.replace(CONFIG, scan_layers=way == "scanned", **given))
+    return model_of(
+        dataclasses.replace(CONFIG, **given).with_execution(scan_layers=way == "scanned")
+    )
 
 
 def close(found, expected, tolerance=1e-5):
@@ -121,7 +125,7 @@ def test_layers_of_a_streamed_model():
 
 def test_scanned_layers_keep_the_records_of_theirs_alone():
     """The compiled program's memory: one layer's values instead of all of them."""
-    config = dataclasses.replace(CONFIG, layers=24, context=64, scan_layers=True)
+    config = dataclasses.replace(CONFIG, layers=24, context=64).with_execution(scan_layers=True)
     params = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     tokens = jax.ShapeDtypeStruct((1, 64), jnp.int32)
 
@@ -141,7 +145,7 @@ def test_all_taps():
     assert set(found) == set(taps_of(CONFIG))
     expected = so.apply(model_of(), TOKENS, {"query": None})[1]
     np.testing.assert_array_equal(found["query"], expected["query"])
-    blocks = dataclasses.replace(CONFIG, query_block=2)
+    blocks = CONFIG.with_execution(query_block=2)
     found = so.apply(model_of(blocks), TOKENS, "all")[1]
     assert "attn_weights" not in found
     assert "attn_out" in found
@@ -228,7 +232,7 @@ def test_an_edit_is_a_pytree_of_its_arrays():
 
 
 def test_edits_keep_the_dtype_and_the_shape():
-    half = model_of(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    half = model_of(CONFIG.with_execution(dtype="bfloat16"))
     wide = so.Edit(lambda x, layer, by: x.astype(jnp.float32) * by, 0.5)
     taps = so.apply(half, TOKENS, {"attn_out": None}, {"attn_out": wide})[1]
     assert taps["attn_out"].dtype == jnp.bfloat16
@@ -460,7 +464,7 @@ def test_massive_dimensions_of_the_planted_model(layers):
 def test_massive_dimensions_of_unrolled_and_of_read_layers():
     scanned = so.Model(planted.CONFIG, planted.params())
     tokens, loose = planted.rows()[:2, :-1], unstack_blocks(scanned.params)
-    config = dataclasses.replace(planted.CONFIG, scan_layers=False)
+    config = planted.CONFIG.with_execution(scan_layers=False)
     (expected,) = so.massive_dimensions(scanned, tokens)
     for params in (loose, Layers(loose.__getitem__, tuple(loose))):
         (found,) = so.massive_dimensions(so.Model(config, params), tokens)

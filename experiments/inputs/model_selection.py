@@ -145,7 +145,7 @@ def choose(choice: Choice) -> Chosen:
         raise InputError("stream", None, "a published model", f"{located} is a run's model")
     model = loading.load(located, choice.seed, choice.param_dtype, shard=choice.shard())
     # Blocks of queries are how it was trained; here attention is read whole.
-    model = replace(model, config=replace(model.config, query_block=None))
+    model = replace(model, config=model.config.with_execution(query_block=None))
     run = located.absolute().parent.parent if located.absolute().parent.name == "models" else None
     seed = saved_seeds(located)[0] if choice.seed is None else choice.seed
     bos = starts_with_bos(model.tokenizer, choice.bos)

@@ -22,6 +22,11 @@ def takes(width: int, extra_key: bool = False) -> bool:
     return width % PADDING == 0 and width + extra_key * PADDING <= LARGEST
 
 
+def available() -> bool:
+    """Whether this process's devices have the kernel."""
+    return jax.default_backend() == "gpu"
+
+
 def flash_attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
@@ -74,7 +79,7 @@ def _kernel(q: Array, k: Array, v: Array, scale: float) -> Array:
         after = ((0, 0), (0, 1), (0, 0), (0, 0))
         q, k, v = (jnp.pad(x, after) for x in (q, k, v))
         return _kernel(q, k, v, scale)[:, :length]
-    if jax.default_backend() == "gpu":
+    if available():
         return jax.nn.dot_product_attention(
             q, k, v, scale=scale, is_causal=True, implementation="cudnn"
         )

@@ -167,7 +167,7 @@ def understand(
     dtypes = {p: dtype or stored[p] for p in plan}
     half = set(dtypes.values()) == {"bfloat16"}
     axes = dict(tensor_map.leaves(param_axes(config)))
-    config = replace(config, dtype="bfloat16" if half else "float32", scan_layers=True)
+    config = config.with_execution(dtype="bfloat16" if half else "float32", scan_layers=True)
     origin = replace(origin, ignored=(*origin.ignored, *ignored_fields(family, own)))
     return Checkpoint(path, family, config, origin, plan, dtypes, axes, shapes, tokenizer)
 

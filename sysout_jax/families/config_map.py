@@ -5,6 +5,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Group, Only, Raw
 from sysout_jax.families.reference import reference_of
 from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.execution import Execution
 from sysout_jax.model.rope import RULES, Rope
 from sysout_jax.model.stored import flat
 
@@ -28,7 +30,7 @@ _KINDS = {  # the types of ModelConfig's fields in words
 }  # fmt: skip
 _SIZES = {"layers", "width", "heads"}
 # Fields here that a checkpoint does not say: how it was initialised, and how it is run.
-OURS_ALONE = ("init_std", "scaled_residual_init", "scan_layers", "dtype")
+OURS_ALONE = ("init_std", "scaled_residual_init", *(each.name for each in fields(Execution)))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +46,9 @@ def export(
     row, target = FAMILIES[family], Path(directory).absolute()
     if target.exists():
         raise InputError(str(target), None, "a directory that does not", "exists")
-    config = replace(model.config, scan_layers=False)
+    config = model.config.with_execution(scan_layers=False)
     raw = write_config(row, config)
-    params = unstack_blocks(model.params) if model.config.scan_layers else model.params
+    params = unstack_blocks(model.params) if model.config.execution.scan_layers else model.params
     by_path = {path: np.asarray(leaf) for path, leaf in tensor_map.leaves(params)}
     with replacing(target) as partial:
         partial.mkdir(parents=True)

@@ -147,8 +147,8 @@ class Attention(Owner):
             )  # fmt: skip
             return variant(heads, params).out
 
-        if c.query_block is not None:
-            out = _in_blocks(attend, q, x, tap, c.query_block)
+        if c.execution.query_block is not None:
+            out = _in_blocks(attend, q, x, tap, c.execution.query_block)
         elif fused or length < LONG or tap.probe.asks(*PER_QUERY):
             out = attend(q, x, places, tap)
         else:

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 from sysout_jax.core import flash
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import MLPS, NORMS
 from sysout_jax.errors import InputError, at_least, finite, is_integer, one_of
+from sysout_jax.model.execution import Execution
 from sysout_jax.model.rope import Rope, flag
 from sysout_jax.model.sink import ExplicitSink
 
@@ -15,13 +17,12 @@ PLACEMENTS = ("pre", "post", "out", "sandwich")
 POSITIONS = ("learned", "rope", "alibi", "none")
 PARALLEL_BLOCKS = ("none", "shared", "separate")
 QUERY_KEY_NORMS = ("none", "head", "whole")
-REMATS = ("none", "block", "dots")
-DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that determines a decoder's parameters and its function.
+    """What a decoder is, everything that determines its parameters and its function; and, in a
+    class of its own, how it is run.
 
     Raises:
       InputError: a value is out of range, or two values do not fit together.
@@ -69,11 +70,7 @@ class ModelConfig:
     sink: ExplicitSink | None = None  # keys of no token, of a converted model
     init_std: float = 0.02  # standard deviation of initial weights
     scaled_residual_init: bool = False  # GPT-2's 1/sqrt(2 L) on projections into the residual
-    scan_layers: bool = False  # one compiled block for all layers: compiles faster when deep
-    remat: str = "none"  # what the backward pass computes again: none, block, dots (all but those)
-    query_block: int | None = None  # queries attended at a time, for long contexts; None: all
-    flash: bool = False  # a fused kernel mixes, where it can: bfloat16, softmax, no window, no tap
-    dtype: str = "float32"  # float32 or bfloat16 activations; parameters are as they were loaded
+    execution: Execution = field(default_factory=Execution)  # how it is run
 
     def __post_init__(self) -> None:
         self._check_ranges()
@@ -82,6 +79,7 @@ class ModelConfig:
         self._check_positions()
         if self.sink is not None:
             self.sink.check(self.layers, self.variant)
+        self._check_flash()
         if self.experts and self.experts_per_token > self.experts:
             raise InputError(
                 "experts_per_token",
@@ -102,7 +100,7 @@ class ModelConfig:
             at_least(0, name, getattr(self, name))
         for name in (
             "vocab", "context", "layers", "width", "heads", "experts_per_token",
-            "kv_heads", "head_dim", "mlp_width", "window", "query_block", "embed_width",
+            "kv_heads", "head_dim", "mlp_width", "window", "embed_width",
         ):  # fmt: skip
             at_least(1, name, getattr(self, name))
         for name in ("norm_eps", "init_std"):
@@ -118,11 +116,9 @@ class ModelConfig:
             ("norm", NORMS),
             ("norm_placement", PLACEMENTS),
             ("parallel_block", PARALLEL_BLOCKS),
-            ("remat", REMATS),
             ("position", POSITIONS),
             ("mlp", MLPS),
             ("query_key_norm", QUERY_KEY_NORMS),
-            ("dtype", DTYPES),
         ):
             one_of(name, getattr(self, name), accepted)
 
@@ -167,6 +163,23 @@ class ModelConfig:
             if value != getattr(Rope, name):
                 raise InputError(flag(name), value, "with --position=rope", "no effect")
 
+    def _check_flash(self) -> None:
+        """Refuse a fused kernel where it can mix nothing: its logits are plain, of all the past."""
+        if not self.execution.flash:
+            return
+        for prevents, said in (
+            (self.window is not None, f"--window={self.window}"),
+            (self.attn_softcap is not None, f"--attn_softcap={self.attn_softcap}"),
+            (self.position == "alibi", "--position=alibi"),
+            (self.sink is not None, "the keys of a converted model"),
+        ):
+            if prevents:
+                raise InputError("flash", True, "without it", f"no effect with {said}")
+        if not flash.takes(self.sizes["H"]):
+            accepted = f"heads of a multiple of {flash.PADDING}, of at most {flash.LARGEST}"
+            why = f"no effect on heads of {self.sizes['H']} channels"
+            raise InputError("flash", True, accepted, why)
+
     @property
     def keys_before(self) -> int:
         """Positions before the text's first, which keys of an explicit sink have."""
@@ -192,12 +205,20 @@ class ModelConfig:
 
     @property
     def fused(self) -> bool:
-        """Whether `flash` is meant and possible: plain logits of all of the past mix the values, in
-        a dtype and of a size that the kernel takes."""
-        plain = self.attn_softcap is None and self.position != "alibi"
-        whole = self.window is self.query_block is self.sink is None
-        size = flash.takes(self.sizes["H"], VARIANTS[self.variant].extra_key)
-        return self.flash and plain and whole and size and self.dtype in flash.DTYPES
+        """Whether a fused kernel mixes the values: `flash`, with a size that the kernel takes."""
+        extra_key = VARIANTS[self.variant].extra_key
+        return self.execution.flash and flash.takes(self.sizes["H"], extra_key)
+
+    def with_execution(self, **changes: Any) -> "ModelConfig":
+        """The same model, run otherwise.
+
+        Args:
+          changes: fields of `Execution`.
+
+        Raises:
+          InputError: a value is not accepted, or has no effect in this model.
+        """
+        return replace(self, execution=replace(self.execution, **changes))
 
     def has_bias(self, part: str) -> bool:
         """Whether a part of the model, e.g. "qkv", has biases."""

@@ -6,7 +6,6 @@ are in model/block.py.
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import lru_cache, partial
 from math import prod
 from typing import Any, cast
@@ -36,7 +35,7 @@ def embed(config: ModelConfig, own: Own, tokens: Int[Array, "B T"]) -> Float[Arr
     c, length = config, tokens.shape[1]
     table = own("embed", "V -> D" if c.embed_width is None else "V -> W")
     # Embeddings and positions are added at the greater precision of parameters and activations.
-    wide = max(table.dtype, jnp.dtype(c.dtype), key=lambda dtype: dtype.itemsize)
+    wide = max(table.dtype, jnp.dtype(c.execution.dtype), key=lambda dtype: dtype.itemsize)
     x = jnp.take(table, tokens, axis=0).astype(wide)
     if c.embed_width is not None:
         x = linear(x, own("embed_in", "W -> D"))
@@ -48,8 +47,8 @@ def embed(config: ModelConfig, own: Own, tokens: Int[Array, "B T"]) -> Float[Arr
         first = c.position_offset + c.keys_before
         rows = own("positions", "T -> D")[first : first + length]
         x = x + jnp.broadcast_to(rows.astype(x.dtype), x.shape)
-    x = x.astype(c.dtype)
-    return x if c.embed_scale == 1.0 else x * jnp.asarray(c.embed_scale, c.dtype)
+    x = x.astype(c.execution.dtype)
+    return x if c.embed_scale == 1.0 else x * jnp.asarray(c.embed_scale, c.execution.dtype)
 
 
 def unembed(config: ModelConfig, own: Own, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -87,7 +86,7 @@ class Decoder(Owner):
     def _blocks(self, x: Array, probe: Probe) -> tuple[Array, dict[str, Any]]:
         c = self.config
         block = rematerialised(c)
-        if c.scan_layers:
+        if c.execution.scan_layers:
             scanned = nn.scan(
                 partial(_step, probe),
                 variable_axes={"params": 0},
@@ -122,16 +121,17 @@ def _shapes(config: ModelConfig, probe: Probe, x: Array) -> Any:
 
 
 def rematerialised(config: ModelConfig) -> Any:
-    """The block as `ModelConfig.remat` has it, the same in value.
+    """The block as `Execution.remat` has it, the same in value.
 
     The backward pass needs what a block computed: with "block" it keeps the block's input and
     computes the rest again, with "dots" it keeps the products of matrices with weights too.
     """
-    if config.remat == "none":
+    if config.execution.remat == "none":
         return Block
     keep = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
     # Inside a scan nothing could merge the two computations, so nothing has to prevent it.
-    return nn.remat(Block, policy=keep[config.remat], prevent_cse=not config.scan_layers)
+    how = config.execution
+    return nn.remat(Block, policy=keep[how.remat], prevent_cse=not how.scan_layers)
 
 
 def init(config: ModelConfig, key: Array) -> Params:
@@ -187,8 +187,8 @@ def parameter_count(config: ModelConfig) -> int:
 @lru_cache(maxsize=64)
 def _declared(config: ModelConfig) -> Params:
     """The tree of `Axed` whose values are shapes."""
-    if not config.scan_layers:  # one layer is traced, whatever the depth
-        scanned = _declared(replace(config, scan_layers=True))
+    if not config.execution.scan_layers:  # one layer is traced, whatever the depth
+        scanned = _declared(config.with_execution(scan_layers=True))
         rest = {name: of for name, of in scanned.items() if name != "blocks"}
         one = jax.tree.map(_of_one_layer, scanned["blocks"], is_leaf=_is_axed)
         return dict(sorted({**rest, **{f"block_{i}": one for i in range(config.layers)}}.items()))
@@ -229,8 +229,8 @@ def forward(
         layer index.
 
     Returns:
-      Logits [B, T, V] in `config.dtype`, and a dict name -> record, with leading axes [L, B] (only
-      [B] for `final_norm`), or the layers of its `Tap` instead of all L.
+      Logits [B, T, V] in `config.execution.dtype`, and a dict name -> record, with leading axes
+      [L, B] (only [B] for `final_norm`), or the layers of its `Tap` instead of all L.
 
     Raises:
       InputError: an unknown tap, a tap or layer that the architecture lacks, or T beyond the
@@ -253,9 +253,9 @@ def taps_of(config: ModelConfig) -> tuple[str, ...]:
     blocks of queries, those that exist whole."""
     probe = Probe({"attn_weights": None}, None)  # a fused kernel would have fewer
     shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
-    run = partial(Decoder(replace(config, query_block=None)).apply, probe=probe)
+    run = partial(Decoder(config.with_execution(query_block=None)).apply, probe=probe)
     jax.eval_shape(run, {"params": shapes}, jnp.zeros((1, 1), jnp.int32))
-    missing = PER_QUERY if config.query_block is not None else ()
+    missing = PER_QUERY if config.execution.query_block is not None else ()
     return tuple(name for name in TAPS if name in probe.reached and name not in missing)
 
 

@@ -1,26 +1,28 @@
 """The config of a model on one level, by flags, and as records and saved models have it."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from sysout_jax.errors import InputError, one_of
 from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.execution import Execution
 from sysout_jax.model.rope import RULES, Rope, flag
 
 
 def flat(config: ModelConfig) -> dict[str, Any]:
     """Every value of a config by the name of its flag; of rotary rules those of its own."""
     tree = asdict(config)
-    rope = {flag(name): value for name, value in tree.pop("rope").items()}
-    return {**tree, **rope}
+    rope, execution = tree.pop("rope"), tree.pop("execution")
+    return {**tree, **{flag(name): value for name, value in rope.items()}, **execution}
 
 
 def from_record(stored: Mapping[str, Any]) -> ModelConfig:
     """The config that `dataclasses.asdict` made a tree of, in this version or in an earlier one.
 
-    In earlier ones rotary rules were no classes: the numbers of all of them, with an effect or
-    without, were fields of the model, by the names that are flags.
+    In earlier ones rotary rules and execution were no classes: their numbers, those of all rules
+    and with an effect or without, were fields of the model, by the names that are flags.
 
     Raises:
       InputError: unknown fields, or values that the config refuses.
@@ -28,6 +30,13 @@ def from_record(stored: Mapping[str, Any]) -> ModelConfig:
     tree = dict(stored)
     if "rope" not in tree:
         tree["rope"] = _rope(tree)
+    names = [each.name for each in fields(Execution)]
+    if "execution" not in tree:
+        tree["execution"] = {name: tree.pop(name) for name in names if name in tree}
+        if tree["execution"].pop("flash", False):
+            plain: ModelConfig = _of_class(ModelConfig, tree)
+            with contextlib.suppress(InputError):  # where it had no effect
+                return plain.with_execution(flash=True)
     return _of_class(ModelConfig, tree)
 
 

@@ -1,7 +1,7 @@
 """The decoder one layer at a time: models larger than memory, their activations carried."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -98,8 +98,8 @@ def _pass(
     config: ModelConfig, read: Callable[[str], Any], tokens: Array, taps: Any, edits: Any
 ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
     """The final states and what the taps record; the head is not read."""
-    _check(replace(config, scan_layers=True), tokens, taps, edits)
-    config = replace(config, scan_layers=False)
+    _check(config.with_execution(scan_layers=True), tokens, taps, edits)
+    config = config.with_execution(scan_layers=False)
     only_edits(edits or {})
     probe = Probe(taps, edits)
     asked, edits = tuple(probe.taps.items()), probe.edits

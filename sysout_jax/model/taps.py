@@ -5,7 +5,7 @@ only what it returns leaves the device; with None as the reducer the value itsel
 edit is a name and a function that replaces the value, which is how interventions are done; it sees
 ONE sequence too. Names joined by "+", in the decoder's order, go to one reducer as its arguments:
 "value+attn_weights"; an edit of joined names replaces the last of them.
-Where `ModelConfig.query_block` cuts attention into blocks of queries, its maps (attn_logits and
+Where `Execution.query_block` cuts attention into blocks of queries, its maps (attn_logits and
 attn_weights) never exist whole: reducers of them are `core.streaming.Blockwise`, and edits see one
 block. Axes are those of one sequence: T, S positions, D width, N heads, K KV heads, H head dim,
 F MLP width (of a mixture J F), J experts per token.

@@ -37,10 +37,11 @@ def activation_bytes(config: TrainConfig, vocab: int) -> float:
     size, mesh = c.sizes, config.mesh_shape
     parts = mesh.batch_parts * config.parts
     tokens = config.batch_size * config.seq_len / parts
-    itemsize = 2 if c.dtype == "bfloat16" else 4
-    maps = 0 if c.fused else 3 * size["N"] * min(config.seq_len, c.query_block or config.seq_len)
+    how = c.execution
+    itemsize = 2 if how.dtype == "bfloat16" else 4
+    maps = 0 if c.fused else 3 * size["N"] * min(config.seq_len, how.query_block or config.seq_len)
     inside = (3 * size["F"] + 4 * size["N"] * size["H"] + maps) / mesh.tensor + 4 * size["D"]
-    kept = {"none": inside, "dots": inside - maps / mesh.tensor, "block": size["D"]}[c.remat]
+    kept = {"none": inside, "dots": inside - maps / mesh.tensor, "block": size["D"]}[how.remat]
     divided = mesh.tensor if size["V"] % mesh.tensor == 0 else 1
     return tokens * (itemsize * (size["L"] * kept + inside) + 8 * size["V"] / divided)
 
@@ -48,13 +49,14 @@ def activation_bytes(config: TrainConfig, vocab: int) -> float:
 def alternatives(config: TrainConfig, devices: int) -> Iterator[TrainConfig]:
     """Every mesh of so many devices with every remat and number of parts of the batch that fit it,
     and smaller batches where none do; those nearest to what was asked for first."""
-    remats = [config.model.remat] + [r for r in ("block",) if r != config.model.remat]
+    asked = config.model.execution.remat
+    remats = [asked] + [r for r in ("block",) if r != asked]
     for batch in _divisors(config.batch_size)[::-1]:
         for remat in remats:
             for parts in _divisors(batch):
                 if parts >= config.parts:
                     for mesh in _meshes(devices):
-                        model = replace(config.model, remat=remat)
+                        model = config.model.with_execution(remat=remat)
                         try:
                             check_fits(mesh, model, batch, parts)
                         except InputError:

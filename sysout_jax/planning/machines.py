@@ -181,12 +181,12 @@ def analysis_program(
     """One batch of the scan that every analysis starts from, as a kind of device runs it, lowered
     for a mesh of those, or for this one device."""
     fitted = for_length(config.architecture(vocab), config.seq_len, maps=True, platform=kind)
-    architecture = replace(fitted, remat="none")
+    architecture = fitted.with_execution(remat="none")
     where = shard(mesh) if mesh is not None else lambda letters, shape: None
 
     def abstract(x: Any, letters: str) -> jax.ShapeDtypeStruct:
         place = where(letters, x.shape)
-        return jax.ShapeDtypeStruct(x.shape, architecture.dtype, sharding=place)
+        return jax.ShapeDtypeStruct(x.shape, architecture.execution.dtype, sharding=place)
 
     shapes = jax.eval_shape(partial(init, architecture), jax.random.key(0))
     params = jax.tree.map(abstract, shapes, param_axes(architecture))
@@ -234,10 +234,9 @@ def analysis_flops(config: TrainConfig, vocab: int) -> float:
     """Operations of an analysis step, in the same way."""
 
     def of(layers: int) -> float:
-        flat = replace(
-            config.model, layers=layers, window_layers=None, scan_layers=False,
-            query_block=config.seq_len,
-        )  # fmt: skip
+        flat = replace(config.model, layers=layers, window_layers=None).with_execution(
+            scan_layers=False, query_block=config.seq_len, flash=False
+        )
         lowered = analysis_program(replace(config, model=flat, mesh="data=1"), vocab, None)
         return float(lowered.cost_analysis()["flops"])
 

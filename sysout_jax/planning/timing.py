@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -91,8 +91,8 @@ def step_flops(config: TrainConfig, vocab: int) -> float:
     Loops are counted once whatever their length, so layers, queries and the parts of a batch are
     laid out without any; what a fused kernel does is not counted, so there is none.
     """
-    architecture = replace(
-        config.architecture(vocab), scan_layers=False, query_block=None, flash=False
+    architecture = config.architecture(vocab).with_execution(
+        scan_layers=False, query_block=None, flash=False
     )
     optimizer = make_optimizer(config.optimizer, config.steps, param_axes(architecture))
     state = jax.eval_shape(partial(start, architecture, optimizer), jax.random.key(0))

@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -86,7 +86,7 @@ class Material:
     def config(self) -> ModelConfig:
         """The architecture with attention whole, as parts read its maps; those of long sequences
         they cut themselves."""
-        return replace(self.model.config, query_block=None)
+        return self.model.config.with_execution(query_block=None)
 
     def scan(self, progress: Progress | None = None) -> Scan:
         """The scan of the sequences, made once."""

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field, replace
 
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError, at_least, is_integer, one_of
-from sysout_jax.model.config import DTYPES, SHAPES, ModelConfig
+from sysout_jax.model.config import SHAPES, ModelConfig
+from sysout_jax.model.execution import DTYPES
 from sysout_jax.training.optimizer import OptimizerConfig, check_cooldown
 from sysout_jax.training.parallel import check_parallel
 from sysout_jax.training.sharding import MeshShape, check_fits, parse_mesh

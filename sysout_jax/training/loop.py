@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sysout_jax.analysis.measure.summary import losses_by_query, outlier_summary
+from sysout_jax.core import flash
 from sysout_jax.data import Backcopies, Backcopy, Source, TextCorpus, load_corpus
 from sysout_jax.data.corpus import Progress
 from sysout_jax.errors import Diverged, InputError, Preempted
@@ -82,6 +83,17 @@ def corpus_of(config: TrainConfig, progress: Progress | None = None) -> Corpus:
     )  # fmt: skip
 
 
+def check_kernel(config: ModelConfig) -> None:
+    """Refuse a fused kernel that this process's devices do not have.
+
+    Raises:
+      InputError: they are no GPUs.
+    """
+    if config.execution.flash and not flash.available():
+        where = jax.default_backend().upper()
+        raise InputError("flash", True, "on a GPU", f"no effect on a {where}")
+
+
 def train(
     config: TrainConfig,
     corpus: Source | None = None,
@@ -108,13 +120,14 @@ def train(
       A `Run`.
 
     Raises:
-      InputError: corpus and config do not fit together.
+      InputError: corpus and config do not fit together, or a fused kernel that is not here.
       Diverged: a loss was not finite; rows up to there have been logged.
       Preempted: it was asked to stop; its state is saved.
     """
     if corpus is None:
         corpus = corpus_of(config)
     architecture = config.architecture(corpus.vocab)
+    check_kernel(architecture)
     rows: list[Row] = []
 
     def record(row: Row) -> None:

@@ -9,7 +9,7 @@ import optax
 from optax import contrib
 
 from sysout_jax.errors import InputError, at_least, finite, one_of
-from sysout_jax.model.config import DTYPES
+from sysout_jax.model.execution import DTYPES
 
 OPTIMIZERS = ("adamw", "sgd", "lion", "muon")
 SCHEDULES = ("constant", "cosine", "wsd")

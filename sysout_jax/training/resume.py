@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from sysout_jax.data import Source
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
+from sysout_jax.model.execution import Execution
 from sysout_jax.model.stored import flat, from_record
 from sysout_jax.results import as_flag, leaves
 from sysout_jax.training import hosts
@@ -36,7 +37,7 @@ Row = dict[str, Any]
 # What may differ between the parts of a run: to which devices it goes, and so the last bits.
 FREE = ("mesh", "parallel")
 # Of a model that others begin with, what may differ: nothing that its parameters know.
-FREE_OF_MODEL = ("context", "dtype", "scan_layers", "query_block", "flash", "init_std")
+FREE_OF_MODEL = ("context", "init_std", *(each.name for each in fields(Execution)))
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,8 @@ def parts_of(config: ModelConfig, sequences: int, length: int) -> int:
     if jax.default_backend() != "cpu":
         return 1
     sizes = config.sizes
-    widest = max(sizes["V"], sizes["F"], sizes["N"] * min(length, config.query_block or length))
+    queries = min(length, config.execution.query_block or length)
+    widest = max(sizes["V"], sizes["F"], sizes["N"] * queries)
     most = max(1, CACHED // (widest * length))
     return next(
         parts

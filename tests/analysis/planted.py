@@ -10,6 +10,7 @@ import numpy as np
 from sysout_jax.analysis.locate import expert_neurons
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init, stack_blocks
+from sysout_jax.model.execution import Execution
 from sysout_jax.model.model import Model
 from sysout_jax.report.findings import analyze
 
@@ -21,7 +22,7 @@ MADE, HEARD, REMOVED = 1, 2, 3  # layers
 NEURON, REMOVER = 17, 29
 CONFIG = ModelConfig(
     vocab=19, context=T, layers=4, width=32, heads=2, kv_heads=1, head_dim=16, mlp="swiglu",
-    mlp_width=61, position="none", scan_layers=True,
+    mlp_width=61, position="none", execution=Execution(scan_layers=True),
 )  # fmt: skip
 MIXTURE = replace(CONFIG, experts=3, experts_per_token=2)
 MAKER, REMOVING = 2, 1  # the experts that have the two neurons
@@ -43,7 +44,7 @@ def text(ids: list[int]) -> str:
 @cache
 def params(config=CONFIG):
     """The planted parameters, layers stacked; of a mixture, each neuron in one expert."""
-    unrolled = replace(config, scan_layers=False)
+    unrolled = config.with_execution(scan_layers=False)
     p = jax.tree.map(np.array, init(unrolled, jax.random.key(3)))
     p["embed"] = np.random.default_rng(1).standard_normal(p["embed"].shape).astype(np.float32)
     p["embed"][:, [SEEN, CHANNEL]] = 0.0

@@ -12,6 +12,8 @@ from sysout_jax.analysis.intervene.conversion import with_attention, with_prefix
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init, stack_blocks
+from sysout_jax.model.execution import Execution
+from sysout_jax.model.rope import Rope, Yarn
 from sysout_jax.model.sink import WITHOUT, ExplicitSink
 from sysout_jax.model.stream import streamed
 from sysout_jax.training import checkpoint
@@ -24,8 +26,8 @@ PREFIX = (5, 2, 5)
 SHAPES = {
     "rotary": {},
     "rotary, no groups": {"kv_heads": None},
-    "rotary, adjacent pairs, a part": {"rope_interleaved": True, "rope_fraction": 0.67},
-    "yarn, scaled": {"rope_rule": "yarn", "rope_factor": 4.0, "rope_context": 8},
+    "rotary, adjacent pairs, a part": {"rope": Rope(interleaved=True, fraction=0.67)},
+    "yarn, scaled": {"rope": Yarn(factor=4.0, context=8)},
     "alibi": {"position": "alibi"},
     "alibi of Falcon": {"position": "alibi", "alibi_falcon": True},
     "learned": {"position": "learned", "position_offset": 2},
@@ -33,9 +35,13 @@ SHAPES = {
     "normed heads": {"query_key_norm": "head"},
     "normed whole": {"query_key_norm": "whole", "norm": "layer", "bias": True},
     "a window": {"window": 4},
-    "some windows, own base": {"window": 5, "window_layers": (0, 2), "local_rope_theta": 90.0},
+    "some windows, own base": {
+        "window": 5,
+        "window_layers": (0, 2),
+        "rope": Rope(local_theta=90.0),
+    },
     "capped, clipped": {"attn_softcap": 3.0, "query_scale": 0.9, "clip_qkv": 2.0},
-    "blocks of queries": {"query_block": 4},
+    "blocks of queries": {"execution": Execution(query_block=4)},
     "post": {"norm_placement": "post", "norm": "layer", "bias": True},
     "sandwich": {"norm_placement": "sandwich", "norm_plus_one": True},
     "side by side": {"parallel_block": "shared"},
@@ -63,8 +69,8 @@ def texts(config, begin, rows=3, length=12):
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tokens_that_begin_every_text_are_parameters(shape, scan, count):
-    config = replace(BASE, **SHAPES[shape], scan_layers=scan)
-    params, begin = model(replace(config, scan_layers=False)), PREFIX[:count]
+    config = replace(BASE, **SHAPES[shape]).with_execution(scan_layers=scan)
+    params, begin = model(config.with_execution(scan_layers=False)), PREFIX[:count]
     params = stack_blocks(params) if scan else params
     ids = texts(config, begin)
     whole, _ = forward(config, params, ids)
@@ -83,7 +89,7 @@ def test_a_first_token_is_a_key_turned_back_by_one_position():
     params = model(config)
     taps = forward(config, params, jnp.array([[5]]), {"key": None, "value": None})[1]
     key = np.asarray(taps["key"][0, 0, 0], np.float64)
-    angle = -(config.rope_theta ** (-np.arange(0, 6, 2) / 6))
+    angle = -(config.rope.theta ** (-np.arange(0, 6, 2) / 6))
     a, b = key[:, :3], key[:, 3:]
     turned = np.concatenate(
         [a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], axis=1
@@ -147,7 +153,7 @@ def test_a_text_of_other_lengths_and_layers_in_parts():
 
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 def test_it_is_saved_and_loaded(tmp_path, scan):
-    config = replace(BASE, scan_layers=scan)
+    config = BASE.with_execution(scan_layers=scan)
     changed, more = with_prefix(config, model(config), PREFIX)
     stacked = jax.tree.map(lambda x: x[None], more)
     checkpoint.save(tmp_path / "model", changed, stacked, [0])

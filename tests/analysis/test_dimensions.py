@@ -338,7 +338,7 @@ def test_massive_channels_beside_them():
 @pytest.mark.parametrize("name", ["plain", "mixture"])
 def test_unrolled_layers_give_the_same(name):
     config, params = made(name)
-    loose = dataclasses.replace(config, scan_layers=False)
+    loose = config.with_execution(scan_layers=False)
     one = of(loose, unstack_blocks(params), batch=3)
     np.testing.assert_allclose(one.scores, found(name).scores, rtol=1e-4)
     for one_, its in zip(one.ablations, found(name).ablations, strict=True):

@@ -21,7 +21,7 @@ SHAPES = {
     "grouped": replace(BASE, heads=4, kv_heads=2, head_dim=6, bias=True, norm="layer"),
     "rotary": replace(BASE, position="rope"),
     "none, capped": replace(BASE, position="none", attn_softcap=3.0, query_scale=0.9),
-    "scanned": replace(BASE, scan_layers=True, norm_placement="sandwich"),
+    "scanned": replace(BASE, norm_placement="sandwich").with_execution(scan_layers=True),
     "offset": replace(BASE, position_offset=2),
 }
 

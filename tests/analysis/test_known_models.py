@@ -12,6 +12,7 @@ from sysout_jax.analysis.locate.existence import existence
 from sysout_jax.analysis.locate.positions import positions
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.execution import Execution
 
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
@@ -61,7 +62,7 @@ def read_model(path: Path) -> so.Model:
     config = ModelConfig(
         vocab=int(vocab), context=int(context), layers=int(layers), width=int(dim),
         heads=int(heads), kv_heads=int(kv_heads), mlp_width=int(hidden), norm="rms",
-        position="rope", mlp="swiglu", tied=True, scan_layers=True,
+        position="rope", mlp="swiglu", tied=True, execution=Execution(scan_layers=True),
     )  # fmt: skip
     params = {"embed": embed, "final_norm": {"scale": final}, "blocks": blocks}
 

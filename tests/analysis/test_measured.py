@@ -16,6 +16,7 @@ from sysout_jax.core.layers import cross_entropy
 from sysout_jax.core.measures import MEASURES
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init
+from sysout_jax.model.execution import Execution
 from tests.analysis import planted as p
 
 SUMMARY = jax.jit(partial(outlier_summary, p.CONFIG))
@@ -114,7 +115,7 @@ def test_nothing_but_repeated_tokens_is_calibrated_in_an_untrained_model():
 def test_gradient_sinks_by_finite_differences():
     config = ModelConfig(
         vocab=11, context=5, layers=2, width=6, heads=2, mlp_width=7, init_std=0.5,
-        scan_layers=True,
+        execution=Execution(scan_layers=True),
     )  # fmt: skip
     params = init(config, jax.random.key(0))
     rows = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, 6)), jnp.int32)

@@ -238,7 +238,7 @@ def test_summary_equals_a_recomputation_from_raw_taps(name):
 
 
 def test_a_model_that_is_trained_in_blocks_of_queries_is_measured_whole():
-    blocks = dataclasses.replace(config("softmax"), query_block=5)
+    blocks = config("softmax").with_execution(query_block=5)
     found = summary_in_batches(blocks, planted("softmax"), TOKENS)
     for key, value in found.items():
         np.testing.assert_allclose(value, measured("softmax")[0][key], rtol=1e-5, err_msg=key)

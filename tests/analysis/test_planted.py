@@ -451,11 +451,11 @@ def test_long_sequences_give_the_same_in_blocks(monkeypatch):
     monkeypatch.setattr("sysout_jax.analysis.locate.scan.QUERIES_AT_ONCE", 64)
     monkeypatch.setattr("sysout_jax.analysis.locate.scan.QUERY_BLOCK_CPU", 16)
     assert for_length(p.CONFIG, 64) == p.CONFIG
-    assert for_length(p.CONFIG, p.T).query_block == 16
-    assert for_length(p.CONFIG, 65, platform="tpu").query_block == QUERY_BLOCK
+    assert for_length(p.CONFIG, p.T).execution.query_block == 16
+    assert for_length(p.CONFIG, 65, platform="tpu").execution.query_block == QUERY_BLOCK
     monkeypatch.setattr("sysout_jax.analysis.locate.scan.MAPS_AT_ONCE_CPU", 32)
     assert for_length(p.CONFIG, 33) == for_length(p.CONFIG, 33, True, "gpu") == p.CONFIG
-    assert for_length(p.CONFIG, 33, maps=True).query_block == 16
+    assert for_length(p.CONFIG, 33, maps=True).execution.query_block == 16
     found = scan(p.CONFIG, p.params(), TOKENS)
     np.testing.assert_allclose(found.received, scanned().received, rtol=1e-5, atol=1e-6)
     in_blocks = roles(p.CONFIG, p.params(), TOKENS, found=found)

@@ -32,7 +32,7 @@ def compared(request):
 @pytest.mark.parametrize(("dtype", "least"), [("float32", 1e-5), ("bfloat16", 0.03)])
 def test_the_peer_computes_the_same_loss_and_gradients(compared, dtype, least):
     c, params, batch = compared
-    c = side_by_side.replace(c, dtype=dtype)
+    c = c.with_execution(dtype=dtype)
     peer = torch_decoder.filled(c, params)
     tokens = torch_decoder.on_device(batch)
 
@@ -109,7 +109,7 @@ def test_the_peer_is_where_jax_is(monkeypatch):
 @pytest.fixture(scope="module")
 def forms():
     c = TINY.architecture("gpt2-tiny", "bfloat16")
-    return {"ours": side_by_side.replace(c, remat="block"), "ours, dense": c}
+    return {"ours": c.with_execution(remat="block"), "ours, dense": c}
 
 
 def test_forms_and_peers_are_timed_in_turn(forms, monkeypatch):

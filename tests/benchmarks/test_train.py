@@ -90,7 +90,7 @@ def test_the_table_has_a_row_for_each(cell):
 def test_fused_attention_is_timed_besides():
     c = train.SIZES["1m"].architecture("gpt2-tiny", "bfloat16")
     assert train.forms(c, False) == {"ours": c}
-    assert train.forms(c, True) == {"ours": train.replace(c, flash=True), "ours, dense": c}
+    assert train.forms(c, True) == {"ours": c.with_execution(flash=True), "ours, dense": c}
     assert train.forms(c, True)["ours"].fused
     heads_of_12 = train.SIZES["60k"].architecture("gpt2-tiny", "bfloat16")
     assert train.forms(heads_of_12, True) == {"ours": heads_of_12}

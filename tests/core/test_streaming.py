@@ -59,7 +59,7 @@ def test_every_variant_in_blocks_equals_the_variant_at_once(name):
     """Unnormalised and extra-key variants too: every row sees all keys in either case."""
     dense = dataclasses.replace(BASE, variant=name)
     logits, recorded = run(dense)
-    in_blocks, recorded_in_blocks = run(dataclasses.replace(dense, query_block=5))
+    in_blocks, recorded_in_blocks = run(dense.with_execution(query_block=5))
     np.testing.assert_allclose(in_blocks, logits, atol=1e-5 * np.abs(logits).max())
     for tap, statistics in recorded.items():
         for key, value in statistics.items():
@@ -76,10 +76,10 @@ def test_any_block_size(size, extra):
         params = noisy(dense)
         taps = {"attn_weights": attention_received(True)}
         expected = so.apply(so.Model(dense, params), TOKENS, taps)
-        blocked = dataclasses.replace(dense, query_block=size, scan_layers=True)
+        blocked = dense.with_execution(query_block=size, scan_layers=True)
         found = so.apply(so.Model(blocked, stack_blocks(params)), TOKENS, taps)
     else:
-        expected, found = run(BASE), run(dataclasses.replace(BASE, query_block=size))
+        expected, found = run(BASE), run(BASE.with_execution(query_block=size))
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
@@ -117,7 +117,7 @@ def test_memory_is_linear_in_the_length():
     taps = {"attn_weights": attention_received(True)}
 
     def temporary(length):
-        config = dataclasses.replace(BASE, context=length, query_block=16)
+        config = dataclasses.replace(BASE, context=length).with_execution(query_block=16)
         compiled = jax.jit(lambda params, tokens: forward(config, params, tokens, taps)[1])
         tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
         analysis = compiled.lower(noisy(config), tokens).compile().memory_analysis()
@@ -136,14 +136,14 @@ def test_edits_reach_every_block():
 
     outs = [
         so.apply(so.Model(c, noisy(c)), TOKENS, edits={"attn_weights": so.Edit(remove)})[0]
-        for c in (BASE, dataclasses.replace(BASE, query_block=4))
+        for c in (BASE, BASE.with_execution(query_block=4))
     ]
     np.testing.assert_allclose(outs[0], outs[1], rtol=1e-4, atol=1e-5)
     assert np.abs(outs[0] - run(BASE)[0]).max() > 1e-2
 
 
 def test_a_reducer_of_whole_maps_is_refused_in_blocks():
-    config = dataclasses.replace(BASE, query_block=4)
+    config = BASE.with_execution(query_block=4)
     model = so.Model(config, noisy(config))
     for reducer in (None, so.measures.sink_strength):
         with pytest.raises(InputError, match="'attn_weights': does not exist whole under query"):

@@ -12,6 +12,7 @@ from experiments.inputs.model_selection import Choice, choose
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init
+from sysout_jax.model.execution import Execution
 from sysout_jax.training.checkpoint import save
 
 ROOT = Path(__file__).parents[2]
@@ -35,12 +36,18 @@ def test_measures_on_a_mesh_are_those_of_one_device():
 
 def test_attention_of_a_model_that_was_trained_in_blocks_of_queries_is_read_whole(tmp_path):
     config = ModelConfig(
-        vocab=7, context=5, layers=1, width=4, heads=1, position="rope", query_block=3
+        vocab=7,
+        context=5,
+        layers=1,
+        width=4,
+        heads=1,
+        position="rope",
+        execution=Execution(query_block=3),
     )
     params = jax.vmap(lambda key: init(config, key))(jax.random.split(jax.random.key(0), 1))
     save(tmp_path / "model", config, params, (2,), None)
     chosen = choose(Choice(model=str(tmp_path / "model")))
-    assert chosen.model.config.query_block is None
+    assert chosen.model.config.execution.query_block is None
     assert (chosen.seed, chosen.model.config.context) == (2, 5)
 
 

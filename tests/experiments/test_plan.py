@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from experiments import plan
 from experiments.reports.plan_report import HEADINGS, fits, table, verdict
 from sysout_jax.model.config import SHAPES
 from sysout_jax.model.decoder import parameter_count
+from sysout_jax.model.execution import Execution
 from sysout_jax.planning.machines import GIB
 from sysout_jax.results import read_record
 
@@ -126,6 +128,20 @@ def test_words_of_a_verdict():
     said = verdict({"steps": {"train": step}, "suggestion": better})
     assert "--mesh=fsdp=4 --remat=block --accumulate=2 --batch_size=8: FITS: 9.00" in said
     assert "nothing" in verdict({"steps": {"train": step}, "suggestion": None})
+
+
+@pytest.mark.parametrize(
+    ("only", "execution", "said"),
+    [
+        (("analysis",), Execution(remat="block"), "remat=block: no effect; accepted: with only=tr"),
+        (("train",), Execution(flash=True, dtype="bfloat16"), "flash=True: no effect on machines"),
+    ],
+)
+def test_execution_without_effect_is_refused(only, execution, said):
+    model = replace(plan.BASE.model, execution=execution)
+    with pytest.raises(InputError) as caught:
+        plan.Config(only=only, train=replace(plan.BASE, model=model))
+    assert str(caught.value).startswith(said)
 
 
 @pytest.mark.slow

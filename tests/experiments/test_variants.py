@@ -323,6 +323,7 @@ OTHER = {
     "mesh": "fsdp=4", "parallel": "shard_map",
 }  # fmt: skip
 NEEDED = {
+    "flash": {"dtype": "bfloat16"},
     "window_layers": {"window": 3},
     "context": {"position": "rope"},
     **{f"rope_{name}": {"position": "rope"} for name in ("theta", "fraction", "interleaved")},
@@ -369,6 +370,15 @@ def test_every_rotary_rule_has_flags(run_variants, rule, given):
     assert set(given) <= set(variants.FLAGS)
     shorter = launch.override(config, {"rope_rule": "plain"})
     assert shorter.model.rope == Rope(theta=rule.theta)
+
+
+def test_a_fused_kernel_that_is_not_here_is_refused():
+    """On this CPU: before a run has a directory, and by who trains without one."""
+    model = variants.TEXT.model.with_execution(flash=True, dtype="bfloat16")
+    study = dataclasses.replace(variants.TEXT, model=model)
+    for begin in (lambda: variants.Config(studies=(study,)), lambda: so.train(study)):
+        with pytest.raises(InputError, match="flash=True: no effect on a CPU"):
+            begin()
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,9 @@ def test_dtypes(tmp_path, stored, wanted):
     write(tmp_path / "model", {k: v.astype(kind) for k, v in values().items()})
     model = load_checkpoint(tmp_path / "model", wanted)
     assert {str(x.dtype) for x in jax.tree.leaves(model.params)} == {wanted or stored}
-    assert model.config.dtype == ("bfloat16" if (wanted or stored) == "bfloat16" else "float32")
+    assert model.config.execution.dtype == (
+        "bfloat16" if (wanted or stored) == "bfloat16" else "float32"
+    )
     once = values()["model.norm.weight"].astype(kind)
     expected = once.astype(jnp.dtype(wanted or stored))
     np.testing.assert_array_equal(np.asarray(leaves(model.params)["final_norm", "scale"]), expected)
@@ -434,8 +436,8 @@ def test_a_model_trained_here_is_exported(tmp_path):
     """Any architecture that a family can say, scanned layers too."""
     config = so.ModelConfig(
         vocab=19, context=11, layers=2, width=12, heads=3, mlp_width=17, norm="layer", bias=True,
-        tied=True, scan_layers=True,
-    )  # fmt: skip
+        tied=True,
+    ).with_execution(scan_layers=True)  # fmt: skip
     rng = np.random.default_rng(0)
     tree = {}
     for path, shape in tensor_map.shapes(config).items():

@@ -1,7 +1,6 @@
 """Every family equals the reference: logits, residual stream and attention maps, and what its own
 modules say of the taps between; what is loaded is exported bit by bit."""
 
-import dataclasses
 import json
 from functools import cache
 
@@ -99,8 +98,8 @@ def test_layers_laid_out_equal_the_records(case, golden):
     """Windows, bases and sinks that differ by layer, which are data where layers are scanned."""
     directory, ids, expected = golden(case)
     model = load_checkpoint(directory)
-    assert model.config.scan_layers
-    config = dataclasses.replace(model.config, scan_layers=False)
+    assert model.config.execution.scan_layers
+    config = model.config.with_execution(scan_layers=False)
     laid_out = so.Model(config, unstack_blocks(model.params))
     logits, taps = so.apply(laid_out, jnp.asarray(ids), {"attn_weights": None})
     np.testing.assert_allclose(logits, expected["logits"], atol=TOLERANCE)

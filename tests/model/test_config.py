@@ -14,15 +14,14 @@ from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import MLPS, NORMS
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import (
-    DTYPES,
     PARALLEL_BLOCKS,
     PLACEMENTS,
     POSITIONS,
     QUERY_KEY_NORMS,
-    REMATS,
     SHAPES,
     ModelConfig,
 )
+from sysout_jax.model.execution import DTYPES, REMATS, Execution
 from sysout_jax.model.rope import RULES, LongRope, Rope, Yarn, flag
 from sysout_jax.model.sink import ExplicitSink
 from sysout_jax.training.config import TrainConfig
@@ -37,9 +36,9 @@ CHOICES = {
     (ModelConfig, "position"): POSITIONS,
     (ModelConfig, "query_key_norm"): QUERY_KEY_NORMS,
     (ModelConfig, "mlp"): tuple(MLPS),
-    (ModelConfig, "dtype"): DTYPES,
+    (Execution, "dtype"): DTYPES,
     (TrainConfig, "variant"): tuple(VARIANTS),
-    (ModelConfig, "remat"): REMATS,
+    (Execution, "remat"): REMATS,
     (TrainConfig, "parallel"): PARALLEL,
     (TrainConfig, "param_dtype"): DTYPES,
     (OptimizerConfig, "moment_dtype"): DTYPES,
@@ -67,7 +66,7 @@ def numbers(kind: type) -> list[tuple[type, str]]:
     """Every field of that kind (int or float, None or not) of every config."""
     return [
         (config_type, name)
-        for config_type in (ModelConfig, *RULES.values(), TrainConfig, OptimizerConfig)
+        for config_type in (ModelConfig, Execution, *RULES.values(), TrainConfig, OptimizerConfig)
         for name, hint in typing.get_type_hints(config_type).items()
         if kind in (hint, *typing.get_args(hint)) and typing.get_origin(hint) is not tuple
     ]
@@ -108,11 +107,12 @@ import sys
 import numpy as np
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.execution import Execution
 from sysout_jax.model.rope import RULES, Rope, flag
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import OptimizerConfig
 
-KINDS = (ModelConfig, *RULES.values(), TrainConfig, OptimizerConfig)
+KINDS = (ModelConfig, Execution, *RULES.values(), TrainConfig, OptimizerConfig)
 TYPES = {each.__name__: each for each in KINDS}
 assert TrainConfig(steps=np.int64(3), seeds=(np.int64(5),)).seeds == (5,)
 
@@ -185,11 +185,37 @@ def test_choices(row):
 def test_every_word_is_a_choice():
     words = {
         (config_type, name)
-        for config_type in (ModelConfig, TrainConfig, OptimizerConfig)
+        for config_type in (ModelConfig, Execution, TrainConfig, OptimizerConfig)
         for name, hint in typing.get_type_hints(config_type).items()
         if hint is str
     }
     assert words == {*CHOICES, *((TrainConfig, name) for name in LOADED_LATER)}
+
+
+FUSED = Execution(flash=True, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"flash": True}, "flash=True: no effect in float32; accepted: dtype=bfloat16"),
+        (
+            {"flash": True, "dtype": "bfloat16", "query_block": 3},
+            "flash=True: no effect with query_block=3; accepted: all queries at a time",
+        ),
+    ],
+)
+def test_a_fused_kernel_without_effect_is_refused(values, said):
+    assert refusal(Execution, **values) == said
+
+
+def test_the_same_model_run_otherwise():
+    config = ModelConfig(width=32, execution=Execution(dtype="bfloat16"))
+    assert config.with_execution(scan_layers=True) == ModelConfig(
+        width=32, execution=Execution(dtype="bfloat16", scan_layers=True)
+    )
+    with pytest.raises(InputError, match="remat='all': unknown; accepted: none, block, dots"):
+        config.with_execution(remat="all")
 
 
 @pytest.mark.parametrize(
@@ -210,6 +236,19 @@ def test_every_word_is_a_choice():
             "no effect; accepted: with",
         ),
         ({"rope": Yarn()}, "rope_rule=yarn", "accepted: with position=rope"),
+        ({"execution": FUSED, "window": 3}, "flash=True", "no effect with window=3"),
+        (
+            {"execution": FUSED, "attn_softcap": 3.0},
+            "flash=True",
+            "no effect with attn_soft",
+        ),
+        ({"execution": FUSED, "position": "alibi"}, "flash=True", "no effect with position=alibi"),
+        (
+            {"execution": FUSED, "head_dim": 12},
+            "flash=True",
+            "on heads of 12 channels; acc",
+        ),
+        ({"execution": FUSED, "head_dim": 136}, "flash=True", "on heads of 136 channels"),
         (
             {
                 "position": "rope",

@@ -11,8 +11,9 @@ import pytest
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError
 from sysout_jax.model import block as block_module
-from sysout_jax.model.config import DTYPES, PLACEMENTS, ModelConfig
+from sysout_jax.model.config import PLACEMENTS, ModelConfig
 from sysout_jax.model.decoder import forward, init, param_axes, stack_blocks, unstack_blocks
+from sysout_jax.model.execution import DTYPES, Execution
 from sysout_jax.model.rope import RULES, Dynamic, Linear, Llama3, LongRope, Rope, Yarn, by_rule
 from sysout_jax.model.sink import ExplicitSink
 
@@ -169,7 +170,7 @@ def test_logits_equal_the_formulas(name):
 
 def test_scanned_layers_equal_unrolled_ones():
     config = dataclasses.replace(LLAMA, bias=True, norm_placement="sandwich", variant="head_gate")
-    scanned = dataclasses.replace(config, scan_layers=True)
+    scanned = config.with_execution(scan_layers=True)
     params = noisy(config)
     target = jnp.asarray(np.random.default_rng(2).standard_normal((3, 7, 17)), jnp.float32)
 
@@ -192,7 +193,7 @@ def test_scanned_layers_equal_unrolled_ones():
 def test_stacking_and_back():
     params = noisy(dataclasses.replace(GPT2, layers=11))  # block_10 sorts before block_2
     stacked = stack_blocks(params)
-    there = shapes(dataclasses.replace(GPT2, layers=11, scan_layers=True))
+    there = shapes(dataclasses.replace(GPT2, layers=11).with_execution(scan_layers=True))
     assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, there)
     np.testing.assert_array_equal(
         stacked["blocks"]["mlp"]["up"][10], params["block_10"]["mlp"]["up"]
@@ -249,14 +250,10 @@ FIELDS = {
     "tied": ("shapes", True, {}),
     "window": ("logits", 3, {}),
     "sink": ("shapes", ExplicitSink(), {}),
-    "query_block": ("nothing", 3, {}),  # how, not what: tests/core/test_streaming.py
-    "flash": ("nothing", True, {}),  # how, not what: below, and tests/core/test_flash.py
     "window_layers": ("logits", (1,), {"window": 3}),
     "init_std": ("init", 0.03, {}),
     "scaled_residual_init": ("init", True, {}),
-    "scan_layers": ("shapes", True, {}),
-    "remat": ("nothing", "block", {}),  # how, not what: tests/training/test_levers.py
-    "dtype": ("logits", "bfloat16", {}),
+    "execution": ("nothing", Execution(remat="block", query_block=3), {}),  # how, not what
 }
 # (rule, field) -> (another value, the base)
 TURNED = {
@@ -379,11 +376,11 @@ WINDOWED = dataclasses.replace(LLAMA, window=2)
     [
         (GPT2, 7),
         (LLAMA, 7),
-        (dataclasses.replace(GPT2, norm_placement="post", scan_layers=True), 7),
+        (dataclasses.replace(GPT2, norm_placement="post").with_execution(scan_layers=True), 7),
         (dataclasses.replace(LLAMA, norm_placement="sandwich"), 7),
         (WINDOWED, 3),  # two layers of two keys
         (dataclasses.replace(WINDOWED, layers=1), 2),
-        (dataclasses.replace(WINDOWED, layers=3, scan_layers=True), 4),
+        (dataclasses.replace(WINDOWED, layers=3).with_execution(scan_layers=True), 4),
     ],
     ids=["gpt2", "llama", "post", "sandwich", "window", "window, 1 layer", "window, 3 layers"],
 )
@@ -409,7 +406,7 @@ def test_causality_of_variants(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_axes_are_those_of_the_parameters(variant, scan):
     for style in (GPT2, dataclasses.replace(LLAMA, bias=True, norm_placement="sandwich")):
-        config = dataclasses.replace(style, variant=variant, scan_layers=scan)
+        config = dataclasses.replace(style, variant=variant).with_execution(scan_layers=scan)
         axes = param_axes(config)
         assert jax.tree.structure(axes) == jax.tree.structure(shapes(config))
         resolved = jax.tree.map(
@@ -445,7 +442,7 @@ WIDE = ModelConfig(  # large enough to estimate a standard deviation; few shapes
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("scaled", [False, True], ids=["flat", "scaled residual"])
 def test_initial_values_are_as_declared(scan, scaled):
-    config = dataclasses.replace(WIDE, scan_layers=scan, scaled_residual_init=scaled)
+    config = dataclasses.replace(WIDE, scaled_residual_init=scaled).with_execution(scan_layers=scan)
     counted = 0
     for path, value in _leaves(initial(config)):
         name = path[-1].key
@@ -528,7 +525,7 @@ def test_values_do_not_depend_on_other_parameters(change):
 def test_bfloat16_is_close(placement):
     """Eight bits of mantissa: 0.4% per operation, some twenty operations deep."""
     config = dataclasses.replace(LLAMA, norm_placement=placement)
-    half = dataclasses.replace(config, dtype="bfloat16")
+    half = config.with_execution(dtype="bfloat16")
     params = noisy(config)
     out = compiled(half)(params, jnp.asarray(TOKENS))
     assert out.dtype == jnp.bfloat16
@@ -545,21 +542,16 @@ def test_bfloat16_is_close(placement):
         ({"variant": "attention_bias"}, ("attn_mix",), True),
         ({}, ("attn_weights",), False),
         ({}, ("query+attn_logits",), False),
-        ({"window": 3}, (), False),
-        ({"position": "alibi"}, (), False),
-        ({"attn_softcap": 0.5}, (), False),
-        ({"query_block": 3}, (), False),
-        ({"sink": ExplicitSink()}, (), False),
-        ({"dtype": "float32"}, (), False),
-        ({"head_dim": 6}, (), False),
+        ({"variant": "sink_logit", "head_dim": 128}, (), False),
     ],
     ids=str,
 )
 def test_a_fused_kernel_mixes_where_it_can(changes, taps, fused, monkeypatch):
-    """With the same logits; not where something asks for what it does not make, or what it cannot
-    do is needed."""
-    plain = dataclasses.replace(LLAMA, **({"dtype": "bfloat16", "head_dim": 8} | changes))
-    config = dataclasses.replace(plain, flash=True)
+    """With the same logits; not where something asks for what it does not make, or where an extra
+    key makes heads too large."""
+    plain = dataclasses.replace(LLAMA, **({"head_dim": 8} | changes))
+    plain = plain.with_execution(dtype="bfloat16")
+    config = plain.with_execution(flash=True)
     called = []
     real = jax.nn.dot_product_attention
 
@@ -571,13 +563,13 @@ def test_a_fused_kernel_mixes_where_it_can(changes, taps, fused, monkeypatch):
     params = noisy(config)
     out, _ = forward(config, params, jnp.asarray(TOKENS), dict.fromkeys(taps))
     assert bool(called) == fused
-    exact = logits(dataclasses.replace(plain, dtype="float32"), params)
+    exact = logits(plain.with_execution(dtype="float32"), params)
     assert np.abs(np.asarray(out, np.float64) - exact).max() < 0.05 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtype_of_logits(dtype):
-    config = dataclasses.replace(GPT2, dtype=dtype, scan_layers=True)
+    config = GPT2.with_execution(dtype=dtype, scan_layers=True)
     out, _ = jax.eval_shape(partial(forward, config), shapes(config), jnp.asarray(TOKENS))
     assert out.dtype == jnp.dtype(dtype)
     assert out.shape == (3, 7, 17)
@@ -609,8 +601,8 @@ def test_jit_equals_eager():
 PAST = [
     *({"variant": name} for name in VARIANTS),
     {"position": "alibi"}, {"position": "alibi", "alibi_falcon": True}, {"attn_softcap": 3.0},
-    {"window": 3}, {"window": 3, "window_layers": (1,)}, {"scan_layers": True},
-    {"variant": "value_gate", "dtype": "bfloat16"},
+    {"window": 3}, {"window": 3, "window_layers": (1,)}, {"execution": Execution(scan_layers=True)},
+    {"variant": "value_gate", "execution": Execution(dtype="bfloat16")},
 ]  # fmt: skip
 
 
@@ -634,7 +626,7 @@ def test_attention_to_the_past_alone(monkeypatch, changes):
     )
     parts = jax.value_and_grad(loss)(params)
     assert made
-    rtol = 2e-5 if config.dtype == "float32" else 3e-2
+    rtol = 2e-5 if config.execution.dtype == "float32" else 3e-2
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(b, a, rtol=rtol, atol=rtol * float(jnp.max(jnp.abs(a))))
 

@@ -1,4 +1,4 @@
-"""Configs as records have them: of this version, and of those before rotary rules were classes."""
+"""Configs as records have them: of this version, and of those whose configs had one level."""
 
 import json
 from dataclasses import asdict, replace
@@ -8,6 +8,7 @@ import pytest
 
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import SHAPES, ModelConfig
+from sysout_jax.model.execution import Execution
 from sysout_jax.model.rope import LongRope, Rope, Yarn
 from sysout_jax.model.stored import flat, from_record
 
@@ -20,6 +21,9 @@ CONFIGS = {
         SHAPES["llama-tiny"], head_dim=4, rope=LongRope(short=(1.0, 2.0), long=(3.0, 4.0))
     ),
     "layers": ModelConfig(window=3, window_layers=(1,)),
+    "run": ModelConfig(
+        execution=Execution(scan_layers=True, remat="dots", flash=True, dtype="bfloat16")
+    ),
 }
 
 
@@ -64,6 +68,13 @@ def test_numbers_of_an_earlier_version_without_effect_are_left_out():
     assert from_record({"position": "alibi", **numbers}) == ModelConfig(position="alibi")
     rope = from_record({"position": "rope", **numbers}).rope
     assert (rope.rule, rope.low, rope.high) == ("llama3", 2.0, 4.0)
+
+
+def test_a_fused_kernel_of_an_earlier_version_is_kept_where_it_had_an_effect():
+    flash = {"flash": True, "dtype": "bfloat16"}
+    assert from_record(flash).execution == Execution(flash=True, dtype="bfloat16")
+    for other in ({"dtype": "float32"}, {"window": 3}, {"query_block": 5}, {"head_dim": 6}):
+        assert not from_record(flash | other).execution.flash
 
 
 @pytest.mark.parametrize(

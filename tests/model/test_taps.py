@@ -68,7 +68,7 @@ def close(found, expected, tolerance=2e-5):
 
 
 def test_a_measure_reduces_a_tap_of_a_narrow_model():
-    config = dataclasses.replace(GELU, dtype="bfloat16")
+    config = GELU.with_execution(dtype="bfloat16")
     _, taps = run(config, taps={"block_out": so.measures.top1_over_median})
     _, whole = run(config, taps={"block_out": None})
     size = np.abs(np.float64(whole["block_out"]))
@@ -204,7 +204,7 @@ def test_outputs_are_what_is_added_whatever_the_placement(placement):
 
 @pytest.mark.parametrize("config", [GELU, GATED], ids=["gelu", "gated"])
 def test_scanned_layers_record_the_same(config):
-    scanned = dataclasses.replace(config, scan_layers=True)
+    scanned = config.with_execution(scan_layers=True)
     model = so.Model(scanned, stack_blocks(noisy(config)))
     logits, taps = so.apply(model, TOKENS, dict.fromkeys(present(config)))
     expected_logits, expected = recorded(config)
@@ -227,7 +227,7 @@ def test_a_reducer_sees_one_sequence(scan):
 
     params = noisy(GELU)
     model = so.Model(
-        dataclasses.replace(GELU, scan_layers=scan), stack_blocks(params) if scan else params
+        GELU.with_execution(scan_layers=scan), stack_blocks(params) if scan else params
     )
     _, taps = so.apply(model, TOKENS, {"block_out": largest, "final_norm": largest})
     assert set(seen) == {(T, D)}
@@ -323,8 +323,8 @@ def test_blocks_without_their_outputs_pass_the_residual_on():
 
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 def test_an_edit_of_one_layer(scan):
-    config = dataclasses.replace(GELU, layers=3, scan_layers=scan)
-    params = noisy(dataclasses.replace(config, scan_layers=False))
+    config = dataclasses.replace(GELU, layers=3).with_execution(scan_layers=scan)
+    params = noisy(config.with_execution(scan_layers=False))
     params = stack_blocks(params) if scan else params
 
     @jax.jit
@@ -381,7 +381,7 @@ def test_final_norm_is_edited_with_the_number_of_layers():
         (GELU, "gate_out", "tap gate_out: this architecture has none; accepted"),
         (GELU, "attn_gate", "tap attn_gate: this architecture has none; accepted"),
         (
-            dataclasses.replace(GELU, scan_layers=True),
+            GELU.with_execution(scan_layers=True),
             "gate_out",
             "tap gate_out: this architecture has none; accepted",
         ),

@@ -1,7 +1,6 @@
 """The findings of a planted model as record, sentences, figures and page."""
 
 import copy
-import dataclasses
 import json
 import re
 import sys
@@ -163,14 +162,14 @@ def test_attention_in_blocks_changes_no_finding():
     rows = p.rows()[:2, :12]
 
     def found(parts, query_block):
-        model = so.Model(dataclasses.replace(config, query_block=query_block), params)
+        model = so.Model(config.with_execution(query_block=query_block), params)
         return so.analyze(model, rows[0], rows=rows, parts=parts).record
 
     for part in ("existence", "lifecycle", "measures"):
         whole, blocked = found(part, None), found([part], 4)
         assert whole["parts"] == blocked["parts"]
         assert list(whole["parts"]) == [part]
-        assert blocked["model"]["query_block"] == 4
+        assert blocked["model"]["execution"]["query_block"] == 4
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

@@ -106,7 +106,7 @@ def test_what_is_on_disk(written):
 
 
 def test_without_a_tokenizer_and_scanned(tmp_path, monkeypatch):
-    config = dataclasses.replace(CONFIG, scan_layers=True, layers=3)
+    config = dataclasses.replace(CONFIG, layers=3).with_execution(scan_layers=True)
     monkeypatch.chdir(tmp_path)
     save("here", config, noisy(config, 1), [5])
     model = so.load("here", seed=5)

@@ -45,8 +45,8 @@ def test_gradients_with_activations_computed_again(remat, scan):
     """Equal to 1e-6 of gradients near one: the same operations, fused in another way."""
     params = init(CONFIG, jax.random.key(1))
     expected = gradient(CONFIG, params)
-    config = dataclasses.replace(CONFIG, remat=remat, scan_layers=scan)
-    assert param_axes(dataclasses.replace(config, scan_layers=False)) == param_axes(CONFIG)
+    config = CONFIG.with_execution(remat=remat, scan_layers=scan)
+    assert param_axes(config.with_execution(scan_layers=False)) == param_axes(CONFIG)
     found = gradient(config, stack_blocks(params) if scan else params)
     assert apart(found, stack_blocks(expected) if scan else expected) < 1e-6
 
@@ -59,7 +59,7 @@ def dots(config):
 
 def test_what_is_computed_again():
     """With "block" products of the forward pass come twice, with "dots" only attention's do."""
-    plain, some, every = (dots(dataclasses.replace(CONFIG, remat=name)) for name in
+    plain, some, every = (dots(CONFIG.with_execution(remat=name)) for name in
                           ("none", "dots", "block"))  # fmt: skip
     assert plain < some < every
     assert some - plain == CONFIG.layers * 2  # q.k and weights.v
@@ -143,6 +143,6 @@ def test_every_lever_is_a_run():
     seen = list(plan.levers(TrainConfig()).values())
     assert len(set(seen)) == len(plan.LEVERS)
     every = seen[-1]
-    assert (every.accumulate, every.model.remat, every.optimizer.moment_dtype) == (
+    assert (every.accumulate, every.model.execution.remat, every.optimizer.moment_dtype) == (
         4, "block", "bfloat16",
     )  # fmt: skip

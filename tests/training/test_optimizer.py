@@ -234,7 +234,7 @@ def test_muon_orthogonalises_hidden_matrices_and_nothing_else():
 
 
 def test_muon_on_stacked_layers_is_muon_on_each():
-    scanned = dataclasses.replace(DECODER, scan_layers=True)
+    scanned = DECODER.with_execution(scan_layers=True)
     config = dataclasses.replace(PLAIN, optimizer="muon", decay=0.2)
     params, grads = noisy(DECODER), [noisy(DECODER, seed) for seed in (1, 2, 3)]
     each = steps_of(config, param_axes(DECODER), params, grads)[-1]
@@ -268,7 +268,9 @@ def test_muon_dimensions_of_every_parameter_there_is():
     found = set()
     for name in VARIANTS:
         for scan in (False, True):
-            config = dataclasses.replace(DECODER, variant=name, scan_layers=scan, layers=1)
+            config = dataclasses.replace(DECODER, variant=name, layers=1).with_execution(
+                scan_layers=scan
+            )
             found |= set(jax.tree.leaves(param_axes(config)))
     assert {axes.removeprefix("L ") for axes in found} == set(DIMENSIONS)
     for axes in found:

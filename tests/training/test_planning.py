@@ -8,6 +8,7 @@ import pytest
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import SHAPES, ModelConfig
 from sysout_jax.model.decoder import parameter_count
+from sysout_jax.model.execution import Execution
 from sysout_jax.planning import fitting, machines
 from sysout_jax.planning.hlo import Collective, Traffic
 from sysout_jax.training.config import TrainConfig
@@ -15,7 +16,7 @@ from sysout_jax.training.sharding import make_mesh
 
 TINY = ModelConfig(
     vocab=13, layers=3, width=8, heads=2, mlp_width=24, mlp="swiglu", position="rope",
-    scan_layers=True,
+    execution=Execution(scan_layers=True),
 )  # fmt: skip
 RUN = TrainConfig(batch_size=6, seq_len=5, accumulate=1, model=TINY)
 
@@ -89,7 +90,7 @@ def test_model_flops_without_learned_positions_and_idle_experts(chosen):
 
 def test_counted_operations_are_those_of_the_formula():
     """XLA's count of two depths laid out, against 6ND with attention: within a tenth."""
-    model = replace(SHAPES["gpt2-124m"], dtype="bfloat16", context=512)
+    model = replace(SHAPES["gpt2-124m"], context=512).with_execution(dtype="bfloat16")
     config = TrainConfig(batch_size=2, seq_len=512, model=model)
     vocab = 50_257
     ratio = machines.train_flops(config, vocab) / machines.model_flops(config, vocab)
@@ -107,7 +108,7 @@ def test_operations_of_an_analysis():
     matrices forwards, whose share grows with the width."""
     d, f, layers, tokens = 64, 192, 3, 30
     run = replace(RUN, model=replace(TINY, width=d, mlp_width=f))
-    flat = replace(run, model=replace(run.model, scan_layers=False, query_block=run.seq_len))
+    flat = replace(run, model=run.model.with_execution(scan_layers=False, query_block=run.seq_len))
     direct = machines.analysis_program(flat, 13, None).cost_analysis()["flops"]
     found = machines.analysis_flops(run, 13)
     assert found == pytest.approx(direct, rel=1e-6)
@@ -116,24 +117,29 @@ def test_operations_of_an_analysis():
 
 
 @pytest.mark.parametrize(
-    ("changes", "model", "expected"),
+    ("changes", "execution", "expected"),
     [  # tokens on a device (bytes of a number (layers * kept + of one layer) + 8 logits)
         ({}, {}, 30 * (4 * (3 * 166 + 166) + 8 * 13)),
         ({}, {"remat": "dots"}, 30 * (4 * (3 * 136 + 166) + 8 * 13)),
         ({}, {"remat": "block"}, 30 * (4 * (3 * 8 + 166) + 8 * 13)),
         ({}, {"dtype": "bfloat16"}, 30 * (2 * (3 * 166 + 166) + 8 * 13)),
-        ({}, {"dtype": "bfloat16", "flash": True, "head_dim": 8},
-         30 * (2 * (3 * 168 + 168) + 8 * 13)),
         ({"accumulate": 2}, {}, 15 * (4 * (3 * 166 + 166) + 8 * 13)),
         ({"mesh": "data=3,fsdp=2"}, {}, 5 * (4 * (3 * 166 + 166) + 8 * 13)),
         ({"mesh": "tensor=2"}, {}, 30 * (4 * (3 * 99 + 99) + 8 * 13)),  # 13 is not divided
     ],
     ids=str,
 )  # fmt: skip
-def test_activations_by_hand(changes, model, expected):
+def test_activations_by_hand(changes, execution, expected):
     """A layer computes 3F + 4NH + 3NT and 4D numbers of a token: 72 + 32 + 30 and 32."""
-    config = replace(RUN, model=replace(TINY, **model), **changes)
+    config = replace(RUN, model=TINY.with_execution(**execution), **changes)
     assert fitting.activation_bytes(config, 13) == expected
+
+
+def test_a_fused_kernel_keeps_no_maps():
+    """3F + 4NH and 4D numbers of a token in bfloat16, with heads of 8: 72 + 64 and 32."""
+    model = replace(TINY, head_dim=8).with_execution(dtype="bfloat16", flash=True)
+    found = fitting.activation_bytes(replace(RUN, model=model), 13)
+    assert found == 30 * (2 * (3 * 168 + 168) + 8 * 13)
 
 
 def test_a_real_step_needs_what_it_was_said_to():
@@ -195,7 +201,7 @@ def test_alternatives_all_fit_together():
     found = list(fitting.alternatives(config, 6))
     assert found[0] == config
     assert len(found) == len(set(found)) == 10
-    assert {one.model.remat for one in found} == {"none", "block"}
+    assert {one.model.execution.remat for one in found} == {"none", "block"}
     assert all(one.mesh_shape.devices == 6 for one in found)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init, param_axes
+from sysout_jax.model.execution import Execution
 from sysout_jax.training import step
 from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sysout_jax.training.step import TrainState, make_step, make_steps, start, token_loss
@@ -118,6 +119,9 @@ def test_accumulated_parts_equal_the_whole_batch(accumulate):
     close(record_parts, record)
 
 
+BLOCKS = Execution(query_block=2**6)
+
+
 @pytest.mark.parametrize(
     ("widest", "sequences", "length", "parts"),
     [
@@ -125,7 +129,7 @@ def test_accumulated_parts_equal_the_whole_batch(accumulate):
         ({"vocab": 2**10 + 1, "heads": 1}, 4, 2**10, 2),
         ({"mlp_width": 2**12}, 12, 2**8, 3),
         ({"heads": 16, "kv_heads": 16, "width": 32}, 16, 2**9, 16),  # N T T = 2**22
-        ({"heads": 16, "kv_heads": 16, "width": 32, "query_block": 2**6}, 16, 2**9, 2),
+        ({"heads": 16, "kv_heads": 16, "width": 32, "execution": BLOCKS}, 16, 2**9, 2),
         ({"vocab": 2**10}, 7, 2**11, 7),  # a prime: one sequence at a time, the least there is
         ({"vocab": 2**20}, 6, 2**7, 6),  # where even one does not fit
         ({}, 1, 2**3, 1),

@@ -1,7 +1,7 @@
 """One pass over the sequences that finds outliers of all kinds; every analysis starts from it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -148,9 +148,10 @@ def for_length(
     """
     cpu = (platform or jax.default_backend()) == "cpu"
     at_once = min(QUERIES_AT_ONCE, MAPS_AT_ONCE_CPU if cpu and maps else QUERIES_AT_ONCE)
-    if length <= at_once or config.query_block is not None:
+    if length <= at_once or config.execution.query_block is not None:
         return config
-    return replace(config, query_block=QUERY_BLOCK_CPU if cpu else QUERY_BLOCK)
+    block = QUERY_BLOCK_CPU if cpu else QUERY_BLOCK
+    return config.with_execution(query_block=block, flash=False)
 
 
 def together(length: int) -> int:

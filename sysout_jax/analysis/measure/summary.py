@@ -1,7 +1,7 @@
 """Every measure and detector of core, over a model and a batch."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -110,7 +110,7 @@ def _taps(
     config: ModelConfig, params: Params, tokens: Int[Array, "B T"], wanted: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What reducers give; they read whole maps, whatever the model was trained with."""
-    return forward(replace(config, query_block=None), params, tokens, wanted)[1]
+    return forward(config.with_execution(query_block=None), params, tokens, wanted)[1]
 
 
 def _by_sequence(taps: Mapping[str, Any]) -> dict[str, Float[Array, "L B *rest"]]:

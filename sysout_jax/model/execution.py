@@ -1,0 +1,34 @@
+"""How a decoder is run, which changes none of its parameters and nothing of what it is."""
+
+from dataclasses import dataclass
+
+from sysout_jax.core import flash
+from sysout_jax.errors import InputError, at_least, one_of
+
+REMATS = ("none", "block", "dots")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run computes a decoder: its function stays the same but for rounding.
+
+    Raises:
+      InputError: a value is not accepted, or has no effect beside another.
+    """
+
+    scan_layers: bool = False  # one compiled block for all layers: compiles faster when deep
+    remat: str = "none"  # what the backward pass computes again: none, block, dots (all but those)
+    query_block: int | None = None  # queries attended at a time, for long contexts; None: all
+    flash: bool = False  # a fused kernel mixes, where it can: bfloat16, softmax, no window, no tap
+    dtype: str = "float32"  # float32 or bfloat16 activations; parameters are as they were loaded
+
+    def __post_init__(self) -> None:
+        one_of("remat", self.remat, REMATS)
+        one_of("dtype", self.dtype, DTYPES)
+        at_least(1, "query_block", self.query_block)
+        if self.flash and self.dtype not in flash.DTYPES:
+            raise InputError("flash", True, "--dtype=bfloat16", f"no effect in {self.dtype}")
+        if self.flash and self.query_block is not None:
+            why = f"no effect with --query_block={self.query_block}"
+            raise InputError("flash", True, "all queries at a time", why)
