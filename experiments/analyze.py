@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from sysout_jax.analysis.compress.calibration import apart
 from sysout_jax.analysis.locate.scan import Thresholds, for_length, over_batches, together
 from sysout_jax.analysis.measure.dimensions import chosen_positions
 from sysout_jax.checking import check
@@ -31,6 +32,7 @@ from sysout_jax.model.stream import recorded
 from sysout_jax.report.findings import PARTS, PROMPT_TOKENS, Material, describe, header, publish
 from sysout_jax.report.words import headline, known_lines
 from sysout_jax.results import RunDirectory, plain, read_record
+from sysout_jax.training.loop import Corpus
 
 from .cli import launch
 from .inputs.evaluation_text import length_of, read_corpus
@@ -39,8 +41,9 @@ from .inputs.model_selection import Choice, Chosen, choose
 FLAGS = flags.FLAGS
 # What --help explains.
 OFTEN = ("model", "corpus", "only", "sequences", "seq_len", "variant", "seed", "workdir")
-SMOKE = {"sequences": 2, "batch": 2}
+SMOKE = {"sequences": 2, "calibration": 2, "batch": 2}
 FREQUENCY_TOKENS = 2**18  # of the training part, in which tokens are counted
+LEAST = 3  # tokens of a sequence from which a constant can be fitted: the first, and two after it
 STREAMED = (
     "existence",
     "positions",
@@ -60,6 +63,7 @@ class Config:
     only: tuple[str, ...] = tuple(PARTS)  # parts to run
     check_known: bool = False  # compare with published coordinates of outliers
     sequences: int = 32  # of the corpus' validation part
+    calibration: int = 32  # of the training part: constants in a sink's place; 0: no such forms
     seq_len: int | None = None  # T, of each sequence; None: 64, or the learned positions if fewer
     batch: int | None = None  # sequences that are run together; None: 8, or fewer if they are long
     workdir: str = "runs"  # where run directories go
@@ -67,7 +71,7 @@ class Config:
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     def __post_init__(self) -> None:
-        for name, least in (("sequences", 1), ("seq_len", 2), ("batch", 1)):
+        for name, least in (("sequences", 1), ("calibration", 0), ("seq_len", 2), ("batch", 1)):
             at_least(least, name, getattr(self, name))
         for name in self.only:
             one_of("only", name, tuple(PARTS))
@@ -96,8 +100,25 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
     material = Material(
         model, prompt, rows, config.thresholds, batch, chosen.checkpoints, len(chosen.kept),
         chosen.seeds(), len(chosen.saved), config.dimension_positions, counts,
+        _calibration(config, corpus, rows, console),
     )  # fmt: skip
     return material, spec
+
+
+def _calibration(
+    config: Config, corpus: Corpus, rows: np.ndarray, console: Console
+) -> np.ndarray | None:
+    """Rows of the training part that have no text in common with those; None for none."""
+    count, length = config.calibration, rows.shape[1] - 1
+    asked = "interventions" in config.only and not config.choice.stream
+    if not count or not asked or length < LEAST:
+        return None
+    try:
+        return apart(corpus.batch("train", 0, 0, 2 * count, length), rows, count)
+    except InputError as error:
+        said = f"no constants in the place of a sink: {error}"
+        console.print(said, soft_wrap=True, markup=False, highlight=False)
+        return None
 
 
 def run(config: Config, console: Console) -> RunDirectory:

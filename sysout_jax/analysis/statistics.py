@@ -73,6 +73,31 @@ def bootstrap_interval(
     return Interval(float(np.mean(x)), float(low), float(high))
 
 
+def ratio_interval(
+    above: Sequence[float] | np.ndarray, below: Sequence[float] | np.ndarray, level: float = 0.95,
+    draws: int = 2000, seed: int = 0,
+) -> Interval | None:  # fmt: skip
+    """The ratio of two means over the same sequences with a percentile bootstrap interval.
+
+    Args:
+      above, below: [n], one number per sequence.
+      level: the coverage.
+      draws: resamples of sequences, the same for both.
+      seed: of the resampling.
+
+    Returns:
+      None where `bootstrap_interval` of what is below does not lie above zero: a share of nothing.
+    """
+    a, b = np.asarray(above, np.float64), np.asarray(below, np.float64)
+    if not bootstrap_interval(b, level, draws, seed).low > 0.0:
+        return None
+    picked = np.random.default_rng(seed).integers(0, b.size, (draws, b.size))
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample may have nothing below
+        ratios = a[picked].mean(axis=1) / b[picked].mean(axis=1)
+    low, high = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(a.mean() / b.mean()), float(low), float(high))
+
+
 @dataclass(frozen=True)
 class Fit:
     """value = intercept + slope * f(step), by least squares over steps above 0."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sysout_jax.analysis.statistics import LAWS
-from sysout_jax.plots import dimensions, effects, lifecycle, measures, positions
+from sysout_jax.plots import dimensions, effects, lifecycle, measures, positions, sinks
 from sysout_jax.plots.stems import draw_panel
 from sysout_jax.plots.style import array, grid
 
@@ -95,7 +95,10 @@ FIGURES: Mapping[str, Mapping[str, Callable[[Record, Record], "Figure | None"]]]
     "roles": {"roles": effects.roles},
     "measures": {"measures": measures.measures},
     "dimensions": {"dimensions": dimensions.dimensions},
-    "interventions": {"interventions": effects.interventions},
+    "interventions": {
+        "interventions": effects.interventions,
+        "interventions-forms": sinks.forms,
+    },
     "dynamics": {"dynamics": dynamics},
     "seeds": {},  # a table says it all
 }

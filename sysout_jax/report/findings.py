@@ -3,9 +3,10 @@
 import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -68,12 +69,16 @@ class Material:
     seed_count: int = 0
     dimension_positions: tuple[int, ...] | None = None  # None: the second half of each sequence
     frequencies: np.ndarray | None = None  # [V] of tokens in the corpus; None: in the rows
+    calibration: np.ndarray | None = None  # [C, T + 1] ids of other text, for a sink's forms
     _made: dict[str, Any] = field(default_factory=dict, init=False)  # scans, once they are made
 
     def __post_init__(self) -> None:
         config = self.model.config
         token_ids("prompt", self.prompt, "T", config.vocab)
         token_ids("rows", self.rows, "B T", config.vocab)
+        if self.calibration is not None:
+            token_ids("calibration", self.calibration, "B T", config.vocab)
+            at_least(3, "calibration", self.calibration.shape[1] - 1)
         at_least(1, "batch", self.batch)
         end, length = config.longest, self.rows.shape[1] - 1
         at_least(2, "seq_len", length)
@@ -145,6 +150,11 @@ def _of_sequences(
     return run
 
 
+def _interventions(material: Material, progress: Progress | None) -> Interventions:
+    run = partial(interventions, calibration=material.calibration)
+    return cast(Interventions, _of_sequences(run, targets=True)(material, progress))
+
+
 def _existence(material: Material, progress: Progress | None) -> Existence:
     params, thresholds = material.model.params, material.thresholds
     weights = material.weights()
@@ -198,7 +208,7 @@ PARTS: Mapping[str, Callable[[Material, Progress | None], Any]] = MappingProxyTy
         "roles": _of_sequences(roles, weights=False),
         "measures": _measured,
         "dimensions": _dimensions,
-        "interventions": _of_sequences(interventions, targets=True),
+        "interventions": _interventions,
         "dynamics": _dynamics,
         "seeds": _across_seeds,
     }
@@ -283,6 +293,7 @@ def analyze(
     batch: int | None = None,
     progress: Progress | None = None,
     dimension_positions: Sequence[int] | None = None,
+    calibration: Sequence[Sequence[int]] | np.ndarray | None = None,
 ) -> Findings:
     """Find, locate, relate, follow and remove the outliers of a model.
 
@@ -299,6 +310,8 @@ def analyze(
       progress: called with what is done of a part, and what there is in all.
       dimension_positions: of each sequence that the part dimensions looks at; None: its second
         half.
+      calibration: [C, T + 1] ids of other text, apart from the rows: what constants in the place of
+        a sink are taken from. None: interventions leave out the forms that have some.
 
     Raises:
       InputError: text that this model cannot read, or an unknown part.
@@ -318,8 +331,11 @@ def analyze(
         raise InputError("rows", None, "at least 3 tokens in each", f"{rows.shape[1]} in each")
     batch = together(max(rows.shape[1] - 1, 1)) if batch is None else batch
     chosen = None if dimension_positions is None else tuple(dimension_positions)
+    other = None if calibration is None else token_ids("calibration", calibration, "B T", vocab)
     limits = thresholds or Thresholds()
-    material = Material(model, prompt, rows, limits, batch, dimension_positions=chosen)
+    material = Material(
+        model, prompt, rows, limits, batch, dimension_positions=chosen, calibration=other
+    )
     parts = [name for name in PARTS if name not in OF_RUNS] if parts is None else parts
     names = (parts,) if isinstance(parts, str) else tuple(parts)
     unknown = [name for name in names if name not in PARTS]

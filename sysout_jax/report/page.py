@@ -46,7 +46,7 @@ PARTS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "interventions": (
         "Interventions",
         "What does the model lose without them?",
-        ("interventions",),
+        ("interventions", "interventions-forms"),
     ),
     "dynamics": ("Dynamics", "When do they emerge in training?", ("dynamics",)),
     "seeds": ("Seeds", "Do other seeds of the run have them at the same places?", ()),
@@ -78,6 +78,10 @@ CAPTIONS: Mapping[str, str] = {
         "become without them, or from them alone."
     ),
     "interventions": "Change of the loss by each intervention and its random control.",
+    "interventions-forms": (
+        "Change of the loss with each form in the sink's place; largest |h| of each token and its "
+        "share of attention, in the layers that read the sink."
+    ),
     "dynamics": "Measures at the checkpoints; dotted: half way; dashed: the closest law.",
 }
 STYLE = """

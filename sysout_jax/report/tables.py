@@ -4,6 +4,7 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sysout_jax.report.sinks import form_label
 from sysout_jax.report.words import neuron, row_of
 from sysout_jax.showing import Interval, Table
 
@@ -244,7 +245,38 @@ def _interventions(part: Record, record: Record) -> Tables:
              Interval.of(e["change"])]
         )  # fmt: skip
     headings = ("what", "treatment", "layer", "changed", "loss", "perplexity", "change [95%]")
-    return {"": Table.of("What taking them away costs", headings, rows)}
+    made = {"": Table.of("What taking them away costs", headings, rows)}
+    return made | (_forms(part) if "sink" in part else {})
+
+
+def _forms(part: Record) -> Tables:
+    """The sink's forms, and every token beside them."""
+    rows = []
+    for form in part["forms"]["forms"]:
+        moved = form["relocation"]
+        rows.append(
+            [form_label(form["name"], part["sink"]), form["loss"], Interval.of(form["change"]),
+             form["share"] and Interval.of(form["share"]), moved["peak"], moved["attention"],
+             "yes" if moved["relocated"] else "no"]
+        )  # fmt: skip
+    headings = (
+        "the sink", "loss", "change [95%]", "of what taking it away costs [95%]",
+        "largest |h| of another token", "largest attention to another", "relocates",
+    )  # fmt: skip
+    names = list(part["forms"]["peaks"])
+    columns = [part["forms"][of][name] for of in ("peaks", "attention") for name in names]
+    tokens = [[token, *row] for token, row in enumerate(zip(*columns, strict=True))]
+    of_tokens = (
+        "token", *(f"|h|, {SHOWN[name]}" for name in names),
+        *(f"attention, {SHOWN[name]}" for name in names),
+    )  # fmt: skip
+    return {
+        "forms": Table.of("What can take the sink's place", headings, rows),
+        "tokens": Table.of("Every token, where the sink is read", of_tokens, tokens),
+    }
+
+
+SHOWN = {"trained": "as trained", "dropped": "sink taken away", "everywhere": "in every layer"}
 
 
 def _dynamics(part: Record, record: Record) -> Tables:

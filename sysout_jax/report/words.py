@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 from sysout_jax.plots.stems import of_expert
+from sysout_jax.report.sinks import sink_lines
 
 DETECTORS = {
     "an_block_out": (
@@ -45,7 +46,7 @@ def headline(record: Mapping[str, Any], part: str) -> list[str]:
 def _existence(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     lines, pieces = [], record["prompt"]
     for found in part["found"]:
-        what = detector(record, found["detector"])
+        what = f"in the prompt, {detector(record, found['detector'])}"
         if not found["layers"]:
             lines.append(f"{what}: none; the largest is {found['largest']:.2g} of the threshold")
             continue
@@ -93,7 +94,7 @@ def _positions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     for name, kind in part["kinds"].items():
         what = detector(record, name)
         if not kind["flagged"]:
-            lines.append(f"{what}: in none of {part['sequences']} sequences")
+            lines.append(f"{what}: in none of {part['sequences']} sequences of text")
             continue
         shares = [
             f"{count / kind['flagged']:.0%} {label} (text: {rate:.0%})"
@@ -102,7 +103,7 @@ def _positions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
         ]
         tokens = _listed([f"{piece!r} ({count})" for piece, count in kind["tokens"]])
         lines.append(
-            f"{what}: in {kind['sequences']} of {part['sequences']} sequences, "
+            f"{what}: in {kind['sequences']} of {part['sequences']} sequences of text, "
             f"{kind['flagged']} tokens: {_listed(shares)}; most often {tokens}"
         )
     heads = [max(row) for row in part["heads"]]
@@ -134,8 +135,9 @@ def _lifecycle(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     piece = record["prompt"][part["token"]]
     up, gone = part["emergence"], part["disappearance"]
     lines = [
-        f"the largest activation is {part['peak']:.3g} = {part['over_mean']:.3g} x mean, at token "
-        f"{part['token']} {piece!r}, channel {part['channel']}, layer {part['peak_layer']}"
+        f"of the prompt, the largest activation relative to its layer's mean is "
+        f"{part['peak']:.3g} = {part['over_mean']:.3g} x mean, at token {part['token']} {piece!r}, "
+        f"channel {part['channel']}, layer {part['peak_layer']}{_larger(part)}"
         + ("" if part["outlier"] else "; no detector calls it an outlier")
     ]
     form = ""
@@ -156,9 +158,30 @@ def _lifecycle(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     else:
         lines.append(
             f"disappearance: layer {gone['layer']} removes {gone['removed']:.3g}, by its "
-            f"{gone['writer']}; cosine of its write with the residual {gone['cosine']:.2f}"
+            f"{gone['writer']}{_write(gone)}"
         )
     return lines
+
+
+def _larger(part: Mapping[str, Any]) -> str:
+    """Where the same place is larger, in a layer whose mean is larger too."""
+    sizes = [abs(value) for value in part["trace"]["block_out"]]
+    layer = sizes.index(max(sizes))
+    if layer == part["peak_layer"]:
+        return ""
+    return f" ({sizes[layer]:.3g} in layer {layer}, where the mean is larger too)"
+
+
+def _write(gone: Mapping[str, Any]) -> str:
+    """How the layer that removes an activation does so."""
+    cosine = f"cosine of its write with the residual {gone['cosine']:.2f}"
+    if gone.get("grows") is None:  # records from before it was measured have none
+        return f"; {cosine}"
+    return (
+        f"; in its channel the write is {gone['share']:+.2f} of the residual, but over all "
+        f"channels it points the same way, as channel {gone['grows']} grows by "
+        f"{gone['grown']:.3g} ({cosine})"
+    )
 
 
 def _roles(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
@@ -279,13 +302,15 @@ def _interventions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[s
     lines = [f"loss {part['loss'][0]:.3f}, perplexity {part['perplexity']:.1f} before"]
     for effect in part["effects"]:
         if not effect["control"]:
+            moved = effect.get("relocation")
             lines.append(
                 f"{effect['kind']}, {effect['detector']}, {effect['treatment']}: loss "
                 f"{effect['change'][0]:+.3f}, perplexity {effect['perplexity']:.1f}"
+                + ("; the sink relocates" if moved and moved["relocated"] else "")
             )
     if part["nothing_found"]:
         lines.append(f"nothing to remove for {_listed(part['nothing_found'])}")
-    return lines
+    return lines + (sink_lines(record, part) if "sink" in part else [])
 
 
 def _dynamics(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:

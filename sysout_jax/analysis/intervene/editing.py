@@ -68,7 +68,8 @@ def attention_edit(
     """Remove the attention to chosen keys.
 
     Each row keeps its sum, as if attention were over the other keys only: o^R_i. With `rescaled` it
-    is then multiplied by the share S_i that the others had: S_i o^R_i of theory A1.
+    is then multiplied by the share S_i that the others had: S_i o^R_i of theory A1. A query that
+    sees no other key keeps what it sees.
     """
     arrays = removed, jnp.asarray(rescaled), jnp.asarray(active)
     return Edit(_without_keys, *arrays, in_axes=(1, None, None))
@@ -81,11 +82,10 @@ def _without_keys(
     gone = jnp.broadcast_to(removed[layer][None, None, :], weights.shape)
     kept = jnp.where(gone, 0.0, weights)
     total, rest = (jnp.sum(x, axis=-1, keepdims=True) for x in (weights, kept))
-    safe = jnp.where(rest == 0.0, 1.0, rest)
-    renormalised = kept * jnp.broadcast_to(total / safe, kept.shape)
-    share = rest / jnp.where(total == 0.0, 1.0, total)
-    shrunk = renormalised * jnp.broadcast_to(share, kept.shape)
-    return jnp.where(active, jnp.where(rescaled, shrunk, renormalised), weights)
+    alone = rest == 0.0
+    renormalised = kept * jnp.broadcast_to(total / jnp.where(alone, 1.0, rest), kept.shape)
+    changed = jnp.where(alone, weights, jnp.where(rescaled, kept, renormalised))
+    return jnp.where(active, changed, weights)
 
 
 Edits = dict[str, Edit]  # one of each kind; those that are not wanted change nothing

@@ -19,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy import optimize, special
+from scipy import linalg, optimize, special
 
 from sysout_jax.analysis.compress.compression import Compressed, losses
 from sysout_jax.analysis.intervene.conversion import with_attention, with_prefix
@@ -37,6 +37,11 @@ FORMS: Mapping[str, str] = {
     "dropped": "no sink, no factor",
     "constant": "factor per head: mean of S",
     "gate": "factor per head and token: gate fitted to S",
+    "bias": "constant bias per head, E[1-S] v_0",
+    "constant_bias": "mean of S, and constant bias",
+    "factor_bias": "S itself, and constant bias",
+    "gate_bias": "gate fitted to S, and constant bias",
+    "logit": "one constant logit per head, and value",
 }
 RIDGE = 1e-4  # of the gates' kernels, beside a mean over queries: keeps separable data finite
 CLIP = 1e-6  # S is kept this far from 0 and 1 where its logit is taken
@@ -150,21 +155,32 @@ def fit_gates(found: Factors, ridge: float = RIDGE) -> Gates:
     x, s = found.flat
     layers, _, width = x.shape
     heads = s.shape[-1]
-    kernels, biases = np.zeros((layers, width, heads)), special.logit(_inside(s.mean(axis=1)))
+    kernels, biases = np.zeros((layers, width, heads)), np.zeros((layers, heads))
+    penalty = np.append(np.full(width, ridge), 0.0)[:, None]  # the bias is free
     for layer in range(layers):
-        inputs, shares = x[layer].astype(np.float64), s[layer].astype(np.float64)
+        inputs, shares = np.insert(np.float64(x[layer]), width, 1.0, axis=1), np.float64(s[layer])
+        # In coordinates in which the cost is about equally curved in all directions a few steps
+        # are enough: a sink's inputs have channels a hundred times larger than others.
+        curved = inputs.T @ inputs / (4 * len(inputs)) + np.diag(penalty[:, 0] + 1e-12)
+        turned = linalg.solve_triangular(linalg.cholesky(curved), np.eye(width + 1))
+        seen = inputs @ turned
 
-        def cost(flat: np.ndarray, inputs: Any = inputs, shares: Any = shares) -> Any:
-            kernel, bias = flat[:-heads].reshape(width, heads), flat[-heads:]
-            logits = inputs @ kernel + bias
+        def cost(
+            flat: np.ndarray, seen: Any = seen, shares: Any = shares, turned: Any = turned
+        ) -> Any:
+            steps = flat.reshape(-1, heads)
+            logits, kernel = seen @ steps, turned @ steps
             loss = np.mean(np.logaddexp(0.0, logits) - shares * logits, axis=0).sum()
-            slope = (special.expit(logits) - shares) / len(inputs)
-            grad = np.concatenate([(inputs.T @ slope + ridge * kernel).ravel(), slope.sum(axis=0)])
-            return loss + 0.5 * ridge * np.sum(kernel**2), grad
+            slope = (special.expit(logits) - shares) / len(seen)
+            grad = seen.T @ slope + turned.T @ (penalty * kernel)
+            return loss + 0.5 * np.sum(penalty * kernel**2), grad.ravel()
 
-        begin = np.concatenate([np.zeros(width * heads), biases[layer]])
+        constant = np.zeros((width + 1, heads))
+        constant[-1] = special.logit(inside(shares.mean(axis=0)))
+        begin = np.linalg.solve(turned, constant).ravel()
         best = optimize.minimize(cost, begin, jac=True, method="L-BFGS-B", options={"maxiter": 500})
-        kernels[layer], biases[layer] = best.x[:-heads].reshape(width, heads), best.x[-heads:]
+        found_at = turned @ best.x.reshape(-1, heads)
+        kernels[layer], biases[layer] = found_at[:-1], found_at[-1]
     return Gates(kernels, biases)
 
 
@@ -172,7 +188,7 @@ def constant_gates(found: Factors) -> Gates:
     """The gates that are the mean of S over queries, whatever the token."""
     x, s = found.flat
     kernel = np.zeros((len(x), x.shape[-1], s.shape[-1]))
-    return Gates(kernel, special.logit(_inside(s.mean(axis=1))))
+    return Gates(kernel, special.logit(inside(s.mean(axis=1))))
 
 
 def explained(gates: Gates, found: Factors) -> Float[np.ndarray, "L N"]:
@@ -182,7 +198,8 @@ def explained(gates: Gates, found: Factors) -> Float[np.ndarray, "L N"]:
     return 1.0 - error / np.where(spread > 0.0, spread, np.nan)
 
 
-def _inside(share: np.ndarray) -> np.ndarray:
+def inside(share: np.ndarray) -> np.ndarray:
+    """Shares whose logits are finite."""
     return np.clip(share, CLIP, 1.0 - CLIP)
 
 

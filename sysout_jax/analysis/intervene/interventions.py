@@ -9,6 +9,8 @@ from jaxtyping import Array, Int
 from sysout_jax.analysis.intervene import editing
 from sysout_jax.analysis.intervene.editing import Edits, activation_edit, attention_edit
 from sysout_jax.analysis.intervene.passes import Passes, passes
+from sysout_jax.analysis.intervene.relocation import TAPS, Relocation, Tokens, relocation
+from sysout_jax.analysis.intervene.sink_forms import SinkForms, sink_forms
 from sysout_jax.analysis.locate import expert_neurons
 from sysout_jax.analysis.locate.scan import (
     DETECTORS,
@@ -18,6 +20,7 @@ from sysout_jax.analysis.locate.scan import (
     for_length,
     scan,
 )
+from sysout_jax.analysis.locate.sinks import Sink, first_token_sink
 from sysout_jax.analysis.locate.weights import WeightOutlier, WeightScan, weight_scan
 from sysout_jax.analysis.statistics import Interval, bootstrap_interval
 from sysout_jax.model.config import ModelConfig
@@ -41,6 +44,7 @@ class Effect:
     loss: float  # nats per token
     perplexity: float
     change: Interval  # of the loss, paired by sequence
+    relocation: Relocation | None = None  # of attention: what the other tokens are afterwards
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Interventions:
     perplexity: float
     effects: tuple[Effect, ...]
     nothing_found: tuple[str, ...]  # detectors that flag nothing in these sequences
+    sink: Sink  # the first token: from which layer on attention is taken away
+    forms: SinkForms  # what can take its place
 
 
 def interventions(
@@ -62,13 +68,16 @@ def interventions(
     weights: WeightScan | None = None,
     batch: int = 8,
     progress: Progress | None = None,
+    calibration: Int[Array | np.ndarray, "C R"] | None = None,
 ) -> Interventions:
     """Take outliers away, kind by kind and detector by detector, and measure the loss.
 
     Activations are replaced in the first layer in which their detector flags most sequences, by
     zero or by the mean of their channel over sequences and positions (the first position apart);
-    attention to outlier keys is removed in every layer; weights are set to zero. Each has a control
-    that treats as many entries, keys or weights drawn at random.
+    attention to outlier keys is removed in the layers that read what makes the first token a sink,
+    as one that is taken away before comes back at the next token (theory T5); weights are set to
+    zero. Each has a control that treats as many entries, keys or weights drawn at random. What can
+    take the sink's place is put there, form by form.
 
     Args:
       config: the architecture.
@@ -79,6 +88,7 @@ def interventions(
       weights: the scan of the parameters, if there is one.
       batch: sequences that are run together.
       progress: called with the steps done and the steps in all.
+      calibration: [C, R] rows of other text, for the forms that have constants.
     """
     rows = np.asarray(rows)
     found = found or scan(config, params, rows[:, :-1], thresholds, batch)
@@ -86,19 +96,22 @@ def interventions(
     none = editing.nothing(config, found)
     weights = weights or weight_scan(params, found.thresholds.weight_ratio)
     steps = progress or (lambda done, total: None)
-    chosen = _chosen(found)
-    begins = {each.layer for each in chosen} | {_heaviest(weights).layer}
+    chosen, sink = _chosen(found), first_token_sink(config, found)
+    begins = {each.layer for each in chosen} | {_heaviest(weights).layer, sink.first}
     of_model = passes(
         config, params, rows, sorted(begins), batch, editing.averages(config), none
     )  # fmt: skip
-    steps(1, 4)
+    steps(1, 5)
     means = editing.as_means(config, of_model.taps)
     activations = _activations(of_model, found, none, means, chosen)
-    steps(2, 4)
-    attention, silent_attention = _attention(of_model, found, none)
-    steps(3, 4)
+    steps(2, 5)
+    attention, silent_attention = _attention(of_model, found, none, sink.first)
+    steps(3, 5)
     of_weights, silent_weights = _weights(of_model, weights, none, means.super_weight(SPIKE))
-    steps(4, 4)
+    steps(4, 5)
+    other = None if calibration is None else np.asarray(calibration)
+    forms = sink_forms(of_model, sink, other)
+    steps(5, 5)
     seen = {each.name for each in chosen}
     silent = [name for name in (*(each.name for each in DETECTORS), LARGEST) if name not in seen]
     return Interventions(
@@ -106,16 +119,18 @@ def interventions(
         float(np.exp(of_model.before.mean())),
         (*activations, *attention, *of_weights),
         (*silent, *silent_attention, *silent_weights),
+        sink,
+        forms,
     )
 
 
 def _effect(
     of_model: Passes, what: tuple[str, str, str], after: np.ndarray, edited: float,
-    control: bool = False, layer: int | None = None,
+    control: bool = False, layer: int | None = None, moved: Relocation | None = None,
 ) -> Effect:  # fmt: skip
     loss = float(after.mean())
     change = bootstrap_interval(after - of_model.before)
-    return Effect(*what, control, layer, edited, loss, float(np.exp(loss)), change)
+    return Effect(*what, control, layer, edited, loss, float(np.exp(loss)), change, moved)
 
 
 @dataclass(frozen=True)
@@ -174,13 +189,18 @@ def _activations(
     return effects
 
 
-def _attention(of_model: Passes, found: Scan, none: Edits) -> tuple[list[Effect], list[str]]:
+def _attention(
+    of_model: Passes, found: Scan, none: Edits, first: int
+) -> tuple[list[Effect], list[str]]:
     effects: list[Effect] = []
-    flagged = found.attention_flagged()
-    score = found.attention_score()
+    flagged, score = found.attention_flagged(), found.attention_score()
     strongest = score == score.max(axis=-1, keepdims=True)
+    read = np.arange(len(score))[:, None, None] >= first
+    flagged, strongest = flagged & read, strongest & read
     silent = [] if flagged.any() else ["an_attention"]
     rng = np.random.default_rng(0)
+    count = len(score) - first
+    before = Tokens.of(of_model.watched(none, TAPS, first)[1], count)
     for name, removed in (("an_attention", flagged), (LARGEST, strongest)):
         if not removed.any():
             continue
@@ -192,9 +212,10 @@ def _attention(of_model: Passes, found: Scan, none: Edits) -> tuple[list[Effect]
         ):
             keys = shuffled if control else removed
             edits = none | {"attn_weights": attention_edit(keys, rescaled)}
-            count = float(keys.sum(axis=(0, 2)).mean())
-            what = ("attention", name, treatment)
-            effects.append(_effect(of_model, what, of_model.losses(edits), count, control))
+            losses, records = of_model.watched(edits, TAPS, first)
+            moved = relocation(before, Tokens.of(records, count), np.any(keys, axis=0))
+            changed, what = float(keys.sum(axis=(0, 2)).mean()), ("attention", name, treatment)
+            effects.append(_effect(of_model, what, losses, changed, control, None, moved))
     return effects, silent
 
 

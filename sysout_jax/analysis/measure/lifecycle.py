@@ -58,7 +58,10 @@ class Disappearance:
     layer: int
     removed: float  # |block_in| - |block_out| there
     writer: str  # attention or MLP
-    cosine: float  # of what the layer writes at the token with the residual that enters it
+    share: float  # of the residual that the layer writes in the channel: -1 takes all of it away
+    cosine: float  # of what the layer writes at the token, over all channels, with the residual
+    grows: int | None  # where that points the same way: the channel that grows most
+    grown: float  # by how much |h| does there
     panels: tuple[Panel, ...]
 
 
@@ -217,15 +220,19 @@ def _disappearance(
         return None
     layer = up + 1 + int(np.argmin(later))
     before, after = (taps[name]["row"][layer, 0] for name in ("block_in", "block_out"))
-    write = after - before
+    write, growth = after - before, np.abs(after) - np.abs(before)
     norms = np.linalg.norm(write) * np.linalg.norm(before)
     written = {name: float(taps[name]["at"][layer, 0]) for name in ("attn_out", "down_out")}
+    cosine = float(write @ before / norms) if norms else 0.0
     stages = ("block_in", "attn_out", "mlp_norm", "down_in", "down_out", "block_out")
     return Disappearance(
         layer,
         float(-later.min()),
         "MLP" if abs(written["down_out"]) >= abs(written["attn_out"]) else "attention",
-        float(write @ before / norms) if norms else 0.0,
+        float(write[channel] / before[channel]),
+        cosine,
+        int(np.argmax(growth)) if cosine > 0.0 else None,
+        float(growth.max()),
         tuple(_panel(config, taps, name, layer, token) for name in stages),
     )
 

@@ -1,0 +1,100 @@
+"""Does a sink that is taken away come back at another token?
+
+A model whose sink is the first token that its queries see has another one as soon as that is
+hidden: the next token sees only itself, and becomes what the first was (theory T5). What an
+intervention on a sink costs says something of sinks only where that does not happen, so every
+intervention is looked at for the largest |h| and the attention of all other tokens.
+Axes: L layers, B sequences, T tokens, S keys, N heads.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from sysout_jax.core.streaming import Blockwise, Partial
+
+RELOCATED = 0.5  # of what the sink had, |h| or attention, where another token has it afterwards
+
+
+def _peaks(h: Float[Array, "T D"]) -> Float[Array, "T"]:
+    return jnp.max(jnp.abs(h.astype(jnp.float32)), axis=-1)
+
+
+def _of_block(weights: Float[Array, "N t S"], positions: Int[Array, "t"]) -> Partial:
+    return Partial(
+        total=jnp.sum(jnp.mean(weights, axis=0), axis=0),
+        queries=jnp.zeros(weights.shape[-2]),  # to count them
+    )
+
+
+def _shares(whole: Partial) -> Float[Array, "S"]:
+    shares: Array = whole.total / whole.queries.shape[-1]
+    return shares
+
+
+# Largest |h| of each token, and the share of all attention that each key receives, mean over heads.
+TAPS: Mapping[str, Any] = {"block_out": _peaks, "attn_weights": Blockwise(_of_block, _shares)}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What every token of every sequence has in the layers from the intervention on."""
+
+    peak: Float[np.ndarray, "B T"]  # largest |h|, over layers
+    attention: Float[np.ndarray, "B T"]  # share of all attention, mean over layers
+
+    @classmethod
+    def of(cls, records: Mapping[str, np.ndarray], layers: int) -> "Tokens":
+        """Of what `TAPS` recorded, whose last entry is that of the last layer.
+
+        Args:
+          records: name -> [layers, B, T].
+          layers: how many there are from the intervention on.
+        """
+        peak, attention = (records[name][-layers:] for name in ("block_out", "attn_weights"))
+        return cls(peak.max(axis=0), attention.mean(axis=0))
+
+
+@dataclass(frozen=True)
+class Relocation:
+    """The other tokens after an intervention, beside the sink as it was; means over sequences."""
+
+    sink_peak: float  # largest |h| of the sink's tokens, as trained
+    sink_attention: float  # largest share of a sink's token, as trained
+    peak_before: float  # largest |h| of another token, as trained
+    peak: float  # after the intervention
+    attention_before: float  # largest share of another token
+    attention: float
+    token: int  # the one that most often has the largest |h| of the others afterwards
+    relocated: bool  # another token has `RELOCATED` of what the sink had, and had not
+
+
+def relocation(before: Tokens, after: Tokens, sink: Bool[np.ndarray, "B T"]) -> Relocation:
+    """Compare the tokens that are no sink with the sink, before and after.
+
+    Args:
+      before: as trained.
+      after: under the intervention.
+      sink: [B, T], True for tokens whose attention is taken away; sequences without one do not
+        count.
+    """
+    some = sink.any(axis=1)
+    sink = sink[some]
+
+    def largest(values: np.ndarray, of: np.ndarray) -> float:
+        return float(np.where(of, values[some], 0.0).max(axis=1).mean())
+
+    peaks = largest(before.peak, sink), largest(before.peak, ~sink), largest(after.peak, ~sink)
+    shares = (
+        largest(before.attention, sink), largest(before.attention, ~sink),
+        largest(after.attention, ~sink),
+    )  # fmt: skip
+    places = np.where(sink, -np.inf, after.peak[some]).argmax(axis=1)
+    moved = any(was < RELOCATED * of <= now for of, was, now in (peaks, shares))
+    return Relocation(
+        peaks[0], shares[0], *peaks[1:], *shares[1:], int(np.bincount(places).argmax()), moved
+    )

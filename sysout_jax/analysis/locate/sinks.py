@@ -1,0 +1,77 @@
+"""The sink at the first token: the layer that makes its state, and what it is without it.
+
+Axes: L layers, B sequences, T tokens, S keys, N heads.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from sysout_jax.analysis.locate.scan import Scan
+from sysout_jax.core.measures import SINK_EPS
+from sysout_jax.model.config import ModelConfig
+
+STANDS_OUT = 4.0  # the first token's largest |h| over the mean of all tokens' in that layer
+
+
+@dataclass(frozen=True)
+class Sink:
+    """The first token as a sink."""
+
+    emergence: int | None  # the layer that writes its state; None: no state of it stands out
+    first: int  # the first layer that reads that state; 0 where none stands out
+    size: float  # its largest |h| from the emergence on, mean over sequences
+    attention: float  # of queries that see it, in layers from `first` on, mean over heads
+    most: float  # the same of the head that gives it most
+    heads: float  # share of the heads of those layers that give it more than 0.3 (Gu et al. 2025)
+    heads_elsewhere: float  # the same share in the layers before
+
+    @property
+    def present(self) -> bool:
+        """Whether a head of those layers gives it more than 0.3."""
+        return self.heads > 0.0
+
+
+def first_token_sink(config: ModelConfig, found: Scan) -> Sink:
+    """Find the layer from which on the first token is a sink for what it carries.
+
+    Emergence is the layer with the largest step up of the first token's largest |h|, among those
+    after which it is `STANDS_OUT` times the mean over tokens of theirs. The last layer is left out:
+    no attention reads what it writes.
+
+    Args:
+      config: the architecture.
+      found: the scan of the sequences.
+    """
+    peaks = found.block_out.token_peak
+    size = peaks[:, :, 0].mean(axis=1)  # [L]
+    rises = np.diff(size, prepend=0.0)
+    outstanding = (size > STANDS_OUT * peaks.mean(axis=(1, 2)))[:-1]
+    emergence = (
+        int(np.argmax(np.where(outstanding, rises[:-1], -np.inf))) if any(outstanding) else None
+    )
+    first = 0 if emergence is None else emergence + 1
+    given = _given(config, found)
+    above = given > SINK_EPS
+    return Sink(
+        emergence, first, float(peaks[max(first - 1, 0) :, :, 0].max(axis=0).mean()),
+        float(given[first:].mean()), float(given[first:].max()), float(above[first:].mean()),
+        float(above[:first].mean()) if first else 0.0,
+    )  # fmt: skip
+
+
+def sees_first(config: ModelConfig, length: int) -> Bool[np.ndarray, "L T"]:
+    """Which queries after the first see the first token: not those that a window ends before."""
+    queries = np.arange(length)
+    windows = np.array([config.window_of(layer) or length for layer in range(config.layers)])
+    return (queries > 0) & (queries < windows[:, None])
+
+
+def _given(config: ModelConfig, found: Scan) -> Float[np.ndarray, "L N"]:
+    """What queries after the first that see the first token give it, mean over sequences."""
+    length = found.received.shape[-1]
+    count = sees_first(config, length).sum(axis=1)[:, None]
+    # The first query sees nothing else: its whole row is at the first key.
+    total = found.received[..., 0].mean(axis=1) * length - 1.0
+    return np.clip(total / np.maximum(count, 1), 0.0, 1.0)
