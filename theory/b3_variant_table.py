@@ -38,6 +38,7 @@ from jaxtyping import Array, Float
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.primitives import Heads
 from theory.check import Part, at_least, compare, relative, statement
+from theory.once import jit_once
 
 H = 4  # also the width: q, k, v and x have it
 M = 1.0
@@ -115,7 +116,7 @@ def measure(variant: str, length: int, slip: Float[Array, "H"]) -> Float[Array, 
 
 def budgets(variant: str, lengths: Sequence[int], slip: Array) -> np.ndarray:
     """The budget at which |out| passes each eps, by interpolation: [lengths, eps]."""
-    run = jax.jit(lambda slip: jnp.stack([measure(variant, n, slip) for n in lengths]))
+    run = jit_once(lambda slip: jnp.stack([measure(variant, n, slip) for n in lengths]))
     at = STEP * np.arange(1.0, STEPS + 1.0)
     return np.array([np.interp(-np.log(EPS), -sizes, at) for sizes in np.asarray(run(slip))])
 

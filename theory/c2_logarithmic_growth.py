@@ -41,6 +41,7 @@ from scipy.optimize import brentq
 from sysout_jax.core.primitives import softmax_weights
 from theory.check import Part, statement
 from theory.descent import descend
+from theory.once import jit_once
 
 EXPONENT = {"square": 2.0, "linear": 1.0}  # a: the gradient falls like exp(-a Delta)
 SIZES = (0.5, 1.0, 2.0)  # m, and c = 1
@@ -103,7 +104,7 @@ def measure(
         every = STEPS // LOOKS
         return descend(of, jnp.ones(()), optax.sgd(LR), STEPS, watch=gap, every=every)[1]
 
-    gaps = jax.jit(jax.vmap(one))(jnp.asarray(SIZES))
+    gaps = jit_once(jax.vmap(one))(jnp.asarray(SIZES))
     return LR * (STEPS // LOOKS) * np.arange(1.0, LOOKS + 1), np.asarray(gaps)
 
 
@@ -129,7 +130,7 @@ def measure_adam(kind: str, b2: float, lrs: tuple[float, ...], eps: float) -> Ar
         gaps = descend(of, start, optimizer, steps, watch=lambda d: d, every=steps // 2)[1]
         return (gaps[1] - gaps[0]) / (steps // 2)
 
-    return jax.jit(jax.vmap(one))(jnp.asarray(lrs))
+    return jit_once(jax.vmap(one))(jnp.asarray(lrs))
 
 
 def _integrated(kind: str) -> Part:

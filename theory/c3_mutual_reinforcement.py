@@ -38,6 +38,7 @@ from scipy.integrate import solve_ivp
 from sysout_jax.core.primitives import softmax_weights
 from theory.check import Part, Quantities, absolute, compare, statement
 from theory.descent import descend
+from theory.once import jit_once
 
 SHAPES = ((2, 1), (2, 3), (16, 5))  # (contexts, H)
 RATE, STEPS, LOOKS = 0.01, 20_000, 40  # of the trained head
@@ -152,7 +153,7 @@ def trained(sink: Array, rest: Array, start: float) -> np.ndarray:
     def look(params: tuple[Array, Array]) -> Array:
         return jnp.stack([params[0], jnp.linalg.norm(params[1])])
 
-    run = jax.jit(
+    run = jit_once(
         lambda params: descend(
             of, params, optax.sgd(RATE), STEPS, watch=look, every=STEPS // LOOKS
         )[1]

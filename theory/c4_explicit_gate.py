@@ -41,6 +41,7 @@ from theory import heads
 from theory.check import TOLERANCE, Part, Quantities, absolute, compare, statement
 from theory.descent import descend
 from theory.heads import SHAPES, Head
+from theory.once import jit_once
 
 RATES = ((1.0, 1.0), (1.0, 4.0), (4.0, 1.0))  # (kappa_s, kappa_g)
 LR, STEPS, LOOKS = 0.02, 50_000, 50
@@ -141,7 +142,7 @@ def trained(gate: str, kappa_s: float, kappa_g: float) -> np.ndarray:
         return jnp.square((1.0 if gate == "none" else g) * weights[1]) / 2.0
 
     every = STEPS // LOOKS
-    run = jax.jit(lambda x: descend(loss, x, optax.sgd(LR), STEPS, watch=scaled, every=every)[1])
+    run = jit_once(lambda x: descend(loss, x, optax.sgd(LR), STEPS, watch=scaled, every=every)[1])
     return np.asarray(run(jnp.zeros(2))).T
 
 

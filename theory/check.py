@@ -29,6 +29,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from theory.once import jit_once
+
 INSTANCES = 1000  # of each shape; scales are cycled over them
 SCALES = (1.0, 1e3)
 # Of identities between logits of up to 5e3, whose rounding error of 1.1e-16 * 5e3 becomes a
@@ -253,8 +255,7 @@ def _errors(
         return errors
 
     # A new function each time, so that nothing compiled from an earlier `predict` is taken instead.
-    # It runs once: without optimisation, compiling and running together take half the time.
-    each = jax.jit(jax.vmap(one), compiler_options={"xla_backend_optimization_level": 0})(
+    each = jit_once(jax.vmap(one))(
         jax.random.split(key, instances), jnp.resize(jnp.asarray(scales, jnp.float64), (instances,))
     )
     return jax.tree.map(jnp.max, each)  # max of NaN is NaN, which passes nothing

@@ -36,6 +36,7 @@ from sysout_jax.core.layers import MLPS, linear
 from theory.check import Part, Quantities, absolute, compare, statement
 from theory.decompositions import eigh, singular_values
 from theory.descent import descend
+from theory.once import jit_once
 
 SHAPES = ((2, 1), (3, 5), (8, 16))  # (D, F)
 FAR = (40.0, 80.0)  # |g.x|: an error of 80 e^-40 = 3e-16
@@ -191,7 +192,7 @@ def _planted(key: Array, factor: float | Array) -> tuple[Array, Array]:
 
 def _planted_parts(key: Array) -> list[Part]:
     keys = jax.random.split(key, PLANTED)
-    run = jax.jit(jax.vmap(_planted, (0, None)))
+    run = jit_once(jax.vmap(_planted, (0, None)))
     (right, away), (right_without, away_without) = run(keys, 16.0), run(keys, 1.0)
     wrong = [1.0 - float(jnp.mean(x.astype(jnp.float64))) for x in (right, right_without)]
     turned = [float(jnp.max(x)) for x in (away, away_without)]
@@ -245,7 +246,7 @@ def trained(key: Array, steps: int) -> dict[str, Array]:
 def _trained_parts(key: Array) -> list[Part]:
     keys = jax.random.split(key, SEEDS)
     found, before = (
-        jax.jit(jax.vmap(lambda k, steps=steps: trained(k, steps)))(keys) for steps in (LONG, 0)
+        jit_once(jax.vmap(lambda k, steps=steps: trained(k, steps)))(keys) for steps in (LONG, 0)
     )
     data = {name: x.tolist() for name, x in found.items()}
     return [

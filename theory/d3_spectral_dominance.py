@@ -30,6 +30,7 @@ from jaxtyping import Array, Float
 
 from theory.check import TOLERANCE, Part, Quantities, at_least, compare, statement
 from theory.decompositions import singular_values
+from theory.once import jit_once
 
 SHAPES = ((2, 2), (2, 3), (7, 5), (13, 32))  # (T, D)
 # sum_{j>1} sigma_j^2 is R (1 - alpha) where c is up to 1e8, and singular values are exact to
@@ -119,7 +120,7 @@ def tightness(key: Array) -> dict[str, list[float]]:
         massive, rest, alpha = shares(x)
         return (massive + alpha * rest) / jnp.square(singular_values(x)[0])
 
-    found = jax.jit(jax.vmap(jax.vmap(share, (None, 0)), (0, None)))(jnp.asarray(ratios), x)
+    found = jit_once(jax.vmap(jax.vmap(share, (None, 0)), (0, None)))(jnp.asarray(ratios), x)
     return {"massive over rest": ratios.tolist(), "bound over energy": found.mean(axis=1).tolist()}
 
 

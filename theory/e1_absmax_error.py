@@ -32,6 +32,7 @@ from jaxtyping import Array, Float
 
 from sysout_jax.core.quantise import predicted_sqnr
 from theory.check import Part, Quantities, absolute, compare, statement
+from theory.once import jit_once
 
 SHAPES = (8, 6, 4)  # bits
 ENTRIES = 16_384
@@ -104,7 +105,7 @@ def _exactly(key: Array) -> Part:
             small = Instance(drawn.x[:FEW], drawn.levels)
             return small.x, small.levels, predict(small)["sqnr"]
 
-        cases = jax.jit(jax.vmap(one))(jax.random.split(of_bits, CASES))
+        cases = jit_once(jax.vmap(one))(jax.random.split(of_bits, CASES))
         for x, levels, stated in zip(*(np.asarray(each) for each in cases), strict=True):
             step = float(np.max(np.abs(x)) / levels)
             found, without = (
@@ -125,7 +126,7 @@ def curves(key: Array) -> dict[str, object]:
         ratio = size / jnp.sqrt(jnp.mean(jnp.square(case.x)))
         return jnp.stack([ratio, predict(case)["sqnr"], measure(case)["sqnr"]])
 
-    run = jax.jit(jax.vmap(both, (0, None)))
+    run = jit_once(jax.vmap(both, (0, None)))
     return {
         f"{bits} bits": run(sizes, jnp.asarray(2.0 ** (bits - 1) - 1.0)).T.tolist()
         for bits in SHAPES

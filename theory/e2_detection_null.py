@@ -37,6 +37,7 @@ from scipy.stats import binom
 
 from sysout_jax.core.detectors import calibrated_outliers
 from theory.check import Part, statement
+from theory.once import jit_once
 
 RATES = (0.01, 0.05)
 SIDE = 64  # of a matrix
@@ -115,7 +116,7 @@ def flagged(q: float) -> Callable[[Array, float, bool], Array]:
         false = (jnp.sum(found) - hits) / jnp.maximum(jnp.sum(found), 1.0)
         return jnp.stack([hits / PLANTED, false])
 
-    @jax.jit
+    @jit_once
     def each(keys: Array, size: Array, heavy: Array) -> Array:
         return jax.vmap(lambda key: one(key, size, heavy))(keys).T
 

@@ -48,6 +48,7 @@ from sysout_jax.core.primitives import softmax_weights
 from theory import tiny
 from theory.check import TOLERANCE, Part, Quantities, absolute, at_most, compare, statement
 from theory.descent import descend
+from theory.once import jit_once
 
 SHAPES = (64, 5, 2)  # V
 LR, STEPS, LOOKS = 4.0, 50_000, 100  # of the gap: as long as C2's
@@ -185,7 +186,7 @@ def grown_gaps(log_pi: Array, rest: Array, told: float) -> np.ndarray:
         each = jax.vmap(over_contexts, (0, 0, None))(gaps, log_pi, rest)
         return jnp.sum(jnp.mean(each, axis=1))
 
-    run = jax.jit(
+    run = jax.jit(  # whose steps are many enough to be compiled well
         lambda gaps: descend(
             total, gaps, optax.sgd(LR), STEPS, watch=lambda x: x, every=STEPS // LOOKS
         )[1]
@@ -223,7 +224,7 @@ def _contraction(key: Array) -> Part:
         def of(beta: Array, step: Array) -> Array:
             return loss(case._replace(beta=beta), log_next)
 
-        return jax.jit(lambda b: descend(of, b, optax.sgd(5.0), 5000)[0])(beta)
+        return jit_once(lambda b: descend(of, b, optax.sgd(5.0), 5000)[0])(beta)
 
     predicted = -jnp.exp(-case.gap) * rest  # (1 - p)/p = exp(-Delta)
 
