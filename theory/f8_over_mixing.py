@@ -102,8 +102,8 @@ def control(case: Instance) -> Quantities:
 
 def multiples(case: Instance) -> Instance:
     """Equality in both: every W_l is |W_l| I."""
-    norms = jax.vmap(singular_values)(case.w)[:, 0]
-    return case._replace(w=norms[:, None, None] * jnp.eye(D)[None])
+    sizes = jax.vmap(singular_values)(case.w)[:, 0]
+    return case._replace(w=sizes[:, None, None] * jnp.eye(D)[None])
 
 
 def _norms(case: Instance, weights) -> Float[Array, "T T"]:  # type: ignore[no-untyped-def]
