@@ -15,9 +15,10 @@ import sysout_jax as so
 from sysout_jax import plots
 from sysout_jax.errors import InputError
 from sysout_jax.model.decoder import init
+from sysout_jax.model.origin import Origin
 from sysout_jax.plots import analysis
 from sysout_jax.report import interactive
-from sysout_jax.report.findings import OF_RUNS, PARTS, PROMPT_TOKENS
+from sysout_jax.report.findings import OF_RUNS, PARTS, PROMPT_TOKENS, Material, header
 from sysout_jax.report.page import page
 from sysout_jax.report.tables import of_part
 from sysout_jax.report.words import headline
@@ -170,6 +171,15 @@ def test_attention_in_blocks_changes_no_finding():
         assert whole["parts"] == blocked["parts"]
         assert list(whole["parts"]) == [part]
         assert blocked["model"]["execution"]["query_block"] == 4
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_record_does_not_name_the_home(monkeypatch, tmp_path, inside):
+    monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path / "someone")
+    place = tmp_path / ("someone" if inside else "else") / "a.gguf"
+    model = so.Model(p.CONFIG, p.params(), origin=Origin(str(place), "float32"))
+    shown = header(Material(model, p.rows()[0, :-1], p.rows()))["origin"]["place"]
+    assert shown == ("~/a.gguf" if inside else str(place))
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
