@@ -8,6 +8,9 @@ from typing import Any
 
 from absl import flags
 
+from sysout_jax.model.rope import RULES, Rope
+from sysout_jax.model.rope import flag as rope_flag
+
 FLAGS = flags.FLAGS
 HELP = ("--help", "-help", "--helpshort", "-h")
 WIDTH, COLUMN = 80, 26
@@ -87,7 +90,11 @@ def _fields(config: Any) -> Iterator[tuple[str, str, Any]]:
     """(class, name, value) of every field, at any depth."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
+        if isinstance(value, Rope):
+            for rule in (value, *(kind() for kind in RULES.values())):
+                for name, number in dataclasses.asdict(rule).items():
+                    yield "Rope", rope_flag(name), number
+        elif dataclasses.is_dataclass(value):
             yield from _fields(value)
         else:
             yield type(config).__name__, field.name, value

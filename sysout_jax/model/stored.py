@@ -65,7 +65,8 @@ def _of_class(kind: type, tree: Mapping[str, Any]) -> Any:
     hints = get_type_hints(kind)
     unknown = ", ".join(sorted(set(values) - set(hints)))
     if unknown:
-        raise InputError("model", None, "those of this version", f"unknown fields {unknown}")
+        accepted = "the fields that this version writes"
+        raise InputError("config.json", None, accepted, f"unknown fields {unknown}")
     for name, value in values.items():
         parts = [part for part in (hints[name], *get_args(hints[name])) if is_dataclass(part)]
         if parts and value is not None:

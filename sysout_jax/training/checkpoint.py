@@ -186,7 +186,9 @@ def _read_config(path: Path) -> tuple[ModelConfig, list[int], dict[str, str]]:
         if not seeds or not all(isinstance(seed, int) for seed in seeds):
             raise ValueError(seeds)
         return from_record(record["model"]), seeds, dict(record["sha256"])
-    except InputError:
+    except InputError as error:
+        if error.field == file.name:
+            raise InputError(str(file), None, error.accepted, error.why) from error
         raise
     except OSError as error:
         raise InputError(str(file), why=f"{error.strerror}; {accepted}") from error

@@ -217,7 +217,7 @@ def check_same(stored: Mapping[str, Any], config: TrainConfig, where: Path) -> N
 def _by_flag(config: Mapping[str, Any], model: ModelConfig) -> dict[str, Any]:
     """Every value of a run's config by the name of its flag, as JSON has it."""
     tree: dict[str, Any] = json.loads(json.dumps({**config, "model": flat(model)}))
-    return dict(leaves({"model": tree.pop("model"), **tree}))
+    return {**tree.pop("model"), **dict(leaves(tree))}
 
 
 def initial(

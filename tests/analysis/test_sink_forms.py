@@ -27,11 +27,13 @@ BASE = ModelConfig(
 )  # fmt: skip
 CONFIGS = {
     "rope": BASE,
-    "alibi": replace(BASE, position="alibi", scan_layers=True),
+    "alibi": replace(BASE, position="alibi").with_execution(scan_layers=True),
     "learned, capped": replace(BASE, position="learned", attn_softcap=3.0, query_scale=0.9),
-    "qk norm": replace(BASE, query_key_norm="head", scan_layers=True, norm_placement="sandwich"),
+    "qk norm": replace(BASE, query_key_norm="head", norm_placement="sandwich").with_execution(
+        scan_layers=True
+    ),
     "windows": replace(BASE, window=4, window_layers=(0, 1)),
-    "mixture": replace(BASE, experts=3, scan_layers=True, kv_heads=4),
+    "mixture": replace(BASE, experts=3, kv_heads=4).with_execution(scan_layers=True),
     "post norm": replace(BASE, norm_placement="post", bias=True),
 }
 T, FIRST = 10, 1
@@ -248,7 +250,7 @@ def first_visible():
 def test_a_sink_taken_away_everywhere_comes_back_at_the_next_token():
     rows = np.stack([np.random.default_rng(i).permutation(WORDS) for i in range(4)])
     rows = np.concatenate([rows, rows[:, 2:4]], axis=1).astype(np.int32)  # two words come again
-    config = replace(HIDDEN, scan_layers=True)
+    config = HIDDEN.with_execution(scan_layers=True)
     sink = first_token_sink(config, scan(config, first_visible(), rows[:, :-1]))
     assert (sink.emergence, sink.first) == (0, 1)
     assert sink.attention > 0.8
@@ -268,7 +270,7 @@ def test_a_sink_taken_away_everywhere_comes_back_at_the_next_token():
 def test_interventions_on_attention_begin_after_the_emergence():
     """Keys that are flagged before are kept: case U11."""
     rows = np.stack([np.random.default_rng(i).permutation(WORDS) for i in range(4)])
-    config = replace(HIDDEN, scan_layers=True)
+    config = HIDDEN.with_execution(scan_layers=True)
     found = interventions(config, first_visible(), rows.astype(np.int32), batch=2)
     of_attention = [each for each in found.effects if each.kind == "attention"]
     assert of_attention

@@ -237,6 +237,7 @@ def test_the_same_model_run_otherwise():
         ),
         ({"rope": Yarn()}, "rope_rule=yarn", "accepted: with position=rope"),
         ({"execution": FUSED, "window": 3}, "flash=True", "no effect with window=3"),
+        ({"execution": FUSED, "sink": ExplicitSink()}, "flash=True", "no effect with the keys"),
         (
             {"execution": FUSED, "attn_softcap": 3.0},
             "flash=True",

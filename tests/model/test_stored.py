@@ -10,6 +10,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.model.config import SHAPES, ModelConfig
 from sysout_jax.model.execution import Execution
 from sysout_jax.model.rope import LongRope, Rope, Yarn
+from sysout_jax.model.sink import ExplicitSink
 from sysout_jax.model.stored import flat, from_record
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -21,6 +22,7 @@ CONFIGS = {
         SHAPES["llama-tiny"], head_dim=4, rope=LongRope(short=(1.0, 2.0), long=(3.0, 4.0))
     ),
     "layers": ModelConfig(window=3, window_layers=(1,)),
+    "converted": ModelConfig(sink=ExplicitSink(replaces_first=True, layers=(0, 1), silent=(1,))),
     "run": ModelConfig(
         execution=Execution(scan_layers=True, remat="dots", flash=True, dtype="bfloat16")
     ),

@@ -55,7 +55,8 @@ def with_prefix(
     if config.longest is not None and ids.size >= config.longest:
         raise InputError("prefix", f"{ids.size} tokens", f"fewer than {config.longest}")
     found = _prefix(config, params, jnp.asarray(ids)[None])
-    changed = replace(config, sink=ExplicitSink(keys=ids.size))
+    unfused = config.with_execution(flash=False)  # whose kernel has no keys of no token
+    changed = replace(unfused, sink=ExplicitSink(keys=ids.size))
     own = {f"sink_{name}": found[name][:, 0] for name in ("key", "value")}
     return changed, with_attention(params, own)
 
