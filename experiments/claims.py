@@ -6,7 +6,6 @@ python -m experiments.claims --run=removal_harms.source   # measure again, and d
 python -m experiments.claims --run=all --budget=30        # minutes
 """
 
-import json
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from absl import flags
 from rich.console import Console
 
 from sysout_jax.errors import InputError
-from sysout_jax.results import LATEST, named_run, plain, read_record, write_json
+from sysout_jax.results import LATEST, named_run, plain, read_mapping, read_record, write_json
 
 from .cli import launch
 from .ledger.registry import refuse_changes
@@ -128,10 +127,7 @@ def check(rows: dict[str, Row], path: Path) -> None:
     Raises:
       InputError: they differ, or there is no such file; a threshold was changed in silence.
     """
-    try:
-        stated = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(str(path), None, "what --write wrote", str(error)) from error
+    stated = read_mapping(path, "what --write wrote")
     refuse_changes(rows, stated)
     found = plain(rows)
     differing = [

@@ -20,9 +20,10 @@ from absl import flags
 from rich.console import Console
 
 from sysout_jax.errors import InputError, one_of
-from sysout_jax.families.config_map import read_config, read_json, read_within
+from sysout_jax.families.config_map import read_config, read_within
 from sysout_jax.families.hub import fetch, is_hub_id
 from sysout_jax.families.table import by_model_type
+from sysout_jax.files import read_json
 from sysout_jax.model.config import SHAPES, ModelConfig
 from sysout_jax.planning import fitting, machines
 from sysout_jax.results import RunDirectory, plain

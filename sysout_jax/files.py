@@ -1,10 +1,16 @@
 """Files and directories that appear whole or not at all."""
 
 import contextlib
+import json
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from sysout_jax.errors import InputError
+
+_POINTER = b"version https://git-lfs"
 
 
 @contextlib.contextmanager
@@ -32,6 +38,47 @@ def write_text(path: Path, text: str) -> Path:
     with replacing(path) as partial:
         partial.write_bytes(text.encode())
     return path
+
+
+def read_json(path: Path, accepted: str = "a JSON object") -> dict[str, Any]:
+    """The object that a file of JSON holds.
+
+    Args:
+      path: the file.
+      accepted: what errors say would have done.
+
+    Raises:
+      InputError: no such file, not JSON, or no object.
+    """
+    try:
+        refuse_pointer(path)
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(str(path), None, accepted, f"{error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(str(path), None, accepted, f"not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise InputError(str(path), None, accepted, f"a JSON {type(found).__name__}")
+    return found
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a Git LFS pointer, which a clone without Git LFS leaves in the place of a file.
+
+    Raises:
+      InputError: it is one.
+      OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise InputError(
+                str(path),
+                None,
+                "the file, which `git lfs pull` in that clone brings",
+                "a Git LFS pointer, not the file itself",
+            )
 
 
 @contextlib.contextmanager

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from sysout_jax.errors import InputError, one_of
 from sysout_jax.families.catalogue import CATALOGUE, bring
 from sysout_jax.families.checkpoint import Checkpoint, Shard, load_checkpoint, open_checkpoint
-from sysout_jax.families.config_map import read_json
 from sysout_jax.families.gguf_files.header import is_gguf
 from sysout_jax.families.gguf_files.model import gguf_within, part_names
 from sysout_jax.families.hub import fetch, is_hub_id
 from sysout_jax.families.llama2c import load_llama2c
 from sysout_jax.families.tensors import CONVERT, DTYPES, PICKLES
+from sysout_jax.files import read_json
 from sysout_jax.model.decoder import param_axes
 from sysout_jax.model.model import Model
 from sysout_jax.model.origin import Origin

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from sysout_jax.errors import InputError, Preempted, Terminated
-from sysout_jax.files import naming, replacing, write_text
+from sysout_jax.files import naming, read_json, replacing, write_text
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 DIGITS = 6  # significant digits of a float in a record: float32 has seven
@@ -202,13 +202,9 @@ def read_mapping(path: Path, accepted: str) -> dict[str, Any]:
     Raises:
       InputError: there is no such file, or something else in it; `accepted` says what to do.
     """
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = str(getattr(error, "strerror", None) or error)
-        raise InputError(str(path), None, accepted, reason) from error
-    if not isinstance(found, dict) or not found:
-        raise InputError(str(path), None, accepted, "not a record")
+    found = read_json(path, accepted)
+    if not found:
+        raise InputError(str(path), None, accepted, "nothing is in it")
     return found
 
 

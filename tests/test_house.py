@@ -20,7 +20,7 @@ CLONE_ONLY = ("experiments", "theory", "benchmarks")  # run from the clone, neve
 MAY_IMPORT = {
     "sysout_jax.__main__": ("sysout_jax.errors",),  # and a command, by its name
     "sysout_jax.errors": (),
-    "sysout_jax.files": (),
+    "sysout_jax.files": ("sysout_jax.errors",),
     "sysout_jax.showing": ("sysout_jax.errors",),
     "sysout_jax.core": ("sysout_jax.core",),
     "sysout_jax.model": (
@@ -50,7 +50,7 @@ MAY_IMPORT = {
     ),
     "sysout_jax.loading": (
         "sysout_jax.families", "sysout_jax.training.checkpoint", "sysout_jax.model",
-        "sysout_jax.errors",
+        "sysout_jax.errors", "sysout_jax.files",
     ),
     # a model in, what is wrong with it out
     "sysout_jax.checking": (

@@ -4,7 +4,6 @@ import dataclasses
 import glob
 import inspect
 import io
-import json
 import os
 import re
 import sys
@@ -23,6 +22,7 @@ from rich.console import Console
 from sysout_jax import plots
 from sysout_jax.data import default_cache_dir
 from sysout_jax.errors import InputError
+from sysout_jax.files import read_json
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.rope import RULES, Rope, by_rule
 from sysout_jax.model.rope import flag as rope_flag
@@ -131,10 +131,11 @@ def read_config(config_type: type[C], directory: Path, flag: str, binary: str) -
     Raises:
       InputError: it is no run of this binary.
     """
+    path = directory / "config.json"
     try:
-        return restore(config_type, json.loads((directory / "config.json").read_text()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        told = str(getattr(error, "strerror", None) or error).removeprefix("config.json: ")
+        return restore(config_type, read_json(path, f"a run directory of {binary}"))
+    except (ValueError, TypeError, AttributeError) as error:
+        told = str(error).removeprefix(f"{path}: ").removeprefix("config.json: ")
         if not isinstance(error, InputError):  # which says itself what is accepted
             told = f"{told}; accepted: a run directory of {binary}"
         raise InputError(flag, FLAGS[flag].value, why=f"config.json: {told}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, NoReturn
@@ -10,6 +9,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from sysout_jax.errors import InputError
+from sysout_jax.files import read_json
 
 DTYPES = MappingProxyType({"uint16": "<u2", "uint32": "<u4", "uint64": "<u8"})
 PARTS = ("train", "val")
@@ -126,9 +126,9 @@ def _beside(spec: str, directory: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        dtype = json.loads(path.read_bytes()).get("dtype")
-    except (OSError, ValueError, AttributeError) as error:
-        _reject(spec, f"{path}: cannot be read ({error}); {_accepted()}")
+        dtype = read_json(path).get("dtype")
+    except InputError as error:
+        _reject(spec, f"{path}: {error.why}; {_accepted()}")
     if dtype is not None and dtype not in DTYPES:
         _reject(spec, f"{path}: dtype {dtype!r}; {_accepted()}")
     return dtype

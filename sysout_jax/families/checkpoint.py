@@ -18,7 +18,6 @@ from sysout_jax.families import tensor_map
 from sysout_jax.families.config_map import (
     ignored_fields,
     read_config,
-    read_json,
     read_within,
 )
 from sysout_jax.families.family import Family, Raw
@@ -28,6 +27,7 @@ from sysout_jax.families.match import Plan, match
 from sysout_jax.families.table import by_model_type
 from sysout_jax.families.tensors import DTYPES, Source, sources
 from sysout_jax.families.tokens import published_tokenizer
+from sysout_jax.files import read_json
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import param_axes
 from sysout_jax.model.model import Model

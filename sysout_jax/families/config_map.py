@@ -6,7 +6,6 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from sysout_jax.errors import InputError
@@ -17,7 +16,6 @@ from sysout_jax.model.execution import Execution
 from sysout_jax.model.rope import RULES, Rope
 from sysout_jax.model.stored import flat
 
-_POINTER = b"version https://git-lfs"
 # Fields in which tools say that stored weights are quantised.
 QUANTISATION = ("quantization_config", "compression_config", "quantization", "quantize_config")
 UNQUANTISED = "accepted: the model that it was made from, or a GGUF file of it"
@@ -31,41 +29,6 @@ _KINDS = {  # the types of ModelConfig's fields in words
 _SIZES = {"layers", "width", "heads"}
 # Fields here that a checkpoint does not say: how it was initialised, and how it is run.
 OURS_ALONE = ("init_std", "scaled_residual_init", *(each.name for each in fields(Execution)))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-      InputError: no such file, not JSON, or no object.
-    """
-    try:
-        refuse_pointer(path)
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(str(path), None, "a JSON file", f"{error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(str(path), None, "a JSON object", f"not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise InputError(str(path), None, "a JSON object", f"a JSON {type(found).__name__}")
-    return found
-
-
-def refuse_pointer(path: Path) -> None:
-    """Refuse a Git LFS pointer, which a clone without Git LFS leaves in the place of a file.
-
-    Raises:
-      InputError: it is one.
-      OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            raise InputError(
-                str(path),
-                None,
-                "the file, which `git lfs pull` in that clone brings",
-                "a Git LFS pointer, not the file itself",
-            )
 
 
 def read_within(family: Family, raw: Raw) -> Raw:

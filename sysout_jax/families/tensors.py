@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from sysout_jax.errors import InputError, reason
 from sysout_jax.families import mxfp4
-from sysout_jax.families.config_map import read_json, refuse_pointer
+from sysout_jax.files import read_json, refuse_pointer
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -7,7 +7,7 @@ from typing import Any
 
 from sysout_jax.data import Tokenizer, load_saved, load_tokenizer
 from sysout_jax.data.tokenizer import SubwordTokenizer, first_special
-from sysout_jax.families.config_map import read_json
+from sysout_jax.files import read_json
 
 
 def published_tokenizer(directory: Path) -> Tokenizer | None:

@@ -6,11 +6,12 @@ from pathlib import Path
 from sysout_jax.errors import InputError
 from sysout_jax.families.catalogue import CATALOGUE, kept
 from sysout_jax.families.checkpoint import Checkpoint, open_checkpoint
-from sysout_jax.families.config_map import ignored_fields, read_config, read_json, read_within
+from sysout_jax.families.config_map import ignored_fields, read_config, read_within
 from sysout_jax.families.gguf_files.header import is_gguf
 from sysout_jax.families.gguf_files.model import gguf_within
 from sysout_jax.families.hub import fetch, is_hub_id
 from sysout_jax.families.table import by_model_type
+from sysout_jax.files import read_json
 
 
 @dataclass(frozen=True)

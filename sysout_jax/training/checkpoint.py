@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import re
 import threading
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 
 from sysout_jax.data import load_saved
 from sysout_jax.errors import InputError, reason
-from sysout_jax.files import replacing
+from sysout_jax.files import read_json, replacing
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, init
 from sysout_jax.model.model import Model
@@ -177,9 +176,9 @@ def digests(directory: Path) -> dict[str, str]:
 def _read_config(path: Path) -> tuple[ModelConfig, list[int], dict[str, str]]:
     """The architecture, the seeds and the digests of a model directory."""
     file = path / "config.json"
-    accepted = "accepted: a directory that a training run wrote, such as RUN/models/softmax"
+    accepted = "a directory that a training run wrote, such as RUN/models/softmax"
+    record = read_json(file, accepted)
     try:
-        record = json.loads(file.read_text())
         if record["format"] != FORMAT:
             raise InputError(str(file), None, str(FORMAT), f"format {record['format']}")
         seeds = record["seeds"]
@@ -190,7 +189,5 @@ def _read_config(path: Path) -> tuple[ModelConfig, list[int], dict[str, str]]:
         if error.field == file.name:
             raise InputError(str(file), None, error.accepted, error.why) from error
         raise
-    except OSError as error:
-        raise InputError(str(file), why=f"{error.strerror}; {accepted}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(str(file), why=f"not a model's config; {accepted}") from error
+        raise InputError(str(file), None, accepted, "not a model's config") from error

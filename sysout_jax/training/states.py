@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from sysout_jax.errors import InputError, at_least, reason
+from sysout_jax.files import read_json
 from sysout_jax.results import write_json
 from sysout_jax.training import hosts
 from sysout_jax.training.checkpoint import STORAGE, digests, said_of
@@ -193,7 +194,7 @@ def restore(
         step := hosts.told(_newest(directory, say, damaged) if hosts.first() else None)
     ) is not None:
         path = _place(directory, step)
-        about = json.loads((path / "about.json").read_text())
+        about = read_json(path / "about.json")
         check(about)
         try:
             return _arrays(path, like), about
@@ -234,13 +235,13 @@ def _verify(path: Path) -> None:
     Raises:
       OSError, ValueError, KeyError, TypeError: it is not as it was written, or of another version.
     """
-    wanted = json.loads((path / "sha256.json").read_text())
+    wanted = read_json(path / "sha256.json")
     found = digests(path)
     found.pop("sha256.json")
     odd = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
     if odd:
         raise ValueError(f"{odd[0]} is missing or not as it was written")
-    about = json.loads((path / "about.json").read_text())
+    about = read_json(path / "about.json")
     if about["format"] != FORMAT:
         raise ValueError(f"format {about['format']}; accepted: {FORMAT}")
 

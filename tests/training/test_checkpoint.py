@@ -191,10 +191,10 @@ def edited(record, **changes):
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
-        (lambda r: json.dumps(r)[:40], "config.json: not a model's config; accepted"),
-        (lambda r: "", "config.json: not a model's config; accepted"),
-        (lambda r: "[1]", "config.json: not a model's config; accepted"),
-        (lambda r: "\x00\x01", "config.json: not a model's config; accepted"),
+        (lambda r: json.dumps(r)[:40], "config.json: not JSON ("),
+        (lambda r: "", "config.json: not JSON ("),
+        (lambda r: "[1]", "config.json: a JSON list; accepted"),
+        (lambda r: "\x00\x01", "config.json: not JSON ("),
         (lambda r: edited(r, format=2), "config.json: format 2; accepted: 1"),
         (
             lambda r: json.dumps({k: v for k, v in r.items() if k != "format"}),
