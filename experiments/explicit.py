@@ -3,11 +3,11 @@
 python -m experiments.explicit --model=runs/variants/RUN                  # its softmax models
 python -m experiments.explicit --model=RUN --variant=backcopy-softmax --finetune=300
 python -m experiments.explicit --model=gpt2 --corpus=PATH --finetune=0
+python -m experiments.explicit --model=smollm2-135m --corpus=PATH         # no BOS: by edits alone
 python -m experiments.explicit --redraw=runs/explicit/RUN
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,8 +21,13 @@ from sysout_jax.analysis.compress import schemes
 from sysout_jax.analysis.compress.compression import Compressor
 from sysout_jax.analysis.intervene import explicit_factor
 from sysout_jax.analysis.intervene.explicit_factor import FORMS, Form
+from sysout_jax.analysis.intervene.passes import passes
+from sysout_jax.analysis.intervene.sink_forms import sink_forms
+from sysout_jax.analysis.locate.scan import for_length, scan
+from sysout_jax.analysis.locate.sinks import first_token_sink
 from sysout_jax.analysis.measure.summary import summary_in_batches
 from sysout_jax.analysis.statistics import bootstrap_interval
+from sysout_jax.core.measures import SINK_EPS
 from sysout_jax.errors import InputError, at_least, finite
 from sysout_jax.model.decoder import Params, param_axes
 from sysout_jax.results import RunDirectory
@@ -39,7 +44,9 @@ FLAGS = flags.FLAGS
 # What --help explains.
 OFTEN = ("model", "corpus", "finetune", "methods", "sequences", "seq_len", "workdir")
 METHODS = ("w8a8-tensor", "w4a4")
-MODELS = tuple(name for name in FORMS if name != "factor")  # the others run without edits
+# Forms of a model whose texts begin with one token: models of their own, "factor" by an edit.
+MADE = ("trained", "factor", "extra_key", "dropped", "constant", "gate")
+MODELS = tuple(name for name in MADE if name != "factor")
 STEPS_PER_CALL = 25
 SMOKE = {"sequences": 3, "calibration": 2, "batch": 2, "finetune": 2}
 BINS = 20  # of a gate's values, for the figure
@@ -77,7 +84,9 @@ class Config:
 
 def run(config: Config, console: Console) -> RunDirectory:
     """Make and judge the forms of every model; what is finished is kept when interrupted."""
-    chosen = list(_with_bos(config.choice))
+    chosen = list(of_softmax(config.choice))
+    for each in chosen:
+        explicit_factor.check(each.model.config)
     texts = Texts(
         config.corpus, config.calibration, config.sequences, config.seq_len, console,
         config.token_dtype,
@@ -85,13 +94,14 @@ def run(config: Config, console: Console) -> RunDirectory:
     read = [texts.of(each) for each in chosen]  # before any work: text missing or too short
 
     @lru_cache(maxsize=1)  # cells of one model follow each other, and one at a time is in memory
-    def judge(at: int) -> _Judge:
-        return _Judge(config, chosen[at], read[at])
+    def judge(at: int) -> _Judge | _ByEdits:
+        kind = _Judge if _same_first_token(chosen[at]) else _ByEdits
+        return kind(config, chosen[at], read[at])
 
     named = {
         grid.part_name(each.cell, form): (at, form)
         for at, each in enumerate(chosen)
-        for form in (None, *explicit_factor.FORMS)
+        for form in (None, *_forms_of(each))
     }
     return grid.run(
         config, "explicit", named, lambda cell, log: judge(cell[0]).found(cell[1]),
@@ -102,17 +112,15 @@ def run(config: Config, console: Console) -> RunDirectory:
     )  # fmt: skip
 
 
-def _with_bos(choice: Choice) -> Iterator[Chosen]:
-    for chosen in of_softmax(choice):
-        explicit_factor.check(chosen.model.config)
-        if not chosen.bos:
-            raise InputError(
-                "bos",
-                "no",
-                "a model whose texts begin with a BOS token",
-                f"{chosen.name} reads texts whose first tokens differ",
-            )
-        yield chosen
+def _same_first_token(chosen: Chosen) -> bool:
+    """Whether the first token's keys and values are the same in all texts, and always seen."""
+    return chosen.bos and chosen.model.config.window is None
+
+
+def _forms_of(chosen: Chosen) -> tuple[str, ...]:
+    """The forms of a model: as models that do not read the first token, or as edits of one that
+    does, from the layer on from which its keys and values are nearly the same."""
+    return MADE if _same_first_token(chosen) else tuple(FORMS)
 
 
 class _Judge:
@@ -142,6 +150,40 @@ class _Judge:
             tuned = _finetuned(config, form, self.text)
             judged["finetuned"] = _judged(config, tuned, self.text, self.before)
         return about | {"part": name, "found": judged}
+
+
+class _ByEdits:
+    """One model whose texts begin with different tokens: all of its forms, in the layers that read
+    what makes the first token a sink.
+
+    Raises:
+      InputError: there is no such sink.
+    """
+
+    def __init__(self, config: Config, chosen: Chosen, text: Text) -> None:
+        self.about = {"name": chosen.name, "seed": chosen.seed}
+        self.corpus, rows, model = config.corpus or chosen.corpus, text.evaluation, chosen.model
+        of = for_length(model.config, rows.shape[1] - 1)
+        self.sink = first_token_sink(of, scan(of, model.params, rows[:, :-1], None, config.batch))
+        if not self.sink.present:
+            found = f"no head of {chosen.name} gives its first token more than {SINK_EPS:g} of its"
+            raise InputError(
+                "model", None, "a model with a sink",
+                f"{found} attention (at most {self.sink.most:.2f})",
+            )  # fmt: skip
+        of_model = passes(of, model.params, rows, [self.sink.first], config.batch, {}, {})
+        self.forms = sink_forms(of_model, self.sink, text.calibration)
+        self.before = of_model.before
+
+    def found(self, name: str | None) -> dict[str, Any]:
+        """What a form costs; None: where the sink is."""
+        if name is None:
+            return {**self.about, "corpus": self.corpus, "sink": asdict(self.sink)}
+        cost = {"loss": float(self.before.mean()), "change": (0.0, 0.0, 0.0)}
+        for form in self.forms.forms:
+            if form.name == name:
+                cost = {"loss": form.loss, "change": form.change}
+        return {**self.about, "part": name, "found": cost}
 
 
 def _factors(gates: explicit_factor.Gates, found: explicit_factor.Factors) -> dict[str, Any]:

@@ -61,7 +61,13 @@ def _over(changes: list[list[float | None]]) -> str:
 
 
 def factors_line(models: list[Any]) -> str:
-    """What S is like on held-out text, over layers, heads and seeds."""
+    """What S is like on held-out text, over layers, heads and seeds; or where the sink is."""
+    if "factors" not in models[0]:
+        firsts = sorted({model["sink"]["first"] for model in models})
+        return (
+            f"texts begin with different tokens: edits from layer {', '.join(map(str, firsts))} "
+            "on, which read what makes the first token a sink"
+        )
     mean, sd, explained = (
         np.array([model["factors"][key] for model in models], np.float64)
         for key in ("mean", "sd", "explained")

@@ -163,6 +163,8 @@ def through(
             block = params[f"block_{layer}"]
             x, record = _block(config, asked, block, x, jnp.asarray(layer), of)
         per_layer.append(record)
+    if not per_layer:
+        return x, {}
     return x, jax.tree.map(lambda *each: np.stack(each), *jax.device_get(per_layer))
 
 

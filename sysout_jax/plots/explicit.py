@@ -26,9 +26,11 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
 
 
 def _figure(name: str, models: list[Record]) -> "Figure":
-    figure, (gates, costs) = grid(2, 3.6, 3.0)
-    _gates(gates, models)
-    _costs(costs, models)
+    fitted = "factors" in models[0]
+    figure, panels = grid(1 + fitted, 3.6, 3.0)
+    if fitted:
+        _gates(panels[0], models)
+    _costs(panels[-1], models)
     figure.suptitle(name, x=0.01, ha="left", fontsize=9.5)
     return figure
 

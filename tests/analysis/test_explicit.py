@@ -115,6 +115,4 @@ def test_a_factor_of_zero_or_one_stays_finite():
 def test_other_models_are_refused():
     with pytest.raises(InputError, match="variant=sigmoid: accepted: a model of variant softmax"):
         explicit_factor.check(replace(BASE, variant="sigmoid"))
-    with pytest.raises(InputError, match="window=5: "):
-        explicit_factor.check(replace(BASE, window=5))
     explicit_factor.check(BASE)

@@ -100,20 +100,13 @@ class Gates:
 
 
 def check(config: ModelConfig) -> None:
-    """Refuse a model whose first token is not what this module takes it for.
+    """Refuse a model whose attention has another form already.
 
     Raises:
-      InputError: another variant than softmax, or windows, which the first token leaves.
+      InputError: another variant than softmax.
     """
     if config.variant != "softmax":
         raise InputError("variant", config.variant, "a model of variant softmax")
-    if config.window is not None:
-        raise InputError(
-            "window",
-            config.window,
-            "a model without windows",
-            "late queries do not see the first token",
-        )
 
 
 def factors(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -72,7 +73,7 @@ def constants(
         at = first + layer
         share[at] = rest.mean(axis=(0, 2), dtype=np.float64)
         if queries.any():
-            logit[at] = _constant_logits(rest, on_first, own)
+            logit[at] = _constant_logits(rest, evidence)
             x = found["attn_norm"][layer][None, :, queries]
             fitted = fit_gates(Factors(x, rest[None]))
             kernel[at], offset[at] = fitted.kernel[0], fitted.bias[0]
@@ -83,8 +84,14 @@ def constants(
 def _shares(
     logits: Float[Array, "N T S"], weights: Float[Array, "N T S"]
 ) -> dict[str, Float[Array, "N T"]]:
-    rest = jnp.sum(weights[:, :, 1:], axis=-1)
-    return {"rest": rest, "first": weights[:, :, 0], "own": logits[:, :, 0]}
+    """S, and LSE_R: over the keys that are seen, which those of no weight are not."""
+    others, seen = weights[:, :, 1:], weights[:, :, 1:] > 0.0
+    evidence = jax.nn.logsumexp(logits[:, :, 1:], axis=-1, where=seen)
+    nothing = logits[:, :, 0] + jnp.log(jnp.finfo(weights.dtype).tiny)  # S is less than that
+    return {
+        "rest": jnp.sum(others, axis=-1),
+        "evidence": jnp.where(jnp.any(seen, axis=-1), evidence, nothing),
+    }
 
 
 _MEASURED: Mapping[str, Any] = {
@@ -108,13 +115,10 @@ def _mean_and_spread(
 
 
 def _constant_logits(
-    rest: Float[np.ndarray, "B N T"], first: Float[np.ndarray, "B N T"],
-    own: Float[np.ndarray, "B N T"],
-) -> Float[np.ndarray, "N"]:  # fmt: skip
+    rest: Float[np.ndarray, "B N T"], evidence: Float[np.ndarray, "B N T"]
+) -> Float[np.ndarray, "N"]:
     """Of each head the b with mean sigma(LSE_R - b) = mean S: what logistic regression gives."""
-    tiny = np.finfo(np.float32).tiny
-    others, sink = (np.log(np.maximum(x.astype(np.float64), tiny)) for x in (rest, first))
-    evidence = np.moveaxis(own + others - sink, 1, 0).reshape(rest.shape[1], -1)  # LSE_R
+    evidence = np.moveaxis(evidence.astype(np.float64), 1, 0).reshape(rest.shape[1], -1)
     target = inside(rest.mean(axis=(0, 2), dtype=np.float64))
 
     def excess(b: float, head: int) -> float:
