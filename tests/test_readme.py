@@ -11,6 +11,9 @@ from tests import pages, usage
 
 ROOT = Path(__file__).parent.parent
 README = pages.README.read_text()
+RESULTS, MODELS, SCALE = (
+    (ROOT / "docs" / f"{name}.md").read_text() for name in ("results", "models", "scale")
+)
 PAGES = {path: path.read_text() for path in pages.PAGES}
 MARKS = [found[1] for text in PAGES.values() for found in pages.TABLES.finditer(text)]
 RECORDS = {mark.split()[1] for mark in MARKS if mark.startswith("table: ")}
@@ -41,7 +44,7 @@ def test_the_sizes_of_published_models_come_from_their_record():
     shown = re.search(
         r"A 1.1B model \(([\d.]+) GB\) loads at a peak of ([\d.]+) GB"
         r" and is analysed at ([\d.]+) GB",
-        README,
+        MODELS,
     )
     assert shown.groups() == tuple(f"{size / 1e9:.1f}" for size in sizes)
     assert analysis["parameters"] == pytest.approx(1.1e9, rel=0.01)
@@ -80,7 +83,7 @@ def test_what_a_step_needs_on_tpus_comes_from_the_plans():
         r"GPT-2 124M \(64 x 1,024\) needs (\S+) of (\d+) GiB and at least (\S+) ms on a v5e-8, one"
         r" of LLaMA-2-7B \(256 x 4,096\) (\S+) of (\d+) GiB and (\S+) s on a v5e-256,"
         r" (\S+) of (\d+) GiB and (\S+) s on a v5p-512",
-        README,
+        SCALE,
     )
     found = []
     for name in ("gpt2-124m-v5e-8", "llama2-7b-v5e-256", "llama2-7b-v5p-512"):
@@ -112,7 +115,7 @@ def test_what_removing_a_sink_costs_is_in_the_record():
         and effect["treatment"] == "removed, rows renormalised"
         and not effect["control"]
     ]
-    assert f"removing a sink's attention costs {cost:.3f} nats" in " ".join(README.split())
+    assert f"removing a sink's attention costs {cost:.3f} nats" in " ".join(RESULTS.split())
 
 
 def test_explicit_forms_are_those_of_the_record():
@@ -122,11 +125,14 @@ def test_explicit_forms_are_those_of_the_record():
         return {form: by_label[label] for form, label in FORMS.items() if label in by_label}
 
     found = changes("backcopy", "backcopy")
-    assert f"loses {found['dropped']} nats, with a gate fitted to S {found['gate']} (" in README
+    assert f"loses {found['dropped']} nats, with a gate fitted to S {found['gate']} (" in RESULTS
     for record, text, verb in (("fruitfly-h100", "books", "costs"), ("sinks", "stdlib", "loses")):
         found = {form: each.lstrip("+") for form, each in changes(record, text).items()}
         says = f"{verb} {found['dropped']} nats, with S in its place {found['factor']}"
-        assert says in README
+        assert says in RESULTS
+    assert (
+        f"removal costs {found['dropped']} nats, with S in its place {found['factor']} |" in README
+    )
 
 
 def test_every_binary_has_its_flags():
@@ -143,14 +149,22 @@ def test_links_and_figures_exist(page):
     assert page.name != "README.md" or any(target.endswith(".png") for target in targets)
 
 
-def test_readme_stays_short():
-    assert README.count("\n") <= 150
+def test_readme_is_read_once():
+    """Words, lines, tables and decimals: a reader of the first page looks for what it is for."""
+    text = re.sub(r"```.*?```|<!--.*?-->", "", README, flags=re.S)
+    assert len(text.split()) <= 700
+    assert README.index("```python") < len(README) / 2
+    tables = [line for line in README.splitlines() if line.startswith("|---")]
+    assert [line.count("|") - 1 for line in tables] == [3]
+    first = "\n".join(README.splitlines()[:60])
+    assert len(re.findall(r"\d\.\d", first)) <= 20
 
 
-def test_python_example_runs():
+def test_python_example_runs(smollm2, monkeypatch):
     """The code block does what it says, as it stands."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(ROOT / ".cache"))
     (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
     scope: dict[str, object] = {}
     exec(block, scope)
-    assert scope["logits"].shape == (1, 32, 258)
-    assert scope["taps"]["block_out"].shape == (2, 1)
+    assert scope["logits"].shape[2] == 49152
+    assert scope["taps"]["block_out"].shape[0] == 30
