@@ -120,7 +120,7 @@ def test_every_form_against_numpy(name):
     run = jax.jit(lambda edits: forward(config, model(config), ids, {"attn_mix": None}, edits)[1])
     for form, of in made.items():
         mixed = np.asarray(run(of)["attn_mix"], np.float64)
-        np.testing.assert_allclose(mixed[0], seen(name)["attn_mix"][0], atol=1e-5)
+        np.testing.assert_allclose(mixed[0], seen(name)["attn_mix"][0], atol=1e-4)
         for row, query, head in np.ndindex(2, T, config.heads):
             expected = by_hand(name, form, FIRST, row, head, query)
             np.testing.assert_allclose(
@@ -177,7 +177,7 @@ def test_a_first_token_that_all_texts_share_is_an_extra_key(name):
     costs = {form.name: form for form in found.forms}
     assert set(costs) == {*FITTED, "everywhere"}
     least, most = costs["extra_key"].change.low, costs["extra_key"].change.high
-    assert -1e-4 < least < most < 1e-4
+    assert -1e-4 < least <= most < 1e-4
     assert costs["dropped"].change.high - costs["dropped"].change.low > 1e-2
     assert found.key_spread < 1e-5
 

@@ -67,9 +67,7 @@ def constants(
     kernel = np.zeros((config.layers, config.width, config.sizes["N"]))
     offset = np.zeros_like(share)
     for layer, queries in enumerate(seen):
-        rest, on_first, own = (
-            heads[name][layer][..., queries] for name in ("rest", "first", "own")
-        )
+        rest, evidence = (heads[name][layer][..., queries] for name in ("rest", "evidence"))
         at = first + layer
         share[at] = rest.mean(axis=(0, 2), dtype=np.float64)
         if queries.any():
