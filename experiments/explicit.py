@@ -22,6 +22,7 @@ from sysout_jax.analysis.compress.compression import Compressor
 from sysout_jax.analysis.intervene import explicit_factor
 from sysout_jax.analysis.intervene.explicit_factor import FORMS, Form
 from sysout_jax.analysis.intervene.passes import passes
+from sysout_jax.analysis.intervene.relocation import TAPS
 from sysout_jax.analysis.intervene.sink_forms import sink_forms
 from sysout_jax.analysis.locate.scan import for_length, scan
 from sysout_jax.analysis.locate.sinks import first_token_sink
@@ -171,8 +172,8 @@ class _ByEdits:
                 "model", None, "a model with a sink",
                 f"{found} attention (at most {self.sink.most:.2f})",
             )  # fmt: skip
-        of_model = passes(of, model.params, rows, [self.sink.first], config.batch, {}, {})
-        self.forms = sink_forms(of_model, self.sink, text.calibration)
+        of_model = passes(of, model.params, rows, [self.sink.first], config.batch, TAPS, {})
+        self.forms = sink_forms(of_model, of_model.taps, self.sink, text.calibration)
         self.before = of_model.before
 
     def found(self, name: str | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from scipy import special
 from sysout_jax.analysis.intervene.explicit_factor import FORMS, Gates
 from sysout_jax.analysis.intervene.interventions import interventions
 from sysout_jax.analysis.intervene.passes import passes
+from sysout_jax.analysis.intervene.relocation import TAPS
 from sysout_jax.analysis.intervene.sink_constants import Constants, constants
 from sysout_jax.analysis.intervene.sink_forms import all_forms, edits, sink_forms
 from sysout_jax.analysis.locate.scan import scan
@@ -165,7 +166,8 @@ def test_constants_against_numpy(name):
 
 
 def measured(config, params, rows, sink, calibration=None):
-    return sink_forms(passes(config, params, rows, [sink.first], 2, {}, {}), sink, calibration)
+    of_model = passes(config, params, rows, [sink.first], 2, TAPS, {})
+    return sink_forms(of_model, of_model.taps, sink, calibration)
 
 
 @pytest.mark.parametrize("name", ["rope", "alibi", "qk norm"])

@@ -1,6 +1,8 @@
 """What a model loses without its outliers: activations, attention and weights, one at a time."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -99,18 +101,19 @@ def interventions(
     chosen, sink = _chosen(found), first_token_sink(config, found)
     begins = {each.layer for each in chosen} | {_heaviest(weights).layer, sink.first}
     of_model = passes(
-        config, params, rows, sorted(begins), batch, editing.averages(config), none
+        config, params, rows, sorted(begins), batch, _recorded(config), none
     )  # fmt: skip
     steps(1, 5)
     means = editing.as_means(config, of_model.taps)
+    trained = {**of_model.taps, "block_out": of_model.taps["block_out"]["peaks"]}
     activations = _activations(of_model, found, none, means, chosen)
     steps(2, 5)
-    attention, silent_attention = _attention(of_model, found, none, sink.first)
+    attention, silent_attention = _attention(of_model, found, none, trained, sink.first)
     steps(3, 5)
     of_weights, silent_weights = _weights(of_model, weights, none, means.super_weight(SPIKE))
     steps(4, 5)
     other = None if calibration is None else np.asarray(calibration)
-    forms = sink_forms(of_model, sink, other)
+    forms = sink_forms(of_model, trained, sink, other)
     steps(5, 5)
     seen = {each.name for each in chosen}
     silent = [name for name in (*(each.name for each in DETECTORS), LARGEST) if name not in seen]
@@ -122,6 +125,14 @@ def interventions(
         sink,
         forms,
     )
+
+
+@cache  # the same objects again, so that the compiled program is used again
+def _recorded(config: ModelConfig) -> Mapping[str, Any]:
+    """The taps of the pass without edits: `editing.averages`, and those of relocation."""
+    of = editing.averages(config)
+    states, peaks = of["block_out"], TAPS["block_out"]
+    return {**TAPS, **of, "block_out": lambda h: {**states(h), "peaks": peaks(h)}}
 
 
 def _effect(
@@ -190,7 +201,7 @@ def _activations(
 
 
 def _attention(
-    of_model: Passes, found: Scan, none: Edits, first: int
+    of_model: Passes, found: Scan, none: Edits, trained: Mapping[str, np.ndarray], first: int
 ) -> tuple[list[Effect], list[str]]:
     effects: list[Effect] = []
     flagged, score = found.attention_flagged(), found.attention_score()
@@ -200,7 +211,7 @@ def _attention(
     silent = [] if flagged.any() else ["an_attention"]
     rng = np.random.default_rng(0)
     count = len(score) - first
-    before = Tokens.of(of_model.watched(none, TAPS, first)[1], count)
+    before = Tokens.of(trained, count)
     for name, removed in (("an_attention", flagged), (LARGEST, strongest)):
         if not removed.any():
             continue

@@ -8,6 +8,7 @@ that other text gives. Only queries that see the first token and another one are
 Axes: L layers, B sequences, T positions, D width, N heads, K KV heads, H head dim.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,12 +182,16 @@ class SinkForms:
 
 
 def sink_forms(
-    of_model: Passes, sink: Sink, calibration: Int[np.ndarray, "B S"] | None
+    of_model: Passes,
+    trained: Mapping[str, np.ndarray],
+    sink: Sink,
+    calibration: Int[np.ndarray, "B S"] | None,
 ) -> SinkForms:
     """Put every form in the sink's place, and measure what it costs.
 
     Args:
       of_model: the sequences, and the state that enters layer `sink.first`.
+      trained: what `relocation.TAPS` recorded in the pass without edits, [L, B, T] by tap.
       sink: of the same sequences.
       calibration: [B, S] rows of other text; None: forms that need constants are left out.
     """
@@ -206,9 +211,8 @@ def sink_forms(
         fitted = constants(whole, of_model.params, rows, sink.first, of_model.batch)
     made = all_forms(config, length, sink, fitted)
     everywhere = edits(config, length, 0, REMOVED)
-    nothing = edits(config, length, 0)
     count = config.layers - sink.first
-    records = {"trained": of_model.watched(nothing, TAPS, sink.first)}
+    records = {"trained": (of_model.before, trained)}
     records |= {name: of_model.watched(form, TAPS, sink.first) for name, form in made.items()}
     records["everywhere"] = of_model.watched(everywhere, TAPS, 0)
     tokens = {name: Tokens.of(found, count) for name, (_, found) in records.items()}
