@@ -18,6 +18,7 @@ import pytest
 from sysout_jax import results
 from sysout_jax.errors import InputError, Preempted
 from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.stored import from_record
 from sysout_jax.results import RunDirectory, named_run, plain, provenance, read_record, write_json
 from sysout_jax.training.optimizer import OptimizerConfig
 
@@ -212,8 +213,7 @@ def test_dataclasses_become_mappings(tmp_path):
     path = write_json(tmp_path / "a.json", Example("x", ModelConfig(width=6), (0.5, math.nan)))
     content = json.loads(path.read_text())
     assert content["values"] == [0.5, None]
-    inner = {k: tuple(v) if isinstance(v, list) else v for k, v in content["inner"].items()}
-    assert ModelConfig(**inner) == ModelConfig(width=6)
+    assert from_record(content["inner"]) == ModelConfig(width=6)
 
 
 @pytest.mark.parametrize(
@@ -343,8 +343,8 @@ def test_a_record_of_a_run_that_ended_early(tmp_path, error, status, reason):
         (None, "No such file or directory; accepted: a run directory"),
         ('{"a": 1', "; accepted: a run directory with its result.json"),
         ("", "; accepted: a run directory with its result.json"),
-        ("[1, 2]", "not a record; accepted: a run directory with its result.json"),
-        ("{}", "not a record; accepted: a run directory with its result.json"),
+        ("[1, 2]", "a JSON list; accepted: a run directory with its result.json"),
+        ("{}", "nothing is in it; accepted: a run directory with its result.json"),
         (b"\xff\xfe", "; accepted: a run directory with its result.json"),
     ],
     ids=["missing", "cut short", "empty", "a list", "an empty mapping", "binary"],

@@ -1,6 +1,5 @@
 """The ledger: every claim, what the records say of it, and that corrected for their number."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import false_discovery_control
 
+from sysout_jax.files import read_json
 from sysout_jax.results import read_record
 
 from ..records.units import Record, Unmeasured
@@ -124,4 +124,4 @@ def holms(p: np.ndarray) -> np.ndarray:
 
 def read_stored(path: Path) -> dict[str, Row]:
     """What a file of claims says; nothing where there is none yet."""
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
