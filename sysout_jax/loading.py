@@ -3,8 +3,9 @@
 import logging
 import os
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,18 @@ from sysout_jax.training import checkpoint
 _LOG = logging.getLogger("sysout_jax")
 # What --file names: a file in the model's place or below it.
 _FILE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._-]*/)*[A-Za-z0-9_][A-Za-z0-9._-]*\.gguf")
+
+
+Kind = Literal["run", "published", "llama2c"]
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model on this machine: where it is, and what wrote it; a file that is of no other kind is
+    one of llama2.c."""
+
+    path: Path
+    kind: Kind
 
 
 def load(
@@ -56,15 +69,29 @@ def load(
     Raises:
       InputError: none of these, or one that cannot be read; in one line, and nothing is left over.
     """
-    path = locate(source, revision, file)
-    kind = kind_of(path)
-    if seed is not None and kind != "run":
+    return read(resolve(source, revision, file), seed, dtype, shard)
+
+
+def read(
+    located: Located, seed: int | None = None, dtype: str | None = None, shard: Shard | None = None
+) -> Model:
+    """Read a model that is on this machine.
+
+    Args:
+      located: what `resolve` returned.
+      seed, dtype, shard: as for `load`.
+
+    Raises:
+      InputError: as `load`.
+    """
+    path = located.path
+    if seed is not None and located.kind != "run":
         raise InputError(f"seed {seed}", None, "no seed", f"{path} is no training run")
-    if kind == "published":
+    if located.kind == "published":
         model = load_checkpoint(path, dtype, shard)
         _note(model.origin)
         return model
-    if kind == "run":
+    if located.kind == "run":
         model = checkpoint.load(path, seed)
     else:
         tokens = sorted(path.parent.glob("tok*.bin"))
@@ -89,30 +116,48 @@ def open_layers(
     Raises:
       InputError: as `load`, or a model of another kind, which is small enough to be loaded.
     """
-    path = locate(source, revision, file)
-    if kind_of(path) != "published":
+    return open_published(resolve(source, revision, file), dtype)
+
+
+def open_published(located: Located, dtype: str | None = None) -> Checkpoint:
+    """Open a model that is on this machine without reading it.
+
+    Args:
+      located: what `resolve` returned.
+      dtype: as for `load`.
+
+    Raises:
+      InputError: as `open_layers`.
+    """
+    if located.kind != "published":
         raise InputError(
             "stream",
             None,
             "a published model's directory, file or id",
-            f"{path} has no safetensors and is no GGUF file",
+            f"{located.path} has no safetensors and is no GGUF file",
         )
-    opened = open_checkpoint(path, dtype)
+    opened = open_checkpoint(located.path, dtype)
     _note(opened.origin)
     return opened
 
 
-def locate(
+def resolve(
     source: str | os.PathLike[str], revision: str | None = None, file: str | None = None
-) -> Path:
-    """The directory or file that a `--model` value names, fetched where it is a name or an id.
+) -> Located:
+    """What a `--model` value names, fetched where it is a name or an id.
 
     Args:
       source, revision, file: as for `load`.
 
     Raises:
-      InputError: no such path, and no id that can be fetched; or a pickle.
+      InputError: no such path, and no id that can be fetched; a pickle; a directory with no model,
+        or with part of one.
     """
+    path = _path(source, revision, file)
+    return Located(path, _kind(path))
+
+
+def _path(source: str | os.PathLike[str], revision: str | None, file: str | None) -> Path:
     path, name = Path(source).expanduser(), os.fspath(source)
     if file is not None and not _is_file_name(file):
         raise InputError("file", file, "the name of a .gguf file in --model")
@@ -149,13 +194,7 @@ def _fetched(name: str, revision: str | None, file: str | None) -> Path:
     return fetch(name, revision, tuple(str(Path(folder, x)) for x in part_names(last)))
 
 
-def kind_of(path: Path) -> str:
-    """What lies at a path: "run" of what a training run wrote, "published", or "llama2c" of a file
-    that is of no other kind.
-
-    Raises:
-      InputError: a directory with no model, or with part of one.
-    """
+def _kind(path: Path) -> Kind:
     if not path.is_dir():
         if path.suffix == ".safetensors":
             raise InputError(

@@ -241,11 +241,11 @@ def test_a_gguf_file_whatever_its_name_dtype_and_way_of_reading(written):
 def test_one_of_several_gguf_files(written):
     file, _, _ = written
     place = file.parent
-    assert loading.locate(place) == file
+    assert loading.resolve(place).path == file
     other = place / "below" / "other.gguf"
     other.parent.mkdir()
     shutil.copy(file, other)
-    assert loading.locate(place, file="below/other.gguf") == other
+    assert loading.resolve(place, file="below/other.gguf").path == other
     shutil.copy(file, place / "second.gguf")
     assert "2 GGUF files; accepted: file= one of model.gguf, second.gguf" in refusal(place)
     assert so.load(place, file="second.gguf").config.layers == 2
@@ -264,8 +264,8 @@ def test_of_a_hub_id_only_the_file_and_its_parts_are_fetched(written, monkeypatc
         return str(file.parent)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    assert loading.locate("some/model", file="model.gguf") == file
+    assert loading.resolve("some/model", file="model.gguf").path == file
     with pytest.raises(InputError, match="not in"):
-        loading.locate("some/model", file="Q8/big-00002-of-00003.gguf")
+        loading.resolve("some/model", file="Q8/big-00002-of-00003.gguf")
     parts = [f"Q8/big-{i:05d}-of-00003.gguf" for i in (1, 2, 3)]
     assert asked == [(["model.gguf"], ["*/*"]), (parts, [])]

@@ -9,6 +9,7 @@ from sysout_jax import loading
 from sysout_jax.data.prompt import starts_with_bos
 from sysout_jax.errors import InputError
 from sysout_jax.families.checkpoint import Shard
+from sysout_jax.loading import Located
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model
 from sysout_jax.results import read_record
@@ -127,48 +128,18 @@ def choose(choice: Choice) -> Chosen:
       InputError: no model, several of them and no choice between them, or flags that do not apply
         to this kind of model.
     """
-    if not choice.model:
-        raise InputError("model", None, ACCEPTED, "not given")
-    path = Path(choice.model).expanduser()
-    found = models(path)
-    if found:
-        path = path / "models" / _pick(choice, sorted(found))
-    elif (path / "result.json").exists():
-        raise InputError("model", choice.model, ACCEPTED, "a run without models")
-    elif choice.variant is not None:
-        raise InputError("variant", choice.variant, "with a run directory as --model")
-    source = path if path.exists() else choice.model
-    located = loading.locate(source, choice.revision, choice.file)
-    if loading.kind_of(located) != "run":
-        return _published(choice, located)
-    if choice.stream:
-        raise InputError("stream", None, "a published model", f"{located} is a run's model")
-    model = loading.load(located, choice.seed, choice.param_dtype, shard=choice.shard())
-    # Blocks of queries are how it was trained; here attention is read whole.
-    model = replace(model, config=model.config.with_execution(query_block=None))
-    run = located.absolute().parent.parent if located.absolute().parent.name == "models" else None
-    seed = saved_seeds(located)[0] if choice.seed is None else choice.seed
-    bos = starts_with_bos(model.tokenizer, choice.bos)
-    return Chosen(model, located, located.name, seed, run, bos)
+    return _read(choice, _resolve(choice), choice.seed)
 
 
 def every(choice: Choice) -> Iterator[Chosen]:
     """The models that the flags mean: without --variant and --seed, all of a run."""
-    path, wanted = Path(choice.model).expanduser(), choice.variant
-    fitting = {
-        name: [choice.seed] if choice.seed is not None else seeds
-        for name, seeds in models(path).items()
-        if wanted is None or name == wanted or name.endswith(f"-{wanted}")
-    }
-    if fitting:
-        for name, seeds in fitting.items():
-            for seed in seeds:
-                yield choose(replace(choice, variant=name, seed=seed))
-    elif choice.model and path.exists() and loading.kind_of(path) == "run" and choice.seed is None:
-        for seed in saved_seeds(path):
-            yield choose(replace(choice, seed=seed))
-    else:
-        yield choose(choice)  # a published model, or what is wrong with the flags
+    path = Path(choice.model).expanduser()
+    named = [path / "models" / name for name in models(path) if _fits(choice, name)]
+    found = (loading.resolve(each, choice.revision, choice.file) for each in named)
+    for located in found if named else (_resolve(choice),):
+        all_seeds = located.kind == "run" and choice.seed is None
+        for seed in saved_seeds(located.path) if all_seeds else (choice.seed,):
+            yield _read(choice, located, seed)
 
 
 def of_softmax(choice: Choice) -> Iterator[Chosen]:
@@ -177,23 +148,51 @@ def of_softmax(choice: Choice) -> Iterator[Chosen]:
     yield from every(replace(choice, variant=choice.variant or ("softmax" if a_run else None)))
 
 
-def _published(choice: Choice, located: Path) -> Chosen:
-    name = choice.model.rstrip("/").rpartition("/")[2]
-    if choice.seed is not None:
-        raise InputError("seed", choice.seed, "with a run's model")
+def _resolve(choice: Choice) -> Located:
+    """Where the model is; of a run, the one that --variant means, or the only one."""
+    if not choice.model:
+        raise InputError("model", None, ACCEPTED, "not given")
+    path = Path(choice.model).expanduser()
+    if found := models(path):
+        path = path / "models" / _pick(choice, sorted(found))
+    elif (path / "result.json").exists():
+        raise InputError("model", choice.model, ACCEPTED, "a run without models")
+    elif choice.variant is not None:
+        raise InputError("variant", choice.variant, "with a run directory as --model")
+    return loading.resolve(path if path.exists() else choice.model, choice.revision, choice.file)
+
+
+def _read(choice: Choice, located: Located, seed: int | None) -> Chosen:
+    """Load the model, whole or one layer at a time."""
+    path, a_run = located.path, located.kind == "run"
+    if seed is not None and not a_run:
+        raise InputError("seed", seed, "with a run's model")
+    if choice.stream and a_run:
+        raise InputError("stream", None, "a published model", f"{path} is a run's model")
     if choice.stream:
-        opened = loading.open_layers(located, choice.param_dtype)
+        opened = loading.open_published(located, choice.param_dtype)
         model = Model(opened.config, opened.layers(), opened.tokenizer(), opened.origin)
     else:
-        model = loading.load(located, dtype=choice.param_dtype, shard=choice.shard())
+        model = loading.read(located, seed, choice.param_dtype, choice.shard())
     bos = starts_with_bos(model.tokenizer, choice.bos)
-    return Chosen(model, located, name, None, None, bos)
+    if not a_run:
+        name = choice.model.rstrip("/").rpartition("/")[2]
+        return Chosen(model, path, name, None, None, bos)
+    # Blocks of queries are how it was trained; here attention is read whole.
+    model = replace(model, config=model.config.with_execution(query_block=None))
+    run = path.absolute().parent.parent if path.absolute().parent.name == "models" else None
+    return Chosen(model, path, path.name, saved_seeds(path)[0] if seed is None else seed, run, bos)
+
+
+def _fits(choice: Choice, name: str) -> bool:
+    wanted = choice.variant
+    return wanted is None or name == wanted or name.endswith(f"-{wanted}")
 
 
 def _pick(choice: Choice, names: list[str]) -> str:
     """The name that --variant means; without it, the only one."""
     wanted = choice.variant
-    fitting = [n for n in names if wanted is None or n == wanted or n.endswith(f"-{wanted}")]
+    fitting = [name for name in names if _fits(choice, name)]
     if len(fitting) == 1:
         return fitting[0]
     why = f"fits {len(fitting)} of the models in {choice.model}"

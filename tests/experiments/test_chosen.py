@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments.inputs.model_selection import Choice, choose
+from experiments.inputs.model_selection import Choice, choose, every
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init
@@ -58,3 +58,29 @@ def test_a_mesh_that_cannot_be_is_refused():
         Choice(mesh="data=2").shard()
     with pytest.raises(InputError, match="mesh=model=2"):
         Choice(mesh="model=2").shard()
+
+
+def test_all_of_a_run_or_what_is_asked_for(tmp_path):
+    """A name that ends as another is the whole of is not taken for it."""
+    config = ModelConfig(vocab=7, context=5, layers=1, width=4, heads=1)
+    params = jax.vmap(lambda key: init(config, key))(jax.random.split(jax.random.key(0), 2))
+    for name in ("a-softmax", "b", "softmax"):
+        save(tmp_path / "models" / name, config, params, (2, 5), None)
+
+    def found(**asked):
+        return [(x.name, x.seed) for x in every(Choice(model=str(tmp_path), **asked))]
+
+    assert found() == [(name, seed) for name in ("a-softmax", "b", "softmax") for seed in (2, 5)]
+    assert found(seed=5) == [("a-softmax", 5), ("b", 5), ("softmax", 5)]
+    assert found(variant="b") == [("b", 2), ("b", 5)]
+    one = Choice(model=str(tmp_path / "models" / "b"))
+    assert [x.seed for x in every(one)] == [2, 5]
+    assert [(x.name, x.seed, x.run) for x in [choose(one)]] == [("b", 2, tmp_path)]
+    for asked, told in (
+        ({"variant": "c"}, "variant=c: fits 0 of the models"),
+        ({"seed": 4}, "seed 4"),
+        ({"revision": "main"}, "revision=main: .*on this machine"),
+        ({"stream": True}, "stream: .*is a run's model"),
+    ):
+        with pytest.raises(InputError, match=told):
+            found(**asked)
