@@ -58,7 +58,8 @@ def draw(key: Array, shape: int, scale: Array) -> Instance:
     keys = jax.random.split(key, 7)
     channel = jax.random.randint(keys[0], (), 0, shape)
     u = jax.random.normal(keys[5], (shape,), jnp.float64)
-    u = jnp.where(jax.random.bernoulli(keys[6]), jnp.arange(shape) == channel, u)
+    axis = (jnp.arange(shape) == channel).astype(u.dtype)
+    u = jnp.where(jax.random.bernoulli(keys[6]), axis, u)
     u /= jnp.linalg.norm(u)
     y = scale * jax.random.normal(keys[1], (shape,), jnp.float64)
     y -= (u @ y) * u

@@ -113,7 +113,7 @@ def _exactly(key: Array) -> Part:
                 for sigma in (np.sqrt(np.mean(x[1:] ** 2)), np.sqrt(np.mean(x**2)))
             )
             error, broken = max(error, abs(found - stated)), max(broken, abs(without - stated))
-    return Part("closed form", len(SHAPES) * CASES, error, EXACT, broken)
+    return Part("closed form", len(SHAPES) * CASES, float(error), EXACT, float(broken))
 
 
 def curves(key: Array) -> dict[str, object]:

@@ -7,7 +7,8 @@ x_1 .. x_j.
 Statement. For one layer of attention, out_i = W sum_j p_ij x_j,
 
     (i)   softmax: with u.W x_k >= m > 0 on the tokens k > 1, nu = |u.W x_1| and |u.out_i| <= eps,
-          p_i1 >= (m - eps)/(m + nu): a small loss needs a sink at every idle position;
+          p_i1 >= (m - eps)/(m + nu): a small loss needs a sink at every idle position; equality
+          where u.W x_k = m for all k > 1, u.W x_1 = -nu and u.out_i = eps;
     (ii)  ReLU weights relu(s_ij)/i do it exactly, with all idle rows zero: s_ij = trigger_i;
     (iii) softmax with a gate 2 sigma(z_i) does it within 2 sigma(-M) |mean|, z_i = M (trigger_i -
           1), with logits that are all zero: its weights on BOS are 1/i. (i) does not cover it.
@@ -39,7 +40,7 @@ from jaxtyping import Array, Bool, Float
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import causal_mask, linear
 from sysout_jax.core.primitives import Heads
-from theory.check import Part, Quantities, absolute, compare, statement
+from theory.check import Part, Quantities, absolute, at_least, compare, statement
 from theory.descent import descend
 
 SHAPES = ((3, 4), (7, 5), (16, 16))  # (L, n)
@@ -139,6 +140,59 @@ def _constructions(case: Sequence, normaliser: str, gated: Params) -> Quantities
     }
 
 
+# ------------------------------------------------------------------------- the bound (i)
+
+
+class Head(NamedTuple):
+    """A sequence, and a head whose W reads at least 1 along u from every token but BOS."""
+
+    case: Sequence
+    params: Params
+
+
+def draw_head(key: Array, shape: tuple[int, int], scale: Array) -> Head:
+    """Normal logits; u.W x_k = 2 or 3, up to 1 more or less by the content; any sign for BOS."""
+    of_case, *keys = jax.random.split(key, 4)
+    _, n = shape
+    query, matrix = jax.random.normal(keys[0], (2, n, n), jnp.float64)
+    bos = jax.random.normal(keys[1], (), jnp.float64)
+    along = jax.random.uniform(keys[2], (n,), jnp.float64, -1.0, 1.0) / n
+    along = along.at[0].set(bos).at[1].set(1.0).at[-1].set(2.0)
+    value = matrix.at[:, -1].set(along)
+    return Head(draw(of_case, shape, scale), {"query": query, "key": matrix.T, "value": value})
+
+
+def least_mass(flag: Float[Array, "L"], out: Float[Array, "L"]) -> Float[Array, "L"]:
+    """(m - eps)/(m + nu), from u.W x_k and from |u.out_i| = eps."""
+    m = jnp.min(flag[1:])
+    return (m - jnp.abs(out)) / (m + jnp.abs(flag[0]))
+
+
+def stated(head: Head) -> Quantities:
+    """The bound from the softmax head's own values and outputs, of positions from the second on."""
+    out, _ = attend("softmax", head.params, head.case.x)
+    flag = linear(head.case.x, head.params["value"])[:, -1]
+    return {"softmax: mass on BOS": least_mass(flag, out[:, -1])[1:]}
+
+
+def found(head: Head) -> Quantities:
+    """Its weights on BOS."""
+    return {"softmax: mass on BOS": attend("softmax", head.params, head.case.x)[1][1:, 0]}
+
+
+def without_sum(head: Head) -> Quantities:
+    """ReLU weights, which need not sum to one."""
+    return {"softmax: mass on BOS": attend("relu", head.params, head.case.x)[1][1:, 0]}
+
+
+def even_values(head: Head) -> Head:
+    """Equality: even attention, which gives BOS at most a half; u.W x_k is -1/4 of it and 2 of all
+    others, so that no output is below zero."""
+    along = jnp.zeros(len(head.params["value"])).at[0].set(-0.25).at[-1].set(2.0)
+    value = head.params["value"].at[:, -1].set(along)
+    return Head(head.case, head.params | {"value": value, "key": 0.0 * head.params["key"]})
+
+
 # ------------------------------------------------------------------------- trained
 
 
@@ -157,8 +211,7 @@ def look(variant: str, params: Params, key: Array) -> Look:
     out, weights = jax.vmap(partial(attend, variant, params))(cases.x)
     idle = (~cases.trigger).at[:, 0].set(False)
     flag = linear(cases.x, params["value"])[..., -1]  # u.W x_k
-    m = jnp.min(flag[:, 1:], axis=1, keepdims=True)
-    bound = (m - jnp.abs(out[..., -1])) / (m + jnp.abs(flag[:, :1]))
+    bound = jax.vmap(least_mass)(flag, out[..., -1])
     sink = weights[..., 0]
     t = jnp.broadcast_to(jnp.arange(1.0, SIZE + 1.0).astype(sink.dtype), sink.shape)
 
@@ -255,9 +308,13 @@ def _trained_parts(key: Array) -> list[Part]:
 
 @statement("F1", "Trigger-conditional averaging: softmax needs a sink, ReLU and a fast gate do not")
 def verify(key: Array, quick: bool) -> list[Part]:
-    of_constructions, of_training = jax.random.split(key)
+    of_constructions, of_training, of_bound = jax.random.split(key, 3)
     parts = compare(
         draw, predict, measure, control, of_constructions,
         shapes=SHAPES, scales=(1.0,), error=absolute, quick=quick,
+    )  # fmt: skip
+    parts += compare(
+        draw_head, stated, found, without_sum, of_bound, shapes=SHAPES, scales=(1.0,),
+        error=at_least, tight={"softmax: mass on BOS": even_values}, quick=quick,
     )  # fmt: skip
     return parts if quick else parts + _trained_parts(of_training)
