@@ -17,6 +17,7 @@ from experiments.reports import (
     causal_report,
     compress_report,
     convergence_report,
+    convert_report,
     explicit_report,
     laboratory_report,
     plan_report,
@@ -49,6 +50,7 @@ OTHERS: Mapping[str, Callable[[Record], Mapping[str, Table]]] = {
     "benchmarks.analysis": lambda record: {"passes": analysis.table(record)},
     "benchmarks.long_context": lengths.tables,
     "benchmarks.train": lambda record: {"steps": train.table(record)},
+    "convert": convert_report.tables,
     "plan": lambda record: {"plan": plan_report.table(record)},
 }
 
