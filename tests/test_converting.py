@@ -52,7 +52,7 @@ def _without_first(weights, layer):
 
 
 def test_unrolled_layers_are_converted_alike(converted):
-    config = replace(planted.CONFIG, scan_layers=False)
+    config = planted.CONFIG.with_execution(scan_layers=False)
     other = so.convert(so.Model(config, unstack_blocks(planted.params())), planted.texts())
     assert other.model.config.sink == converted.model.config.sink
     ids = planted.texts(seed=7)[:, :-1]

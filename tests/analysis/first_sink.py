@@ -1,6 +1,5 @@
 """A model of running text with a sink planted by hand: the first token's, whatever it is."""
 
-from dataclasses import replace
 from functools import cache
 
 import jax
@@ -9,12 +8,13 @@ import numpy as np
 
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init, stack_blocks
+from sysout_jax.model.execution import Execution
 
 SEEN, CHANNEL, HEARD = 7, 5, 3  # of position 0 alone, of the massive state, of every token
 MADE, NEURON = 2, 17  # layer, row of W_down
 CONFIG = ModelConfig(
     vocab=19, context=80, layers=6, width=64, heads=2, kv_heads=1, head_dim=16, mlp="swiglu",
-    mlp_width=61, position="learned", scan_layers=True,
+    mlp_width=61, position="learned", execution=Execution(scan_layers=True),
 )  # fmt: skip
 MASSIVE = 3000.0
 
@@ -32,7 +32,7 @@ def params(varying: float = 0.0):
 
     varying: how much of the first token's own embedding is beside the massive channel.
     """
-    p = jax.tree.map(np.array, init(replace(CONFIG, scan_layers=False), jax.random.key(3)))
+    p = jax.tree.map(np.array, init(CONFIG.with_execution(scan_layers=False), jax.random.key(3)))
     p["embed"] = np.random.default_rng(1).standard_normal(p["embed"].shape).astype(np.float32)
     p["embed"][:, [SEEN, CHANNEL]] = 0.0
     p["embed"][:, HEARD] = 3.0

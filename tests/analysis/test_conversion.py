@@ -249,8 +249,8 @@ def test_the_config_is_plain_data():
 def test_constants_stand_for_a_first_token_that_is_one(shape, scan):
     """Where all texts begin with one token its key and value are constants, and whatever that token
     becomes without its writes, the others are as they were."""
-    config = replace(BASE, **SHAPES[shape], scan_layers=scan)
-    params = model(replace(config, scan_layers=False))
+    config = replace(BASE, **SHAPES[shape]).with_execution(scan_layers=scan)
+    params = model(config.with_execution(scan_layers=False))
     params = stack_blocks(params) if scan else params
     ids = texts(config, [5], length=14)
     whole, taps = forward(config, params, ids, {"key": lambda k: k[0], "value": lambda v: v[0]})
@@ -259,7 +259,7 @@ def test_constants_stand_for_a_first_token_that_is_one(shape, scan):
     }  # fmt: skip
     changed, more = with_constants(config, params, constants, (1, 2), (0,))
     names = {"attn_weights": None, "attn_extra": None, "down_in": lambda x: x[0]}
-    rest, found = forward(changed, more, ids, {} if config.query_block else names)
+    rest, found = forward(changed, more, ids, {} if config.execution.query_block else names)
     scale = float(jnp.abs(whole).max())
     np.testing.assert_allclose(rest[:, 1:], whole[:, 1:], rtol=0, atol=1e-4 * scale)
     if config.query_block:
