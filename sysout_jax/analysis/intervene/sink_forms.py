@@ -225,8 +225,9 @@ def sink_forms(
     shown = [name for name in ("trained", "dropped", "everywhere") if name in tokens]
     return SinkForms(
         missing, 0 if calibration is None else len(calibration),
-        np.nan if fitted is None else float(np.median(fitted.key_spread[sink.first :])),
-        np.nan if fitted is None else float(np.median(fitted.value_spread[sink.first :])), costs,
+        _median(None if fitted is None else fitted.key_spread, sink),
+        _median(None if fitted is None else fitted.value_spread, sink),
+        costs,
         {name: tokens[name].peak.mean(axis=0) for name in shown},
         {name: tokens[name].attention.mean(axis=0) for name in shown},
     )  # fmt: skip
