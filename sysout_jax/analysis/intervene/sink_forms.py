@@ -233,6 +233,10 @@ def sink_forms(
     )  # fmt: skip
 
 
+def _median(spread: np.ndarray | None, sink: Sink) -> float:
+    return float("nan" if spread is None else np.median(spread[sink.first :]))
+
+
 def _cost(
     name: str, losses: np.ndarray, before: np.ndarray, removed: np.ndarray, trained: Tokens,
     tokens: Tokens,
