@@ -1,6 +1,5 @@
 """A model whose sink is the first token that its queries see, whatever its word (theory T5)."""
 
-from dataclasses import replace
 from functools import cache
 
 import jax
@@ -45,7 +44,7 @@ def params():
     return stack_blocks(jax.tree.map(jnp.asarray, params))
 
 
-CONFIG = replace(HIDDEN, scan_layers=True)
+CONFIG = HIDDEN.with_execution(scan_layers=True)
 
 
 def rows(seed: int, count: int = 4) -> np.ndarray:
