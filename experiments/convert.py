@@ -20,12 +20,11 @@ from sysout_jax.analysis.intervene.before_after import BeforeAfter
 from sysout_jax.converting import Conversion, convert
 from sysout_jax.errors import InputError, at_least, one_of
 from sysout_jax.families.prefix_cache import export_prefix, prefix_tensors
-from sysout_jax.results import RunDirectory, read_record
+from sysout_jax.results import RunDirectory
 from sysout_jax.training.checkpoint import save
 
-from .cli import launch
-from .cli.progress import model_bar
-from .cli.tables import show
+from .cli import grid, launch
+from .cli.grid import Place
 from .inputs.evaluation_text import Text, Texts
 from .inputs.model_selection import Choice, Chosen, choose
 from .reports.convert_report import sections
@@ -33,7 +32,7 @@ from .reports.convert_report import sections
 FLAGS = flags.FLAGS
 # What --help explains.
 OFTEN = (
-    "model", "out", "corpus", "weak", "prefix", "export", "check", "calibration", "sequences",
+    "model", "corpus", "out", "weak", "prefix", "check", "export", "calibration", "sequences",
     "seq_len", "workdir",
 )  # fmt: skip
 EXPORTS = ("none", "prefix")
@@ -56,7 +55,7 @@ class Config:
     calibration: int = converting.TEXTS  # sequences of the training part, to calibrate on
     sequences: int = 16  # of the validation part, to compare on
     seq_len: int | None = None  # T, of each; None: 256, or the learned positions if fewer
-    workdir: str = "runs"  # where run directories go
+    place: Place = field(default_factory=Place)
 
     def __post_init__(self) -> None:
         for name in ("calibration", "sequences", "seq_len"):
@@ -75,19 +74,25 @@ def run(config: Config, console: Console) -> RunDirectory:
         raise InputError("out", config.out or None, "a directory that does not exist", why)
     chosen = choose(config.choice)
     text = _text(config, chosen, console)
-    directory = RunDirectory(config.workdir, "convert", of=[chosen.name])
-    directory.write("config.json", config)
-    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
-    with directory.record("convert", config=asdict(config)) as record:
-        made = _converted(config, chosen, text, console)
-        record |= _recorded(config, chosen, text, made)
-        if made.kind not in ("none", "left"):
-            _write(config, chosen, made, out)
-    found = read_record(directory.path)
-    show(console, sections(found))
-    launch.publish(console, directory.path, found)
-    kept = f"model    {out}" if out.exists() else "model    not written, as nothing was converted"
-    console.print(kept, soft_wrap=True, markup=False)
+
+    def found(each: Chosen, log: grid.Log) -> dict[str, Any]:
+        prefix = config.prefix or (None if each.bos else ())
+        check = text.evaluation if config.check else None
+        made = convert(
+            each.model, text.calibration, prefix, config.weak, check,
+            lambda what: console.print(f"  {what}", markup=False, highlight=False),
+        )  # fmt: skip
+        if made.kind in converting.CONVERTED:
+            _write(config, each, made, out)
+        return _recorded(config, each, text, made)
+
+    directory = grid.run(
+        config, "convert", {chosen.cell: chosen}, found, grid.common(config),
+        lambda there: {"models": there.all()}, sections, console,
+        described={"config": grid.told(config)}, of=[chosen.name],
+    )  # fmt: skip
+    said = out if out.exists() else "not written, as nothing was converted"
+    console.print(f"model    {said}", soft_wrap=True, markup=False)
     return directory
 
 
@@ -99,27 +104,9 @@ def _text(config: Config, chosen: Chosen, console: Console) -> Text:
     ).of(chosen)
 
 
-def _converted(config: Config, chosen: Chosen, text: Text, console: Console) -> Conversion:
-    with model_bar(console) as bar:
-        task = bar.add_task(chosen.described, total=None, state="")
-
-        def progress(what: str) -> None:
-            bar.update(task, state=what, advance=1)
-
-        prefix = config.prefix or (None if chosen.bos else ())
-        check = text.evaluation if config.check else None
-        made = convert(
-            chosen.model, text.calibration, prefix, config.weak, check, progress=progress
-        )
-        done = bar.tasks[0].completed
-        bar.update(task, total=done, state=made.kind)
-    return made
-
-
 def _recorded(config: Config, chosen: Chosen, text: Text, made: Conversion) -> dict[str, Any]:
     """What the record says of a conversion."""
-    first, tokenizer = made.first, chosen.model.tokenizer
-    sink = made.model.config.sink
+    first, sink, tokenizer = made.first, made.model.config.sink, chosen.model.tokenizer
     return {
         "name": chosen.name,
         "seed": chosen.seed,
@@ -178,9 +165,7 @@ def config_from_flags() -> Config:
 
 def define_flags() -> None:
     """Define the flags of this binary."""
-    flags.DEFINE_bool("smoke", False, "a few short sequences")
-    launch.define_tables()
-    launch.define_overrides(Config)
+    grid.define_flags(Config, "a few short sequences")
 
 
 if __name__ == "__main__":

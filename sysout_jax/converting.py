@@ -31,6 +31,7 @@ from sysout_jax.model.rope import Dynamic, LongRope
 from sysout_jax.model.stream import Layers
 
 TEXTS, LENGTH = 8, 256  # that a long text is cut into, and next tokens of each
+CONVERTED = ("prefix", "constants")  # kinds of conversions that are one
 WEAK = ("bound", "prefix", "prefix+bound", "leave")
 Progress = Callable[[str], None]  # what is done now
 
@@ -111,7 +112,7 @@ def convert(
     say("the first token of the model as trained")
     first = first_token(model.config, model.params, rows, together(rows.shape[1] - 1))
     made = replace(_first_treated(model, begin, first, bool(prefix)), first=first)
-    if made.kind in ("none", "left"):
+    if made.kind not in CONVERTED:
         return made
     made = _weak_treated(made, trained, model, texts, weak, say)
     return _checked(made, trained, check, say)
@@ -161,8 +162,9 @@ def _prefixed(model: Model, prefix: Sequence[int]) -> Conversion:
         known = replace(known, adds_bos=False)
     changed = replace(model, config=config, params=params, tokenizer=known)
     said = [f"{_count(len(ids), 'token')} before every text: keys and values, exactly"]
-    if len(ids) > 1 and isinstance(model.config.rope, Dynamic | LongRope):
-        said.append(f"exact up to {model.config.rope.context} tokens, where the rotation changes")
+    rope = model.config.rope
+    if len(ids) > 1 and isinstance(rope, Dynamic | LongRope) and model.config.position == "rope":
+        said.append(f"exact up to {rope.context} tokens, where the rotation changes")
     return Conversion(changed, "prefix", (*said, *_windows(model.config)), ids)
 
 
@@ -177,43 +179,33 @@ def _windows(config: ModelConfig) -> tuple[str, ...]:
 def _first_treated(
     model: Model, begin: tuple[int, ...], first: FirstToken, given: bool
 ) -> Conversion:
-    """The first token's sink as parameters where its state is massive, weaker ones as they are."""
-    size = _size(first)
+    """The first token's sink as parameters, weaker ones as they are."""
+    sink, state = first.sink, first.state
+    size = f"|h| of the first token is {state.max():.0f} after layer {int(np.argmax(state))}"
 
     def left(why: str, kind: str = "left") -> Conversion:
         return Conversion(model, kind, (f"{size}: {why}; the model is as it was",))
 
-    if not (given or first.attended or first.massive.any()):
-        return left("neither massive nor an attention outlier, so there is no sink", "none")
+    if not (sink.present or given):
+        return left("no head gives it more than 0.3 of its attention, so there is no sink", "none")
     if begin:
         made = _prefixed(model, begin)
         return replace(made, said=(size, *made.said))
-    if not first.massive.any():
-        return left("an attention outlier, but not massive")
-    if first.stages:
-        return _constants(model, first)
-    layer = min(int(np.flatnonzero(first.massive)[-1]) + 1, model.config.layers - 1)
-    spread = max(float(of[layer]) for of in first.spread.values())
-    if first.constant[layer]:
-        return left("massive, but no MLP writes it")
-    return left(f"massive, but key and value vary over texts by {spread:.2f} in layer {layer}")
-
-
-def _size(first: FirstToken) -> str:
-    state = first.state
-    return f"|h| of the first token is {state.max():.0f} after layer {int(np.argmax(state))}"
-
-
-def _constants(model: Model, first: FirstToken) -> Conversion:
-    """Constants for the first token's key and value where it is a massive sink."""
-    layers = [layer for stage in first.stages for layer in stage.layers]
-    silent = sorted({layer for stage in first.stages for layer in stage.writers})
+    if sink.emergence is None:
+        return left("a sink whose state does not stand out")
+    if not first.layers:
+        spread = np.max([of[list(first.reads)] for of in first.spread.values()], axis=0)
+        layer = first.reads[int(np.argmax(spread))]
+        return left(f"a sink whose key or value varies by {spread.max():.2f} in layer {layer}")
+    if not first.writers:
+        return left(f"a sink whose state no MLP of layer {sink.emergence} writes")
+    layers, silent = list(first.layers), first.writers
     key = unrotated(model.config, first.constants["key"][:, None, None])[:, 0, 0]
     constants = {"key": np.asarray(key), "value": first.constants["value"]}
     config, params = with_constants(model.config, model.params, constants, layers, silent)
     spread = max(float(of[layers].max()) for of in first.spread.values())
     said = (
-        f"{_size(first)}; what {_named(silent)} would write there is left out",
+        f"{size}; what {_named(silent)} would write there is left out",
         f"its key and value are constants in {_named(layers)}, where they vary by {spread:.3f} "
         "at most",
         *_windows(model.config),

@@ -42,6 +42,7 @@ REPORTS: Mapping[str, Callable[[Record], Iterable[Section]]] = {
     "causal": causal_report.sections,
     "compression": compress_report.sections,
     "convergence": convergence_report.sections,
+    "convert": convert_report.sections,
     "explicit": explicit_report.sections,
     "laboratory": laboratory_report.sections,
 }
@@ -50,7 +51,6 @@ OTHERS: Mapping[str, Callable[[Record], Mapping[str, Table]]] = {
     "benchmarks.analysis": lambda record: {"passes": analysis.table(record)},
     "benchmarks.long_context": lengths.tables,
     "benchmarks.train": lambda record: {"steps": train.table(record)},
-    "convert": convert_report.tables,
     "plan": lambda record: {"plan": plan_report.table(record)},
 }
 

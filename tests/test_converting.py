@@ -30,8 +30,7 @@ def test_a_planted_sink_is_found_and_removed(converted):
     sink = converted.model.config.sink
     assert sink.layers == tuple(range(planted.MADE + 1, planted.CONFIG.layers))
     assert sink.silent == (planted.MADE,)
-    first = converted.first
-    assert first.state.max() > 0.5 * planted.MASSIVE
+    assert converted.first.state.max() > 0.5 * planted.MASSIVE
     before, after = converted.check.over_median
     assert before.max() > 1000
     assert after.max() < 100
@@ -73,11 +72,11 @@ def test_every_way_has_its_numbers(converted):
 
 
 def test_a_sink_that_is_not_constant_is_left():
-    model = so.Model(planted.CONFIG, planted.params(varying=40.0))
+    model = so.Model(planted.CONFIG, planted.params(massive=20.0))
     found = so.convert(model, planted.texts())
     assert found.kind == "left"
     assert found.model is model
-    assert "massive, but key and value vary over texts" in found.said[0]
+    assert "a sink whose key or value varies by" in found.said[0]
 
 
 def test_a_model_without_a_sink_is_as_it_was():

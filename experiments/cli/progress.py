@@ -89,14 +89,3 @@ def reading(console: Console, corpus: str) -> Iterator[Callable[[int, int | None
     with bar:
         task = bar.add_task(corpus, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def model_bar(console: Console) -> RichProgress:
-    """A bar for a model whose parts are done one after the other; the field `state` says which."""
-    return RichProgress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        TextColumn("{task.completed}/{task.total}  {task.fields[state]}", markup=False),
-        TimeElapsedColumn(),
-        console=console,
-    )

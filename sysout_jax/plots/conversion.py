@@ -14,9 +14,10 @@ Record = Mapping[str, Any]
 
 
 def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
-    """Every figure of a record of a conversion, by name."""
-    if record["check"] or record["sink"]:
-        yield record["name"], _figure(record)
+    """Every figure of a record of conversions, by name."""
+    for model in record["models"]:
+        if model["check"] or model["sink"]:
+            yield model["name"], _figure(model)
 
 
 def _figure(record: Record) -> "Figure":

@@ -27,10 +27,10 @@ def texts(count: int = 6, length: int = 64, seed: int = 5) -> np.ndarray:
 
 
 @cache
-def params(varying: float = 0.0):
+def params(massive: float = MASSIVE):
     """The planted parameters, layers stacked.
 
-    varying: how much of the first token's own embedding is beside the massive channel.
+    massive: the state's size; at a size of other states its key and value are those of the token.
     """
     p = jax.tree.map(np.array, init(CONFIG.with_execution(scan_layers=False), jax.random.key(3)))
     p["embed"] = np.random.default_rng(1).standard_normal(p["embed"].shape).astype(np.float32)
@@ -44,20 +44,13 @@ def params(varying: float = 0.0):
     mlp["gate"][SEEN, NEURON] = mlp["up"][SEEN, NEURON] = 2.0
     hidden = _written(p, mlp)
     mlp["down"][NEURON] = 0.0
-    mlp["down"][NEURON, CHANNEL] = MASSIVE / hidden
-    if varying:  # other rows of every later layer's keys and values read the rest much louder
-        for layer in range(MADE + 1, CONFIG.layers):
-            for name in ("key", "value"):
-                weight = p[f"block_{layer}"]["attn"][name]
-                weight[:] *= varying
-                weight[CHANNEL] = 0.0
+    mlp["down"][NEURON, CHANNEL] = massive / hidden
     for layer in range(MADE + 1, CONFIG.layers):
         attention = p[f"block_{layer}"]["attn"]
         attention["out"][..., CHANNEL] = 0.0
         attention["query"][HEARD, 0, 0] += 4.0
-        if not varying:
-            attention["key"][CHANNEL, 0, 0] = 4.0
-            attention["value"][CHANNEL] = 0.05
+        attention["key"][CHANNEL, 0, 0] = 4.0
+        attention["value"][CHANNEL] = 0.05
     return stack_blocks(jax.tree.map(jnp.asarray, p))
 
 

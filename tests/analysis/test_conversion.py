@@ -262,7 +262,7 @@ def test_constants_stand_for_a_first_token_that_is_one(shape, scan):
     rest, found = forward(changed, more, ids, {} if config.execution.query_block else names)
     scale = float(jnp.abs(whole).max())
     np.testing.assert_allclose(rest[:, 1:], whole[:, 1:], rtol=0, atol=1e-4 * scale)
-    if config.query_block:
+    if config.execution.query_block:
         return
     assert float(jnp.abs(rest[:, 0] - whole[:, 0]).max()) > 1e-3 * scale
     assert not found["attn_weights"][1:, ..., 0].any()

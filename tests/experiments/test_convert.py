@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import sysout_jax as so
-from experiments.reports.convert_report import tables as tables_of
+from experiments.cli.tables import markdown
+from experiments.reports.convert_report import sections
 from sysout_jax.model.decoder import init
 from sysout_jax.plots.conversion import figures
 from sysout_jax.training.checkpoint import save
@@ -40,7 +41,7 @@ def finished(place, run_convert):
 
 
 def test_the_model_is_written_and_loads(finished, place):
-    record = json.loads((finished[1] / "result.json").read_text())
+    (record,) = json.loads((finished[1] / "result.json").read_text())["models"]
     model = so.load(place / "out")
     assert record["kind"] == "constants"
     assert model.config.sink.silent == (planted.MADE,)
@@ -60,9 +61,10 @@ def test_it_is_analysed_like_any_model(finished, place):
 
 def test_the_tables_show_the_record(finished):
     record = json.loads((finished[1] / "result.json").read_text())
-    tables = {name: table.to_markdown() for name, table in tables_of(record).items()}
-    assert tables["treatments"].count("\n") == 1 + len(record["treatments"])
-    assert f"| {record['check']['loss'][1]:.3f} |" in tables["before-after"]
+    (model,) = record["models"]
+    tables = markdown(sections(record))
+    assert tables["model-ways"].count("\n") == 1 + len(model["treatments"])
+    assert f"| {model['check']['loss'][1]:.3f} |" in tables["model-check"]
     assert "constants in layers 3 to 5" in finished[0].out
     assert [name for name, _ in figures(record)] == ["model"]
     assert (finished[1] / "figures" / "model.png").stat().st_size > 10_000
@@ -97,7 +99,7 @@ def test_a_model_without_a_sink_is_not_written(place, run_convert, tmp_path):
         "--smoke", "--bos=no", f"--workdir={tmp_path}/runs",
     )  # fmt: skip
     assert done.status == 0, done.err
-    assert "there is no sink" in done.out
+    assert "so there is no sink" in done.out
     assert not (tmp_path / "out").exists()
 
 

@@ -54,8 +54,7 @@ def with_prefix(
     if config.longest is not None and ids.size >= config.longest:
         raise InputError("prefix", f"{ids.size} tokens", f"fewer than {config.longest}")
     found = _prefix(config, params, jnp.asarray(ids)[None])
-    unfused = config.with_execution(flash=False)  # whose kernel has no keys of no token
-    changed = replace(unfused, sink=ExplicitSink(keys=ids.size))
+    changed = replace(_unfused(config), sink=ExplicitSink(keys=ids.size))
     own = {f"sink_{name}": found[name][:, 0] for name in ("key", "value")}
     return changed, with_own(params, "attn", own)
 
@@ -109,7 +108,7 @@ def with_constants(
     _unconverted(config)
     sink = ExplicitSink(replaces_first=True, layers=tuple(layers), silent=tuple(silent))
     own = {f"sink_{name}": constants[name][:, None] for name in ("key", "value")}
-    return replace(config, sink=sink), with_own(params, "attn", own)
+    return replace(_unfused(config), sink=sink), with_own(params, "attn", own)
 
 
 def with_bounds(
@@ -119,6 +118,10 @@ def with_bounds(
     assert config.sink is not None
     changed = replace(config, sink=replace(config.sink, bounded=True))
     return changed, with_own(params, "mlp", {"down_bound": bounds})
+
+
+def _unfused(config: ModelConfig) -> ModelConfig:
+    return config.with_execution(flash=False)  # whose kernel has no keys of no token
 
 
 def _unconverted(config: ModelConfig) -> None:

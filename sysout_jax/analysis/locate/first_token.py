@@ -12,16 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sysout_jax.analysis.locate.scan import (
-    DETECTORS,
-    Progress,
-    Scan,
-    as_scan,
-    fields,
-    for_length,
-    over_batches,
-    reducers,
-)
+from sysout_jax.analysis.locate.scan import as_scan, fields, for_length, over_batches, reducers
+from sysout_jax.analysis.locate.sinks import Sink, first_token_sink
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.core.measures import top1
 from sysout_jax.errors import InputError
@@ -29,77 +21,50 @@ from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
 
-LEAST_TEXTS, LEAST_TOKENS = 4, 32  # that constants can be taken over, and detectors look at
-TEXTS = 0.5  # share of texts in which a detector flags the first token
+LEAST_TEXTS, LEAST_TOKENS = 4, 32  # that constants can be taken over, and a sink be found in
 CONSTANT = 0.2  # relative spread over texts up to which keys and values count as constant
-WRITES = 0.1  # share of the largest state that is a write of it
+WRITES = 0.1  # share of the largest state from which on a layer writes it, or reads it
 
 
 @dataclass(frozen=True)
 class FirstToken:
     """What texts show of their first tokens."""
 
-    scan: Scan
+    sink: Sink
     losses: np.ndarray  # [B], mean over next tokens, in nats
     constants: Mapping[str, np.ndarray]  # "key", as it is at position 0, "value": [L, K, H] means
     spread: Mapping[str, np.ndarray]  # of each [L], the largest over KV heads
-    written: np.ndarray  # [L], mean of max |down_out|
+    state: np.ndarray  # [L], largest |h| after each layer, mean over texts
+    written: np.ndarray  # [L], the same of what its MLP writes
 
     @property
-    def state(self) -> np.ndarray:
-        """[L]: max |h| of the first token after each layer, mean over texts."""
-        return self.scan.block_out.token_peak[..., 0].mean(axis=1)
+    def reads(self) -> tuple[int, ...]:
+        """The layers from the emergence on that read a share of its state; none without one."""
+        if self.sink.emergence is None:
+            return ()
+        state = self.state[self.sink.emergence : -1]
+        return tuple((np.flatnonzero(state >= WRITES * state.max()) + self.sink.first).tolist())
 
     @property
-    def massive(self) -> np.ndarray:
-        """[L]: whether a detector flags its state in most texts."""
-        peak = self.scan.block_out.token_peak[..., 0]
-        flags = [
-            (peak > each.threshold(self.scan)).mean(axis=1) >= TEXTS
-            for each in DETECTORS
-            if each.site == "block_out"
-        ]
-        return np.any(flags, axis=0)
+    def layers(self) -> tuple[int, ...]:
+        """The layers after the emergence in which key and value are the same in every text; none
+        where they vary in one that reads its state."""
+        constant = np.all([of <= CONSTANT for of in self.spread.values()], axis=0)
+        if not self.reads or not constant[list(self.reads)].all():
+            return ()
+        return tuple((np.flatnonzero(constant[self.sink.first :]) + self.sink.first).tolist())
 
     @property
-    def attended(self) -> bool:
-        """Whether it is an attention outlier of some layer in most texts."""
-        return bool((self.scan.attention_flagged()[..., 0].mean(axis=1) >= TEXTS).any())
-
-    @property
-    def constant(self) -> np.ndarray:
-        """[L]: whether its key and its value are the same in every text."""
-        spreads = [self.spread[name] <= CONSTANT for name in ("key", "value")]
-        return np.all(spreads, axis=0)
-
-    @property
-    def stages(self) -> tuple["Stage", ...]:
-        """The runs of layers that read a massive state and have a constant key and value."""
-        reads = np.concatenate([[False], self.massive[:-1]])
-        found = []
-        for run in _runs(self.constant):
-            begin = max(run[0] - 1, 0)
-            state, size = (of[begin : run[-1] + 1] for of in (self.state, self.written))
-            grows = np.diff(state, prepend=self.state[begin - 1] if begin else 0.0) > 0.0
-            writes = np.flatnonzero(grows & (size >= WRITES * state.max())) + begin
-            if writes.size and reads[list(run)].any():
-                found.append(Stage(run, tuple(writes.tolist())))
-        return tuple(found)
-
-
-def _runs(marked: np.ndarray) -> list[tuple[int, ...]]:
-    """The runs of neighbours among marked layers."""
-    layers = np.flatnonzero(marked)
-    parts = np.split(layers, np.flatnonzero(np.diff(layers) > 1) + 1)
-    return [tuple(part.tolist()) for part in parts if part.size]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Layers in which the first token is a sink that a constant can stand for."""
-
-    layers: tuple[int, ...]  # whose queries may see the constant
-    writers: tuple[int, ...]  # whose MLP makes its state massive
+    def writers(self) -> tuple[int, ...]:
+        """The layers, from the emergence on, whose MLP makes the state grow by a share of it; none
+        where the emergence is no MLP's."""
+        begin = self.sink.emergence
+        if begin is None:
+            return ()
+        grows = np.diff(self.state, prepend=0.0) > 0.0
+        writes = grows & (self.written >= WRITES * self.state[begin:].max())
+        found = tuple((np.flatnonzero(writes[begin:]) + begin).tolist())
+        return found if found[:1] == (begin,) else ()
 
 
 def first_token(
@@ -107,7 +72,6 @@ def first_token(
     params: Params,
     rows: Int[np.ndarray, "B S"],
     batch: int = 8,
-    progress: Progress | None = None,
 ) -> FirstToken:
     """Measure the first token of texts.
 
@@ -119,7 +83,6 @@ def first_token(
       params: its parameters.
       rows: [B, S], S = T + 1: inputs and next tokens.
       batch: texts that are run together.
-      progress: called with the texts done and the texts in all.
 
     Raises:
       InputError: too few or too short texts, or activations that are not finite.
@@ -129,7 +92,7 @@ def first_token(
         accepted = f"at least {LEAST_TEXTS} texts of {LEAST_TOKENS} tokens"
         raise InputError("text", None, accepted, f"{texts} of {length} tokens is too short")
     run = partial(_pass, for_length(config, length, maps=True))
-    found = over_batches(run, params, rows, batch, progress)
+    found = over_batches(run, params, rows, batch)
     key, value = found["key"], found["value"]["first"]
     mean = {"key": key.mean(axis=1), "value": value.mean(axis=1)}
     beside = {
@@ -140,9 +103,11 @@ def first_token(
         name: np.max(_deviation(of, mean[name]) / np.maximum(beside[name], 1e-30), axis=1)
         for name, of in (("key", key), ("value", value))
     }
-    written = found["down_out"].mean(axis=1)
     scan = as_scan(config, {name: found[name] for name in ("attn_weights", "block_out", "down_in")})
-    return FirstToken(scan, found["loss"][0], mean, spread, written)
+    return FirstToken(
+        first_token_sink(config, scan), found["loss"][0], mean, spread,
+        scan.block_out.token_peak[..., 0].mean(axis=1), found["down_out"].mean(axis=1),
+    )  # fmt: skip
 
 
 def _deviation(of: np.ndarray, mean: np.ndarray) -> np.ndarray:
