@@ -92,9 +92,7 @@ def timed(
     return {
         "parts": parts, "differences": differences, "first_call": first, "left_out": left_out,
         "seconds": seconds,
-        "ratio": {
-            name: quartiles(s / seconds["ours"]) for name, s in seconds.items() if name != "ours"
-        },
+        "ratio": {n: quartiles(s / seconds["ours"]) for n, s in seconds.items() if n != "ours"},
     }  # fmt: skip
 
 

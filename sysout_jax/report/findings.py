@@ -15,14 +15,8 @@ from sysout_jax.analysis.intervene.interventions import Interventions, intervent
 from sysout_jax.analysis.locate.existence import Existence, existence
 from sysout_jax.analysis.locate.positions import Positions, positions
 from sysout_jax.analysis.locate.relations import Relations, relations
-from sysout_jax.analysis.locate.scan import (
-    QUERIES_AT_ONCE,
-    Progress,
-    Scan,
-    Thresholds,
-    scan,
-    together,
-)
+from sysout_jax.analysis.locate.scan import QUERIES_AT_ONCE, Progress, Scan, Thresholds, scan
+from sysout_jax.analysis.locate.scan import together as default_batch_size
 from sysout_jax.analysis.locate.weights import WeightScan, weight_scan
 from sysout_jax.analysis.measure.dimensions import Dimensions, chosen_positions, dimensions
 from sysout_jax.analysis.measure.dynamics import Dynamics, dynamics
@@ -328,7 +322,7 @@ def analyze(
     rows = np.asarray(prompt[None] if rows is None else token_ids("rows", rows, "B T", vocab))
     if rows.shape[1] < 3:
         raise InputError("rows", None, "at least 3 tokens in each", f"{rows.shape[1]} in each")
-    batch = together(max(rows.shape[1] - 1, 1)) if batch is None else batch
+    batch = default_batch_size(max(rows.shape[1] - 1, 1)) if batch is None else batch
     chosen = None if dimension_positions is None else tuple(dimension_positions)
     other = None if calibration is None else token_ids("calibration", calibration, "B T", vocab)
     limits = thresholds or Thresholds()
