@@ -99,6 +99,8 @@ def _made(
 
 def main() -> None:
     console = Console()
+    if not RESULTS.is_dir():
+        raise InputError("claims", why="reads results/, which only a clone of the repository has")
     if FLAGS.run is not None:
         names = list(TESTS) if FLAGS.run == ["all"] else FLAGS.run
         unknown = [name for name in names if name not in TESTS]

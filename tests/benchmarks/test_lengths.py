@@ -64,7 +64,7 @@ def test_rows_by_hand_and_the_tables():
     made["points"] = {
         side: {str(t): point for t, point in each.items()} for side, each in made["points"].items()
     }
-    tables = lengths.markdown_tables(made)
+    tables = {name: table.to_markdown() for name, table in lengths.tables(made).items()}
     assert "| the same, times the hooks' | 16 | >= 16 | yes |" in tables["rows"]
     shown = tables["lengths"].splitlines()
     both = "| 8,192 | 6.00 s | 200 MiB | 0.29 GiB | 18.00 s | 3,200 MiB | 3.22 GiB |"

@@ -9,6 +9,7 @@ from sysout_jax.core import flash
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.flash import DTYPES, flash_attention
 from sysout_jax.core.primitives import Heads
+from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 
 B, T, N, K, H, D = 2, 11, 6, 3, 8, 13
@@ -91,8 +92,7 @@ def test_the_kernel_is_given_no_more_channels_than_it_takes(name, width, monkeyp
 
     monkeypatch.setattr(flash, "_kernel", kernel)
     config = ModelConfig(
-        vocab=7, layers=1, width=13, heads=3, head_dim=width, mlp_width=5, variant=name,
-        dtype="bfloat16", flash=True, context=5,
+        vocab=7, layers=1, width=13, heads=3, head_dim=width, mlp_width=5, variant=name, context=5,
     )  # fmt: skip
     heads = [jnp.zeros((2, 5, 3, width), jnp.bfloat16)] * 3
     x = jnp.zeros((2, 5, 13), jnp.bfloat16)
@@ -103,7 +103,12 @@ def test_the_kernel_is_given_no_more_channels_than_it_takes(name, width, monkeyp
     }
     VARIANTS[name](Heads(*heads, x, x, jnp.tri(5, dtype=bool), fused=True), params)
     assert given
-    assert config.fused == (max(given) <= 128)
+    if width > 128:  # for no variant
+        with pytest.raises(InputError, match="at most 128"):
+            config.with_execution(dtype="bfloat16", flash=True)
+    else:
+        flashed = config.with_execution(dtype="bfloat16", flash=True)
+        assert flashed.fused == (max(given) <= 128)
 
 
 def test_an_extra_logit_is_not_rounded_to_the_dtype_of_queries():

@@ -12,6 +12,7 @@ import pytest
 
 from experiments import plan
 from experiments.reports.plan_report import HEADINGS, fits, table, verdict
+from sysout_jax.errors import InputError
 from sysout_jax.model.config import SHAPES
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.model.execution import Execution

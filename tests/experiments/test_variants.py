@@ -412,7 +412,11 @@ def _study(sink, drain, measure="noop_sink"):
             "normalised": name == "softmax",
             "measured": {"val_loss": [[2.0, 2.0, 2.0]], "measures": measures},
         }
-    return {"variants": entries}
+    config = {"steps": 10, "seeds": [0, 1, 2]}
+    return {
+        "name": "noop", "corpus": "noop", "config": config, "tokens_per_seed": 1e6,
+        "variants": entries,
+    }  # fmt: skip
 
 
 def test_findings_say_what_the_numbers_say():

@@ -259,6 +259,7 @@ DIMENSIONS = {  # contracted axes, output axes
     "D": None,
     "F": None,
     "N": None,
+    "K": None,
     "N H": None,
     "K H": None,
 }
