@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sysout_jax.checking import check as check
+    from sysout_jax.converting import convert as convert
     from sysout_jax.core import measures as measures
     from sysout_jax.core.attention import Param as Param
     from sysout_jax.core.attention import variant as variant
@@ -50,6 +51,7 @@ _HOMES = {
     "analyze": "sysout_jax.report.findings",
     "apply": "sysout_jax.running",
     "check": "sysout_jax.checking",
+    "convert": "sysout_jax.converting",
     "encode": "sysout_jax.running",
     "export": "sysout_jax.families.export",
     "gradient": "sysout_jax.running",

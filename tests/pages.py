@@ -17,6 +17,7 @@ from experiments.reports import (
     causal_report,
     compress_report,
     convergence_report,
+    convert_report,
     explicit_report,
     laboratory_report,
     plan_report,
@@ -41,6 +42,7 @@ REPORTS: Mapping[str, Callable[[Record], Iterable[Section]]] = {
     "causal": causal_report.sections,
     "compression": compress_report.sections,
     "convergence": convergence_report.sections,
+    "convert": convert_report.sections,
     "explicit": explicit_report.sections,
     "laboratory": laboratory_report.sections,
 }

@@ -56,6 +56,10 @@ MAY_IMPORT = {
     "sysout_jax.checking": (
         "sysout_jax.core", "sysout_jax.model", "sysout_jax.data.prompt", "sysout_jax.running",
     ),
+    # a model and text in, the same model without its sink's massive state out
+    "sysout_jax.converting": (
+        "sysout_jax.core", "sysout_jax.model", "sysout_jax.analysis", "sysout_jax.errors",
+    ),
     # a model and text in, arrays out: what notebooks call
     "sysout_jax.running": (
         "sysout_jax.core.detectors", "sysout_jax.model", "sysout_jax.data.prompt",

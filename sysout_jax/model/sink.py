@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from sysout_jax.errors import InputError
 
@@ -85,7 +85,7 @@ class ExplicitSink:
         """
         silent = _among(self.silent, layer)
 
-        def limit(name: str, value: Float[Array, "B T F"]) -> Any:
+        def limit(name: str, value: Array) -> Any:
             if name != "down_in":
                 return tap(name, value)
             if bound is not None:

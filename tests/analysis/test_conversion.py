@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.analysis.intervene.conversion import with_attention, with_prefix
+from sysout_jax.analysis.intervene.conversion import (
+    unrotated,
+    with_bounds,
+    with_constants,
+    with_own,
+    with_prefix,
+)
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init, stack_blocks
@@ -97,7 +103,7 @@ def test_a_first_token_is_a_key_turned_back_by_one_position():
     own = {"variant_bias_key": turned[None], "variant_bias_value": taps["value"][:, 0, 0]}
     ids = texts(config, [5])[:, 1:]
     expected, _ = forward(
-        replace(config, variant="attention_bias"), with_attention(params, own), ids
+        replace(config, variant="attention_bias"), with_own(params, "attn", own), ids
     )
     found, _ = forward(*with_prefix(config, params, [5]), ids)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
@@ -233,3 +239,45 @@ def test_the_config_is_plain_data():
     config = replace(BASE, sink=ExplicitSink(replaces_first=True, layers=(1, 2), silent=(0,)))
     assert asdict(config)["sink"]["layers"] == (1, 2)
     assert hash(config) != hash(BASE)
+
+
+# ------------------------------------------------------------------- constants of running text
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("shape", [name for name in SHAPES if name != "gates"])
+def test_constants_stand_for_a_first_token_that_is_one(shape, scan):
+    """Where all texts begin with one token its key and value are constants, and whatever that token
+    becomes without its writes, the others are as they were."""
+    config = replace(BASE, **SHAPES[shape]).with_execution(scan_layers=scan)
+    params = model(config.with_execution(scan_layers=False))
+    params = stack_blocks(params) if scan else params
+    ids = texts(config, [5], length=14)
+    whole, taps = forward(config, params, ids, {"key": lambda k: k[0], "value": lambda v: v[0]})
+    constants = {
+        "key": unrotated(config, taps["key"][:, :1, None])[:, 0, 0], "value": taps["value"][:, 0]
+    }  # fmt: skip
+    changed, more = with_constants(config, params, constants, (1, 2), (0,))
+    names = {"attn_weights": None, "attn_extra": None, "down_in": lambda x: x[0]}
+    rest, found = forward(changed, more, ids, {} if config.execution.query_block else names)
+    scale = float(jnp.abs(whole).max())
+    np.testing.assert_allclose(rest[:, 1:], whole[:, 1:], rtol=0, atol=1e-4 * scale)
+    if config.execution.query_block:
+        return
+    assert float(jnp.abs(rest[:, 0] - whole[:, 0]).max()) > 1e-3 * scale
+    assert not found["attn_weights"][1:, ..., 0].any()
+    assert not found["attn_extra"][0].any() or config.variant in ("sink_logit", "attention_bias")
+    assert not found["down_in"][0].any()
+    assert found["down_in"][1:].any()
+
+
+def test_bounds_cut_the_inputs_of_the_down_projection():
+    changed, more = with_bounds(
+        *with_prefix(BASE, model(BASE), PREFIX), np.array([0.02, 9e9, 0.03])
+    )
+    ids = texts(BASE, [])
+    _, found = forward(changed, more, ids, {"down_in": None})
+    _, free = forward(*with_prefix(BASE, model(BASE), PREFIX), ids, {"down_in": None})
+    np.testing.assert_allclose(found["down_in"][0], jnp.clip(free["down_in"][0], -0.02, 0.02))
+    assert float(jnp.abs(found["down_in"][1]).max()) > 0.03
+    assert float(jnp.abs(found["down_in"][2]).max()) == pytest.approx(0.03)

@@ -17,6 +17,7 @@ from experiments import (
     claims,
     compress,
     convergence,
+    convert,
     explicit,
     laboratory,
     plan,
@@ -69,6 +70,12 @@ def run_compress() -> Callable[..., Outcome]:
 def run_convergence() -> Callable[..., Outcome]:
     """Call `python -m experiments.convergence` with these arguments."""
     return _binary(convergence)
+
+
+@pytest.fixture(scope="session")
+def run_convert() -> Callable[..., Outcome]:
+    """Call `python -m experiments.convert` with these arguments."""
+    return _binary(convert)
 
 
 @pytest.fixture(scope="session")

@@ -101,3 +101,27 @@ def test_a_broken_weight_is_seen(seen):
     broken = Model(model.config, params, model.tokenizer)
     _, taps = so.apply(broken, PROMPT, {"block_out": so.Tap(None, EMERGES)})
     assert float(jnp.abs(taps["block_out"][0, 0, 0, CHANNEL])) < 5_000
+
+
+@pytest.mark.slow
+def test_its_sink_becomes_parameters(smollm2, shared_data):
+    """On books: from layer 12 on key and value are constants, layer 11 writes nothing at the first
+    token, the loss stays, and the largest state falls from 15,000 medians."""
+    model = so.load(smollm2)
+    text = (shared_data / "text" / "books_val.txt").read_text()
+    found = so.convert(model, text[:400_000], weak="leave", check=text[-400_000:])
+    sink = found.model.config.sink
+    assert (sink.layers[0], sink.silent) == (EMERGES + 1, (EMERGES,))
+    before, after = found.check.over_median
+    assert before.max() > 10_000
+    assert after.max() < 1_500
+    assert abs(found.check.change.mean) < 0.03
+
+
+@pytest.mark.slow
+def test_a_first_token_of_its_is_parameters_exactly(smollm2):
+    model = so.load(smollm2)
+    ids = so.encode(model, PROMPT)
+    found = so.convert(model, prefix=ids[0, :2].tolist())
+    whole, rest = so.apply(model, ids)[0], so.apply(found.model, ids[:, 2:])[0]
+    np.testing.assert_allclose(rest, whole[:, 2:], rtol=0, atol=1e-3)

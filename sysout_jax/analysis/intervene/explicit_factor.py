@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from scipy import linalg, optimize, special
 
 from sysout_jax.analysis.compress.compression import Compressed, losses
-from sysout_jax.analysis.intervene.conversion import with_attention, with_prefix
+from sysout_jax.analysis.intervene.conversion import with_own, with_prefix
 from sysout_jax.analysis.locate.scan import over_batches
 from sysout_jax.errors import InputError
 from sysout_jax.model.compiling import jit_quickly
@@ -238,4 +238,4 @@ def with_gates(config: ModelConfig, params: Params, gates: Gates) -> tuple[Model
     It reads text without the first token.
     """
     own = {"variant_gate_kernel": gates.kernel, "variant_gate_bias": gates.bias}
-    return without_first(config, "head_gate"), with_attention(params, own)
+    return without_first(config, "head_gate"), with_own(params, "attn", own)

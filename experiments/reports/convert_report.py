@@ -1,0 +1,59 @@
+"""What experiments.convert says: the ways to treat sinks, and the model before and after."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from sysout_jax.analysis.measure.summary import SUMMARY_LABELS
+from sysout_jax.showing import Interval, Table
+
+from ..cli.tables import Section
+
+Record = dict[str, Any]
+HEADINGS = ("way", "loss", "change", "max/median |h|", "max/RMS of down_in")
+KEPT = (  # of the measures, those that a sink makes
+    "first_token_attention", "residual_peak@block_out", "top1_over_mean@down_in",
+    "tensor_kurtosis@block_out",
+)  # fmt: skip
+
+
+def sections(record: Record) -> Iterator[Section]:
+    """For each model what was found and done with the ways to treat sinks, and before and after."""
+    for model in record["models"]:
+        name, rows = model["name"], [*_ways(model)]
+        title = f"{name}, {model['tokens']['calibration']:,} tokens of calibration"
+        table = Table.of(title, HEADINGS, rows) if rows else None
+        yield Section(f"{name}-ways", table, model["said"], apart=True)
+        check = model["check"]
+        if check:
+            title = f"{name}, {check['tokens']:,} other tokens"
+            table = Table.of(title, ("", "before", "after"), _rows(check))
+            yield Section(f"{name}-check", table, [*_texts(check)])
+
+
+def _ways(model: Record) -> Iterator[list[str]]:
+    """A row for each way to treat sinks, on the calibration text."""
+    for each in model["treatments"]:
+        yield [
+            each["name"] + (f", k = {each['bound']:g}" if each["bound"] else ""),
+            f"{each['loss']:.3f}", f"{Interval.of(each['change']):±+.3f}",
+            f"{each['over_median']:,.0f}", f"{each['over_rms']:,.0f}",
+        ]  # fmt: skip
+
+
+def _rows(check: Record) -> Iterator[list[str]]:
+    """A row for each measure, on the text of the check."""
+    yield ["loss", *(f"{loss:.3f}" for loss in check["loss"])]
+    yield ["its change", "", f"{Interval.of(check['change']):±+.3f}"]
+    peaks = (f"{max(of):,.0f}" for of in check["over_median"])
+    yield ["max/median |h|, largest of all layers and texts", *peaks]
+    before, after = check["measures"]
+    for name in KEPT:
+        if name in before:
+            yield [SUMMARY_LABELS.get(name, name), f"{before[name]:.3g}", f"{after[name]:.3g}"]
+
+
+def _texts(check: Record) -> Iterator[str]:
+    """What greedy decoding writes after the beginning of a text."""
+    for number, pair in enumerate(zip(*check["generated"], strict=True), 1):
+        for name, said in zip(("before", "after"), pair, strict=True):
+            yield f"text {number}, {name}: {said!r}"

@@ -1,0 +1,304 @@
+"""A model in, the same model without its sink's massive state out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Int
+
+from sysout_jax.analysis.intervene.before_after import BeforeAfter, Reader, compared
+from sysout_jax.analysis.intervene.conversion import unrotated, with_constants, with_prefix
+from sysout_jax.analysis.intervene.weak_sinks import (
+    MOVES,
+    Bounded,
+    Profile,
+    Treatment,
+    bounded,
+    carriers,
+    judged,
+    profile,
+    standing_rows,
+)
+from sysout_jax.analysis.locate.first_token import LEAST_TEXTS, FirstToken, first_token
+from sysout_jax.analysis.locate.scan import together
+from sysout_jax.errors import InputError, one_of
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import Params
+from sysout_jax.model.model import Model, token_ids
+from sysout_jax.model.rope import Dynamic, LongRope
+from sysout_jax.model.stream import Layers
+
+TEXTS, LENGTH = 8, 256  # that a long text is cut into, and next tokens of each
+CONVERTED = ("prefix", "constants")  # kinds of conversions that are one
+WEAK = ("bound", "prefix", "prefix+bound", "leave")
+Progress = Callable[[str], None]  # what is done now
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted model, and how it came about.
+
+    Attributes:
+      model: the one to use; the given one where nothing was converted.
+      kind: "prefix" of tokens before every text, "constants" in the first token's place, "left"
+        where a sink could not be treated, "none" where there is none.
+      said: what was found and done, a sentence each.
+      prefix: ids that stand before the text as keys and values.
+      first: what the calibration texts show of their first tokens; None without texts.
+      rows: [L], max/mean of the row of W_down that stands out most in each layer.
+      treatments: what each way to deal with weaker sinks does on the calibration texts.
+      check: the model before and after on texts that nothing was chosen by.
+    """
+
+    model: Model
+    kind: str
+    said: tuple[str, ...]
+    prefix: tuple[int, ...] = ()
+    first: FirstToken | None = None
+    rows: np.ndarray | None = None
+    treatments: tuple[Treatment, ...] = ()
+    check: BeforeAfter | None = None
+
+    def __repr__(self) -> str:
+        return "\n".join([f"Conversion: {self.kind}", *self.said])
+
+
+def convert(
+    model: Model,
+    text: str | Int[Array | np.ndarray, "B S"] | None = None,
+    prefix: Sequence[int] | None = None,
+    weak: str = "bound",
+    check: str | Int[Array | np.ndarray, "b s"] | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """A model that reads the same text without its sink's massive state, trained no further.
+
+    Where every text begins with the same tokens, they become keys and values: exact (T1). Else the
+    first token's key and value become constants, means over the calibration texts, from the layer
+    on where they are constant, and what made its state massive is left out.
+
+    Args:
+      model: as `load` or a training run returned it.
+      text: to calibrate on: a long text, which is cut into pieces, or ids [B, S], which begin as
+        the model's texts do. None: no more than `prefix` is done.
+      prefix: ids that begin every text, or are to stand before it. None: BOS where the tokenizer
+        adds it, or the token that all ids of `text` begin with, if there is one.
+      weak: what becomes of weaker sinks: "bound" on down_in, chosen so that the loss does not move;
+        "prefix" of a first token and those that carry them, instead of constants; "prefix+bound";
+        or "leave".
+      check: text to compare the model before and after on, which should be other text.
+      progress: called with what is done now.
+
+    Raises:
+      InputError: text that is too short or that the model cannot read, neither text nor prefix, a
+        prefix that cannot be, or a model that was converted or is read layer by layer.
+    """
+    one_of("weak", weak, WEAK)
+    say = progress or (lambda what: None)
+    if isinstance(model.params, Layers):
+        raise InputError("model", None, "a model in memory", "it is read layer by layer")
+    if model.config.sink is not None:
+        raise InputError("model", None, "one that was not converted", "its sink is explicit")
+    if text is None:
+        if prefix is None:
+            raise InputError("text", None, "text to calibrate on, or a prefix", "neither is given")
+        begin, made = tuple(prefix), _prefixed(model, prefix)
+        return _checked(made, Reader(model.config, model.params, begin), check, say)
+    texts, begin = _read(model, "text", text, prefix)
+    trained = Reader(model.config, model.params, begin)
+    rows = trained.rows(texts)
+    say("the first token of the model as trained")
+    first = first_token(model.config, model.params, rows, together(rows.shape[1] - 1))
+    made = replace(_first_treated(model, begin, first, bool(prefix)), first=first)
+    if made.kind not in CONVERTED:
+        return made
+    made = _weak_treated(made, trained, model, texts, weak, say)
+    return _checked(made, trained, check, say)
+
+
+def _read(
+    model: Model, name: str, text: Any, prefix: Sequence[int] | None
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Texts without what begins them, and that."""
+    begin = None if prefix is None else tuple(int(token) for token in prefix)
+    if isinstance(text, str):
+        if model.tokenizer is None:
+            raise InputError(name, None, "token ids", "text, and the model has no tokenizer")
+        if begin is None:
+            begin = (model.tokenizer.bos,) if model.tokenizer.adds_bos else ()
+        return _pieces(model.tokenizer.encode(text), model.config.longest, len(begin)), begin
+    rows = np.asarray(token_ids(name, text, "B S", model.config.vocab))
+    if begin is None:
+        begin = (int(rows[0, 0]),) if len(rows) > 1 and (rows[:, 0] == rows[0, 0]).all() else ()
+    if begin and (rows[:, : len(begin)] == np.array(begin)).all():
+        rows = rows[:, len(begin) :]
+    length, longest = len(begin) + rows.shape[1] - 1, model.config.longest
+    if longest is not None and length > longest:
+        why = f"{length} in a text, and learned positions end there"
+        raise InputError(name, None, f"at most {longest} tokens", why)
+    return rows, begin
+
+
+def _pieces(ids: np.ndarray, longest: int | None, before: int) -> np.ndarray:
+    """[B, S] pieces of a long text, evenly spread over it."""
+    most = LENGTH if longest is None else min(LENGTH, longest - before)
+    size = max(1, min(most + 1, len(ids) // LEAST_TEXTS))
+    count = min(TEXTS, len(ids) // size)
+    starts = np.linspace(0, len(ids) - size, count).astype(int)
+    return ids[starts[:, None] + np.arange(size)].astype(np.int32)
+
+
+# ---------------------------------------------------------------------- the first token's sink
+
+
+def _prefixed(model: Model, prefix: Sequence[int]) -> Conversion:
+    """Tokens before every text as keys and values."""
+    ids = tuple(int(token) for token in prefix)
+    config, params = with_prefix(model.config, model.params, ids)
+    known = model.tokenizer
+    if known is not None and known.adds_bos:  # which is among the keys now
+        known = replace(known, adds_bos=False)
+    changed = replace(model, config=config, params=params, tokenizer=known)
+    said = [f"{_count(len(ids), 'token')} before every text: keys and values, exactly"]
+    rope = model.config.rope
+    if len(ids) > 1 and isinstance(rope, Dynamic | LongRope) and model.config.position == "rope":
+        said.append(f"exact up to {rope.context} tokens, where the rotation changes")
+    return Conversion(changed, "prefix", (*said, *_windows(model.config)), ids)
+
+
+def _windows(config: ModelConfig) -> tuple[str, ...]:
+    layers = config.layers_with_window
+    if not layers:
+        return ()
+    said = f"in {_named(layers)} queries beyond the window of {config.window} see no sink, as ever"
+    return (said,)
+
+
+def _first_treated(
+    model: Model, begin: tuple[int, ...], first: FirstToken, given: bool
+) -> Conversion:
+    """The first token's sink as parameters, weaker ones as they are."""
+    sink, state = first.sink, first.state
+    size = f"|h| of the first token is {state.max():.0f} after layer {int(np.argmax(state))}"
+
+    def left(why: str, kind: str = "left") -> Conversion:
+        return Conversion(model, kind, (f"{size}: {why}; the model is as it was",))
+
+    if not (sink.present or given):
+        return left("no head gives it more than 0.3 of its attention, so there is no sink", "none")
+    if begin:
+        made = _prefixed(model, begin)
+        return replace(made, said=(size, *made.said))
+    if sink.emergence is None:
+        return left("a sink whose state does not stand out")
+    if not first.layers:
+        spread = np.max([of[list(first.reads)] for of in first.spread.values()], axis=0)
+        layer = first.reads[int(np.argmax(spread))]
+        return left(f"a sink whose key or value varies by {spread.max():.2f} in layer {layer}")
+    if not first.writers:
+        return left(f"a sink whose state no MLP of layer {sink.emergence} writes")
+    layers, silent = list(first.layers), first.writers
+    key = unrotated(model.config, first.constants["key"][:, None, None])[:, 0, 0]
+    constants = {"key": np.asarray(key), "value": first.constants["value"]}
+    config, params = with_constants(model.config, model.params, constants, layers, silent)
+    spread = max(float(of[layers].max()) for of in first.spread.values())
+    said = (
+        f"{size}; what {_named(silent)} would write there is left out",
+        f"its key and value are constants in {_named(layers)}, where they vary by {spread:.3f} "
+        "at most",
+        *_windows(model.config),
+    )
+    return Conversion(replace(model, config=config, params=params), "constants", said)
+
+
+# ---------------------------------------------------------------------------- weaker sinks
+
+
+def _weak_treated(
+    made: Conversion, trained: Reader, model: Model, texts: np.ndarray, weak: str, say: Progress
+) -> Conversion:
+    """The conversion under one of `WEAK`, with the numbers of all of them."""
+    batch = together(len(trained.begin) + texts.shape[1] - 1)
+
+    def run(config: ModelConfig, params: Params, begin: tuple[int, ...] = ()) -> Profile:
+        rows = Reader(config, params, begin).rows(texts)
+        return profile(config, params, rows, len(begin), batch)
+
+    say("weaker sinks: as trained")
+    before = run(trained.config, trained.params, trained.begin)
+    table = [judged("as trained", before, before.losses)]
+    ratios, standing = standing_rows(trained.params)
+    ids = carriers(before, trained.rows(texts), trained.begin or _initial(model, texts))
+    found = {"leave": made, "prefix": made if ids == made.prefix else _prefixed(model, ids)}
+    for name, start in tuple(found.items()):
+        cut = {"leave": "bound", "prefix": "prefix+bound"}[name]
+        if name == "prefix" and start is made:
+            found[cut] = found["bound"]
+            continue
+        say(f"weaker sinks: {name}")
+        config, params = start.model.config, start.model.params
+        free = run(config, params)
+        table.append(judged(name, free, before.losses))
+        best = bounded(config, params, free, run, partial(say, f"weaker sinks: {cut}"))
+        found[cut] = _cut(start, best)
+        if best is not None:
+            table.append(judged(cut, best.found, before.losses, best.bound))
+    ratios, standing = standing_rows(trained.params)
+    chosen = found[weak]
+    rows = f"rows of W_down stand out in {_named(standing) if standing else 'no layer'}"
+    return replace(
+        chosen,
+        said=(*chosen.said, rows), first=made.first, rows=ratios, treatments=tuple(table),
+    )  # fmt: skip
+
+
+def _cut(start: Conversion, best: Bounded | None) -> Conversion:
+    if best is None:
+        said = f"no bound on down_in leaves the loss within {MOVES} nats"
+        return replace(start, said=(*start.said, said))
+    said = f"down_in of every layer is within {best.bound:g} of its RMS"
+    if best.config.experts:
+        said = f"{said}, one bound for all experts of a layer"
+    model = replace(start.model, config=best.config, params=best.params)
+    return replace(start, model=model, said=(*start.said, said))
+
+
+def _initial(model: Model, texts: np.ndarray) -> tuple[int, ...]:
+    """What a prefix begins with where texts begin with nothing: BOS, or the token between texts, or
+    the first of the texts."""
+    known = model.tokenizer
+    ids = [] if known is None else [x for x in (known.bos, known.eot) if x is not None]
+    return (int(ids[0] if ids else texts[0, 0]),)
+
+
+# ---------------------------------------------------------------------------- before and after
+
+
+def _checked(made: Conversion, trained: Reader, text: Any, say: Progress) -> Conversion:
+    """The conversion, compared with the model as trained on other text."""
+    if text is None:
+        return made
+    model = Model(trained.config, trained.params, made.model.tokenizer)
+    texts, _ = _read(model, "check", text, trained.begin)
+    say("before and after")
+    after = Reader(made.model.config, made.model.params)
+    batch = together(len(trained.begin) + texts.shape[1] - 1)
+    return replace(made, check=compared(trained, after, texts, batch))
+
+
+def _named(layers: Sequence[int]) -> str:
+    """Layers in words: runs of three or more as first to last."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    parts = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return f"layer{'s' * (len(layers) != 1)} {', '.join(parts)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

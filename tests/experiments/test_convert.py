@@ -1,0 +1,127 @@
+"""The conversion as a user meets it: a model in; a model, tables and a record out, or one line."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import sysout_jax as so
+from experiments.cli.tables import markdown
+from experiments.reports.convert_report import sections
+from sysout_jax.model.decoder import init
+from sysout_jax.plots.conversion import figures
+from sysout_jax.training.checkpoint import save
+from tests.analysis import first_sink as planted
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The planted model as a training run writes one, and text of its ids."""
+    place = tmp_path_factory.mktemp("planted")
+    params = jax.tree.map(lambda x: x[None], planted.params())
+    save(place / "model", planted.CONFIG, params, [3])
+    text = place / "text"
+    text.mkdir()
+    for name, seed in (("train", 1), ("val", 2)):
+        ids = np.random.default_rng(seed).integers(0, 19, 40 * 65).astype(np.uint16)
+        ids.tofile(text / f"{name}.bin")
+    return place
+
+
+@pytest.fixture(scope="module")
+def finished(place, run_convert):
+    done = run_convert(
+        f"--model={place}/model", f"--corpus=tokens:{place}/text", f"--out={place}/out",
+        "--calibration=5", "--sequences=4", "--seq_len=64", "--bos=no", f"--workdir={place}/runs",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    return done, (place / "runs" / "convert" / "latest").resolve()
+
+
+def test_the_model_is_written_and_loads(finished, place):
+    (record,) = json.loads((finished[1] / "result.json").read_text())["models"]
+    model = so.load(place / "out")
+    assert record["kind"] == "constants"
+    assert model.config.sink.silent == (planted.MADE,)
+    ids = planted.texts(seed=8)[:, :-1]
+    peak = so.apply(model, ids, {"block_out": so.measures.top1_over_median})[1]["block_out"]
+    assert float(peak.max()) < 100
+    before, after = record["check"]["over_median"]
+    assert max(before) > 1000 > 100 > max(after)
+    assert record["tokens"] == {"calibration": 5 * 65, "check": 4 * 64}
+    assert len(record["check"]["generated"][0]) == 2
+
+
+def test_it_is_analysed_like_any_model(finished, place):
+    found = so.analyze(so.load(place / "out"), planted.texts()[0, :-1], parts=("existence",))
+    assert found.record["model"]["sink"]["replaces_first"] is True
+
+
+def test_the_tables_show_the_record(finished):
+    record = json.loads((finished[1] / "result.json").read_text())
+    (model,) = record["models"]
+    tables = markdown(sections(record))
+    assert tables["model-ways"].count("\n") == 1 + len(model["treatments"])
+    assert f"| {model['check']['loss'][1]:.3f} |" in tables["model-check"]
+    assert "constants in layers 3 to 5" in finished[0].out
+    assert [name for name, _ in figures(record)] == ["model"]
+    assert (finished[1] / "figures" / "model.png").stat().st_size > 10_000
+
+
+def test_a_record_is_drawn_again(finished, run_convert):
+    assert run_convert(f"--redraw={finished[1]}").status == 0
+
+
+def test_a_prefix_is_exported(place, run_convert):
+    out = place / "prefixed"
+    done = run_convert(
+        f"--model={place}/model", f"--corpus=tokens:{place}/text", f"--out={out}", "--prefix=3,4",
+        "--calibration=4", "--sequences=2", "--seq_len=32", "--weak=leave", "--nocheck",
+        "--export=prefix", f"--workdir={place}/runs",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    tensors = load_file(out / "prefix.safetensors")
+    assert tensors["key.5"].shape == tensors["value.0"].shape == (1, 1, 2, 16)
+    ids = planted.texts(2, 20)
+    both = np.concatenate([np.full((2, 2), (3, 4)), ids], axis=1)
+    whole = so.apply(so.load(place / "model"), both)[0]
+    np.testing.assert_allclose(so.apply(so.load(out), ids)[0], whole[:, 2:], atol=1e-3)
+    so.analyze(so.load(out), ids[0], parts=("existence",))
+
+
+def test_a_model_without_a_sink_is_not_written(place, run_convert, tmp_path):
+    params = init(planted.CONFIG, jax.random.key(0))
+    save(tmp_path / "model", planted.CONFIG, jax.tree.map(lambda x: x[None], params), [0])
+    done = run_convert(
+        f"--model={tmp_path}/model", f"--corpus=tokens:{place}/text", f"--out={tmp_path}/out",
+        "--smoke", "--bos=no", f"--workdir={tmp_path}/runs",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    assert "so there is no sink" in done.out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "--out: not given; accepted: a directory that does not exist"),
+        (["--out={place}/text"], "--out={place}/text: exists; accepted: "),
+        (["--out={place}/x", "--weak=no"], "--weak='no': unknown; accepted: bound, prefix, "),
+        (["--out={place}/x", "--export=onnx"], "--export='onnx': unknown; accepted: none, prefix"),
+        (["--out={place}/x", "--calibration=2"], "text: 2 of 64 tokens is too short; "),
+        (["--out={place}/x", "--export=prefix"], "--export=prefix: constants stand in a token"),
+        (["--out={place}/x", "--stream"], "--stream: accepted: without it"),
+    ],
+)
+def test_wrong_flags_are_one_line(place, run_convert, tmp_path, arguments, line):
+    done = run_convert(
+        f"--model={place}/model", f"--corpus=tokens:{place}/text", "--sequences=2", "--nocheck",
+        "--seq_len=64", "--bos=no", f"--workdir={tmp_path}",
+        *(argument.format(place=place) for argument in arguments),
+    )  # fmt: skip
+    assert done.status == 2
+    assert done.err.startswith(f"error: {line.format(place=place)}")
+    assert done.err.count("\n") == 1
+    assert not (place / "x").exists()

@@ -1,0 +1,75 @@
+"""The exported prefix is one that the reference implementation reads."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import sysout_jax as so
+from sysout_jax.analysis.intervene.conversion import with_prefix
+from sysout_jax.families.checkpoint import load_checkpoint
+from sysout_jax.families.prefix_cache import export_prefix
+from tests.families import reference
+
+CASES = ("llama", "gpt2", "qwen3", "gemma2", "gpt_neox", "phi3", "mixtral", "gpt_oss", "falcon")
+COUNT = 2
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def converted(directory, ids):
+    model = load_checkpoint(directory)
+    config, params = with_prefix(model.config, model.params, ids[0, :COUNT].tolist())
+    return so.Model(config, params)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_converted_model_equals_the_record(case, golden):
+    directory, ids, expected = golden(case)
+    rows = ids[:1]  # one text: the others begin with other tokens
+    logits, _ = so.apply(converted(directory, rows), jnp.asarray(rows[:, COUNT:]))
+    np.testing.assert_allclose(logits, expected["logits"][:1, COUNT:], rtol=0, atol=1e-3)
+
+
+def test_keys_are_those_of_the_cache(golden, tmp_path):
+    directory, ids, _ = golden("llama")
+    model = load_checkpoint(directory)
+    _, taps = so.apply(model, ids[:1, :COUNT], {"key": None, "value": None})
+    export_prefix(converted(directory, ids), tmp_path / "prefix.safetensors")
+    stored = load_file(tmp_path / "prefix.safetensors")
+    assert len(stored) == 2 * model.config.layers
+    for layer in range(model.config.layers):
+        for name in ("key", "value"):
+            expected = np.swapaxes(taps[name][layer], 1, 2)
+            np.testing.assert_allclose(stored[f"{name}.{layer}"], expected, atol=1e-5)
+
+
+def test_other_models_have_no_prefix(golden, tmp_path):
+    directory, _, _ = golden("llama")
+    with pytest.raises(so.InputError, match="export=prefix: not converted; accepted: a model conv"):
+        export_prefix(load_checkpoint(directory), tmp_path / "prefix.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_the_reference_reads_the_prefix(case, tmp_path):
+    """As docs/convert.md shows it."""
+    torch = pytest.importorskip("torch", reason="needs requirements-reference.txt")
+    transformers = pytest.importorskip("transformers", reason="needs requirements-reference.txt")
+    from safetensors.torch import load_file as load_tensors
+
+    reference.make(case, tmp_path)
+    ids = reference.tokens(reference.CASES[case][2])[:1]
+    ours = converted(tmp_path, ids)
+    export_prefix(ours, tmp_path / "prefix.cache")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    stored = load_tensors(tmp_path / "prefix.cache")
+    cache = transformers.DynamicCache()
+    for layer in range(len(stored) // 2):
+        cache.update(stored[f"key.{layer}"], stored[f"value.{layer}"], layer)
+    rest = torch.tensor(ids[:, COUNT:], dtype=torch.long)
+    with torch.no_grad():
+        theirs = model(rest, past_key_values=cache).logits.numpy()
+        whole = model(torch.tensor(ids, dtype=torch.long)).logits.numpy()[:, COUNT:]
+    np.testing.assert_allclose(theirs, whole, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(so.apply(ours, ids[:, COUNT:])[0], theirs, rtol=0, atol=1e-3)
