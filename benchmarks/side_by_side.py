@@ -64,16 +64,15 @@ def timed(
     batches = jax.random.randint(jax.random.key(1), shape, 0, c.vocab)
     theirs = torch_decoder.on_device(batches[:, 0])
 
-    expected = torch_decoder.gradients(
-        torch_decoder.filled(c, params), theirs[0], c.execution.dtype
-    )
+    dtype = c.execution.dtype
+    expected = torch_decoder.gradients(torch_decoder.filled(c, params), theirs[0], dtype)
     differences = {
         name: apart(form, params, expected, batches[0, 0]) for name, form in forms.items()
     }
     for name, each in differences.items():
         shares = ", ".join(f"{what} {share:.1e}" for what, share in each.items())
         say(f"{name}: from PyTorch's at step 0, as shares: {shares}")
-    check(differences, c.execution.dtype)
+    check(differences, dtype)
 
     parts = parts_of(c, batch_size, c.context)  # of a batch, for both sides
     calls = {"eager": _peer(c, params, theirs, parts)}
@@ -86,16 +85,14 @@ def timed(
     for name, found in losses.items():
         away = float(np.max(np.abs(found / losses["eager"] - 1)))
         differences[name] = {**differences.get(name, {}), "steps": away}
-    check(differences, c.execution.dtype)
+    check(differences, dtype)
 
     calls = {name: calls[name] for name in losses}
     seconds = {name: s / steps for name, s in alternated(calls, rounds).items()}
     return {
         "parts": parts, "differences": differences, "first_call": first, "left_out": left_out,
         "seconds": seconds,
-        "ratio": {
-            name: quartiles(s / seconds["ours"]) for name, s in seconds.items() if name != "ours"
-        },
+        "ratio": {n: quartiles(s / seconds["ours"]) for n, s in seconds.items() if n != "ours"},
     }  # fmt: skip
 
 

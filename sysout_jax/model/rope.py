@@ -71,30 +71,32 @@ class Rope:
 
 @dataclass(frozen=True)
 class Linear(Rope):
-    """Positions interpolated: `core.positions.linear`."""
+    """Positions interpolated."""
 
     rule: str = field(default="linear", init=False)
     factor: float = 1.0  # of that rule: how many times the context below
 
     def rotation(self, channels: int, length: int) -> Rotation:
+        """Every frequency over the factor: `core.positions.linear`."""
         return positions.linear(self.theta, channels, self.factor)
 
 
 @dataclass(frozen=True)
 class Dynamic(Rope):
-    """A base that grows with the sequence: `core.positions.dynamic`."""
+    """A base that grows with the sequence."""
 
     rule: str = field(default="dynamic", init=False)
     factor: float = 1.0
     context: int = 2048  # tokens of the original training, which the rule starts from
 
     def rotation(self, channels: int, length: int) -> Rotation:
+        """Those of the base that the length calls for: `core.positions.dynamic`."""
         return positions.dynamic(self.theta, channels, self.factor, self.context, length)
 
 
 @dataclass(frozen=True)
 class Llama3(Rope):
-    """Long wavelengths stretched, short ones kept: `core.positions.llama3`."""
+    """Long wavelengths stretched, short ones kept."""
 
     rule: str = field(default="llama3", init=False)
     factor: float = 1.0
@@ -103,13 +105,14 @@ class Llama3(Rope):
     high: float = 4.0  # llama3: turns above which nothing is
 
     def rotation(self, channels: int, length: int) -> Rotation:
+        """Those below `low` turns stretched: `core.positions.llama3`."""
         base = self.theta, channels
         return positions.llama3(*base, self.factor, self.context, self.low, self.high)
 
 
 @dataclass(frozen=True)
 class Yarn(Rope):
-    """Pairs interpolated by how often they turn: `core.positions.yarn`."""
+    """Pairs interpolated by how often they turn."""
 
     rule: str = field(default="yarn", init=False)
     factor: float = 1.0
@@ -120,6 +123,7 @@ class Yarn(Rope):
     scale: float | None = None  # yarn, longrope: of turned channels; None: from the factor
 
     def rotation(self, channels: int, length: int) -> Rotation:
+        """Those outside of the ramp kept or interpolated: `core.positions.yarn`."""
         base, ramp = (self.theta, channels), (self.fast, self.slow)
         return positions.yarn(
             *base, self.factor, self.context, *ramp, truncate=self.truncate, scale=self.scale
@@ -128,7 +132,7 @@ class Yarn(Rope):
 
 @dataclass(frozen=True)
 class LongRope(Rope):
-    """Every frequency divided by a number of its own: `core.positions.longrope`."""
+    """Every frequency divided by a number of its own."""
 
     rule: str = field(default="longrope", init=False)
     factor: float = 1.0
@@ -138,6 +142,7 @@ class LongRope(Rope):
     scale: float | None = None
 
     def check(self, width: int) -> None:
+        """Refuse as `Rope` does, and divisors that are not one per pair."""
         super().check(width)
         pairs = self.channels(width) // 2
         for name in ("short", "long"):
@@ -147,6 +152,7 @@ class LongRope(Rope):
                 raise InputError(flag(name), None, accepted, f"{found} numbers")
 
     def rotation(self, channels: int, length: int) -> Rotation:
+        """Every frequency over its divisor: `core.positions.longrope`."""
         base, divisors = (self.theta, channels), (self.short, self.long)
         return positions.longrope(*base, self.factor, self.context, length, *divisors, self.scale)
 

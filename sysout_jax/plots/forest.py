@@ -22,7 +22,7 @@ class Mark:
     dots: Sequence[float | None] = ()  # what the mean is of
 
 
-def forest(axes: Any, labels: Sequence[str], marks: Iterable[Mark], fontsize: float = 8) -> None:
+def forest(axes: Any, labels: Sequence[str], marks: Iterable[Mark], fontsize: int = 8) -> None:
     """Draw marks in rows, the first label at the top.
 
     Args:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sysout_jax.analysis.intervene.explicit_factor import FORMS
 from sysout_jax.plots.style import COLOURS, array, grid
 
 if TYPE_CHECKING:
@@ -30,13 +29,11 @@ def forms(record: Record, part: Record) -> "Figure | None":
         moved = row["relocation"]["relocated"]
         costs.barh(place, mean, color="#bbbbbb" if moved else COLOURS[3], height=0.6)
         costs.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color="#222222", lw=0.9)
-    first = part["sink"]["first"]
-    names = {"everywhere": "nothing, in every layer", "dropped": f"nothing, from layer {first} on"}
-    costs.set_yticks(places, [names.get(row["name"]) or FORMS[row["name"]] for row in rows])
+    costs.set_yticks(places, [row["label"].removeprefix("in its place: ") for row in rows])
     costs.axvline(0, color="#222222", lw=0.8)
     costs.grid(axis="y", visible=False)
     costs.set_title("change of the loss", loc="left")
-    labels = {"trained": "as trained", "dropped": names["dropped"], "everywhere": "everywhere"}
+    labels = {"trained": "as trained"} | {row["name"]: row["label"].split(",")[0] for row in rows}
     for axes, what in ((sizes, "peaks"), (shares, "attention")):
         for number, (name, values) in enumerate(part["forms"][what].items()):
             shown = array(values)[:SHOWN]

@@ -15,14 +15,8 @@ from sysout_jax.analysis.intervene.interventions import Interventions, intervent
 from sysout_jax.analysis.locate.existence import Existence, existence
 from sysout_jax.analysis.locate.positions import Positions, positions
 from sysout_jax.analysis.locate.relations import Relations, relations
-from sysout_jax.analysis.locate.scan import (
-    QUERIES_AT_ONCE,
-    Progress,
-    Scan,
-    Thresholds,
-    scan,
-    together,
-)
+from sysout_jax.analysis.locate.scan import QUERIES_AT_ONCE, Progress, Scan, Thresholds, scan
+from sysout_jax.analysis.locate.scan import together as default_batch_size
 from sysout_jax.analysis.locate.weights import WeightScan, weight_scan
 from sysout_jax.analysis.measure.dimensions import Dimensions, chosen_positions, dimensions
 from sysout_jax.analysis.measure.dynamics import Dynamics, dynamics
@@ -31,7 +25,7 @@ from sysout_jax.analysis.measure.roles import Roles, roles
 from sysout_jax.analysis.measure.scorecard import Measured, measured
 from sysout_jax.analysis.measure.seeds import Seeds, across_seeds
 from sysout_jax.data.prompt import encode_prompt
-from sysout_jax.errors import InputError, at_least
+from sysout_jax.errors import InputError, at_least, one_of
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model, token_ids
@@ -310,8 +304,7 @@ def analyze(
       progress: called with what is done of a part, and what there is in all.
       dimension_positions: of each sequence that the part dimensions looks at; None: its second
         half.
-      calibration: [C, T + 1] ids of other text, apart from the rows: what constants in the place of
-        a sink are taken from. None: interventions leave out the forms that have some.
+      calibration: [C, T + 1] ids of other text, for constants in a sink's place; None: none there.
 
     Raises:
       InputError: text that this model cannot read, or an unknown part.
@@ -329,25 +322,29 @@ def analyze(
     rows = np.asarray(prompt[None] if rows is None else token_ids("rows", rows, "B T", vocab))
     if rows.shape[1] < 3:
         raise InputError("rows", None, "at least 3 tokens in each", f"{rows.shape[1]} in each")
-    batch = together(max(rows.shape[1] - 1, 1)) if batch is None else batch
+    batch = default_batch_size(max(rows.shape[1] - 1, 1)) if batch is None else batch
     chosen = None if dimension_positions is None else tuple(dimension_positions)
     other = None if calibration is None else token_ids("calibration", calibration, "B T", vocab)
     limits = thresholds or Thresholds()
     material = Material(
         model, prompt, rows, limits, batch, dimension_positions=chosen, calibration=other
     )
-    parts = [name for name in PARTS if name not in OF_RUNS] if parts is None else parts
-    names = (parts,) if isinstance(parts, str) else tuple(parts)
-    unknown = [name for name in names if name not in PARTS]
-    if unknown:
-        raise InputError("parts", repr(unknown[0]), ", ".join(PARTS), "unknown")
-    found = {name: PARTS[name](material, progress) for name in names}
+    found = {name: PARTS[name](material, progress) for name in _named(parts)}
     described = {name: describe(material, result) for name, result in found.items()}
     record = {
         "experiment": "analysis", "provenance": provenance(), **header(material),
         "parts": described, "status": "complete",
     }  # fmt: skip
     return Findings(plain(record), **found)
+
+
+def _named(parts: str | Sequence[str] | None) -> tuple[str, ...]:
+    if parts is None:
+        return tuple(name for name in PARTS if name not in OF_RUNS)
+    names = (parts,) if isinstance(parts, str) else tuple(parts)
+    for name in names:
+        one_of("parts", name, tuple(PARTS))
+    return names
 
 
 def header(material: Material) -> dict[str, Any]:

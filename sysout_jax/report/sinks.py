@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sysout_jax.analysis.intervene.explicit_factor import FORMS
-
 
 def sink_lines(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     """What a record of interventions says of the sink at the first token and of its forms."""
@@ -33,21 +31,11 @@ def sink_lines(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
             "layers"
         )
     for form in forms["forms"]:
-        lines.append(f"{form_label(form['name'], sink)}: loss {form['change'][0]:+.4f}{_of(form)}")
-        if form["name"] in ("dropped", "everywhere"):
-            lines.append(_guard(form["relocation"]))
+        guard = _guard(form["relocation"]) if form["name"] in ("dropped", "everywhere") else ""
+        lines.append(f"{form['label']}: loss {form['change'][0]:+.4f}{_of(form)}{guard}")
     if forms["missing"]:
         lines.append(f"forms in the sink's place left out: {forms['missing']}")
     return lines
-
-
-def form_label(name: str, sink: Mapping[str, Any]) -> str:
-    """A form in the sink's place, as tables and figures name it."""
-    if name == "everywhere":
-        return "taken away in every layer"
-    if name == "dropped":
-        return f"taken away from layer {sink['first']} on, rows renormalised"
-    return f"in its place: {FORMS[name]}"
 
 
 def _of(form: Mapping[str, Any]) -> str:
@@ -65,7 +53,7 @@ def _guard(moved: Mapping[str, Any]) -> str:
         else "it does not relocate"
     )
     return (
-        f"of the other tokens then the largest |h| is {moved['peak']:.3g} (before: "
+        f"; of the other tokens then the largest |h| is {moved['peak']:.3g} (before: "
         f"{moved['peak_before']:.3g}; the sink's: {moved['sink_peak']:.3g}), most often of token "
         f"{moved['token']}, and the largest share of attention {moved['attention']:.2f} (before: "
         f"{moved['attention_before']:.2f}; the sink's: {moved['sink_attention']:.2f}): {verdict}"

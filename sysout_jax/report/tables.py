@@ -4,7 +4,6 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sysout_jax.report.sinks import form_label
 from sysout_jax.report.words import neuron, row_of
 from sysout_jax.showing import Interval, Table
 
@@ -255,7 +254,7 @@ def _forms(part: Record) -> Tables:
     for form in part["forms"]["forms"]:
         moved = form["relocation"]
         rows.append(
-            [form_label(form["name"], part["sink"]), form["loss"], Interval.of(form["change"]),
+            [form["label"], form["loss"], Interval.of(form["change"]),
              form["share"] and Interval.of(form["share"]), moved["peak"], moved["attention"],
              "yes" if moved["relocated"] else "no"]
         )  # fmt: skip

@@ -249,6 +249,37 @@ def test_life_cycle():
     assert gone.cosine < -0.999
 
 
+def test_a_removal_is_judged_in_the_channel_that_it_removes():
+    """Case U14: as others grow in the same layer, the write as a whole points with the state; that
+    is said, and of what channel."""
+    gone = lifecycle(p.CONFIG, p.params(), TOKENS[1]).disappearance
+    assert (gone.grows, gone.share) == (None, pytest.approx(-1, abs=0.01))
+    down = p.params()["blocks"]["mlp"]["down"]
+    others = np.arange(9, 19)
+    down = down.at[p.MADE, p.NEURON, others].set(200.0)
+
+    def changed(down):
+        blocks = p.params()["blocks"]
+        return {**p.params(), "blocks": {**blocks, "mlp": {**blocks["mlp"], "down": down}}}
+
+    taps = {"block_in": lambda h: h[0], "down_in": lambda h: h[0]}
+    found = forward(p.CONFIG, changed(down), jnp.asarray(TOKENS[1:2]), taps)[1]
+    state = found["block_in"][p.REMOVED, 0]
+    unit = state / found["down_in"][p.REMOVED, 0, p.REMOVER]
+    down = down.at[p.REMOVED, p.REMOVER, p.CHANNEL].set(-0.9 * unit[p.CHANNEL])
+    down = down.at[p.REMOVED, p.REMOVER, others].set(0.3 * unit[others])
+    down = down.at[p.REMOVED, p.REMOVER, 12].set(0.35 * unit[12])
+    gone = lifecycle(p.CONFIG, changed(down), TOKENS[1]).disappearance
+    assert gone.layer == p.REMOVED
+    assert gone.share == pytest.approx(-0.9, abs=0.02)
+    assert gone.cosine > 0.1
+    assert gone.grows == 12
+    assert gone.grown == pytest.approx(0.35 * abs(float(state[12])), rel=0.05)
+    # without what grows the same write is one that takes away
+    same = down.at[p.REMOVED, p.REMOVER, others].set(0.0)
+    assert lifecycle(p.CONFIG, changed(same), TOKENS[1]).disappearance.cosine < -0.3
+
+
 @pytest.mark.parametrize("window_layers", [None, (0,)])
 def test_the_logit_gap_is_of_keys_that_the_layer_sees(window_layers):
     config = ModelConfig(

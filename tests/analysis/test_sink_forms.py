@@ -19,7 +19,8 @@ from sysout_jax.analysis.locate.scan import scan
 from sysout_jax.analysis.locate.sinks import Sink, first_token_sink, sees_first
 from sysout_jax.analysis.statistics import bootstrap_interval, ratio_interval
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import forward, init, stack_blocks
+from sysout_jax.model.decoder import forward, init
+from tests.analysis import first_visible as v
 from tests.analysis import planted as p
 
 BASE = ModelConfig(
@@ -211,49 +212,13 @@ def test_the_layer_that_writes_the_sink_is_found():
 
 # ------------------------------------------------------------------- a sink that comes back
 
-WORDS = 8
-CONSTANT, MASSIVE = 2 * WORDS, 2 * WORDS + 1  # channels: words, words heard, a one, the sink's
-HIDDEN = ModelConfig(
-    vocab=WORDS, context=T, layers=3, width=2 * WORDS + 4, heads=1, head_dim=WORDS, mlp="relu",
-    mlp_width=WORDS, norm="rms", position="none",
-)  # fmt: skip
-
-
-@cache
-def first_visible():
-    """A token that sees one word only is made massive in layer 0, and attended to later: a sink
-    that is the first visible token, whatever its word (theory T5)."""
-    params = jax.tree.map(np.array, init(HIDDEN, jax.random.key(0)))
-    unit = (HIDDEN.width / 2) ** 0.5  # a word and a one, after the norm
-    params["embed"][:] = 0.0
-    params["embed"][np.arange(WORDS), np.arange(WORDS)] = 1.0
-    params["embed"][:, CONSTANT] = 1.0
-    block = params["block_0"]
-    for name in ("query", "key", "value", "out"):
-        block["attn"][name][:] = 0.0
-    words = np.arange(WORDS)
-    block["attn"]["value"][words, 0, words] = 1.0 / unit
-    block["attn"]["out"][0, words, WORDS + words] = 1.0  # the mean of the words that are seen
-    block["mlp"]["up"][:] = block["mlp"]["down"][:] = 0.0
-    block["mlp"]["up"][WORDS + words, words] = 1.0
-    block["mlp"]["up"][CONSTANT, words] = -0.75
-    block["mlp"]["down"][words, MASSIVE] = 400.0
-    for layer in (1, 2):
-        attention = params[f"block_{layer}"]["attn"]
-        attention["query"][CONSTANT, 0, 0] = 6.0
-        attention["key"][MASSIVE, 0, 0] = 2.0
-        attention["value"][MASSIVE] = 0.0
-    return stack_blocks(jax.tree.map(jnp.asarray, params))
-
 
 def test_a_sink_taken_away_everywhere_comes_back_at_the_next_token():
-    rows = np.stack([np.random.default_rng(i).permutation(WORDS) for i in range(4)])
-    rows = np.concatenate([rows, rows[:, 2:4]], axis=1).astype(np.int32)  # two words come again
-    config = HIDDEN.with_execution(scan_layers=True)
-    sink = first_token_sink(config, scan(config, first_visible(), rows[:, :-1]))
+    rows = v.rows(0)
+    sink = first_token_sink(v.CONFIG, scan(v.CONFIG, v.params(), rows[:, :-1]))
     assert (sink.emergence, sink.first) == (0, 1)
     assert sink.attention > 0.8
-    found = measured(config, first_visible(), rows, sink)
+    found = measured(v.CONFIG, v.params(), rows, sink)
     moved = {form.name: form.relocation for form in found.forms}
     assert moved["everywhere"].relocated
     assert moved["everywhere"].token == 1
@@ -268,13 +233,11 @@ def test_a_sink_taken_away_everywhere_comes_back_at_the_next_token():
 
 def test_interventions_on_attention_begin_after_the_emergence():
     """Keys that are flagged before are kept: case U11."""
-    rows = np.stack([np.random.default_rng(i).permutation(WORDS) for i in range(4)])
-    config = HIDDEN.with_execution(scan_layers=True)
-    found = interventions(config, first_visible(), rows.astype(np.int32), batch=2)
+    found = interventions(v.CONFIG, v.params(), v.rows(0), batch=2)
     of_attention = [each for each in found.effects if each.kind == "attention"]
     assert of_attention
     for each in of_attention:
-        assert each.edited <= (config.layers - found.sink.first) * (WORDS - 1)
+        assert each.edited <= (v.CONFIG.layers - found.sink.first) * v.WORDS
         assert each.relocation is not None
         assert not each.relocation.relocated
 

@@ -1,19 +1,24 @@
 """Explicit forms as a user meets them: a run in; table, record and figure, or one line out."""
 
 import json
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.cli.tables import markdown
+from experiments.explicit import MADE, Config, _ByEdits
+from experiments.inputs.evaluation_text import Text
 from experiments.reports.explicit_report import sections
 from sysout_jax.analysis.intervene.explicit_factor import FORMS
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.data import load_corpus
 from sysout_jax.model.decoder import forward
 from sysout_jax.plots.explicit import figures
+from sysout_jax.results import plain
 from sysout_jax.training.checkpoint import load
+from tests.analysis import first_visible as v
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def test_every_form_of_every_softmax_model(record):
     assert found == [("backcopy-softmax", 3), ("backcopy-softmax", 5)]
     for model in record["models"]:
         forms = model["forms"]
-        assert list(forms) == list(FORMS)
+        assert list(forms) == list(MADE)
         assert forms["trained"]["change"] == [0.0, 0.0, 0.0]
         assert forms["extra_key"]["loss"] == pytest.approx(forms["trained"]["loss"], abs=1e-5)
         assert abs(forms["dropped"]["change"][0]) > 1e-4
@@ -76,7 +81,7 @@ def test_measures_are_of_all_sequences(record, trained, run_explicit, tmp_path):
 
 def test_the_table_shows_the_record(record, finished):
     table = markdown(sections(record))["backcopy-softmax"]
-    assert table.count("\n") == 1 + len(FORMS)
+    assert table.count("\n") == 1 + len(MADE)
     loss = np.mean([model["forms"]["gate"]["loss"] for model in record["models"]])
     row = next(line for line in table.splitlines() if line.startswith(f"| {FORMS['gate']} "))
     assert f"| {loss:.3f} |" in row
@@ -105,7 +110,6 @@ def test_a_record_is_drawn_again(run_explicit, finished):
     ("arguments", "line"),
     [
         (["--variant=context_scale"], "--variant=context_scale: accepted: a model of variant"),
-        (["--bos=no"], "--bos=no: backcopy-softmax reads texts whose first tokens differ"),
         (["--finetune=-1"], "--finetune=-1: accepted: an integer of at least 0"),
         (["--finetune_lr=0"], "--finetune_lr=0.0: accepted: a finite number above 0"),
         (["--methods=w1"], "--methods=w1: "),
@@ -118,3 +122,31 @@ def test_wrong_flags_are_one_line(run_explicit, trained, tmp_path, arguments, li
     assert done.err.startswith(f"error: {line}")
     assert done.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_without_a_bos_there_has_to_be_a_sink(run_explicit, trained, tmp_path):
+    done = run_explicit(f"--model={trained}", f"--workdir={tmp_path}", "--bos=no")
+    assert done.status == 2
+    assert "no head of backcopy-softmax gives its first token more than 0.3 of its" in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_forms_of_texts_that_begin_differently_are_edits():
+    """Case U13: key and value are taken from the layer on that reads what makes the sink."""
+    model = SimpleNamespace(config=v.CONFIG, params=v.params())
+    chosen = SimpleNamespace(name="planted", seed=None, corpus=None, model=model)
+    text = Text(None, v.rows(1, 6), v.rows(2))
+    judge = _ByEdits(Config(batch=2), chosen, text)
+    assert judge.found(None)["sink"]["first"] == 1
+    found = {name: judge.found(name)["found"] for name in FORMS}
+    assert found["trained"]["change"] == (0.0, 0.0, 0.0)
+    assert abs(found["extra_key"]["change"].mean) < 1e-3
+    record = {
+        "config": {"finetune": 0}, "methods": [],
+        "models": [judge.found(None) | {"forms": found}],
+    }  # fmt: skip
+    record = json.loads(json.dumps(plain(record)))
+    assert set(dict(figures(record))) == {"planted"}
+    (section,) = sections(record)
+    assert len(section.table.rows) == len(FORMS)
+    assert section.lines[0].startswith("texts begin with different tokens: edits from layer 1 on")

@@ -332,7 +332,7 @@ NEEDED = {
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, _ in _leaves(TrainConfig()) if n not in ("corpus", "rope_rule")]
+    "name", [n for n, _ in _leaves(TrainConfig()) if n not in ("corpus", "rope_rule", "sink")]
 )
 @pytest.mark.usefixtures("run_variants")
 def test_every_field_has_a_flag_that_sets_it(name, run_variants):

@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.analysis.intervene.passes import passes
+from sysout_jax.analysis.intervene.relocation import TAPS
+from sysout_jax.analysis.intervene.sink_forms import sink_forms
+from sysout_jax.analysis.locate.scan import scan
+from sysout_jax.analysis.locate.sinks import first_token_sink
 from sysout_jax.data.prompt import PROMPT
 from sysout_jax.model.model import Model
 from tests.published.reference import place_of
@@ -125,3 +130,34 @@ def test_a_first_token_of_its_is_parameters_exactly(smollm2):
     found = so.convert(model, prefix=ids[0, :2].tolist())
     whole, rest = so.apply(model, ids)[0], so.apply(found.model, ids[:, 2:])[0]
     np.testing.assert_allclose(rest, whole[:, 2:], rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_what_can_take_the_sinks_place(seen, shared_data):
+    """Theory T4 and T5 on text that no pilot read: books; constants from WikiText-2. The sink that
+    is taken away in every layer comes back at the next token, and costs next to nothing."""
+    model, _, _ = seen
+
+    def rows(name, count, length=128):
+        text = (shared_data / "text" / name).read_text()[100_000:]
+        ids = np.asarray(so.encode(model, text[: count * length * 8]))[0]
+        return ids[: count * (length + 1)].reshape(count, -1).astype(np.int32)
+
+    judged, calibration = rows("books_val.txt", 6), rows("wikitext2_valid.txt", 12)
+    sink = first_token_sink(model.config, scan(model.config, model.params, judged[:, :-1]))
+    assert (sink.emergence, sink.first) == (EMERGES, EMERGES + 1)
+    of_model = passes(model.config, model.params, judged, [sink.first], 3, TAPS, {})
+    found = sink_forms(of_model, of_model.taps, sink, calibration)
+    costs = {form.name: form for form in found.forms}
+    assert costs["dropped"].change.low > 0.5
+    assert costs["factor"].change.low > 0.3
+    assert costs["factor_bias"].change.high < 0.1
+    assert costs["logit"].change.high < 0.1
+    assert abs(costs["extra_key"].change.mean) < 0.001
+    assert costs["factor_bias"].share.high < 0.2
+    assert not costs["dropped"].relocation.relocated
+    moved = costs["everywhere"].relocation
+    assert (moved.relocated, moved.token) == (True, 1)
+    assert moved.peak > 0.9 * moved.sink_peak
+    assert costs["everywhere"].change.high < 0.2
+    assert found.value_spread < 0.05

@@ -22,6 +22,7 @@ from sysout_jax.report.findings import OF_RUNS, PARTS, PROMPT_TOKENS, Material, 
 from sysout_jax.report.page import page
 from sysout_jax.report.tables import of_part
 from sysout_jax.report.words import headline
+from tests.analysis import first_visible as v
 from tests.analysis import planted as p
 
 
@@ -45,7 +46,9 @@ def test_sentences_say_where_things_are():
     assert "layers 1, 2, token 0 '0', 7 '0', channel 5" in existence
     assert "layers 1, 3, token 0 '0', 7 '0', neurons 17, 29" in existence
     assert "down[17, 5] of layer 1" in existence
-    assert "in 6 of 6 sequences, 9 tokens: 67% initial (text: 1%), 33% other" in said("positions")
+    assert "in 6 of 6 sequences of text, 9 tokens: 67% initial (text: 1%), 33% other" in said(
+        "positions"
+    )
     assert "weights -> activations on channels: precision 1.00 (shuffled: 0.0" in said("relations")
     life = said("lifecycle")
     assert "emergence: layer 1 adds" in life
@@ -63,9 +66,56 @@ def test_sentences_say_where_things_are():
     )
 
 
+def test_texts_are_told_apart():
+    """Case U4: what is said of the prompt, and what of the text."""
+    lines = said("existence").splitlines()
+    assert sum(line.startswith("in the prompt, ") for line in lines) == 4
+    assert "of the prompt, the largest activation relative to its layer's mean is" in said(
+        "lifecycle"
+    )
+    record = copy.deepcopy(p.findings().record)
+    part = record["parts"]["lifecycle"]
+    part["trace"]["block_out"][0] = -3.0 * part["peak"]
+    larger = headline(record, "lifecycle")[0]
+    assert f"({3 * part['peak']:.3g} in layer 0, where the mean is larger too)" in larger
+
+
+def test_a_sink_and_its_forms_in_words_and_tables():
+    model = so.Model(v.CONFIG, v.params())
+    found = so.analyze(
+        model, v.rows(3)[0], v.rows(0), "interventions", calibration=v.rows(1, 6)
+    )  # fmt: skip
+    text = "\n".join(headline(found.record, "interventions"))
+    assert "a sink of 100% of heads from layer 1 on; layer 0 writes its state" in text
+    assert "over 6 other texts its key spreads by " in text
+    removed, moved = (
+        next(line for line in text.splitlines() if line.startswith(f"taken away {where}"))
+        for where in ("from layer 1 on", "in every layer")
+    )
+    assert removed.endswith("it does not relocate")
+    assert "most often of token 1" in moved
+    assert moved.endswith("the sink relocates: the cost is not that of a model without one")
+    rows = found.table("interventions-forms").rows
+    assert len(rows) == 11
+    assert rows[-1][0] == "taken away in every layer"
+    assert rows[-1][-1] == "yes"
+    tokens = found.table("interventions-tokens").rows
+    assert [row[0] for row in tokens] == list(range(8))
+    assert {"interventions", "interventions-forms"} == set(found.figures())
+
+
+def test_a_model_without_a_sink_is_said_to_have_none():
+    model = so.Model(p.CONFIG, p.untrained())
+    found = so.analyze(model, p.rows()[0, :-1], p.rows(), "interventions")
+    last = headline(found.record, "interventions")[-1]
+    assert last.startswith("no sink at the first token: no head gives it more than 0.3")
+    assert set(found.figures()) == {"interventions"}
+    assert found.table("interventions-forms").rows == ()
+
+
 def test_every_figure_is_drawn_from_the_record(tmp_path):
     figures = p.findings().figures()
-    assert len(figures) == 14
+    assert len(figures) == 15
     assert {"relations", "lifecycle-disappearance"} <= set(figures)
     marked = [t.get_text() for axes in figures["existence"].axes for t in axes.texts]
     assert "neuron 17, channel 5" in " ".join(marked) or "neuron 29" in " ".join(marked)
@@ -83,7 +133,7 @@ def test_a_table_of_one_sequence_has_no_bounds():
     for row in record["parts"]["relations"]["rows"]:
         for name in ("precision", "recall", "jaccard"):
             row[name] = [0.5, None, None]
-    shown = of_part(record, "interventions")
+    shown = of_part(record, "interventions").split("</table>")[0]
     headings, before, *rows = (
         re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in shown.split("<tr>")[1:]
     )

@@ -9,7 +9,7 @@ from sysout_jax.plots.forest import Mark, forest
 def drawn(*marks):
     """The axes, the points, and the ends of the whiskers, as (x, y) in rows of numbers."""
     axes = Figure().add_subplot()
-    forest(axes, ["first", "second", "third"], marks)
+    forest(axes, ["first", "second", "third"], marks, fontsize=7)
     points = [line.get_xydata() for line in axes.lines if len(line.get_xydata())]
     whiskers = [segment for each in axes.collections for segment in each.get_segments()]
     return axes, points, whiskers

@@ -223,7 +223,7 @@ def forms(
         "gate": Form(*with_gates(config, params, gates)),
         "extra_key": Form(*with_prefix(config, params, [first])),
     }
-    return {name: made[name] for name in FORMS}, gates
+    return {name: made[name] for name in FORMS if name in made}, gates
 
 
 def _without_first_key(weights: Float[Array, "N T S"], layer: Array) -> Array:

@@ -70,7 +70,7 @@ def interventions(
     weights: WeightScan | None = None,
     batch: int = 8,
     progress: Progress | None = None,
-    calibration: Int[Array | np.ndarray, "C R"] | None = None,
+    calibration: Int[np.ndarray, "C R"] | None = None,
 ) -> Interventions:
     """Take outliers away, kind by kind and detector by detector, and measure the loss.
 
@@ -100,9 +100,7 @@ def interventions(
     steps = progress or (lambda done, total: None)
     chosen, sink = _chosen(found), first_token_sink(config, found)
     begins = {each.layer for each in chosen} | {_heaviest(weights).layer, sink.first}
-    of_model = passes(
-        config, params, rows, sorted(begins), batch, _recorded(config), none
-    )  # fmt: skip
+    of_model = passes(config, params, rows, sorted(begins), batch, _recorded(config), none)
     steps(1, 5)
     means = editing.as_means(config, of_model.taps)
     trained = {**of_model.taps, "block_out": of_model.taps["block_out"]["peaks"]}
@@ -112,16 +110,13 @@ def interventions(
     steps(3, 5)
     of_weights, silent_weights = _weights(of_model, weights, none, means.super_weight(SPIKE))
     steps(4, 5)
-    other = None if calibration is None else np.asarray(calibration)
-    forms = sink_forms(of_model, trained, sink, other)
+    forms = sink_forms(of_model, trained, sink, calibration)
     steps(5, 5)
-    seen = {each.name for each in chosen}
-    silent = [name for name in (*(each.name for each in DETECTORS), LARGEST) if name not in seen]
     return Interventions(
         bootstrap_interval(of_model.before),
         float(np.exp(of_model.before.mean())),
         (*activations, *attention, *of_weights),
-        (*silent, *silent_attention, *silent_weights),
+        (*_silent(chosen), *silent_attention, *silent_weights),
         sink,
         forms,
     )
@@ -170,6 +165,11 @@ def _chosen(found: Scan) -> list[_Chosen]:
     if (site.top[..., 0] > site.top[..., 1]).any():
         chosen.append(_Chosen(LARGEST, "block_out", layer, second))
     return chosen
+
+
+def _silent(chosen: list[_Chosen]) -> list[str]:
+    seen = {each.name for each in chosen}
+    return [name for name in (*(each.name for each in DETECTORS), LARGEST) if name not in seen]
 
 
 def _counts(of_model: Passes, site: str, top: np.ndarray, edit: Edit) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy import special
 
-from sysout_jax.analysis.intervene.explicit_factor import Gates, inside
+from sysout_jax.analysis.intervene.explicit_factor import FORMS, Gates, inside
 from sysout_jax.analysis.intervene.passes import Edits, Passes
 from sysout_jax.analysis.intervene.relocation import TAPS, Relocation, Tokens, relocation
 from sysout_jax.analysis.intervene.sink_constants import Constants, constants
@@ -26,6 +26,7 @@ from sysout_jax.analysis.statistics import Interval, bootstrap_interval, ratio_i
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.taps import Edit
 
+EVERYWHERE = "everywhere"  # a form beside `FORMS`: "dropped" in every layer
 KEPT, REMOVED, SHARE = 0, 1, 2  # the first key's weight: as it is, or zero and rows brought to one
 
 
@@ -161,7 +162,8 @@ def all_forms(
 class FormCost:
     """One form in the sink's place."""
 
-    name: str  # in `explicit_factor.FORMS`; "everywhere": dropped in every layer
+    name: str  # in `explicit_factor.FORMS`, or `EVERYWHERE`
+    label: str
     loss: float  # nats per token
     change: Interval  # of the loss, paired by sequence
     share: Interval | None  # of what "dropped" costs; None where that costs nothing for certain
@@ -209,37 +211,50 @@ def sink_forms(
         rows = calibration[:, :-1]
         whole = config.with_execution(query_block=None)
         fitted = constants(whole, of_model.params, rows, sink.first, of_model.batch)
-    made = all_forms(config, length, sink, fitted)
-    everywhere = edits(config, length, 0, REMOVED)
+    made = {
+        name: of_model.watched(form, TAPS, sink.first)
+        for name, form in all_forms(config, length, sink, fitted).items()
+    }
+    made[EVERYWHERE] = of_model.watched(edits(config, length, 0, REMOVED), TAPS, 0)
+    records = {"trained": trained} | {name: found for name, (_, found) in made.items()}
     count = config.layers - sink.first
-    records = {"trained": (of_model.before, trained)}
-    records |= {name: of_model.watched(form, TAPS, sink.first) for name, form in made.items()}
-    records["everywhere"] = of_model.watched(everywhere, TAPS, 0)
-    tokens = {name: Tokens.of(found, count) for name, (_, found) in records.items()}
-    before, removed = records["trained"][0], records["dropped"][0]
+    tokens = {name: Tokens.of(found, count) for name, found in records.items()}
+    removed = made["dropped"][0] - of_model.before
     costs = tuple(
-        _cost(name, losses, before, removed, tokens["trained"], tokens[name])
-        for name, (losses, _) in records.items()
-        if name != "trained"
+        _cost(name, _label(name, sink), of_model.before, losses, removed, tokens)
+        for name, (losses, _) in made.items()
     )
-    shown = [name for name in ("trained", "dropped", "everywhere") if name in tokens]
+    shown = ("trained", "dropped", EVERYWHERE)
     return SinkForms(
         missing, 0 if calibration is None else len(calibration),
-        np.nan if fitted is None else float(np.median(fitted.key_spread[sink.first :])),
-        np.nan if fitted is None else float(np.median(fitted.value_spread[sink.first :])), costs,
+        _median(None if fitted is None else fitted.key_spread, sink),
+        _median(None if fitted is None else fitted.value_spread, sink),
+        costs,
         {name: tokens[name].peak.mean(axis=0) for name in shown},
         {name: tokens[name].attention.mean(axis=0) for name in shown},
     )  # fmt: skip
 
 
+def _median(spread: np.ndarray | None, sink: Sink) -> float:
+    return float("nan" if spread is None else np.median(spread[sink.first :]))
+
+
+def _label(name: str, sink: Sink) -> str:
+    if name == EVERYWHERE:
+        return "taken away in every layer"
+    if name == "dropped":
+        return f"taken away from layer {sink.first} on, rows renormalised"
+    return f"in its place: {FORMS[name]}"
+
+
 def _cost(
-    name: str, losses: np.ndarray, before: np.ndarray, removed: np.ndarray, trained: Tokens,
-    tokens: Tokens,
+    name: str, label: str, before: np.ndarray, losses: np.ndarray, removed: np.ndarray,
+    tokens: Mapping[str, Tokens],
 ) -> FormCost:  # fmt: skip
-    sink = np.zeros(trained.peak.shape, bool)
+    sink = np.zeros(tokens[name].peak.shape, bool)
     sink[:, 0] = True
     change = losses - before
     return FormCost(
-        name, float(losses.mean()), bootstrap_interval(change),
-        ratio_interval(change, removed - before), relocation(trained, tokens, sink),
+        name, label, float(losses.mean()), bootstrap_interval(change),
+        ratio_interval(change, removed), relocation(tokens["trained"], tokens[name], sink),
     )  # fmt: skip
