@@ -87,9 +87,9 @@ def run(config: Config, console: Console) -> RunDirectory:
         return _recorded(config, each, text, made)
 
     directory = grid.run(
-        config, "convert", {chosen.cell: chosen}, found, grid.common(config),
+        config, "convert", {chosen.cell: chosen}, found, grid.common(config, "out"),
         lambda there: {"models": there.all()}, sections, console,
-        described={"config": grid.told(config)}, of=[chosen.name],
+        described={"config": grid.common(config, "out")}, of=[chosen.name],
     )  # fmt: skip
     said = out if out.exists() else "not written, as nothing was converted"
     console.print(f"model    {said}", soft_wrap=True, markup=False)

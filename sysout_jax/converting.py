@@ -102,43 +102,44 @@ def convert(
     if model.config.sink is not None:
         raise InputError("model", None, "one that was not converted", "its sink is explicit")
     if text is None:
-        if prefix is None:
+        if not prefix:
             raise InputError("text", None, "text to calibrate on, or a prefix", "neither is given")
         begin, made = tuple(prefix), _prefixed(model, prefix)
-        return _checked(made, Reader(model.config, model.params, begin), check, say)
+        return _checked(made, model, Reader(model.config, model.params, begin), check, say)
     texts, begin = _read(model, "text", text, prefix)
     trained = Reader(model.config, model.params, begin)
     rows = trained.rows(texts)
     say("the first token of the model as trained")
     first = first_token(model.config, model.params, rows, together(rows.shape[1] - 1))
-    made = replace(_first_treated(model, begin, first, bool(prefix)), first=first)
+    made = replace(_first_treated(model, prefix or begin, first, bool(prefix)), first=first)
     if made.kind not in CONVERTED:
         return made
     made = _weak_treated(made, trained, model, texts, weak, say)
-    return _checked(made, trained, check, say)
+    return _checked(made, model, trained, check, say)
 
 
 def _read(
     model: Model, name: str, text: Any, prefix: Sequence[int] | None
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Texts without what begins them, and that."""
-    begin = None if prefix is None else tuple(int(token) for token in prefix)
+    """Texts without what begins them all, and that, as the model reads it: the prefix, or BOS, or a
+    token that all ids begin with; nothing where the prefix is empty."""
+    begin = () if prefix is None else tuple(int(token) for token in prefix)
     if isinstance(text, str):
         if model.tokenizer is None:
             raise InputError(name, None, "token ids", "text, and the model has no tokenizer")
-        if begin is None:
-            begin = (model.tokenizer.bos,) if model.tokenizer.adds_bos else ()
-        return _pieces(model.tokenizer.encode(text), model.config.longest, len(begin)), begin
+        known = model.tokenizer
+        begin = (known.bos,) if known.adds_bos and prefix != () else ()
+        before = max(len(begin), len(prefix or ()))
+        return _pieces(known.encode(text), model.config.longest, before), begin
     rows = np.asarray(token_ids(name, text, "B S", model.config.vocab))
-    if begin is None:
-        begin = (int(rows[0, 0]),) if len(rows) > 1 and (rows[:, 0] == rows[0, 0]).all() else ()
-    if begin and (rows[:, : len(begin)] == np.array(begin)).all():
-        rows = rows[:, len(begin) :]
-    length, longest = len(begin) + rows.shape[1] - 1, model.config.longest
+    if not (begin and (rows[:, : len(begin)] == np.array(begin)).all()):
+        shared = prefix != () and len(rows) > 1 and (rows[:, 0] == rows[0, 0]).all()
+        begin = (int(rows[0, 0]),) if shared else ()
+    length, longest = rows.shape[1] - 1, model.config.longest
     if longest is not None and length > longest:
         why = f"{length} in a text, and learned positions end there"
         raise InputError(name, None, f"at most {longest} tokens", why)
-    return rows, begin
+    return rows[:, len(begin) :], begin
 
 
 def _pieces(ids: np.ndarray, longest: int | None, before: int) -> np.ndarray:
@@ -177,7 +178,7 @@ def _windows(config: ModelConfig) -> tuple[str, ...]:
 
 
 def _first_treated(
-    model: Model, begin: tuple[int, ...], first: FirstToken, given: bool
+    model: Model, begin: Sequence[int], first: FirstToken, given: bool
 ) -> Conversion:
     """The first token's sink as parameters, weaker ones as they are."""
     sink, state = first.sink, first.state
@@ -230,7 +231,8 @@ def _weak_treated(
     before = run(trained.config, trained.params, trained.begin)
     table = [judged("as trained", before, before.losses)]
     ratios, standing = standing_rows(trained.params)
-    ids = carriers(before, trained.rows(texts), trained.begin or _initial(model, texts))
+    initial = made.prefix or _initial(model, texts)
+    ids = carriers(before, trained.rows(texts), initial)
     found = {"leave": made, "prefix": made if ids == made.prefix else _prefixed(model, ids)}
     for name, start in tuple(found.items()):
         cut = {"leave": "bound", "prefix": "prefix+bound"}[name]
@@ -276,11 +278,12 @@ def _initial(model: Model, texts: np.ndarray) -> tuple[int, ...]:
 # ---------------------------------------------------------------------------- before and after
 
 
-def _checked(made: Conversion, trained: Reader, text: Any, say: Progress) -> Conversion:
+def _checked(
+    made: Conversion, model: Model, trained: Reader, text: Any, say: Progress
+) -> Conversion:
     """The conversion, compared with the model as trained on other text."""
     if text is None:
         return made
-    model = Model(trained.config, trained.params, made.model.tokenizer)
     texts, _ = _read(model, "check", text, trained.begin)
     say("before and after")
     after = Reader(made.model.config, made.model.params)

@@ -244,7 +244,7 @@ def provenance() -> dict[str, Any]:
     device = jax.devices()[0]
     spec = sys.modules["__main__"].__spec__
     # Where files went says nothing of the result, and names a place on somebody's machine.
-    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--workdir=")]
+    arguments = [each for each in sys.argv[1:] if not each.startswith(("--workdir=", "--out="))]
     program = ["python", "-m", spec.name] if spec else ["python"]
     return {
         "command": shlex.join([*program, *arguments]),

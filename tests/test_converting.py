@@ -9,7 +9,14 @@ import pytest
 
 import sysout_jax as so
 from sysout_jax.analysis.intervene.before_after import Reader, continued
-from sysout_jax.analysis.intervene.weak_sinks import Profile, carriers, standing_rows
+from sysout_jax.analysis.intervene.conversion import with_prefix
+from sysout_jax.analysis.intervene.weak_sinks import (
+    Profile,
+    bounded,
+    carriers,
+    profile,
+    standing_rows,
+)
 from sysout_jax.converting import WEAK
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.data.tokenizer import ByteTokenizer
@@ -98,6 +105,21 @@ def test_a_token_that_all_texts_begin_with_is_a_prefix():
     assert found.model.config.longest == planted.CONFIG.longest - 1
 
 
+def test_a_prefix_that_texts_do_not_begin_with_is_added():
+    """The model reads the text behind the prefix; before, it read the text alone."""
+    texts = planted.texts()
+    found = so.convert(MODEL, texts[:, :60], prefix=[4, 9], weak="leave", check=texts[:, :60])
+    assert found.prefix == (4, 9)
+    both = np.concatenate([np.full((len(texts), 2), (4, 9)), texts[:, :60]], axis=1)
+    whole = so.apply(MODEL, both)[0]
+    np.testing.assert_allclose(
+        so.apply(found.model, texts[:, :60])[0], whole[:, 2:], rtol=0, atol=1e-3
+    )
+    logits = so.apply(MODEL, texts[:, :59])[0]
+    loss = float(cross_entropy(logits, jnp.asarray(texts[:, 1:60])).mean())
+    assert found.check.loss[0] == pytest.approx(loss, rel=1e-5)
+
+
 def test_text_and_bos():
     config = replace(planted.CONFIG, vocab=258, context=300)
     params = init(config, jax.random.key(2))
@@ -138,6 +160,44 @@ def test_prefixquants_rule_on_a_case_by_hand():
     assert carriers(found, rows, (9,)) == (9, 7)
     peak[1, 0, 3] = peak[1, 2, 5] = 63.0
     assert carriers(found, rows, (9,)) == (9,)
+
+
+@pytest.mark.parametrize(
+    ("rises", "k"), [((0.0, 0.001, 0.03, 0.0), 100.0), ((0.03,), None), ((0.0,) * 5, 12.0)]
+)
+def test_the_bound_is_the_tightest_before_the_loss_moves(rises, k):
+    """Bounds of 200, 100, 50, ... RMS are tried until the loss rises by more than 0.02 nats."""
+    config, params = with_prefix(planted.CONFIG, planted.params(), [1])
+    losses = np.array([3.0, 4.0, 5.0])
+    square = np.array([[1.0, 3.0, 5.0]] * 6)
+    free = Profile(losses, np.zeros((6, 3)), square, np.ones((6, 3, 4)))
+    tried = []
+
+    def run(config, params):
+        tried.append(np.asarray(params["blocks"]["mlp"]["down_bound"]))
+        return replace(free, losses=losses + rises[len(tried) - 1])
+
+    best = bounded(config, params, free, run)
+    assert (best and best.bound) == k
+    assert len(tried) == (3 if k == 100.0 else len(rises))
+    for found, of in zip(tried, (200, 100, 50, 25, 12), strict=False):
+        np.testing.assert_allclose(found, of * 3.0**0.5, rtol=1e-6)
+
+
+def test_a_profile_is_what_the_taps_say():
+    rows = planted.texts()
+    found = profile(planted.CONFIG, planted.params(), rows, 2, batch=4)
+    logits, taps = forward(
+        planted.CONFIG, planted.params(), jnp.asarray(rows[:, :-1]),
+        {"down_in": None, "block_out": None},
+    )  # fmt: skip
+    down, states = (np.asarray(taps[name], np.float64) for name in ("down_in", "block_out"))
+    loss = np.asarray(cross_entropy(logits, jnp.asarray(rows[:, 1:])))
+    np.testing.assert_allclose(found.losses, loss[:, 2:].mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(found.rms, np.sqrt((down[:, :, 1:] ** 2).mean((1, 2, 3))), rtol=1e-4)
+    np.testing.assert_allclose(found.token_peak, np.abs(down).max(axis=3), rtol=1e-5)
+    over = np.abs(states).max((2, 3)) / np.median(np.abs(states), axis=(2, 3))
+    np.testing.assert_allclose(found.over_median, over, rtol=1e-3)
 
 
 def test_the_row_that_stands_out_is_found():

@@ -22,6 +22,7 @@ from sysout_jax.model.decoder import Params, forward
 
 GENERATED, PROMPT = 24, 16  # tokens: generated after the beginning of a text, and that beginning
 SHOWN = 2  # texts that are continued
+MEASURED = 4  # texts that measures are of, losses being of all
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def compared(
         rows = reader.rows(texts)
         found.append(profile(reader.config, reader.params, rows, len(reader.begin), batch))
         measures.append(
-            summary_in_batches(reader.config, reader.params, rows[:, :-1], min(batch, len(rows)))
+            summary_in_batches(reader.config, reader.params, rows[:MEASURED, :-1], batch)
         )
         generated.append(tuple(continued(reader, text[:PROMPT]) for text in texts[:SHOWN]))
     first, second = found

@@ -77,7 +77,7 @@ def unrotated(
         windowed = jnp.asarray(layer in config.layers_with_window)
         turned = rotation(config, length, windowed)
         inverse = turned._replace(scale=1.0 / jnp.asarray(turned.scale, jnp.float32))
-        one = keys[layer].astype(jnp.float32)
+        one = jnp.asarray(keys[layer], jnp.float32)
         layers.append(rotate(one, -jnp.arange(length), inverse, config.rope.interleaved))
     return jnp.stack(layers)
 

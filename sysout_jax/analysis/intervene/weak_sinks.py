@@ -30,7 +30,7 @@ from sysout_jax.model.decoder import Params, forward
 STANDS_OUT = 3.0  # max/mean of a row of W_down, over the median of the layers' largest
 CARRIES = 64.0  # PrefixQuant's: a token's largest |down_in| over the median of tokens
 BOUNDS = (200.0, 100.0, 50.0, 25.0, 12.0)  # k of the bounds k x RMS that are tried, in this order
-MOVES = 0.01  # nats: the upper end of the change's interval up to which the loss does not move
+MOVES = 0.02  # nats: the upper end of the change's interval up to which the loss does not move
 
 
 @dataclass(frozen=True)
