@@ -6,7 +6,6 @@ python -m experiments.benchmark --preset=fruitfly --corpus=PATH --name=all --sha
 python -m experiments.benchmark --redraw=runs/benchmark/RUN
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -22,9 +21,9 @@ from sysout_jax.analysis.compress.calibration import apart
 from sysout_jax.analysis.compress.compression import Compressed, Compressor, losses
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data.corpus import Progress
-from sysout_jax.errors import Diverged, at_least, one_of
+from sysout_jax.errors import at_least, one_of
 from sysout_jax.model.decoder import parameter_count
-from sysout_jax.results import RunDirectory, code_version
+from sysout_jax.results import RunDirectory
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run, corpus_of, train
 from sysout_jax.training.optimizer import OPTIMIZERS
@@ -159,28 +158,21 @@ def _sorted(there: Cells) -> list[dict[str, Any]]:
 
 def _found(config: Config, cell: Mapping[str, str], read: _Read, log: Any) -> dict[str, Any]:
     """What the record says of a cell; lists are over seeds."""
-    begun = time.perf_counter()
     training = config.training(**cell)
-    about = {
-        **cell,
-        "lr": training.optimizer.lr,
-        "parameters": parameter_count(training.architecture(read.corpus.vocab)),
-        "code": code_version(),
-        "device": jax.devices()[0].device_kind,
-    }
-    try:
-        trained = train(training, read.corpus, log)
-    except Diverged as error:
-        return about | {"diverged": {"step": error.step, "seed": error.seed}}
-    measured = history(trained)["measured"]
-    return about | {
-        "step": measured["step"],
-        "val_loss": measured["val_loss"],
-        "begun": {name: values[0] for name, values in measured["measures"].items()},
-        "measures": {name: values[-1] for name, values in measured["measures"].items()},
-        "compressed": _compressed(config, trained, read),
-        "seconds": time.perf_counter() - begun,
-    }
+    parameters = parameter_count(training.architecture(read.corpus.vocab))
+
+    def found(trained: Run) -> dict[str, Any]:
+        measured = history(trained)["measured"]
+        return {
+            "step": measured["step"],
+            "val_loss": measured["val_loss"],
+            "begun": {name: values[0] for name, values in measured["measures"].items()},
+            "measures": {name: values[-1] for name, values in measured["measures"].items()},
+            "compressed": _compressed(config, trained, read),
+        }
+
+    about = {**cell, "lr": training.optimizer.lr, "parameters": parameters}
+    return grid.trained_cell(about, lambda: train(training, read.corpus, log), found)
 
 
 def _compressed(config: Config, trained: Run, read: _Read) -> dict[str, list[float]]:

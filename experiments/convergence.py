@@ -7,7 +7,6 @@ python -m experiments.convergence --redraw=runs/convergence/RUN
 """
 
 import hashlib
-import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,11 +17,11 @@ from rich.console import Console
 
 from sysout_jax.analysis.measure import zero_shot
 from sysout_jax.core.attention import PAPER, VARIANTS
-from sysout_jax.errors import Diverged, InputError, at_least, one_of
+from sysout_jax.errors import InputError, at_least, one_of
 from sysout_jax.model.config import SHAPES
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.planning.timing import step_flops, step_seconds
-from sysout_jax.results import RunDirectory, code_version
+from sysout_jax.results import RunDirectory
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run, corpus_of, train
 from sysout_jax.training.optimizer import OptimizerConfig
@@ -156,26 +155,19 @@ def _costs(config: Config, corpus: Corpus) -> dict[str, Any]:
 
 def _train(config: Config, cell: Cell, corpus: Corpus, log: grid.Log) -> dict[str, Any]:
     """What the record says of a cell."""
-    begun, training = time.perf_counter(), config.training(*cell)
-    about = {
-        "variant": training.variant,
-        "lr": training.optimizer.lr,
-        "seeds": training.seeds,
-        "code": code_version(),
-        "device": jax.devices()[0].device_kind,
-    }
-    try:
-        trained = train(training, corpus, log)
-    except Diverged as error:
-        return about | {"diverged": {"step": error.step, "seed": error.seed}}
-    measured = history(trained)["measured"]
-    return about | {
-        "step": measured["step"],
-        "val_loss": measured["val_loss"],
-        "measures": {name: values[-1] for name, values in measured["measures"].items()},
-        "zero_shot": _zero_shot(trained, corpus),
-        "seconds": time.perf_counter() - begun,
-    }
+    training = config.training(*cell)
+
+    def found(trained: Run) -> dict[str, Any]:
+        measured = history(trained)["measured"]
+        return {
+            "step": measured["step"],
+            "val_loss": measured["val_loss"],
+            "measures": {name: values[-1] for name, values in measured["measures"].items()},
+            "zero_shot": _zero_shot(trained, corpus),
+        }
+
+    about = {"variant": cell[0], "lr": cell[1], "seeds": training.seeds}
+    return grid.trained_cell(about, lambda: train(training, corpus, log), found)
 
 
 def _zero_shot(trained: Run, corpus: Corpus) -> dict[str, list[Any]]:

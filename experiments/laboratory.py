@@ -6,13 +6,11 @@ python -m experiments.laboratory --name=all --full --shard=0/4    # a quarter of
 python -m experiments.laboratory --redraw=runs/laboratory/RUN
 """
 
-import time
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from math import inf
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 from rich.console import Console
@@ -20,9 +18,9 @@ from rich.console import Console
 from sysout_jax.analysis.statistics import fit_growth
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data import Backcopies, Backcopy
-from sysout_jax.errors import Diverged, InputError, at_least, one_of
+from sysout_jax.errors import InputError, at_least, one_of
 from sysout_jax.model.decoder import parameter_count
-from sysout_jax.results import RunDirectory, code_version
+from sysout_jax.results import RunDirectory
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Run, train
 from sysout_jax.training.optimizer import OPTIMIZERS
@@ -189,21 +187,15 @@ def _floor(config: Config, begins_with_bos: bool) -> list[float]:
 
 def _train(config: Config, cell: Cell, log: Any) -> dict[str, Any]:
     """What the record says of a cell; values are by run, in the order of `Config.runs`."""
-    begun = time.perf_counter()
     training = config.training(cell)
     corpus = Backcopies(config.chains, STARTS[cell.start])
-    about = {
-        **asdict(cell),
-        "parameters": parameter_count(training.architecture(corpus.vocab)),
-        "code": code_version(),
-        "device": jax.devices()[0].device_kind,
-    }
-    try:
-        trained = train(training, corpus, log)
-    except Diverged as error:
-        seed, chain = config.runs[training.seeds.index(error.seed)]
-        return about | {"diverged": {"step": error.step, "seed": seed, "chain": chain}}
-    return about | found_in(trained) | {"seconds": time.perf_counter() - begun}
+    parameters = parameter_count(training.architecture(corpus.vocab))
+
+    def run_of(seed: int) -> dict[str, int]:
+        return dict(zip(("seed", "chain"), config.runs[training.seeds.index(seed)], strict=True))
+
+    about = {**asdict(cell), "parameters": parameters}
+    return grid.trained_cell(about, lambda: train(training, corpus, log), found_in, run_of)
 
 
 def found_in(trained: Run) -> dict[str, Any]:

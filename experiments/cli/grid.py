@@ -2,19 +2,22 @@
 
 import itertools
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 from absl import flags
 from rich.console import Console
 
-from sysout_jax.errors import InputError
+from sysout_jax.errors import Diverged, InputError
 from sysout_jax.results import (
     LATEST,
     RunDirectory,
     as_flag,
+    code_version,
     leaves,
     plain,
     read_mapping,
@@ -23,6 +26,7 @@ from sysout_jax.results import (
     write_json,
 )
 from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.loop import Run
 
 from . import ending, launch
 from .progress import cell_bars
@@ -246,6 +250,29 @@ def run(
     show(console, sections(found))
     launch.publish(console, directory.path, found)
     return directory
+
+
+def trained_cell(
+    about: Mapping[str, Any],
+    train: Callable[[], Run],
+    found: Callable[[Run], Mapping[str, Any]],
+    which: Callable[[int], Mapping[str, Any]] = lambda seed: {"seed": seed},
+) -> dict[str, Any]:
+    """What is said of a cell that is trained; that it diverged is a result.
+
+    Args:
+      about: the cell.
+      train: trains it.
+      found: what is found in what was trained.
+      which: of a seed that diverged, what it is.
+    """
+    begun = time.perf_counter()
+    made = {**about, "code": code_version(), "device": jax.devices()[0].device_kind}
+    try:
+        trained = train()
+    except Diverged as error:
+        return made | {"diverged": {"step": error.step, **which(error.seed)}}
+    return made | dict(found(trained)) | {"seconds": time.perf_counter() - begun}
 
 
 def part_name(model: str, part: str | None) -> str:
