@@ -3,6 +3,7 @@
 python -m experiments.compress --model=runs/variants/RUN                   # all of its models
 python -m experiments.compress --model=RUN --variant=softmax --methods=w8a8,smooth-w8a8,gptq-w4
 python -m experiments.compress --model=gpt2 --corpus=PATH --methods=w8-tensor,wanda-2:4
+python -m experiments.compress --model=smollm2-135m --corpus=PATH --conversions=bound,prefix+bound
 python -m experiments.compress --redraw=runs/compress/RUN
 """
 
@@ -14,14 +15,17 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
+from sysout_jax import converting
 from sysout_jax.analysis.compress import schemes
 from sysout_jax.analysis.compress.calibration import PRODUCTS
 from sysout_jax.analysis.compress.compression import ALPHA, Compressed, Compressor, losses, present
 from sysout_jax.analysis.compress.noise import noise
 from sysout_jax.analysis.statistics import bootstrap_interval
+from sysout_jax.converting import Conversion
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.errors import InputError, at_least
+from sysout_jax.errors import InputError, at_least, one_of
 from sysout_jax.model.decoder import parameter_count
+from sysout_jax.model.model import Model
 from sysout_jax.results import RunDirectory
 
 from .cli import grid, launch
@@ -32,7 +36,10 @@ from .reports.compress_report import sections
 
 FLAGS = flags.FLAGS
 # What --help explains.
-OFTEN = ("model", "corpus", "methods", "variant", "seed", "sequences", "seq_len", "workdir")
+OFTEN = (
+    "model", "corpus", "methods", "conversions", "variant", "seed", "sequences", "seq_len",
+    "workdir",
+)  # fmt: skip
 METHODS = (
     "w8-tensor", "zero-w8-tensor", "w8", "w4", "w4-g32", "w3", "wnf4", "gptq-w4", "awq-w4",
     "w8a8-tensor", "w8a8", "w8a8-tensor-minmax", "w8a8-tensor-percentile", "w8a8-tensor-mse",
@@ -52,6 +59,7 @@ class Config:
     corpus: str | None = None  # text to calibrate and evaluate on; None: what the run trained on
     token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     methods: tuple[str, ...] = METHODS  # as sysout_jax/analysis/schemes.py names them
+    conversions: tuple[str, ...] = ()  # to compress too: leave, bound, prefix, prefix+bound
     sites: tuple[str, ...] = tuple(PRODUCTS)  # inputs of products to compress: attn_norm, down_in
     alpha: float = ALPHA  # of SmoothQuant: 0 leaves weights even, 1 activations
     sequences: int = 64  # of the validation part, to evaluate on
@@ -72,6 +80,10 @@ class Config:
             raise InputError("methods", ",".join(self.methods), "at least one, none of them twice")
         for method in self.methods:
             schemes.scheme(method)
+        for way in self.conversions:
+            one_of("conversions", way, converting.WEAK)
+        if len(set(self.conversions)) < len(self.conversions):
+            raise InputError("conversions", ",".join(self.conversions), "none of them twice")
 
 
 def run(config: Config, console: Console) -> RunDirectory:
@@ -84,8 +96,14 @@ def run(config: Config, console: Console) -> RunDirectory:
     read = [texts.of(each) for each in chosen]  # before any work: text missing or too short
 
     @lru_cache(maxsize=1)  # cells of one model follow each other, and one at a time is in memory
-    def judge(at: int) -> _Judge:
-        return _Judge(config, chosen[at], read[at])
+    def converted(at: int) -> dict[str, Conversion]:
+        console.print("converting", markup=False)
+        return _converted(chosen[at], read[at])
+
+    @lru_cache(maxsize=1)
+    def judge(at: int, way: str | None) -> _Judge:
+        made = None if way is None else (way, converted(at)[way])
+        return _Judge(config, chosen[at], read[at], made)
 
     def gathered(there: Cells) -> dict[str, Any]:
         models = grid.by_model(there, "methods", config.methods)
@@ -93,31 +111,50 @@ def run(config: Config, console: Console) -> RunDirectory:
         return {"methods": list(dict.fromkeys((*config.methods, *others))), "models": models}
 
     named = {
-        grid.part_name(each.cell, method): (at, method)
+        grid.part_name(grid.part_name(each.cell, way), method): (at, way, method)
         for at, each in enumerate(chosen)
+        for way in (None, *config.conversions)
         for method in (None, *config.methods)
     }
     return grid.run(
-        config, "compress", named, lambda cell, log: judge(cell[0]).found(cell[1]),
-        grid.common(config, "methods", "variant", "seed"), gathered, sections, console,
-        described={"experiment": "compression"}, of=[each.name for each in chosen],
+        config, "compress", named, lambda cell, log: judge(*cell[:2]).found(cell[2]),
+        grid.common(config, "methods", "conversions", "variant", "seed"), gathered, sections,
+        console, described={"experiment": "compression"}, of=[each.name for each in chosen],
     )  # fmt: skip
 
 
-class _Judge:
-    """One model, to be compressed by one method after the other."""
+def _converted(chosen: Chosen, text: Text) -> dict[str, Conversion]:
+    rows = text.calibration[: converting.TEXTS]
+    return converting.conversions(chosen.model, rows, None if chosen.bos else ())
 
-    def __init__(self, config: Config, chosen: Chosen, text: Text) -> None:
-        model = chosen.model
-        self.config, self.chosen, self.text = config, chosen, text
+
+class _Judge:
+    """One model, as trained or converted, to be compressed by one method after the other.
+
+    Losses of all that are compared are of the same tokens: not of those after a BOS that is a key
+    of a converted model.
+    """
+
+    def __init__(
+        self, config: Config, chosen: Chosen, text: Text, made: tuple[str, Conversion] | None
+    ) -> None:
+        self.config, self.chosen, self.made = config, chosen, made
+        self.model: Model = chosen.model if made is None else made[1].model
+        first = np.concatenate([text.evaluation, text.calibration])[:, 0]
+        begin = int(chosen.bos and bool(config.conversions) and (first == first[0]).all())
+        cut = begin if made is not None and made[1].kind == "prefix" else 0
+        self.rows, self.calibration = text.evaluation[:, cut:], text.calibration[:, cut:]
+        self.skip = begin - cut
         self.compressor = Compressor(
-            model.config, model.params, text.calibration, config.sites, config.alpha, config.batch
-        )
-        self.before = self._losses(Compressed(model.params))
+            self.model.config, self.model.params, self.calibration, config.sites, config.alpha,
+            config.batch,
+        )  # fmt: skip
+        self.before = self._losses(Compressed(self.model.params))
 
     def found(self, method: str | None) -> dict[str, Any]:
         """What the model loses by a method; None: what it is before."""
-        about = {"name": self.chosen.name, "seed": self.chosen.seed}
+        name = self.chosen.name if self.made is None else f"{self.chosen.name}+{self.made[0]}"
+        about = {"name": name, "seed": self.chosen.seed}
         if method is None:
             return about | self._uncompressed()
         compressed = self.compressor.compress(schemes.scheme(method))
@@ -130,29 +167,36 @@ class _Judge:
         return about | {"part": method, "found": found}
 
     def _uncompressed(self) -> dict[str, Any]:
-        model, config, rows = self.chosen.model, self.config, self.text.evaluation
+        model, config = self.model, self.config
         noises = noise(
-            model.config, model.params, rows[:, :-1], sites=config.sites, batch=config.batch
+            model.config, model.params, self.rows[:, :-1], sites=config.sites, batch=config.batch
         )
-        return {
+        label = VARIANTS[model.config.variant].label
+        of = {} if self.made is None else {
+            "trained": self.chosen.name, "conversion": self.made[0], "kind": self.made[1].kind,
+            "said": list(self.made[1].said),
+        }  # fmt: skip
+        return of | {
             "variant": model.config.variant,
-            "label": VARIANTS[model.config.variant].label,
+            "label": label if self.made is None else f"{label}, {self.made[0]}",
             "corpus": config.corpus or self.chosen.corpus,
             "parameters": parameter_count(model.config),
             "tokens": {
-                "calibration": self.text.calibration.size, "evaluation": rows[:, 1:].size
+                "calibration": self.calibration.size,
+                "evaluation": self.rows[:, 1 + self.skip :].size,
             },
             **_quality(self.before),
             "noise": list(noises),
         }  # fmt: skip
 
     def _losses(self, compressed: Compressed) -> np.ndarray:
-        return losses(self.chosen.model.config, compressed, self.text.evaluation, self.config.batch)
+        config = self.config
+        return losses(self.model.config, compressed, self.rows, config.batch, self.skip)
 
 
-def _quality(losses: np.ndarray) -> dict[str, float]:
+def _quality(losses: np.ndarray) -> dict[str, Any]:
     mean = float(losses.mean())
-    return {"loss": mean, "perplexity": float(np.exp(mean))}
+    return {"loss": mean, "perplexity": float(np.exp(mean)), "losses": losses}
 
 
 # ----------------------------------------------------------------------------- the binary
@@ -168,7 +212,7 @@ def config_from_flags() -> Config:
     Raises:
       InputError: a flag's value is not accepted.
     """
-    words = ("methods", "sites")
+    words = ("methods", "conversions", "sites")
     given = {name: FLAGS[name].value for name in FLAGS if name not in words}
     base = Config(methods=SMOKE_METHODS) if FLAGS.smoke else Config()
     config = launch.override(base, SMOKE if FLAGS.smoke else {})

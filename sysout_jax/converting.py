@@ -96,16 +96,39 @@ def convert(
         prefix that cannot be, or a model that was converted or is read layer by layer.
     """
     one_of("weak", weak, WEAK)
-    say = progress or (lambda what: None)
-    if isinstance(model.params, Layers):
-        raise InputError("model", None, "a model in memory", "it is read layer by layer")
-    if model.config.sink is not None:
-        raise InputError("model", None, "one that was not converted", "its sink is explicit")
+    say = progress or _silent
     if text is None:
+        _refuse_converted(model)
         if not prefix:
             raise InputError("text", None, "text to calibrate on, or a prefix", "neither is given")
         begin, made = tuple(prefix), _prefixed(model, prefix)
-        return _checked(made, model, Reader(model.config, model.params, begin), check, say)
+    else:
+        made = conversions(model, text, prefix, progress)[weak]
+        _, begin = _read(model, "text", text, prefix)
+    if made.kind not in CONVERTED:
+        return made
+    return _checked(made, model, Reader(model.config, model.params, begin), check, say)
+
+
+def conversions(
+    model: Model,
+    text: str | Int[Array | np.ndarray, "B S"],
+    prefix: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Conversion]:
+    """What `convert` returns for each way to deal with weaker sinks, without a check.
+
+    Args:
+      model, text, prefix, progress: as of `convert`.
+
+    Returns:
+      A conversion for each of `WEAK`; the same for all where nothing was converted.
+
+    Raises:
+      InputError: as `convert`.
+    """
+    _refuse_converted(model)
+    say = progress or _silent
     texts, begin = _read(model, "text", text, prefix)
     trained = Reader(model.config, model.params, begin)
     rows = trained.rows(texts)
@@ -113,9 +136,19 @@ def convert(
     first = first_token(model.config, model.params, rows, together(rows.shape[1] - 1))
     made = replace(_first_treated(model, prefix or begin, first, bool(prefix)), first=first)
     if made.kind not in CONVERTED:
-        return made
-    made = _weak_treated(made, trained, model, texts, weak, say)
-    return _checked(made, model, trained, check, say)
+        return dict.fromkeys(WEAK, made)
+    return _weak_treated(made, trained, model, texts, say)
+
+
+def _silent(what: str) -> None:
+    """Say nothing."""
+
+
+def _refuse_converted(model: Model) -> None:
+    if isinstance(model.params, Layers):
+        raise InputError("model", None, "a model in memory", "it is read layer by layer")
+    if model.config.sink is not None:
+        raise InputError("model", None, "one that was not converted", "its sink is explicit")
 
 
 def _read(
@@ -218,9 +251,9 @@ def _first_treated(
 
 
 def _weak_treated(
-    made: Conversion, trained: Reader, model: Model, texts: np.ndarray, weak: str, say: Progress
-) -> Conversion:
-    """The conversion under one of `WEAK`, with the numbers of all of them."""
+    made: Conversion, trained: Reader, model: Model, texts: np.ndarray, say: Progress
+) -> dict[str, Conversion]:
+    """The conversion under each of `WEAK`, with the numbers of all of them."""
     batch = together(len(trained.begin) + texts.shape[1] - 1)
 
     def run(config: ModelConfig, params: Params, begin: tuple[int, ...] = ()) -> Profile:
@@ -248,12 +281,13 @@ def _weak_treated(
         if best is not None:
             table.append(judged(cut, best.found, before.losses, best.bound))
     ratios, standing = standing_rows(trained.params)
-    chosen = found[weak]
-    rows = f"rows of W_down stand out in {_named(standing) if standing else 'no layer'}"
-    return replace(
-        chosen,
-        said=(*chosen.said, rows), first=made.first, rows=ratios, treatments=tuple(table),
-    )  # fmt: skip
+    said = f"rows of W_down stand out in {_named(standing) if standing else 'no layer'}"
+    return {
+        way: replace(
+            of, said=(*of.said, said), first=made.first, rows=ratios, treatments=tuple(table)
+        )
+        for way, of in found.items()
+    }
 
 
 def _cut(start: Conversion, best: Bounded | None) -> Conversion:

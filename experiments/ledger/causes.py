@@ -4,11 +4,14 @@ from .claim import (
     AN,
     BACKCOPY,
     BEST,
+    BEST_WAY,
     BOOKS,
-    BY_TEXT,
     CELLS,
     CHAINED,
+    COMPRESSED,
     COPIES,
+    DOSED,
+    EXACT,
     GU,
     HARM,
     KURTOSIS,
@@ -142,7 +145,9 @@ CAUSES = (
         BACKCOPY: Trial(predicate, "explicit/backcopy", **was(b)),
         SOURCE: Trial(predicate, "explicit/sinks", **was(s)),
         BOOKS: Trial(predicate, "explicit/fruitfly-h100", **was(k)),
-        PUBLISHED: Trial(predicate, BY_TEXT),
+        PUBLISHED: Trial(
+            predicate, "assumptions/smollm2-135m" if name == "queries_tell_the_factor" else ON_TEXTS
+        ),
     }) for name, says, source, predicate, b, s, k in (
         ("removal_harms", "Taking the sink away harms the model", f"{AN}, section 4",
          Level("cost", HARM, cells=("dropped",), digits=3), "renews b1e06f5 removal_harms",
@@ -164,7 +169,7 @@ CAUSES = (
             (BACKCOPY, "causal/backcopy", "c940761", ""),
             (SOURCE, "causal/sinks", "ae4b9f4", "source_"),
             (BOOKS, "causal/fruitfly-h100", "79254d0", "text_"))
-    } | {PUBLISHED: Trial(Dose(treatment, 0.0), BY_TEXT)}) for name, treatment, says in (
+    } | {PUBLISHED: Trial(Dose(treatment, 0.0), DOSED)}) for name, treatment, says in (
         ("activations_cause_sinks", "activation",
          "The sink goes with the first token's largest channel"),
         ("weights_cause_sinks", "weight",
@@ -174,16 +179,16 @@ CAUSES = (
               f"{SUN}, disputed by Owen et al. 2025 (arXiv:2503.22329)", {
         BOOKS: Trial(Level("set to zero", HARM, control=Control(LARGE), digits=3), TAKEN_APART,
                     held="8fb1673 massive_activations_are_critical"),
-        PUBLISHED: Trial(Level("set to zero", HARM, digits=3), BY_TEXT),
+        PUBLISHED: Trial(Level("set to zero", HARM, digits=3), ON_TEXTS),
     }),
     Statement("set_to_mean", "A massive activation set to its mean over texts is harmless", SUN, {
-        PUBLISHED: Trial(Level("set to mean", HARM, below=True, digits=3), BY_TEXT),
+        PUBLISHED: Trial(Level("set to mean", HARM, below=True, digits=3), ON_TEXTS),
     }),
     Statement("last_layers_remove_them", "The last layers write the negative of the outlier",
               f"{AN}, section 3", {
         BOOKS: Trial(Level("removed", -0.9, below=True, control=Control(Has("outlier", 0.5))),
                     TAKEN_APART, held="b1e06f5 last_layers_remove_them"),
-        PUBLISHED: Trial(Level("removed", -0.9, below=True), BY_TEXT),
+        PUBLISHED: Trial(Level("removed", -0.9, below=True), ON_TEXTS),
     }),
     *(Statement(name, says, f"{AN}, table 1", {
         BOOKS: Trial(Relation(given, found), TAKEN_APART, renews=f"b1e06f5 {old}"),
@@ -206,13 +211,30 @@ CAUSES = (
     }),
     Statement("conversion_is_exact", "The sink written as constants, its token masked, changes no "
               "loss", "theory T1", {
-        PUBLISHED: Trial(Equivalence("loss", "converted", "trained", 0.005, claimed=True), BY_TEXT),
+        PUBLISHED: Trial(Equivalence("loss", "converted", "trained", 0.005, claimed=True), EXACT),
     }),
+    Statement("no_large_state_is_left", "The converted model has no state of 300 medians", 
+              "this project", {
+        PUBLISHED: Trial(Level("largest", 300.0, below=True, cells=("converted",), digits=0),
+                         "convert/smollm2-135m-prefix"),
+    }),
+    Statement("eight_bits_without_the_sink", "Of what W8A8 with a scale a tensor adds to the loss, "
+              "the conversion takes away 85%", "this project", {
+        PUBLISHED: Trial(Cost(BEST_WAY, 0.15, removal="trained", measure="w8a8-tensor"),
+                         COMPRESSED),
+    }),
+    *(Statement(name, says, "this project", {
+        PUBLISHED: Trial(Level(method, bound, below=True, cells=(BEST_WAY,), digits=3), COMPRESSED),
+    }) for name, says, method, bound in (
+        ("eight_bits_by_channel", "The converted model takes W8A8 with a scale an output channel "
+         "and an input tensor", "w8a8-atensor", 0.05),
+        ("eight_bits_by_token", "The converted model takes W8A8 with a scale an output channel and "
+         "a token", "w8a8", 0.01))),
     *(Statement(name, says, f"{AN}, section 6", {
         setting: Trial(than(measure, "context_scale", digits=4, control=Control(
             Has(measure, HARM))), record, **was(old))
         for setting, record, measure, old in tests
-    } | {PUBLISHED: Trial(than(tests[0][2], "converted", "trained", digits=3), BY_TEXT)})
+    } | {PUBLISHED: Trial(than(tests[0][2], "converted", "trained", digits=3), COMPRESSED)})
       for name, says, tests in (
         ("quantises_better", "Models with an explicit factor quantise better", (
             (BACKCOPY, "compress/backcopy", "w8a8-tensor", "renews b1e06f5 quantises_better"),

@@ -270,9 +270,10 @@ class Cost:
     def threshold(self) -> str:
         less = f" and less than {words(self.than)}" if self.than else ""
         form, removal = words(self.form), words(self.removal)
+        what = "" if self.measure == "cost" else f"{words(self.measure)}: "
         return (
-            f"{form} costs less than {self.share:.0%} of what {removal} does{less}, pairs; where "
-            f"{removal} costs more than nothing"
+            f"{what}{form} costs less than {self.share:.0%} of what {removal} does{less}, pairs; "
+            f"where {removal} costs more than nothing"
         )
 
     def judge(self, records: Records) -> Judged:

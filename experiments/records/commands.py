@@ -12,6 +12,20 @@ PAIR = (
     f"experiments.variants {_BOOKS} --steps=5000 --variants=softmax,context_scale --seeds=3,4,5,6,7"
 )
 SINKS = "experiments.variants --preset=sinks --corpus=stdlib --seeds=4,5,6,7,8"
+SMOLLM2: Mapping[str, str] = MappingProxyType(  # records of the published model, for each text
+    {
+        "analyze/smollm2-135m": "experiments.analyze --model=smollm2-135m --sequences=64 "
+        "--seq_len=256 --only=existence,positions,relations,lifecycle,interventions",
+        "causal/smollm2-135m": "experiments.causal --model=smollm2-135m --factors=0,1 "
+        "--controls=20 --sequences=64 --seq_len=64",
+        "convert/smollm2-135m-leave": "experiments.convert --model=smollm2-135m --weak=leave "
+        "--sequences=64 --out=.cache/converted-leave",
+        "compress/smollm2-135m": "experiments.compress --model=smollm2-135m --sequences=64 "
+        "--seq_len=256 --conversions=bound,prefix,prefix+bound --methods=w8a8-tensor,w8a8-atensor,"
+        "w8a8,w8a8-tensor-minmax,smooth-w8a8-tensor-minmax,rotate-w8a8-tensor,w6a6,w4a8-g64,w4a4,"
+        "rotate-w4a4,kv4,magnitude-0.5,wanda-0.5,sparsegpt-0.5",
+    }
+)
 # record -> the commands that make it anew, each given the run of the first where it says RUN
 COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -93,12 +107,14 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "explicit/sinks": (SINKS, "experiments.explicit --model=RUN"),
         "causal/sinks": (SINKS, "experiments.causal --model=RUN"),
         **{
-            f"analyze/smollm2-135m-{text}": (
-                f"experiments.analyze --model=smollm2-135m --corpus={corpus} --sequences=64 "
-                "--seq_len=256 --only=existence,positions,relations",
-            )
+            f"{record}-{text}": (f"{command} --corpus={corpus}",)
             for text, corpus in (("books", ".cache/books_val.txt"), ("stdlib", "stdlib"))
+            for record, command in SMOLLM2.items()
         },
+        "convert/smollm2-135m-prefix": (
+            "experiments.convert --model=smollm2-135m --weak=prefix+bound --export=prefix "
+            "--corpus=.cache/books_val.txt --out=.cache/converted-prefix",
+        ),
         "explicit/fruitfly-h100": (
             PAIR,
             "experiments.explicit --model=RUN --seq_len=256 --finetune=30 --finetune_batch=8 "

@@ -13,7 +13,7 @@ from . import benchmark, causal, laboratory
 
 Record = dict[str, Any]
 LAST = 1000  # steps over which training losses are averaged
-
+DEFAULT_WAY = "bound"  # of experiments.convert, to deal with weaker sinks
 
 WORDS = {
     "noop_sink": "attention of no-op queries to the first token",
@@ -34,6 +34,7 @@ WORDS = {
     "loss_copy": "loss of copies",
     "train_loss": "training loss of the last 1,000 steps",
     "cost": "loss added",
+    "largest": "largest max/median |h| of a text",
     "removed": "cosine of the last layers' write and the residual",
     "outlier": "channel flagged as an outlier",
     "r_squared: logarithmic": "R^2 of a line in log(step)",
@@ -144,6 +145,14 @@ def _explicit(record: Record, form: str, where: Mapping[str, str], measure: str)
 
 
 def _compressed(record: Record, variant: str, where: Mapping[str, str], measure: str) -> Any:
+    """By models; of a published one by texts, as trained or converted, over what it was."""
+    if variant in ("trained", "converted"):
+        way = where.get("by", DEFAULT_WAY) if variant == "converted" else None
+        base = next(model for model in record["models"] if "trained" not in model)
+        mine = base if way is None else next(
+            model for model in record["models"] if model.get("conversion") == way
+        )  # fmt: skip
+        return np.subtract(mine["methods"][measure]["losses"], base["losses"])
     mine = [model for model in record["models"] if model["variant"] == variant]
     return [m["methods"][measure]["change"][0] for m in sorted(mine, key=lambda m: m["seed"])]
 
@@ -151,12 +160,18 @@ def _compressed(record: Record, variant: str, where: Mapping[str, str], measure:
 def _dosed(record: Record, treatment: str, where: Mapping[str, str], measure: str) -> Any:
     """After a dose, "weight dose=0"; with "beside=1" of as much elsewhere."""
     factor, beside = float(where["dose"]), "beside" in where
-    return [causal.response(m, treatment, factor, beside)[measure] for m in record["models"]]
+    found = [causal.response(m, treatment, factor, beside) for m in record["models"]]
+    if record["models"][0]["seed"] is None and measure == "attention":
+        return found[0]["by_sequence"]
+    return [each[measure] for each in found]
 
 
 def _analysed(record: Record, variant: str, where: Mapping[str, str], measure: str) -> Any:
-    """Of one model, a single unit; which of its texts have a kind of outlier, a unit each."""
+    """Of one model, a single unit; of what is a text's, and of a published model, a unit each."""
     parts = record["parts"]
+    if measure == "cost":
+        forms = parts["interventions"]["forms"]["forms"]
+        return next(form["by_sequence"] for form in forms if form["name"] == variant)
     if measure.startswith("kind: "):
         found = parts["positions"]["kinds"][measure.removeprefix("kind: ")]["sequences"]
         return np.arange(record["sequences"]) < found
@@ -171,24 +186,25 @@ def _analysed(record: Record, variant: str, where: Mapping[str, str], measure: s
         life = parts["lifecycle"]
         removed = (life["disappearance"] or {"cosine": 0.0})["cosine"]
         return [removed if measure == "removed" else float(life["outlier"])]
-    edited = {
-        effect["treatment"]: effect["change"][0] for effect in parts["interventions"]["effects"]
+    edited = next(
+        effect for effect in parts["interventions"]["effects"]
         if (effect["kind"], effect["detector"]) == ("activations", "largest")
-        and not effect["control"]
-    }  # fmt: skip
-    return [edited[measure]]
+        and effect["treatment"] == measure and not effect["control"]
+    )  # fmt: skip
+    return edited["by_sequence"] if record["seed"] is None else [edited["change"][0]]
 
 
-def _by_text(record: Record, variant: str, where: Mapping[str, str], measure: str) -> Any:
-    """Of one published model, a number for each text."""
-    cell = " ".join([variant, *(f"{name}={value}" for name, value in where.items())])
-    return record["by_text"][cell][measure]
+def _converted(record: Record, variant: str, where: Mapping[str, str], measure: str) -> Any:
+    """Of one published model, before and after its conversion, a number for each text."""
+    check = record["models"][0]["check"]
+    pair = {"loss": check["losses"], "largest": check["largest"]}[measure]
+    return pair[{"trained": 0, "converted": 1}[variant]]
 
 
 _READERS: Mapping[str, Callable[[Record, str, Mapping[str, str], str], Any]] = MappingProxyType(
     {
         "variants": _trained, "benchmark": _of_benchmark, "laboratory": _of_laboratory,
         "convergence": _converged, "explicit": _explicit, "compression": _compressed,
-        "causal": _dosed, "analysis": _analysed, "published": _by_text,
+        "causal": _dosed, "analysis": _analysed, "convert": _converted,
     }
 )  # fmt: skip

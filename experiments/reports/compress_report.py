@@ -6,8 +6,12 @@ from typing import Any
 import numpy as np
 
 from sysout_jax.analysis.compress.noise import Agreement, agreement
-from sysout_jax.analysis.statistics import over_seeds
-from sysout_jax.showing import Table
+from sysout_jax.analysis.statistics import (
+    bootstrap_interval,
+    over_seeds,
+    ratio_interval,
+)
+from sysout_jax.showing import Interval, Table
 
 from ..cli.tables import Section
 
@@ -41,7 +45,70 @@ def sections(record: Record) -> Iterator[Section]:
             f"{mine[0]['tokens']['evaluation']:,} tokens"
         )
         yield Section(corpus, Table.of(title, headings, rows), apart=True)
+        if any("trained" in model for model in mine):
+            yield _bought(corpus, mine, record["methods"])
     yield Section("noise", None, list(_agreement_lines(record)))
+
+
+def _bought(corpus: str, models: list[Record], methods: list[str]) -> Section:
+    """What each method adds to the loss of the model as trained, and how much less of that the
+    converted models have."""
+    trained = {(m["name"], m["seed"]): m for m in models if "trained" not in m}
+    names = list(dict.fromkeys(m["trained"] for m in models if "trained" in m))
+    ways = list(dict.fromkeys(m["conversion"] for m in models if "trained" in m))
+    rows, said = [], []
+    for name in names:
+        of = {way: _pairs(models, trained, name, way) for way in ways}
+        alone = [(base, base) for base in {id(b): b for p in of.values() for _, b in p}.values()]
+        for method in (None, *methods):
+            cells = [_rise(pairs, method) for pairs in (alone, *of.values())]
+            if any(cells):
+                rows.append([name, method or BEFORE, *cells])
+        for way, pairs in of.items():
+            said += [f"{name}, {way}: {line}" for line in pairs[0][0]["said"]]
+    title = (
+        f"{corpus}: loss beyond that of the model as trained, nats (95% over sequences or seeds); "
+        "in brackets, how much of what the method adds is gone"
+    )
+    headings = ["model", "method", BEFORE, *ways]
+    drop = len(names) == 1
+    table = Table.of(title, headings[drop:], [row[drop:] for row in rows], "l" * (2 - drop) + "r")
+    return Section(f"{corpus}-bought", table, said, apart=True)
+
+
+def _pairs(
+    models: list[Record], trained: dict[Any, Record], name: str, way: str
+) -> list[tuple[Record, Record]]:
+    """The converted models of all seeds, each with the one that it was."""
+    return [
+        (m, trained[name, m["seed"]]) for m in models
+        if (m.get("trained"), m.get("conversion")) == (name, way)
+        and (name, m["seed"]) in trained
+    ]  # fmt: skip
+
+
+def _rise(pairs: list[tuple[Record, Record]], method: str | None) -> str:
+    """The loss of models under a method over that of what they were; and how much is gone."""
+    rises, gone = [], []
+    for model, base in pairs:
+        before = np.asarray(base["losses"], np.float64)
+        if method is None:
+            rises.append(bootstrap_interval(np.asarray(model["losses"]) - before))
+            continue
+        if method not in model["methods"] or method not in base["methods"]:
+            continue
+        one, other = (
+            np.asarray(of["methods"][method]["losses"], np.float64) - before for of in (model, base)
+        )
+        rises.append(bootstrap_interval(one))
+        left = ratio_interval(one, other)
+        if left is not None and model is not base:
+            gone.append(Interval(1.0 - left.mean, 1.0 - left.high, 1.0 - left.low))
+    if not rises:
+        return ""
+    share = over_seeds(gone) if len(gone) == len(rises) else None
+    found = f"{over_seeds(rises):±+.3f}"
+    return found if share is None else f"{found} ({share:.0%})"
 
 
 def _cell(models: list[Any], method: str) -> str:

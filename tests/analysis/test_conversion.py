@@ -255,7 +255,8 @@ def test_constants_stand_for_a_first_token_that_is_one(shape, scan):
     ids = texts(config, [5], length=14)
     whole, taps = forward(config, params, ids, {"key": lambda k: k[0], "value": lambda v: v[0]})
     constants = {
-        "key": unrotated(config, np.asarray(taps["key"])[:, :1, None])[:, 0, 0], "value": taps["value"][:, 0]
+        "key": unrotated(config, np.asarray(taps["key"])[:, :1, None])[:, 0, 0],
+        "value": taps["value"][:, 0],
     }  # fmt: skip
     changed, more = with_constants(config, params, constants, (1, 2), (0,))
     names = {"attn_weights": None, "attn_extra": None, "down_in": lambda x: x[0]}

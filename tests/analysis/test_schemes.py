@@ -21,6 +21,7 @@ from sysout_jax.errors import InputError
         ("wnf4", Rounding("nf4")),
         ("wmxfp4amxfp4", Rounding("mxfp4", "mxfp4")),
         ("w4-g32", Rounding("int4", per="group", group=32)),
+        ("w4a8-g32-atensor", Rounding("int4", "int8", per="group", group=32, inputs_per="tensor")),
         ("zero-w8-tensor", Rounding("int8", per="tensor", zero_point=True)),
         ("gptq-w4", Rounding("int4", by="gptq")),
         ("awq-w3-g64", Rounding("int3", per="group", group=64, by="awq")),
@@ -59,7 +60,7 @@ def test_the_default_methods_are_methods(method):
         "awq-smooth-w8a8", "smooth-w8", "minmax-w8", "zero-wnf4", "zero-w8ae4m3", "zero-w8a8-mse",
         "w8amxfp4-minmax", "w8-g0", "w8-nonsense", "W8", "w8 ", "wanda", "wanda-0.0", "wanda-1.5",
         "wanda-4:2", "wanda-2:2", "wanda-0:4", "global-2:4", "magnitude-0.5-0.5", "magnitude-w8",
-        "w16a16-tensor",
+        "w16a16-tensor", "w8-atensor", "w8a8-atensor-atensor",
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_one_line(method):

@@ -2,12 +2,16 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
+import sysout_jax as so
+from experiments import compress
 from experiments.reports.compress_report import BEFORE, agreements, sections
 from sysout_jax.plots import compression
-from sysout_jax.training.checkpoint import load
+from sysout_jax.training.checkpoint import load, save
+from tests.analysis import first_sink as planted
 
 METHODS = ("w16a16", "w4", "smooth-w8a8-tensor-minmax", "gptq-w3", "wanda-2:4", "kv4")
 
@@ -137,3 +141,87 @@ def test_a_tensor_of_zeros_is_left_out(finished):
     found = [each for each in agreements(record) if each[0] == "weight"]
     wanted = [each for each in agreements(without) if each[0] == "weight"]
     np.testing.assert_equal(found, wanted)
+
+
+@pytest.fixture(scope="module")
+def converted(run_compress, tmp_path_factory):
+    """A planted model whose sink is constant, as trained and converted; what is printed; and the
+    record."""
+    place = tmp_path_factory.mktemp("converted")
+    save(place / "planted", planted.CONFIG, jax.tree.map(lambda x: x[None], planted.params()), [3])
+    text = place / "text"
+    text.mkdir()
+    for name, seed in (("train", 1), ("val", 2)):
+        ids = np.random.default_rng(seed).integers(0, 19, 40 * 65).astype(np.uint16)
+        ids.tofile(text / f"{name}.bin")
+    done = run_compress(
+        f"--model={place}/planted", f"--corpus=tokens:{text}", "--methods=w16a16,w4a4-tensor",
+        "--conversions=leave,bound", "--sequences=4", "--calibration=5", "--seq_len=64",
+        "--bos=no", f"--workdir={place}",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    return done.out, json.loads((place / "compress" / "latest" / "result.json").read_text())
+
+
+def test_converted_models_are_compressed_beside_the_model_as_trained(converted):
+    models = {model["name"]: model for model in converted[1]["models"]}
+    assert sorted(models) == ["planted", "planted+bound", "planted+leave"]
+    for of in models.values():
+        assert of["tokens"]["evaluation"] == 4 * 64
+        assert of["methods"]["w16a16"]["losses"] == of["losses"]
+        assert np.mean(of["losses"]) == pytest.approx(of["loss"], rel=1e-5)
+    assert models["planted+leave"]["conversion"] == "leave"
+    assert models["planted+leave"]["kind"] == "constants"
+    np.testing.assert_allclose(models["planted+leave"]["losses"], models["planted"]["losses"], 0.02)
+
+
+def test_what_a_conversion_buys_by_hand(converted):
+    record = json.loads(json.dumps(converted[1]))
+    models = {model["name"]: model for model in record["models"]}
+    base = np.array(models["planted"]["losses"])
+    for name, rise in (("planted", 1.0), ("planted+bound", 2.0), ("planted+leave", 0.1)):
+        models[name]["methods"]["w4a4-tensor"]["losses"] = (base + rise * np.arange(1, 5)).tolist()
+    section = next(s for s in sections(record) if s.name.endswith("-bought"))
+    headings, none, same, rounded = section.table.texts
+    assert headings == ["method", BEFORE, "bound", "leave"]
+    assert [none[0], same[0], rounded[0]] == [BEFORE, "w16a16", "w4a4-tensor"]
+    assert none[1].startswith("+0.000")
+    assert rounded[1].startswith("+2.500 ±")
+    assert rounded[2].endswith("(-100% [-100%, -100%])")
+    assert rounded[3].startswith("+0.250 ±")
+    assert rounded[3].endswith("(90% [90%, 90%])")
+    assert any("are constants in layers 3 to 5" in line for line in section.lines)
+    assert "how much of what the method adds is gone" in " ".join(converted[0].split())
+
+
+def test_a_bos_among_the_keys_is_not_read_again(trained, monkeypatch, run_compress, tmp_path):
+    """The loss of the token after it is none of any model's, so that equal tokens are compared."""
+    from sysout_jax.analysis.compress.compression import Compressed, losses
+    from sysout_jax.data import load_corpus
+
+    rows = load_corpus("backcopy", "bytes", True).batch("val", 0, 0, 6, 13)
+    bos = int(rows[0, 0])
+
+    def by_prefix(chosen, text):
+        return {"prefix": so.convert(chosen.model, prefix=[bos])}
+
+    monkeypatch.setattr(compress, "_converted", by_prefix)
+    done = run_compress(
+        f"--model={trained}", "--variant=softmax", "--seed=5", "--methods=w4", "--sequences=6",
+        "--conversions=prefix", "--calibration=3", "--seq_len=13", f"--workdir={tmp_path}",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    record = json.loads((tmp_path / "compress" / "latest" / "result.json").read_text())
+    model = load(trained / "models" / "backcopy-softmax", 5)
+    expected = losses(model.config, Compressed(model.params), rows, skip=1)
+    for of in record["models"]:
+        assert of["tokens"]["evaluation"] == 6 * 12
+        np.testing.assert_allclose(of["losses"], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("given", ["bound,bound", "bond"])
+def test_conversions_that_are_none_are_refused(given, trained, run_compress):
+    done = run_compress(f"--model={trained}", f"--conversions={given}")
+    assert done.status == 2
+    assert done.err.startswith("error: --conversions=")
+    assert done.err.count("\n") == 1

@@ -28,6 +28,7 @@ from experiments.ledger.predicates import (
     Relation,
     Share,
 )
+from experiments.records import units
 
 SINK = Has("sink", 0.3)
 NONE = Has("sink", 0.3, below=True)
@@ -35,9 +36,19 @@ LAW = ("r", 0.9)
 NEAR = np.array([-0.01, 0.0, 0.01, 0.005])  # a spread about a mean of 0.00125
 
 
+@pytest.fixture(autouse=True)
+def _texts(monkeypatch):
+    monkeypatch.setattr(units, "_READERS", {**units._READERS, "texts": _of_text})
+
+
+def _of_text(record, variant, where, measure):
+    cell = " ".join([variant, *(f"{name}={value}" for name, value in where.items())])
+    return record["by_text"][cell][measure]
+
+
 def record(**cells):
     """A record of texts: the cell `a` by its keyword, its measures with values."""
-    return {"experiment": "published", "by_text": cells}
+    return {"experiment": "texts", "by_text": cells}
 
 
 def student(x, bound):

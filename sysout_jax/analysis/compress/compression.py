@@ -106,7 +106,7 @@ class Compressor:
                             self.batch,
                         )
                     )  # fmt: skip
-                per = "vector" if how.per == "group" else how.per
+                per = how.inputs_per or ("vector" if how.per == "group" else how.per)
                 edits[tap] = Edit(RoundInputs(how.activations, per, how.zero_point), basis, fixed)
         if how.cache is not None:
             for tap in CACHE:

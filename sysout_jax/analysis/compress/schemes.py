@@ -9,6 +9,7 @@ A method is words joined by "-". To round:
     zero                                         ranges with a zero point instead of symmetric ones
     tensor, vector, g32                          what shares a scale: a tensor; an output channel
                                                  and a token (if nothing is said); 32 inputs
+    atensor                                      activations share a scale, whatever weights do
     minmax, percentile, mse                      static ranges of activations, from calibration text
 
 and to prune: a criterion and what goes, as in magnitude-0.5, global-0.5, wanda-2:4, sparsegpt-0.5.
@@ -41,6 +42,7 @@ class Rounding:
     activations: str | None = None
     cache: str | None = None  # keys and values
     per: str = "vector"  # what shares a scale: tensor, vector, group
+    inputs_per: str | None = None  # the same of activations, if they differ: tensor
     group: int = 128  # inputs that share a scale of a weight, if per is group
     by: str = "nearest"  # nearest, gptq, awq
     basis: str = "given"  # given, smooth, rotate
@@ -115,6 +117,8 @@ def _rounding(method: str, words: list[str]) -> Rounding:
             say("basis", word)
         elif word == "zero":
             say("zero_point", True)
+        elif word == "atensor":
+            say("inputs_per", "tensor")
         elif word in ("tensor", "vector"):
             say("per", word)
         elif re.fullmatch(r"g[1-9]\d*", word):
@@ -126,8 +130,8 @@ def _rounding(method: str, words: list[str]) -> Rounding:
             raise _refused(
                 method,
                 f"formats as w8, a8, kv4, w8a8 (of {', '.join(NAMES)}), gptq, awq, smooth, rotate, "
-                f"zero, tensor, vector, g32, {', '.join(RANGES)}; or one of {', '.join(CRITERIA)} "
-                "first, as in wanda-0.5",
+                f"zero, tensor, vector, g32, atensor, {', '.join(RANGES)}; or one of "
+                f"{', '.join(CRITERIA)} first, as in wanda-0.5",
                 f"{word!r} is none of the words",
             )
     made = Rounding(**found)  # type: ignore[arg-type]
@@ -146,6 +150,8 @@ def _check(method: str, made: Rounding) -> None:
         raise _refused(method, "awq without smooth or rotate: it rescales by itself")
     if made.ranges is not None and made.activations is None:
         raise _refused(method, f"{made.ranges} with a format of activations")
+    if made.inputs_per is not None and made.activations is None:
+        raise _refused(method, "atensor with a format of activations")
     if made.basis == "smooth" and made.activations is None:
         raise _refused(method, "smooth with a format of activations")
     if made.zero_point and not all(name.startswith("int") for name in used):

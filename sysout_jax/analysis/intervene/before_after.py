@@ -46,6 +46,8 @@ class BeforeAfter:
     tokens: int  # that are predicted
     loss: tuple[float, float]  # before and after, nats per token
     change: Interval  # paired by text
+    losses: tuple[np.ndarray, np.ndarray]  # [B], of each text, before and after
+    largest: tuple[np.ndarray, np.ndarray]  # [B], of each text max/median |h|, of all layers
     over_median: tuple[np.ndarray, np.ndarray]  # [L], largest |h| over the median, of all texts
     measures: tuple[Mapping[str, float], Mapping[str, float]]  # of `summary.outlier_summary`
     generated: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]  # ids, prompt too
@@ -75,6 +77,8 @@ def compared(
         texts[:, 1:].size,
         (float(first.losses.mean()), float(second.losses.mean())),
         bootstrap_interval(second.losses - first.losses),
+        (first.losses, second.losses),
+        (first.over_median.max(axis=0), second.over_median.max(axis=0)),
         (first.over_median.max(axis=1), second.over_median.max(axis=1)),
         (measures[0], measures[1]),
         (generated[0], generated[1]),

@@ -53,6 +53,7 @@ class Response:
     ratio: float  # the same state's largest magnitude over the median of all
     attention: float  # of the head, by queries after the first, to the first token
     loss: float  # nats per token
+    by_sequence: np.ndarray  # [B], the attention of each
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,23 @@ def doses(
                 _measured(config, _dosed(params, place, n, factor), rows, place, None, batch)
                 for n in places
             ]
-            found.append(Response(WEIGHT, factor, control, *np.mean(measured, axis=0).tolist()))
+            found.append(_response(WEIGHT, factor, control, measured))
         for control, places in ((False, [place.channel]), (True, channels)):
             measured = [
                 _measured(config, params, rows, place, (channel, factor), batch)
                 for channel in places
             ]
-            found.append(Response(ACTIVATION, factor, control, *np.mean(measured, axis=0).tolist()))
+            found.append(_response(ACTIVATION, factor, control, measured))
     return Doses(place, tuple(found))
+
+
+def _response(
+    treatment: str, factor: float, control: bool, measured: Sequence[Float[np.ndarray, "4 B"]]
+) -> Response:
+    """Of the places that were given the dose, the mean."""
+    found = np.mean(measured, axis=0)
+    peak, ratio, attention, loss = map(float, found.mean(axis=1))
+    return Response(treatment, factor, control, peak, ratio, attention, loss, found[2])
 
 
 def check(config: ModelConfig) -> None:
@@ -216,8 +226,8 @@ def _at_first(config: ModelConfig, params: Params, tokens: Array) -> dict[str, A
 def _measured(
     config: ModelConfig, params: Params, rows: np.ndarray, place: Place,
     dose: tuple[int, float] | None, batch: int,
-) -> tuple[float, float, float, float]:  # fmt: skip
-    """(peak, ratio, attention, loss), means over sequences."""
+) -> Float[np.ndarray, "4 B"]:  # fmt: skip
+    """Peak, ratio, attention and loss of each sequence."""
     channel, factor = dose or (place.channel, 1.0)
     edit = first_token_edit(place.layer, place.channel, channel, factor)
 
@@ -226,9 +236,11 @@ def _measured(
 
     found = over_batches(run, params, rows, batch)
     layer, head = place.head
-    return (
-        float(found["peak"][place.layer].mean()), float(found["ratio"][place.layer].mean()),
-        float(found["attention"][layer, :, head].mean()), float(found["loss"].mean()),
+    return np.stack(
+        [
+            found["peak"][place.layer], found["ratio"][place.layer],
+            found["attention"][layer, :, head], found["loss"][0],
+        ]
     )  # fmt: skip
 
 

@@ -46,6 +46,7 @@ class Effect:
     loss: float  # nats per token
     perplexity: float
     change: Interval  # of the loss, paired by sequence
+    by_sequence: np.ndarray  # [B], the change of each
     relocation: Relocation | None = None  # of attention: what the other tokens are afterwards
 
 
@@ -134,9 +135,11 @@ def _effect(
     of_model: Passes, what: tuple[str, str, str], after: np.ndarray, edited: float,
     control: bool = False, layer: int | None = None, moved: Relocation | None = None,
 ) -> Effect:  # fmt: skip
-    loss = float(after.mean())
-    change = bootstrap_interval(after - of_model.before)
-    return Effect(*what, control, layer, edited, loss, float(np.exp(loss)), change, moved)
+    loss, change = float(after.mean()), after - of_model.before
+    return Effect(
+        *what, control, layer, edited, loss, float(np.exp(loss)), bootstrap_interval(change),
+        change, moved,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

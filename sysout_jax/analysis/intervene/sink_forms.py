@@ -168,6 +168,7 @@ class FormCost:
     change: Interval  # of the loss, paired by sequence
     share: Interval | None  # of what "dropped" costs; None where that costs nothing for certain
     relocation: Relocation
+    by_sequence: np.ndarray  # [B], the change of each
 
 
 @dataclass(frozen=True)
@@ -256,5 +257,5 @@ def _cost(
     change = losses - before
     return FormCost(
         name, label, float(losses.mean()), bootstrap_interval(change),
-        ratio_interval(change, removed), relocation(tokens["trained"], tokens[name], sink),
+        ratio_interval(change, removed), relocation(tokens["trained"], tokens[name], sink), change,
     )  # fmt: skip
