@@ -30,7 +30,7 @@ from sysout_jax.results import RunDirectory
 
 from .cli import grid, launch
 from .cli.grid import Cells, Place
-from .inputs.evaluation_text import Text, Texts
+from .inputs.evaluation_text import SEQUENCES, WIKITEXT2, Text, Texts
 from .inputs.model_selection import Choice, Chosen, every
 from .reports.compress_report import sections
 
@@ -57,6 +57,8 @@ class Config:
 
     choice: Choice = field(default_factory=Choice)
     corpus: str | None = None  # text to calibrate and evaluate on; None: what the run trained on
+    calibration_corpus: str | None = None  # text to calibrate on; None: the training part of corpus
+    protocol: str = SEQUENCES  # or wikitext2: all of --corpus=PATH in windows of 2,048 tokens
     token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     methods: tuple[str, ...] = METHODS  # as sysout_jax/analysis/schemes.py names them
     conversions: tuple[str, ...] = ()  # to compress too: leave, bound, prefix, prefix+bound
@@ -73,6 +75,7 @@ class Config:
             at_least(least, name, getattr(self, name))
         if not 0.0 <= self.alpha <= 1.0:
             raise InputError("alpha", self.alpha, "a number from 0 to 1")
+        self._check_protocol()
         if self.choice.stream:
             raise InputError("stream", accepted="without it, compression takes a model in memory")
         present(self.sites)
@@ -85,13 +88,29 @@ class Config:
         if len(set(self.conversions)) < len(self.conversions):
             raise InputError("conversions", ",".join(self.conversions), "none of them twice")
 
+    def _check_protocol(self) -> None:
+        one_of("protocol", self.protocol, (SEQUENCES, WIKITEXT2))
+        if self.protocol == SEQUENCES:
+            return
+        for name, usual in (("sequences", Config.sequences), ("seq_len", None)):
+            if getattr(self, name) != usual:
+                why = f"no effect with --protocol={self.protocol}"
+                raise InputError(name, getattr(self, name), "without it", why)
+        if self.corpus is None:
+            raise InputError("corpus", None, "PATH of the split's text", "not given")
+        calibrated = [method for method in self.methods if schemes.scheme(method).calibrated]
+        needing = [*calibrated, *self.conversions]
+        if needing and self.calibration_corpus is None:
+            why = f"not given, and {', '.join(needing)} learn from text"
+            raise InputError("calibration_corpus", None, "text that is not of the split", why)
+
 
 def run(config: Config, console: Console) -> RunDirectory:
     """Compress every model by every method; what is finished is kept when interrupted."""
     chosen = list(every(config.choice))
     texts = Texts(
         config.corpus, config.calibration, config.sequences, config.seq_len, console,
-        config.token_dtype,
+        config.token_dtype, config.protocol, config.calibration_corpus,
     )  # fmt: skip
     read = [texts.of(each) for each in chosen]  # before any work: text missing or too short
 

@@ -239,6 +239,7 @@ def _finetuned(config: Config, form: Form, text: Text) -> Form:
     def begin(params: Params) -> TrainState:
         return TrainState(params, optimizer.init(params))
 
+    assert text.corpus is not None
     state = jax.vmap(begin)(jax.tree.map(lambda x: jnp.array(x, copy=True)[None], form.params))
     for done in range(0, config.finetune, STEPS_PER_CALL):
         numbers = range(done, min(done + STEPS_PER_CALL, config.finetune))

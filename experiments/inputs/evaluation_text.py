@@ -4,10 +4,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 from rich.console import Console
 
 from sysout_jax.analysis.compress.calibration import apart
 from sysout_jax.data import load_corpus
+from sysout_jax.data.corpus import documents
+from sysout_jax.data.tokenizer import Tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.training.loop import Corpus
@@ -16,13 +19,15 @@ from ..cli.progress import reading
 from .model_selection import Chosen
 
 TOKENS = 64  # of a sequence, if nothing is said
+SEQUENCES, WIKITEXT2 = "sequences", "wikitext2"  # protocols: rows of the validation part, or
+WINDOW = 2048  # all of the text in windows of so many tokens, as perplexities are published
 PUBLISHED = "stdlib"  # what published models are measured on unless --corpus says
 
 
 class Text(NamedTuple):
-    """A corpus, and [B, T + 1] rows of it: to calibrate on, and to evaluate on."""
+    """[B, T + 1] rows: to calibrate on, of a corpus if there are any, and to evaluate on."""
 
-    corpus: Corpus
+    corpus: Corpus | None
     calibration: np.ndarray
     evaluation: np.ndarray
 
@@ -62,6 +67,32 @@ def read_corpus(
     return corpus, spec
 
 
+def windows(spec: str, tokenizer: Tokenizer | None, longest: int | None) -> Int[np.ndarray, "B S"]:
+    """A whole text in windows that do not overlap, as perplexities of WikiText-2 are published.
+
+    The text is encoded at once, with one BOS in front where the tokenizer adds it, and cut into
+    windows of 2,048 tokens or of those that the model reads; what is left is dropped. In a window
+    of S tokens S - 1 are predicted (Frantar et al. 2023, arXiv:2210.17323, and those after it).
+
+    Args:
+      spec: PATH of the text: its file, directory or glob.
+      tokenizer: the model's.
+      longest: tokens that the model reads; None: any number.
+
+    Raises:
+      InputError: no tokenizer, no such text, or less of it than a window.
+    """
+    if tokenizer is None or spec == "backcopy" or spec.startswith("tokens:"):
+        raise InputError("corpus", spec, "PATH of a text, and a model with a tokenizer")
+    ids = np.concatenate([tokenizer.encode(text) for text in documents(spec)])
+    if tokenizer.adds_bos and tokenizer.bos is not None:
+        ids = np.concatenate([[tokenizer.bos], ids])
+    size = min(WINDOW, longest or WINDOW)
+    if len(ids) < size:
+        raise InputError("corpus", spec, f"text of at least {size} tokens", f"{len(ids)} tokens")
+    return ids[: len(ids) // size * size].reshape(-1, size).astype(np.int32)
+
+
 def length_of(given: int | None, config: ModelConfig) -> int:
     """T: what --seq_len says, or `TOKENS`, or what the model can read if that is less.
 
@@ -84,6 +115,8 @@ class Texts:
     seq_len: int | None  # T; None: 64, or the learned positions if fewer
     console: Console
     token_dtype: str | None = None  # of tokens:DIR
+    protocol: str = SEQUENCES
+    calibrate_on: str | None = None  # another corpus, of whose training part calibration text is
     _read: dict[str, Text] = field(default_factory=dict)
 
     def of(self, chosen: Chosen) -> Text:
@@ -99,9 +132,18 @@ class Texts:
 
     def _open(self, chosen: Chosen) -> Text:
         model = chosen.model
-        corpus, spec = read_corpus(self.corpus, chosen, self.console, self.token_dtype)
-        length = length_of(self.seq_len, model.config)
-        evaluation = corpus.distinct("val", self.sequences, length)
+        spec = self.corpus or chosen.corpus or PUBLISHED
+        if self.protocol == WIKITEXT2:
+            evaluation = windows(spec, model.tokenizer, model.config.longest)
+            length = evaluation.shape[1] - 1
+        else:
+            corpus, spec = read_corpus(self.corpus, chosen, self.console, self.token_dtype)
+            length = length_of(self.seq_len, model.config)
+            evaluation = corpus.distinct("val", self.sequences, length)
+        if self.calibrate_on is not None:
+            corpus, _ = read_corpus(self.calibrate_on, chosen, self.console, self.token_dtype)
+        elif self.protocol == WIKITEXT2:
+            return Text(None, evaluation[:0], evaluation)
         candidates = corpus.batch("train", 0, 0, 2 * self.calibration, length)
         top, vocab = max(evaluation.max(), candidates.max()), model.config.vocab
         if top >= vocab:

@@ -3,12 +3,16 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sysout_jax as so
 from experiments import compress
 from experiments.reports.compress_report import BEFORE, agreements, sections
+from sysout_jax.data.tokenizer import ByteTokenizer
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import init
 from sysout_jax.plots import compression
 from sysout_jax.training.checkpoint import load, save
 from tests.analysis import first_sink as planted
@@ -224,4 +228,67 @@ def test_conversions_that_are_none_are_refused(given, trained, run_compress):
     done = run_compress(f"--model={trained}", f"--conversions={given}")
     assert done.status == 2
     assert done.err.startswith("error: --conversions=")
+    assert done.err.count("\n") == 1
+
+
+def test_the_published_protocol(trained, run_compress, tmp_path):
+    """The usual script: one stream, windows without overlap, nats of the predicted tokens."""
+    from sysout_jax.model.decoder import forward
+
+    text = "to be or not to be, that is the question: " * 4
+    (tmp_path / "split.txt").write_text(text)
+    model = planted_text_model(tmp_path / "model")
+    size = model.config.context
+    done = run_compress(
+        f"--model={tmp_path}/model", f"--corpus={tmp_path}/split.txt", "--protocol=wikitext2",
+        "--methods=w4,kv4", f"--workdir={tmp_path}",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    (entry,) = json.loads((tmp_path / "compress" / "latest" / "result.json").read_text())["models"]
+    stream = np.concatenate([[257], np.frombuffer(text.encode(), np.uint8)])  # BOS, then bytes
+    count, total = len(stream) // size, 0.0
+    for n in range(count):
+        window = stream[n * size : (n + 1) * size]
+        logits = np.float64(
+            forward(model.config, model.params, jnp.asarray(window[None]))[0][0, :-1]
+        )
+        chosen = logits[np.arange(size - 1), window[1:]]
+        total += (np.log(np.exp(logits).sum(-1)) - chosen).mean() * size
+    assert entry["perplexity"] == pytest.approx(np.exp(total / (count * size)), rel=1e-5)
+    assert entry["tokens"] == {"calibration": 0, "evaluation": count * (size - 1)}
+    assert list(entry["methods"]) == ["w4", "kv4"]
+
+
+def planted_text_model(place):
+    """A model of bytes with learned positions, as a run leaves it."""
+    config = ModelConfig(
+        vocab=258, layers=2, width=16, heads=2, mlp_width=24, context=32, variant="softmax"
+    )
+    params = init(config, jax.random.key(0))
+    save(place, config, jax.tree.map(lambda x: x[None], params), [3], ByteTokenizer())
+    return load(place, 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--protocol=ptb"], "--protocol='ptb': unknown; accepted: sequences, wikitext2"),
+        (["--methods=w4"], "--corpus: not given; accepted: PATH of the split's text"),
+        (["--methods=w4", "--corpus=x", "--seq_len=64"], "no effect with --protocol=wikitext2"),
+        (["--methods=w4", "--corpus=x", "--sequences=9"], "no effect with --protocol=wikitext2"),
+        (["--methods=w4,gptq-w4", "--corpus=x"], "--calibration_corpus: not given, and gptq-w4"),
+        (["--methods=w4", "--corpus=backcopy"], "--corpus=backcopy: accepted: PATH of a text"),
+        (["--methods=w4", "--corpus=SHORT"], "6 tokens; accepted: text of at least 32 tokens"),
+    ],
+)
+def test_what_the_protocol_refuses(flags, said, trained, run_compress, tmp_path):
+    (tmp_path / "short.txt").write_text("short")
+    given = [flag.replace("SHORT", str(tmp_path / "short.txt")) for flag in flags]
+    protocol = [] if "--protocol" in flags[0] else ["--protocol=wikitext2"]
+    model = trained
+    if "SHORT" in flags[-1]:
+        planted_text_model(model := tmp_path / "model")
+    done = run_compress(f"--model={model}", *given, *protocol, f"--workdir={tmp_path}")
+    assert done.status == 2
+    assert said in done.err
     assert done.err.count("\n") == 1
