@@ -14,7 +14,7 @@ from tests.families import reference
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["llama", "gpt_neox"])
 def test_it_is_that_of_the_usual_script(case, tmp_path):
-    """Frantar et al.'s: one stream of ids, the model's own loss of each window, times its tokens."""
+    """Frantar et al.'s: one stream of ids, the model's own loss of a window, times its tokens."""
     torch = pytest.importorskip("torch", reason="needs requirements-reference.txt")
     transformers = pytest.importorskip("transformers", reason="needs requirements-reference.txt")
     reference.make(case, tmp_path)
