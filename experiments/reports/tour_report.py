@@ -50,7 +50,7 @@ def _kinds(model: Record) -> Iterator[list[str]]:
 
 def _forms(model: Record) -> Iterator[list[str]]:
     for form in model["forms"]:
-        share = "" if form["share"] is None else f"{Interval.of(form['share']).mean:.0%}"
+        share = "" if form["share"] is None else f"{round(form['share'][0], 2) + 0.0:.0%}"
         yield [form["label"], f"{Interval.of(form['change']):±+.3f}", share]
 
 
