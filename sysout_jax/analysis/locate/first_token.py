@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sysout_jax.analysis.locate.scan import as_scan, fields, for_length, over_batches, reducers
-from sysout_jax.analysis.locate.sinks import Sink, first_token_sink
+from sysout_jax.analysis.locate.sinks import Sink, first_token_sink, given_to_first
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.core.measures import top1
 from sysout_jax.errors import InputError
@@ -31,6 +31,7 @@ class FirstToken:
     """What texts show of their first tokens."""
 
     sink: Sink
+    given: np.ndarray  # [L, N], attention that queries that see it give it, mean over texts
     losses: np.ndarray  # [B], mean over next tokens, in nats
     constants: Mapping[str, np.ndarray]  # "key", as it is at position 0, "value": [L, K, H] means
     spread: Mapping[str, np.ndarray]  # of each [L], the largest over KV heads
@@ -105,8 +106,8 @@ def first_token(
     }
     scan = as_scan(config, {name: found[name] for name in ("attn_weights", "block_out", "down_in")})
     return FirstToken(
-        first_token_sink(config, scan), found["loss"][0], mean, spread,
-        scan.block_out.token_peak[..., 0].mean(axis=1), found["down_out"].mean(axis=1),
+        first_token_sink(config, scan), given_to_first(config, scan), found["loss"][0], mean,
+        spread, scan.block_out.token_peak[..., 0].mean(axis=1), found["down_out"].mean(axis=1),
     )  # fmt: skip
 
 
