@@ -163,8 +163,10 @@ def assumptions(
     )  # fmt: skip
 
 
-def check(config: ModelConfig, *texts: Int[np.ndarray, "b S"]) -> None:
-    """Refuse what the theory's head is not.
+def check(
+    config: ModelConfig, calibration: Int[np.ndarray, "b S"], rows: Int[np.ndarray, "B S"]
+) -> None:
+    """Refuse what the theory's head is not, and text that cannot show it.
 
     Raises:
       InputError: as `assumptions`.
@@ -173,12 +175,12 @@ def check(config: ModelConfig, *texts: Int[np.ndarray, "b S"]) -> None:
         raise InputError("variant", config.variant, "a model of variant softmax")
     if config.sink is not None:
         raise InputError("model", None, "one that was not converted", "its sink is explicit")
-    for rows in texts:
-        if len(rows) < CHOSEN_ON:
-            why = f"{len(rows)} are too few"
+    for texts in (calibration, rows):
+        if len(texts) < CHOSEN_ON:
+            why = f"{len(texts)} are too few"
             raise InputError("text", None, f"at least {CHOSEN_ON} texts", why)
-        if rows.shape[1] - 1 > QUERIES_AT_ONCE:
-            raise InputError("seq_len", rows.shape[1] - 1, f"at most {QUERIES_AT_ONCE}")
+    if rows.shape[1] - 1 > QUERIES_AT_ONCE:
+        raise InputError("seq_len", rows.shape[1] - 1, f"at most {QUERIES_AT_ONCE}")
 
 
 def _layers(

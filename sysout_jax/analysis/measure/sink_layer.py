@@ -1,6 +1,6 @@
 """The sink heads of one layer over texts: values, keys, outputs and the factor's logit.
 
-Axes: B texts, b texts to fit on, T tokens, D width, N heads, K KV heads, H head dim; n sink heads,
+Axes: B texts, C texts, these and those to fit on, T tokens, D width, N heads, K KV heads, H head dim; n sink heads,
 k KV heads that serve them, P numbers of keys.
 """
 
@@ -64,7 +64,7 @@ class SinkLayer:
 def sink_layer(
     layer: int,
     heads: Int[np.ndarray, "n"],
-    tokens: Int[np.ndarray, "B+b T"],
+    tokens: Int[np.ndarray, "C T"],
     queries: Int[np.ndarray, "q"],
     seen: Mapping[str, Any],
     texts: int,
