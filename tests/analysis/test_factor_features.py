@@ -47,7 +47,7 @@ def r_squared(fit, held_out):
 def test_ridge_is_least_squares_of_augmented_rows():
     rng = np.random.default_rng(3)
     f, y = 5 + rng.normal(size=(200, 4)) * [1, 10, 0.1, 3], rng.normal(size=(200, 2))
-    choosing = np.arange(200) % 4 == 3
+    choosing = np.arange(200) >= 150
     z = (f - f.mean(axis=0)) / f.std(axis=0)
     centred = y - y.mean(axis=0)
 
@@ -64,13 +64,13 @@ def test_ridge_is_least_squares_of_augmented_rows():
         ]
         best = PENALTIES[int(np.argmin(left))]
         expected = (z @ solved(np.full(200, True), best) + y.mean(axis=0))[:, target]
-        kernel, bias = ridge(f, y, choosing)
+        kernel, bias = ridge(f, y, 50)
         np.testing.assert_allclose((f @ kernel + bias)[:, target], expected, atol=1e-9)
 
 
 def test_a_feature_that_does_not_vary_is_no_trouble():
     f = np.array([[1.0, 2.0], [1.0, 3.0], [1.0, 5.0], [1.0, 8.0]])
-    kernel, bias = ridge(f, f[:, 1:] * 2, np.array([False, False, False, True]))
+    kernel, bias = ridge(f, f[:, 1:] * 2, 1)
     np.testing.assert_allclose(f @ kernel + bias, f[:, 1:] * 2, atol=2e-3)
 
 

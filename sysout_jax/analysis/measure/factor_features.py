@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from scipy import linalg
 
 PENALTIES = (1e-4, 1e-2, 1.0)  # of standardised features, beside a mean over queries
-CHOSEN_ON = 4  # every 4th text to fit on chooses the penalty
-PRODUCTS = 64  # directions of a query whose products are taken, those in which it varies most
+CHOSEN_ON = 4  # the last of as many parts of the texts to fit on chooses the penalty
+PRODUCTS = 32  # directions of a query whose products are taken, those in which it varies most
 DEGREE = 3  # of the polynomial in the logarithm of the position
 SHRINK = 1.0  # queries of the mean beside those of a token id
 
@@ -115,15 +115,15 @@ def _of_ids(fit: Queries) -> Fitted:
 
 def _linear(fit: Queries, features: Callable[[Queries], np.ndarray]) -> Fitted:
     """By features that all heads share."""
-    kernel, bias = ridge(features(fit), fit.target, _choosing(fit))
+    kernel, bias = ridge(features(fit), fit.target, _chosen_by(fit))
     return lambda of: features(of) @ kernel + bias
 
 
 def _each(fit: Queries, features: Callable[[Queries, int], np.ndarray]) -> Fitted:
     """By features that each head has itself."""
-    target, choosing = fit.target, _choosing(fit)
+    target, chosen_by = fit.target, _chosen_by(fit)
     heads = range(target.shape[1])
-    made = [ridge(features(fit, head), target[:, [head]], choosing) for head in heads]
+    made = [ridge(features(fit, head), target[:, [head]], chosen_by) for head in heads]
 
     def told(of: Queries) -> np.ndarray:
         each = zip(heads, made, strict=True)
@@ -132,21 +132,20 @@ def _each(fit: Queries, features: Callable[[Queries, int], np.ndarray]) -> Fitte
     return told
 
 
+def _chosen_by(fit: Queries) -> int:
+    """How many of the queries, the last ones, choose the penalty."""
+    texts, length = fit.ids.shape
+    return texts // CHOSEN_ON * length
+
+
 def _quadratic(fit: Queries) -> Callable[[Queries, int], np.ndarray]:
-    """A head's query, and the products of its entries or, of more than `PRODUCTS` of them, of its
-    parts in the directions in which it varies most."""
+    """A head's query, and the products of its parts in the directions in which it varies most."""
     dim = fit.query.shape[-1]
-    few = min(dim, PRODUCTS)
-    one, other = np.triu_indices(few)
-
-    def turned(head: int) -> np.ndarray:
-        if dim <= PRODUCTS:
-            return np.eye(dim)
-        q = flat(fit.query[:, :, head])
-        vectors: np.ndarray = linalg.eigh(np.cov(q.T))[1][:, ::-1]
-        return vectors
-
-    turns = [turned(head) for head in range(fit.query.shape[2])]
+    one, other = np.triu_indices(min(dim, PRODUCTS))
+    turns = [
+        linalg.eigh(np.atleast_2d(np.cov(flat(fit.query[:, :, head]).T)))[1][:, ::-1]
+        for head in range(fit.query.shape[2])
+    ]
 
     def features(of: Queries, head: int) -> np.ndarray:
         q = flat(of.query[:, :, head]) @ turns[head]
@@ -155,17 +154,10 @@ def _quadratic(fit: Queries) -> Callable[[Queries, int], np.ndarray]:
     return features
 
 
-def _choosing(fit: Queries) -> np.ndarray:
-    """[M]: which queries choose the penalty."""
-    texts, length = fit.ids.shape
-    return np.repeat(np.arange(texts) % CHOSEN_ON == CHOSEN_ON - 1, length)
-
-
 def ridge(
-    features: Float[np.ndarray, "M P"], target: Float[np.ndarray, "M n"],
-    choosing: np.ndarray,
-) -> tuple[Float[np.ndarray, "P n"], Float[np.ndarray, "n"]]:  # fmt: skip
-    """The kernel and bias of the ridge regression whose penalty does best on a part of the queries.
+    features: Float[np.ndarray, "M P"], target: Float[np.ndarray, "M n"], chosen_by: int
+) -> tuple[Float[np.ndarray, "P n"], Float[np.ndarray, "n"]]:
+    """The kernel and bias of the ridge regression whose penalty does best on the last queries.
 
     min mean (y - f.w - b)^2 + penalty |w|^2, f with mean 0 and variance 1 over queries; fitted to
     the others for each of `PENALTIES`, and with the one that is chosen, for each target, to all.
@@ -173,19 +165,19 @@ def ridge(
     Args:
       features: [M, P].
       target: [M, n].
-      choosing: [M], True for those that choose.
+      chosen_by: how many queries, from the end, choose.
     """
     mean, deviation = features.mean(axis=0), features.std(axis=0)
     scale = np.where(deviation > 0.0, deviation, 1.0)
     f, centre = (features - mean) / scale, target.mean(axis=0)
-    y = target - centre
-    held, rest = f[choosing], f[~choosing]
-    gram, moment = rest.T @ rest, rest.T @ y[~choosing]
+    y, first = target - centre, len(target) - chosen_by
+    gram, moment = f[:first].T @ f[:first], f[:first].T @ y[:first]
     left = [
-        np.mean((y[choosing] - held @ _solved(gram, moment, len(rest), each)) ** 2, axis=0)
+        np.mean((y[first:] - f[first:] @ _solved(gram, moment, first, each)) ** 2, axis=0)
         for each in PENALTIES
     ]
-    best, (gram, moment) = np.argmin(left, axis=0), (gram + held.T @ held, f.T @ y)
+    best = np.argmin(left, axis=0)
+    gram, moment = gram + f[first:].T @ f[first:], f.T @ y
     kernel = np.zeros(moment.shape)
     for at in np.unique(best):
         mine = best == at
