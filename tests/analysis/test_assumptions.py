@@ -257,14 +257,18 @@ def test_a_model_without_a_sink_has_none():
     [
         ({"variant": "sigmoid"}, {}, "variant=sigmoid: accepted: a model of variant softmax"),
         ({"sink": ExplicitSink(keys=1)}, {}, "model: its sink is explicit; accepted: "),
-        ({}, {"count": 3}, "text: 3 are too few; accepted: at least 4 texts"),
+        ({}, {"count": 3}, "text: 3 of 40 tokens is too short; accepted: at least 4"),
+        ({}, {"fit": 3}, "calibration=3: accepted: at least 4"),
         ({}, {"length": 20}, "text: 5 of 20 tokens is too short; "),
         ({}, {"length": 1025}, "seq_len=1025: accepted: at most 1024"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(config, texts, line):
     length = texts.get("length", 40)
-    rows, fit = planted.texts(texts.get("count", 5), length), planted.texts(4, length)
+    rows, fit = (
+        planted.texts(texts.get("count", 5), length),
+        planted.texts(texts.get("fit", 4), length),
+    )
     with pytest.raises(InputError) as raised:
         assumptions(replace(planted.CONFIG, **config), planted.params(), fit, rows, 3)
     assert str(raised.value).startswith(line)

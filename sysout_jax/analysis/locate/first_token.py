@@ -88,11 +88,8 @@ def first_token(
     Raises:
       InputError: too few or too short texts, or activations that are not finite.
     """
-    texts, length = rows.shape[0], rows.shape[1] - 1
-    if texts < LEAST_TEXTS or length < LEAST_TOKENS:
-        accepted = f"at least {LEAST_TEXTS} texts of {LEAST_TOKENS} tokens"
-        raise InputError("text", None, accepted, f"{texts} of {length} tokens is too short")
-    run = partial(_pass, for_length(config, length, maps=True))
+    enough(rows)
+    run = partial(_pass, for_length(config, rows.shape[1] - 1, maps=True))
     found = over_batches(run, params, rows, batch)
     key, value = found["key"], found["value"]["first"]
     mean = {"key": key.mean(axis=1), "value": value.mean(axis=1)}
@@ -109,6 +106,18 @@ def first_token(
         first_token_sink(config, scan), given_to_first(config, scan), found["loss"][0], mean,
         spread, scan.block_out.token_peak[..., 0].mean(axis=1), found["down_out"].mean(axis=1),
     )  # fmt: skip
+
+
+def enough(rows: Int[np.ndarray, "B S"]) -> None:
+    """Refuse texts in which no sink is found, or over which none can be constant.
+
+    Raises:
+      InputError: too few or too short texts.
+    """
+    texts, length = rows.shape[0], rows.shape[1] - 1
+    if texts < LEAST_TEXTS or length < LEAST_TOKENS:
+        accepted = f"at least {LEAST_TEXTS} texts of {LEAST_TOKENS} tokens"
+        raise InputError("text", None, accepted, f"{texts} of {length} tokens is too short")
 
 
 def _deviation(of: np.ndarray, mean: np.ndarray) -> np.ndarray:

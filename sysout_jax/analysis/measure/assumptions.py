@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from sysout_jax.analysis.locate.first_token import FirstToken, first_token
+from sysout_jax.analysis.locate.first_token import FirstToken, enough, first_token
 from sysout_jax.analysis.locate.scan import QUERIES_AT_ONCE, over_batches
 from sysout_jax.analysis.locate.sinks import Sink, sees_first
 from sysout_jax.analysis.measure.factor_features import CHOSEN_ON, explained
@@ -175,10 +175,9 @@ def check(
         raise InputError("variant", config.variant, "a model of variant softmax")
     if config.sink is not None:
         raise InputError("model", None, "one that was not converted", "its sink is explicit")
-    for texts in (calibration, rows):
-        if len(texts) < CHOSEN_ON:
-            why = f"{len(texts)} are too few"
-            raise InputError("text", None, f"at least {CHOSEN_ON} texts", why)
+    enough(rows)
+    if len(calibration) < CHOSEN_ON:
+        raise InputError("calibration", len(calibration), f"at least {CHOSEN_ON}")
     if rows.shape[1] - 1 > QUERIES_AT_ONCE:
         raise InputError("seq_len", rows.shape[1] - 1, f"at most {QUERIES_AT_ONCE}")
 

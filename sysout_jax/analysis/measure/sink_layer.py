@@ -1,7 +1,7 @@
 """The sink heads of one layer over texts: values, keys, outputs and the factor's logit.
 
-Axes: B texts, C texts, these and those to fit on, T tokens, D width, N heads, K KV heads, H head dim; n sink heads,
-k KV heads that serve them, P numbers of keys.
+Axes: B texts, C texts, these and those to fit on, T tokens, D width, N heads, K KV heads, H head
+dim; n sink heads, k KV heads that serve them, P numbers of keys.
 """
 
 from collections.abc import Mapping
