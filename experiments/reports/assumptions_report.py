@@ -12,7 +12,7 @@ from ..cli.tables import Section
 Record = dict[str, Any]
 LAYER = (
     "layer", "sink heads", "key: spread", "value: spread", "key, over ids", "value, over ids",
-    "a", "r", "tan about u", "tan about a channel", "a that T3 asks", "of the largest y",
+    "a", "r", "tan about u", "about a shared u", "about a channel", "a that T3 asks",
 )  # fmt: skip
 
 
@@ -85,6 +85,8 @@ def _of_state(model: Record) -> Iterator[tuple[str, str, str]]:
     yield row("", f"of its value over {KINDS} ids as first token", of, ".1%")
     tangents = [each["tangent"][0] for each in massive]
     yield row("B4", f"tangent of the state about its direction u, {told}", tangents, ".3f")
+    of = [each["tangent_shared"][0] for each in massive]
+    yield row("", "about one direction for all these layers", of, ".3f")
     yield row("", "about its largest channel", [each["axis"][0] for each in massive], ".3f")
     yield row("T3", f"state a along u, {told}", [each["along"][0] for each in massive], ",.0f")
     asked = [each["asked"][0] for each in massive if each["asked"]]
@@ -117,13 +119,11 @@ def _layer(layer: Record) -> list[Any]:
     def interval(name: str, spec: str) -> str | None:
         return f"{Interval.of(massive[name]):±{spec}}" if massive.get(name) else None
 
-    def number(name: str) -> str | None:
-        return f"{massive[name]:,.0f}" if massive.get(name) else None
-
     return [
         str(layer["layer"]), str(layer["heads"]), *constant, *kinds, interval("along", ",.0f"),
-        number("across"), interval("tangent", ".3f"), interval("axis", ".3f"),
-        interval("asked", ",.0f"), number("asked_most"),
+        f"{massive['across']:,.0f}" if massive else None,
+        *(interval(name, ".3f") for name in ("tangent", "tangent_shared", "axis")),
+        interval("asked", ",.0f"),
     ]  # fmt: skip
 
 

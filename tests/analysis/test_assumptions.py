@@ -124,15 +124,20 @@ def test_constancy_over_ids_is_that_of_texts_that_begin_with_each(found):
 
 def test_the_state_and_what_is_asked_are_those_of_a_loop(found, seen):
     states = {layer: seen["block_in"][layer, :, 0] for layer in LAYERS}
-    u = common_direction(np.array(list(states.values())))
+    shared = common_direction(np.array(list(states.values())))
     block = planted.params()["blocks"]
     for layer in found.layers:
         x, massive = states[layer.layer], layer.massive
+        mean = np.mean(x / np.linalg.norm(x, axis=1, keepdims=True), axis=0)
+        u = mean / np.linalg.norm(mean)
         a = x @ u
         r = np.sqrt(np.sum(x**2, axis=1) - a**2)
         assert massive.along.mean == pytest.approx(np.abs(a).mean())
         assert massive.across == pytest.approx(r.max(), rel=1e-3)
         assert massive.tangent.mean == pytest.approx(np.mean(r / np.abs(a)), rel=1e-3)
+        cosine = x @ shared / np.linalg.norm(x, axis=1)
+        tangent = np.tan(np.arccos(np.abs(cosine))).mean()
+        assert massive.tangent_shared.mean == pytest.approx(tangent, rel=1e-3)
         w = np.diag(np.float64(block["attn_norm"]["scale"][layer.layer])) @ np.float64(
             block["attn"]["value"][layer.layer, :, 0]
         )

@@ -64,12 +64,14 @@ class Range:
 
 @dataclass(frozen=True)
 class Massive:
-    """The first token's state x = a u + y that a layer reads, u common to layers (theory T3)."""
+    """The first token's state x = a u + y that a layer reads, u the direction of the texts' mean
+    (theory T3)."""
 
     along: Interval  # |a|
     across: float  # r: the largest |y| of all texts
     tangent: Interval  # |y|/|a|
-    axis: Interval  # the same about the largest channel
+    tangent_shared: Interval  # the same about one direction for all layers that read the state
+    axis: Interval  # and about the largest channel
     beta: float | None  # of the value matrix across u, mean over KV heads; None without a norm
     asked: Interval | None  # the a for `ALLOWED`, by each text's |y|; median over KV heads
     asked_most: float | None  # by the largest |y|
@@ -291,15 +293,18 @@ def _of_layers(
     """What each layer shows; of its state where it reads one that stands out."""
     states = {each.layer: centred(config, each.state) for each in found}
     reads = [layer for layer in first.reads if layer in states]
-    u = common_direction(np.array([states[layer] for layer in reads])) if reads else None
+    shared = common_direction(np.array([states[layer] for layer in reads])) if reads else None
+
+    def massive(each: SinkLayer) -> Massive | None:
+        if shared is None or each.layer not in reads:
+            return None
+        return _massive(config, params, each, states[each.layer], shared)
+
     return tuple(
         Layer(
             each.layer, len(each.heads), _spread(each.key_off), _spread(each.value_off),
             float(over_kinds["key"][each.layer, each.served].max()),
-            float(over_kinds["value"][each.layer, each.served].max()),
-            _massive(config, params, each, states[each.layer], u)
-            if u is not None and each.layer in reads
-            else None,
+            float(over_kinds["value"][each.layer, each.served].max()), massive(each),
         )
         for each in found
     )  # fmt: skip
@@ -311,20 +316,24 @@ def _spread(off: Float[np.ndarray, "B k"]) -> Interval:
 
 
 def _massive(
-    config: ModelConfig, params: Params, each: SinkLayer, states: np.ndarray, u: np.ndarray
-) -> Massive:
+    config: ModelConfig, params: Params, each: SinkLayer, states: Float[np.ndarray, "B D"],
+    shared: Float[np.ndarray, "D"],
+) -> Massive:  # fmt: skip
     """T3 in one layer."""
-    parts, beta = split(states, u), value_gain(config, params, each.layer, u)
+    u = common_direction(states[None])
+    parts, about_shared = split(states, u), split(states, shared)
+    beta = value_gain(config, params, each.layer, u)
     asked = None
     if beta is not None:
-        mine = beta[each.served]
-        of = asked_magnitude(mine, parts.across[:, None], ALLOWED * each.value, config.width)
-        asked = np.median(of, axis=1)
+        nu = ALLOWED * each.value
+        of_heads = asked_magnitude(beta[each.served], parts.across[:, None], nu, config.width)
+        asked = np.median(of_heads, axis=1)
     along = np.abs(parts.along)
     return Massive(
         bootstrap_interval(along), float(parts.across.max()),
-        bootstrap_interval(parts.across / along), bootstrap_interval(parts.axis),
-        None if beta is None else float(beta[each.served].mean()),
+        bootstrap_interval(parts.across / along),
+        bootstrap_interval(about_shared.across / np.abs(about_shared.along)),
+        bootstrap_interval(parts.axis), None if beta is None else float(beta[each.served].mean()),
         None if asked is None else bootstrap_interval(asked),
         None if asked is None else float(asked.max()),
     )  # fmt: skip
