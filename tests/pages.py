@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/, from their records and from the code.
+"""The tables of README.md, theory/README.md and docs/, from their records and from the code.
 
 python -m tests.pages     # writes them
 """
@@ -13,6 +13,7 @@ from experiments import claims, models
 from experiments.cli.tables import Section, markdown
 from experiments.reports import (
     analysis_report,
+    assumptions_report,
     benchmark_report,
     causal_report,
     compress_report,
@@ -31,7 +32,7 @@ from tests import usage
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (README, ROOT / "theory" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 TABLES = re.compile(r"<!-- (claims|models|variants|table: \S+ \S+) -->\n.*?\n?<!-- end -->", re.S)
 
 Record = dict[str, Any]
@@ -39,6 +40,7 @@ Record = dict[str, Any]
 
 REPORTS: Mapping[str, Callable[[Record], Iterable[Section]]] = {
     "variants": variants_report.sections,
+    "assumptions": assumptions_report.sections,
     "benchmark": benchmark_report.sections,
     "causal": causal_report.sections,
     "compression": compress_report.sections,

@@ -73,6 +73,29 @@ def bootstrap_interval(
     return Interval(float(np.mean(x)), float(low), float(high))
 
 
+def statistic_interval(
+    statistic: Callable[[np.ndarray], float], count: int, level: float = 0.95, draws: int = 2000,
+    seed: int = 0,
+) -> Interval:  # fmt: skip
+    """A statistic of sequences with a percentile bootstrap interval.
+
+    Args:
+      statistic: gives it of the sequences with these numbers, [n], some more than once.
+      count: sequences.
+      level: the coverage.
+      draws: resamples.
+      seed: of the resampling.
+    """
+    whole = statistic(np.arange(count))
+    if count < 2:
+        return Interval(whole, float("nan"), float("nan"))
+    picked = np.random.default_rng(seed).integers(0, count, (draws, count))
+    low, high = np.quantile(
+        [statistic(each) for each in picked], [(1 - level) / 2, (1 + level) / 2]
+    )
+    return Interval(whole, float(low), float(high))
+
+
 def ratio_interval(
     above: Sequence[float] | np.ndarray, below: Sequence[float] | np.ndarray, level: float = 0.95,
     draws: int = 2000, seed: int = 0,

@@ -49,6 +49,11 @@ class Variant:
         return f"({self.letter}) {self.name}" if self.letter else self.name
 
     @property
+    def gated(self) -> bool:
+        """Whether it has a gate, or a part of it does: parameters named "gate_..."."""
+        return any("_gate_" in f"_{name}" for name in self.params)
+
+    @property
     def wraps(self) -> bool:
         """Whether it can be around another variant."""
         return "attend" in signature(self.fn).parameters

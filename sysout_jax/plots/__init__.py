@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sysout_jax.errors import InputError
 from sysout_jax.plots import (
     analysis,
+    assumptions,
     benchmark,
     causal,
     compression,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 EXPERIMENTS: Mapping[str, tuple[Any, tuple[str, ...]]] = {
     "variants": (variants.figures, (".png",)),
     "analysis": (analysis.figures, (".png", ".pdf")),
+    "assumptions": (assumptions.figures, (".png", ".pdf")),
     "compression": (compression.figures, (".png", ".pdf")),
     "convergence": (convergence.figures, (".png", ".pdf")),
     "convert": (conversion.figures, (".png", ".pdf")),

@@ -28,7 +28,10 @@ CHANNEL, NEURON = 5, 23
 BASE = ModelConfig(
     vocab=11, context=T, layers=2, width=16, heads=2, kv_heads=1, mlp="relu", init_std=0.3
 )
-COMPILED = ("softmax", "sigmoid", "attention_bias", "context_scale", "value_gate")
+COMPILED = (
+    "softmax", "sigmoid", "attention_bias", "context_scale", "value_gate",
+    "value_bias+context_scale",
+)  # fmt: skip
 TAPPED = ("attn_weights", "value", "attn_norm", "block_out", "down_in")
 every_compiled = pytest.mark.parametrize("name", COMPILED)
 
@@ -49,7 +52,7 @@ def planted(name):
     Only token 0 has a value in CHANNEL, and NEURON of layer 0 reads nothing else; it writes to
     the other channels, so that the state of the first token differs between layers.
     """
-    rng = np.random.default_rng(list(VARIANTS).index(name))
+    rng = np.random.default_rng(VARIANTS.order(name))
 
     def draw(path, leaf):
         return 0.3 * rng.standard_normal(leaf.shape) + (path[-1].key == "scale")
@@ -91,7 +94,7 @@ def measured(name):
 
 
 def has_gate(name):
-    return any(key.startswith("gate") for key in VARIANTS[name].params)
+    return any("gate" in key for key in VARIANTS[name].params)
 
 
 # ------------------------------------------------------------------------- recomputation

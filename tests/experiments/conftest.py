@@ -12,6 +12,7 @@ from absl import flags
 
 from experiments import (
     analyze,
+    assumptions,
     benchmark,
     causal,
     claims,
@@ -59,6 +60,12 @@ def run_variants() -> Callable[..., Outcome]:
 def run_analyze() -> Callable[..., Outcome]:
     """Call `python -m experiments.analyze` with these arguments."""
     return _binary(analyze)
+
+
+@pytest.fixture(scope="session")
+def run_assumptions() -> Callable[..., Outcome]:
+    """Call `python -m experiments.assumptions` with these arguments."""
+    return _binary(assumptions)
 
 
 @pytest.fixture(scope="session")

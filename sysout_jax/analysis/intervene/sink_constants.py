@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -16,7 +15,7 @@ from scipy import optimize, special
 
 from sysout_jax.analysis.intervene.explicit_factor import Factors, Gates, fit_gates, inside
 from sysout_jax.analysis.locate.scan import QUERIES_AT_ONCE, over_batches
-from sysout_jax.analysis.locate.sinks import sees_first
+from sysout_jax.analysis.locate.sinks import factor_of_first, sees_first
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.stream import entering, through
@@ -79,24 +78,11 @@ def constants(
     return Constants(key, value, logit, share, gates, key_spread, value_spread)
 
 
-def _shares(
-    logits: Float[Array, "N T S"], weights: Float[Array, "N T S"]
-) -> dict[str, Float[Array, "N T"]]:
-    """S, and LSE_R: over the keys that are seen, which those of no weight are not."""
-    others, seen = weights[:, :, 1:], weights[:, :, 1:] > 0.0
-    evidence = jax.nn.logsumexp(logits[:, :, 1:], axis=-1, where=seen)
-    nothing = logits[:, :, 0] + jnp.log(jnp.finfo(weights.dtype).tiny)  # S is less than that
-    return {
-        "rest": jnp.sum(others, axis=-1),
-        "evidence": jnp.where(jnp.any(seen, axis=-1), evidence, nothing),
-    }
-
-
 _MEASURED: Mapping[str, Any] = {
     "attn_norm": lambda x: x.astype(jnp.float32),
     "key": lambda k: k[0].astype(jnp.float32),
     "value": lambda v: v[0].astype(jnp.float32),
-    "attn_logits+attn_weights": _shares,
+    "attn_logits+attn_weights": factor_of_first,
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sysout_jax.analysis.locate.scan import as_scan, fields, for_length, over_batches, reducers
-from sysout_jax.analysis.locate.sinks import Sink, first_token_sink
+from sysout_jax.analysis.locate.sinks import Sink, first_token_sink, given_to_first
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.core.measures import top1
 from sysout_jax.errors import InputError
@@ -31,6 +31,7 @@ class FirstToken:
     """What texts show of their first tokens."""
 
     sink: Sink
+    given: np.ndarray  # [L, N], attention that queries that see it give it, mean over texts
     losses: np.ndarray  # [B], mean over next tokens, in nats
     constants: Mapping[str, np.ndarray]  # "key", as it is at position 0, "value": [L, K, H] means
     spread: Mapping[str, np.ndarray]  # of each [L], the largest over KV heads
@@ -87,11 +88,8 @@ def first_token(
     Raises:
       InputError: too few or too short texts, or activations that are not finite.
     """
-    texts, length = rows.shape[0], rows.shape[1] - 1
-    if texts < LEAST_TEXTS or length < LEAST_TOKENS:
-        accepted = f"at least {LEAST_TEXTS} texts of {LEAST_TOKENS} tokens"
-        raise InputError("text", None, accepted, f"{texts} of {length} tokens is too short")
-    run = partial(_pass, for_length(config, length, maps=True))
+    enough(rows)
+    run = partial(_pass, for_length(config, rows.shape[1] - 1, maps=True))
     found = over_batches(run, params, rows, batch)
     key, value = found["key"], found["value"]["first"]
     mean = {"key": key.mean(axis=1), "value": value.mean(axis=1)}
@@ -105,9 +103,21 @@ def first_token(
     }
     scan = as_scan(config, {name: found[name] for name in ("attn_weights", "block_out", "down_in")})
     return FirstToken(
-        first_token_sink(config, scan), found["loss"][0], mean, spread,
-        scan.block_out.token_peak[..., 0].mean(axis=1), found["down_out"].mean(axis=1),
+        first_token_sink(config, scan), given_to_first(config, scan), found["loss"][0], mean,
+        spread, scan.block_out.token_peak[..., 0].mean(axis=1), found["down_out"].mean(axis=1),
     )  # fmt: skip
+
+
+def enough(rows: Int[np.ndarray, "B S"]) -> None:
+    """Refuse texts in which no sink is found, or over which none can be constant.
+
+    Raises:
+      InputError: too few or too short texts.
+    """
+    texts, length = rows.shape[0], rows.shape[1] - 1
+    if texts < LEAST_TEXTS or length < LEAST_TOKENS:
+        accepted = f"at least {LEAST_TEXTS} texts of {LEAST_TOKENS} tokens"
+        raise InputError("text", None, accepted, f"{texts} of {length} tokens is too short")
 
 
 def _deviation(of: np.ndarray, mean: np.ndarray) -> np.ndarray:

@@ -5,8 +5,10 @@ Axes: L layers, B sequences, T tokens, S keys, N heads.
 
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from sysout_jax.analysis.locate.scan import Scan
 from sysout_jax.core.measures import SINK_EPS
@@ -52,7 +54,7 @@ def first_token_sink(config: ModelConfig, found: Scan) -> Sink:
         int(np.argmax(np.where(outstanding, rises[:-1], -np.inf))) if any(outstanding) else None
     )
     first = 0 if emergence is None else emergence + 1
-    given = _given(config, found)
+    given = given_to_first(config, found)
     above = given > SINK_EPS
     return Sink(
         emergence, first, float(peaks[max(first - 1, 0) :, :, 0].max(axis=0).mean()),
@@ -68,10 +70,40 @@ def sees_first(config: ModelConfig, length: int) -> Bool[np.ndarray, "L T"]:
     return (queries > 0) & (queries < windows[:, None])
 
 
-def _given(config: ModelConfig, found: Scan) -> Float[np.ndarray, "L N"]:
-    """What queries after the first that see the first token give it, mean over sequences."""
+def given_to_first(config: ModelConfig, found: Scan) -> Float[np.ndarray, "L N"]:
+    """The attention that queries after the first that see the first token give it, mean over them
+    and over sequences.
+
+    Args:
+      config: the architecture.
+      found: the scan of the sequences.
+    """
     length = found.received.shape[-1]
     count = sees_first(config, length).sum(axis=1)[:, None]
     # The first query sees nothing else: its whole row is at the first key.
     total = found.received[..., 0].mean(axis=1) * length - 1.0
     return np.clip(total / np.maximum(count, 1), 0.0, 1.0)
+
+
+def factor_of_first(
+    logits: Float[Array, "N T S"], weights: Float[Array, "N T S"]
+) -> dict[str, Float[Array, "N T"]]:
+    """What the first key leaves to the others, S, and LSE_R, the evidence that they hold (A1).
+
+    S = sum_{j >= 1} p_j;  LSE_R = log sum_{j >= 1} e^{s_j}, over the keys that are seen, which
+    those of no weight are not.
+
+    Args:
+      logits: before mask and normaliser, in nats.
+      weights: of softmax.
+
+    Returns:
+      "rest", S, and "evidence", LSE_R in nats.
+    """
+    others, seen = weights[:, :, 1:], weights[:, :, 1:] > 0.0
+    evidence = jax.nn.logsumexp(logits[:, :, 1:], axis=-1, where=seen)
+    nothing = logits[:, :, 0] + jnp.log(jnp.finfo(weights.dtype).tiny)  # S is less than that
+    return {
+        "rest": jnp.sum(others, axis=-1),
+        "evidence": jnp.where(jnp.any(seen, axis=-1), evidence, nothing),
+    }

@@ -205,7 +205,7 @@ def reducers(config: ModelConfig) -> dict[str, Any]:
     taps: dict[str, Any] = {"attn_weights": attention}
     for name in ("attn_norm", "value", "block_out", "down_in"):
         taps[name] = partial(_in_float32, partial(measured, name))
-    if any(name.startswith("gate") for name in variant.params):
+    if variant.gated:
         # [T, N, 1 or H] -> [N, T]
         taps["attn_gate"] = lambda g: jnp.mean(g.astype(jnp.float32), axis=-1).T
     return taps

@@ -1,0 +1,78 @@
+"""What the theory assumes of a sink, beside a model's numbers."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sysout_jax.plots.style import COLOURS, grid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Record = Mapping[str, Any]
+
+
+def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
+    """A figure for each model that has a sink, by name."""
+    for model in record["models"]:
+        if model["heads"]:
+            seed = "" if model["seed"] is None else f"-{model['seed']}"
+            yield f"{model['name']}{seed}", _figure(model)
+
+
+def _figure(model: Record) -> "Figure":
+    figure, (hulls, size, told) = grid(3, 3.4, 2.8)
+    _hulls(hulls, model)
+    _size(size, model)
+    _told(told, model)
+    figure.suptitle(model["name"], x=0.01, ha="left", fontsize=9.5)
+    return figure
+
+
+def _hulls(axes: "Axes", model: Record) -> None:
+    keys = [hull["keys"] for hull in model["hulls"]]
+    for name, label, colour in (
+        ("distance", "values from zero", COLOURS[0]),
+        ("sink_key", "keys from the sink's", COLOURS[1]),
+    ):
+        mean, low, high = np.array([hull[name] for hull in model["hulls"]], float).T
+        axes.errorbar(
+            keys, mean, [mean - low, high - mean], color=colour, lw=1.3, capsize=2, label=label
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("keys")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=7)
+    axes.set_title("distance of the hull / mean length", loc="left")
+
+
+def _size(axes: "Axes", model: Record) -> None:
+    of = [(layer["layer"], layer["massive"]) for layer in model["layers"] if layer["massive"]]
+    axes.set_title("state along u: found, and asked by T3", loc="left")
+    axes.set_xlabel("layer")
+    if not of:
+        return
+    layers = [layer for layer, _ in of]
+    axes.plot(layers, [each["along"][0] for _, each in of], color=COLOURS[2], lw=1.3, label="found")
+    if of[0][1]["asked"]:
+        for values, label, style in (
+            ([each["asked"][0] for _, each in of], "asked, mean of texts", "-"),
+            ([each["asked_most"] for _, each in of], "asked, largest", ":"),
+        ):
+            axes.plot(layers, values, style, color=COLOURS[3], lw=1.3, label=label)
+    axes.set_yscale("log")
+    axes.legend(fontsize=7)
+
+
+def _told(axes: "Axes", model: Record) -> None:
+    names = list(model["explained"])
+    for at, name in enumerate(names):
+        of = np.sort([max(head["explained"][name], -0.2) for head in model["heads"]])
+        axes.plot(of, at + np.linspace(-0.3, 0.3, len(of)), ".", ms=2, color=COLOURS[0])
+        axes.plot(model["explained"][name][0], at, "|", ms=14, color=COLOURS[3])
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlim(-0.2, 1.02)
+    axes.set_title("R² of logit S, held out, by head", loc="left")

@@ -1,0 +1,113 @@
+"""The theory's assumptions as a user measures them: tables, a record and a figure, or one line."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.cli.tables import markdown
+from experiments.reports.assumptions_report import sections
+from sysout_jax.model.decoder import init
+from sysout_jax.training.checkpoint import save
+from tests.analysis import first_sink as planted
+
+LENGTH = 40
+USUAL = ("--sequences=5", "--calibration=6", f"--seq_len={LENGTH}", "--bos=no")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The planted model and an untrained one as a training run writes them, and text of ids."""
+    place = tmp_path_factory.mktemp("planted")
+    of = {"planted": planted.params(), "untrained": init(planted.CONFIG, jax.random.key(0))}
+    for name, params in of.items():
+        save(place / name, planted.CONFIG, jax.tree.map(lambda x: x[None], params), [3])
+    text = place / "text"
+    text.mkdir()
+    for name, seed in (("train", 1), ("val", 2)):
+        ids = np.random.default_rng(seed).integers(0, 19, 40 * (LENGTH + 1)).astype(np.uint16)
+        ids.tofile(text / f"{name}.bin")
+    return place
+
+
+@pytest.fixture(scope="module")
+def finished(place, run_assumptions):
+    done = run_assumptions(
+        f"--model={place}/planted", f"--corpus=tokens:{place}/text", *USUAL,
+        f"--workdir={place}/runs",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    return done, (place / "runs" / "assumptions" / "latest").resolve()
+
+
+def test_the_record_says_what_was_found(finished):
+    (model,) = json.loads((finished[1] / "result.json").read_text())["models"]
+    assert (model["texts"], model["tokens"], model["calibration"]) == (5, LENGTH, 6)
+    assert {layer["layer"] for layer in model["layers"]} == {3, 4, 5}
+    assert [hull["keys"] for hull in model["hulls"]] == [15, 31]
+    assert model["range"]["violated"] == 0
+    assert model["layers"][0]["massive"]["along"][0] > 0.9 * planted.MASSIVE
+
+
+def test_the_tables_show_the_record(finished):
+    record = json.loads((finished[1] / "result.json").read_text())
+    (model,) = record["models"]
+    tables = markdown(sections(record))
+    assert set(tables) == {f"planted-3-{part}" for part in ("statements", "layers", "factor")}
+    assert f"| {model['hulls'][1]['distance'][0]:.2f} [" in tables["planted-3-statements"]
+    assert f"| {model['drain'][0]:.2f} [" in tables["planted-3-statements"]
+    assert tables["planted-3-layers"].count("\n") == 1 + len(model["layers"])
+    assert tables["planted-3-factor"].count("\n") == 1 + len(model["explained"])
+    assert "layer 2 makes its state" in finished[0].out
+
+
+def test_a_record_is_drawn_again(finished, run_assumptions):
+    figure = finished[1] / "figures" / "planted-3.png"
+    figure.unlink()
+    assert run_assumptions(f"--redraw={finished[1]}").status == 0
+    assert figure.stat().st_size > 10_000
+
+
+def test_a_model_without_a_sink_is_one_line(place, run_assumptions, tmp_path):
+    done = run_assumptions(
+        f"--model={place}/untrained", f"--corpus=tokens:{place}/text", "--smoke", "--bos=no",
+        f"--workdir={tmp_path}",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    said = [line for line in done.out.splitlines() if "no sink" in line]
+    assert len(said) == 1
+    assert "untrained-3: no sink on 4 texts of 32 tokens" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--sequences=2"], "text: 2 of 40 tokens is too short; accepted: at least 4 texts"),
+        (["--calibration=3"], "--calibration=3: accepted: at least 4"),
+        (["--seq_len=20"], "text: 5 of 20 tokens is too short; "),
+        (["--seq_len=90"], "--seq_len=90: learned positions end at 80; accepted: "),
+        (["--batch=0"], "--batch=0: accepted: an integer of at least 1"),
+        (["--stream"], "--stream: accepted: without it"),
+        (["--variant=softmax"], "--variant=softmax: accepted: with a run directory"),
+        (["--redraw=nowhere"], "nowhere/result.json"),
+    ],
+)
+def test_wrong_flags_are_one_line(place, run_assumptions, tmp_path, arguments, line):
+    done = run_assumptions(
+        f"--model={place}/planted", f"--corpus=tokens:{place}/text", *USUAL,
+        f"--workdir={tmp_path}", *arguments,
+    )  # fmt: skip
+    assert done.status == 2, done.out
+    assert line in done.err
+    assert done.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_variant_is_refused_before_any_work(trained, run_assumptions, tmp_path):
+    done = run_assumptions(
+        f"--model={trained}", "--variant=context_scale", f"--workdir={tmp_path}", "--seq_len=16",
+    )  # fmt: skip
+    assert done.status == 2
+    assert "variant=context_scale: accepted: a model of variant softmax" in done.err
+    assert not list(tmp_path.iterdir())
