@@ -298,7 +298,7 @@ def _make_measure(
 
     def of_batch(params: Params, batch: Array, noop: Array | None) -> dict[str, Any]:
         batch = devices.spread(batch)
-        losses = token_loss(architecture, params, batch)
+        losses = token_loss(architecture, params, batch, devices.parts)
         measures = outlier_summary(architecture, params, batch[:, :-1], noop)
         if noop is not None:
             measures |= losses_by_query(losses, noop)

@@ -24,6 +24,7 @@ from sysout_jax.model.taps import Edits
 from sysout_jax.training.hosts import host_rows, put_rows
 from sysout_jax.training.sharding import (
     MeshShape,
+    batch_parts,
     batch_sharding,
     make_mesh,
     place,
@@ -48,6 +49,7 @@ class Devices:
     whole: Callable[[TrainState], TrainState]  # [seeds, ...], to measure and to keep
     placed: Callable[[TrainState], TrainState]  # the other way: what `whole` gave, to go on
     spread: Callable[[Array], Array]  # inside jit, where params are used: rows [B, T] over devices
+    parts: int = 1  # into which `spread` divides them
 
     def params(self, state: TrainState) -> Params:
         """[seeds, ...], to measure and to keep."""
@@ -168,7 +170,8 @@ def mesh_steps(
     where = state_shardings(mesh, config, optimizer)
     gather = partial(whole_tables, mesh, config)
     edits = mesh_edits(mesh)
-    step = make_step(config, optimizer, accumulate, None, gather, edits, loss_from)
+    parts = batch_parts(mesh)
+    step = make_step(config, optimizer, accumulate, None, gather, edits, loss_from, parts)
     return jax.jit(
         many(step),
         in_shardings=(where, batch_sharding(mesh, STEPS_AND_SEEDS)),
@@ -217,6 +220,7 @@ def _jit(
         whole=_same,
         placed=_same,
         spread=lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh)),
+        parts=batch_parts(mesh),
     )
 
 
@@ -252,6 +256,7 @@ def _shard_map(
         whole=_same,
         placed=_same,
         spread=lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh)),
+        parts=batch_parts(mesh),
     )
 
 

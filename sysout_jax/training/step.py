@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from sysout_jax.core.layers import cross_entropy
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params, forward, init, param_axes
+from sysout_jax.model.decoder import Params, final_states, init, param_axes
+from sysout_jax.model.loss import mean_loss, token_losses
 from sysout_jax.model.taps import Edits
 from sysout_jax.training.optimizer import is_matrix
 
@@ -38,11 +38,36 @@ def token_loss(
     config: ModelConfig,
     params: Params,
     batch: Int[Array, "B S"],
-    edits: Edits | None = None,
+    devices: int = 1,
 ) -> Float[Array, "B S-1"]:
-    """The cross-entropy of each next token, in nats: inputs batch[:, :-1], targets batch[:, 1:]."""
-    logits, _ = forward(config, params, batch[:, :-1], edits=edits)
-    return cross_entropy(logits, batch[:, 1:])
+    """The cross-entropy of each next token, in nats: inputs batch[:, :-1], targets batch[:, 1:].
+
+    Args:
+      config, params: of the model.
+      batch: [B, S] token ids.
+      devices: that divide the sequences among them.
+    """
+    states, _ = final_states(config, params, batch[:, :-1])
+    return token_losses(config, params, states, batch[:, 1:], devices)
+
+
+def batch_loss(
+    config: ModelConfig,
+    params: Params,
+    batch: Int[Array, "B S"],
+    edits: Edits | None = None,
+    loss_from: int = 0,
+    devices: int = 1,
+) -> Float[Array, ""]:
+    """What a step lowers: the mean of `token_loss` over positions from `loss_from` on.
+
+    Args:
+      config, params, batch, devices: as for `token_loss`.
+      edits: of the decoder.
+      loss_from: the first position whose prediction counts.
+    """
+    states, _ = final_states(config, params, batch[:, :-1], edits=edits)
+    return mean_loss(config, params, states[:, loss_from:], batch[:, 1 + loss_from :], devices)
 
 
 def start(
@@ -102,6 +127,7 @@ def make_step(
     gather: Callable[[Params], Params] | None = None,
     edits: Edits | None = None,
     loss_from: int = 0,
+    devices: int = 1,
 ) -> Step:
     """The step of one seed: (state, batch [B, T+1]) -> (state, record).
 
@@ -115,12 +141,13 @@ def make_step(
       average: of loss and gradient over devices that each see a part of the batch, if they do.
       gather: what a mesh does with parameters before the decoder uses them.
       edits: of the decoder; on a mesh, they say where activations live.
-      loss_from: the first position whose prediction counts.
+      loss_from: as for `batch_loss`.
+      devices: that divide the sequences among them, where one program says what all of them do.
     """
 
     def loss_fn(params: Params, batch: Array) -> Array:
         params = params if gather is None else gather(params)
-        return jnp.mean(token_loss(config, params, batch, edits)[:, loss_from:])
+        return batch_loss(config, params, batch, edits, loss_from, devices)
 
     def gradient(params: Params, batch: Array) -> tuple[Array, Params]:
         count = accumulate or parts_of(config, len(batch), batch.shape[1] - 1)
