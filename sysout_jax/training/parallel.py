@@ -5,7 +5,7 @@ devices have to tell each other. `pmap` and `shard_map` are data-parallel: every
 everything, computes its part of the batch, and averages loss and gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -23,6 +23,7 @@ from sysout_jax.model.decoder import Params, draws, param_axes
 from sysout_jax.model.taps import Edits
 from sysout_jax.training.hosts import host_rows, put_rows
 from sysout_jax.training.sharding import (
+    TABLE,
     MeshShape,
     batch_parts,
     batch_sharding,
@@ -111,14 +112,19 @@ def _same(state: TrainState) -> TrainState:
 # ------------------------------------------------------------------------- jit
 
 
-def mesh_edits(mesh: Mesh) -> Edits:
+def mesh_edits(mesh: Mesh, over: Sequence[str]) -> Edits:
     """Edits that keep the residual stream divided by sequences alone.
 
     Without them the compiler may take the division of a parameter's width over to activations.
+
+    Args:
+      mesh: of `make_mesh`.
+      over: the axes that divide the sequences.
     """
+    where = NamedSharding(mesh, PartitionSpec(tuple(over)))
 
     def keep(x: Array, layer: Array) -> Array:
-        return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
+        return jax.lax.with_sharding_constraint(x, where)
 
     return {"block_in": keep, "final_norm": keep}
 
@@ -169,9 +175,11 @@ def mesh_steps(
     """
     where = state_shardings(mesh, config, optimizer)
     gather = partial(whole_tables, mesh, config)
-    edits = mesh_edits(mesh)
-    parts = batch_parts(mesh)
-    step = make_step(config, optimizer, accumulate, None, gather, edits, loss_from, parts)
+    sizes = {name: mesh.shape[name] for name in TABLE["B"].over}
+    # Of several parts, a program is that of one group of devices: `make_step` divides along data.
+    edits = mesh_edits(mesh, list(sizes)[accumulate > 1 :])
+    devices = (sizes["data"], sizes["fsdp"])
+    step = make_step(config, optimizer, accumulate, None, gather, edits, loss_from, devices)
     return jax.jit(
         many(step),
         in_shardings=(where, batch_sharding(mesh, STEPS_AND_SEEDS)),
