@@ -13,10 +13,12 @@ demo: venv
 test: lint
 	$(RUN) pytest -n 2
 
-# A quarter of an hour; make bench QUICK=--quick: two minutes. Those against PyTorch need
-# requirements-reference.txt besides.
+# A quarter of an hour, and as long as demo and test take; make bench QUICK=--quick: two minutes,
+# without those. Those against PyTorch need requirements-reference.txt besides.
 bench: venv
 	for name in variants seeds startup first_result train analysis long_context; do $(RUN) benchmarks.$$name $(QUICK) || exit; done
+	$(if $(QUICK),,$(RUN) benchmarks.budgets)
+	$(RUN) benchmarks.verdicts
 
 lint: venv-dev
 	$(RUN) ruff check .

@@ -20,6 +20,7 @@ import tokenizers
 from sysout_jax.data.corpus import Progress, Source, find_source
 from sysout_jax.data.tokenizer import Tokenizer, chunks
 from sysout_jax.data.tokenizer_files import load_saved, load_tokenizer
+from sysout_jax.data.unchanged import remembered
 from sysout_jax.errors import InputError
 
 VALIDATION_FRACTION = 0.05
@@ -69,7 +70,7 @@ def encode_corpus(
     """
     source = find_source(spec)
     cache = _cache(cache_dir)
-    entry = cache / _key(source.digest(), tokenizer.fingerprint)
+    entry = cache / _key(_digest(source, cache), tokenizer.fingerprint)
     found = _open_entry(entry)
     if found is not None:
         return found
@@ -94,7 +95,7 @@ def tokenizer_for(
     if not spec.startswith("bpe:"):
         return load_tokenizer(spec)
     source, cache = find_source(corpus), _cache(cache_dir)
-    kept = cache / f"{_key(source.digest(), spec, tokenizers.__version__)}.json"
+    kept = cache / f"{_key(_digest(source, cache), spec, tokenizers.__version__)}.json"
     with contextlib.suppress(InputError):  # absent or damaged
         return load_saved(kept)
     trained = load_tokenizer(spec, source.documents)
@@ -250,9 +251,13 @@ def _open_entry(entry: Path) -> EncodedCorpus | None:
     try:
         facts: dict[str, Any] = json.loads((entry / "corpus.json").read_text(encoding="utf-8"))
         arrays = {p: np.load(entry / f"{p}.npy", mmap_mode="r") for p in _PARTS}
-        for part, array in arrays.items():
+        files = [entry / f"{part}.npy" for part in _PARTS]
+        sums = remembered(
+            files, entry.parent, lambda: " ".join(str(zlib.crc32(a.data)) for a in arrays.values())
+        )
+        for (part, array), crc32 in zip(arrays.items(), sums.split(), strict=True):
             expected = facts["parts"][part]
-            if array.shape != (expected["tokens"],) or zlib.crc32(array.data) != expected["crc32"]:
+            if array.shape != (expected["tokens"],) or int(crc32) != expected["crc32"]:
                 return None
         return EncodedCorpus(
             train=arrays["train"],
@@ -265,6 +270,18 @@ def _open_entry(entry: Path) -> EncodedCorpus | None:
 
 def _reject(spec: str, problem: str) -> NoReturn:
     raise InputError("corpus", repr(spec), why=problem)
+
+
+def _digest(source: Source, cache: Path) -> str:
+    """`source.digest()`, of files that are as they were without reading them.
+
+    Raises:
+      InputError: a file that cannot be read.
+    """
+    try:
+        return remembered(source.files, cache, source.digest)
+    except OSError as error:
+        _reject(source.spec, f"cannot read {error.filename}: {error.strerror}")
 
 
 def _cache(cache_dir: str | os.PathLike[str] | None) -> Path:

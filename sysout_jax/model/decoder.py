@@ -61,12 +61,32 @@ def unembed(config: ModelConfig, own: Own, x: Float[Array, "B T D"]) -> Float[Ar
     return logits if config.final_softcap is None else soft_cap(logits, config.final_softcap)
 
 
+def head_names(config: ModelConfig) -> tuple[str, ...]:
+    """The parameters of the top level that `unembed` uses."""
+    return (
+        "embed" if config.tied else "head",
+        *(["head_bias"] if config.head_bias else []),
+        *(["embed_out"] if config.embed_width is not None else []),
+    )
+
+
+def logits_of(
+    config: ModelConfig, params: Params, x: Float[Array, "B T D"]
+) -> Float[Array, "B T V"]:
+    """The logits of final states, in their dtype; of `params` those of `head_names` are used."""
+    return unembed(config, lambda name, axes: params[name], x)
+
+
 class Decoder(Owner):
-    """Token ids to next-token logits, and the records of the probe."""
+    """Token ids to next-token logits, or what else is read of the final states, and the records of
+    the probe."""
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "B T"], probe: Probe
+        self,
+        tokens: Int[Array, "B T"],
+        probe: Probe,
+        read: Callable[[ModelConfig, Own, Array], Array] = unembed,
     ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
         c = self.config
         owned: dict[str, Array] = {}
@@ -81,7 +101,7 @@ class Decoder(Owner):
             x = Norm(c, name="final_norm")(x)
         x = probe.at(jnp.asarray(c.layers), recorded)("final_norm", x)
         probe.check_reached()
-        return unembed(c, own, x), recorded
+        return read(c, own, x), recorded
 
     def _blocks(self, x: Array, probe: Probe) -> tuple[Array, dict[str, Any]]:
         c = self.config
@@ -236,15 +256,40 @@ def forward(
       InputError: an unknown tap, a tap or layer that the architecture lacks, or T beyond the
         context.
     """
+    return _run(config, params, tokens, taps, edits, unembed)
+
+
+def final_states(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    taps: Mapping[str, Reducer | Tap | None] | None = None,
+    edits: Edits | None = None,
+) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
+    """Run the decoder up to its head, whose input is returned in place of the logits.
+
+    Arguments, records and errors as of `forward`.
+    """
+    return _run(config, params, tokens, taps, edits, lambda config, own, x: x)
+
+
+def _run(
+    config: ModelConfig, params: Params, tokens: Array, taps: Any, edits: Any, read: Any
+) -> tuple[Array, dict[str, Any]]:
     check_layers(config.layers, taps or {}, edits or {})
-    return cast(Any, Decoder(config).apply({"params": params}, tokens, Probe(taps, edits)))
+    return cast(Any, Decoder(config).apply({"params": params}, tokens, Probe(taps, edits), read))
+
+
+def final_norm(config: ModelConfig, params: Params, x: Float[Array, "B T D"]) -> Array:
+    """The head's input [B, T, D] from a state of the residual stream after the last block."""
+    if config.norm_placement == "post":
+        return x
+    return cast(Array, Norm(config).apply({"params": params.get("final_norm", {})}, x))
 
 
 def read_out(config: ModelConfig, params: Params, x: Float[Array, "B T D"]) -> Array:
     """The logits [B, T, V] of a state of the residual stream, as of that after the last block."""
-    if config.norm_placement != "post":
-        x = cast(Array, Norm(config).apply({"params": params.get("final_norm", {})}, x))
-    return unembed(config, lambda name, axes: params[name], x)
+    return logits_of(config, params, final_norm(config, params, x))
 
 
 @lru_cache(maxsize=64)

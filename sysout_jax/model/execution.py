@@ -20,6 +20,7 @@ class Execution:
     scan_layers: bool = False  # one compiled block for all layers: compiles faster when deep
     remat: str = "none"  # what the backward pass computes again: none, block, dots (all but those)
     query_block: int | None = None  # queries attended at a time, for long contexts; None: all
+    loss_block: int | None = None  # positions whose logits a loss has at a time; None: by number
     flash: bool = False  # a fused kernel mixes, where it can: bfloat16, softmax, no window, no tap
     dtype: str = "float32"  # float32 or bfloat16 activations; parameters are as they were loaded
 
@@ -27,6 +28,7 @@ class Execution:
         one_of("remat", self.remat, REMATS)
         one_of("dtype", self.dtype, DTYPES)
         at_least(1, "query_block", self.query_block)
+        at_least(1, "loss_block", self.loss_block)
         if self.flash and self.dtype not in flash.DTYPES:
             raise InputError("flash", True, "--dtype=bfloat16", f"no effect in {self.dtype}")
         if self.flash and self.query_block is not None:

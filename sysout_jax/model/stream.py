@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from sysout_jax.model.block import Block, Norm
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params, embed, forward, init, unembed
+from sysout_jax.model.decoder import Params, embed, forward, head_names, init, logits_of
 from sysout_jax.model.taps import Edits, Probe, Reducer, Tap, only_edits
 
 
@@ -86,12 +86,7 @@ def streamed(
       InputError: as `forward`, before anything is read.
     """
     x, records = _pass(config, read, tokens, taps, edits)
-    tops = [
-        "embed" if config.tied else "head",
-        *(["head_bias"] if config.head_bias else []),
-        *(["embed_out"] if config.embed_width is not None else []),
-    ]
-    return _unembed(config, {name: read(name) for name in tops}, x), records
+    return _unembed(config, {name: read(name) for name in head_names(config)}, x), records
 
 
 def _pass(
@@ -204,4 +199,4 @@ def _final(config: ModelConfig, taps: Any, params: Params, x: Array, edits: Any)
 
 @jit_quickly(0)
 def _unembed(config: ModelConfig, params: Params, x: Array) -> Array:
-    return unembed(config, lambda name, axes: params[name], x)
+    return logits_of(config, params, x)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from sysout_jax.errors import InputError
 from sysout_jax.model.decoder import param_axes
+from sysout_jax.model.loss import block_of
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import make_optimizer
 from sysout_jax.training.parallel import state_shapes, state_shardings
@@ -31,7 +32,8 @@ def state_bytes(config: TrainConfig, vocab: int, mesh: Mesh) -> float:
 def activation_bytes(config: TrainConfig, vocab: int) -> float:
     """A rough count of what a step keeps on one device beside its state: it ranks, no more.
 
-    Per token: what each layer keeps for the backward pass, what one layer computes, and logits.
+    Of tokens: what each layer keeps for the backward pass and what one layer computes; and the
+    logits that the loss has at a time.
     """
     c = config.architecture(vocab)
     size, mesh = c.sizes, config.mesh_shape
@@ -43,7 +45,9 @@ def activation_bytes(config: TrainConfig, vocab: int) -> float:
     inside = (3 * size["F"] + 4 * size["N"] * size["H"] + maps) / mesh.tensor + 4 * size["D"]
     kept = {"none": inside, "dots": inside - maps / mesh.tensor, "block": size["D"]}[how.remat]
     divided = mesh.tensor if size["V"] % mesh.tensor == 0 else 1
-    return tokens * (itemsize * (size["L"] * kept + inside) + 8 * size["V"] / divided)
+    sequences = max(1, config.batch_size // parts)
+    logits = sequences * block_of(c, sequences, config.seq_len) * size["V"] / divided
+    return tokens * itemsize * (size["L"] * kept + inside) + 8 * logits
 
 
 def alternatives(config: TrainConfig, devices: int) -> Iterator[TrainConfig]:

@@ -88,11 +88,11 @@ def step_seconds(
 def step_flops(config: TrainConfig, vocab: int) -> float:
     """Floating-point operations of one optimiser step, as XLA counts them before it optimises.
 
-    Loops are counted once whatever their length, so layers, queries and the parts of a batch are
-    laid out without any; what a fused kernel does is not counted, so there is none.
+    Loops are counted once whatever their length, so layers, queries, the loss and the parts of a
+    batch are laid out without any; what a fused kernel does is not counted, so there is none.
     """
     architecture = config.architecture(vocab).with_execution(
-        scan_layers=False, query_block=None, flash=False
+        scan_layers=False, query_block=None, loss_block=config.seq_len, flash=False
     )
     optimizer = make_optimizer(config.optimizer, config.steps, param_axes(architecture))
     state = jax.eval_shape(partial(start, architecture, optimizer), jax.random.key(0))

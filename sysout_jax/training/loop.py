@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from sysout_jax.training.hosts import gathered
 from sysout_jax.training.optimizer import make_optimizer
 from sysout_jax.training.parallel import Devices, make_devices
 from sysout_jax.training.resume import Begun, Row, States
-from sysout_jax.training.step import TrainState, token_loss
+from sysout_jax.training.step import StepRecord, TrainState, token_loss
 
 Corpus = Backcopy | TextCorpus
 Log = Callable[[Row], None]
@@ -159,48 +160,59 @@ def _train_group(
     """The parameters of one group of seeds after the last step, and the seconds they took."""
     devices = _devices(config, architecture)
     measure = _make_measure(config, architecture, corpus, seeds, devices)
-    clock = time.perf_counter()
-    rows: list[Row] = []
-
-    def start() -> TrainState:
-        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-        return devices.whole(devices.start(keys))
+    clock, rows = time.perf_counter(), list[Row]()
 
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(states.of(config, corpus, seeds)) if states else None
+        start = partial(_start, devices, seeds)
         begun = own.begin(architecture, start) if own else Begun(start())
         state = devices.placed(begun.state)
-        for row in begun.rows:
+
+        def logged(row: Row) -> None:
             rows.append(row)
             record(row)
+
+        for row in begun.rows:
+            logged(row)
+
+        def wanted(step: int) -> bool:
+            """Whether the state after a step is looked at before it is trained on."""
+            due = any(_due(every, step, config) for every in _periods(config))
+            return due or (own is not None and own.due(step))
 
         def reached(state: TrainState, row: Row) -> None:
             """Measure, log and keep what is due after a step."""
             step = row["step"]
-            if step % config.measure_every == 0 or step == config.steps:
+            if _due(config.measure_every, step, config):
                 row |= measure(devices.params(state))
-            rows.append(row)
-            record(row)
-            every = config.checkpoint_every
-            if every and (step % every == 0 or step == config.steps):
+            logged(row)
+            if _due(config.checkpoint_every, step, config):
                 params = gathered(devices.params(state))  # by all processes, whoever keeps it
                 if keep:
                     keep(step, seeds, params)
             seconds = begun.seconds + time.perf_counter() - clock
-            stop = own and own.save(step, lambda: devices.whole(state), rows, seconds)
+            stop = own and own.save(step, partial(devices.whole, state), rows, seconds)
             if stop and step < config.steps:
                 raise Preempted(f"asked to stop at step {step} of variant {config.variant}")
 
         if not rows:
             reached(state, {"variant": config.variant, "seeds": list(seeds), "step": 0})
-        later = _steps(config, corpus, seeds, devices, state, begun.step)
-        for state, row, diverged in later:
+        calls = _steps(config, corpus, seeds, devices, state, begun.step, wanted)
+        for after, row, diverged in calls:
+            if diverged or after is None:
+                logged(row)
+            else:
+                state = after
+                reached(state, row)
             if diverged:
-                record(row)
                 raise diverged
-            reached(state, row)
     spent = begun.seconds + time.perf_counter() - clock
     return gathered(devices.params(state)), spent
+
+
+def _start(devices: Devices, seeds: tuple[int, ...]) -> TrainState:
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    return devices.whole(devices.start(keys))
 
 
 def _devices(config: TrainConfig, architecture: ModelConfig) -> Devices:
@@ -223,38 +235,84 @@ def _steps(
     devices: Devices,
     state: TrainState,
     done: int,
-) -> Iterator[tuple[TrainState, Row, Diverged | None]]:
-    """The state after each call that follows `done` steps, and the row of its steps."""
+    wanted: Callable[[int], bool],
+) -> Iterator[tuple[TrainState | None, Row, Diverged | None]]:
+    """The state after each call that follows `done` steps, and the row of its steps.
+
+    A state that is not wanted is given to the next call before the row of its own is read, so that
+    the device has work while rows are read and logged; it is gone then, and None in its place.
+    """
     calls = [call for call in _calls(config) if call[0] >= done]
     stream = (devices.put(_batches(config, corpus, seeds, devices.rows, *call)) for call in calls)
     batches = next(stream, jnp.zeros(0))  # a finished run has no call left
+    unread: list[tuple[int, StepRecord]] = []
+    clock = time.perf_counter()
+
+    def read() -> tuple[Row, Diverged | None]:
+        nonlocal clock
+        step, report = unread.pop()
+        found = _row(config, seeds, step, report, lambda: time.perf_counter() - clock)
+        clock = time.perf_counter()
+        return found
+
     for step, count in calls:
-        begun = time.perf_counter()
+        if not unread:
+            clock = time.perf_counter()
         state, report = devices.steps(state, batches)
         batches = next(stream, batches)  # made while the device works
-        loss, grad_norm = np.asarray(report.loss), np.asarray(report.grad_norm)
-        seconds = time.perf_counter() - begun
-        row = {
-            "variant": config.variant,
-            "seeds": list(seeds),
-            "step": step + count,
-            "tokens_per_second": count * len(seeds) * config.batch_size * config.seq_len / seconds,
-            "loss": loss.mean(axis=0),
-            "grad_norm": grad_norm.mean(axis=0),
-        }
-        diverged = None
-        if not np.isfinite(loss).all():
-            at, which = (int(i[0]) for i in np.nonzero(~np.isfinite(loss)))
-            diverged = Diverged(config.variant, step + at + 1, seeds[which], float(loss[at, which]))
-        yield state, row, diverged
+        if unread:
+            yield None, *read()
+        unread.append((step, report))
+        if wanted(step + count):
+            yield state, *read()
+
+
+def _row(
+    config: TrainConfig,
+    seeds: tuple[int, ...],
+    step: int,
+    report: StepRecord,
+    seconds: Callable[[], float],
+) -> tuple[Row, Diverged | None]:
+    """The row of a call's steps, read as soon as they are done, and what is wrong with them.
+
+    Args:
+      config, seeds: of the run.
+      step: how many steps came before.
+      report: [steps, seeds], of the call.
+      seconds: that the call took, asked when it is done.
+    """
+    loss, grad_norm = np.asarray(report.loss), np.asarray(report.grad_norm)
+    tokens = loss.size * config.batch_size * config.seq_len
+    row = {
+        "variant": config.variant,
+        "seeds": list(seeds),
+        "step": step + len(loss),
+        "tokens_per_second": tokens / seconds(),
+        "loss": loss.mean(axis=0),
+        "grad_norm": grad_norm.mean(axis=0),
+    }
+    if np.isfinite(loss).all():
+        return row, None
+    at, which = (int(i[0]) for i in np.nonzero(~np.isfinite(loss)))
+    return row, Diverged(config.variant, step + at + 1, seeds[which], float(loss[at, which]))
+
+
+def _periods(config: TrainConfig) -> list[int]:
+    """After how many steps each a state is looked at."""
+    return [every for every in (config.measure_every, config.checkpoint_every) if every]
+
+
+def _due(every: int, step: int, config: TrainConfig) -> bool:
+    """Whether what is done every so many steps and at the last is; 0: never."""
+    return every > 0 and (step % every == 0 or step == config.steps)
 
 
 def _calls(config: TrainConfig) -> Iterator[tuple[int, int]]:
     """The steps of the run as (first step, count), cut where a measurement or checkpoint is due."""
-    periods = [period for period in (config.measure_every, config.checkpoint_every) if period]
     step = 0
     while step < config.steps:
-        due = min(period - step % period for period in periods)
+        due = min(period - step % period for period in _periods(config))
         count = min(config.steps_per_call, due, config.steps - step)
         yield step, count
         step += count
@@ -298,7 +356,7 @@ def _make_measure(
 
     def of_batch(params: Params, batch: Array, noop: Array | None) -> dict[str, Any]:
         batch = devices.spread(batch)
-        losses = token_loss(architecture, params, batch)
+        losses = token_loss(architecture, params, batch, devices.parts)
         measures = outlier_summary(architecture, params, batch[:, :-1], noop)
         if noop is not None:
             measures |= losses_by_query(losses, noop)

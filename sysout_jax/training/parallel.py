@@ -5,7 +5,7 @@ devices have to tell each other. `pmap` and `shard_map` are data-parallel: every
 everything, computes its part of the batch, and averages loss and gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -23,7 +23,9 @@ from sysout_jax.model.decoder import Params, draws, param_axes
 from sysout_jax.model.taps import Edits
 from sysout_jax.training.hosts import host_rows, put_rows
 from sysout_jax.training.sharding import (
+    TABLE,
     MeshShape,
+    batch_parts,
     batch_sharding,
     make_mesh,
     place,
@@ -48,6 +50,7 @@ class Devices:
     whole: Callable[[TrainState], TrainState]  # [seeds, ...], to measure and to keep
     placed: Callable[[TrainState], TrainState]  # the other way: what `whole` gave, to go on
     spread: Callable[[Array], Array]  # inside jit, where params are used: rows [B, T] over devices
+    parts: int = 1  # into which `spread` divides them
 
     def params(self, state: TrainState) -> Params:
         """[seeds, ...], to measure and to keep."""
@@ -109,14 +112,19 @@ def _same(state: TrainState) -> TrainState:
 # ------------------------------------------------------------------------- jit
 
 
-def mesh_edits(mesh: Mesh) -> Edits:
+def mesh_edits(mesh: Mesh, over: Sequence[str]) -> Edits:
     """Edits that keep the residual stream divided by sequences alone.
 
     Without them the compiler may take the division of a parameter's width over to activations.
+
+    Args:
+      mesh: of `make_mesh`.
+      over: the axes that divide the sequences.
     """
+    where = NamedSharding(mesh, PartitionSpec(tuple(over)))
 
     def keep(x: Array, layer: Array) -> Array:
-        return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
+        return jax.lax.with_sharding_constraint(x, where)
 
     return {"block_in": keep, "final_norm": keep}
 
@@ -167,8 +175,11 @@ def mesh_steps(
     """
     where = state_shardings(mesh, config, optimizer)
     gather = partial(whole_tables, mesh, config)
-    edits = mesh_edits(mesh)
-    step = make_step(config, optimizer, accumulate, None, gather, edits, loss_from)
+    sizes = {name: mesh.shape[name] for name in TABLE["B"].over}
+    # Of several parts, a program is that of one group of devices: `make_step` divides along data.
+    edits = mesh_edits(mesh, list(sizes)[accumulate > 1 :])
+    devices = (sizes["data"], sizes["fsdp"])
+    step = make_step(config, optimizer, accumulate, None, gather, edits, loss_from, devices)
     return jax.jit(
         many(step),
         in_shardings=(where, batch_sharding(mesh, STEPS_AND_SEEDS)),
@@ -217,6 +228,7 @@ def _jit(
         whole=_same,
         placed=_same,
         spread=lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh)),
+        parts=batch_parts(mesh),
     )
 
 
@@ -252,6 +264,7 @@ def _shard_map(
         whole=_same,
         placed=_same,
         spread=lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh)),
+        parts=batch_parts(mesh),
     )
 
 

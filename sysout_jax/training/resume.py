@@ -141,6 +141,15 @@ class GroupStates:
             fresh._replace(params=initial(path, architecture, self.corpus, self.seeds, params))
         )
 
+    def due(self, step: int) -> bool:
+        """Whether the state after so many steps is to be kept: it is time, or the run is asked to
+        stop. All processes have to ask together."""
+        return self.states.asked_to_stop() or self._is_time(step)
+
+    def _is_time(self, step: int) -> bool:
+        every = self.states.saving.save_every
+        return reaches(every, self._saved, step) or (step == self.config.steps and every > 0)
+
     def save(
         self, step: int, state: Callable[[], TrainState], rows: list[Row], seconds: float
     ) -> bool:
@@ -158,10 +167,8 @@ class GroupStates:
         Raises:
           OSError: it cannot be written.
         """
-        last, stopping = step == self.config.steps, self.states.asked_to_stop()
-        every = self.states.saving.save_every
-        due = reaches(every, self._saved, step) or (last and every > 0) or stopping
-        if due and step > self._saved:
+        stopping = self.states.asked_to_stop()
+        if (stopping or self._is_time(step)) and step > self._saved:
             about = {
                 "config": asdict(self.config),
                 "seeds": list(self.seeds),
@@ -169,7 +176,7 @@ class GroupStates:
                 "seconds": seconds,
                 "rows": [_to_json(row) for row in rows],
             }
-            self._store.save(step, state(), about, finished=last)
+            self._store.save(step, state(), about, finished=step == self.config.steps)
             self._saved = step
         if stopping:
             self._store.wait()

@@ -221,6 +221,11 @@ def batch_sharding(mesh: Mesh | AbstractMesh, leading: int = 0) -> NamedSharding
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, TABLE["B"].over))
 
 
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts the devices of a mesh divide a batch."""
+    return prod(mesh.shape[name] for name in TABLE["B"].over)
+
+
 def place(tree: Any, where: Any) -> Any:
     """Put arrays that every process holds whole onto the devices.
 

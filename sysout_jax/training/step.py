@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from sysout_jax.core.layers import cross_entropy
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params, forward, init, param_axes
+from sysout_jax.model.decoder import Params, final_states, init, param_axes
+from sysout_jax.model.loss import mean_loss, token_losses
 from sysout_jax.model.taps import Edits
 from sysout_jax.training.optimizer import is_matrix
 
@@ -38,11 +38,36 @@ def token_loss(
     config: ModelConfig,
     params: Params,
     batch: Int[Array, "B S"],
-    edits: Edits | None = None,
+    devices: int = 1,
 ) -> Float[Array, "B S-1"]:
-    """The cross-entropy of each next token, in nats: inputs batch[:, :-1], targets batch[:, 1:]."""
-    logits, _ = forward(config, params, batch[:, :-1], edits=edits)
-    return cross_entropy(logits, batch[:, 1:])
+    """The cross-entropy of each next token, in nats: inputs batch[:, :-1], targets batch[:, 1:].
+
+    Args:
+      config, params: of the model.
+      batch: [B, S] token ids.
+      devices: that divide the sequences among them.
+    """
+    states, _ = final_states(config, params, batch[:, :-1])
+    return token_losses(config, params, states, batch[:, 1:], devices)
+
+
+def batch_loss(
+    config: ModelConfig,
+    params: Params,
+    batch: Int[Array, "B S"],
+    edits: Edits | None = None,
+    loss_from: int = 0,
+    devices: int = 1,
+) -> Float[Array, ""]:
+    """What a step lowers: the mean of `token_loss` over positions from `loss_from` on.
+
+    Args:
+      config, params, batch, devices: as for `token_loss`.
+      edits: of the decoder.
+      loss_from: the first position whose prediction counts.
+    """
+    states, _ = final_states(config, params, batch[:, :-1], edits=edits)
+    return mean_loss(config, params, states[:, loss_from:], batch[:, 1 + loss_from :], devices)
 
 
 def start(
@@ -102,11 +127,13 @@ def make_step(
     gather: Callable[[Params], Params] | None = None,
     edits: Edits | None = None,
     loss_from: int = 0,
+    devices: tuple[int, int] = (1, 1),
 ) -> Step:
     """The step of one seed: (state, batch [B, T+1]) -> (state, record).
 
     With `accumulate` = A the batch is cut into A parts whose gradients are averaged; since parts
-    are of equal size, the result is that of the whole batch.
+    are of equal size, the result is that of the whole batch. Each group of devices that holds all
+    parameters adds up the gradients of its own sequences; groups are averaged after the last part.
 
     Args:
       config: the architecture.
@@ -114,27 +141,24 @@ def make_step(
       accumulate: A; None: `parts_of` the batch.
       average: of loss and gradient over devices that each see a part of the batch, if they do.
       gather: what a mesh does with parameters before the decoder uses them.
-      edits: of the decoder; on a mesh, they say where activations live.
-      loss_from: the first position whose prediction counts.
+      edits: of the decoder; on a mesh, they say where activations live, of one group's sequences
+        where there are several parts.
+      loss_from: as for `batch_loss`.
+      devices: groups and devices in each, which divide the sequences among them where one program
+        says what all of them do: along data, and along fsdp.
     """
+    groups, within = devices
 
-    def loss_fn(params: Params, batch: Array) -> Array:
+    def loss_fn(among: int, params: Params, batch: Array) -> Array:
         params = params if gather is None else gather(params)
-        return jnp.mean(token_loss(config, params, batch, edits)[:, loss_from:])
+        return batch_loss(config, params, batch, edits, loss_from, among)
 
     def gradient(params: Params, batch: Array) -> tuple[Array, Params]:
         count = accumulate or parts_of(config, len(batch), batch.shape[1] - 1)
         if count == 1:
-            return jax.value_and_grad(loss_fn)(params, batch)
-        parts = batch.reshape(count, -1, batch.shape[1])
-
-        def add(total: Any, part: Array) -> tuple[Any, None]:
-            found = jax.value_and_grad(loss_fn)(params, part)
-            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, found), None
-
-        zero = (jnp.zeros(()), jax.tree.map(lambda x: jnp.zeros(x.shape), params))
-        total, _ = jax.lax.scan(add, zero, parts)
-        return jax.tree.map(lambda x: x / count, total)
+            return jax.value_and_grad(partial(loss_fn, groups * within))(params, batch)
+        of_part = jax.value_and_grad(partial(loss_fn, within))
+        return _accumulated(of_part, count, devices, params, batch)
 
     def step(state: TrainState, batch: Array) -> tuple[TrainState, StepRecord]:
         loss, grads = gradient(state.params, batch)
@@ -150,6 +174,36 @@ def make_step(
         return TrainState(params, opt), StepRecord(loss, optax.tree.norm(grads))
 
     return step
+
+
+def _accumulated(
+    of_part: Callable[[Params, Array], tuple[Array, Params]],
+    count: int,
+    devices: tuple[int, int],
+    params: Params,
+    batch: Array,
+) -> tuple[Array, Params]:
+    """The mean loss and gradient of a batch in parts, summed within each group of devices first."""
+    groups, within = devices
+
+    def summed(params: Params, parts: Array) -> tuple[Array, Params]:
+        def add(total: Any, part: Array) -> tuple[Any, None]:
+            found = of_part(params, part)
+            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, found), None
+
+        zero = (jnp.zeros(()), jax.tree.map(lambda x: jnp.zeros(x.shape), params))
+        total: tuple[Array, Params] = jax.lax.scan(add, zero, parts)[0]
+        return total
+
+    # Of every part each device takes some of the sequences that it has anyway.
+    parts = jnp.moveaxis(batch.reshape(groups * within, count, -1, batch.shape[1]), 1, 0)
+    parts = parts.reshape(count, groups, -1, batch.shape[1])
+    if groups == 1:
+        total = summed(params, parts[:, 0])
+    else:
+        of_groups = jax.vmap(summed, (None, 1), spmd_axis_name="data")(params, parts)
+        total = jax.tree.map(partial(jnp.sum, axis=0), of_groups)
+    return jax.tree.map(lambda x: x / (count * groups), total)
 
 
 def _wide(tree: Any) -> Any:

@@ -18,6 +18,7 @@ from sysout_jax.data.encode import (
 )
 from sysout_jax.data.tokenizer import ByteTokenizer, chunks
 from sysout_jax.data.tokenizer_files import load_tokenizer
+from sysout_jax.data.unchanged import FOLDER
 from sysout_jax.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -34,6 +35,11 @@ class NeverEncodes(ByteTokenizer):
 def write_corpus(path, texts):
     path.write_text(SEPARATOR.join(texts), encoding="utf-8")
     return str(path)
+
+
+def entries(cache):
+    """What is kept beside the notes on files."""
+    return [path for path in cache.iterdir() if path.name != FOLDER]
 
 
 def texts_of(tokens):
@@ -131,17 +137,17 @@ def test_cache_hit_equals_rebuild(spec, tmp_path):
         assert np.array_equal(one.train, first.train)
         assert np.array_equal(one.val, first.val)
         assert (one.documents, one.split) == (first.documents, first.split)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(entries(tmp_path / "cache")) == 1
 
 
 def test_cache_key_follows_text_and_tokenizer(spec, tmp_path):
     cache = tmp_path / "cache"
     encode_corpus(spec, BYTES, cache)
     encode_corpus(spec, ByteTokenizer(fingerprint="another"), cache)
-    assert len(list(cache.iterdir())) == 2
+    assert len(entries(cache)) == 2
     Path(spec).write_text("other text")
     assert encode_corpus(spec, BYTES, cache).documents == 1
-    assert len(list(cache.iterdir())) == 3
+    assert len(entries(cache)) == 3
 
 
 def cut_file(path):
@@ -172,11 +178,11 @@ def test_corrupt_entry_is_rebuilt(spec, tmp_path, damage):
     before = encode_corpus(spec, BYTES, cache)
     train, val = before.train.tolist(), before.val.tolist()
     del before
-    (entry,) = cache.iterdir()
+    (entry,) = entries(cache)
     DAMAGE[damage](entry)
     after = encode_corpus(spec, BYTES, cache)
     assert (after.train.tolist(), after.val.tolist()) == (train, val)
-    assert list(cache.iterdir()) == [entry]
+    assert entries(cache) == [entry]
     encode_corpus(spec, NeverEncodes(), cache)
 
 
@@ -186,7 +192,7 @@ def test_interrupted_build_leaves_nothing(spec, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         encode_corpus(spec, BYTES, tmp_path / "cache", interrupt)
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert entries(tmp_path / "cache") == []
 
 
 def test_bad_text_halfway_leaves_nothing(many, tmp_path):
@@ -194,7 +200,7 @@ def test_bad_text_halfway_leaves_nothing(many, tmp_path):
     path.write_bytes(SEPARATOR.join(many).encode() + b"\xff")
     with pytest.raises(InputError, match="0xff at byte"):
         encode_corpus(str(path), BYTES, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert entries(tmp_path / "cache") == []
 
 
 def test_concurrent_build_of_the_same_entry(spec, tmp_path):
@@ -207,7 +213,7 @@ def test_concurrent_build_of_the_same_entry(spec, tmp_path):
 
     mine = encode_corpus(spec, BYTES, cache, build_meanwhile)
     assert np.array_equal(mine.train, others[0].train)
-    assert len(list(cache.iterdir())) == 1
+    assert len(entries(cache)) == 1
 
 
 def test_cache_that_cannot_be_written(spec, tmp_path):
@@ -231,14 +237,14 @@ def test_default_cache_dir(monkeypatch, tmp_path):
 def test_trained_tokenizer_is_kept_and_retrained_when_damaged(spec, tmp_path):
     cache = tmp_path / "cache"
     trained = tokenizer_for(spec, "bpe:262", cache)
-    (kept,) = cache.iterdir()
+    (kept,) = entries(cache)
     assert json.loads(kept.read_text())["kind"] == "tokenizers"
     stamp = kept.stat().st_mtime_ns
     assert tokenizer_for(spec, "bpe:262", cache).fingerprint == trained.fingerprint
     assert kept.stat().st_mtime_ns == stamp
     cut_file(kept)
     assert tokenizer_for(spec, "bpe:262", cache).fingerprint == trained.fingerprint
-    assert list(cache.iterdir()) == [kept]
+    assert entries(cache) == [kept]
     json.loads(kept.read_text())
 
 

@@ -52,9 +52,10 @@ EVERY = [
 
 
 def made(variant, optimizer, parallel, mesh, accumulate=1):
-    """The devices of a run."""
+    """The devices of a run; of several, the loss in blocks of positions, the last one filled up."""
+    model = MODEL if mesh == "data=1" else MODEL.with_execution(loss_block=2)
     config = TrainConfig(
-        variant=variant, seq_len=LENGTH, batch_size=BATCH, accumulate=accumulate, model=MODEL,
+        variant=variant, seq_len=LENGTH, batch_size=BATCH, accumulate=accumulate, model=model,
         optimizer=OPTIMIZERS[optimizer], mesh=mesh, parallel=parallel,
     )  # fmt: skip
     model = config.architecture(MODEL.vocab)

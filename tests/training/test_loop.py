@@ -12,6 +12,7 @@ import sysout_jax as so
 from sysout_jax.data import Backcopy
 from sysout_jax.errors import Diverged, InputError
 from sysout_jax.model.config import ModelConfig
+from sysout_jax.training import loop
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import train
 from sysout_jax.training.optimizer import OptimizerConfig
@@ -266,3 +267,32 @@ def test_groups_of_seeds_are_kept_apart():
     config = dataclasses.replace(TINY, checkpoint_every=7, seeds_at_once=1)
     train(config, keep=lambda step, seeds, params: kept.append((step, seeds)))
     assert kept == [(0, (3,)), (7, (3,)), (0, (1,)), (7, (1,))]
+
+
+# ------------------------------------------------------------------------- order
+
+
+def test_the_device_has_its_next_call_before_the_last_one_is_read(monkeypatch):
+    """But where the state is looked at: then nothing may be trained on before."""
+    happened = []
+    make = loop.make_devices
+
+    def watched(*arguments):
+        devices = make(*arguments)
+
+        def steps(state, batches):
+            happened.append("call")
+            return devices.steps(state, batches)
+
+        return dataclasses.replace(devices, steps=steps)
+
+    monkeypatch.setattr(loop, "make_devices", watched)
+
+    def log(row):
+        happened.append(row["step"])
+
+    changes = {"steps": 8, "steps_per_call": 1, "measure_every": 4, "checkpoint_every": 6}
+    train(dataclasses.replace(TINY, **changes), log=log)
+    assert happened == [
+        0, "call", "call", 1, "call", 2, "call", 3, 4, "call", "call", 5, 6, "call", "call", 7, 8,
+    ]  # fmt: skip

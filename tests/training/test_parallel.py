@@ -23,9 +23,9 @@ CHOSEN = [
 ]
 
 
-def run(*cases):
+def run(*cases, module="on_devices"):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.training.on_devices", *cases],
+        [sys.executable, "-m", f"tests.training.{module}", *cases],
         cwd=ROOT, capture_output=True, text=True,
         env=os.environ | {
             "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
@@ -64,6 +64,29 @@ def test_eight_devices_end_where_one_does():
     assert max(max(row["apart"].values()) for row in rows) < BOUND
     # Of the embeddings a device holds a half along fsdp=2, a quarter along fsdp=4.
     assert [row["held"] for row in rows] == [0.5, 0.125, 1.0, 0.25]
+
+
+# Parts of the batch, and how many gradients are added up over devices; of the loss, 3 blocks each.
+SUMS = [
+    ["data=8", 1, 1.0],
+    ["data=8", 4, 1.0],  # once, after the last part
+    ["data=2,fsdp=4", 4, 4 + 1 / 4],  # along fsdp in each part, of which a quarter is kept
+    ["fsdp=8", 4, 4.0],
+]
+
+
+def test_gradients_are_added_up_over_devices_once():
+    rows = run(json.dumps([case[:2] for case in SUMS]), module="on_mesh_programs")
+    assert [row["case"] for row in rows] == [case[:2] for case in SUMS]
+    for row, (_, accumulate, gradients) in zip(rows, SUMS, strict=True):
+        # besides them, the loss and the gradient's norm: a few numbers
+        assert row["gradients"] == pytest.approx(gradients, rel=0.02)
+        assert row["loops"] == ([4, 3] if accumulate == 4 else [3])
+    assert rows[0]["sums"] == rows[1]["sums"] == 1
+    # Of the embedding's gradient [40, 16], a device adds up what it keeps of it.
+    shapes = [set(row["carried"]) for row in rows[1:]]
+    kept = ("1,1,40,16", "1,1,40,4", "1,40,2")
+    assert all(shape in carried for shape, carried in zip(kept, shapes, strict=True))
 
 
 @pytest.mark.slow

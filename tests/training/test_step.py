@@ -119,6 +119,22 @@ def test_accumulated_parts_equal_the_whole_batch(accumulate):
     close(record_parts, record)
 
 
+@pytest.mark.parametrize(("accumulate", "loss_from"), [(1, 2), (2, 0)])
+def test_a_loss_in_blocks_trains_alike(accumulate, loss_from):
+    """Of several seeds, of a part of the positions, of accumulated parts; evaluated too."""
+    config = CONFIG.with_execution(loss_block=3)
+    rows, made = jnp.asarray(ROWS[:1]), optimizer(UNIT)
+    found, expected = (
+        make_steps(make_step(c, made, accumulate, loss_from=loss_from))(
+            stack([fresh(UNIT, seed) for seed in range(3)]), rows
+        )
+        for c in (config, CONFIG)
+    )
+    close(found, expected)
+    losses = jax.jit(partial(token_loss, config))(noisy(), rows[0, 0])
+    close(losses, jax.jit(partial(token_loss, CONFIG))(noisy(), rows[0, 0]))
+
+
 BLOCKS = Execution(query_block=2**6)
 
 

@@ -90,7 +90,13 @@ def test_operations_are_those_of_the_matrix_products():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"accumulate": 3}, {"scan_layers": True}, {"query_block": 2}, {"flash": True}],
+    [
+        {"accumulate": 3},
+        {"scan_layers": True},
+        {"query_block": 2},
+        {"loss_block": 2},
+        {"flash": True},
+    ],
     ids=str,
 )
 def test_loops_do_not_hide_operations(changes):

@@ -16,10 +16,10 @@ from sysout_jax.analysis.compress.schemes import Pruning, Rounding, Scheme
 from sysout_jax.analysis.locate.scan import for_length, over_batches
 from sysout_jax.analysis.locate.weights import projection
 from sysout_jax.core import compensate, prune
-from sysout_jax.core.layers import cross_entropy
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params, forward, stack_blocks, unstack_blocks
+from sysout_jax.model.decoder import Params, final_states, stack_blocks, unstack_blocks
+from sysout_jax.model.loss import token_losses
 from sysout_jax.model.taps import Edit
 
 ALPHA = 0.5  # of SmoothQuant, its authors' choice (Xiao et al. 2022, section 4)
@@ -261,8 +261,8 @@ def losses(
 def _losses(
     config: ModelConfig, skip: int, params: Params, edits: Any, rows: Array
 ) -> Float[Array, "B"]:
-    logits, _ = forward(config, params, rows[:, :-1], edits=edits)
-    return jnp.mean(cross_entropy(logits, rows[:, 1:])[:, skip:], axis=1)
+    states, _ = final_states(config, params, rows[:, :-1], edits=edits)
+    return jnp.mean(token_losses(config, params, states, rows[:, 1:])[:, skip:], axis=1)
 
 
 def present(sites: Sequence[str]) -> tuple[str, ...]:

@@ -16,13 +16,13 @@ from jaxtyping import Array, Float, Int
 from sysout_jax.analysis.intervene.editing import changed_neuron, down_projections
 from sysout_jax.analysis.locate.scan import over_batches
 from sysout_jax.analysis.locate.weights import layer_params
-from sysout_jax.core.layers import cross_entropy
 from sysout_jax.core.measures import residual_peak
 from sysout_jax.core.ordering import median_magnitude
 from sysout_jax.errors import InputError
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params, forward
+from sysout_jax.model.decoder import Params, final_states, forward
+from sysout_jax.model.loss import token_losses
 from sysout_jax.model.taps import Edit
 
 WEIGHT, ACTIVATION = "weight", "activation"
@@ -252,6 +252,6 @@ def _respond(config: ModelConfig, params: Params, rows: Array, edit: Edit) -> An
         return {"peak": residual_peak(h), "ratio": jnp.max(size[0]) / median_magnitude(h)}
 
     taps: Any = {"block_out": state, "attn_weights": _to_first}
-    logits, found = forward(config, params, rows[:, :-1], taps, {"block_out": edit})
-    loss = jnp.mean(cross_entropy(logits, rows[:, 1:]), axis=1)[None]
+    states, found = final_states(config, params, rows[:, :-1], taps, {"block_out": edit})
+    loss = jnp.mean(token_losses(config, params, states, rows[:, 1:]), axis=1)[None]
     return found["block_out"] | {"attention": found["attn_weights"], "loss": loss}

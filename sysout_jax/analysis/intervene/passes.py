@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sysout_jax.analysis.locate.scan import over_batches
-from sysout_jax.core.layers import cross_entropy
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params, read_out
+from sysout_jax.model.decoder import Params, final_norm
+from sysout_jax.model.loss import token_losses
 from sysout_jax.model.stream import entering, through
 from sysout_jax.model.taps import Edit, Reducer
 
@@ -131,5 +131,5 @@ def _outer(params: Params) -> Params:
 def _losses(
     config: ModelConfig, params: Params, x: Float[Array, "B T D"], targets: Int[Array, "B T"]
 ) -> Float[Array, "B"]:
-    logits = read_out(config, params, x)
-    return jnp.mean(cross_entropy(logits, targets), axis=1)
+    states = final_norm(config, params, x)
+    return jnp.mean(token_losses(config, params, states, targets), axis=1)

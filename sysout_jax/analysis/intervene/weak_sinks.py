@@ -21,11 +21,11 @@ from sysout_jax.analysis.locate.scan import for_length, over_batches
 from sysout_jax.analysis.locate.weights import layer_count, layer_params, projection
 from sysout_jax.analysis.statistics import Interval, bootstrap_interval
 from sysout_jax.core.detectors import ratio_or_zero
-from sysout_jax.core.layers import cross_entropy
 from sysout_jax.core.measures import top1_over_median
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params, forward
+from sysout_jax.model.decoder import Params, final_states
+from sysout_jax.model.loss import token_losses
 
 STANDS_OUT = 3.0  # max/mean of a row of W_down, over the median of the layers' largest
 CARRIES = 64.0  # PrefixQuant's: a token's largest |down_in| over the median of tokens
@@ -91,8 +91,8 @@ def _inputs(x: Float[Array, "T F"]) -> dict[str, Array]:
 @jit_quickly(0, 1)
 def _profile(config: ModelConfig, skip: int, params: Params, rows: Array) -> dict[str, Any]:
     taps = {"block_out": top1_over_median, "down_in": _inputs}
-    logits, found = forward(config, params, rows[:, :-1], taps)
-    loss = jnp.mean(cross_entropy(logits, rows[:, 1:])[:, skip:], axis=1)
+    states, found = final_states(config, params, rows[:, :-1], taps)
+    loss = jnp.mean(token_losses(config, params, states, rows[:, 1:])[:, skip:], axis=1)
     return found | {"loss": loss[None]}
 
 

@@ -14,12 +14,12 @@ from jaxtyping import Array, Float, Int
 
 from sysout_jax.analysis.locate.scan import as_scan, fields, for_length, over_batches, reducers
 from sysout_jax.analysis.locate.sinks import Sink, first_token_sink, given_to_first
-from sysout_jax.core.layers import cross_entropy
 from sysout_jax.core.measures import top1
 from sysout_jax.errors import InputError
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params, forward
+from sysout_jax.model.decoder import Params, final_states
+from sysout_jax.model.loss import token_losses
 
 LEAST_TEXTS, LEAST_TOKENS = 4, 32  # that constants can be taken over, and a sink be found in
 CONSTANT = 0.2  # relative spread over texts up to which keys and values count as constant
@@ -147,6 +147,6 @@ def _taps(config: ModelConfig) -> Mapping[str, Any]:
 
 @jit_quickly(0)
 def _pass(config: ModelConfig, params: Params, rows: Array) -> dict[str, Any]:
-    logits, found = forward(config, params, rows[:, :-1], _taps(config))
-    loss = jnp.mean(cross_entropy(logits, rows[:, 1:]), axis=1)
+    states, found = final_states(config, params, rows[:, :-1], _taps(config))
+    loss = jnp.mean(token_losses(config, params, states, rows[:, 1:]), axis=1)
     return fields(config, found) | {"loss": loss[None]}
