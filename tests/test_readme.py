@@ -145,6 +145,35 @@ def test_the_first_figure_is_described_by_its_record():
     assert f"and {after[4]} of what 8 bits cost is gone" in README
 
 
+def test_what_stands_in_for_the_published_models_sink_is_in_its_record():
+    rows = pages.table("results/tour/smollm2-135m", "smollm2-135m-forms").splitlines()
+    shares = {row.split(" | ")[0].lstrip("| "): row.rstrip(" |").split(" | ")[-1] for row in rows}
+    alone, both = (shares[f"in its place: {FORMS[name]}"] for name in ("factor", "factor_bias"))
+    assert (
+        f"S in its place leaves {alone} of what removal costs; with a constant bias {both}"
+        in README
+    )
+
+
+def test_what_the_conversion_buys_is_in_its_record():
+    """To renew it: COMMANDS["compress/smollm2-135m-books"] of experiments.records.commands."""
+    rows = pages.table("results/compress/smollm2-135m-books", ".cache/books_val.txt-bought")
+    rows = [row.strip("| ").split(" | ") for row in rows.splitlines()]
+    of = {row[0]: dict(zip(rows[0][1:], row[1:], strict=False)) for row in rows[2:]}
+    gone = re.search(r"\((.*)\)", of["w8a8-tensor"]["prefix+bound"])[1]
+    assert f"of the loss that W8A8 adds, {gone} is gone" in README
+    page = " ".join((ROOT / "docs" / "convert.md").read_text().split())
+    left = float(of["w8a8-atensor"]["prefix+bound"].split()[0])
+    rotated, smoothed, by_token = (
+        float(of[name]["as trained"].split()[0])
+        for name in ("rotate-w8a8-tensor", "smooth-w8a8-tensor-minmax", "w8a8")
+    )
+    assert f"takes away {gone.split()[0]} of the rise" in page
+    assert f"{left:.2f} nats are left; the goal was 0.05" in page
+    assert f"rotation leaves {rotated:.2f} nats and SmoothQuant {smoothed:.2f}" in page
+    assert f"The published model loses {by_token:.2f} nats, and a prefix makes that nothing" in page
+
+
 def test_every_binary_has_its_flags():
     page = PAGES[usage.PAGE]
     for module in usage.binaries():
