@@ -8,6 +8,7 @@ CHECKED := $(wildcard sysout_jax experiments theory benchmarks)
 
 demo: venv
 	$(RUN) experiments.variants
+	$(RUN) experiments.tour --if_available
 
 test: lint
 	$(RUN) pytest -n 2

@@ -16,14 +16,16 @@ from absl import flags
 from rich.console import Console
 
 from sysout_jax import converting
-from sysout_jax.analysis.compress import schemes
+from sysout_jax.analysis.compress import allocation, schemes
+from sysout_jax.analysis.compress.allocation import Boost
 from sysout_jax.analysis.compress.calibration import PRODUCTS
 from sysout_jax.analysis.compress.compression import ALPHA, Compressed, Compressor, losses, present
 from sysout_jax.analysis.compress.noise import noise
+from sysout_jax.analysis.compress.schemes import Rounding
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.converting import Conversion
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.errors import InputError, at_least, one_of
+from sysout_jax.errors import InputError, at_least, finite, one_of
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.model.model import Model
 from sysout_jax.results import RunDirectory
@@ -62,6 +64,10 @@ class Config:
     token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     methods: tuple[str, ...] = METHODS  # as sysout_jax/analysis/schemes.py names them
     conversions: tuple[str, ...] = ()  # to compress too: leave, bound, prefix, prefix+bound
+    boost: tuple[str, ...] = ()  # more bits by sensitivity, kurtosis, first_last, random:SEED
+    rungs: int = 2  # of the ladder of bits and groups, that what is boosted climbs
+    top: int | None = None  # parts that are boosted; None: all that stand out
+    budget: float | None = None  # bits a weight; None: no limit
     sites: tuple[str, ...] = tuple(PRODUCTS)  # inputs of products to compress: attn_norm, down_in
     alpha: float = ALPHA  # of SmoothQuant: 0 leaves weights even, 1 activations
     sequences: int = 64  # of the validation part, to evaluate on
@@ -76,6 +82,7 @@ class Config:
         if not 0.0 <= self.alpha <= 1.0:
             raise InputError("alpha", self.alpha, "a number from 0 to 1")
         self._check_protocol()
+        self._check_boost()
         if self.choice.stream:
             raise InputError("stream", accepted="without it, compression takes a model in memory")
         present(self.sites)
@@ -87,6 +94,25 @@ class Config:
             one_of("conversions", way, converting.WEAK)
         if len(set(self.conversions)) < len(self.conversions):
             raise InputError("conversions", ",".join(self.conversions), "none of them twice")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The methods, each also with every boost, as "w3-g64+sensitivity"."""
+        after = ("", *(f"+{kind}" for kind in self.boost))
+        return tuple(method + each for method in self.methods for each in after)
+
+    def _check_boost(self) -> None:
+        at_least(1, "rungs", self.rungs)
+        at_least(1, "top", self.top)
+        finite("budget", self.budget)
+        if self.top is not None and self.budget is not None:
+            raise InputError("budget", self.budget, "without --top", "both say how many")
+        for kind in self.boost:
+            allocation.check_kind(kind)
+        if len(set(self.boost)) < len(self.boost):
+            raise InputError("boost", ",".join(self.boost), "none of them twice")
+        for method in self.methods if self.boost else ():
+            allocation.on_ladder(method, schemes.scheme(method))
 
     def _check_protocol(self) -> None:
         one_of("protocol", self.protocol, (SEQUENCES, WIKITEXT2))
@@ -125,20 +151,21 @@ def run(config: Config, console: Console) -> RunDirectory:
         return _Judge(config, chosen[at], read[at], made)
 
     def gathered(there: Cells) -> dict[str, Any]:
-        models = grid.by_model(there, "methods", config.methods)
+        models = grid.by_model(there, "methods", config.parts)
         others = sorted({method for model in models for method in model["methods"]})
-        return {"methods": list(dict.fromkeys((*config.methods, *others))), "models": models}
+        return {"methods": list(dict.fromkeys((*config.parts, *others))), "models": models}
 
     named = {
         grid.part_name(grid.part_name(each.cell, way), method): (at, way, method)
         for at, each in enumerate(chosen)
         for way in (None, *config.conversions)
-        for method in (None, *config.methods)
+        for method in (None, *config.parts)
     }
     return grid.run(
         config, "compress", named, lambda cell, log: judge(*cell[:2]).found(cell[2]),
-        grid.common(config, "methods", "conversions", "variant", "seed"), gathered, sections,
-        console, described={"experiment": "compression"}, of=[each.name for each in chosen],
+        grid.common(config, "methods", "conversions", "boost", "variant", "seed"), gathered,
+        sections, console, described={"experiment": "compression"},
+        of=[each.name for each in chosen],
     )  # fmt: skip
 
 
@@ -169,6 +196,7 @@ class _Judge:
             config.batch,
         )  # fmt: skip
         self.before = self._losses(Compressed(self.model.params))
+        self.boosts: dict[str, dict[str, Boost]] = {}  # of each method, found once
 
     def found(self, method: str | None) -> dict[str, Any]:
         """What the model loses by a method; None: what it is before."""
@@ -176,14 +204,37 @@ class _Judge:
         about = {"name": name, "seed": self.chosen.seed}
         if method is None:
             return about | self._uncompressed()
-        compressed = self.compressor.compress(schemes.scheme(method))
+        compressed, allocated = self._compressed(method)
         after = self._losses(compressed)
         found = {
             **_quality(after),
             "change": bootstrap_interval(after - self.before),
             "zeros": compressed.zeros,
+            **allocated,
         }
         return about | {"part": method, "found": found}
+
+    def _compressed(self, part: str) -> tuple[Compressed, dict[str, Any]]:
+        """The model under a method, and what of it climbs by a boost."""
+        method, _, kind = part.partition("+")
+        how, config = schemes.scheme(method), self.config
+        if not config.boost:
+            return self.compressor.compress(how), {}
+        assert isinstance(how, Rounding)  # as the config has checked
+        if not kind:
+            return self.compressor.compress(how), {"bits": allocation.bits_of(how)}
+        if method not in self.boosts:
+            self.boosts[method] = allocation.boosts(
+                self.compressor, how, config.boost, self.calibration, config.rungs, config.top,
+                config.budget,
+            )  # fmt: skip
+        boost = self.boosts[method][kind]
+        higher = allocation.schemes_of(how, boost, config.rungs)
+        found = {
+            "bits": boost.bits, "boosted": boost.layers, "stands_out": boost.z,
+            "above": allocation.STANDS_OUT,
+        }  # fmt: skip
+        return self.compressor.compress(how, higher), found
 
     def _uncompressed(self) -> dict[str, Any]:
         model, config = self.model, self.config
@@ -231,7 +282,7 @@ def config_from_flags() -> Config:
     Raises:
       InputError: a flag's value is not accepted.
     """
-    words = ("methods", "conversions", "sites")
+    words = ("methods", "conversions", "boost", "sites")
     given = {name: FLAGS[name].value for name in FLAGS if name not in words}
     base = Config(methods=SMOKE_METHODS) if FLAGS.smoke else Config()
     config = launch.override(base, SMOKE if FLAGS.smoke else {})

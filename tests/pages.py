@@ -22,6 +22,7 @@ from experiments.reports import (
     explicit_report,
     laboratory_report,
     plan_report,
+    tour_report,
     variants_report,
 )
 from sysout_jax.files import write_text
@@ -45,6 +46,7 @@ REPORTS: Mapping[str, Callable[[Record], Iterable[Section]]] = {
     "compression": compress_report.sections,
     "convergence": convergence_report.sections,
     "convert": convert_report.sections,
+    "tour": tour_report.sections,
     "explicit": explicit_report.sections,
     "laboratory": laboratory_report.sections,
 }

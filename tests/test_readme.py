@@ -135,6 +135,16 @@ def test_explicit_forms_are_those_of_the_record():
     )
 
 
+def test_the_first_figure_is_described_by_its_record():
+    """To renew it: `python -m experiments.tour --name=smollm2-135m`."""
+    rows = pages.table("results/tour/smollm2-135m", "smollm2-135m-ways").splitlines()
+    cells = {row.split(" | ")[0].lstrip("| "): row.rstrip(" |").split(" | ") for row in rows}
+    before, after = cells["as trained"], cells["prefix+bound"]
+    assert f"largest state is {before[1]} medians" in README
+    assert f"{after[1]} medians, the same attention among the other tokens" in README
+    assert f"and {after[4]} of what 8 bits cost is gone" in README
+
+
 def test_every_binary_has_its_flags():
     page = PAGES[usage.PAGE]
     for module in usage.binaries():

@@ -45,9 +45,49 @@ def sections(record: Record) -> Iterator[Section]:
             f"{mine[0]['tokens']['evaluation']:,} tokens"
         )
         yield Section(corpus, Table.of(title, headings, rows), apart=True)
+        boosted = [model for model in mine if any(map(_bits, model["methods"].values()))]
+        if boosted:
+            yield _allocated(corpus, boosted, record["methods"])
         if any("trained" in model for model in mine):
             yield _bought(corpus, mine, record["methods"])
     yield Section("noise", None, list(_agreement_lines(record)))
+
+
+def _bits(found: Record) -> float | None:
+    bits: float | None = found.get("bits")
+    return bits
+
+
+def _allocated(corpus: str, models: list[Record], methods: list[str]) -> Section:
+    """Each boost beside the method without it: bits a weight, the loss, what climbs."""
+    rows = []
+    for model in models:
+        for method in methods:
+            found = model["methods"].get(method)
+            if found is None or _bits(found) is None:
+                continue
+            base = model["methods"].get(method.partition("+")[0])
+            beside = ""
+            if base is not None and base is not found:
+                gain = np.subtract(found["losses"], base["losses"])
+                beside = f"{bootstrap_interval(gain):±+.3f}"
+            where = (
+                f"{name} {','.join(map(str, of))}"
+                for name, of in found.get("boosted", {}).items()
+                if of
+            )
+            rows.append(
+                [
+                    model["name"], method, f"{found['bits']:.2f}",
+                    f"{Interval.of(found['change']):±+.3f}", beside, "; ".join(where),
+                ]
+            )  # fmt: skip
+    drop = len({row[0] for row in rows}) == 1
+    headings = ("model", "method", "bits a weight", "change", "beside no boost", "what climbs")
+    title = f"{corpus}: more bits for some matrices, nats (95% over sequences)"
+    sides = "l" * (2 - drop) + "rrrl"
+    table = Table.of(title, headings[drop:], [row[drop:] for row in rows], sides)
+    return Section(f"{corpus}-boosts", table)
 
 
 def _bought(corpus: str, models: list[Record], methods: list[str]) -> Section:

@@ -16,6 +16,7 @@ from sysout_jax.plots import (
     conversion,
     explicit,
     laboratory,
+    tour,
     variants,
 )
 from sysout_jax.plots.style import STYLE, save
@@ -31,6 +32,7 @@ EXPERIMENTS: Mapping[str, tuple[Any, tuple[str, ...]]] = {
     "compression": (compression.figures, (".png", ".pdf")),
     "convergence": (convergence.figures, (".png", ".pdf")),
     "convert": (conversion.figures, (".png", ".pdf")),
+    "tour": (tour.figures, (".png", ".pdf")),
     "explicit": (explicit.figures, (".png", ".pdf")),
     "laboratory": (laboratory.figures, (".png", ".pdf")),
     "causal": (causal.figures, (".png", ".pdf")),

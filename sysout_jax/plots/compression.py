@@ -33,6 +33,10 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
         layers = {name: of for name, of in groups.items() if "noise" in of[0]}
         if layers:
             yield f"layers{suffix}", _layers(layers)
+    for model in record["models"]:
+        for method, found in model["methods"].items():
+            if found.get("stands_out"):
+                yield f"boost-{model['name']}-{method}", _boost(model["name"], method, found)
     rows = [row for model in record["models"] for row in model.get("noise", ())]
     if rows:
         yield "noise", _noise(rows)
@@ -61,6 +65,23 @@ def _loss(methods: list[str], corpus: str, groups: Mapping[str, list[Record]]) -
     ]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.set_title(corpus, loc="left")
+    return figure
+
+
+def _boost(model: str, method: str, found: Record) -> "Figure":
+    """How far each layer's step stands out, by part or matrix; circles are those that climb."""
+    figure, (axes,) = grid(1, 6.4, 2.8)
+    names = list(found["stands_out"])
+    for name, colour in zip(names, _colours(len(names)), strict=True):
+        z = array(found["stands_out"][name])  # null of the first layer, which has no step
+        axes.plot(np.arange(len(z)), z, lw=1.2, color=colour, label=name)
+        climbing = [n for n in found["boosted"].get(name, ()) if np.isfinite(z[n])]
+        if name in found["boosted"]:
+            axes.plot(climbing, z[climbing], "o", ms=5, mfc="none", color=colour)
+    axes.axhline(found["above"], color=DARK, lw=0.8, ls=":")
+    axes.set(xlabel="layer", ylabel="step from the layer before, z")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+    axes.set_title(f"{model}, {method}: {found['bits']:.2f} bits a weight", loc="left")
     return figure
 
 

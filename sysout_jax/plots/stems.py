@@ -44,16 +44,19 @@ def draw_stems(
         axis.pane.set_edgecolor("#cccccc")
 
 
-def draw_panel(axes: "Axes3D", panel: dict[str, Any], pieces: list[str]) -> None:
+def draw_panel(
+    axes: "Axes3D", panel: Mapping[str, Any], pieces: list[str], top: float | None = None
+) -> None:
     """Draw a panel of an analysis record: its stems, its title, its outliers by name.
 
     Args:
       axes: of a figure, with projection="3d".
       panel: as analysis/existence.py makes it; neighbours may be joined, the largest shown.
       pieces: the labels of the tokens.
+      top: as of `draw_stems`.
     """
     size = np.abs(np.array(panel["values"], dtype=np.float64))
-    draw_stems(axes, size, (panel["axes"][0], panel["axes"][1], ""))
+    draw_stems(axes, size, (panel["axes"][0], panel["axes"][1], ""), top)
     axes.locator_params(nbins=4)
     axes.zaxis.set_tick_params(pad=0)
     for which, axis in enumerate((axes.xaxis, axes.yaxis)):
@@ -82,7 +85,7 @@ def joined(features: int, columns: int) -> int:
     return -(-features // columns)
 
 
-def mark_label(panel: dict[str, Any], row: int, column: int, pieces: list[str]) -> str:
+def mark_label(panel: Mapping[str, Any], row: int, column: int, pieces: list[str]) -> str:
     """What is written at a marked entry, e.g. "token 0 'Summer', neuron 12"."""
     if panel["axes"][1] == "key":
         return f"key {column} '{pieces[column]}'"

@@ -23,6 +23,7 @@ from experiments import (
     laboratory,
     plan,
     runs,
+    tour,
     variants,
 )
 from experiments.cli import launch
@@ -77,6 +78,12 @@ def run_compress() -> Callable[..., Outcome]:
 def run_convergence() -> Callable[..., Outcome]:
     """Call `python -m experiments.convergence` with these arguments."""
     return _binary(convergence)
+
+
+@pytest.fixture(scope="session")
+def run_tour() -> Callable[..., Outcome]:
+    """Call `python -m experiments.tour` with these arguments."""
+    return _binary(tour)
 
 
 @pytest.fixture(scope="session")

@@ -148,20 +148,25 @@ def test_a_tensor_of_zeros_is_left_out(finished):
 
 
 @pytest.fixture(scope="module")
-def converted(run_compress, tmp_path_factory):
-    """A planted model whose sink is constant, as trained and converted; what is printed; and the
-    record."""
-    place = tmp_path_factory.mktemp("converted")
+def planted_run(tmp_path_factory):
+    """Flags of a planted model whose sink is constant, and of text that it reads."""
+    place = tmp_path_factory.mktemp("planted")
     save(place / "planted", planted.CONFIG, jax.tree.map(lambda x: x[None], planted.params()), [3])
     text = place / "text"
     text.mkdir()
     for name, seed in (("train", 1), ("val", 2)):
         ids = np.random.default_rng(seed).integers(0, 19, 40 * 65).astype(np.uint16)
         ids.tofile(text / f"{name}.bin")
+    return f"--model={place}/planted", f"--corpus=tokens:{text}", "--bos=no", "--sequences=4"
+
+
+@pytest.fixture(scope="module")
+def converted(planted_run, run_compress, tmp_path_factory):
+    """What is printed, and the record."""
+    place = tmp_path_factory.mktemp("converted")
     done = run_compress(
-        f"--model={place}/planted", f"--corpus=tokens:{text}", "--methods=w16a16,w4a4-tensor",
-        "--conversions=leave,bound", "--sequences=4", "--calibration=5", "--seq_len=64",
-        "--bos=no", f"--workdir={place}",
+        *planted_run, "--methods=w16a16,w4a4-tensor", "--conversions=leave,bound",
+        "--calibration=5", "--seq_len=64", f"--workdir={place}",
     )  # fmt: skip
     assert done.status == 0, done.err
     return done.out, json.loads((place / "compress" / "latest" / "result.json").read_text())
@@ -289,6 +294,49 @@ def test_what_the_protocol_refuses(flags, said, trained, run_compress, tmp_path)
     if "SHORT" in flags[-1]:
         planted_text_model(model := tmp_path / "model")
     done = run_compress(f"--model={model}", *given, *protocol, f"--workdir={tmp_path}")
+    assert done.status == 2
+    assert said in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_more_bits_for_some_matrices(planted_run, run_compress, tmp_path):
+    done = run_compress(
+        *planted_run, "--methods=hqq-w3-g32", "--boost=kurtosis,random:1,first_last", "--top=1",
+        "--calibration=3", "--seq_len=13", f"--workdir={tmp_path}",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    record = json.loads((tmp_path / "compress" / "latest" / "result.json").read_text())
+    (model,) = record["models"]
+    names = ["hqq-w3-g32" + each for each in ("", "+kurtosis", "+random:1", "+first_last")]
+    assert list(model["methods"]) == record["methods"] == names
+    bits = [model["methods"][name]["bits"] for name in names]
+    assert bits[0] == pytest.approx(3.5078, abs=1e-4)
+    assert bits[0] < bits[1] <= bits[3]
+    section = next(s for s in sections(record) if s.name.endswith("-boosts"))
+    assert [row[0] for row in section.table.texts[1:]] == names
+    assert section.table.texts[2][4].count(" ") == 1  # a matrix and its layer
+    drawn = [name for name, _ in compression.figures(record)]
+    assert "boost-planted-hqq-w3-g32+kurtosis" in drawn
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ["--boost=size"],
+            "--boost=size: accepted: sensitivity, kurtosis,",
+        ),
+        (["--boost=kurtosis"], "w8-tensor has no rung"),
+        (["--boost=kurtosis", "--methods=w3-g64", "--top=1", "--budget=3"], "both say how many"),
+        (
+            ["--boost=kurtosis", "--methods=w3-g64", "--budget=0"],
+            "--budget=0.0: accepted:",
+        ),
+        (["--boost=random:1,random:1", "--methods=w3-g64"], "none of them twice"),
+    ],
+)
+def test_boosts_that_are_refused(flags, said, trained, run_compress):
+    done = run_compress(f"--model={trained}", *flags)
     assert done.status == 2
     assert said in done.err
     assert done.err.count("\n") == 1

@@ -74,8 +74,19 @@ class Compressor:
             self._known.update(inputs(self.config, self.params, tokens, self.sites))
         return self._known
 
-    def compress(self, scheme: Scheme) -> Compressed:
-        """The model under a scheme."""
+    def compress(
+        self,
+        scheme: Scheme,
+        boosted: Mapping[tuple[str, int], Rounding] | None = None,
+        only: Sequence[str] | None = None,
+    ) -> Compressed:
+        """The model under a scheme.
+
+        Args:
+          scheme: of all matrices.
+          boosted: (matrix, layer) -> how its weights are rounded instead.
+          only: the matrices that are rounded; None: all.
+        """
         blocks = self._blocks()
         if isinstance(scheme, Pruning):
             self._prune(scheme, blocks)
@@ -83,9 +94,11 @@ class Compressor:
         bases = {tap: self._basis(scheme, tap, blocks) for tap in self.sites}
         if scheme.weights is not None:
             for tap, layer, module, name in self._products(blocks):
-                basis = bases[tap].at(layer)
-                how = (scheme, self._matrix(blocks, layer, module, name), basis)
-                if scheme.by == "nearest":
+                if only is not None and name not in only:
+                    continue
+                basis, mine = bases[tap].at(layer), (boosted or {}).get((name, layer), scheme)
+                how = (mine, self._matrix(blocks, layer, module, name), basis)
+                if scheme.by in ("nearest", "hqq"):
                     changed = round_weights(*how)
                 else:
                     known = self.known[tap]
@@ -150,6 +163,14 @@ class Compressor:
             gram = _f32(self.known[tap].gram[layer]) if how.calibrated else None
             changed = _pruned(how, self._matrix(blocks, layer, module, name), gram)
             self._put(blocks, layer, module, name, changed)
+
+    def matrices(self) -> dict[str, list[Float[Array, "I O"]]]:
+        """Matrix -> its weights in each layer, of those that are compressed."""
+        blocks = self._blocks()
+        found: dict[str, list[Float[Array, "I O"]]] = {}
+        for _, layer, module, name in self._products(blocks):
+            found.setdefault(name, []).append(self._matrix(blocks, layer, module, name))
+        return found
 
     # ------------------------------------------------------------- the tree of parameters
 

@@ -134,6 +134,10 @@ def round_weights(
     nearest = partial(_nearest, how, fmt)
     if how.by == "nearest":
         rounded = nearest(moved)
+    elif how.by == "hqq":
+        shared = quantise.grouped(moved.T, how.per, how.group)
+        found = quantise.half_quadratic(shared, fmt.bits)
+        rounded = quantise.ungrouped(found, moved.T.shape, how.per).T
     elif gram is None or magnitude is None:
         raise ValueError(f"{how.by}: takes the Gram matrix and magnitudes of the inputs")
     elif how.by == "gptq":

@@ -5,6 +5,7 @@ A method is words joined by "-". To round:
     w4, w8a8, w4a4kv4, kv4, wnf4, we4m3ae4m3     formats of weights, activations, and the KV cache;
                                                  16 or nothing leaves them as they are
     gptq, awq                                    weights are rounded with the help of calibration
+    hqq                                          zero points are fitted to weights without any
     smooth, rotate                               inputs are rescaled, or rotated, before rounding
     zero                                         ranges with a zero point instead of symmetric ones
     tensor, vector, g32                          what shares a scale: a tensor; an output channel
@@ -44,7 +45,7 @@ class Rounding:
     per: str = "vector"  # what shares a scale: tensor, vector, group
     inputs_per: str | None = None  # the same of activations, if they differ: tensor
     group: int = 128  # inputs that share a scale of a weight, if per is group
-    by: str = "nearest"  # nearest, gptq, awq
+    by: str = "nearest"  # nearest, gptq, awq, hqq
     basis: str = "given"  # given, smooth, rotate
     zero_point: bool = False
     ranges: str | None = None  # of activations: one of RANGES, or None for their own (dynamic)
@@ -52,7 +53,7 @@ class Rounding:
     @property
     def calibrated(self) -> bool:
         """Whether it needs calibration text."""
-        return self.by != "nearest" or self.basis == "smooth" or self.ranges is not None
+        return self.by in ("gptq", "awq") or self.basis == "smooth" or self.ranges is not None
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _rounding(method: str, words: list[str]) -> Rounding:
                 ("weights", "activations", "cache"), formats.groups(), strict=True
             ):
                 say(field, None if name is None else NAMES[name])
-        elif word in ("gptq", "awq"):
+        elif word in ("gptq", "awq", "hqq"):
             say("by", word)
         elif word in ("smooth", "rotate"):
             say("basis", word)
@@ -129,8 +130,8 @@ def _rounding(method: str, words: list[str]) -> Rounding:
         else:
             raise _refused(
                 method,
-                f"formats as w8, a8, kv4, w8a8 (of {', '.join(NAMES)}), gptq, awq, smooth, rotate, "
-                f"zero, tensor, vector, g32, atensor, {', '.join(RANGES)}; or one of "
+                f"formats as w8, a8, kv4, w8a8 (of {', '.join(NAMES)}), gptq, awq, hqq, smooth, "
+                f"rotate, zero, tensor, vector, g32, atensor, {', '.join(RANGES)}; or one of "
                 f"{', '.join(CRITERIA)} first, as in wanda-0.5",
                 f"{word!r} is none of the words",
             )
@@ -148,6 +149,8 @@ def _check(method: str, made: Rounding) -> None:
         raise _refused(method, f"{made.by} with a format of weights")
     if made.by == "awq" and made.basis != "given":
         raise _refused(method, "awq without smooth or rotate: it rescales by itself")
+    if made.by == "hqq" and (not str(made.weights).startswith("int") or made.zero_point):
+        raise _refused(method, "hqq with integers, whose zero points it makes itself")
     if made.ranges is not None and made.activations is None:
         raise _refused(method, f"{made.ranges} with a format of activations")
     if made.inputs_per is not None and made.activations is None:

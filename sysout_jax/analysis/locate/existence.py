@@ -88,7 +88,7 @@ def existence(
         for name, site in (("down_in", found.down_in), ("block_out", found.block_out))
     }
     strongest = int(np.argmax(found.attention_score()[:, 0].max(axis=-1)))
-    shown = jax.device_get(_panels(config, params, jnp.asarray(tokens)))
+    shown = jax.device_get(maps(config, params, jnp.asarray(tokens)))
     down = projection(layer_params(params, peaks["down_in"]), "mlp", "down")
     heaviest = weights.largest[peaks["down_in"]]
 
@@ -163,7 +163,17 @@ def magnitudes(value: Float[Array, "T *C"]) -> Float[Array, "T bins"]:
     return pool(jnp.abs(value.astype(jnp.float32)).reshape(len(value), -1))
 
 
-def _panels(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
+def maps(config: ModelConfig, params: Params, tokens: Int[Array, "T"]) -> dict[str, Any]:
+    """Of every layer the magnitudes and the attention of a prompt, as a figure shows them.
+
+    Args:
+      config: the architecture.
+      params: its parameters.
+      tokens: [T].
+
+    Returns:
+      down_in and block_out: [L, 1, T, bins]; attn_weights: [L, 1, T, S], mean over heads.
+    """
     normalised = VARIANTS[config.variant].normalised
 
     def attention(weights: Array) -> Array:

@@ -1,0 +1,100 @@
+"""The tour as a user meets it: a model in; three tables, a figure and a record out."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import tour
+from experiments.cli.tables import markdown
+from experiments.reports.tour_report import sections
+from sysout_jax.errors import InputError
+from sysout_jax.plots.tour import figures
+from sysout_jax.training.checkpoint import save
+from tests.analysis import first_sink as planted
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The planted model as a training run writes one, and text of its ids."""
+    place = tmp_path_factory.mktemp("planted")
+    save(place / "model", planted.CONFIG, jax.tree.map(lambda x: x[None], planted.params()), [3])
+    (place / "text").mkdir()
+    for name, seed in (("train", 1), ("val", 2)):
+        ids = np.random.default_rng(seed).integers(0, 19, 40 * 65).astype(np.uint16)
+        ids.tofile(place / "text" / f"{name}.bin")
+    return place
+
+
+@pytest.fixture(scope="module")
+def finished(place, run_tour):
+    done = run_tour(
+        f"--model={place}/model", f"--corpus=tokens:{place}/text", "--calibration=5",
+        "--sequences=4", "--seq_len=64", "--bos=no", f"--workdir={place}/runs",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    return done.out, (place / "runs" / "tour" / "latest").resolve()
+
+
+@pytest.fixture(scope="module")
+def model(finished):
+    (model,) = json.loads((finished[1] / "result.json").read_text())["models"]
+    return model
+
+
+def test_the_planted_sink_is_found_and_gone(model):
+    assert model["massive"]["layer"] == planted.MADE
+    assert model["massive"]["first"] == 1.0
+    assert model["sink"]["first"] == planted.MADE + 1
+    assert model["kind"] == "constants"
+    trained, bound, _ = model["ways"]
+    assert trained["over_median"] > 1000 > 100 > bound["over_median"]
+    assert bound["loss"] == pytest.approx(trained["loss"], abs=0.02)
+    names = [form["name"] for form in model["forms"]]
+    assert names[:2] == ["dropped", "factor"]
+
+
+def test_tables_and_figure_are_of_the_record(finished, model):
+    record = json.loads((finished[1] / "result.json").read_text())
+    tables = markdown(sections(record))
+    assert set(tables) == {"model-outliers", "model-forms", "model-ways"}
+    trained = model["ways"][0]
+    rise = np.mean(np.subtract(trained["rounded"], trained["losses"]))
+    assert f"{rise:+.3f}" in tables["model-ways"]
+    assert f"{trained['over_median']:,.0f}" in finished[0]
+    assert [name for name, _ in figures(record)] == ["model"]
+    before, after = model["drawn"].values()
+    assert [p["layer"] for p in before["panels"]] == [p["layer"] for p in after["panels"]]
+    peaks = [np.max(of["panels"][0]["values"]) for of in (before, after)]
+    assert peaks[0] > 10 * peaks[1]
+
+
+def test_a_record_is_drawn_again(finished, run_tour):
+    assert run_tour(f"--redraw={finished[1]}").status == 0
+
+
+def test_without_the_model_there_is_one_line(monkeypatch, run_tour, tmp_path):
+    def refused(name):
+        raise InputError("model", name, "a wheel", "no network")
+
+    monkeypatch.setattr(tour.loading, "resolve", refused)
+    done = run_tour("--if_available", f"--workdir={tmp_path}")
+    assert done.status == 0
+    assert done.out == "left out: model=smollm2-135m: no network; accepted: a wheel\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--calibration=2", "of at least 4"),
+        ("--seq_len=8", "of at least 32"),
+        ("--stream", "memory"),
+    ],
+)
+def test_what_is_refused_is_one_line(flag, said, place, run_tour):
+    done = run_tour(f"--model={place}/model", flag)
+    assert done.status == 2
+    assert said in done.err
+    assert done.err.count("\n") == 1
