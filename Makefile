@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python -m
 CHECKED := $(wildcard sysout_jax experiments theory benchmarks)
 
-.PHONY: demo test bench lint clean venv venv-dev
+.PHONY: demo test docs bench lint clean venv venv-dev
 
 demo: venv
 	$(RUN) experiments.variants
@@ -12,6 +12,10 @@ demo: venv
 
 test: lint
 	$(RUN) pytest -n 2
+
+docs: venv # writes build/site; a broken link or a public name that is not documented fails
+	$(RUN) pip --disable-pip-version-check install -qq -r requirements-docs.txt
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 # A quarter of an hour, and as long as demo and test take; make bench QUICK=--quick: two minutes,
 # without those. Those against PyTorch need requirements-reference.txt besides.

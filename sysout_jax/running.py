@@ -113,11 +113,13 @@ def gradient(
     """d metric / d value of a tap, by one backward pass for all layers.
 
     Args:
-      model, tokens, bos: as for `apply`.
+      model: as for `apply`.
+      tokens: as for `apply`.
       metric: (logits [T, V], tokens [T]) of one sequence -> a number; the default is the mean loss
         of its next tokens, in nats.
       at: the name of the tap.
       layers: of which the gradient is wanted; None for all.
+      bos: of text, as for `encode`.
 
     Returns:
       The metric of each sequence [B]; the gradient, with the axes of the tap's value behind
@@ -150,9 +152,11 @@ def logit_lens(
     has none at the end; the last layer's are the logits.
 
     Args:
-      model, tokens, bos: as for `apply`.
+      model: as for `apply`.
+      tokens: as for `apply`.
       layers: after which; None for all.
       reducer: of one sequence's logits [T, V], a layer at a time; None for the logits themselves.
+      bos: of text, as for `encode`.
 
     Returns:
       Logits [n, B, T, V], or what the reducer makes of them with [n, B] in front.
@@ -190,8 +194,10 @@ def massive_dimensions(
     medians over the tokens and dimensions of one sequence: `core.detectors.massive_dimensions`.
 
     Args:
-      model, tokens, bos: as for `apply`; a model that is read layer by layer too.
+      model: as for `apply`; a model that is read layer by layer too.
+      tokens: as for `apply`.
       layers: the least share of layers, above 0, at most 1.
+      bos: of text, as for `encode`.
 
     Returns:
       The dimensions, the largest first; none where the model has none.

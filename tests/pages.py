@@ -32,7 +32,7 @@ from tests import usage
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = (README, ROOT / "theory" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (README, ROOT / "theory" / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 TABLES = re.compile(r"<!-- (claims|models|variants|table: \S+ \S+) -->\n.*?\n?<!-- end -->", re.S)
 
 Record = dict[str, Any]
@@ -84,7 +84,7 @@ def written(path: Path) -> str:
         return f"<!-- {mark} -->\n{says}\n<!-- end -->"
 
     text = TABLES.sub(renewed, path.read_text())
-    return usage.written(text) if path == usage.PAGE else text
+    return usage.written(path, text) if path.parent == usage.PAGES else text
 
 
 if __name__ == "__main__":

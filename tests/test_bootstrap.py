@@ -147,21 +147,37 @@ def pins(python: str) -> dict[str, str]:
     }
 
 
-def test_the_reference_is_pinned_in_its_range() -> None:
-    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    declared = {Requirement(text).name: Requirement(text).specifier for text in extra["reference"]}
-    lines = (ROOT / "requirements-reference.txt").read_text().splitlines()
-    pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
+def pinned_apart(extra: str) -> list[Requirement]:
+    """The lines of an extra's own file, before those that only its packages need."""
+    text = (ROOT / f"requirements-{extra}.txt").read_text().partition("\n\n")[0]
+    return [Requirement(line) for line in text.splitlines() if not line.startswith("#")]
+
+
+@pytest.mark.parametrize("extra", ["reference", "docs"])
+def test_an_extra_with_a_file_of_its_own_is_pinned_in_its_range(extra: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    texts = extras["optional-dependencies"][extra]
+    declared = {Requirement(text).name: Requirement(text).specifier for text in texts}
+    pinned = pinned_apart(extra)
     assert {one.name for one in pinned} == set(declared)
     for one in pinned:
         assert declared[one.name].contains(str(one.specifier).removeprefix("=="))
+
+
+def test_docs_are_pinned_as_the_rest_is() -> None:
+    """They are installed into the same .venv."""
+    here = pins(f"{sys.version_info.major}.{sys.version_info.minor}")
+    lines = (ROOT / "requirements-docs.txt").read_text().splitlines()
+    for one in (Requirement(line) for line in lines if line and not line.startswith("#")):
+        version = str(one.specifier).removeprefix("==")
+        assert here.get(canonicalize_name(one.name), version) == version
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
 def test_the_pins_lie_in_the_declared_ranges(python: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    del extras["reference"]  # pinned apart, above
+    del extras["reference"], extras["docs"]  # pinned apart, above
     del extras["pandas"]  # no test installs it: a stand-in serves, and users have their own
     (libtpu,) = map(Requirement, extras.pop("tpu-plan"))  # large: pinned where users are told of it
     told = re.search(r"libtpu==([\d.]+)", INSTALL)

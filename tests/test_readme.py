@@ -175,10 +175,10 @@ def test_what_the_conversion_buys_is_in_its_record():
 
 
 def test_every_binary_has_its_flags():
-    page = PAGES[usage.PAGE]
-    for module in usage.binaries():
-        assert f"\n### {module.__name__}\n" in page
-    assert page.count("\n| `--") > 100
+    pages_of = {path.stem: text for path, text in PAGES.items() if path.parent == usage.PAGES}
+    assert set(pages_of) == {module.__name__.rpartition(".")[2] for module in usage.binaries()}
+    assert all("\n| `--" in text for text in pages_of.values())
+    assert sum(text.count("\n| `--") for text in pages_of.values()) > 100
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

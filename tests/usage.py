@@ -1,8 +1,13 @@
-"""The tables of flags in docs/usage.md, from the flags themselves: `tests.pages` writes them."""
+"""The pages of docs/commands: what a command's module says of it, and its flags.
+
+`tests.pages` writes them.
+"""
 
 import dataclasses
 import importlib
+import inspect
 import re
+import textwrap
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,8 +18,8 @@ from sysout_jax.model.rope import RULES, Rope
 from sysout_jax.model.rope import flag as rope_flag
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "usage.md"
-TABLES = re.compile(r"<!-- flags -->\n.*?\n?<!-- end -->", re.S)
+PAGES = ROOT / "docs" / "commands"
+PARTS = re.compile(r"<!-- (command|flags) -->\n.*?\n?<!-- end -->", re.S)
 TAKES = {
     "bool": "yes or no", "int": "an integer", "float": "a number", "string": "text",
     "comma separated list of strings": "a list, with commas", "multi string": "text, repeated",
@@ -69,7 +74,7 @@ def _fields(config: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    if value is None or value == "":
+    if value is None or value in ("", [], ()):
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -78,8 +83,16 @@ def _shown(value: Any) -> str:
     return f"`{value}`".replace("|", r"\|").replace("\n", r"\n")
 
 
-def written(page: str) -> str:
-    """The page with its tables as the flags are now."""
-    parts = [f"### experiments.{m.__name__.rpartition('.')[2]}\n\n{table(m)}" for m in binaries()]
-    whole = "<!-- flags -->\n" + "\n\n".join(parts) + "\n<!-- end -->"
-    return TABLES.sub(lambda _: whole, page)
+def purpose(module: ModuleType) -> str:
+    """What the text of a binary says of it in Markdown: a sentence, and commands."""
+    first, _, commands = inspect.getdoc(module).partition("\n\n")  # type: ignore[union-attr]
+    return f"{first}\n\n{textwrap.indent(commands, '    ')}"
+
+
+def written(path: Path, page: str) -> str:
+    """The page of a binary with its marked parts as the code is now."""
+    module = importlib.import_module(f"experiments.{path.stem}")
+    made = {"command": purpose, "flags": table}
+    return PARTS.sub(
+        lambda found: f"<!-- {found[1]} -->\n{made[found[1]](module)}\n<!-- end -->", page
+    )
