@@ -2,6 +2,7 @@
 
 python -m experiments.runs
 python -m experiments.runs --workdir=PATH
+python -m experiments.runs --tensorboard=DIR      # what training logged, for `tensorboard --logdir`
 """
 
 import fcntl
@@ -17,9 +18,10 @@ from sysout_jax.showing import Table
 
 from .cli import launch
 from .cli.tables import print_table
+from .reports import event_files
 
 FLAGS = flags.FLAGS
-OFTEN = ("workdir",)  # what --help explains
+OFTEN = ("workdir", "tensorboard")  # what --help explains
 COLUMNS = ("kind", "name", "status", "began", "size, MB")
 LOG = "metrics.jsonl"  # every run directory has it, locked while the run goes on
 
@@ -67,14 +69,25 @@ def _locked(log: Path) -> bool:
 
 
 def main() -> None:
-    """Print the table."""
-    found = rows(Path(FLAGS.workdir))
-    print_table(Console(), Table.of("", COLUMNS, found, "llllr"))
+    """Print the table, or write what the runs logged."""
+    workdir = Path(FLAGS.workdir)
+    found = rows(workdir)
+    if FLAGS.tensorboard is None:
+        print_table(Console(), Table.of("", COLUMNS, found, "llllr"))
+        return
+    out = Path(FLAGS.tensorboard)
+    written = {
+        name: event_files.write(workdir / kind / name / LOG, out / name)
+        for kind, name, *_ in found
+        if kind == "variants"  # the command that logs steps
+    }
+    print(f"{sum(written.values())} numbers of {len(written)} runs in {out}")
 
 
 def define_flags() -> None:
     """Define the flags of this binary."""
     flags.DEFINE_string("workdir", "runs", "where run directories are")
+    flags.DEFINE_string("tensorboard", None, "write what training logged as event files to here")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 """The list of runs: what became of each, told from what is on disk."""
 
+import json
+import struct
+import sys
+
 import pytest
 
 from sysout_jax.errors import InputError
@@ -39,3 +43,59 @@ def test_no_such_place(run_runs, tmp_path):
     assert outcome.err == (
         f"error: --workdir={tmp_path / 'none'}: no such directory; accepted: where runs are\n"
     )
+
+
+# ------------------------------------------------------------------------- event files
+
+
+def scalars(path):
+    """(step, tag, number) of an event file, read as its format says: length, check, message."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    raw, found = path.read_bytes(), []
+    while raw:
+        (length,) = struct.unpack("<Q", raw[:8])
+        event = Event.FromString(raw[12 : 12 + length])
+        found += [(event.step, each.tag, each.simple_value) for each in event.summary.value]
+        raw = raw[16 + length :]
+    return found
+
+
+def logged(workdir):
+    """A run of two seeds whose last line was cut short."""
+    run = RunDirectory(workdir, "variants", "mine")
+    row = {"corpus": "/data/books.txt", "variant": "softmax", "seeds": [3, 5], "step": 7}
+    run.log(row | {"loss": [2.5, 1.25], "tokens_per_second": 9.0})
+    run.log(row | {"step": 8, "loss": [2.0, None], "measures": {"top1@block_out": [4.0, 8.0]}})
+    run.log({"phase": "timed"})
+    run._metrics.write(json.dumps(row)[:20])
+    run._metrics.close()
+
+
+def test_what_training_logged_as_event_files(run_runs, tmp_path):
+    pytest.importorskip("tensorboardX", reason="the extra tensorboard is not installed")
+    logged(tmp_path / "runs")
+    out = tmp_path / "events"
+    outcome = run_runs(f"--workdir={tmp_path / 'runs'}", f"--tensorboard={out}")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.out.endswith(f"5 numbers of 1 runs in {out}\n")
+    found = {
+        file.parent.relative_to(out).as_posix(): scalars(file) for file in out.rglob("events.*")
+    }
+    assert found == {
+        "mine/books.txt-softmax/seed-3": [
+            (7, "loss", 2.5), (8, "loss", 2.0), (8, "measures/top1_block_out", 4.0)
+        ],
+        "mine/books.txt-softmax/seed-5": [(7, "loss", 1.25), (8, "measures/top1_block_out", 8.0)],
+    }  # fmt: skip
+    again = run_runs(f"--workdir={tmp_path / 'runs'}", f"--tensorboard={out}")
+    assert again.status == 2
+    assert "it exists; accepted: a directory that is not there yet" in again.err
+
+
+def test_event_files_need_their_package(run_runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    logged(tmp_path)
+    outcome = run_runs(f"--workdir={tmp_path}", f"--tensorboard={tmp_path / 'events'}")
+    assert outcome.status == 2
+    assert "needs the package tensorboardX: pip install tensorboardX" in outcome.err
