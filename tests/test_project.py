@@ -51,3 +51,16 @@ def test_issue_templates_have_a_header(name):
 def test_workflows_are_yaml():
     for path in (ROOT / ".github" / "workflows").glob("*.yml"):
         assert yaml.safe_load(path.read_text())["jobs"]
+
+
+def test_the_log_is_indexed_newest_first():
+    index = (ROOT / "LOG.md").read_text()
+    months = sorted((path.stem for path in (ROOT / "log").glob("*.md")), reverse=True)
+    days = [
+        day
+        for month in months
+        for day in re.findall(r"^## (\S+)$", (ROOT / "log" / f"{month}.md").read_text(), re.M)
+    ]
+    assert days == sorted(days, reverse=True)
+    assert re.findall(r"\(log/(\S+)\.md\)", index) == months
+    assert re.findall(r"\[(\S+)\]\(log/\S+\.md#(\S+)\)", index) == [(day, day) for day in days]
