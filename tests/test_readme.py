@@ -1,10 +1,12 @@
 """Every table of the README and of docs/ is what its record, or a table of the code, says."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
+import sysout_jax
 from sysout_jax.analysis.intervene.explicit_factor import FORMS
 from sysout_jax.results import read_record
 from tests import pages, usage
@@ -207,3 +209,36 @@ def test_python_example_runs(smollm2, monkeypatch):
     exec(block, scope)
     assert scope["logits"].shape[2] == 49152
     assert scope["taps"]["block_out"].shape[0] == 30
+
+
+CODE = re.compile(r"^```(?:bash|sh)?\n(.*?)^```|^((?: {4}.*\n)+)|`([^`\n]+)`", re.M | re.S)
+CALL = re.compile(r"experiments\.(\w+)((?:[^\S\n]|\\\n)[^#\n|]*(?:\\\n[^#\n]*)*)?")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_have_the_flags_that_pages_give_them(page):
+    flags = {
+        path.stem: set(re.findall(r"^\| `--(\w+)`", text, re.M))
+        for path, text in PAGES.items()
+        if path.parent == usage.PAGES
+    }
+    unknown = [
+        (name, flag)
+        for parts in CODE.findall(PAGES[page])
+        for name, rest in CALL.findall("".join(parts))
+        for flag in re.findall(r"--(\w+)", rest)
+        if name in flags
+        and flag not in flags[name] | {"help", "helpfull"}
+        and not (flag.startswith("no") and flag[2:] in flags[name])
+    ]
+    assert not unknown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_python_on_pages_is_python_and_names_what_there_is(page):
+    text = PAGES[page]
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        ast.parse(block)
+    assert set(re.findall(r"\bso\.(\w+)", text)) <= set(sysout_jax.__all__)
+    named = set(re.findall(r"\bso\.measures\.(\w+)", text))
+    assert named <= set(vars(sysout_jax.measures))
