@@ -89,7 +89,9 @@ def _row(row: str) -> str:
 
 def on_page_content(page_html: str, /, **_: Any) -> str:
     """Formulas as MathML, which browsers draw without a script or a font of ours; flags marked."""
-    page_html = re.sub(r"<code>(--[\w=,/:.-]+)</code>", r'<code class="flag">\1</code>', page_html)
+    page_html = re.sub(
+        r"<code>(--[\w=,/:.-]{1,28})</code>", r'<code class="flag">\1</code>', page_html
+    )
     return re.sub(
         r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>',
         _formula,

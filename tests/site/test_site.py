@@ -141,7 +141,7 @@ def test_search_finds_convert(address, tab, width):
             ".map(a => new URL(a.href).pathname))"
         )
     )
-    assert {"/convert/", "/commands/convert/"} <= set(found)
+    assert {"/convert/", "/commands/convert/", "/api/"} <= set(found)
     assert tab.errors == []
 
 
