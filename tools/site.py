@@ -83,7 +83,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _row(row: str) -> str:
     """A bar within code or a formula is written "\\|" in tables of GitHub."""
-    row = re.sub(r"`[^`]+`", lambda code: code[0].replace(r"\|", "&#124;"), row)
+    row = re.sub(r"`[^`]+`", lambda code: code[0].replace(r"\|", "|"), row)
     return re.sub(r"\$[^$]+\$", lambda formula: formula[0].replace(r"\|", r"{\vert}"), row)
 
 

@@ -58,6 +58,13 @@ def test_nothing_is_fetched_from_elsewhere(site):
     assert not [page for page in site.rglob("*.html") if loads.search(page.read_text())]
 
 
+def test_bars_in_tables_are_bars(site):
+    """GitHub wants them escaped there, within code too."""
+    table = (site / "usage" / "index.html").read_text().partition("<table>")[2]
+    assert "<code>&lt;|endoftext|&gt;</code>" in table
+    assert table.partition("</thead>")[0].count("<th>") == 2
+
+
 def test_formulas_are_drawn(site):
     pages = {page: page.read_text() for page in site.rglob("*.html")}
     theory = pages[site / "theory" / "index.html"]
