@@ -19,11 +19,10 @@ SMOLLM2: Mapping[str, str] = MappingProxyType(  # records of the published model
         "causal/smollm2-135m": "experiments.causal --model=smollm2-135m --factors=0,1 "
         "--controls=20 --sequences=64 --seq_len=64",
         "convert/smollm2-135m-leave": "experiments.convert --model=smollm2-135m --weak=leave "
-        "--sequences=64 --out=.cache/converted-leave",
+        "--sequences=64 --out=.cache/converted-leave-{text}",
         "compress/smollm2-135m": "experiments.compress --model=smollm2-135m --sequences=64 "
         "--seq_len=256 --conversions=bound,prefix,prefix+bound --methods=w8a8-tensor,w8a8-atensor,"
-        "w8a8,w8a8-tensor-minmax,smooth-w8a8-tensor-minmax,rotate-w8a8-tensor,w6a6,w4a8-g64,w4a4,"
-        "rotate-w4a4,kv4,magnitude-0.5,wanda-0.5,sparsegpt-0.5",
+        "w8a8,smooth-w8a8-tensor-minmax,rotate-w8a8-tensor,w4a4,kv4,magnitude-0.5",
     }
 )
 # record -> the commands that make it anew, each given the run of the first where it says RUN
@@ -107,10 +106,13 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "explicit/sinks": (SINKS, "experiments.explicit --model=RUN"),
         "causal/sinks": (SINKS, "experiments.causal --model=RUN"),
         **{
-            f"{record}-{text}": (f"{command} --corpus={corpus}",)
+            f"{record}-{text}": (f"{command.format(text=text)} --corpus={corpus}",)
             for text, corpus in (("books", ".cache/books_val.txt"), ("stdlib", "stdlib"))
             for record, command in SMOLLM2.items()
         },
+        "assumptions/smollm2-135m": (
+            "experiments.assumptions --model=smollm2-135m --corpus=.cache/books_val.txt",
+        ),
         "convert/smollm2-135m-prefix": (
             "experiments.convert --model=smollm2-135m --weak=prefix+bound --export=prefix "
             "--corpus=.cache/books_val.txt --out=.cache/converted-prefix",

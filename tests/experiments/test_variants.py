@@ -314,7 +314,7 @@ OTHER = {
     "schedule": "wsd", "seeds": (7, 8), "kv_heads": 1, "head_dim": 6, "mlp_width": 5, "window": 3,
     "accumulate": 2, "train_tokens": 5, "measure_seq_len": 5, "heads": 8, "width": 68,
     "batch_size": 4, "lr_floor": 0.5,
-    "cooldown": 0.5, "beta1": 0.5, "beta2": 0.5, "momentum": 0.5, "query_block": 5,
+    "cooldown": 0.5, "beta1": 0.5, "beta2": 0.5, "momentum": 0.5, "query_block": 5, "loss_block": 5,
     "parallel_block": "shared", "rope_fraction": 0.5, "local_rope_theta": 0.5, "mlp_limit": 0.5,
     "experts": 3, "norm_bias": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True,
     "query_key_norm": "head", "query_scale": 0.5, "clip_qkv": 0.5, "attn_softcap": 0.5,
