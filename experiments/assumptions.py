@@ -6,9 +6,9 @@ python -m experiments.assumptions --redraw=runs/assumptions/RUN
 """
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
-from absl import flags
 from rich.console import Console
 
 from sysout_jax.analysis.locate.scan import together
@@ -23,7 +23,6 @@ from .inputs.evaluation_text import Text, Texts
 from .inputs.model_selection import Choice, Chosen, of_softmax
 from .reports.assumptions_report import sections
 
-FLAGS = flags.FLAGS
 # What --help explains.
 OFTEN = ("model", "corpus", "variant", "sequences", "calibration", "seq_len", "workdir")
 SMOKE = {"sequences": 4, "calibration": 4, "seq_len": 32}
@@ -86,18 +85,11 @@ def _text(config: Config, chosen: Chosen, console: Console) -> Text:
 # ----------------------------------------------------------------------------- the binary
 
 
+config_from_flags = partial(launch.from_flags, Config(), SMOKE)
+
+
 def main() -> None:
     launch.run_or_redraw("experiments.assumptions", run, config_from_flags, sections)
-
-
-def config_from_flags() -> Config:
-    """The config that the flags ask for.
-
-    Raises:
-      InputError: a flag's value is not accepted.
-    """
-    config = launch.override(Config(), SMOKE if FLAGS.smoke else {})
-    return launch.override(config, {name: FLAGS[name].value for name in FLAGS})
 
 
 def define_flags() -> None:

@@ -6,9 +6,9 @@ python -m experiments.causal --redraw=runs/causal/RUN
 """
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
-from absl import flags
 from rich.console import Console
 
 from sysout_jax.analysis.intervene.dose_response import check, doses
@@ -21,7 +21,6 @@ from .inputs.evaluation_text import length_of, read_corpus
 from .inputs.model_selection import Choice, Chosen, of_softmax
 from .reports.causal_report import sections
 
-FLAGS = flags.FLAGS
 # What --help explains.
 OFTEN = ("model", "corpus", "variant", "sequences", "seq_len", "controls", "workdir")
 SMOKE = {"sequences": 3, "batch": 3, "controls": 1}
@@ -83,18 +82,11 @@ def run(config: Config, console: Console) -> RunDirectory:
 # ----------------------------------------------------------------------------- the binary
 
 
+config_from_flags = partial(launch.from_flags, Config(), SMOKE)
+
+
 def main() -> None:
     launch.run_or_redraw("experiments.causal", run, config_from_flags, sections)
-
-
-def config_from_flags() -> Config:
-    """The config that the flags ask for.
-
-    Raises:
-      InputError: a flag's value is not accepted.
-    """
-    config = launch.override(Config(), SMOKE if FLAGS.smoke else {})
-    return launch.override(config, {name: FLAGS[name].value for name in FLAGS})
 
 
 def define_flags() -> None:

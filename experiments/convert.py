@@ -7,12 +7,12 @@ python -m experiments.convert --redraw=runs/convert/RUN
 """
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from rich.console import Console
 
 from sysout_jax import converting
@@ -29,7 +29,6 @@ from .inputs.evaluation_text import Text, Texts
 from .inputs.model_selection import Choice, Chosen, choose
 from .reports.convert_report import sections
 
-FLAGS = flags.FLAGS
 # What --help explains.
 OFTEN = (
     "model", "corpus", "out", "weak", "prefix", "check", "export", "calibration", "sequences",
@@ -149,18 +148,11 @@ def _write(config: Config, chosen: Chosen, made: Conversion, out: Path) -> None:
 # ----------------------------------------------------------------------------- the binary
 
 
+config_from_flags = partial(launch.from_flags, Config(), SMOKE)
+
+
 def main() -> None:
     launch.run_or_redraw("experiments.convert", run, config_from_flags, sections)
-
-
-def config_from_flags() -> Config:
-    """The config that the flags ask for.
-
-    Raises:
-      InputError: a flag's value is not accepted.
-    """
-    config = launch.override(Config(), SMOKE if FLAGS.smoke else {})
-    return launch.override(config, {name: FLAGS[name].value for name in FLAGS})
 
 
 def define_flags() -> None:

@@ -181,6 +181,9 @@ def _panels(model: Model, tokens: np.ndarray, layers: dict[str, int]) -> list[di
 # ----------------------------------------------------------------------------- the binary
 
 
+config_from_flags = partial(launch.from_flags, Config(), SMOKE)
+
+
 def main() -> None:
     if FLAGS.if_available:
         try:
@@ -189,16 +192,6 @@ def main() -> None:
             print(f"left out: {error}")
             return
     launch.run_or_redraw("experiments.tour", run, config_from_flags, sections)
-
-
-def config_from_flags() -> Config:
-    """The config that the flags ask for.
-
-    Raises:
-      InputError: a flag's value is not accepted.
-    """
-    config = launch.override(Config(), SMOKE if FLAGS.smoke else {})
-    return launch.override(config, {name: FLAGS[name].value for name in FLAGS})
 
 
 def define_flags() -> None:

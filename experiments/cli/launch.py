@@ -82,6 +82,20 @@ def override(config: C, flag_values: dict[str, Any]) -> C:
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
+def from_flags(config: C, smoke: dict[str, Any]) -> C:
+    """The config that the flags ask for, of what --smoke makes small if that is given.
+
+    Args:
+      config: without any flag.
+      smoke: field -> its value under --smoke.
+
+    Raises:
+      InputError: a flag's value is not accepted.
+    """
+    config = override(config, smoke if FLAGS.smoke else {})
+    return override(config, {name: FLAGS[name].value for name in FLAGS})
+
+
 def _turned(rope: Rope, flag_values: Mapping[str, Any]) -> Rope:
     """The rotary rule that the flags mean, its numbers as they are.
 
