@@ -103,8 +103,8 @@ def convert(
             raise InputError("text", None, "text to calibrate on, or a prefix", "neither is given")
         begin, made = tuple(prefix), _prefixed(model, prefix)
     else:
-        made = conversions(model, text, prefix, progress)[weak]
-        _, begin = _read(model, "text", text, prefix)
+        ways, begin = _conversions(model, text, prefix, say)
+        made = ways[weak]
     if made.kind not in CONVERTED:
         return made
     return _checked(made, model, Reader(model.config, model.params, begin), check, say)
@@ -127,8 +127,14 @@ def conversions(
     Raises:
       InputError: as `convert`.
     """
+    return _conversions(model, text, prefix, progress or _silent)[0]
+
+
+def _conversions(
+    model: Model, text: Any, prefix: Sequence[int] | None, say: Progress
+) -> tuple[dict[str, Conversion], tuple[int, ...]]:
+    """The conversion of each way, and what the model as trained reads before every text."""
     _refuse_converted(model)
-    say = progress or _silent
     texts, begin = _read(model, "text", text, prefix)
     trained = Reader(model.config, model.params, begin)
     rows = trained.rows(texts)
@@ -136,8 +142,8 @@ def conversions(
     first = first_token(model.config, model.params, rows, together(rows.shape[1] - 1))
     made = replace(_first_treated(model, prefix or begin, first, bool(prefix)), first=first)
     if made.kind not in CONVERTED:
-        return dict.fromkeys(WEAK, made)
-    return _weak_treated(made, trained, model, texts, say)
+        return dict.fromkeys(WEAK, made), begin
+    return _weak_treated(made, trained, model, texts, say), begin
 
 
 def _silent(what: str) -> None:

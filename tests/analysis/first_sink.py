@@ -1,6 +1,7 @@
 """A model of running text with a sink planted by hand: the first token's, whatever it is."""
 
 from functools import cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init, stack_blocks
 from sysout_jax.model.execution import Execution
+from sysout_jax.training.checkpoint import save
 
 SEEN, CHANNEL, HEARD = 7, 5, 3  # of position 0 alone, of the massive state, of every token
 MADE, NEURON = 2, 17  # layer, row of W_down
@@ -60,3 +62,12 @@ def _written(p, mlp) -> float:
     normed = state / np.sqrt(np.mean(state**2))
     gate = float(normed @ mlp["gate"][:, NEURON])
     return gate / (1 + np.exp(-gate)) * float(normed @ mlp["up"][:, NEURON])
+
+
+def write(place: Path, name: str = "model") -> None:
+    """The model as a training run writes one, and text of its ids, in a directory."""
+    save(place / name, CONFIG, jax.tree.map(lambda x: x[None], params()), [3])
+    (place / "text").mkdir()
+    for part, seed in (("train", 1), ("val", 2)):
+        ids = np.random.default_rng(seed).integers(0, 19, 40 * 65).astype(np.uint16)
+        ids.tofile(place / "text" / f"{part}.bin")

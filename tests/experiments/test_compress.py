@@ -151,13 +151,8 @@ def test_a_tensor_of_zeros_is_left_out(finished):
 def planted_run(tmp_path_factory):
     """Flags of a planted model whose sink is constant, and of text that it reads."""
     place = tmp_path_factory.mktemp("planted")
-    save(place / "planted", planted.CONFIG, jax.tree.map(lambda x: x[None], planted.params()), [3])
-    text = place / "text"
-    text.mkdir()
-    for name, seed in (("train", 1), ("val", 2)):
-        ids = np.random.default_rng(seed).integers(0, 19, 40 * 65).astype(np.uint16)
-        ids.tofile(text / f"{name}.bin")
-    return f"--model={place}/planted", f"--corpus=tokens:{text}", "--bos=no", "--sequences=4"
+    planted.write(place, "planted")
+    return f"--model={place}/planted", f"--corpus=tokens:{place}/text", "--bos=no", "--sequences=4"
 
 
 @pytest.fixture(scope="module")

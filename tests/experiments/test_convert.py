@@ -20,13 +20,7 @@ from tests.analysis import first_sink as planted
 def place(tmp_path_factory):
     """The planted model as a training run writes one, and text of its ids."""
     place = tmp_path_factory.mktemp("planted")
-    params = jax.tree.map(lambda x: x[None], planted.params())
-    save(place / "model", planted.CONFIG, params, [3])
-    text = place / "text"
-    text.mkdir()
-    for name, seed in (("train", 1), ("val", 2)):
-        ids = np.random.default_rng(seed).integers(0, 19, 40 * 65).astype(np.uint16)
-        ids.tofile(text / f"{name}.bin")
+    planted.write(place)
     return place
 
 

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -11,7 +10,6 @@ from experiments.cli.tables import markdown
 from experiments.reports.tour_report import sections
 from sysout_jax.errors import InputError
 from sysout_jax.plots.tour import figures
-from sysout_jax.training.checkpoint import save
 from tests.analysis import first_sink as planted
 
 
@@ -19,11 +17,7 @@ from tests.analysis import first_sink as planted
 def place(tmp_path_factory):
     """The planted model as a training run writes one, and text of its ids."""
     place = tmp_path_factory.mktemp("planted")
-    save(place / "model", planted.CONFIG, jax.tree.map(lambda x: x[None], planted.params()), [3])
-    (place / "text").mkdir()
-    for name, seed in (("train", 1), ("val", 2)):
-        ids = np.random.default_rng(seed).integers(0, 19, 40 * 65).astype(np.uint16)
-        ids.tofile(place / "text" / f"{name}.bin")
+    planted.write(place)
     return place
 
 
