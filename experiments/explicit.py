@@ -3,10 +3,11 @@
 python -m experiments.explicit --model=runs/variants/RUN                  # its softmax models
 python -m experiments.explicit --model=RUN --variant=backcopy-softmax --finetune=300
 python -m experiments.explicit --model=gpt2 --corpus=PATH --finetune=0
-python -m experiments.explicit --model=smollm2-135m --corpus=PATH         # no BOS: by edits alone
+python -m experiments.explicit --model=smollm2-135m --corpus=PATH --distil=200 --finetune=0
 python -m experiments.explicit --redraw=runs/explicit/RUN
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -21,17 +22,18 @@ from sysout_jax.analysis.compress import schemes
 from sysout_jax.analysis.compress.compression import Compressor
 from sysout_jax.analysis.intervene import explicit_factor
 from sysout_jax.analysis.intervene.explicit_factor import FORMS, Form
-from sysout_jax.analysis.intervene.passes import passes
-from sysout_jax.analysis.intervene.relocation import TAPS
-from sysout_jax.analysis.intervene.sink_forms import sink_forms
-from sysout_jax.analysis.locate.scan import for_length, scan
-from sysout_jax.analysis.locate.sinks import first_token_sink
+from sysout_jax.analysis.intervene.explicit_models import explicit_models
+from sysout_jax.analysis.intervene.sink_constants import constants
+from sysout_jax.analysis.intervene.sink_forms import all_forms
+from sysout_jax.analysis.locate.first_token import first_token
+from sysout_jax.analysis.locate.scan import for_length
 from sysout_jax.analysis.measure.summary import summary_in_batches
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.core.measures import SINK_EPS
 from sysout_jax.errors import InputError, at_least, finite
 from sysout_jax.model.decoder import Params, param_axes
 from sysout_jax.results import RunDirectory
+from sysout_jax.training.distil import Reads, added, distil
 from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sysout_jax.training.step import TrainState, make_step, make_steps
 
@@ -43,13 +45,13 @@ from .reports.explicit_report import sections
 
 FLAGS = flags.FLAGS
 # What --help explains.
-OFTEN = ("model", "corpus", "finetune", "methods", "sequences", "seq_len", "workdir")
+OFTEN = ("model", "corpus", "distil", "finetune", "methods", "sequences", "seq_len", "workdir")
 METHODS = ("w8a8-tensor", "w4a4")
+Say = Callable[[str], None]
 # Forms of a model whose texts begin with one token: models of their own, "factor" by an edit.
 MADE = ("trained", "factor", "extra_key", "dropped", "constant", "gate")
-MODELS = tuple(name for name in MADE if name != "factor")
 STEPS_PER_CALL = 25
-SMOKE = {"sequences": 3, "calibration": 2, "batch": 2, "finetune": 2}
+SMOKE = {"sequences": 3, "calibration": 4, "batch": 2, "finetune": 2}
 BINS = 20  # of a gate's values, for the figure
 
 
@@ -61,9 +63,10 @@ class Config:
     corpus: str | None = None  # text to fit, to fine-tune and to judge by; None: the run's own
     token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     methods: tuple[str, ...] = METHODS  # of compression, as experiments.compress names them
-    finetune: int = 100  # optimiser steps that every form, the trained one too, is given
-    finetune_lr: float = 1e-3  # their learning rate, constant, of AdamW
-    finetune_batch: int = 16  # sequences of each
+    distil: int = 0  # steps of what a form adds, frozen weights, to predict as the trained model
+    finetune: int = 100  # steps of all weights, after that, that the trained model is given too
+    finetune_lr: float = 1e-3  # learning rate of both, constant, of Adam and AdamW
+    finetune_batch: int = 16  # sequences of each step
     sequences: int = 64  # of the validation part, to judge by
     calibration: int = 64  # sequences of the training part, to fit gates and ranges on
     seq_len: int | None = None  # T, of each; None: 64, or the learned positions if fewer
@@ -72,8 +75,8 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, least in (
-            ("finetune", 0), ("finetune_batch", 1), ("sequences", 1), ("calibration", 1),
-            ("seq_len", 3), ("batch", 1),
+            ("distil", 0), ("finetune", 0), ("finetune_batch", 1), ("sequences", 1),
+            ("calibration", 1), ("seq_len", 3), ("batch", 1),
         ):  # fmt: skip
             at_least(least, name, getattr(self, name))
         finite("finetune_lr", self.finetune_lr)
@@ -95,9 +98,11 @@ def run(config: Config, console: Console) -> RunDirectory:
     read = [texts.of(each) for each in chosen]  # before any work: text missing or too short
 
     @lru_cache(maxsize=1)  # cells of one model follow each other, and one at a time is in memory
-    def judge(at: int) -> _Judge | _ByEdits:
-        kind = _Judge if _same_first_token(chosen[at]) else _ByEdits
-        return kind(config, chosen[at], read[at])
+    def judge(at: int) -> _Judge:
+        return _Judge(config, chosen[at], read[at])
+
+    def say(what: str) -> None:
+        console.print(f"  {what}", markup=False, highlight=False)
 
     named = {
         grid.part_name(each.cell, form): (at, form)
@@ -105,7 +110,7 @@ def run(config: Config, console: Console) -> RunDirectory:
         for form in (None, *_forms_of(each))
     }
     return grid.run(
-        config, "explicit", named, lambda cell, log: judge(cell[0]).found(cell[1]),
+        config, "explicit", named, lambda cell, log: judge(cell[0]).found(cell[1], say),
         grid.common(config, "variant", "seed"),
         lambda there: {"models": grid.by_model(there, "forms", tuple(FORMS))}, sections,
         console, described={"methods": config.methods, "config": grid.told(config)},
@@ -119,8 +124,6 @@ def _same_first_token(chosen: Chosen) -> bool:
 
 
 def _forms_of(chosen: Chosen) -> tuple[str, ...]:
-    """The forms of a model: as models that do not read the first token, or as edits of one that
-    does, from the layer on from which its keys and values are nearly the same."""
     return MADE if _same_first_token(chosen) else tuple(FORMS)
 
 
@@ -128,7 +131,35 @@ class _Judge:
     """One model, whose forms are made at once and judged one after the other."""
 
     def __init__(self, config: Config, chosen: Chosen, text: Text) -> None:
-        model, self.config, self.chosen, self.text = chosen.model, config, chosen, text
+        self.config, self.chosen, self.text = config, chosen, text
+        of = _FixedFirst if _same_first_token(chosen) else _RunningText
+        self.of = of(config, chosen, text)
+        self.before = self.of.forms["trained"].losses(text.evaluation, config.batch)
+
+    def found(self, name: str | None, say: Say) -> dict[str, Any]:
+        """What a form is like; None: what the sink of the model is like."""
+        config, about = self.config, {"name": self.chosen.name, "seed": self.chosen.seed}
+        if name is None:
+            corpus = config.corpus or self.chosen.corpus
+            return {**about, "corpus": corpus, **self.of.about()}
+        form, trained = self.of.forms[name], self.of.forms["trained"]
+        judged = _judged(config, form, self.text, self.before)
+        if not form.edits:
+            if config.distil and added(form.params, trained.params):
+                form, divergences = _distilled(config, form, trained, self.text, say)
+                found = _judged(config, form, self.text, self.before)
+                judged["distilled"] = found | {"divergence": divergences}
+            if config.finetune:
+                form = _finetuned(config, form, self.text)
+                judged["finetuned"] = _judged(config, form, self.text, self.before)
+        return about | {"part": name, "found": judged}
+
+
+class _FixedFirst:
+    """The forms of a model whose texts all begin with one token, which is read no more."""
+
+    def __init__(self, config: Config, chosen: Chosen, text: Text) -> None:
+        model = chosen.model
         calibrated, self.held_out = (
             explicit_factor.factors(model.config, model.params, rows[:, :-1], config.batch)
             for rows in (text.calibration, text.evaluation)
@@ -137,54 +168,48 @@ class _Judge:
         self.forms, self.gates = explicit_factor.forms(
             model.config, model.params, first, calibrated
         )
-        self.before = self.forms["trained"].losses(text.evaluation, config.batch)
 
-    def found(self, name: str | None) -> dict[str, Any]:
-        """What a form is like; None: what the factor of the model is like."""
-        config, about = self.config, {"name": self.chosen.name, "seed": self.chosen.seed}
-        if name is None:
-            corpus = config.corpus or self.chosen.corpus
-            return {**about, "corpus": corpus, "factors": _factors(self.gates, self.held_out)}
-        form = self.forms[name]
-        judged = _judged(config, form, self.text, self.before)
-        if name in MODELS and config.finetune:
-            tuned = _finetuned(config, form, self.text)
-            judged["finetuned"] = _judged(config, tuned, self.text, self.before)
-        return about | {"part": name, "found": judged}
+    def about(self) -> dict[str, Any]:
+        return {"factors": _factors(self.gates, self.held_out)}
 
 
-class _ByEdits:
-    """One model whose texts begin with different tokens: all of its forms, in the layers that read
-    what makes the first token a sink.
+class _RunningText:
+    """The forms of a model whose texts begin with different tokens, in the layers that read what
+    makes the first token a sink: models where that can be left out, else edits.
 
     Raises:
       InputError: there is no such sink.
     """
 
     def __init__(self, config: Config, chosen: Chosen, text: Text) -> None:
-        self.about = {"name": chosen.name, "seed": chosen.seed}
-        self.corpus, rows, model = config.corpus or chosen.corpus, text.evaluation, chosen.model
+        model, rows = chosen.model, text.calibration
         of = for_length(model.config, rows.shape[1] - 1)
-        self.sink = first_token_sink(of, scan(of, model.params, rows[:, :-1], None, config.batch))
+        first = first_token(of, model.params, rows, config.batch)
+        self.sink = first.sink
         if not self.sink.present:
             found = f"no head of {chosen.name} gives its first token more than {SINK_EPS:g} of its"
             raise InputError(
                 "model", None, "a model with a sink",
                 f"{found} attention (at most {self.sink.most:.2f})",
             )  # fmt: skip
-        of_model = passes(of, model.params, rows, [self.sink.first], config.batch, TAPS, {})
-        self.forms = sink_forms(of_model, of_model.taps, self.sink, text.calibration)
-        self.before = of_model.before
+        whole = model.config.with_execution(query_block=None)
+        fitted = constants(whole, model.params, rows[:, :-1], self.sink.first, config.batch)
+        edited = all_forms(of, rows.shape[1] - 1, self.sink, fitted)
+        made = {
+            "trained": Form(of, model.params, True),
+            **{name: Form(of, model.params, True, edits) for name, edits in edited.items()},
+        }
+        self.models: tuple[str, ...] = ()
+        if first.layers and first.writers:
+            models = explicit_models(
+                model.config, model.params, fitted, first.layers, first.writers
+            )
+            self.models = tuple(models)
+            made |= models
+        self.forms = {name: made[name] for name in FORMS}
 
-    def found(self, name: str | None) -> dict[str, Any]:
-        """What a form costs; None: where the sink is."""
-        if name is None:
-            return {**self.about, "corpus": self.corpus, "sink": asdict(self.sink)}
-        cost = {"loss": float(self.before.mean()), "change": (0.0, 0.0, 0.0)}
-        for form in self.forms.forms:
-            if form.name == name:
-                cost = {"loss": form.loss, "change": form.change}
-        return {**self.about, "part": name, "found": cost}
+    def about(self) -> dict[str, Any]:
+        return {"sink": asdict(self.sink), "models": self.models}
 
 
 def _factors(gates: explicit_factor.Gates, found: explicit_factor.Factors) -> dict[str, Any]:
@@ -227,12 +252,34 @@ def _judged(config: Config, form: Form, text: Text, before: np.ndarray) -> dict[
     return judged
 
 
+def _distilled(
+    config: Config, form: Form, trained: Form, text: Text, say: Say
+) -> tuple[Form, np.ndarray]:
+    """The form after some steps of what it adds, and the divergence from the trained model before
+    each of them; every form sees the same text."""
+    width, corpus = text.evaluation.shape[1] - 1, text.corpus
+    assert corpus is not None
+
+    def told(done: int, divergence: float) -> None:
+        if done % STEPS_PER_CALL == 0:
+            say(f"step {done} of {config.distil}: {divergence:.4f} nats from the trained model")
+
+    params, divergences = distil(
+        Reads(form.config, form.params, int(not form.reads_first)),
+        Reads(trained.config, trained.params),
+        lambda n: corpus.batch("train", 1, n, config.finetune_batch, width),
+        config.distil, _optimizer(config), told,
+    )  # fmt: skip
+    return replace(form, params=params), divergences
+
+
+def _optimizer(config: Config) -> OptimizerConfig:
+    return OptimizerConfig(lr=config.finetune_lr, schedule="constant", warmup=10, decay=0.0)
+
+
 def _finetuned(config: Config, form: Form, text: Text) -> Form:
     """The form after some steps on its own kind of rows; every form sees the same text."""
-    optimizer = make_optimizer(
-        OptimizerConfig(lr=config.finetune_lr, schedule="constant", warmup=10, decay=0.0),
-        config.finetune, param_axes(form.config),
-    )  # fmt: skip
+    optimizer = make_optimizer(_optimizer(config), config.finetune, param_axes(form.config))
     steps = make_steps(make_step(form.config, optimizer))
     width = text.evaluation.shape[1] - 1
 

@@ -1,6 +1,6 @@
 """What experiments.explicit says: the forms of a model side by side, and how far S is a gate."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,26 +29,37 @@ def groups(record: Record) -> dict[str, list[Any]]:
 
 def sections(record: Record) -> Iterator[Section]:
     """A table for each name, and under it what S is like."""
-    steps = record["config"]["finetune"]
-    tuned = [f"change, {steps} steps on"] if steps else []
+    tuned = _trained(record)
     headings = [
-        "form", "loss", "change", *tuned, *MEASURES.values(),
+        "form", "loss", "change", *tuned.values(), *MEASURES.values(),
         *(f"{method}: change" for method in record["methods"]),
     ]  # fmt: skip
     for name, models in groups(record).items():
         forms = {form: [m["forms"][form] for m in models if form in m["forms"]] for form in FORMS}
-        rows = [[FORMS[n], *_cells(record, of, bool(steps))] for n, of in forms.items() if of]
+        rows = [[FORMS[n], *_cells(record, of, tuned)] for n, of in forms.items() if of]
         title = f"{name}: nats per token, {len(models)} seed{'s' * (len(models) > 1)}"
         table = Table.of(f"{title}; ± 95% interval", headings, rows)
         yield Section(name, table, [factors_line(models)])
 
 
-def _cells(record: Record, of: list[Any], tuned: bool) -> Iterator[str]:
+def _trained(record: Record) -> dict[str, str]:
+    """What forms were trained, and the heading of what that changed."""
+    config = record["config"]
+    said = {"distilled": ("distil", "steps of what the form adds"),
+            "finetuned": ("finetune", "steps on")}  # fmt: skip
+    return {
+        kind: f"change, {config[name]} {what}"
+        for kind, (name, what) in said.items()
+        if config.get(name)  # older records have no distil
+    }
+
+
+def _cells(record: Record, of: list[Any], tuned: Iterable[str]) -> Iterator[str]:
     """Of one form, over seeds; what a form has not is left empty."""
     yield f"{np.mean([each['loss'] for each in of]):.3f}"
     yield _over([each["change"] for each in of])
-    if tuned:
-        yield _over([each["finetuned"]["change"] for each in of if "finetuned" in each])
+    for kind in tuned:
+        yield _over([each[kind]["change"] for each in of if kind in each])
     for name in MEASURES:
         values = [each["measures"][name] for each in of if "measures" in each]
         yield f"{np.mean(values):.3g}" if values else ""
@@ -64,9 +75,11 @@ def factors_line(models: list[Any]) -> str:
     """What S is like on held-out text, over layers, heads and seeds; or where the sink is."""
     if "factors" not in models[0]:
         firsts = sorted({model["sink"]["first"] for model in models})
+        made = [FORMS[name] for name in models[0].get("models", ())]
+        said = f"models of their own: {'; '.join(made)}" if made else "all of them edits"
         return (
-            f"texts begin with different tokens: edits from layer {', '.join(map(str, firsts))} "
-            "on, which read what makes the first token a sink"
+            f"texts begin with different tokens: from layer {', '.join(map(str, firsts))} on, "
+            f"which read what makes the first token a sink; {said}"
         )
     mean, sd, explained = (
         np.array([model["factors"][key] for model in models], np.float64)

@@ -120,7 +120,7 @@ class Attention(Owner):
         q, k = turn(q, before + places), turn(k, before + places)
         q, k, v = tap("query", q), tap("key", k), tap("value", v)
         ahead, positions = 0 if c.sink is None else c.sink.keys, before + places
-        if c.sink is not None:
+        if ahead:
             positions = jnp.concatenate([jnp.arange(ahead), positions])
             own = turn(self.own("sink_key", "C K H").astype(k.dtype), jnp.arange(ahead))
             k, v = _behind(own, k), _behind(self.own("sink_value", "C K H"), v)

@@ -28,7 +28,8 @@ class ExplicitSink:
 
     Layers own them as `sink_key` and `sink_value` [C, K, H], keys without their rotation. They
     stand before the text, which then begins at position C; or one stands in the place of token 0,
-    which keeps its position, and which no query sees any more.
+    which keeps its position, and which no query sees any more. None stands there where the variant
+    of attention plays its part: then token 0 is seen by itself alone.
     """
 
     keys: int = 1  # C
@@ -43,8 +44,9 @@ class ExplicitSink:
         Raises:
           InputError: no key, layers that are not there, or fields that contradict each other.
         """
-        if self.keys < 1 or (self.replaces_first and self.keys != 1):
-            accepted = "1 in the first token's place" if self.replaces_first else "at least 1"
+        if self.keys < 1 - self.replaces_first or (self.replaces_first and self.keys > 1):
+            first = self.replaces_first
+            accepted = "1 in the first token's place, or none" if first else "at least 1"
             raise InputError("sink", f"{self.keys} keys", accepted)
         for name, found in (("layers", self.layers or ()), ("silent", self.silent)):
             if list(found) != sorted({layer for layer in found if 0 <= layer < layers}):
@@ -72,7 +74,8 @@ class ExplicitSink:
         key = jnp.arange(mask.shape[1])[None, :]
         mask = mask & ((key >= self.keys) | (here & (queries >= 0)[:, None]))
         if self.replaces_first:
-            mask = mask & ~(here & (key == self.keys))
+            others = jnp.full(queries.shape, True) if self.keys else queries > 0
+            mask = mask & ~(here & (key == self.keys) & others[:, None])
         return mask
 
     def limited(self, layer: Int[Array, ""], bound: Array | None, tap: Tap) -> Tap:

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 LINEAR = 0.01  # nats: below it the axis of a change of loss is linear
+KINDS = (  # of a form's numbers, None: its own
+    (None, "at once", 0.2, "o", COLOURS[3]),
+    ("distilled", "what it adds trained", 0.0, "^", COLOURS[2]),
+    ("finetuned", "all trained", -0.2, "s", COLOURS[1]),
+)
 
 
 def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
@@ -55,17 +60,18 @@ def _gates(axes: Any, models: list[Record]) -> None:
 def _costs(axes: Any, models: list[Record]) -> None:
     """The change of the loss by each form, at once and after fine-tuning."""
     forms = list(dict.fromkeys(form for model in models for form in model["forms"]))
-    kinds = (("at once", 0.14, "o", COLOURS[3]), ("fine-tuned", -0.14, "s", COLOURS[1]))
     marks = []
-    for label, offset, marker, colour in kinds:
+    for kind, label, offset, marker, colour in KINDS:
+        before = len(marks)
         for row, form in enumerate(forms):
             found = [model["forms"][form] for model in models if form in model["forms"]]
-            if label == "fine-tuned":
-                found = [each["finetuned"] for each in found if "finetuned" in each]
+            if kind:
+                found = [each[kind] for each in found if kind in each]
             if found:
                 change = over_seeds([each["change"] for each in found])
                 marks.append(Mark(row, change, colour, offset, marker=marker))
-        axes.plot([], [], marker, ms=4, color=colour, label=label)
+        if len(marks) > before:
+            axes.plot([], [], marker, ms=4, color=colour, label=label)
     forest(axes, [form.replace("_", " ") for form in forms], marks)
     axes.axvline(0, color=DARK, lw=0.8)
     axes.set_xscale("symlog", linthresh=LINEAR)

@@ -1,24 +1,23 @@
 """Explicit forms as a user meets them: a run in; table, record and figure, or one line out."""
 
 import json
-from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.cli.tables import markdown
-from experiments.explicit import MADE, Config, _ByEdits
-from experiments.inputs.evaluation_text import Text
+from experiments.explicit import MADE
 from experiments.reports.explicit_report import sections
 from sysout_jax.analysis.intervene.explicit_factor import FORMS
+from sysout_jax.analysis.intervene.explicit_models import MODELS
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.data import load_corpus
-from sysout_jax.model.decoder import forward
+from sysout_jax.model.decoder import forward, init
 from sysout_jax.plots.explicit import figures
-from sysout_jax.results import plain
-from sysout_jax.training.checkpoint import load
-from tests.analysis import first_visible as v
+from sysout_jax.training.checkpoint import load, save
+from tests.analysis import first_sink as planted
 
 
 @pytest.fixture(scope="module")
@@ -124,29 +123,58 @@ def test_wrong_flags_are_one_line(run_explicit, trained, tmp_path, arguments, li
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_bos_there_has_to_be_a_sink(run_explicit, trained, tmp_path):
-    done = run_explicit(f"--model={trained}", f"--workdir={tmp_path}", "--bos=no")
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """Two models of running text, with a planted sink and without one, and text of token files."""
+    place = tmp_path_factory.mktemp("running")
+    planted.write(place)
+    untrained = init(planted.CONFIG, jax.random.key(0))
+    save(place / "untrained", planted.CONFIG, jax.tree.map(lambda x: x[None], untrained), [3])
+    return place
+
+
+def test_without_a_bos_there_has_to_be_a_sink(run_explicit, running, tmp_path):
+    given = f"--corpus=tokens:{running}/text", "--bos=no", "--seq_len=40", f"--workdir={tmp_path}"
+    done = run_explicit(f"--model={running}/untrained", *given)
     assert done.status == 2
-    assert "no head of backcopy-softmax gives its first token more than 0.3 of its" in done.err
+    assert "no head of untrained gives its first token more than 0.3 of its" in done.err
     assert done.err.count("\n") == 1
 
 
-def test_forms_of_texts_that_begin_differently_are_edits():
-    """Case U13: key and value are taken from the layer on that reads what makes the sink."""
-    model = SimpleNamespace(config=v.CONFIG, params=v.params())
-    chosen = SimpleNamespace(name="planted", seed=None, corpus=None, model=model)
-    text = Text(None, v.rows(1, 6), v.rows(2))
-    judge = _ByEdits(Config(batch=2), chosen, text)
-    assert judge.found(None)["sink"]["first"] == 1
-    found = {name: judge.found(name)["found"] for name in FORMS}
-    assert found["trained"]["change"] == (0.0, 0.0, 0.0)
-    assert abs(found["extra_key"]["change"].mean) < 1e-3
-    record = {
-        "config": {"finetune": 0}, "methods": [],
-        "models": [judge.found(None) | {"forms": found}],
-    }  # fmt: skip
-    record = json.loads(json.dumps(plain(record)))
-    assert set(dict(figures(record))) == {"planted"}
+@pytest.fixture(scope="module")
+def on_text(run_explicit, running, tmp_path_factory):
+    """The forms of the model with the sink."""
+    place = tmp_path_factory.mktemp("forms")
+    done = run_explicit(
+        f"--model={running}/model", f"--corpus=tokens:{running}/text", "--bos=no",
+        "--methods=w8a8-tensor", "--sequences=4", "--calibration=6", "--seq_len=48",
+        "--distil=4", "--finetune=2", "--finetune_batch=2", "--finetune_lr=1e-2", f"--workdir={place}",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    return done, json.loads((place / "explicit" / "latest" / "result.json").read_text())
+
+
+def test_forms_of_texts_that_begin_differently(on_text):
+    """Models where the first token's part can be left out, else edits (case U13)."""
+    done, record = on_text
+    (found,) = record["models"]
+    assert found["sink"]["first"] == planted.MADE + 1
+    assert found["models"] == list(MODELS)
+    assert list(found["forms"]) == list(FORMS)
+    peak = "top1_over_median@block_out"
+    trained = found["forms"]["trained"]
+    for name, form in found["forms"].items():
+        assert ("measures" in form) == (name in {"trained", *MODELS})
+        assert ("distilled" in form) == (name in MODELS)
+        if name in MODELS:
+            assert form["measures"][peak] < 0.1 * trained["measures"][peak]
+            assert len(form["distilled"]["divergence"]) == 4
+            assert form["distilled"]["loss"] != form["finetuned"]["loss"]
+    assert trained["change"] == [0.0, 0.0, 0.0]
+    assert abs(found["forms"]["extra_key"]["change"][0]) < 1e-2
+    assert set(dict(figures(record))) == {found["name"]}
     (section,) = sections(record)
     assert len(section.table.rows) == len(FORMS)
-    assert section.lines[0].startswith("texts begin with different tokens: edits from layer 1 on")
+    assert section.lines[0].startswith("texts begin with different tokens: from layer 3 on")
+    assert "4 steps of what the form adds" in markdown(sections(record))[found["name"]]
+    assert "nats from the trained model" not in done.err
