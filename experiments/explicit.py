@@ -25,6 +25,7 @@ from sysout_jax.analysis.intervene.explicit_factor import FORMS, Form
 from sysout_jax.analysis.intervene.explicit_models import explicit_models
 from sysout_jax.analysis.intervene.sink_constants import constants
 from sysout_jax.analysis.intervene.sink_forms import all_forms
+from sysout_jax.analysis.intervene.weak_sinks import profile
 from sysout_jax.analysis.locate.first_token import first_token
 from sysout_jax.analysis.locate.scan import for_length
 from sysout_jax.analysis.measure.summary import summary_in_batches
@@ -229,14 +230,15 @@ def _factors(gates: explicit_factor.Gates, found: explicit_factor.Factors) -> di
 
 def _judged(config: Config, form: Form, text: Text, before: np.ndarray) -> dict[str, Any]:
     """Loss, measures, and what compression costs; changes are paired by sequence."""
-    losses = form.losses(text.evaluation, config.batch)
-    judged: dict[str, Any] = {
-        "loss": float(losses.mean()), "change": bootstrap_interval(losses - before)
-    }  # fmt: skip
     if form.edits:
-        return judged
-    tokens = form.rows(text.evaluation)[:, :-1]
-    judged["measures"] = summary_in_batches(form.config, form.params, tokens, config.batch)
+        return _changed(form.losses(text.evaluation, config.batch), before)
+    rows = form.rows(text.evaluation)
+    found = profile(form.config, form.params, rows, int(form.reads_first), config.batch)
+    judged = _changed(found.losses, before) | {
+        "losses": found.losses,
+        "largest": found.over_median.max(axis=0),
+        "measures": summary_in_batches(form.config, form.params, rows[:, :-1], config.batch),
+    }
     compressor = Compressor(
         form.config, form.params, form.rows(text.calibration), batch=config.batch
     )
@@ -246,10 +248,12 @@ def _judged(config: Config, form: Form, text: Text, before: np.ndarray) -> dict[
         after = replace(form, params=small.params, edits=small.edits).losses(
             text.evaluation, config.batch
         )
-        judged["methods"][method] = {
-            "loss": float(after.mean()), "change": bootstrap_interval(after - losses)
-        }  # fmt: skip
+        judged["methods"][method] = _changed(after, found.losses) | {"losses": after}
     return judged
+
+
+def _changed(losses: np.ndarray, before: np.ndarray) -> dict[str, Any]:
+    return {"loss": float(losses.mean()), "change": bootstrap_interval(losses - before)}
 
 
 def _distilled(

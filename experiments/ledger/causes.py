@@ -10,8 +10,10 @@ from .claim import (
     CHAINED,
     COMPRESSED,
     COPIES,
+    DISTILLED,
     DOSED,
     EXACT,
+    GATED,
     GU,
     HARM,
     KURTOSIS,
@@ -230,6 +232,18 @@ CAUSES = (
          "and an input tensor", "w8a8-atensor", 0.05),
         ("eight_bits_by_token", "The converted model takes W8A8 with a scale an output channel and "
          "a token", "w8a8", 0.01))),
+    *(Statement(name, says, "this project", {PUBLISHED: Trial(predicate, DISTILLED)})
+      for name, says, predicate in (
+        ("trained_gate_keeps_the_model", "A gate and a bias per head in the sink's place, trained "
+         "alone, keep the loss", Equivalence("loss", GATED, "trained", 0.01, claimed=True)),
+        ("trained_logit_keeps_the_model", "A constant logit and a value per head in its place, "
+         "trained alone, keep it too",
+         Equivalence("loss", "logit by=distilled", "trained", 0.01, claimed=True)),
+        ("trained_gate_has_no_large_state", "With that gate and bias no state of 100 medians is "
+         "left", Level("largest", 100.0, below=True, cells=(GATED,), digits=0)),
+        ("trained_gate_quantises_better", "With that gate and bias the model quantises better",
+         than("w8a8-tensor", GATED, "trained", digits=3)),
+    )),
     *(Statement(name, says, f"{AN}, section 6", {
         setting: Trial(than(measure, "context_scale", digits=4, control=Control(
             Has(measure, HARM))), record, **was(old))

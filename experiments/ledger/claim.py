@@ -58,6 +58,8 @@ EXACT = "convert/smollm2-135m-leave-books, convert/smollm2-135m-leave-stdlib"
 COMPRESSED = "compress/smollm2-135m-books, compress/smollm2-135m-stdlib"
 BEST_WAY = "converted by=prefix+bound"
 
+DISTILLED, GATED = "explicit/smollm2-135m", "gate_bias by=distilled"
+
 RATE, LARGEST = "sink_rate@attn_weights", "top1_over_median@block_out"
 KURTOSIS, PEAK = "neuron_rms_kurtosis@block_out", "residual_peak@block_out"
 NOOP, BEST = Has("noop_sink", SINK_EPS), Has("noop_sink_best", SINK_EPS)

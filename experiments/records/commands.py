@@ -113,6 +113,11 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "assumptions/smollm2-135m": (
             "experiments.assumptions --model=smollm2-135m --corpus=.cache/books_val.txt",
         ),
+        "explicit/smollm2-135m": (
+            "experiments.explicit --model=smollm2-135m --corpus=.cache/books_val.txt "
+            "--sequences=32 --calibration=32 --seq_len=256 --methods=w8a8-tensor,w8a8 "
+            "--distil=120 --finetune=0 --finetune_batch=2",
+        ),
         "convert/smollm2-135m-prefix": (
             "experiments.convert --model=smollm2-135m --weak=prefix+bound --export=prefix "
             "--corpus=.cache/books_val.txt --out=.cache/converted-prefix",

@@ -139,8 +139,15 @@ def _converged(record: Record, variant: str, where: Mapping[str, str], measure: 
 
 
 def _explicit(record: Record, form: str, where: Mapping[str, str], measure: str) -> Any:
+    """By models; of a published one by texts, compression over what the form itself loses."""
     if measure == "explained":
         return [np.mean(model["factors"]["explained"]) for model in record["models"]]
+    first = record["models"][0]["forms"][form]
+    if "losses" in first and measure != "cost":
+        mine = first[where["by"]] if where else first
+        if measure in ("loss", "largest"):
+            return mine[{"loss": "losses"}.get(measure, measure)]
+        return np.subtract(mine["methods"][measure]["losses"], mine["losses"])
     return {"cost": [model["forms"][form]["change"][0] for model in record["models"]]}[measure]
 
 

@@ -25,7 +25,8 @@ def finished(trained, run_explicit, tmp_path_factory):
     place = tmp_path_factory.mktemp("explicit")
     done = run_explicit(
         f"--model={trained}", "--methods=w4", "--sequences=6", "--calibration=3", "--seq_len=13",
-        "--finetune=3", "--finetune_lr=1e-2", f"--workdir={place}",
+        "--finetune=3", "--finetune_lr=1e-2",
+        f"--workdir={place}",
     )  # fmt: skip
     assert done.status == 0, done.err
     return done, (place / "explicit" / "latest").resolve()
@@ -148,7 +149,8 @@ def on_text(run_explicit, running, tmp_path_factory):
     done = run_explicit(
         f"--model={running}/model", f"--corpus=tokens:{running}/text", "--bos=no",
         "--methods=w8a8-tensor", "--sequences=4", "--calibration=6", "--seq_len=48",
-        "--distil=4", "--finetune=2", "--finetune_batch=2", "--finetune_lr=1e-2", f"--workdir={place}",
+        "--distil=4", "--finetune=2", "--finetune_batch=2", "--finetune_lr=1e-2",
+        f"--workdir={place}",
     )  # fmt: skip
     assert done.status == 0, done.err
     return done, json.loads((place / "explicit" / "latest" / "result.json").read_text())
