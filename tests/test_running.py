@@ -14,7 +14,7 @@ import tokenizers
 
 import sysout_jax as so
 from sysout_jax.core import attention
-from sysout_jax.core.layers import NORMS
+from sysout_jax.core.norms import NORMS
 from sysout_jax.data.tokenizer import ByteTokenizer, SubwordTokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.model.decoder import forward, init, stack_blocks, taps_of, unstack_blocks

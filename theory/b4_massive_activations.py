@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sysout_jax.core.layers import NORMS
+from sysout_jax.core.norms import NORMS, PLAIN
 from theory.check import Part, Quantities, absolute, at_most, compare, relative, statement
 from theory.decompositions import singular_values
 
@@ -98,7 +98,7 @@ def predict(case: Instance) -> Quantities:
     """The angle, the distance to the limit, the gain of the gradient and its bound with gains."""
     root = jnp.sqrt(jnp.asarray(len(case.x), case.x.dtype))
     found = {"layer: angle to a channel": jnp.arctan(layer_norm_tangent(case.x, case.channel))}
-    for norm in NORMS:
+    for norm in PLAIN:
         tan = tangent(norm, case.x, case.u)
         size = jnp.linalg.norm(seen(norm, case.x))
         found |= {
@@ -112,7 +112,7 @@ def predict(case: Instance) -> Quantities:
 
 def measure(case: Instance) -> Quantities:
     """The layers themselves and the singular values of their Jacobians."""
-    return _of_layers(case, {norm: norm for norm in NORMS}, case.x)
+    return _of_layers(case, {norm: norm for norm in PLAIN}, case.x)
 
 
 def control(case: Instance) -> Quantities:
@@ -162,7 +162,7 @@ def verify(key: Array, quick: bool) -> list[Part]:
         "gradient": relative,
         "gradient with gains": at_most,
     }
-    errors = {f"{norm}: {name}": error for norm in NORMS for name, error in kinds.items()}
+    errors = {f"{norm}: {name}": error for norm in PLAIN for name, error in kinds.items()}
     errors["layer: angle to a channel"] = absolute
     return compare(
         draw,
@@ -173,6 +173,6 @@ def verify(key: Array, quick: bool) -> list[Part]:
         shapes=SHAPES,
         tolerance=TOLERANCE,
         error=errors,
-        tight={f"{norm}: gradient with gains": alike for norm in NORMS},
+        tight={f"{norm}: gradient with gains": alike for norm in PLAIN},
         quick=quick,
     )

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.layers import causal_mask, gelu, layer_norm, linear, rms_norm
+from sysout_jax.core.layers import causal_mask, gelu, linear
+from sysout_jax.core.norms import layer_norm, rms_norm
 from sysout_jax.core.positions import Rotation, alibi, alibi_slopes, inverse_frequencies, rotate
 from sysout_jax.core.primitives import Heads, Mixed
 

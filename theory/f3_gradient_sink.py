@@ -27,7 +27,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.layers import linear, rms_norm
+from sysout_jax.core.layers import linear
+from sysout_jax.core.norms import rms_norm
 from theory import heads
 from theory.check import Part, Quantities, compare, statement
 from theory.heads import SHAPES, D, Head

@@ -40,7 +40,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sysout_jax.core.layers import linear, rms_norm
+from sysout_jax.core.layers import linear
+from sysout_jax.core.norms import rms_norm
 from theory.check import Part, Quantities, at_least, compare, relative, statement
 from theory.decompositions import pinv, qr, singular_values
 

@@ -35,7 +35,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.layers import causal_mask, rms_norm
+from sysout_jax.core.layers import causal_mask
+from sysout_jax.core.norms import rms_norm
 from sysout_jax.core.primitives import Heads, Mixed
 from theory import decoder
 from theory.check import Part, Quantities, absolute, compare, relative, statement

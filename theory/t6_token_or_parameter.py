@@ -31,7 +31,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.layers import linear, rms_norm
+from sysout_jax.core.layers import linear
+from sysout_jax.core.norms import rms_norm
 from sysout_jax.core.primitives import Heads, Mixed
 from theory.check import Part, Quantities, at_least, compare, relative, statement
 from theory.decompositions import eigh, pinv, singular_values

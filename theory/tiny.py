@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.backcopy import TEXT_TOKENS, chain
-from sysout_jax.core.layers import causal_mask, cross_entropy, gelu, linear, rms_norm
+from sysout_jax.core.layers import causal_mask, cross_entropy, gelu, linear
+from sysout_jax.core.norms import rms_norm
 from sysout_jax.core.primitives import Heads
 from theory.descent import descend
 

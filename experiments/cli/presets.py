@@ -121,5 +121,8 @@ NORMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "unscaled": {"norm_scale": False},
         "sandwich": {"norm_placement": "sandwich"},
         "qk": {"query_key_norm": "head"},
+        "gated": {"norm": "gated"},
+        "pre_affine": {"norm": "pre_affine"},
+        "tanh": {"norm": "tanh"},
     }
 )

@@ -16,7 +16,8 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 
-from sysout_jax.core.layers import at_least_float32, linear, rms_norm
+from sysout_jax.core.layers import at_least_float32, linear
+from sysout_jax.core.norms import rms_norm
 from sysout_jax.core.primitives import (
     Heads,
     Mixed,

@@ -1,4 +1,4 @@
-"""The layers of a decoder as array functions: linear maps, norms, masks, MLPs, loss."""
+"""The layers of a decoder as array functions: linear maps, masks, MLPs, loss."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -53,67 +53,6 @@ def linear(
     # Added in float32: the bias' gradient is a sum over rows, which bfloat16 would lose.
     wide = at_least_float32(x.dtype)
     return (out.astype(wide) + jnp.broadcast_to(bias.astype(wide), out.shape)).astype(x.dtype)
-
-
-def rms_norm(
-    x: Float[Array, "*B D"],
-    scale: Float[Array, "D"] | None = None,
-    bias: None = None,
-    eps: float = 1e-6,
-) -> Float[Array, "*B D"]:
-    """Divide by the root mean square over the last axis (Zhang & Sennrich 2019, eq. 4).
-
-    y = scale * x / sqrt(mean(x^2) + eps), computed in float32 or wider.
-
-    Args:
-      x: [..., D].
-      scale: [D], or None for 1.
-      bias: RMSNorm has none; the argument keeps the signature of `layer_norm`.
-      eps: added to the mean square, in units of x^2.
-
-    Returns:
-      [..., D], in the dtype of `x`.
-    """
-    del bias
-    wide = widened(x)
-    out = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return _affine(out, scale, None).astype(x.dtype)
-
-
-def layer_norm(
-    x: Float[Array, "*B D"],
-    scale: Float[Array, "D"] | None = None,
-    bias: Float[Array, "D"] | None = None,
-    eps: float = 1e-5,
-) -> Float[Array, "*B D"]:
-    """Subtract the mean and divide by the standard deviation (Ba et al. 2016, section 3).
-
-    y = scale * (x - mean(x)) / sqrt(var(x) + eps) + bias, computed in float32 or wider.
-
-    Args:
-      x: [..., D].
-      scale: [D], or None for 1.
-      bias: [D], or None for 0.
-      eps: added to the variance, in units of x^2.
-
-    Returns:
-      [..., D], in the dtype of `x`.
-    """
-    wide = widened(x)
-    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    out = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
-    return _affine(out, scale, bias).astype(x.dtype)
-
-
-def _affine(x: Array, scale: Array | None, bias: Array | None) -> Array:
-    if scale is not None:
-        x = x * jnp.broadcast_to(scale.astype(x.dtype), x.shape)
-    if bias is not None:
-        x = x + jnp.broadcast_to(bias.astype(x.dtype), x.shape)
-    return x
-
-
-NORMS: Mapping[str, Callable[..., Array]] = MappingProxyType({"rms": rms_norm, "layer": layer_norm})
 
 
 def causal_mask(

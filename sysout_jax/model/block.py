@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.experts import choose, expert_linear, gather, route, scatter
-from sysout_jax.core.layers import MLPS, NORMS, causal_mask, linear
+from sysout_jax.core.layers import MLPS, causal_mask, linear
+from sysout_jax.core.norms import NORMS
 from sysout_jax.core.positions import rotate
 from sysout_jax.core.primitives import Heads
 from sysout_jax.core.streaming import Partial, join_queries, over_blocks, split_queries
@@ -81,18 +82,21 @@ class Owner(nn.Module):
 
 class Norm(Owner):
     axes: str = "D"
+    of_heads: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         c = self.config
+        kind = NORMS[NORMS[c.norm].heads if self.of_heads else c.norm]
         scale = None
         if c.norm_scale:
             scale = self.own("scale", self.axes, 0.0 if c.norm_plus_one else 1.0).reshape(-1)
         if scale is not None and c.norm_plus_one:
             scale = scale.astype(jnp.float32) + 1.0
-        bias = self.own_bias("norm", "bias", self.axes) if c.norm == "layer" else None
+        bias = self.own_bias("norm", "bias", self.axes) if kind.biased else None
         bias = None if bias is None else bias.reshape(-1)
-        return NORMS[c.norm](x, scale, bias, eps=c.norm_eps)
+        own = {name: self.own(name, p.axes, p.init) for name, p in kind.params.items()}
+        return kind(x, scale, bias, c.norm_eps, **own)
 
 
 class Attention(Owner):
@@ -162,7 +166,7 @@ class Attention(Owner):
         if c.query_key_norm == "none":
             return x
         per_head = c.query_key_norm == "head"
-        norm = Norm(c, "H" if per_head else axes, name=name)
+        norm = Norm(c, "H" if per_head else axes, of_heads=True, name=name)
         # Norms take three axes and work on the last: one row per head, or one per position.
         rows = (-1, *x.shape[-2:]) if per_head else (*x.shape[:2], -1)
         return norm(x.reshape(rows)).reshape(x.shape)

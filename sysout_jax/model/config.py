@@ -7,7 +7,8 @@ from typing import Any
 
 from sysout_jax.core import flash
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.layers import MLPS, NORMS
+from sysout_jax.core.layers import MLPS
+from sysout_jax.core.norms import NORMS
 from sysout_jax.errors import InputError, at_least, finite, is_integer, one_of
 from sysout_jax.model.execution import Execution
 from sysout_jax.model.rope import Rope, flag
@@ -37,9 +38,10 @@ class ModelConfig:
     head_dim: int | None = None  # H; None: width / heads
     mlp_width: int | None = None  # F; None: 4 * width
     variant: str = "softmax"  # a row of core/attention.py
-    norm: str = "rms"  # rms, layer
+    norm: str = "rms"  # rms, layer, gated, pre_affine, tanh
     norm_placement: str = "pre"  # pre: x + f(n(x)); post: n(x + f(x)); out: x + n(f(x)); sandwich
     norm_eps: float = 1e-5  # added to the mean square under the root
+    norm_rank: int = 16  # R, of the gate of norm gated
     norm_scale: bool = True  # norms have a learned scale
     norm_plus_one: bool = False  # that scale is stored as its difference from 1 (Gemma)
     parallel_block: str = "none"  # attention and MLP side by side: shared norm, or separate
@@ -75,6 +77,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         self._check_ranges()
         self._check_choices()
+        self._check_norms()
         self._check_heads()
         self._check_positions()
         if self.sink is not None:
@@ -100,7 +103,7 @@ class ModelConfig:
             at_least(0, name, getattr(self, name))
         for name in (
             "vocab", "context", "layers", "width", "heads", "experts_per_token",
-            "kv_heads", "head_dim", "mlp_width", "window", "embed_width",
+            "kv_heads", "head_dim", "mlp_width", "window", "embed_width", "norm_rank",
         ):  # fmt: skip
             at_least(1, name, getattr(self, name))
         for name in ("norm_eps", "init_std"):
@@ -121,6 +124,16 @@ class ModelConfig:
             ("query_key_norm", QUERY_KEY_NORMS),
         ):
             one_of(name, getattr(self, name), accepted)
+
+    def _check_norms(self) -> None:
+        """Refuse what has no effect on the norm."""
+        for name, norm, used in (
+            ("norm_rank", "gated", self.norm == "gated"),
+            ("norm_eps", "another", self.norm != "tanh" or self.query_key_norm != "none"),
+        ):
+            value = getattr(self, name)
+            if not used and value != getattr(ModelConfig, name):
+                raise InputError(name, value, f"with --norm={norm}", f"no effect with {self.norm}")
 
     def _check_heads(self) -> None:
         if self.head_dim is None and self.width % self.heads:
@@ -227,8 +240,8 @@ class ModelConfig:
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """The size of each axis letter: V, W, T (learned positions), L, D, N, K, H, F, E, and C of
-        the keys of an explicit sink."""
+        """The size of each axis letter: V, W, T (learned positions), L, D, N, K, H, F, E, R (the
+        norms' gates), and C of the keys of an explicit sink."""
         return MappingProxyType(
             {
                 "V": self.vocab,
@@ -241,6 +254,7 @@ class ModelConfig:
                 "H": self.head_dim or self.width // self.heads,
                 "F": self.mlp_width or 4 * self.width,
                 "E": self.experts,
+                "R": self.norm_rank,
                 "C": 0 if self.sink is None else self.sink.keys,
             }
         )

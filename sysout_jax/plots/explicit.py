@@ -60,7 +60,7 @@ def _gates(axes: Any, models: list[Record]) -> None:
 def _costs(axes: Any, models: list[Record]) -> None:
     """The change of the loss by each form, at once and after fine-tuning."""
     forms = list(dict.fromkeys(form for model in models for form in model["forms"]))
-    marks = []
+    marks: list[Mark] = []
     for kind, label, offset, marker, colour in KINDS:
         before = len(marks)
         for row, form in enumerate(forms):

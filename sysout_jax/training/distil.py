@@ -91,13 +91,7 @@ def distil(
     rest = {name: value for name, value in flatten_dict(student.params).items() if name not in own}
     if not own:
         raise InputError("student", None, "parameters that the teacher has not", "it has none")
-    adam = optax.chain(
-        optax.clip_by_global_norm(optimizer.clip) if optimizer.clip else optax.identity(),
-        optax.adam(
-            learning_rate(optimizer, steps), b1=optimizer.beta1, b2=optimizer.beta2,
-            eps=optimizer.eps,
-        ),
-    )  # fmt: skip
+    adam = _adam(optimizer, steps)
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(own: Any, opt: Any, rest: Any, taught: Params, batch: Array) -> Any:
@@ -125,3 +119,10 @@ def distil(
         if progress is not None:
             progress(done + 1, found[done])
     return unflatten_dict({**rest, **own}), found
+
+
+def _adam(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    update = optax.adam(
+        learning_rate(config, steps), b1=config.beta1, b2=config.beta2, eps=config.eps
+    )
+    return optax.chain(optax.clip_by_global_norm(config.clip), update) if config.clip else update

@@ -19,7 +19,7 @@ from sysout_jax.analysis.measure.sink_state import (
     value_gain,
 )
 from sysout_jax.analysis.statistics import bootstrap_interval, statistic_interval
-from sysout_jax.core.layers import NORMS
+from sysout_jax.core.norms import NORMS
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init

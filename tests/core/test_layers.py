@@ -9,13 +9,10 @@ import pytest
 
 from sysout_jax.core.layers import (
     MLPS,
-    NORMS,
     at_least_float32,
     causal_mask,
     cross_entropy,
-    layer_norm,
     linear,
-    rms_norm,
 )
 
 
@@ -91,70 +88,6 @@ def test_the_gradient_of_a_bias_is_summed_in_float32():
 def test_linear_refuses_axes_that_do_not_match(x, weight, inputs):
     with pytest.raises(ValueError, match="does not end in"):
         linear(narrow(draw(*x)), narrow(draw(*weight)), inputs=inputs)
-
-
-# -------------------------------------------------------------------------------- norms
-
-
-def numpy_rms(x, scale, bias, eps):
-    return np.stack([scale * row / math.sqrt(np.mean(row**2) + eps) for row in x])
-
-
-def numpy_layer(x, scale, bias, eps):
-    return np.stack([scale * (row - row.mean()) / math.sqrt(row.var() + eps) + bias for row in x])
-
-
-NORM_ORACLES = {"rms": (rms_norm, numpy_rms, 1e-6), "layer": (layer_norm, numpy_layer, 1e-5)}
-every_norm = pytest.mark.parametrize("kind", NORM_ORACLES)
-
-
-def test_norms_are_listed():
-    assert {kind: fn for kind, (fn, _, _) in NORM_ORACLES.items()} == NORMS
-
-
-@every_norm
-@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_norms(kind, size, dtype):
-    """At 1e-3 eps counts; at 1e4 squares are far outside the precision of bfloat16."""
-    fn, oracle, eps = NORM_ORACLES[kind]
-    x = wide(narrow(size * (draw(7, 13) + 0.5), dtype))
-    scale, bias = draw(13, seed=1), draw(13, seed=2)
-    offset = narrow(bias) if kind == "layer" else None
-    out = fn(narrow(x, dtype), narrow(scale), offset)
-    assert out.dtype == dtype
-    tolerance = 2e-6 if dtype == jnp.float32 else 2.0**-8
-    np.testing.assert_allclose(
-        wide(out), oracle(x, scale, bias, eps), rtol=tolerance, atol=tolerance
-    )
-    other = fn(narrow(x, dtype), narrow(scale), offset, eps=0.5)
-    np.testing.assert_allclose(
-        wide(other), oracle(x, scale, bias, 0.5), rtol=tolerance, atol=tolerance
-    )
-
-
-@every_norm
-def test_norms_without_scale_are_those_of_scale_one(kind):
-    fn, oracle, eps = NORM_ORACLES[kind]
-    x = draw(7, 13)
-    np.testing.assert_allclose(fn(narrow(x)), oracle(x, 1.0, 0.0, eps), rtol=2e-6, atol=2e-6)
-
-
-@every_norm
-def test_norms_of_zero_are_zero_with_a_finite_gradient(kind):
-    fn, _, eps = NORM_ORACLES[kind]
-    zeros = jnp.zeros((3, 5), jnp.float32)
-    assert not np.any(fn(zeros))
-    jacobian = jax.jacobian(lambda row: fn(row[None])[0])(zeros[0])
-    centring = 0.0 if kind == "rms" else 1 / 5
-    np.testing.assert_allclose(jacobian, (np.eye(5) - centring) / math.sqrt(eps), rtol=1e-4)
-
-
-def test_layer_norm_ignores_the_mean_and_rms_norm_does_not():
-    x = draw(7, 13)
-    moved = narrow(x + 2)
-    np.testing.assert_allclose(layer_norm(moved), layer_norm(narrow(x)), atol=1e-5)
-    assert np.max(np.abs(rms_norm(moved) - rms_norm(narrow(x)))) > 0.5
 
 
 # --------------------------------------------------------------------------------- mask

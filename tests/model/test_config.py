@@ -11,7 +11,8 @@ import pytest
 from experiments import causal, compress, convergence, explicit, laboratory
 from sysout_jax.analysis.locate.scan import Thresholds
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.layers import MLPS, NORMS
+from sysout_jax.core.layers import MLPS
+from sysout_jax.core.norms import NORMS
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import (
     PARALLEL_BLOCKS,
@@ -89,6 +90,7 @@ def test_integers_have_a_least_value(row):
         assert refusal(config_type, **{name: bad}).startswith(f"{named(*row)}={bad}: accepted: ")
     # The other sizes fit any: 12 heads of width 1 would not.
     rest = {"heads": 1, "kv_heads": None} if config_type is ModelConfig and least else {}
+    rest |= {"norm": "gated"} if name == "norm_rank" else {}
     assert getattr(config_type(**(rest | {name: least})), name) == least
 
 
@@ -323,7 +325,7 @@ def test_sizes():
         vocab=19, context=7, layers=3, width=13, heads=6, kv_heads=2, head_dim=5, mlp_width=11
     )
     expected = {"V": 19, "T": 7, "L": 3, "D": 13, "N": 6, "K": 2, "H": 5, "F": 11, "E": 0}
-    assert dict(given.sizes) == expected | {"W": 13, "C": 0}
+    assert dict(given.sizes) == expected | {"W": 13, "C": 0, "R": 16}
     assert dataclasses.replace(given, sink=ExplicitSink(keys=3)).sizes["C"] == 3
     assert dataclasses.replace(given, embed_width=17).sizes["W"] == 17
     implied = ModelConfig(width=12, heads=3).sizes

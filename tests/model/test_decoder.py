@@ -81,8 +81,17 @@ def _sequence(c, p, row):
     return x @ (p["embed"].T if c.tied else p["head"])
 
 
-def _norm(c, p, x):
-    if c.norm == "rms":
+def _norm(c, p, x, kind=None):
+    kind = kind or c.norm
+    if kind == "tanh":
+        return p["scale"] * np.tanh(p["slope"] * x) + p.get("bias", 0)
+    if kind == "pre_affine":
+        return _norm(c, p, p["before"] * x, "rms")
+    if kind == "gated":
+        n = _norm(c, p, x, "rms")
+        hidden = n @ p["gate_down"]
+        return n / (1 + np.exp(-(hidden / (1 + np.exp(-hidden))) @ p["gate_up"]))
+    if kind == "rms":
         return p["scale"] * x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps)
     centred = x - x.mean(-1, keepdims=True)
     return p["scale"] * centred / np.sqrt(x.var(-1, keepdims=True) + c.norm_eps) + p.get("bias", 0)
@@ -141,6 +150,9 @@ def _mlp(c, p, x):
 CASES = {
     "gpt2": GPT2,
     "gpt2 window 3": dataclasses.replace(GPT2, window=3),
+    "gpt2 tanh": dataclasses.replace(GPT2, norm="tanh", norm_eps=1e-5),
+    "llama gated": dataclasses.replace(LLAMA, norm="gated", norm_rank=3),
+    "llama pre-affine": dataclasses.replace(LLAMA, norm="pre_affine", norm_placement="sandwich"),
     "gpt2 post": dataclasses.replace(GPT2, norm_placement="post", mlp="relu"),
     "gpt2 sandwich": dataclasses.replace(GPT2, norm_placement="sandwich", tied=False),
     "gpt2 geglu": dataclasses.replace(GPT2, mlp="geglu", norm_eps=0.3),
@@ -223,6 +235,7 @@ FIELDS = {
     "norm": ("logits", "layer", {}),
     "norm_placement": ("shapes", "sandwich", {}),
     "norm_eps": ("logits", 1e-2, {}),
+    "norm_rank": ("shapes", 3, {"norm": "gated"}),
     "norm_scale": ("shapes", False, {}),
     "norm_plus_one": ("logits", True, {}),
     "parallel_block": ("shapes", "shared", {}),

@@ -17,6 +17,7 @@ from sysout_jax.analysis.intervene.editing import changed_neuron, down_projectio
 from sysout_jax.analysis.locate.scan import over_batches
 from sysout_jax.analysis.locate.weights import layer_params
 from sysout_jax.core.measures import residual_peak
+from sysout_jax.core.norms import PLAIN
 from sysout_jax.core.ordering import median_magnitude
 from sysout_jax.errors import InputError
 from sysout_jax.model.compiling import jit_quickly
@@ -139,10 +140,13 @@ def check(config: ModelConfig) -> None:
     """Refuse a model that has no such cause or no such response.
 
     Raises:
-      InputError: a mixture of experts, or one block, after which there is no attention.
+      InputError: a mixture of experts, one block, after which there is no attention, or a norm of
+        the MLP's output that does more than divide.
     """
     if config.experts:
         raise InputError("model", None, "one MLP in each layer", "a mixture of experts")
+    if config.norm not in PLAIN and config.norm_placement in ("out", "sandwich"):
+        raise InputError("norm", config.norm, f"behind the MLP {' or '.join(PLAIN)}")
     if config.layers < 2:
         raise InputError(
             "model", None, "one of at least 2", "of 1 layer, with no attention after its MLP"

@@ -29,6 +29,7 @@ from sysout_jax.analysis.measure.sink_state import (
 )
 from sysout_jax.analysis.statistics import bootstrap_interval, statistic_interval
 from sysout_jax.core.measures import SINK_EPS
+from sysout_jax.core.norms import PLAIN
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
@@ -175,6 +176,8 @@ def check(
     """
     if config.variant != "softmax":
         raise InputError("variant", config.variant, "a model of variant softmax")
+    if config.norm not in PLAIN:
+        raise InputError("norm", config.norm, f"a model of norm {' or '.join(PLAIN)}")
     if config.sink is not None:
         raise InputError("model", None, "one that was not converted", "its sink is explicit")
     enough(rows)
