@@ -15,8 +15,9 @@ from sysout_jax.errors import reason
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import param_axes, stack_blocks, unstack_blocks
 from sysout_jax.planning.timing import Stepping, alternated
+from sysout_jax.training.objective import batch_loss
 from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
-from sysout_jax.training.step import batch_loss, make_step, make_steps, parts_of, start
+from sysout_jax.training.step import make_step, make_steps, parts_of, start
 
 # How far apart ours and the peer may be, by the dtype of activations, as shares: the loss at step
 # 0, the gradient of each parameter there, and the loss of each of the first steps. In bfloat16
@@ -154,7 +155,7 @@ def apart(
       norm(theirs) of a parameter's.
     """
     scanned = c.with_execution(scan_layers=True)
-    loss_fn = jax.value_and_grad(lambda p: batch_loss(scanned, p, batch))
+    loss_fn = jax.value_and_grad(lambda p: batch_loss(scanned, p, batch)[0])
     loss, grads = jax.jit(loss_fn)(stack_blocks(params))
     ours = torch_decoder.renamed(c, unstack_blocks(grads))
     their_loss, theirs = expected

@@ -6,6 +6,7 @@ from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError, at_least, is_integer, one_of
 from sysout_jax.model.config import SHAPES, ModelConfig
 from sysout_jax.model.execution import DTYPES
+from sysout_jax.training.objective import Objective
 from sysout_jax.training.optimizer import OptimizerConfig, check_cooldown
 from sysout_jax.training.parallel import check_parallel
 from sysout_jax.training.sharding import MeshShape, check_fits, parse_mesh
@@ -38,6 +39,7 @@ class TrainConfig:
     val_batches: int = 8  # batches of validation text that each measurement uses
     measure_seq_len: int | None = None  # T of their rows; None: what is trained on
     loss_from: int = 0  # first position whose prediction is trained; 1 leaves out what follows BOS
+    penalties: tuple[str, ...] = ()  # on activations, NAME=WEIGHT of each: tweo=0.01
     param_dtype: str = "float32"  # of matrices while training: float32, bfloat16
     mesh: str = "data=1"  # devices along data, fsdp, tensor: data=2,fsdp=2,tensor=2
     parallel: str = "jit"  # how devices share the work: jit, or pmap, shard_map of data alone
@@ -55,6 +57,7 @@ class TrainConfig:
         for name in ("checkpoint_every", "loss_from"):
             at_least(0, name, getattr(self, name))
         check_cooldown(self.optimizer, self.steps)
+        _ = self.objective
         if self.measured_len > self.seq_len:
             raise InputError(
                 "measure_seq_len", self.measure_seq_len, f"at most --seq_len={self.seq_len}"
@@ -106,6 +109,11 @@ class TrainConfig:
         """Equal parts of a batch that are asked for. Where none are, a mesh takes the batch whole,
         and one device may still cut it (`training.step.parts_of`)."""
         return self.accumulate or 1
+
+    @property
+    def objective(self) -> Objective:
+        """What a step lowers."""
+        return Objective(self.loss_from, self.penalties)
 
     @property
     def mesh_shape(self) -> MeshShape:

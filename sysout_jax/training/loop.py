@@ -224,7 +224,7 @@ def _devices(config: TrainConfig, architecture: ModelConfig) -> Devices:
         config.batch_size,
         config.accumulate,
         config.param_dtype,
-        config.loss_from,
+        config.objective,
     )
 
 

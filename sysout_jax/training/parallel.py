@@ -22,6 +22,7 @@ from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, draws, param_axes
 from sysout_jax.model.taps import Edits
 from sysout_jax.training.hosts import host_rows, put_rows
+from sysout_jax.training.objective import NEXT_TOKENS, Objective
 from sysout_jax.training.sharding import (
     TABLE,
     MeshShape,
@@ -81,14 +82,14 @@ def make_devices(
     batch_size: int,
     accumulate: int | None = None,
     dtype: str = "float32",
-    loss_from: int = 0,
+    objective: Objective = NEXT_TOKENS,
 ) -> Devices:
     """What a training run needs to know of its devices.
 
     Args:
       parallel: jit, pmap or shard_map; on a single device all are one.
       shape: of the mesh.
-      config, optimizer, accumulate, loss_from: as for `make_step`; without `accumulate`, several
+      config, optimizer, accumulate, objective: as for `make_step`; without `accumulate`, several
         devices take their batch in one part.
       batch_size: B, of all devices together.
       dtype: as for `start`.
@@ -99,10 +100,10 @@ def make_devices(
     mesh = make_mesh(shape)
     if shape.devices == 1:
         begin = jax.vmap(partial(start, config, optimizer, dtype=dtype))
-        steps = make_steps(make_step(config, optimizer, accumulate, loss_from=loss_from))
+        steps = make_steps(make_step(config, optimizer, accumulate, objective=objective))
         return Devices(begin, jnp.asarray, None, steps, _same, _same, lambda rows: rows)
     make = {"jit": _jit, "pmap": _pmap, "shard_map": _shard_map}[parallel]
-    return make(mesh, config, optimizer, batch_size, accumulate or 1, dtype, loss_from)
+    return make(mesh, config, optimizer, batch_size, accumulate or 1, dtype, objective)
 
 
 def _same(state: TrainState) -> TrainState:
@@ -162,13 +163,13 @@ def mesh_steps(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
-    loss_from: int = 0,
+    objective: Objective = NEXT_TOKENS,
 ) -> Any:
     """The compiled call of `many` steps on a mesh, the state donated.
 
     Args:
       mesh: of `make_mesh`.
-      config, optimizer, accumulate, loss_from: as for `make_step`.
+      config, optimizer, accumulate, objective: as for `make_step`.
 
     Returns:
       A jitted function: it can be called, or lowered with the shapes of state and batches.
@@ -179,7 +180,7 @@ def mesh_steps(
     # Of several parts, a program is that of one group of devices: `make_step` divides along data.
     edits = mesh_edits(mesh, list(sizes)[accumulate > 1 :])
     devices = (sizes["data"], sizes["fsdp"])
-    step = make_step(config, optimizer, accumulate, None, gather, edits, loss_from, devices)
+    step = make_step(config, optimizer, accumulate, None, gather, edits, objective, devices)
     return jax.jit(
         many(step),
         in_shardings=(where, batch_sharding(mesh, STEPS_AND_SEEDS)),
@@ -216,7 +217,7 @@ def _placed_start(
 
 def _jit(
     mesh: Mesh, config: ModelConfig, optimizer: Any, batch_size: int, accumulate: int, dtype: str,
-    loss_from: int,
+    objective: Objective,
 ) -> Devices:  # fmt: skip
     rows = host_rows(mesh, batch_size)
     where = state_shardings(mesh, config, optimizer)
@@ -224,7 +225,7 @@ def _jit(
         start=_placed_start(config, optimizer, where, dtype),
         put=partial(put_rows, mesh, batch_size, rows),
         rows=rows,
-        steps=mesh_steps(mesh, config, optimizer, accumulate, loss_from),
+        steps=mesh_steps(mesh, config, optimizer, accumulate, objective),
         whole=_same,
         placed=_same,
         spread=lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh)),
@@ -237,19 +238,19 @@ def _jit(
 AXIS = "data"
 
 
-def _averaging(config: ModelConfig, optimizer: Any, accumulate: int, loss_from: int) -> Step:
+def _averaging(config: ModelConfig, optimizer: Any, accumulate: int, objective: Objective) -> Step:
     average = partial(jax.lax.pmean, axis_name=AXIS)
-    return many(make_step(config, optimizer, accumulate, average, loss_from=loss_from))
+    return many(make_step(config, optimizer, accumulate, average, objective=objective))
 
 
 def _shard_map(
     mesh: Mesh, config: ModelConfig, optimizer: Any, batch_size: int, accumulate: int, dtype: str,
-    loss_from: int,
+    objective: Objective,
 ) -> Devices:  # fmt: skip
     whole, rows = PartitionSpec(), batch_sharding(mesh, STEPS_AND_SEEDS)
     read = host_rows(mesh, batch_size)
     steps = jax.shard_map(
-        _averaging(config, optimizer, accumulate, loss_from),
+        _averaging(config, optimizer, accumulate, objective),
         mesh=mesh,
         in_specs=(whole, rows.spec),
         out_specs=(whole, whole),
@@ -270,12 +271,12 @@ def _shard_map(
 
 def _pmap(
     mesh: Mesh, config: ModelConfig, optimizer: Any, batch_size: int, accumulate: int, dtype: str,
-    loss_from: int,
+    objective: Objective,
 ) -> Devices:  # fmt: skip
     devices, here = list(mesh.devices.flat), len(mesh.local_devices)
     begin = jax.vmap(partial(start, config, optimizer, dtype=dtype))
     steps = jax.pmap(
-        _averaging(config, optimizer, accumulate, loss_from),
+        _averaging(config, optimizer, accumulate, objective),
         AXIS,
         in_axes=(0, 0),
         out_axes=(0, None),

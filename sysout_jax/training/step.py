@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, final_states, init, param_axes
-from sysout_jax.model.loss import mean_loss, token_losses
+from sysout_jax.model.loss import token_losses
 from sysout_jax.model.taps import Edits
+from sysout_jax.training.objective import NEXT_TOKENS, Objective, batch_loss
 from sysout_jax.training.optimizer import is_matrix
 
 
@@ -49,25 +50,6 @@ def token_loss(
     """
     states, _ = final_states(config, params, batch[:, :-1])
     return token_losses(config, params, states, batch[:, 1:], devices)
-
-
-def batch_loss(
-    config: ModelConfig,
-    params: Params,
-    batch: Int[Array, "B S"],
-    edits: Edits | None = None,
-    loss_from: int = 0,
-    devices: int = 1,
-) -> Float[Array, ""]:
-    """What a step lowers: the mean of `token_loss` over positions from `loss_from` on.
-
-    Args:
-      config, params, batch, devices: as for `token_loss`.
-      edits: of the decoder.
-      loss_from: the first position whose prediction counts.
-    """
-    states, _ = final_states(config, params, batch[:, :-1], edits=edits)
-    return mean_loss(config, params, states[:, loss_from:], batch[:, 1 + loss_from :], devices)
 
 
 def start(
@@ -126,7 +108,7 @@ def make_step(
     average: Callable[[Any], Any] | None = None,
     gather: Callable[[Params], Params] | None = None,
     edits: Edits | None = None,
-    loss_from: int = 0,
+    objective: Objective = NEXT_TOKENS,
     devices: tuple[int, int] = (1, 1),
 ) -> Step:
     """The step of one seed: (state, batch [B, T+1]) -> (state, record).
@@ -143,21 +125,21 @@ def make_step(
       gather: what a mesh does with parameters before the decoder uses them.
       edits: of the decoder; on a mesh, they say where activations live, of one group's sequences
         where there are several parts.
-      loss_from: as for `batch_loss`.
+      objective: of `batch_loss`.
       devices: groups and devices in each, which divide the sequences among them where one program
         says what all of them do: along data, and along fsdp.
     """
     groups, within = devices
 
-    def loss_fn(among: int, params: Params, batch: Array) -> Array:
+    def loss_fn(among: int, params: Params, batch: Array) -> tuple[Array, Array]:
         params = params if gather is None else gather(params)
-        return batch_loss(config, params, batch, edits, loss_from, among)
+        return batch_loss(config, params, batch, edits, objective, among)
 
     def gradient(params: Params, batch: Array) -> tuple[Array, Params]:
         count = accumulate or parts_of(config, len(batch), batch.shape[1] - 1)
         if count == 1:
-            return jax.value_and_grad(partial(loss_fn, groups * within))(params, batch)
-        of_part = jax.value_and_grad(partial(loss_fn, within))
+            return _of_loss(partial(loss_fn, groups * within))(params, batch)
+        of_part = _of_loss(partial(loss_fn, within))
         return _accumulated(of_part, count, devices, params, batch)
 
     def step(state: TrainState, batch: Array) -> tuple[TrainState, StepRecord]:
@@ -174,6 +156,19 @@ def make_step(
         return TrainState(params, opt), StepRecord(loss, optax.tree.norm(grads))
 
     return step
+
+
+def _of_loss(
+    objective: Callable[[Params, Array], tuple[Array, Array]],
+) -> Callable[[Params, Array], tuple[Array, Params]]:
+    """The loss alone, and the gradient of all that is lowered."""
+    gradient = jax.value_and_grad(objective, has_aux=True)
+
+    def found(params: Params, batch: Array) -> tuple[Array, Params]:
+        (_, loss), grads = gradient(params, batch)
+        return loss, grads
+
+    return found
 
 
 def _accumulated(

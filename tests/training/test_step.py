@@ -12,6 +12,7 @@ from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init, param_axes
 from sysout_jax.model.execution import Execution
 from sysout_jax.training import step
+from sysout_jax.training.objective import Objective
 from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sysout_jax.training.step import TrainState, make_step, make_steps, start, token_loss
 
@@ -74,7 +75,7 @@ def test_token_loss_is_the_cross_entropy_of_the_next_token():
 def test_positions_before_loss_from_are_not_trained():
     """The loss is that of the others, and what only they would move stays."""
     params, rows = noisy(), jnp.asarray(ROWS[0, 0])
-    step = make_step(CONFIG, optimizer(UNIT), loss_from=6)
+    step = make_step(CONFIG, optimizer(UNIT), objective=Objective(loss_from=6))
     after, record = jax.jit(step)(TrainState(params, optimizer(UNIT).init(params)), rows)
     losses = jax.jit(partial(token_loss, CONFIG))(params, rows)
     assert record.loss == pytest.approx(float(losses[:, 6:].mean()), rel=1e-6)
@@ -125,7 +126,7 @@ def test_a_loss_in_blocks_trains_alike(accumulate, loss_from):
     config = CONFIG.with_execution(loss_block=3)
     rows, made = jnp.asarray(ROWS[:1]), optimizer(UNIT)
     found, expected = (
-        make_steps(make_step(c, made, accumulate, loss_from=loss_from))(
+        make_steps(make_step(c, made, accumulate, objective=Objective(loss_from)))(
             stack([fresh(UNIT, seed) for seed in range(3)]), rows
         )
         for c in (config, CONFIG)
