@@ -109,6 +109,7 @@ SETTINGS: Mapping[str, Callable[[TrainConfig], TrainConfig]] = MappingProxyType(
         "decay_0": lambda config: _optimizer(config, decay=0.0),
         "decay_1": lambda config: _optimizer(config, decay=1.0),
         "eps_1e-4": lambda config: _optimizer(config, eps=1e-4),
+        "tweo": lambda config: replace(config, penalties=("tweo=0.01",)),
     }
 )
 

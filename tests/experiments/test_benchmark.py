@@ -125,6 +125,7 @@ CHANGED = {
     "decay_0": {"optimizer": replace(PRESETS["small"].optimizer, decay=0.0)},
     "decay_1": {"optimizer": replace(PRESETS["small"].optimizer, decay=1.0)},
     "eps_1e-4": {"optimizer": replace(PRESETS["small"].optimizer, eps=1e-4)},
+    "tweo": {"penalties": ("tweo=0.01",)},
 }
 
 
