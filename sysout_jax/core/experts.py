@@ -20,23 +20,28 @@ class Routing(NamedTuple):
 
 
 def choose(
-    logits: Float[Array, "T E"], chosen: int
+    logits: Float[Array, "T E"], chosen: int, sum_to_one: bool = True
 ) -> tuple[Int[Array, "T J"], Float[Array, "T J"]]:
-    """The `chosen` best experts of every token, weighted by softmax over those alone.
+    """The `chosen` best experts of every token, weighted by softmax over those alone, or over all.
 
-    Softmax over all experts, cut to the best and brought to a sum of one, is the same.
+    Softmax over all experts, cut to the best and brought to a sum of one, is that over those alone.
 
     Args:
       logits: [T, E], of the router.
       chosen: J.
+      sum_to_one: whether the weights do; else they are what softmax over all gives these.
 
     Returns:
-      The experts, best first, and their weights, which sum to one.
+      The experts, best first, and their weights.
 
-    Source: Jiang et al. 2024 (arXiv:2401.04088), section 2.1.
+    Source: Jiang et al. 2024 (arXiv:2401.04088), section 2.1; over all: Muennighoff et al. 2024
+    (arXiv:2409.02060).
     """
-    best, experts = jax.lax.top_k(logits.astype(jnp.float32), chosen)
-    return experts, jax.nn.softmax(best, axis=-1)
+    wide = logits.astype(jnp.float32)
+    best, experts = jax.lax.top_k(wide, chosen)
+    if sum_to_one:
+        return experts, jax.nn.softmax(best, axis=-1)
+    return experts, jnp.exp(best - jax.nn.logsumexp(wide, axis=-1, keepdims=True))
 
 
 def route(experts: Int[Array, "T J"], weights: Float[Array, "T J"], count: int) -> Routing:

@@ -1,13 +1,15 @@
-"""OLMo 1 (norms without parameters) and OLMo 2 (norms after each layer, and of q and k)."""
+"""OLMo 1 (norms without parameters), OLMo 2 (norms after each layer, and of q and k), OLMoE."""
 
 from sysout_jax.families.family import Family, Field, tensor
 from sysout_jax.families.rows import (
     ACT,
+    EXPERTS,
     LLAMA_LIKE,
     LLAMA_MLP,
     ROTARY_BUFFER,
     SIZES,
     TIED,
+    expert_tensors,
     llama_attention,
     rotary,
 )
@@ -24,6 +26,10 @@ OLMO = Family(
     tensors=(*llama_attention(), *LLAMA_MLP),
     buffers=(ROTARY_BUFFER,),
 )
+_NORMS = (
+    tensor("layers.{l}.self_attn.q_norm.weight", "(N H)", "block/attn/query_norm/scale"),
+    tensor("layers.{l}.self_attn.k_norm.weight", "(K H)", "block/attn/key_norm/scale"),
+)
 OLMO2 = Family(
     name="olmo2",
     model_types=("olmo2",),
@@ -36,9 +42,29 @@ OLMO2 = Family(
         *llama_attention(norms=False),
         tensor("layers.{l}.post_attention_layernorm.weight", "D", "block/attn_out_norm/scale"),
         tensor("layers.{l}.post_feedforward_layernorm.weight", "D", "block/mlp_out_norm/scale"),
-        tensor("layers.{l}.self_attn.q_norm.weight", "(N H)", "block/attn/query_norm/scale"),
-        tensor("layers.{l}.self_attn.k_norm.weight", "(K H)", "block/attn/key_norm/scale"),
+        *_NORMS,
         *LLAMA_MLP,
     ),
+    buffers=(ROTARY_BUFFER,),
+)
+OLMOE = Family(
+    name="olmoe",
+    model_types=("olmoe",),
+    architecture="OlmoeForCausalLM",
+    covers="OLMoE 1B-7B and its instruct models",
+    cite="Muennighoff et al. 2024 (arXiv:2409.02060)",
+    fixed={**LLAMA_LIKE, "query_key_norm": "whole"},
+    config=(
+        *SIZES,
+        Field("rms_norm_eps", "norm_eps"),
+        TIED,
+        ACT,
+        *_BIASES,
+        Field("clip_qkv", "clip_qkv"),
+        Field("num_experts", "experts"),
+        *EXPERTS,
+        rotary(),
+    ),
+    tensors=(*llama_attention(), *_NORMS, *expert_tensors()),
     buffers=(ROTARY_BUFFER,),
 )

@@ -33,6 +33,23 @@ SIZES: tuple[Row, ...] = (
 )
 
 
+EXPERTS: tuple[Row, ...] = (  # of models that choose among many small ones
+    Field("num_experts_per_tok", "experts_per_token"),
+    Field("norm_topk_prob", "experts_sum_to_one"),
+)
+
+
+def expert_tensors(inside: str = "layers.{l}.mlp.") -> tuple[Tensor, ...]:
+    """A router, and gate, up and down of each expert."""
+    return (
+        tensor(f"{inside}gate.weight", "E D", "block/mlp/router"),
+        *(
+            tensor(f"{inside}experts.{{e}}.{name}_proj.weight", axes, f"block/mlp/{name}")
+            for name, axes in (("gate", "F D"), ("up", "F D"), ("down", "D F"))
+        ),
+    )
+
+
 def _natural_head_dim(raw: Raw) -> dict[str, Any]:
     natural = raw["hidden_size"] // raw["num_attention_heads"]
     if raw.get("head_dim") not in (None, natural):

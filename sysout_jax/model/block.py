@@ -108,9 +108,9 @@ class Attention(Owner):
         q = linear(x, self.own("query", "D -> N H"), self.own_bias("qkv", "query_bias", "N H"))
         k = linear(x, self.own("key", "D -> K H"), self.own_bias("qkv", "key_bias", "K H"))
         v = linear(x, self.own("value", "D -> K H"), self.own_bias("qkv", "value_bias", "K H"))
+        q, k = self._normed("query_norm", "N H", q), self._normed("key_norm", "K H", k)
         if c.clip_qkv is not None:
             q, k, v = (jnp.clip(part, -c.clip_qkv, c.clip_qkv) for part in (q, k, v))
-        q, k = self._normed("query_norm", "N H", q), self._normed("key_norm", "K H", k)
         length, before = x.shape[1], c.keys_before
         places = jnp.arange(length)  # in the text
         windowed = jnp.isin(layer, jnp.asarray(c.layers_with_window, layer.dtype))
@@ -251,7 +251,9 @@ class Experts(Owner):
         experts, weights = (
             tap(name, of.reshape(*x.shape[:2], -1)).reshape(of.shape)
             for name, of in zip(
-                ("experts", "routing"), choose(router, c.experts_per_token), strict=True
+                ("experts", "routing"),
+                choose(router, c.experts_per_token, c.experts_sum_to_one),
+                strict=True,
             )
         )
         routing = route(experts, weights, c.experts)

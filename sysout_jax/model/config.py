@@ -53,6 +53,7 @@ class ModelConfig:
     mlp_limit: float | None = None  # up within -limit..limit, the gate at most limit (gpt-oss)
     experts: int = 0  # E, MLPs to choose from; 0: one MLP for all tokens
     experts_per_token: int = 2  # of which this many see a token
+    experts_sum_to_one: bool = True  # their weights do; no: they are shares among all experts
     bias: bool = False  # biases of linear maps and of LayerNorm
     norm_bias: bool | None = None  # of LayerNorm; None: as bias
     qkv_bias: bool | None = None  # of queries, keys and values; None: as bias

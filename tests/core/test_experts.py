@@ -34,6 +34,9 @@ def test_every_token_goes_through_its_best_experts(chosen, biased):
         # softmax over all, cut to the best and brought to one
         share = np.exp(ROUTER[t]) / np.exp(ROUTER[t]).sum()
         np.testing.assert_allclose(weights[t], share[best] / share[best].sum(), rtol=1e-5)
+        experts, shares = choose(jnp.asarray(ROUTER[t : t + 1]), chosen, sum_to_one=False)
+        assert experts[0].tolist() == best.tolist()
+        np.testing.assert_allclose(shares[0], share[best], rtol=1e-5)
 
 
 def test_an_expert_that_nobody_chooses():

@@ -84,6 +84,26 @@ CASES = {
         "MixtralConfig",
         EXPERTS | {"num_local_experts": 5, "num_experts_per_tok": 1, "sliding_window": 4}, 11,
     ),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        EXPERTS | {"moe_intermediate_size": 16, "num_experts": 5, "num_experts_per_tok": 3,
+                   "norm_topk_prob": True}, 11,
+    ),
+    "qwen3_moe shares of all, biases, window": (
+        "Qwen3MoeConfig",
+        EXPERTS | {"moe_intermediate_size": 16, "num_experts": 5, "num_experts_per_tok": 2,
+                   "attention_bias": True, "use_sliding_window": True, "sliding_window": 4}, 11,
+    ),
+    "olmoe": (
+        "OlmoeConfig",
+        SMALL | {"hidden_size": 24, "intermediate_size": 16, "num_experts": 5,
+                 "num_experts_per_tok": 3, "num_key_value_heads": 2}, 11,
+    ),
+    "olmoe clipped, sum to one": (
+        "OlmoeConfig",
+        SMALL | {"hidden_size": 24, "intermediate_size": 16, "num_experts": 4,
+                 "num_experts_per_tok": 2, "clip_qkv": 0.4, "norm_topk_prob": True}, 11,
+    ),
     "opt": ("OPTConfig", OPT, 11),
     "opt post": ("OPTConfig", OPT | {"do_layer_norm_before": False}, 11),
     "opt projected, post": (

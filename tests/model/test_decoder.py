@@ -247,6 +247,7 @@ FIELDS = {
     "mlp_limit": ("logits", 0.3, {"mlp": "swiglu"}),
     "experts": ("shapes", 3, {}),
     "experts_per_token": ("logits", 1, {"experts": 3}),
+    "experts_sum_to_one": ("logits", False, {"experts": 3}),
     "bias": ("shapes", True, {}),
     "norm_bias": ("shapes", True, {"norm": "layer"}),
     "qkv_bias": ("shapes", True, {}),
