@@ -113,6 +113,11 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "assumptions/smollm2-135m": (
             "experiments.assumptions --model=smollm2-135m --corpus=.cache/books_val.txt",
         ),
+        "compress/smollm2-135m-books-more": (
+            "experiments.compress --model=smollm2-135m --corpus=.cache/books_val.txt "
+            "--sequences=64 --seq_len=256 --conversions=prefix+bound "
+            "--methods=w8a8-tensor-minmax,w6a6,w4a8-g64,rotate-w4a4,wanda-0.5,sparsegpt-0.5",
+        ),
         "explicit/smollm2-135m": (
             "experiments.explicit --model=smollm2-135m --corpus=.cache/books_val.txt "
             "--sequences=32 --calibration=32 --seq_len=256 --methods=w8a8-tensor,w8a8 "
