@@ -134,6 +134,7 @@ class Attention(Owner):
         }
 
         fused = c.fused and not tap.probe.asks(*WITHIN_ATTENTION)
+        first_apart = tap.without_first if tap.probe.asks("attn_first") else None
 
         def attend(
             q: Array, x_q: Array, queries: Array, tap: Any, count: int = length
@@ -149,7 +150,11 @@ class Attention(Owner):
                 c.query_scale, c.attn_softcap, logit_bias(c, at, keys), fused, before + length,
                 ahead + queries, ahead,
             )  # fmt: skip
-            return variant(heads, params).out
+            out = variant(heads, params).out
+            if first_apart is None:
+                return out
+            first = out - variant(heads._replace(tap=first_apart), params).out
+            return out + (tap("attn_first", first) - first)
 
         if c.execution.query_block is not None:
             out = _in_blocks(attend, q, x, tap, c.execution.query_block)

@@ -28,6 +28,7 @@ LEAST = 1e-6  # attention that is none: where a variant's weights are exactly ze
 SUMMARY_LABELS: Mapping[str, str] = {
     **{measure.name: measure.label for measure in m.MEASURES},
     "first_token_attention": "attention to first token",
+    "sink_effect": "first token in heads' outputs",
     "noop_sink": "no-op queries: attention to first token",
     "noop_mass": "no-op queries: attention to all tokens",
     "noop_sink_best": "no-op queries: attention to first token, best head",
@@ -122,6 +123,7 @@ def _by_sequence(taps: Mapping[str, Any]) -> dict[str, Float[Array, "L B *rest"]
         found[detector.name] = jnp.sum(flagged, axis=axes, dtype=jnp.float32)
     attention = taps["attn_weights"]
     found["first_token_attention"] = jnp.mean(attention["first_key"], axis=-1)
+    found["sink_effect"] = taps["attn_first+attn_mix"]
     found["implicit_scale"] = jnp.mean(attention["scale"], axis=-1)
     found["implicit_scale_sd"] = jnp.std(attention["scale"], axis=-1)
     if "attn_gate" in taps:
@@ -202,7 +204,7 @@ def reducers(config: ModelConfig) -> dict[str, Any]:
             "scale": m.implicit_scale(weights, attention_outliers(weights).flagged),
         }
 
-    taps: dict[str, Any] = {"attn_weights": attention}
+    taps: dict[str, Any] = {"attn_weights": attention, "attn_first+attn_mix": m.sink_effect}
     for name in ("attn_norm", "value", "block_out", "down_in"):
         taps[name] = partial(_in_float32, partial(measured, name))
     if variant.gated:
