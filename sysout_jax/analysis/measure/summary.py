@@ -44,6 +44,9 @@ SUMMARY_LABELS: Mapping[str, str] = {
     "gate_active": "other queries: explicit factor",
 }
 
+# Beside `reducers`: attention is computed twice for it.
+EFFECT: Mapping[str, Any] = {"attn_first+attn_mix": m.sink_effect}
+
 # How each is summarised over layers and heads; what is not here by the mean.
 OVER: Mapping[str, str] = {
     **{measure.name: measure.over for measure in m.MEASURES},
@@ -75,7 +78,7 @@ def outlier_summary(
       name -> scalar; the names are keys of `SUMMARY_LABELS`, those of a gate only where there is
       one, those of no-op queries only with `noop`. `losses_by_query` has those of the loss.
     """
-    taps = _taps(config, params, tokens, reducers(config))
+    taps = _taps(config, params, tokens, reducers(config) | EFFECT)
     summary = _summarised(_by_sequence(taps))
     if noop is not None:
         summary |= _of_noops(noop, taps)
@@ -104,7 +107,7 @@ def summary_in_batches(
 
 @jit_quickly(0)
 def _measure(config: ModelConfig, params: Params, tokens: Int[Array, "B T"]) -> dict[str, Array]:
-    return _by_sequence(_taps(config, params, tokens, reducers(config)))
+    return _by_sequence(_taps(config, params, tokens, reducers(config) | EFFECT))
 
 
 def _taps(
@@ -204,7 +207,7 @@ def reducers(config: ModelConfig) -> dict[str, Any]:
             "scale": m.implicit_scale(weights, attention_outliers(weights).flagged),
         }
 
-    taps: dict[str, Any] = {"attn_weights": attention, "attn_first+attn_mix": m.sink_effect}
+    taps: dict[str, Any] = {"attn_weights": attention}
     for name in ("attn_norm", "value", "block_out", "down_in"):
         taps[name] = partial(_in_float32, partial(measured, name))
     if variant.gated:
