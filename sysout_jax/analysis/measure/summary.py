@@ -45,7 +45,7 @@ SUMMARY_LABELS: Mapping[str, str] = {
 }
 
 # Beside `reducers`: attention is computed twice for it.
-EFFECT: Mapping[str, Any] = {"attn_first+attn_mix": m.sink_effect}
+EFFECT: dict[str, Any] = {"attn_first+attn_mix": m.sink_effect}
 
 # How each is summarised over layers and heads; what is not here by the mean.
 OVER: Mapping[str, str] = {
