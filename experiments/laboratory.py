@@ -52,7 +52,7 @@ MEASURES = (
     "loss_copy", "loss_bigram", "noop_sink", "noop_sink_best", "first_token_attention",
     "value_drain@value", "residual_peak@block_out", "top1_over_median@block_out",
     "neuron_rms_kurtosis@block_out", "weight_ratio@down", "implicit_scale", "gate_noop",
-    "gate_active",
+    "gate_active", "sink_effect",
 )  # fmt: skip
 FITTED = 0.1  # of the steps: growth is fitted to what comes after, as in theory C2
 OF_A_CELL = (

@@ -13,6 +13,7 @@ from .claim import (
     DISTILLED,
     DOSED,
     EXACT,
+    GATE_AND_BIAS,
     GATED,
     GU,
     HARM,
@@ -30,6 +31,7 @@ from .claim import (
     PUBLISHED,
     RATE,
     RATED,
+    SIX_SEEDS,
     SOURCE,
     SUN,
     TAKEN_APART,
@@ -211,6 +213,15 @@ CAUSES = (
         BOOKS: Trial(than("train_loss", "context_scale", digits=3), PAIR,
                     held="28ba12a text_learns_faster"),
     }),
+    *(Statement(name, says, "theory T4", {
+        BACKCOPY: Trial(Equivalence("loss", form, "context_scale", 0.02, claimed=True, mean=0.01),
+                       SIX_SEEDS, held="94c831f prediction (i)"),
+    }) for name, says, form in (
+        ("factor_and_bias_do_as_well", "A bias beside the explicit factor changes no loss",
+         GATE_AND_BIAS),
+        ("sink_value_does_as_well", "A constant logit and a value per head have the loss of an "
+         "explicit factor", "sink_value"),
+    )),
     Statement("conversion_is_exact", "The sink written as constants, its token masked, changes no "
               "loss", "theory T1", {
         PUBLISHED: Trial(Equivalence("loss", "converted", "trained", 0.005, claimed=True), EXACT),

@@ -58,6 +58,8 @@ EXACT = "convert/smollm2-135m-leave-books, convert/smollm2-135m-leave-stdlib"
 COMPRESSED = "compress/smollm2-135m-books, compress/smollm2-135m-stdlib"
 BEST_WAY = "converted by=prefix+bound"
 
+SIX_SEEDS = "variants/factor-and-bias"
+GATE_AND_BIAS = "value_bias+context_scale"
 DISTILLED, GATED = "explicit/smollm2-135m", "gate_bias by=distilled"
 
 RATE, LARGEST = "sink_rate@attn_weights", "top1_over_median@block_out"

@@ -11,6 +11,7 @@ from .claim import (
     DEMO,
     DF,
     FLY,
+    GATE_AND_BIAS,
     GU,
     LAB,
     LABORATORY,
@@ -30,6 +31,7 @@ from .claim import (
     QIU,
     RATED,
     SIX,
+    SIX_SEEDS,
     SOURCE,
     SUN,
     TAKEN_APART,
@@ -117,7 +119,7 @@ OUTLIERS = (
     }),
     Statement("factor_leaves_no_sink", "With an explicit factor (e) the first token moves no "
               "output", f"{AN}, section 5", {
-        BACKCOPY: Trial(goes(NO_MOVES, MOVES, "context_scale"), DEMO,
+        BACKCOPY: Trial(goes(NO_MOVES, MOVES, "context_scale"), SIX_SEEDS,
                        renews="b1e06f5 explicit_factors_remove_sinks"),
         LABORATORY: Trial(goes(NO_MOVES, MOVES, *(f"context_scale{n}" for n in
                                                   ("", " layers=2", " layers=3"))), LAB,
@@ -131,6 +133,16 @@ OUTLIERS = (
               f"{AN}, sections 4 and 5", {
         BACKCOPY: Trial(Level("gate_noop / gate_active", 0.5, True, ("context_scale",)), DEMO,
                        held="b1e06f5 the_factor_sees_the_context"),
+    }),
+    Statement("factor_and_bias_close", "With a bias beside it the factor closes as well",
+              "theory T4", {
+        BACKCOPY: Trial(Level("gate_noop / gate_active", 0.5, True, (GATE_AND_BIAS,)), SIX_SEEDS,
+                       held="94c831f prediction (iii)"),
+    }),
+    Statement("sink_value_has_no_sink", "A constant logit and a value per head take the sink's "
+              "place", "theory T2, T4", {
+        BACKCOPY: Trial(goes(NO_NOOP, NOOP, "sink_value"), SIX_SEEDS,
+                       held="94c831f prediction (ii)"),
     }),
     Statement("one_is_not_enough", "Softmax-off-by-one and sink logits keep sinks", "theory A2", {
         LABORATORY: Trial(forms(BEST, "softmax_off_by_one", "sink_logit"), LAB,

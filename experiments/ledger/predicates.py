@@ -301,10 +301,12 @@ class Equivalence:
     other: str
     margin: float
     claimed: bool = False  # whether being equivalent is what is claimed
+    mean: float | None = None  # that the mean itself must be within, for it to be
 
     @property
     def threshold(self) -> str:
         near = f"within {self.margin:g} of {self.other} (TOST)"
+        near += "" if self.mean is None else f", the mean within {self.mean:g}"
         text = near if self.claimed else f"below {self.other}; equivalent {near}"
         return f"{words(self.measure)}, pairs: {self.one} {text}"
 
@@ -312,7 +314,8 @@ class Equivalence:
         found = pooled(records, self.one, self.measure) - pooled(records, self.other, self.measure)
         differs, p = piece(found, 0.0, below=True), within(found, self.margin)
         numbers, short = f"{differs.interval:.4f}", f"{differs.interval.mean:.3f}"
-        if p < ALPHA:
+        far = self.mean is not None and abs(differs.interval.mean) >= self.mean
+        if p < ALPHA and not far:
             says = SUPPORTED if self.claimed else EQUIVALENT
         elif differs.p < ALPHA and not self.claimed:
             says, p = SUPPORTED if differs.towards else REFUTED, differs.p

@@ -29,6 +29,10 @@ SMOLLM2: Mapping[str, str] = MappingProxyType(  # records of the published model
 COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "variants/demo": ("experiments.variants",),
+        "variants/factor-and-bias": (
+            "experiments.variants --corpus=backcopy --variants=softmax,value_bias,attention_bias,"
+            "context_scale,value_bias+context_scale,sink_logit,sink_value --seeds=0,1,2,3,4,5",
+        ),
         "analyze/backcopy": (
             "experiments.variants --corpus=backcopy --variants=softmax --checkpoint_every=50",
             "experiments.analyze --model=RUN --variant=softmax --sequences=64",

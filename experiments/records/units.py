@@ -201,6 +201,17 @@ def _analysed(record: Record, variant: str, where: Mapping[str, str], measure: s
     return edited["by_sequence"] if record["seed"] is None else [edited["change"][0]]
 
 
+def _assumed(record: Record, form: str, where: Mapping[str, str], measure: str) -> Any:
+    """Of a published model by texts, of trained ones by models; a gate sees x, its logit is linear
+    in it."""
+    if (form, measure) != ("gate", "explained"):
+        return None
+    models = record["models"]
+    if models[0]["seed"] is None:
+        return models[0]["explained_by_text"]["x"]
+    return [model["explained"]["x"][0] for model in models if model["heads"]]
+
+
 def _converted(record: Record, variant: str, where: Mapping[str, str], measure: str) -> Any:
     """Of one published model, before and after its conversion, a number for each text."""
     check = record["models"][0]["check"]
@@ -212,6 +223,6 @@ _READERS: Mapping[str, Callable[[Record, str, Mapping[str, str], str], Any]] = M
     {
         "variants": _trained, "benchmark": _of_benchmark, "laboratory": _of_laboratory,
         "convergence": _converged, "explicit": _explicit, "compression": _compressed,
-        "causal": _dosed, "analysis": _analysed, "convert": _converted,
+        "causal": _dosed, "analysis": _analysed, "convert": _converted, "assumptions": _assumed,
     }
 )  # fmt: skip

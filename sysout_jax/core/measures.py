@@ -252,6 +252,27 @@ def sink_sweep(
     return jnp.mean(strength > limits, axis=1, dtype=strength.dtype)
 
 
+def sink_effect(first: Float[Array, "T N H"], mix: Float[Array, "T N H"]) -> Float[Array, "N"]:
+    """What the first token adds to a head's output, over what heads of the layer put out.
+
+    mean_i |g_in p_in0 v_0| / sqrt(mean_{i,m} |o_im|^2), i over queries, n and m over heads, g_in
+    the gate on the output, o_im the output behind it. A shut gate makes it 0: over |o_in| of the
+    same query the gate would cancel. Heads that attend evenly to values without a common part have
+    sqrt(mean_i 1/i), 0.24 for 64 tokens. The first query, which sees nothing else, is left out; 0
+    where there is no other.
+
+    Args:
+      first: [T, N, H], g_in p_in0 v_0: the tap attn_first.
+      mix: [T, N, H], o: the tap attn_mix.
+
+    Source: this project; Qiu et al. 2025 (arXiv:2505.06708) for sinks behind gates.
+    """
+    added, put_out = (jnp.linalg.norm(widened(x)[1:], axis=-1) for x in (first, mix))
+    count = max(added.shape[0], 1)
+    usual = jnp.sqrt(jnp.sum(jnp.square(put_out)) / (count * added.shape[1]))
+    return ratio_or_zero(jnp.sum(added, axis=0) / count, usual)
+
+
 def first_token_argmax(weights: Float[Array, "N T S"]) -> Float[Array, ""]:
     """Share of (head, query) whose largest weight is on the first key (Kaul et al. 2024).
 

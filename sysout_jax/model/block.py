@@ -18,7 +18,7 @@ from sysout_jax.core.experts import choose, expert_linear, gather, route, scatte
 from sysout_jax.core.layers import MLPS, causal_mask, linear
 from sysout_jax.core.norms import NORMS
 from sysout_jax.core.positions import rotate
-from sysout_jax.core.primitives import Heads
+from sysout_jax.core.primitives import Heads, Mixed
 from sysout_jax.core.streaming import Partial, join_queries, over_blocks, split_queries
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.geometry import logit_bias, rotation
@@ -134,6 +134,7 @@ class Attention(Owner):
         }
 
         fused = c.fused and not tap.probe.asks(*WITHIN_ATTENTION)
+        first_apart = tap.without_first if tap.probe.asks("attn_first") else None
 
         def attend(
             q: Array, x_q: Array, queries: Array, tap: Any, count: int = length
@@ -149,7 +150,7 @@ class Attention(Owner):
                 c.query_scale, c.attn_softcap, logit_bias(c, at, keys), fused, before + length,
                 ahead + queries, ahead,
             )  # fmt: skip
-            return variant(heads, params).out
+            return _mixed(partial(variant, params=params), heads, first_apart)
 
         if c.execution.query_block is not None:
             out = _in_blocks(attend, q, x, tap, c.execution.query_block)
@@ -170,6 +171,17 @@ class Attention(Owner):
         # Norms take three axes and work on the last: one row per head, or one per position.
         rows = (-1, *x.shape[-2:]) if per_head else (*x.shape[:2], -1)
         return norm(x.reshape(rows)).reshape(x.shape)
+
+
+def _mixed(
+    variant: Callable[[Heads], Mixed], heads: Heads, without_first: Any
+) -> Float[Array, "B T N H"]:
+    """What the variant returns; where a tap asks for it, what the first key adds to it apart."""
+    out = variant(heads).out
+    if without_first is None:
+        return out
+    first = out - variant(heads._replace(tap=without_first)).out
+    return out + (heads.tap("attn_first", first) - first)
 
 
 def _behind(own: Float[Array, "C K H"], x: Float[Array, "B T K H"]) -> Float[Array, "B C+T K H"]:

@@ -296,7 +296,8 @@ def read_out(config: ModelConfig, params: Params, x: Float[Array, "B T D"]) -> A
 def taps_of(config: ModelConfig) -> tuple[str, ...]:
     """The taps that an architecture has, in the decoder's order; of attention that is computed in
     blocks of queries, those that exist whole."""
-    probe = Probe({"attn_weights": None}, None)  # a fused kernel would have fewer
+    # A fused kernel would have fewer, and what the first key adds is told apart where asked for.
+    probe = Probe({"attn_weights": None, "attn_first": None}, None)
     shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
     run = partial(Decoder(config.with_execution(query_block=None)).apply, probe=probe)
     jax.eval_shape(run, {"params": shapes}, jnp.zeros((1, 1), jnp.int32))

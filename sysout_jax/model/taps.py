@@ -38,6 +38,7 @@ TAPS: Mapping[str, str] = MappingProxyType(
         "attn_weights": "N T S, over the real keys",
         "attn_extra": "N T, mass on extra keys",
         "attn_gate": "the gate of variants that have one",
+        "attn_first": "T N H, what attn_mix loses if the first key gets no weight",
         "attn_mix": "T N H, what the variant returns, before the output projection",
         "attn_out": "T D, what attention adds to the residual stream",
         "mlp_norm": "T D, the MLP input after its norm",
@@ -53,7 +54,8 @@ TAPS: Mapping[str, str] = MappingProxyType(
     }
 )
 
-WITHIN_ATTENTION = ("attn_logits", "attn_weights", "attn_extra")  # a fused kernel has none of them
+# A fused kernel has none of them.
+WITHIN_ATTENTION = ("attn_logits", "attn_weights", "attn_extra", "attn_first")
 PER_QUERY = (*WITHIN_ATTENTION, "attn_gate")  # what attention to a part of the past has parts of
 
 
@@ -300,6 +302,11 @@ class LayerTap:
         for key, reducer, values in self._complete(name, self.seen):
             self.recorded[key] = value if reducer is None else jax.vmap(reducer)(*values)
         return value
+
+    def without_first(self, name: str, value: Array) -> Array:
+        """Edit a value as the layer does, record nothing, and give the first key no weight."""
+        value = self.probe.edited(name, self.seen, value, self.layer)
+        return value.at[..., 0].set(0.0) if name == "attn_weights" else value
 
     def of_block(self, positions: Int[Array, "t"], partials: dict[str, Partial]) -> Any:
         """The tap function for what has the queries at `positions` only; it fills `partials`."""

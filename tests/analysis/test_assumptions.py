@@ -10,7 +10,7 @@ from scipy import optimize
 
 from sysout_jax.analysis.measure import assumptions as module
 from sysout_jax.analysis.measure.assumptions import ALLOWED, assumptions
-from sysout_jax.analysis.measure.sink_layer import hull_sizes
+from sysout_jax.analysis.measure.sink_layer import SinkLayer, hull_sizes
 from sysout_jax.analysis.measure.sink_state import (
     asked_magnitude,
     centred,
@@ -239,6 +239,25 @@ def test_the_bound_is_never_violated(kind, monkeypatch):
     ]
     assert np.isfinite(finite).all()
     assert all(value <= 1.0 for value in finite[: len(found.explained)])
+
+
+def test_what_tells_the_factor_is_of_each_text_too(found):
+    rng = np.random.default_rng(3)
+    layers = [object.__new__(SinkLayer) for _ in range(2)]
+    for heads, layer in enumerate(layers, 2):
+        vars(layer).update(errors={"x": rng.random((4, heads))}, spread=1 + rng.random((4, heads)))
+    whole, by_text = module._explained(layers)
+
+    def median(texts):
+        return np.median([
+            1 - sum(layer.errors["x"][b, n] for b in texts) / sum(layer.spread[b, n] for b in texts)
+            for layer in layers for n in range(layer.spread.shape[1])
+        ])  # fmt: skip
+
+    assert whole["x"].mean == pytest.approx(median(range(4)))
+    assert by_text["x"] == pytest.approx([median([b]) for b in range(4)])
+    assert set(found.explained_by_text) == set(found.explained)
+    assert {len(of) for of in found.explained_by_text.values()} == {5}
 
 
 def test_texts_that_begin_alike_have_one_key_and_value(monkeypatch):

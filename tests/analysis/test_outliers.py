@@ -32,7 +32,7 @@ COMPILED = (
     "softmax", "sigmoid", "attention_bias", "context_scale", "value_gate",
     "value_bias+context_scale",
 )  # fmt: skip
-TAPPED = ("attn_weights", "value", "attn_norm", "block_out", "down_in")
+TAPPED = ("attn_weights", "value", "attn_norm", "block_out", "down_in", "attn_first", "attn_mix")
 every_compiled = pytest.mark.parametrize("name", COMPILED)
 
 RNG = np.random.default_rng(7)
@@ -205,6 +205,11 @@ def recomputed(name):
     found["implicit_scale"] = np.mean(kept)
     found["implicit_scale_sd"] = np.mean([np.std(head) for heads in kept for head in heads])
     found["first_token_attention"] = raw["attn_weights"][..., 0].mean()
+    added, put_out = (
+        np.linalg.norm(raw[tap][:, :, 1:], axis=-1) for tap in ("attn_first", "attn_mix")
+    )
+    usual = np.sqrt((put_out**2).mean((2, 3), keepdims=True))
+    found["sink_effect"] = (added / usual).mean()
     found["noop_sink"] = of_queries(NOOP, raw["attn_weights"][..., 0])
     found["noop_mass"] = of_queries(NOOP, raw["attn_weights"].sum(-1))
     first, rest = raw["attn_weights"][..., 0], raw["attn_weights"][..., 1:].sum(-1)

@@ -120,6 +120,18 @@ APART = {  # what depends on the order of tokens, or is found by iteration
     "spectral_dominance": (m.spectral_dominance, lambda h: max(spectrum(h))),
     "matrix_entropy": (m.matrix_entropy, lambda h: -sum(p * math.log(p) for p in spectrum(h))),
 }
+
+
+def effect(first, mix):
+    """Query by query: norms of what is added, over the root mean square of all outputs."""
+    t, n, _ = mix.shape
+    if t == 1:
+        return [0.0] * n
+    squares = [norms(mix[i])[k] ** 2 for i in range(1, t) for k in range(n)]
+    usual = math.sqrt(mean(squares))
+    return [mean([norms(first[i])[k] for i in range(1, t)]) / usual for k in range(n)]
+
+
 OF_VALUES = {"value_drain": (m.value_drain, drain)}
 OF_WEIGHTS = {
     "sink_strength": (m.sink_strength, strength),
@@ -181,6 +193,62 @@ def test_matrix_entropy_is_between_zero_and_the_rank():
     assert m.matrix_entropy(jnp.zeros((3, 5))) == 0
     batched = jax.jit(jax.vmap(m.matrix_entropy))(jnp.stack([jnp.eye(3), jnp.ones((3, 3))]))
     np.testing.assert_allclose(batched, [math.log(3), 0], atol=1e-4)
+
+
+def gated_heads(gate, weights, v):
+    """What the first key adds to each head behind a gate [T, N], and the heads' outputs."""
+    mix = gate[..., None] * np.einsum("nts,snh->tnh", weights, v)
+    first = gate[..., None] * weights[:, :, 0].T[..., None] * v[0]
+    return first, mix
+
+
+@pytest.mark.parametrize("t", [1, 2, T])
+def test_sink_effect_is_that_of_a_loop(t):
+    first, mix = gated_heads(np.abs(draw(t, N)), attention(t=t), draw(t, N, H, seed=1))
+    found = m.sink_effect(narrow(first), narrow(mix))
+    np.testing.assert_allclose(found, effect(first, mix), rtol=1e-5)
+
+
+def test_a_shut_gate_leaves_no_sink_effect():
+    """Where |o| of the same head would keep p_0 |v_0| / |o|, whatever the gate."""
+    gate = np.ones((T, N))
+    weights, v = attention(), draw(T, N, H, seed=1)
+    opened = m.sink_effect(*map(narrow, gated_heads(gate, weights, v)))
+    gate[:, 1] = 0.0
+    found = m.sink_effect(*map(narrow, gated_heads(gate, weights, v)))
+    assert found[1] == 0.0
+    assert np.all(found[np.array([0, 2])] > 0.0)
+    gate[:, 1] = 1e-4
+    near = m.sink_effect(*map(narrow, gated_heads(gate, weights, v)))
+    assert near[1] < 2e-4 * opened[1]
+    assert not np.any(m.sink_effect(jnp.zeros((T, N, H)), jnp.zeros((T, N, H))))
+
+
+def test_sink_effect_of_softmax_is_what_its_head_gives_the_first_token():
+    """One head whose outputs are as long for every query: the mean of p_0 |v_0| / |o|."""
+    first, mix = gated_heads(np.ones((T, 1)), attention(n=1), draw(T, 1, H, seed=1))
+    length = np.linalg.norm(mix, axis=-1, keepdims=True)
+    first, mix = first / length, mix / length
+    expected = np.linalg.norm(first[1:, 0], axis=-1).mean()
+    np.testing.assert_allclose(m.sink_effect(narrow(first), narrow(mix)), [expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 3.0, 1e6])
+def test_sink_effect_does_not_see_the_size_of_values(scale):
+    weights, v, gate = attention(), draw(T, N, H, seed=1), np.abs(draw(T, N))
+    found = [m.sink_effect(*map(narrow, gated_heads(gate, weights, a * v))) for a in (1.0, scale)]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+
+
+def test_sink_effect_of_indifferent_heads_falls_with_the_length():
+    """sqrt(mean_i 1/i) of values without a common part, which a sink is to be beyond."""
+    rng, t = np.random.default_rng(0), 64
+    weights = np.broadcast_to(np.tri(t) / np.arange(1, t + 1)[:, None], (200, t, t))
+    first, mix = gated_heads(np.ones((t, 200)), weights, rng.standard_normal((t, 200, 32)))
+    expected = math.sqrt(mean([1.0 / i for i in range(2, t + 1)]))
+    assert expected == pytest.approx(0.24, abs=0.005)
+    found = np.asarray(m.sink_effect(narrow(first), narrow(mix)))
+    np.testing.assert_allclose(found.mean(), expected, rtol=0.02)
 
 
 @pytest.mark.parametrize("sink", [0, 2, T - 1])
@@ -283,11 +351,12 @@ def functions():
 def test_a_measure_of_narrow_numbers_is_that_of_their_values(name, dtype):
     fn = functions()[name]
     first, *rest = inspect.signature(fn).parameters
-    shape = (T, K, H) if first == "v" else (T, D)
+    shape = (T, K, H) if first in ("v", "first") else (T, D)
     tensor = attention() if first == "weights" else draw(*shape, scale=300)  # squares overflow
     outliers = [jnp.arange(T) < 2] if "outliers" in rest else []
     x = jnp.asarray(tensor, dtype)
-    found, expected = fn(x, *outliers), fn(jnp.asarray(np.float32(x)), *outliers)
+    wide = jnp.asarray(np.float32(x))
+    found, expected = (fn(of, of) if "mix" in rest else fn(of, *outliers) for of in (x, wide))
     assert found.dtype == expected.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert np.any(np.asarray(expected) != 0)

@@ -77,7 +77,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "removal is free": (OF + "predicates.py", "if not (price.towards and price.p < ALPHA)",
                         "if not price.p < ALPHA"),
     "equal before different": (OF + "predicates.py",
-                               "if p < ALPHA:\n            says = SUPPORTED if",
+                               "if p < ALPHA and not far:\n            says = SUPPORTED if",
                                "if p < 0.0:\n            says = SUPPORTED if"),
     "recall dropped": (OF + "predicates.py", "recall.low > chance, ", ""),
     "precision dropped": (OF + "predicates.py", "beyond = [precision.low > self.precision, ",

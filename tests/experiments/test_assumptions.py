@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.cli.tables import markdown
+from experiments.records.units import Unmeasured, values
 from experiments.reports.assumptions_report import sections
 from sysout_jax.model.decoder import init
 from sysout_jax.training.checkpoint import save
@@ -48,6 +49,19 @@ def test_the_record_says_what_was_found(finished):
     assert [hull["keys"] for hull in model["hulls"]] == [15, 31]
     assert model["range"]["violated"] == 0
     assert model["layers"][0]["massive"]["along"][0] > 0.9 * planted.MASSIVE
+
+
+def test_a_claim_reads_what_a_gate_tells_of_the_factor(finished):
+    record = json.loads((finished[1] / "result.json").read_text())
+    (model,) = record["models"]
+    trained = values(record, "gate", "explained")
+    assert trained == pytest.approx([model["explained"]["x"][0]])
+    model["seed"] = None  # a published one: its units are texts
+    by_text = values(record, "gate", "explained")
+    assert by_text == pytest.approx(model["explained_by_text"]["x"])
+    assert by_text.shape == (5,)
+    with pytest.raises(Unmeasured, match="explained of factor"):
+        values(record, "factor", "explained")
 
 
 def test_the_tables_show_the_record(finished):

@@ -295,6 +295,13 @@ def test_equivalence(change, claimed, says):
     assert claimed or found.p == pytest.approx(p, rel=1e-6)
 
 
+@pytest.mark.parametrize(("change", "says"), [(0.0, SUPPORTED), (0.02, INCONCLUSIVE)])
+def test_equivalence_by_the_mean_too(change, says):
+    made = record(a={"loss": 2 + change + NEAR}, b={"loss": [2.0] * 4})
+    assert Equivalence("loss", "a", "b", 0.05, claimed=True).judge([made]).says == SUPPORTED
+    assert Equivalence("loss", "a", "b", 0.05, True, mean=0.015).judge([made]).says == says
+
+
 @pytest.mark.parametrize(
     ("precision", "recall", "p", "sequences", "says"),
     [
@@ -346,6 +353,8 @@ def test_relation_by_precision_and_recall(precision, recall, p, sequences, says)
          "more than nothing"),
         (Equivalence("loss", "a", "b", 0.005),
          "validation loss, pairs: a below b; equivalent within 0.005 of b (TOST)"),
+        (Equivalence("loss", "a", "b", 0.02, claimed=True, mean=0.01),
+         "validation loss, pairs: a within 0.02 of b (TOST), the mean within 0.01"),
         (Relation("weights", "activations"), "weights to activations: precision above 0.9, recall "
          "above chance, p < 0.001 by permutation; where both kinds are"),
     ],

@@ -125,6 +125,33 @@ def test_taps_fit_together(config):
     close(taps["attn_out"], np.einsum("lbtnh,lnhd->lbtd", taps["attn_mix"], out))
 
 
+@pytest.mark.parametrize("variant", ["softmax", "attention_bias", *GATES])
+def test_the_first_key_is_told_apart(variant):
+    """It is g p_0 v_0, whether the gate is on outputs or on values, and beside extra keys."""
+    taps = recorded(dataclasses.replace(GATED, variant=variant))[1]
+    value = taps["value"][:, :, 0] * (
+        taps["attn_gate"][:, :, 0] if variant == "value_gate" else 1.0
+    )
+    added = np.einsum(
+        "lbnt,lbnh->lbtnh", taps["attn_weights"][..., 0], np.repeat(value, N // K, axis=-2)
+    )
+    gate = taps["attn_gate"] if variant in ("context_scale", "element_gate") else 1.0
+    close(taps["attn_first"], gate * added)
+
+
+def test_the_first_key_can_be_taken_away():
+    """As by an edit of the weights; recording it leaves the numbers as they are."""
+
+    def silent(weights, layer):
+        return weights.at[..., 0].set(0.0)
+
+    cut = run(GELU, {"attn_weights": so.Edit(silent)})[0]
+    close(run(GELU, {"attn_first": zero})[0], cut)
+    both = run(GELU, {"attn_weights": so.Edit(silent)}, {"attn_first": None})
+    np.testing.assert_array_equal(both[0], cut)
+    assert not np.any(both[1]["attn_first"])
+
+
 def test_taps_of_the_mlp():
     plain, gated = recorded(GELU)[1], recorded(GATED)[1]
     cube = plain["up_out"] + 0.044715 * plain["up_out"] ** 3

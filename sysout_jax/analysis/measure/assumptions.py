@@ -118,6 +118,7 @@ class Assumptions:
     cosine: Interval | None = None
     cosine_others: Interval | None = None
     explained: Mapping[str, Interval] | None = None  # median over sink heads
+    explained_by_text: Mapping[str, tuple[float, ...]] | None = None  # the same of each text alone
 
 
 def assumptions(
@@ -162,7 +163,7 @@ def assumptions(
         _of_layers(config, params, found, first, _over_kinds(config, params)),
         _hulls(found), _range(found), _over_heads([each.drain for each in found]),
         _over_heads([each.cosine for each in found]),
-        _over_heads([each.cosine_others for each in found]), _explained(found),
+        _over_heads([each.cosine_others for each in found]), *_explained(found),
     )  # fmt: skip
 
 
@@ -258,15 +259,20 @@ def _over_heads(by_layer: Sequence[Float[np.ndarray, "B n"]]) -> Interval:
     return bootstrap_interval(np.hstack(by_layer).mean(axis=1))
 
 
-def _explained(found: Sequence[SinkLayer]) -> Mapping[str, Interval]:
-    """The median over sink heads of R^2, by set of features."""
+def _explained(
+    found: Sequence[SinkLayer],
+) -> tuple[Mapping[str, Interval], Mapping[str, tuple[float, ...]]]:
+    """The median over sink heads of R^2, by set of features: of all texts, and of each.
+
+    A text's own R^2 is of its distances from the mean over all texts."""
     spread = np.hstack([each.spread for each in found])
-
-    def interval(name: str) -> Interval:
+    intervals, by_text = {}, {}
+    for name in found[0].errors:
         left = np.hstack([each.errors[name] for each in found])
-        return statistic_interval(lambda texts: _median_explained(left, spread, texts), len(left))
-
-    return {name: interval(name) for name in found[0].errors}
+        median = partial(_median_explained, left, spread)
+        intervals[name] = statistic_interval(median, len(left))
+        by_text[name] = tuple(median(np.array([text])) for text in range(len(left)))
+    return intervals, by_text
 
 
 def _median_explained(left: np.ndarray, spread: np.ndarray, texts: np.ndarray) -> float:

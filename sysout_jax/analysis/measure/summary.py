@@ -28,6 +28,7 @@ LEAST = 1e-6  # attention that is none: where a variant's weights are exactly ze
 SUMMARY_LABELS: Mapping[str, str] = {
     **{measure.name: measure.label for measure in m.MEASURES},
     "first_token_attention": "attention to first token",
+    "sink_effect": "first token in heads' outputs",
     "noop_sink": "no-op queries: attention to first token",
     "noop_mass": "no-op queries: attention to all tokens",
     "noop_sink_best": "no-op queries: attention to first token, best head",
@@ -42,6 +43,9 @@ SUMMARY_LABELS: Mapping[str, str] = {
     "gate_noop": "no-op queries: explicit factor",
     "gate_active": "other queries: explicit factor",
 }
+
+# Beside `reducers`: attention is computed twice for it.
+EFFECT: dict[str, Any] = {"attn_first+attn_mix": m.sink_effect}
 
 # How each is summarised over layers and heads; what is not here by the mean.
 OVER: Mapping[str, str] = {
@@ -74,7 +78,7 @@ def outlier_summary(
       name -> scalar; the names are keys of `SUMMARY_LABELS`, those of a gate only where there is
       one, those of no-op queries only with `noop`. `losses_by_query` has those of the loss.
     """
-    taps = _taps(config, params, tokens, reducers(config))
+    taps = _taps(config, params, tokens, reducers(config) | EFFECT)
     summary = _summarised(_by_sequence(taps))
     if noop is not None:
         summary |= _of_noops(noop, taps)
@@ -103,7 +107,7 @@ def summary_in_batches(
 
 @jit_quickly(0)
 def _measure(config: ModelConfig, params: Params, tokens: Int[Array, "B T"]) -> dict[str, Array]:
-    return _by_sequence(_taps(config, params, tokens, reducers(config)))
+    return _by_sequence(_taps(config, params, tokens, reducers(config) | EFFECT))
 
 
 def _taps(
@@ -122,6 +126,7 @@ def _by_sequence(taps: Mapping[str, Any]) -> dict[str, Float[Array, "L B *rest"]
         found[detector.name] = jnp.sum(flagged, axis=axes, dtype=jnp.float32)
     attention = taps["attn_weights"]
     found["first_token_attention"] = jnp.mean(attention["first_key"], axis=-1)
+    found["sink_effect"] = taps["attn_first+attn_mix"]
     found["implicit_scale"] = jnp.mean(attention["scale"], axis=-1)
     found["implicit_scale_sd"] = jnp.std(attention["scale"], axis=-1)
     if "attn_gate" in taps:
