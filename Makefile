@@ -20,7 +20,7 @@ docs: venv # writes build/site; a broken link or a public name that is not docum
 # A quarter of an hour, and as long as demo and test take; make bench QUICK=--quick: two minutes,
 # without those. Those against PyTorch need requirements-reference.txt besides.
 bench: venv
-	for name in variants seeds startup first_result train analysis long_context; do $(RUN) benchmarks.$$name $(QUICK) || exit; done
+	for name in variants seeds startup first_result sweep train analysis long_context; do $(RUN) benchmarks.$$name $(QUICK) || exit; done
 	$(if $(QUICK),,$(RUN) benchmarks.budgets)
 	$(RUN) benchmarks.verdicts
 

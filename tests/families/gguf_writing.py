@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
@@ -18,6 +18,10 @@ ARCHITECTURES = {
     "gpt_oss": "gpt-oss", "stablelm": "stablelm",
 }  # fmt: skip
 PERMUTED = ("llama", "olmo")
+LABELS = {
+    Kind.F32: "ALL_F32", Kind.Q3_K: "MOSTLY_Q3_K_M", Kind.Q4_K: "MOSTLY_Q4_K_M",
+    Kind.Q5_K: "MOSTLY_Q5_K_M", Kind.MXFP4: "MOSTLY_MXFP4_MOE",
+}  # fmt: skip
 TURNED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 
@@ -45,14 +49,13 @@ def write_gguf(
     writer = gguf.GGUFWriter(
         file, name, split_max_tensors=size if parts > 1 else 0, small_first_shard=False
     )
-    label = {Kind.F32: "ALL_F32", Kind.Q4_K: "MOSTLY_Q4_K_M"}.get(kind, f"MOSTLY_{kind.name}")
-    writer.add_file_type(int(gguf.LlamaFileType[label]))
+    writer.add_file_type(int(gguf.LlamaFileType[LABELS.get(kind, f"MOSTLY_{kind.name}")]))
     add_keys(writer, name, config)
     more(writer)
     for stored, array in sorted(change(converted(directory, name, config)).items()):
-        quantised = kind != Kind.F32 and array.ndim > 1 and fits(array, kind)
-        data = packed(array, kind) if quantised else array.astype(np.float32)
-        writer.add_tensor(stored, data, raw_dtype=kind if quantised else Kind.F32)
+        blocks = kind != Kind.F32 and in_blocks(stored, array, kind)
+        data = packed(array, kind) if blocks else array.astype(np.float32)
+        writer.add_tensor(stored, data, raw_dtype=kind if blocks else Kind.F32)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -60,23 +63,74 @@ def write_gguf(
     return file.with_name(f"{file.stem}-00001-of-{parts:05d}.gguf") if parts > 1 else file
 
 
+# Where blocks of a type that the package reads and cannot make have their scales, in float16.
+SCALES = {
+    Kind.Q2_K: (80, 82), Kind.Q3_K: (108,), Kind.Q4_K: (0, 2), Kind.Q5_K: (0, 2),
+    Kind.Q6_K: (208,), Kind.IQ2_XXS: (0,), Kind.IQ2_XS: (0,), Kind.IQ2_S: (0,),
+    Kind.IQ3_XXS: (0,), Kind.IQ3_S: (0,), Kind.IQ1_S: (0,), Kind.IQ4_NL: (0,), Kind.IQ4_XS: (0,),
+}  # fmt: skip
+IQ1_M_SCALES = 48  # four uint16, of whose highest four bits its float16 is put together
+
+
 def packed(array: np.ndarray, kind: Kind) -> np.ndarray:
-    """A matrix as blocks of a type; of those that the package cannot make, any blocks."""
+    """A matrix as blocks of a type; of those that the package cannot make, any blocks of its
+    size."""
     try:
         return gguf.quantize(array, kind)
     except NotImplementedError:
         block, size = gguf.GGML_QUANT_SIZES[kind]
         rng = np.random.default_rng(array.size)
         blocks = rng.integers(0, 256, (array.size // block, size), np.uint8)
-        scales = {Kind.Q4_K: (0, 2), Kind.Q6_K: (208,)}[kind]  # float16, of which each block has
-        for at in scales:
-            blocks[:, at : at + 2] = np.frombuffer(np.float16(1e-4).tobytes(), np.uint8)
+        with_scale(blocks, kind, 1.0)
+        with_scale(blocks, kind, array.std() / gguf.dequantize(blocks, kind).std())
         return blocks.reshape(*array.shape[:-1], -1)
 
 
-def fits(array: np.ndarray, kind: Kind) -> bool:
-    """Whether rows are whole blocks."""
-    return array.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0
+def with_scale(blocks: np.ndarray, kind: Kind, scale: float) -> None:
+    """Write the scale of every block."""
+    half = np.float16(scale)
+    for at in SCALES.get(kind, ()):
+        blocks[:, at : at + 2] = np.frombuffer(half.tobytes(), np.uint8)
+    if kind == Kind.IQ1_M:
+        for part in range(4):
+            high = blocks[:, IQ1_M_SCALES + 2 * part + 1]
+            high[:] = (high & 0x0F) | (int(half.view(np.uint16)) >> 4 * part & 0x0F) << 4
+
+
+def dequantised(directory: Path, place: Path, kind: Kind) -> Path:
+    """The checkpoint of the weights that `write_gguf` leaves of another, as the package unpacks
+    them.
+
+    Where an entry of a published tensor goes in the file is found by sending its number there.
+    """
+    source, numbers, first = load_file(directory / "model.safetensors"), {}, 0
+    for name, array in source.items():
+        numbers[name] = np.arange(first, first + array.size, dtype=np.float32).reshape(array.shape)
+        first += array.size
+    assert first < 2**24  # whole numbers in float32
+    place.mkdir()
+    save_file(numbers, place / "model.safetensors")
+    config = json.loads((directory / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config))
+    name = ARCHITECTURES[config["model_type"]]
+    values = np.concatenate([array.ravel() for array in source.values()])
+    entries = converted(place, name, config)
+    for stored, array in converted(directory, name, config).items():
+        if in_blocks(stored, array, kind):
+            values[entries[stored].astype(int)] = gguf.dequantize(packed(array, kind), kind)
+    parts = np.split(values, np.cumsum([array.size for array in source.values()])[:-1])
+    weights = {
+        name: part.reshape(array.shape)
+        for part, (name, array) in zip(parts, source.items(), strict=True)
+    }
+    save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    return place
+
+
+def in_blocks(stored: str, array: np.ndarray, kind: Kind) -> bool:
+    """Whether that is a matrix of weights whose rows are whole blocks."""
+    rows = array.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0
+    return stored.endswith("weight") and array.ndim > 1 and rows
 
 
 def sizes(config: dict) -> tuple[int, int, int, int, int]:
