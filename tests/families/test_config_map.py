@@ -493,7 +493,7 @@ OTHERS = {str: "nosuch", bool: None, int: 7, float: 0.37}
 # What must be on for other fields to have a part in it.
 ACTIVE = {
     "rope_scaling": {"rope_type": "yarn", "factor": 2.0}, "use_sliding_window": True,
-    "max_window_layers": 5,
+    "max_window_layers": 5, "sliding_window": 4096,
 }  # fmt: skip
 # Fields that only say over again what another of the family's fields says.
 REPEATED = {"n_head_kv", "sliding_window_pattern"}
