@@ -28,6 +28,7 @@ from .claim import (
     ON_TEXTS,
     PAIR,
     PEAK,
+    PREDICTED,
     PUBLISHED,
     RATE,
     RATED,
@@ -215,7 +216,7 @@ CAUSES = (
     }),
     *(Statement(name, says, "theory T4", {
         BACKCOPY: Trial(Equivalence("loss", form, "context_scale", 0.02, claimed=True, mean=0.01),
-                       SIX_SEEDS, held="94c831f prediction (i)"),
+                       SIX_SEEDS, held=PREDICTED),
     }) for name, says, form in (
         ("factor_and_bias_do_as_well", "A bias beside the explicit factor changes no loss",
          GATE_AND_BIAS),

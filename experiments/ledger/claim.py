@@ -60,6 +60,7 @@ BEST_WAY = "converted by=prefix+bound"
 
 SIX_SEEDS = "variants/factor-and-bias"
 GATE_AND_BIAS = "value_bias+context_scale"
+PREDICTED = "94c831f"  # by theory/README.md, section 6
 DISTILLED, GATED = "explicit/smollm2-135m", "gate_bias by=distilled"
 
 RATE, LARGEST = "sink_rate@attn_weights", "top1_over_median@block_out"

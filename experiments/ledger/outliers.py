@@ -27,6 +27,7 @@ from .claim import (
     NOOP,
     ON_TEXTS,
     PAIR,
+    PREDICTED,
     PUBLISHED,
     QIU,
     RATED,
@@ -137,12 +138,12 @@ OUTLIERS = (
     Statement("factor_and_bias_close", "With a bias beside it the factor closes as well",
               "theory T4", {
         BACKCOPY: Trial(Level("gate_noop / gate_active", 0.5, True, (GATE_AND_BIAS,)), SIX_SEEDS,
-                       held="94c831f prediction (iii)"),
+                       held=PREDICTED),
     }),
     Statement("sink_value_has_no_sink", "A constant logit and a value per head take the sink's "
               "place", "theory T2, T4", {
         BACKCOPY: Trial(goes(NO_NOOP, NOOP, "sink_value"), SIX_SEEDS,
-                       held="94c831f prediction (ii)"),
+                       held=PREDICTED),
     }),
     Statement("one_is_not_enough", "Softmax-off-by-one and sink logits keep sinks", "theory A2", {
         LABORATORY: Trial(forms(BEST, "softmax_off_by_one", "sink_logit"), LAB,
