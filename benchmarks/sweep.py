@@ -65,7 +65,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         every = [(layer, at) for at in range(config.tokens) for layer in range(model.config.layers)]
         places = np.array(every[: config.patches])
         given = model, corrupt, donor, places
-        ways = {"each": [], "one": [], "batch": []}
+        ways: dict[str, list[float]] = {"each": [], "one": [], "batch": []}
         for _ in range(config.rounds):
             few = *given[:3], places[: config.compiled]
             seconds, expected = timed(a_program_for_each, *few)

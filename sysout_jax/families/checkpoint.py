@@ -108,8 +108,9 @@ def open_checkpoint(place: str | os.PathLike[str], dtype: str | None = None) -> 
     Args:
       place: as published, or as `export` wrote it.
       dtype: of the parameters in memory: float32, bfloat16, float16; None: as they are stored, and
-        quantised ones in float32, which holds them all but exactly. Activations are bfloat16 where
-        all parameters are, else float32.
+        quantised ones in float32, which holds them all but exactly, or, of MXFP4, in bfloat16,
+        which holds them exactly. Activations are bfloat16 where all parameters are and some are
+        published so or `dtype` says it, else float32.
 
     Raises:
       InputError: an unknown family, a config that this family does not cover, or tensors that are
@@ -165,7 +166,8 @@ def understand(
     plan = match(path, family, config, found, shapes, faults, within)
     stored = {p: DTYPES[parts[0][2].dtype] for p, parts in plan.items()}
     dtypes = {p: dtype or stored[p] for p in plan}
-    half = set(dtypes.values()) == {"bfloat16"}
+    chosen = dtype is not None or any(parts[0][2].stored == "BF16" for parts in plan.values())
+    half = chosen and set(dtypes.values()) == {"bfloat16"}
     axes = dict(tensor_map.leaves(param_axes(config)))
     config = config.with_execution(dtype="bfloat16" if half else "float32", scan_layers=True)
     origin = replace(origin, ignored=(*origin.ignored, *ignored_fields(family, own)))

@@ -32,6 +32,11 @@ class Undone(Source):
     transposed: bool = False
     offset: float = 0.0
 
+    @property
+    def stored(self) -> str:
+        """What the file's numbers are called."""
+        return self.parts[0].kind
+
     def read(self) -> np.ndarray:
         """The tensor, unpacked.
 
