@@ -229,7 +229,8 @@ def _factors(gates: explicit_factor.Gates, found: explicit_factor.Factors) -> di
 
 
 def _judged(config: Config, form: Form, text: Text, before: np.ndarray) -> dict[str, Any]:
-    """Loss, measures, and what compression costs; changes are paired by sequence."""
+    """Loss, measures, and what compression costs, which tells no experts apart; changes are paired
+    by sequence."""
     if form.edits:
         return _changed(form.losses(text.evaluation, config.batch), before)
     rows = form.rows(text.evaluation)
@@ -239,6 +240,8 @@ def _judged(config: Config, form: Form, text: Text, before: np.ndarray) -> dict[
         "largest": found.over_median.max(axis=0),
         "measures": summary_in_batches(form.config, form.params, rows[:, :-1], config.batch),
     }
+    if form.config.experts:
+        return judged
     compressor = Compressor(
         form.config, form.params, form.rows(text.calibration), batch=config.batch
     )

@@ -1,16 +1,19 @@
 """Explicit forms as a user meets them: a run in; table, record and figure, or one line out."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import explicit
 from experiments.cli.tables import markdown
 from experiments.explicit import MADE
+from experiments.inputs.evaluation_text import Text
 from experiments.reports.explicit_report import sections
-from sysout_jax.analysis.intervene.explicit_factor import FORMS
+from sysout_jax.analysis.intervene.explicit_factor import FORMS, Form
 from sysout_jax.analysis.intervene.explicit_models import MODELS
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.data import load_corpus
@@ -140,6 +143,16 @@ def test_without_a_bos_there_has_to_be_a_sink(run_explicit, running, tmp_path):
     assert done.status == 2
     assert "no head of untrained gives its first token more than 0.3 of its" in done.err
     assert done.err.count("\n") == 1
+
+
+def test_of_experts_nothing_is_compressed():
+    mixture = replace(planted.CONFIG, experts=2)
+    form = Form(mixture, init(mixture, jax.random.key(0)), reads_first=True)
+    text = Text(None, planted.texts(seed=1), planted.texts(seed=2))
+    judged = explicit._judged(explicit.Config(), form, text, form.losses(text.evaluation))
+    assert judged["change"].mean == 0.0
+    assert len(judged["largest"]) == len(text.evaluation)
+    assert "methods" not in judged
 
 
 @pytest.fixture(scope="module")
