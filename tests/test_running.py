@@ -412,6 +412,7 @@ def test_the_page_runs_as_it_stands(monkeypatch, tmp_path):
     assert scope["slopes"].shape == (3, 1, 33, 32)
     clean = so.apply(scope["model"], scope["clean"])[0]
     np.testing.assert_allclose(scope["patched"], clean, atol=1e-5)  # the last layer, whole
+    assert scope["swept"].shape == (12, *clean.shape[1:])
     assert (tmp_path / "runs" / "mine" / "report.html").exists()
     assert repr(scope["run"]).startswith("Run(variant softmax; corpus stdlib; steps 20; validation")
     assert "<td>stdlib</td>" in scope["run"]._repr_html_()

@@ -77,7 +77,8 @@ def override(config: C, flag_values: dict[str, Any]) -> C:
         elif field.init and flag_values.get(name) is not None:
             given = flag_values[name]
             if isinstance(given, list):
-                given = numbers(name, given, float if "float" in str(field.type) else int)
+                kind = next(k for k in (str, float, int) if k.__name__ in str(field.type))
+                given = tuple(given) if kind is str else numbers(name, given, kind)
             changes[field.name] = given
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 

@@ -320,12 +320,13 @@ OTHER = {
     "query_key_norm": "head", "query_scale": 0.5, "clip_qkv": 0.5, "attn_softcap": 0.5,
     "final_softcap": 0.5, "window_layers": (1,), "embed_width": 5,
     "param_dtype": "bfloat16", "moment_dtype": "bfloat16", "remat": "dots",
-    "mesh": "fsdp=4", "parallel": "shard_map",
+    "mesh": "fsdp=4", "parallel": "shard_map", "penalties": ("tweo=0.5",),
 }  # fmt: skip
 NEEDED = {
     "flash": {"dtype": "bfloat16"},
     "window_layers": {"window": 3},
     "context": {"position": "rope"},
+    "norm_rank": {"norm": "gated"},
     **{f"rope_{name}": {"position": "rope"} for name in ("theta", "fraction", "interleaved")},
     "local_rope_theta": {"position": "rope"},
 }  # for the value above to be accepted
