@@ -8,7 +8,7 @@ python -m experiments.analyze --model=meta-llama/Llama-2-7b-hf --corpus=PATH --s
 python -m experiments.analyze --redraw=runs/analyze/RUN
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -222,6 +222,9 @@ def _timed(name: str, material: Material, console: Console) -> Any:
 # ----------------------------------------------------------------------------- the binary
 
 
+config_from_flags = partial(launch.from_flags, Config(), SMOKE)
+
+
 def main() -> None:
     console = Console()
     if FLAGS.redraw:
@@ -238,18 +241,6 @@ def redraw(directory: Path) -> Path:
     """
     with launch.redrawing(directory, "experiments.analyze") as record:
         return publish(record, directory)
-
-
-def config_from_flags() -> Config:
-    """The config that the flags ask for.
-
-    Raises:
-      InputError: a flag's value is not accepted.
-    """
-    given = {name: FLAGS[name].value for name in FLAGS if name != "only"}
-    config = launch.override(Config(), SMOKE if FLAGS.smoke else {})
-    only = config.only if FLAGS.only is None else tuple(FLAGS.only)
-    return launch.override(replace(config, only=only), given)
 
 
 def define_flags() -> None:

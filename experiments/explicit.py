@@ -9,13 +9,12 @@ python -m experiments.explicit --redraw=runs/explicit/RUN
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from rich.console import Console
 
 from sysout_jax.analysis.compress import schemes
@@ -44,7 +43,6 @@ from .inputs.evaluation_text import Text, Texts
 from .inputs.model_selection import Choice, Chosen, of_softmax
 from .reports.explicit_report import sections
 
-FLAGS = flags.FLAGS
 # What --help explains.
 OFTEN = ("model", "corpus", "distil", "finetune", "methods", "sequences", "seq_len", "workdir")
 METHODS = ("w8a8-tensor", "w4a4")
@@ -305,21 +303,11 @@ def _finetuned(config: Config, form: Form, text: Text) -> Form:
 # ----------------------------------------------------------------------------- the binary
 
 
+config_from_flags = partial(launch.from_flags, Config(), SMOKE)
+
+
 def main() -> None:
     launch.run_or_redraw("experiments.explicit", run, config_from_flags, sections)
-
-
-def config_from_flags() -> Config:
-    """The config that the flags ask for.
-
-    Raises:
-      InputError: a flag's value is not accepted.
-    """
-    given = {name: FLAGS[name].value for name in FLAGS if name != "methods"}
-    config = launch.override(Config(), SMOKE if FLAGS.smoke else {})
-    if FLAGS.methods is not None:
-        config = replace(config, methods=tuple(FLAGS.methods))
-    return launch.override(config, given)
 
 
 def define_flags() -> None:

@@ -3,6 +3,8 @@
 from sysout_jax.families.family import Family, Field, tensor
 from sysout_jax.families.rows import (
     ACT,
+    ATTENTION_BIASES,
+    EPS,
     EXPERTS,
     LLAMA_LIKE,
     LLAMA_MLP,
@@ -14,7 +16,6 @@ from sysout_jax.families.rows import (
     rotary,
 )
 
-_BIASES = (Field("attention_bias", "qkv_bias"), Field("attention_bias", "out_bias"))
 OLMO = Family(
     name="olmo",
     model_types=("olmo",),
@@ -22,7 +23,7 @@ OLMO = Family(
     covers="OLMo 1B and 7B of 2024",
     cite="Groeneveld et al. 2024 (arXiv:2402.00838)",
     fixed={**LLAMA_LIKE, "norm": "layer", "norm_scale": False, "norm_eps": 1e-5},
-    config=(*SIZES, TIED, ACT, *_BIASES, Field("clip_qkv", "clip_qkv"), rotary()),
+    config=(*SIZES, TIED, ACT, *ATTENTION_BIASES, Field("clip_qkv", "clip_qkv"), rotary()),
     tensors=(*llama_attention(), *LLAMA_MLP),
     buffers=(ROTARY_BUFFER,),
 )
@@ -37,7 +38,7 @@ OLMO2 = Family(
     covers="OLMo 2 1B, 7B, 13B, 32B and their instruct models",
     cite="OLMo Team 2025 (arXiv:2501.00656)",
     fixed={**LLAMA_LIKE, "norm_placement": "out", "query_key_norm": "whole"},
-    config=(*SIZES, Field("rms_norm_eps", "norm_eps"), TIED, ACT, *_BIASES, rotary()),
+    config=(*SIZES, EPS, TIED, ACT, *ATTENTION_BIASES, rotary()),
     tensors=(
         *llama_attention(norms=False),
         tensor("layers.{l}.post_attention_layernorm.weight", "D", "block/attn_out_norm/scale"),
@@ -56,10 +57,10 @@ OLMOE = Family(
     fixed={**LLAMA_LIKE, "query_key_norm": "whole"},
     config=(
         *SIZES,
-        Field("rms_norm_eps", "norm_eps"),
+        EPS,
         TIED,
         ACT,
-        *_BIASES,
+        *ATTENTION_BIASES,
         Field("clip_qkv", "clip_qkv"),
         Field("num_experts", "experts"),
         *EXPERTS,

@@ -6,6 +6,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Group, Only, Raw, tensor
 from sysout_jax.families.rows import (
     ACT,
+    ATTENTION_BIASES,
     EPS,
     EXPERTS,
     LLAMA_LIKE,
@@ -54,8 +55,7 @@ QWEN3 = Family(
         EPS,
         TIED,
         ACT,
-        Field("attention_bias", "qkv_bias"),
-        Field("attention_bias", "out_bias"),
+        *ATTENTION_BIASES,
         _WINDOWS,
         rotary(),
     ),
@@ -89,8 +89,7 @@ QWEN3_MOE = Family(
         EPS,
         TIED,
         ACT,
-        Field("attention_bias", "qkv_bias"),
-        Field("attention_bias", "out_bias"),
+        *ATTENTION_BIASES,
         Field("num_local_experts", "experts"),
         *EXPERTS,
         Only("decoder_sparse_step", 1),

@@ -39,8 +39,9 @@ EXPERTS: tuple[Row, ...] = (  # of models that choose among many small ones
 )
 
 
-def expert_tensors(inside: str = "layers.{l}.mlp.") -> tuple[Tensor, ...]:
+def expert_tensors() -> tuple[Tensor, ...]:
     """A router, and gate, up and down of each expert."""
+    inside = "layers.{l}.mlp."
     return (
         tensor(f"{inside}gate.weight", "E D", "block/mlp/router"),
         *(
@@ -289,5 +290,6 @@ LLAMA_MLP = (
 ROTARY_BUFFER = r".*rotary_emb\.inv_freq"
 LLAMA_LIKE = {"norm": "rms", "position": "rope", "bias": False}
 EPS = Field("rms_norm_eps", "norm_eps")
+ATTENTION_BIASES = (Field("attention_bias", "qkv_bias"), Field("attention_bias", "out_bias"))
 TIED = Field("tie_word_embeddings", "tied")
 ACT = Field("hidden_act", "mlp", GATED)

@@ -4,7 +4,7 @@ Axes: B sequences, S = T + 1 tokens of each, D width, V vocabulary.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, final_states, logits_of
-from sysout_jax.training.optimizer import OptimizerConfig, learning_rate
+from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
 
 Progress = Callable[[int, float], None]  # steps done, the divergence of the last
 
@@ -78,7 +78,7 @@ def distil(
       student, teacher: models of one vocabulary; what both have by one name stays as it is.
       rows: of a step, from 0.
       steps: how many.
-      optimizer: of AdamW what it says of it, its decay 0 whatever it says.
+      optimizer: its decay is 0 whatever it says.
       progress: called after every step.
 
     Returns:
@@ -91,7 +91,7 @@ def distil(
     rest = {name: value for name, value in flatten_dict(student.params).items() if name not in own}
     if not own:
         raise InputError("student", None, "parameters that the teacher has not", "it has none")
-    adam = _adam(optimizer, steps)
+    transform = make_optimizer(replace(optimizer, decay=0.0), steps, dict.fromkeys(own, ""))
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(own: Any, opt: Any, rest: Any, taught: Params, batch: Array) -> Any:
@@ -105,11 +105,11 @@ def distil(
         found, grads = jax.value_and_grad(loss)(own)
         # optax raises floats to integer step counts, which strict promotion forbids.
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt = adam.update(grads, opt, own)
+            updates, opt = transform.update(grads, opt, own)
             own = optax.apply_updates(own, updates)
         return own, opt, found
 
-    opt, found = adam.init(own), np.zeros(steps)
+    opt, found = transform.init(own), np.zeros(steps)
     own = jax.tree.map(lambda x: jnp.array(x, copy=True), own)
     for done in range(steps):
         own, opt, loss = step(own, opt, rest, teacher.params, jnp.asarray(rows(done)))
@@ -119,10 +119,3 @@ def distil(
         if progress is not None:
             progress(done + 1, found[done])
     return unflatten_dict({**rest, **own}), found
-
-
-def _adam(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    update = optax.adam(
-        learning_rate(config, steps), b1=config.beta1, b2=config.beta2, eps=config.eps
-    )
-    return optax.chain(optax.clip_by_global_norm(config.clip), update) if config.clip else update
