@@ -4,10 +4,11 @@ python -m experiments.explicit --model=runs/variants/RUN                  # its 
 python -m experiments.explicit --model=RUN --variant=backcopy-softmax --finetune=300
 python -m experiments.explicit --model=gpt2 --corpus=PATH --finetune=0
 python -m experiments.explicit --model=smollm2-135m --corpus=PATH --distil=200 --finetune=0
+python -m experiments.explicit --model=smollm2-135m --corpus=PATH --finetune=2000 --draws=1,2,3
 python -m experiments.explicit --redraw=runs/explicit/RUN
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -50,6 +51,7 @@ Say = Callable[[str], None]
 # Forms of a model whose texts begin with one token: models of their own, "factor" by an edit.
 MADE = ("trained", "factor", "extra_key", "dropped", "constant", "gate")
 STEPS_PER_CALL = 25
+DRAW = "-draw-"  # between a form and the seed of a further draw, in the name of a cell
 SMOKE = {"sequences": 3, "calibration": 4, "batch": 2, "finetune": 2}
 BINS = 20  # of a gate's values, for the figure
 
@@ -66,6 +68,7 @@ class Config:
     finetune: int = 100  # steps of all weights, after that, that the trained model is given too
     finetune_lr: float = 1e-3  # learning rate of both, constant, of Adam and AdamW
     finetune_batch: int = 16  # sequences of each step
+    draws: tuple[int, ...] = (1,)  # seeds of the training text's order: forms are trained on each
     sequences: int = 64  # of the validation part, to judge by
     calibration: int = 64  # sequences of the training part, to fit gates and ranges on
     seq_len: int | None = None  # T, of each; None: 64, or the learned positions if fewer
@@ -79,6 +82,7 @@ class Config:
         ):  # fmt: skip
             at_least(least, name, getattr(self, name))
         finite("finetune_lr", self.finetune_lr)
+        grid.check_values("draws", self.draws)
         if self.choice.stream:
             raise InputError("stream", accepted="without it, forms are of a model in memory")
         for method in self.methods:
@@ -104,14 +108,15 @@ def run(config: Config, console: Console) -> RunDirectory:
         console.print(f"  {what}", markup=False, highlight=False)
 
     named = {
-        grid.part_name(each.cell, form): (at, form)
+        grid.part_name(each.cell, part): (at, part, form, draw)
         for at, each in enumerate(chosen)
-        for form in (None, *_forms_of(each))
+        for part, form, draw in _parts(config, _forms_of(each))
     }
     return grid.run(
-        config, "explicit", named, lambda cell, log: judge(cell[0]).found(cell[1], say),
+        config, "explicit", named, lambda cell, log: judge(cell[0]).found(*cell[1:], say),
         grid.common(config, "variant", "seed"),
-        lambda there: {"models": grid.by_model(there, "forms", tuple(FORMS))}, sections,
+        lambda there: {"models": _models(there)},
+        sections,
         console, described={"methods": config.methods, "config": grid.told(config)},
         of=[each.name for each in chosen],
     )  # fmt: skip
@@ -126,6 +131,32 @@ def _forms_of(chosen: Chosen) -> tuple[str, ...]:
     return MADE if _same_first_token(chosen) else tuple(FORMS)
 
 
+def _parts(
+    config: Config, forms: tuple[str, ...]
+) -> Iterator[tuple[str | None, str | None, int | None]]:
+    """Part, form and draw of a model's cells: its own, and of each form one, which its first draw
+    is in, and one for each other draw."""
+    first, *others = config.draws
+    yield None, None, None
+    for form in forms:
+        yield form, form, first
+        if config.distil or config.finetune:
+            yield from ((f"{form}{DRAW}{draw}", form, draw) for draw in others)
+
+
+def _models(there: grid.Cells) -> list[dict[str, Any]]:
+    """The models that cells are of; under "draws" of a form what its other draws made of it."""
+    models = grid.by_model(there, "forms", tuple(FORMS))
+    for model in models:
+        parts = model["forms"]
+        model["forms"] = {name: found for name, found in parts.items() if DRAW not in name}
+        for name, found in parts.items():
+            form, of_draw, draw = name.partition(DRAW)
+            if of_draw and found and form in model["forms"]:
+                model["forms"][form].setdefault("draws", {})[draw] = found
+    return models
+
+
 class _Judge:
     """One model, whose forms are made at once and judged one after the other."""
 
@@ -135,23 +166,26 @@ class _Judge:
         self.of = of(config, chosen, text)
         self.before = self.of.forms["trained"].losses(text.evaluation, config.batch)
 
-    def found(self, name: str | None, say: Say) -> dict[str, Any]:
-        """What a form is like; None: what the sink of the model is like."""
+    def found(
+        self, part: str | None, name: str | None, draw: int | None, say: Say
+    ) -> dict[str, Any]:
+        """What a form is like, trained on a draw; no form: what the sink of the model is like."""
         config, about = self.config, {"name": self.chosen.name, "seed": self.chosen.seed}
-        if name is None:
+        if name is None or draw is None:
             corpus = config.corpus or self.chosen.corpus
             return {**about, "corpus": corpus, **self.of.about()}
-        form, trained = self.of.forms[name], self.of.forms["trained"]
-        judged = _judged(config, form, self.text, self.before)
+        form, trained, judged = self.of.forms[name], self.of.forms["trained"], {}
+        if part == name:
+            judged = _judged(config, form, self.text, self.before)
         if not form.edits:
             if config.distil and added(form.params, trained.params):
-                form, divergences = _distilled(config, form, trained, self.text, say)
+                form, divergences = _distilled(config, form, trained, self.text, draw, say)
                 found = _judged(config, form, self.text, self.before)
                 judged["distilled"] = found | {"divergence": divergences}
             if config.finetune:
-                form = _finetuned(config, form, self.text)
+                form = _finetuned(config, form, self.text, draw)
                 judged["finetuned"] = _judged(config, form, self.text, self.before)
-        return about | {"part": name, "found": judged}
+        return about | {"part": part, "found": judged}
 
 
 class _FixedFirst:
@@ -258,7 +292,7 @@ def _changed(losses: np.ndarray, before: np.ndarray) -> dict[str, Any]:
 
 
 def _distilled(
-    config: Config, form: Form, trained: Form, text: Text, say: Say
+    config: Config, form: Form, trained: Form, text: Text, draw: int, say: Say
 ) -> tuple[Form, np.ndarray]:
     """The form after some steps of what it adds, and the divergence from the trained model before
     each of them; every form sees the same text."""
@@ -272,7 +306,7 @@ def _distilled(
     params, divergences = distil(
         Reads(form.config, form.params, int(not form.reads_first)),
         Reads(trained.config, trained.params),
-        lambda n: corpus.batch("train", 1, n, config.finetune_batch, width),
+        lambda n: corpus.batch("train", draw, n, config.finetune_batch, width),
         config.distil, _optimizer(config), told,
     )  # fmt: skip
     return replace(form, params=params), divergences
@@ -282,7 +316,7 @@ def _optimizer(config: Config) -> OptimizerConfig:
     return OptimizerConfig(lr=config.finetune_lr, schedule="constant", warmup=10, decay=0.0)
 
 
-def _finetuned(config: Config, form: Form, text: Text) -> Form:
+def _finetuned(config: Config, form: Form, text: Text, draw: int) -> Form:
     """The form after some steps on its own kind of rows; every form sees the same text."""
     optimizer = make_optimizer(_optimizer(config), config.finetune, param_axes(form.config))
     steps = make_steps(make_step(form.config, optimizer))
@@ -295,7 +329,7 @@ def _finetuned(config: Config, form: Form, text: Text) -> Form:
     state = jax.vmap(begin)(jax.tree.map(lambda x: jnp.array(x, copy=True)[None], form.params))
     for done in range(0, config.finetune, STEPS_PER_CALL):
         numbers = range(done, min(done + STEPS_PER_CALL, config.finetune))
-        rows = [text.corpus.batch("train", 1, n, config.finetune_batch, width) for n in numbers]
+        rows = [text.corpus.batch("train", draw, n, config.finetune_batch, width) for n in numbers]
         state, _ = steps(state, jnp.asarray(np.stack([form.rows(each)[None] for each in rows])))
     return replace(form, params=jax.tree.map(lambda x: x[0], state.params))
 

@@ -117,6 +117,10 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "assumptions/smollm2-135m": (
             "experiments.assumptions --model=smollm2-135m --corpus=.cache/books_val.txt",
         ),
+        "assumptions/sinks": (
+            "experiments.variants --preset=sinks --corpus=stdlib --variants=softmax --seeds=4",
+            "experiments.assumptions --model=RUN --seq_len=64",
+        ),
         "compress/smollm2-135m-books-more": (
             "experiments.compress --model=smollm2-135m --corpus=.cache/books_val.txt "
             "--sequences=64 --seq_len=256 --conversions=prefix+bound "

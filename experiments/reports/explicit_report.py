@@ -7,6 +7,7 @@ import numpy as np
 
 from sysout_jax.analysis.intervene.explicit_factor import FORMS
 from sysout_jax.analysis.statistics import over_seeds
+from sysout_jax.plots.explicit import trained_on
 from sysout_jax.showing import Table
 
 from ..cli.tables import Section
@@ -59,7 +60,7 @@ def _cells(record: Record, of: list[Any], tuned: Iterable[str]) -> Iterator[str]
     yield f"{np.mean([each['loss'] for each in of]):.3f}"
     yield _over([each["change"] for each in of])
     for kind in tuned:
-        yield _over([each[kind]["change"] for each in of if kind in each])
+        yield _over([found["change"] for each in of for found in trained_on(each, kind)])
     for name in MEASURES:
         values = [each["measures"][name] for each in of if "measures" in each]
         yield f"{np.mean(values):.3g}" if values else ""

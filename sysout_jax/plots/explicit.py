@@ -30,6 +30,12 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
             yield name, _figure(name, models)
 
 
+def trained_on(form: Record, kind: str) -> list[Record]:
+    """What training made of a form, of each draw of text: "distilled" or "finetuned"."""
+    draws = (form, *form.get("draws", {}).values())
+    return [draw[kind] for draw in draws if kind in draw]
+
+
 def _figure(name: str, models: list[Record]) -> "Figure":
     fitted = "factors" in models[0]
     figure, panels = grid(1 + fitted, 3.6, 3.0)
@@ -66,7 +72,7 @@ def _costs(axes: Any, models: list[Record]) -> None:
         for row, form in enumerate(forms):
             found = [model["forms"][form] for model in models if form in model["forms"]]
             if kind:
-                found = [each[kind] for each in found if kind in each]
+                found = [after for each in found for after in trained_on(each, kind)]
             if found:
                 change = over_seeds([each["change"] for each in found])
                 marks.append(Mark(row, change, colour, offset, marker=marker))

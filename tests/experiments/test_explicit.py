@@ -116,6 +116,7 @@ def test_a_record_is_drawn_again(run_explicit, finished):
         (["--finetune=-1"], "--finetune=-1: accepted: an integer of at least 0"),
         (["--finetune_lr=0"], "--finetune_lr=0.0: accepted: a finite number above 0"),
         (["--methods=w1"], "--methods=w1: "),
+        (["--draws=2,2"], "--draws=2,2: accepted: at least one, none of them twice"),
         (["--stream"], "--stream: accepted: without it"),
     ],
 )
@@ -161,8 +162,8 @@ def on_text(run_explicit, running, tmp_path_factory):
     place = tmp_path_factory.mktemp("forms")
     done = run_explicit(
         f"--model={running}/model", f"--corpus=tokens:{running}/text", "--bos=no",
-        "--methods=w8a8-tensor", "--sequences=4", "--calibration=6", "--seq_len=48",
-        "--distil=4", "--finetune=2", "--finetune_batch=2", "--finetune_lr=1e-2",
+        "--methods=", "--sequences=4", "--calibration=6", "--seq_len=48",
+        "--distil=4", "--finetune=2", "--finetune_batch=2", "--finetune_lr=1e-2", "--draws=1,2",
         f"--workdir={place}",
     )  # fmt: skip
     assert done.status == 0, done.err
@@ -191,5 +192,18 @@ def test_forms_of_texts_that_begin_differently(on_text):
     (section,) = sections(record)
     assert len(section.table.rows) == len(FORMS)
     assert section.lines[0].startswith("texts begin with different tokens: from layer 3 on")
+    for name, form in found["forms"].items():  # each draw of text trains it anew, from the same
+        assert ("draws" in form) == (name in {"trained", *MODELS})
+        for other in form.get("draws", {}).values():
+            assert other.keys() == form.keys() & {"distilled", "finetuned"}
+            for kind, after in other.items():
+                assert after["losses"] != form[kind]["losses"]
+    assert found["forms"]["gate"]["draws"]["2"]["distilled"]["divergence"][0] != pytest.approx(
+        found["forms"]["gate"]["distilled"]["divergence"][0], rel=1e-6
+    )
+    gate = section.table.rows[list(FORMS).index("gate")]
+    both = [found["forms"]["gate"], *found["forms"]["gate"]["draws"].values()]
+    mean = np.mean([draw["distilled"]["change"][0] for draw in both])
+    assert gate[3].startswith(f"{mean:+.3f} ±")
     assert "4 steps of what the form adds" in markdown(sections(record))[found["name"]]
     assert "nats from the trained model" not in done.err
