@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from tests import quick  # noqa: E402
 from tests.families import reference  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 20_000
 SHARED = ROOT.parent / "shared" / "data"
 
 # The flags are read once, when the backend starts, and are gone before a test starts a child:
@@ -42,6 +44,17 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoded corpora go to a directory of the test run, shared by its tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_let_go() -> Iterator[None]:
+    """A compiled program keeps some memory mapped, and Linux allows a process 65,530 such maps.
+
+    Beyond them XLA's compiler crashes.
+    """
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
