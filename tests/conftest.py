@@ -17,6 +17,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from filelock import FileLock  # noqa: E402
 
+from sysout_jax.core import attention  # noqa: E402
 from sysout_jax.errors import InputError  # noqa: E402
 from sysout_jax.families.catalogue import from_wheel  # noqa: E402
 from tests import quick  # noqa: E402
@@ -55,6 +56,15 @@ def _programs_let_go() -> Iterator[None]:
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
+
+
+@pytest.fixture
+def own_variants() -> Iterator[None]:
+    """Variants that a test enters leave the table with it."""
+    before = set(attention.VARIANTS._rows)
+    yield
+    for name in set(attention.VARIANTS._rows) - before:
+        del attention.VARIANTS._rows[name]
 
 
 @pytest.fixture(scope="session")

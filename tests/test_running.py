@@ -13,7 +13,6 @@ import pytest
 import tokenizers
 
 import sysout_jax as so
-from sysout_jax.core import attention
 from sysout_jax.core.norms import NORMS
 from sysout_jax.data.tokenizer import ByteTokenizer, SubwordTokenizer
 from sysout_jax.errors import InputError
@@ -367,15 +366,6 @@ def test_a_model_is_shown_in_a_line():
     repr(jax.tree.map(lambda x: None, model))  # of any leaves
     shapes = jax.eval_shape(lambda: model.params)
     assert "(float32)" in repr(so.Model(model.config, shapes))
-
-
-@pytest.fixture
-def own_variants():
-    """Variants that a test enters leave the table with it."""
-    before = set(attention.VARIANTS._rows)
-    yield
-    for name in set(attention.VARIANTS._rows) - before:
-        del attention.VARIANTS._rows[name]
 
 
 @pytest.mark.usefixtures("own_variants")
