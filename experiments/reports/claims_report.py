@@ -1,5 +1,6 @@
 """The ledger as tables: claims by settings, and each claim with its numbers and threshold."""
 
+import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ MARKS = {
     "not applicable": "–", "not measured": "…", "superseded": "→",
 }  # fmt: skip
 LINKED = "docs/claims.md"
+LINE = 120  # characters of a line of the README
 
 
 def _claims(rows: Rows) -> dict[str, dict[str, Mapping[str, Any]]]:
@@ -101,7 +103,8 @@ def _tally(rows: Rows) -> str:
 def markdown_summary(rows: Rows) -> str:
     """What the README shows: how many tests have each status, and where they are."""
     count = len(_claims(rows))
-    return f"{count} claims, {len(rows)} tests: {_tally(rows)} [All of them]({LINKED})."
+    told = f"{count} claims, {len(rows)} tests: {_tally(rows)} [All of them]({LINKED})."
+    return textwrap.fill(told, LINE, break_long_words=False, break_on_hyphens=False)
 
 
 def print_matrix(console: Console, rows: Rows) -> None:

@@ -117,7 +117,7 @@ def _layers(groups: Mapping[str, list[Record]]) -> "Figure":
             )
         axes.set_title(tap, loc="left")
         axes.set_xlabel("layer")
-        count_axis(axes.xaxis, len(mean))
+        count_axis(axes.xaxis, len(mean), most=6)
     panels[0].set_ylabel("SQNR at 8 bits, dB")
     panels[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     return figure

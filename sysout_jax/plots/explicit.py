@@ -82,7 +82,7 @@ def _costs(axes: Any, models: list[Record]) -> None:
     axes.axvline(0, color=DARK, lw=0.8)
     axes.set_xscale("symlog", linthresh=LINEAR)
     axes.set_xlabel(f"change of the loss, nats (linear below {LINEAR})")
-    axes.legend(loc="best")
+    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     axes.set_title("what each form costs", loc="left")
 
 

@@ -53,9 +53,9 @@ def array(rows: Any) -> np.ndarray:
     return np.array(rows, dtype=np.float64)
 
 
-def count_axis(axis: Any, count: int) -> None:
-    """Ticks at whole numbers from 0 to count - 1, at most ten of them."""
-    axis.set_ticks(np.arange(0, count, -(-count // 10)))
+def count_axis(axis: Any, count: int, most: int = 10) -> None:
+    """Ticks at whole numbers from 0 to count - 1, at most so many."""
+    axis.set_ticks(np.arange(0, count, -(-count // most)))
 
 
 def save(figure: "Figure", path: Path) -> Path:
