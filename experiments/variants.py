@@ -208,6 +208,10 @@ def _save(place: Path, *model: Any) -> None:
 def main() -> None:
     if FLAGS.list and FLAGS.markdown:
         print(variants_table("`").to_markdown())
+    elif FLAGS.list and FLAGS.csv:
+        print(variants_table().to_csv())
+    elif FLAGS.list and FLAGS.json:
+        raise InputError("json", accepted="without --list")
     elif FLAGS.list:
         print_table(launch.console_for_tables(), variants_table())
     else:
@@ -220,13 +224,13 @@ def _connected() -> Config:
     return config_from_flags()
 
 
-def _run(config: Config, console: Console) -> None:
+def _run(config: Config, console: Console) -> RunDirectory | Path | None:
     console = console if hosts.first() else Console(quiet=True)
     own = own_directory()
-    if own and _complete(own):
-        console.print(f"complete {own}", soft_wrap=True, markup=False)
-    else:
-        run(config, console)
+    if not own or not _complete(own):
+        return run(config, console)
+    console.print(f"complete {own}", soft_wrap=True, markup=False)
+    return own
 
 
 def config_from_flags() -> Config:

@@ -1,8 +1,10 @@
 """Tables as a notebook, a terminal and pandas show them."""
 
+import csv
 import html
+import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -102,6 +104,14 @@ class Table:
     def _repr_html_(self) -> str:
         return f"<p><strong>{html.escape(self.title)}</strong></p>{self.to_html()}"
 
+    def to_csv(self) -> str:
+        """The table as comma-separated values, without its title; an interval is three columns."""
+        headings, columns = zip(*self._columns(), strict=True)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([headings, *zip(*columns, strict=True)])
+        return text.getvalue().rstrip("\n")
+
     def to_pandas(self) -> "pd.DataFrame":
         """A data frame; an interval is three columns: its heading, and that with low and high.
 
@@ -113,16 +123,22 @@ class Table:
         except ImportError:
             accepted = "pip install 'sysout_jax[pandas]', or the rows of the table"
             raise InputError("to_pandas", None, accepted, "pandas is not installed") from None
-        columns: dict[str, list[Any]] = {}
+        return pd.DataFrame(dict(self._columns()))
+
+    def _columns(self) -> Iterator[tuple[str, list[Any]]]:
+        """Heading and cells; of intervals three: the heading, and that with low and high."""
         for at, heading in enumerate(self.headings):
             cells = [row[at] for row in self.rows]
             wide = any(isinstance(cell, Interval) for cell in cells)
             names = (heading, f"{heading} low", f"{heading} high") if wide else (heading,)
             for n, name in enumerate(names):
-                columns[name] = [
-                    cell[n] if isinstance(cell, Interval) else None if n else cell for cell in cells
-                ]
-        return pd.DataFrame(columns)
+                yield (
+                    name,
+                    [
+                        cell[n] if isinstance(cell, Interval) else None if n else cell
+                        for cell in cells
+                    ],
+                )
 
 
 def facts(title: str, rows: Iterable[tuple[str, Any]]) -> str:

@@ -1,5 +1,7 @@
 """Intervals and tables as text, Markdown, HTML and for pandas."""
 
+import csv
+import io
 import math
 import sys
 from types import SimpleNamespace
@@ -42,6 +44,20 @@ def test_a_table_as_text_and_as_html():
     assert "<i>" not in shown
     assert "<th>a&lt;b</th>" in shown
     assert "<td>1 [0.5, 2]</td>" in shown
+
+
+def test_a_table_as_comma_separated_values():
+    rows = list(csv.reader(TABLE.to_csv().splitlines()))
+    assert rows == [
+        ["a<b", "x", "x low", "x high"],
+        ["<i>", "1.0", "0.5", "2.0"],
+        ["j", "", "", ""],
+        ["k", str(1 / 3), "", ""],
+    ]
+    odd = Table.of("T", ("a, b", "c", "c"), [('say "x"', "1\n2", None)])  # two headings alike
+    assert list(csv.reader(io.StringIO(odd.to_csv()))) == [
+        ["a, b", "c", "c"], ['say "x"', "1\n2", ""]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

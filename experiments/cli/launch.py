@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import inspect
 import io
+import json
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import StreamHandler, getLogger
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
@@ -27,16 +29,25 @@ from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.rope import RULES, Rope, by_rule
 from sysout_jax.model.rope import flag as rope_flag
 from sysout_jax.model.stored import from_record
-from sysout_jax.results import as_flag, named_run, read_record
+from sysout_jax.results import RunDirectory, as_flag, named_run, read_record
 from sysout_jax.training import hosts
 
 from . import ending, help
-from .tables import Section, markdown, show
+from .tables import Section, csv, markdown, show
 
 FLAGS = flags.FLAGS
 C = TypeVar("C")
 TPU_LIBRARY = "TPU_LIBRARY_PATH"
 TPU_CHIPS = ("/dev/accel*", "/dev/vfio/*")  # as the drivers of TPUs name them
+TEXTS: Mapping[str, Callable[[Iterable[Section]], dict[str, str]]] = MappingProxyType(
+    {"markdown": markdown, "csv": csv}
+)
+PRINTED: Mapping[str, str] = MappingProxyType(  # flags, and what each prints to stdout
+    {
+        "markdown": "tables in Markdown", "csv": "tables as comma-separated values",
+        "json": "the record",
+    }
+)  # fmt: skip
 WIDTH = 1000  # characters: wide enough for any table
 
 
@@ -220,13 +231,27 @@ def define_hosts() -> None:
 def define_tables() -> None:
     """Define the flags of a command that prints tables."""
     flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
-    flags.DEFINE_bool("markdown", False, "print tables in Markdown")
+    for name, says in PRINTED.items():
+        flags.DEFINE_bool(name, False, f"print {says}; the rest goes to stderr")
     flags.DEFINE_bool("wide", False, "print tables whole, however wide; else in parts that fit")
 
 
 def console_for_tables() -> Console:
-    """The console that tables are printed to, as wide as --wide says."""
-    return Console(width=WIDTH) if FLAGS.wide else Console()
+    """The console that tables are printed to, as wide as --wide says; stderr, where a flag of
+    `PRINTED` asks for stdout."""
+    return Console(width=WIDTH if FLAGS.wide else None, stderr=_printed() is not None)
+
+
+def _printed() -> str | None:
+    """The flag of `PRINTED` that is given.
+
+    Raises:
+      InputError: several are.
+    """
+    given = [name for name in PRINTED if FLAGS[name].value]
+    if len(given) > 1:
+        raise InputError(given[1], accepted=f"without --{given[0]}")
+    return given[0] if given else None
 
 
 def publish(console: Console, directory: Path, record: dict[str, Any]) -> None:
@@ -239,29 +264,37 @@ def publish(console: Console, directory: Path, record: dict[str, Any]) -> None:
 
 def run_or_redraw(
     binary: str,
-    run: Callable[[C, Console], Any],
+    run: Callable[[C, Console], RunDirectory | Path | None],
     config_from_flags: Callable[[], C],
     sections: Callable[[dict[str, Any]], Iterable[Section]],
 ) -> None:
-    """Run what the flags ask for, or print the record of the run that --redraw names, in Markdown
-    if --markdown, and draw it.
+    """Run what the flags ask for, or print the record of the run that --redraw names and draw it.
+
+    What a flag of `PRINTED` asks for goes to stdout.
 
     Raises:
       InputError: there is no record of this experiment.
     """
-    console = console_for_tables()
-    if not FLAGS.redraw:
-        run(config_from_flags(), console)
-        return
-    directory = Path(FLAGS.redraw)
-    with redrawing(directory, binary) as record:
-        if FLAGS.markdown:
-            print("\n\n".join(markdown(sections(record)).values()))
-        else:
-            show(console, sections(record))
-        figures = plots.draw(record, directory / "figures")
-    if not FLAGS.markdown:
-        console.print("\n".join(map(str, figures)), soft_wrap=True, markup=False)
+    console, printed = console_for_tables(), _printed()
+    if FLAGS.redraw:
+        directory = Path(FLAGS.redraw)
+        with redrawing(directory, binary) as record:
+            said = list(sections(record))
+            if not printed:
+                show(console, said)
+            figures = plots.draw(record, directory / "figures")
+            console.print("\n".join(map(str, figures)), soft_wrap=True, markup=False)
+    else:
+        made = run(config_from_flags(), console)
+        place = made.path if isinstance(made, RunDirectory) else made
+        if not printed or not place:
+            return
+        record = read_record(place)
+        said = list(sections(record))
+    if printed == "json":
+        print(json.dumps(record))
+    elif printed:
+        print("\n\n".join(TEXTS[printed](said).values()))
 
 
 def launch(

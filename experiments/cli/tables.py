@@ -38,6 +38,13 @@ def markdown(sections: Iterable[Section]) -> dict[str, str]:
     return {name: table.to_markdown() for name, table, *_ in sections if table}
 
 
+def csv(sections: Iterable[Section]) -> dict[str, str]:
+    """Name -> title and table as lines of comma-separated values."""
+    return {
+        name: f"# {table.title or name}\n{table.to_csv()}" for name, table, *_ in sections if table
+    }
+
+
 def print_table(console: Console, shown: Table, apart: bool = False) -> None:
     """Print a table; what is wider than the console in parts of it, one below the other.
 

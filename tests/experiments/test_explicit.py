@@ -1,5 +1,6 @@
 """Explicit forms as a user meets them: a run in; table, record and figure, or one line out."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -109,6 +110,17 @@ def test_a_record_is_drawn_again(run_explicit, finished):
     assert figure.read_bytes() == before
 
 
+def test_what_is_asked_for_goes_to_stdout(run_explicit, finished, record):
+    """All else goes to stderr, so that another program can read it."""
+    told = run_explicit(f"--redraw={finished[1]}", "--json")
+    assert json.loads(told.out) == record
+    assert "backcopy-softmax.png" in told.err
+    told = run_explicit(f"--redraw={finished[1]}", "--csv")
+    title, *rows = told.out.splitlines()
+    assert title.startswith("# backcopy-softmax: nats per token")
+    assert [row[0] for row in csv.reader(rows)] == ["form", *(FORMS[name] for name in MADE)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -118,6 +130,7 @@ def test_a_record_is_drawn_again(run_explicit, finished):
         (["--methods=w1"], "--methods=w1: "),
         (["--draws=2,2"], "--draws=2,2: accepted: at least one, none of them twice"),
         (["--stream"], "--stream: accepted: without it"),
+        (["--json", "--csv"], "--json: accepted: without --csv"),
     ],
 )
 def test_wrong_flags_are_one_line(run_explicit, trained, tmp_path, arguments, line):
