@@ -302,7 +302,16 @@ def _lifecycle(part: Record, record: Record) -> Tables:
     stages = part["trace"]
     rows = [[layer, *values] for layer, values in enumerate(zip(*stages.values(), strict=True))]
     where = f"The value at token {part['token']}, channel {part['channel']}"
-    return {"": Table.of(where, ("layer", *stages), rows)}
+    names = ("token", "born", "gone", "over_median", "cosine", "received")
+    others = [
+        [record["prompt"][each["token"]], *(each[name] for name in names)]
+        for each in part.get("others", ())  # older records have none
+    ]
+    said = "Other tokens whose state stands out"
+    return {
+        "": Table.of(where, ("layer", *stages), rows),
+        "others": Table.of(said, ("piece", *names), others),
+    }
 
 
 def _roles(part: Record, record: Record) -> Tables:

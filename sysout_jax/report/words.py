@@ -160,6 +160,13 @@ def _lifecycle(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
             f"disappearance: layer {gone['layer']} removes {gone['removed']:.3g}, by its "
             f"{gone['writer']}{_write(gone)}"
         )
+    for each in part.get("others", ())[:3]:  # older records have none
+        until = "the last" if each["gone"] is None else f"layer {each['gone']}"
+        lines.append(
+            f"beside it token {each['token']} {record['prompt'][each['token']]!r} stands out from "
+            f"layer {each['born']} to {until}: {each['over_median']:.3g} x the median norm, cosine "
+            f"{each['cosine']:.2f} with it, {each['received']:.2f} of attention"
+        )
     return lines
 
 

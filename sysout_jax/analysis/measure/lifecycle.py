@@ -12,6 +12,7 @@ from sysout_jax.analysis.locate import expert_neurons
 from sysout_jax.analysis.locate.existence import Panel, flagged, magnitudes, pool
 from sysout_jax.analysis.locate.scan import Thresholds, scan
 from sysout_jax.analysis.locate.weights import layer_params, projection
+from sysout_jax.analysis.measure.secondary_sinks import SecondarySink, secondary_sinks
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import MLPS, causal_mask
 from sysout_jax.core.measures import norm_over_rest, rows_to_one, spectral_dominance
@@ -80,6 +81,7 @@ class LifeCycle:
     emergence: Emergence
     spread: Spread
     disappearance: Disappearance | None  # None where no later layer makes it smaller
+    others: tuple[SecondarySink, ...]  # tokens beside this one whose state stands out
 
 
 def lifecycle(
@@ -119,6 +121,7 @@ def lifecycle(
         _emergence(config, params, taps, steps, up, token, channel),
         _spread(config, found.received[:, 0], taps, up, token),
         _disappearance(config, taps, steps, up, token, channel),
+        secondary_sinks(taps["block_out"]["state"][:, 0], found.received[:, 0], token),
     )
 
 
@@ -279,6 +282,7 @@ def _record(
         return found
 
     taps: dict[str, Any] = dict.fromkeys(PER_TOKEN, per_token)
+    taps["block_out"] = lambda value: per_token(value) | {"state": value.astype(jnp.float32)}
     if not MLPS[config.mlp][1]:
         del taps["gate_out"]
     if config.experts:
