@@ -13,6 +13,7 @@ from .claim import (
     DISTILLED,
     DOSED,
     EXACT,
+    FLY_AND_BIAS,
     GATE_AND_BIAS,
     GATED,
     GU,
@@ -32,6 +33,7 @@ from .claim import (
     PUBLISHED,
     RATE,
     RATED,
+    SINKS_AND_BIAS,
     SIX_SEEDS,
     SOURCE,
     SUN,
@@ -217,6 +219,12 @@ CAUSES = (
     *(Statement(name, says, "theory T4", {
         BACKCOPY: Trial(Equivalence("loss", form, "context_scale", 0.02, claimed=True, mean=0.01),
                        SIX_SEEDS, held=PREDICTED),
+        **{
+            setting: Trial(
+                Equivalence("loss", form, "context_scale", 0.02, claimed=True, mean=0.01), record
+            )
+            for setting, record in ((SOURCE, SINKS_AND_BIAS), (BOOKS, FLY_AND_BIAS))
+        },
     }) for name, says, form in (
         ("factor_and_bias_do_as_well", "A bias beside the explicit factor changes no loss",
          GATE_AND_BIAS),

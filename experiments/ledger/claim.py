@@ -59,6 +59,7 @@ COMPRESSED = "compress/smollm2-135m-books, compress/smollm2-135m-stdlib"
 BEST_WAY = "converted by=prefix+bound"
 
 SIX_SEEDS = "variants/factor-and-bias"
+SINKS_AND_BIAS, FLY_AND_BIAS = "variants/sinks-factor-and-bias", "variants/fruitfly-factor-and-bias"
 GATE_AND_BIAS = "value_bias+context_scale"
 PREDICTED = "94c831f"  # by theory/README.md, section 6
 DISTILLED, GATED = "explicit/smollm2-135m", "gate_bias by=distilled"

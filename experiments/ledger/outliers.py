@@ -11,6 +11,7 @@ from .claim import (
     DEMO,
     DF,
     FLY,
+    FLY_AND_BIAS,
     GATE_AND_BIAS,
     GU,
     LAB,
@@ -31,6 +32,7 @@ from .claim import (
     PUBLISHED,
     QIU,
     RATED,
+    SINKS_AND_BIAS,
     SIX,
     SIX_SEEDS,
     SOURCE,
@@ -144,6 +146,8 @@ OUTLIERS = (
               "place", "theory T2, T4", {
         BACKCOPY: Trial(goes(NO_NOOP, NOOP, "sink_value"), SIX_SEEDS,
                        held=PREDICTED),
+        SOURCE: Trial(goes(NO_RATE, RATED, "sink_value"), SINKS_AND_BIAS),
+        BOOKS: Trial(goes(NO_RATE, RATED, "sink_value"), FLY_AND_BIAS),
     }),
     Statement("one_is_not_enough", "Softmax-off-by-one and sink logits keep sinks", "theory A2", {
         LABORATORY: Trial(forms(BEST, "softmax_off_by_one", "sink_logit"), LAB,

@@ -11,6 +11,9 @@ FRUITFLY = f"experiments.variants {_BOOKS} --steps=5500"
 PAIR = (
     f"experiments.variants {_BOOKS} --steps=5000 --variants=softmax,context_scale --seeds=3,4,5,6,7"
 )
+ON_TEXT = (  # the variants that the theory asks for
+    "experiments.variants --variants=softmax,context_scale,value_bias+context_scale,sink_value"
+)
 SINKS = "experiments.variants --preset=sinks --corpus=stdlib --seeds=4,5,6,7,8"
 SMOLLM2: Mapping[str, str] = MappingProxyType(  # records of the published model, for each text
     {
@@ -32,6 +35,13 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "variants/factor-and-bias": (
             "experiments.variants --corpus=backcopy --variants=softmax,value_bias,attention_bias,"
             "context_scale,value_bias+context_scale,sink_logit,sink_value --seeds=0,1,2,3,4,5",
+        ),
+        "variants/sinks-factor-and-bias": (
+            f"{ON_TEXT} --preset=sinks --corpus=stdlib --seeds=14,15,16",
+        ),
+        "variants/fruitfly-factor-and-bias": (
+            f"{ON_TEXT} --preset=fruitfly --corpus=tokens:.cache/books "
+            "--tokenizer=.cache/books/tokenizer.json --seeds=11,12,13",
         ),
         "analyze/backcopy": (
             "experiments.variants --corpus=backcopy --variants=softmax --checkpoint_every=50",
