@@ -1,4 +1,4 @@
-"""The tutorials of notebooks/, executed: what they print is kept in them, and never written by hand.
+"""The tutorials of notebooks/, executed: what they print is kept in them, not written by hand.
 
 python -m tests.notebooks                # all of them, some minutes
 python -m tests.notebooks find prove
@@ -18,7 +18,7 @@ from sysout_jax.files import write_text
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
-TUTORIALS = ("find", "remove", "convert_and_quantise", "train_variants", "prove")  # as they are read
+TUTORIALS = ("find", "remove", "convert_and_quantise", "train_variants", "prove")
 FIGURE = "# Figure: "  # the first line of a cell that draws; what follows stands for the figure
 Output = dict[str, Any]
 

@@ -1,7 +1,6 @@
 """Notebooks run from top to bottom; the tutorials are kept with what they print."""
 
 import base64
-import json
 import re
 import shutil
 import subprocess
@@ -87,7 +86,9 @@ def test_what_cannot_be_kept_is_refused():
     assert drawn["data"]["text/plain"] == "a line"
 
 
-NO_PROSE = re.compile(r"`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\]\([^)]*\)|\b(?:19|20)\d\d\b|^#[^\n]*", re.M | re.S)
+NO_PROSE = re.compile(
+    r"`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\]\([^)]*\)|\b(?:19|20)\d\d\b|^#[^\n]*", re.M | re.S
+)
 
 
 def numbers(text):
