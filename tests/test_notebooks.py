@@ -1,6 +1,9 @@
 """Notebooks run from top to bottom; the tutorials are kept with what they print."""
 
+import ast
 import base64
+import importlib
+import inspect
 import re
 import shutil
 import subprocess
@@ -10,6 +13,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import sysout_jax
 
 nbformat = pytest.importorskip("nbformat", reason="needs nbclient and ipykernel")
 nbclient = pytest.importorskip("nbclient", reason="needs nbclient and ipykernel")
@@ -114,6 +119,20 @@ def test_jax_is_that_of_the_project(path):
     (needed,) = (line for line in project["dependencies"] if re.match(r"jax[>=]", line))
     asked = set(re.findall(r"jax(?:\[[^\]]*\])?(>=[\d.]+)", path.read_text()))
     assert asked == {needed.removeprefix("jax")}
+
+
+@pytest.mark.parametrize(**named(NOTEBOOKS))
+def test_names_and_arguments_are_those_of_the_library(path):
+    """Of every notebook, also of those that are run only where `-m slow` asks for it."""
+    tree = ast.parse("\n".join(cell.source for cell in cells(path)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("sysout_jax"):
+            home = importlib.import_module(node.module)
+            assert [name.name for name in node.names if not hasattr(home, name.name)] == []
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("so."):
+            called = eval(ast.unparse(node.func), {"so": sysout_jax})
+            known = inspect.signature(called).parameters
+            assert {each.arg for each in node.keywords} <= set(known), ast.unparse(node.func)
 
 
 # --------------------------------------------------------------------------- the first cell
