@@ -125,14 +125,17 @@ def test_jax_is_that_of_the_project(path):
 def test_names_and_arguments_are_those_of_the_library(path):
     """Of every notebook, also of those that are run only where `-m slow` asks for it."""
     tree = ast.parse("\n".join(cell.source for cell in cells(path)))
+    given = {}  # the arguments that each name of the library takes
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("sysout_jax"):
             home = importlib.import_module(node.module)
             assert [name.name for name in node.names if not hasattr(home, name.name)] == []
-        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("so."):
-            called = eval(ast.unparse(node.func), {"so": sysout_jax})
-            known = inspect.signature(called).parameters
-            assert {each.arg for each in node.keywords} <= set(known), ast.unparse(node.func)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("so", "so.measures"):
+            called = eval(ast.unparse(node), {"so": sysout_jax})
+            given[id(node)] = set(inspect.signature(called).parameters) if callable(called) else {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and id(node.func) in given:
+            assert {each.arg for each in node.keywords} <= given[id(node.func)], node.func.attr
 
 
 # --------------------------------------------------------------------------- the first cell
