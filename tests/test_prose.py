@@ -2,8 +2,10 @@
 
 Code, formulas and link targets count as one word. Tables, code blocks, headings, comments and what
 a command writes (`tests.pages`, `theory.readme`) are not prose. `test_readme` counts the README.
+Of notebooks the Markdown is.
 """
 
+import json
 import re
 from pathlib import Path
 from statistics import mean
@@ -14,7 +16,9 @@ from tests import pages
 
 LONGEST, MEAN = 25, 18
 CLAIMS = pages.ROOT / "docs" / "claims.md"  # a command writes all of it
-PROSE = [page for page in (*pages.PAGES, pages.ROOT / "CONTRIBUTING.md") if page != CLAIMS]
+NOTEBOOKS = sorted((pages.ROOT / "notebooks").glob("*.ipynb"))
+PROSE = [*pages.PAGES, pages.ROOT / "CONTRIBUTING.md", *NOTEBOOKS]
+PROSE.remove(CLAIMS)
 
 LEFT_OUT = re.compile(
     r"^```.*?^```|^\$\$.*?\$\$"  # code, formulas
@@ -37,13 +41,21 @@ def sentences(text: str) -> list[str]:
     return [sentence for block in blocks if block for sentence in END.split(block)]
 
 
+def markdown(page: Path) -> str:
+    """A page, or the Markdown of a notebook."""
+    if page not in NOTEBOOKS:
+        return page.read_text()
+    cells = json.loads(page.read_text())["cells"]
+    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+
 def words(sentence: str) -> int:
     return len(sentence.split())
 
 
 @pytest.mark.parametrize("page", PROSE, ids=lambda page: str(page.relative_to(pages.ROOT)))
 def test_sentences_are_short(page: Path):
-    found = sentences(page.read_text())
+    found = sentences(markdown(page))
     assert [sentence for sentence in found if words(sentence) > LONGEST] == []
     assert not found or mean(map(words, found)) <= MEAN
 

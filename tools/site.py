@@ -65,11 +65,24 @@ def _text(path: Path) -> str:
     if path.suffix != ".ipynb":
         return path.read_text()
     cells = json.loads(path.read_text())["cells"]
-    return "\n\n".join(_cell(cell["cell_type"], "".join(cell["source"])) for cell in cells)
+    return "\n\n".join(part for cell in cells for part in _cell(cell))
 
 
-def _cell(kind: str, source: str) -> str:
-    return source if kind == "markdown" else f"```python\n{source}\n```"
+def _cell(cell: dict[str, Any]) -> list[str]:
+    """A cell's Markdown: of code also the text and the figures that it gave."""
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        return [source]
+    return [f"```python\n{source}\n```", *map(_output, cell["outputs"])]
+
+
+def _output(output: dict[str, Any]) -> str:
+    """A plain block, or an image that the page holds itself, with the text that stands for it."""
+    data = output.get("data", {})
+    text = "".join(output["text"] if "text" in output else data["text/plain"])
+    if "image/png" in data:
+        return f"![{text}](data:image/png;base64,{''.join(data['image/png']).strip()})"
+    return f"```text\n{text.rstrip()}\n```"
 
 
 # ------------------------------------------------------------------------- text

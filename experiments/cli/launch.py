@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import StreamHandler, getLogger
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
@@ -33,21 +32,12 @@ from sysout_jax.results import RunDirectory, as_flag, named_run, read_record
 from sysout_jax.training import hosts
 
 from . import ending, help
-from .tables import Section, csv, markdown, show
+from .tables import PRINTED, TEXTS, Section, show
 
 FLAGS = flags.FLAGS
 C = TypeVar("C")
 TPU_LIBRARY = "TPU_LIBRARY_PATH"
 TPU_CHIPS = ("/dev/accel*", "/dev/vfio/*")  # as the drivers of TPUs name them
-TEXTS: Mapping[str, Callable[[Iterable[Section]], dict[str, str]]] = MappingProxyType(
-    {"markdown": markdown, "csv": csv}
-)
-PRINTED: Mapping[str, str] = MappingProxyType(  # flags, and what each prints to stdout
-    {
-        "markdown": "tables in Markdown", "csv": "tables as comma-separated values",
-        "json": "the record",
-    }
-)  # fmt: skip
 WIDTH = 1000  # characters: wide enough for any table
 
 

@@ -1,6 +1,7 @@
 """What a report says: tables, and sentences under them; on a terminal or in Markdown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import rich.table
@@ -43,6 +44,18 @@ def csv(sections: Iterable[Section]) -> dict[str, str]:
     return {
         name: f"# {table.title or name}\n{table.to_csv()}" for name, table, *_ in sections if table
     }
+
+
+TEXTS: Mapping[str, Callable[[Iterable[Section]], dict[str, str]]] = MappingProxyType(
+    {"markdown": markdown, "csv": csv}
+)
+# Flags, and what each prints to stdout.
+PRINTED: Mapping[str, str] = MappingProxyType(
+    {
+        "markdown": "tables in Markdown", "csv": "tables as comma-separated values",
+        "json": "the record",
+    }
+)  # fmt: skip
 
 
 def print_table(console: Console, shown: Table, apart: bool = False) -> None:

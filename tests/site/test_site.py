@@ -1,5 +1,6 @@
 """The site builds strictly, from the repository alone, and a browser shows it."""
 
+import html
 import importlib.util
 import json
 import os
@@ -75,6 +76,19 @@ def test_formulas_are_drawn(site):
         for page, text in pages.items()
     }
     assert not {page: left.search(text)[0] for page, text in prose.items() if left.search(text)}
+
+
+def test_notebooks_show_what_they_printed(site):
+    """Text as a block of its own, a figure with the words that stand for it."""
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        page = html.unescape((site / "notebooks" / path.stem / "index.html").read_text())
+        cells = json.loads(path.read_text())["cells"]
+        for output in (each for cell in cells for each in cell.get("outputs", ())):
+            figure = output.get("data", {}).get("image/png")
+            text = "".join(output["text"] if "text" in output else output["data"]["text/plain"])
+            if figure:
+                assert re.search(rf'<img alt="{re.escape(text)}" src="data:image/png;base64,', page)
+            assert text.splitlines()[0].strip() in page
 
 
 @pytest.fixture
