@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,12 @@ def kept(source: str, outputs: Iterable[Output]) -> list[Output]:
     return found
 
 
+def code_of(book: Any) -> str:
+    """A digest of a notebook's code, by which outputs are told to be of that code."""
+    code = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    return sha256("\0".join(code).encode()).hexdigest()[:16]
+
+
 def renew(name: str) -> None:
     """Execute a tutorial and keep what it prints."""
     path = FOLDER / f"{name}.ipynb"
@@ -74,6 +81,7 @@ def renew(name: str) -> None:
     for cell, run in zip(source.cells, executed(path, {}).cells, strict=True):
         if cell.cell_type == "code":
             cell.outputs = [nbformat.from_dict(each) for each in kept(cell.source, run.outputs)]
+    source.metadata["printed_by"] = code_of(source)
     nbformat.validate(source)
     write_text(path, nbformat.writes(source) + "\n")
 

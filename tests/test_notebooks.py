@@ -52,7 +52,8 @@ def test_they_are_valid_and_hold_nothing_of_a_run_but_outputs(path):
     nbformat.validate(book)
     assert len(cells(path)) >= 5
     assert all(cell.execution_count is None and cell.metadata == {} for cell in cells(path))
-    assert set(book.metadata) <= {"accelerator", "colab", "kernelspec", "language_info"}
+    fields = {"accelerator", "colab", "kernelspec", "language_info", "printed_by"}
+    assert set(book.metadata) <= fields
     assert path.stat().st_size <= LARGEST
 
 
@@ -63,7 +64,8 @@ def test_the_colab_notebook_keeps_nothing_printed():
 @pytest.mark.parametrize(**named(TUTORIALS))
 def test_what_a_tutorial_printed_is_kept(path):
     """To renew it: `python -m tests.notebooks NAME`, never by hand."""
-    figures = 0
+    book, figures = nbformat.read(path, 4), 0
+    assert book.metadata["printed_by"] == notebooks.code_of(book)
     for cell in cells(path):
         assert cell.outputs == notebooks.kept(cell.source, cell.outputs)
         assert bool(cell.outputs) == ("print(" in cell.source or "Figure: " in cell.source)
