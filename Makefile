@@ -17,8 +17,8 @@ docs: venv # writes build/site; a broken link or a public name that is not docum
 	$(RUN) pip --disable-pip-version-check install -qq -r requirements-docs.txt
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
-# A quarter of an hour, and as long as demo and test take; make bench QUICK=--quick: two minutes,
-# without those. Those against PyTorch need requirements-reference.txt besides.
+# Half an hour, and as long as demo and test take; make bench QUICK=--quick: two minutes, without
+# what has a budget. Those against PyTorch need requirements-reference.txt besides.
 bench: venv
 	for name in variants seeds startup first_result sweep train analysis long_context; do $(RUN) benchmarks.$$name $(QUICK) || exit; done
 	$(if $(QUICK),,$(RUN) benchmarks.budgets)
