@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ ROOT = Path(__file__).parent.parent
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 20_000
 SHARED = ROOT.parent / "shared" / "data"
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would the children of tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The flags are read once, when the backend starts, and are gone before a test starts a child:
 # children compile as a user's run does.
