@@ -80,6 +80,7 @@ def _boost(model: str, method: str, found: Record) -> "Figure":
             axes.plot(climbing, z[climbing], "o", ms=5, mfc="none", color=colour)
     axes.axhline(found["above"], color=DARK, lw=0.8, ls=":")
     axes.set(xlabel="layer", ylabel="step from the layer before, z")
+    axes.set_yscale("symlog", linthresh=found["above"])  # one step can be a hundred times another
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     axes.set_title(f"{model}, {method}: {found['bits']:.2f} bits a weight", loc="left")
     return figure
