@@ -1,5 +1,7 @@
 """What `make bench` ends with: budgets, and the goals that this machine meets."""
 
+import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -36,8 +38,11 @@ def test_goals_of_grouped_rows_say_of_which():
 
 
 def test_the_last_complete_run_of_each_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(budgets, "BUDGETS", {"demo": 300.0, "test": 0.0})
-    monkeypatch.setattr(budgets, "waited", lambda command: {"demo": 100.0, "test": 7.0}[command[1]])
+    rows = {name: budgets.BUDGETS[name] for name in ("demo", "test")}
+    rows["test"] = dataclasses.replace(rows["test"], seconds=0.0)
+    monkeypatch.setattr(budgets, "BUDGETS", rows)
+    seconds = {"demo": 100.0, "test": 7.0}
+    monkeypatch.setattr(budgets, "waited", lambda command, one_core: seconds[command[1]])
     config = budgets.Config(only=("demo", "test"), workdir=str(tmp_path))
     budgets.run(config, Console(quiet=True))
     stopped = RunDirectory(tmp_path, "benchmarks-seeds")
@@ -55,6 +60,15 @@ def test_a_command_is_waited_for_and_has_to_end_well(tmp_path):
     assert budgets.waited([sys.executable, "-c", "import time; time.sleep(0.2)"]) > 0.2
     with pytest.raises(InputError, match="exit status 3: what is wrong"):
         budgets.waited([sys.executable, "-c", "print('what is wrong'); raise SystemExit(3)"])
+
+
+@pytest.mark.parametrize("one_core", [False, True])
+def test_a_command_runs_in_an_empty_place_and_may_be_held_to_a_core(one_core):
+    before = os.sched_getaffinity(0)
+    count = 1 if one_core else len(before)
+    asks = f"import os; assert len(os.sched_getaffinity(0)) == {count}; assert not os.listdir()"
+    assert budgets.waited([sys.executable, "-c", asks], one_core) > 0.0
+    assert os.sched_getaffinity(0) == before
 
 
 @pytest.mark.parametrize("only", [("lint",), ()])
