@@ -39,23 +39,23 @@ def secondary_sinks(
       The largest over the median first. They are the "secondary attention sinks" of arXiv
       2512.22213, whose threshold is of attention.
     """
-    norms = np.linalg.norm(states.astype(np.float64), axis=-1)
+    states = states.astype(np.float64)
+    norms = np.linalg.norm(states, axis=-1)
     median = np.median(norms, axis=1, keepdims=True)
     over = np.divide(norms, median, out=np.zeros_like(norms), where=median > 0)
-    ours = states[np.argmax(norms[:, first]), first].astype(np.float64)
+    top = np.argmax(norms[:, first])
     found = []
     for token in range(states.shape[1]):
         layers = np.flatnonzero(over[:, token] > STANDS_OUT)
         if token == first or not layers.size:
             continue
         born, end, peak = int(layers[0]), int(layers[-1]) + 1, int(np.argmax(over[:, token]))
-        state = states[peak, token].astype(np.float64)
-        scale = np.linalg.norm(state) * np.linalg.norm(ours)
+        scale = norms[peak, token] * norms[top, first]
         reading = received[born + 1 : end + 1, :, token]
         found.append(
             SecondarySink(
                 token, born, end if end < len(states) else None, float(over[peak, token]),
-                float(state @ ours / scale) if scale else 0.0,
+                float(states[peak, token] @ states[top, first] / scale) if scale else 0.0,
                 float(reading.mean()) if reading.size else 0.0,
             )
         )  # fmt: skip
