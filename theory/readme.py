@@ -22,7 +22,7 @@ def result(check: Mapping[str, Any]) -> str:
     return (
         f"> {verdict}[`{path.name}`]({path.name}): {check['instances']:,} comparisons, "
         f"error {check['max_error']:.1e} ≤ {check['tolerance']:.1e} "
-        f"< {check['control_error']:.1e} with an assumption broken"
+        f"< {check['control_error']:.1e} with an assumption broken."
     )
 
 
