@@ -32,6 +32,7 @@ SMOLLM2: Mapping[str, str] = MappingProxyType(  # records of the published model
 COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "variants/demo": ("experiments.variants",),
+        "variants/backcopy": ("experiments.variants --seeds=6,7,8,9,10,11,12,13",),
         "variants/factor-and-bias": (
             "experiments.variants --corpus=backcopy --variants=softmax,value_bias,attention_bias,"
             "context_scale,value_bias+context_scale,sink_logit,sink_value --seeds=0,1,2,3,4,5",
@@ -62,7 +63,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "experiments.variants --corpus=backcopy --variants=softmax",
             "experiments.explicit --model=RUN --finetune=200 --sequences=128",
         ),
-        "laboratory": ("experiments.laboratory",),
+        "laboratory": ("experiments.laboratory --seeds=5,6,7,8,9,10,11,12",),
         "causal/backcopy": (
             "experiments.variants --corpus=backcopy --variants=softmax --layers=3 "
             "--seeds=0,1,2,3,4 --steps=1500 --batch_size=8 --measure_every=500",
