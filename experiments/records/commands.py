@@ -137,6 +137,12 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "--boost=sensitivity,kurtosis,first_last,random:0,random:1,random:2,random:3,random:4 "
             "--corpus=.cache/books_val.txt --sequences=32 --seq_len=256",
         ),
+        "compress/smollm2-135m-boosts-converted": (
+            "experiments.compress --model=smollm2-135m --methods=hqq-w3-g64 "
+            "--conversions=prefix+bound "
+            "--boost=sensitivity,random:0,random:1,random:2,random:3,random:4 "
+            "--corpus=.cache/books_val.txt --sequences=32 --seq_len=256",
+        ),
         "compress/smollm2-135m-books-more": (
             "experiments.compress --model=smollm2-135m --corpus=.cache/books_val.txt "
             "--sequences=64 --seq_len=256 --conversions=prefix+bound "
