@@ -35,8 +35,8 @@ from .reports.laboratory_report import sections
 FLAGS = flags.FLAGS
 # What --help explains.
 OFTEN = (
-    "variants", "optimizers", "layers", "losses", "starts", "norms", "steps", "seeds", "name",
-    "workdir",
+    "variants", "optimizers", "layers", "losses", "starts", "norms", "penalties", "steps", "seeds",
+    "name", "workdir",
 )  # fmt: skip
 BASE = replace(
     BACKCOPY, batch_size=4, steps=1500, measure_every=150, val_batches=8, seeds=(0, 1, 2, 3, 4),
@@ -47,6 +47,7 @@ BASE = replace(
 RATES = {"adamw": 5e-3, "sgd": 1.0, "lion": 5e-4, "muon": 5e-3}
 LOSSES = {"all": 0, "masked": 1}  # the first position that is trained: BOS predicts, or not
 STARTS = {"bos": True, "none": False}
+PENALTIES = {"none": (), "tweo": ("tweo=0.01",)}  # on activations, beside the loss
 CURVES = ("noop_sink_best", "sink_gap")  # measures whose whole course is recorded
 MEASURES = (
     "loss_copy", "loss_bigram", "noop_sink", "noop_sink_best", "first_token_attention",
@@ -57,10 +58,10 @@ MEASURES = (
 FITTED = 0.1  # of the steps: growth is fitted to what comes after, as in theory C2
 OF_A_CELL = (
     "corpus", "train_tokens", "variant", "optimizer", "lr", "decay", "eps", "layers", "loss_from",
-    "bos", "checkpoint_every", *FILLED_IN,
+    "bos", "penalties", "checkpoint_every", *FILLED_IN,
 )  # fmt: skip
 # What a cell is beside its variant, the usual value of each first.
-AXES = ("optimizers", "layers", "losses", "starts", "decays", "epsilons", "norms")
+AXES = ("optimizers", "layers", "losses", "starts", "decays", "epsilons", "norms", "penalties")
 NO_FLAG = (*OF_A_CELL, "mesh", "parallel", "tokenizer")
 
 
@@ -76,6 +77,7 @@ class Cell:
     decay: float
     eps: float
     norm: str
+    penalty: str
 
     @property
     def name(self) -> str:
@@ -97,6 +99,7 @@ class Config:
     decays: tuple[float, ...] = (1e-4, 0.0, 0.1, 0.3, 1.0, 3.0)  # times the rate, a step
     epsilons: tuple[float, ...] = (1e-8, 1e-6, 1e-4)  # under Adam's quotient
     norms: tuple[str, ...] = ("own", "layer", "unscaled", "sandwich", "qk")
+    penalties: tuple[str, ...] = ("none",)
     bases: tuple[str, ...] = ("softmax", "context_scale")
     full: bool = False
     place: Place = field(default_factory=Place)
@@ -104,7 +107,7 @@ class Config:
     def __post_init__(self) -> None:
         for flag, accepted in (
             ("variants", VARIANTS), ("bases", VARIANTS), ("optimizers", OPTIMIZERS),
-            ("losses", LOSSES), ("starts", STARTS), ("norms", NORMS),
+            ("losses", LOSSES), ("starts", STARTS), ("norms", NORMS), ("penalties", PENALTIES),
         ):  # fmt: skip
             for value in getattr(self, flag):
                 one_of(flag, value, accepted)
@@ -147,6 +150,7 @@ class Config:
         return replace(
             self.train, variant=cell.variant, seeds=seeds, loss_from=LOSSES[cell.loss],
             bos=STARTS[cell.start], optimizer=optimizer, model=model,
+            penalties=PENALTIES[cell.penalty],
         )  # fmt: skip
 
 
@@ -167,8 +171,8 @@ def _sorted(there: Cells) -> list[dict[str, Any]]:
     def place(cell: dict[str, Any]) -> Any:
         others = (OPTIMIZERS.index(cell["optimizer"]), cell["layers"], cell["loss"], cell["start"])
         decay = (cell["decay"] != DEFAULT_CELL["decay"], cell["decay"])
-        norm = list(NORMS).index(cell["norm"])
-        return *others, decay, cell["eps"], norm, VARIANTS.order(cell["variant"])
+        changed = list(NORMS).index(cell["norm"]), list(PENALTIES).index(cell["penalty"])
+        return *others, decay, cell["eps"], *changed, VARIANTS.order(cell["variant"])
 
     return sorted(there.all(), key=place)
 
@@ -237,7 +241,7 @@ def config_from_flags() -> Config:
     base = launch.override(base, {n: FLAGS[n].value for n in FLAGS if n not in OF_A_CELL})
     smoke = {"variants": ("softmax", "context_scale"), "bases": ()}
     given: dict[str, Any] = smoke if FLAGS.smoke else {}
-    for name in ("variants", "bases", "optimizers", "losses", "starts", "norms"):
+    for name in ("variants", "bases", "optimizers", "losses", "starts", "norms", "penalties"):
         if (texts := FLAGS[name].value) is not None:
             given[name] = tuple(texts)
     for name, kind in (("chains", int), ("layers", int), ("decays", float), ("epsilons", float)):
@@ -261,6 +265,7 @@ def define_flags() -> None:
         ("decays", "weight decays of the optimiser"),
         ("epsilons", "under Adam's quotient"),
         ("norms", f"of {', '.join(NORMS)}; own: RMSNorm before each branch"),
+        ("penalties", f"of {', '.join(PENALTIES)}: on activations, beside the loss"),
         ("chains", "Markov chains, by seed; all are trained in one program"),
     ):
         shown = ",".join(map(str, getattr(default, name)))

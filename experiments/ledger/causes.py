@@ -48,6 +48,9 @@ from .claim import (
 )
 from .predicates import Control, Cost, Dose, Equivalence, Has, Level, Paired, Relation
 
+QIU26 = "Qiu et al. 2026 (arXiv:2601.22966)"
+NEW_NORMS = tuple(f"softmax norm={name}" for name in ("gated", "pre_affine", "tanh"))
+
 CAUSES = (
     # ------------------------------------------------------------------------ what makes them
     Statement("sink_needs_no_loss_at_bos", "Sinks form where predicting what follows BOS is not "
@@ -82,6 +85,18 @@ CAUSES = (
         BOOKS: Trial(than(LARGEST, "softmax norm=sandwich", ratio=0.5, equal=VALID), LEVERS,
                     held="23a1401 text_sandwich_norms_remove_large_states"),
     }),
+    *(Statement(name, says, source, {LABORATORY: Trial(predicate, LAB)})
+      for name, says, source, predicate in (
+        ("gated_norms_keep_sinks", "A gate or a scale of the norm's own (GatedNorm, PreAffine) and "
+         "tanh in its place keep sinks", QIU26, forms(BEST, *NEW_NORMS, equal=COPIES)),
+        ("gated_norms_shrink_peaks", "With GatedNorm and PreAffine large states shrink", QIU26,
+         Paired(PEAK, tuple((norm, "softmax") for norm in NEW_NORMS[:2]), equal=COPIES)),
+        ("penalties_keep_sinks", "A penalty on large states (TWEO) keeps sinks", "theory A1, T3",
+         forms(BEST, "softmax penalty=tweo", equal=COPIES)),
+        ("penalties_shrink_peaks", "A penalty on large states (TWEO) shrinks the first token's",
+         "Liang et al. 2025 (arXiv:2511.23225)",
+         than(PEAK, "softmax penalty=tweo", ratio=0.5, equal=COPIES)),
+    )),
     Statement("unscaled_norms_remove_outlier_channels", "Norms without a scale for each channel "
               "make smaller outlier channels", "Park et al. 2025 (arXiv:2506.19697)", {
         LABORATORY: Trial(than(KURTOSIS, "softmax norm=unscaled", equal=COPIES), LAB,

@@ -155,6 +155,16 @@ OUTLIERS = (
         SOURCE: Trial(forms(RATED, "softmax_off_by_one", "sink_logit"), CELLS,
                      renews="f4755e4 source_one_is_not_enough"),
     }),
+    Statement("temperatures_keep_sinks", "A learned temperature by the number of keys keeps sinks",
+              "theory B1", {LABORATORY: Trial(forms(BEST, "scalable_softmax"), LAB)}),
+    Statement("value_state_gates_keep_sinks", "Gates that see the value alone keep sinks",
+              "theory A1; disputed by arXiv:2510.09017", {
+        LABORATORY: Trial(forms(BEST, "value_state_gate"), LAB),
+    }),
+    Statement("exclusive_attention_has_no_sink", "Without its own value in the output a head needs "
+              "no sink", "theory B5; Zhai 2026 (arXiv:2603.09078)", {
+        LABORATORY: Trial(goes(NO_BEST, BEST, "exclusive"), LAB),
+    }),
     Statement("value_gates_shrink_spikes", "Gates on values remove large activations", QIU, {
         LABORATORY: Trial(than(LARGEST, "value_gate", ratio=0.5, control=Control(LARGE)), LAB,
                          held="7a02250 value_gates"),

@@ -63,7 +63,13 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "experiments.variants --corpus=backcopy --variants=softmax",
             "experiments.explicit --model=RUN --finetune=200 --sequences=128",
         ),
-        "laboratory": ("experiments.laboratory --seeds=5,6,7,8,9,10,11,12",),
+        "laboratory": (
+            "experiments.laboratory --seeds=5,6,7,8,9,10,11,12 --name=eight",
+            "experiments.laboratory --seeds=5,6,7,8,9,10,11,12 --name=eight --bases=softmax "
+            "--variants=softmax,scalable_softmax,value_state_gate,exclusive --optimizers=adamw "
+            "--layers=1 --losses=all --starts=bos --decays=1e-4 --epsilons=1e-8 "
+            "--norms=own,gated,pre_affine,tanh --penalties=none,tweo",
+        ),
         "causal/backcopy": (
             "experiments.variants --corpus=backcopy --variants=softmax --layers=3 "
             "--seeds=0,1,2,3,4 --steps=1500 --batch_size=8 --measure_every=500",

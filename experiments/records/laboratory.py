@@ -11,7 +11,7 @@ Record = dict[str, Any]
 DEFAULT_CELL: Mapping[str, Any] = MappingProxyType(
     {
         "optimizer": "adamw", "layers": 1, "loss": "all", "start": "bos", "decay": 1e-4,
-        "eps": 1e-8, "norm": "own",
+        "eps": 1e-8, "norm": "own", "penalty": "none",
     }
 )  # fmt: skip
 
@@ -62,4 +62,5 @@ def setting(cell: Record) -> str:
     words += ["no BOS"] if cell["start"] == "none" else []
     words += [f"{n} {cell[n]:g}" for n in ("decay", "eps") if cell[n] != DEFAULT_CELL[n]]
     words += [f"{cell['norm']} norms"] if cell["norm"] != DEFAULT_CELL["norm"] else []
+    words += [cell["penalty"]] if cell["penalty"] != DEFAULT_CELL["penalty"] else []
     return ", ".join(words)

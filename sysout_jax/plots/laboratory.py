@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
-SETTING = ("optimizer", "layers", "loss", "start", "decay", "eps", "norm")
+SETTING = ("optimizer", "layers", "loss", "start", "decay", "eps", "norm", "penalty")
 APART = 0.16  # of the chains' points in a row
 WORDS = {"masked": "BOS not trained", "none": "no BOS"}  # of the values that are not the usual
 
@@ -26,10 +26,10 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
 
 
 def _name(cell: Record, first: Record) -> str:
-    """What a cell is beside its variant; decay, eps, norm where they are not the first cell's."""
+    """What a cell is beside its variant; decay and what follows only where it changes."""
     words = [cell["optimizer"], str(cell["layers"])]
     words += [WORDS[cell[key]] for key in ("loss", "start") if cell[key] in WORDS]
-    others = [key for key in ("decay", "eps", "norm") if cell[key] != first[key]]
+    others = [key for key in SETTING[SETTING.index("decay") :] if cell[key] != first[key]]
     return ", ".join(words + [f"{key} {cell[key]}" for key in others])
 
 

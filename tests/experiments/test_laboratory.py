@@ -76,7 +76,7 @@ def test_the_record_has_the_cells_of_all_shards(finished, record):
     ]  # fmt: skip
     assert record["runs"] == [list(each) for each in ORDER]
     files = sorted(path.name for path in (finished[0] / "cells").iterdir())
-    assert "softmax-adamw-1-masked-bos-0.0001-1e-08-own.json" in files
+    assert "softmax-adamw-1-masked-bos-0.0001-1e-08-own-none.json" in files
     assert len(files) == 3 + 1
     assert all(set(cell["code"]) == {"commit", "dirty"} for cell in record["cells"])
 
@@ -142,8 +142,8 @@ def test_tables_show_the_record(finished, record):
     assert along(made, "softmax", "decay") == {1e-4: made["cells"][0], 3.0: made["cells"][-1]}
     assert list(along(made, "softmax", "loss")) == ["all", "masked"]
     assert next(iter(sections(made))).table.rows[-1][0] == "adamw, 1 layer, decay 3"
-    made["cells"][-1] |= {"decay": 0.1, "eps": 1e-4, "norm": "qk"}
-    assert next(iter(sections(made))).table.rows[-1][0].endswith(", eps 0.0001, qk norms")
+    made["cells"][-1] |= {"decay": 0.1, "eps": 1e-4, "norm": "qk", "penalty": "tweo"}
+    assert next(iter(sections(made))).table.rows[-1][0].endswith(", eps 0.0001, qk norms, tweo")
     assert "(e) context_scale" in finished[1].out
 
 
@@ -208,7 +208,7 @@ def test_what_cells_have_in_common_is_written_once(tmp_path):
     ("file", "accepted"),
     [
         ("about.json", "cells/ without it, if these flags are those of its cells"),
-        ("softmax-adamw-1-all-bos-0.0001-1e-08-own.json", "remove it, and it is made again"),
+        ("softmax-adamw-1-all-bos-0.0001-1e-08-own-none.json", "remove it, and it is made again"),
     ],
 )
 def test_a_damaged_file_of_cells_is_one_line(
@@ -248,9 +248,11 @@ def test_one_factor_at_a_time_or_every_combination():
     few = Config(variants=("softmax", "sigmoid"), bases=("sigmoid",))
     assert len(few.cells) == 2 + (2 + 2 + 1 + 1 + 5 + 2 + 4)
     assert len(Config(variants=("softmax",), full=True).cells) == 3 * 3 * 2 * 2 * 6 * 3 * 5
-    usual = ("adamw", 1, "all", "bos", 1e-4, 1e-8, "own")
+    usual = ("adamw", 1, "all", "bos", 1e-4, 1e-8, "own", "none")
     assert few.cells[:2] == [Cell(name, *usual) for name in ("softmax", "sigmoid")]
-    training = few.training(Cell("sigmoid", "sgd", 2, "masked", "none", 0.3, 1e-4, "sandwich"))
+    changed = ("sgd", 2, "masked", "none", 0.3, 1e-4, "sandwich", "tweo")
+    training = few.training(Cell("sigmoid", *changed))
+    assert training.penalties == ("tweo=0.01",)
     assert (training.loss_from, training.bos, training.model.layers) == (1, False, 2)
     optimizer = training.optimizer
     assert (optimizer.lr, optimizer.decay, optimizer.eps) == (laboratory.RATES["sgd"], 0.3, 1e-4)
@@ -282,6 +284,7 @@ def test_shards_share_all_items():
         (["--epsilons=0"], "--epsilons=0.0: accepted: numbers above 0"),
         (["--epsilons=inf"], "--epsilons=inf: accepted: numbers above 0"),
         (["--norms=batch"], "--norms='batch': unknown; accepted: own, layer"),
+        (["--penalties=l2"], "--penalties='l2': unknown; accepted: none, tweo"),
         (["--decays=nan"], "--decays=nan: accepted: numbers of at least 0"),
         (["--name=../x"], "--name=../x: accepted: letters"),
         (["--shard=0/2"], "--shard=0/2: accepted: with a --name"),
