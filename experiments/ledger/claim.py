@@ -1,7 +1,7 @@
 """What a claim is, and the words in which claims are stated: settings, records, properties.
 
-What (a) to (f) are is in core/attention.py. Gated variants, (e) and gates on values, are judged by
-what the first token does to the output, g p_0 |v_0| / |o|, not by attention that a gate shuts off.
+What (a) to (f) are is in core/attention.py. Gates on outputs, as (e), are judged by what the first
+token does to the output, g p_0 |v_0| / |o|, not by attention that a gate shuts off.
 """
 
 from collections.abc import Mapping
