@@ -3,6 +3,7 @@
 pip install -r requirements-reference.txt    # PyTorch and transformers
 python -m benchmarks.analysis                # 16 sequences, three rounds, in two minutes
 python -m benchmarks.analysis --sequences=100 --rounds=7
+python -m benchmarks.analysis --model=smollm2-135m --sequences=100 --seq_len=256
 python -m benchmarks.analysis --quick        # 8 short ones, two rounds
 
 Each pass is made in a process of its own, which loads the checkpoint, so that the peak of memory is
@@ -30,6 +31,8 @@ from sysout_jax.analysis.locate.relations import Relation
 from sysout_jax.analysis.locate.scan import DETECTORS, SITES, Thresholds, together
 from sysout_jax.errors import InputError, at_least
 from sysout_jax.families.checkpoint import load_checkpoint
+from sysout_jax.families.export import export
+from sysout_jax.loading import load
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.model import Model
 from sysout_jax.report.findings import analyze
@@ -48,7 +51,8 @@ QUICK = {"sequences": 8, "seq_len": 128, "rounds": 2}
 class Config:
     """What is timed."""
 
-    layers: int = 6  # of the LLaMA
+    model: str | None = None  # of the LLaMA family: a name, directory or hub id; None: a random one
+    layers: int = 6  # of the random one
     width: int = 512
     vocab: int = 8192
     sequences: int = 16
@@ -64,6 +68,9 @@ class Config:
         at_least(2, "seq_len", self.seq_len)
         if self.width < 1 or self.width % 64:
             raise InputError("width", self.width, "a multiple of 64")
+        for name in ("layers", "width", "vocab"):
+            if self.model is not None and getattr(self, name) != getattr(Config, name):
+                raise InputError(name, getattr(self, name), "without --model", "no effect")
 
     def architecture(self) -> ModelConfig:
         """A LLaMA of that size, with heads of 64."""
@@ -140,14 +147,20 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         directory.record("benchmarks.analysis", config=goals.timed(config), peer=about) as record,
         tempfile.TemporaryDirectory() as place,
     ):
-        architecture = config.architecture()
-        rows = write_rows(Path(place), config.vocab, config.sequences, config.seq_len)
+        if config.model is None:
+            architecture = config.architecture()
+            checkpoint = write_model(architecture, Path(place))
+        else:
+            model = load(config.model, dtype="float32")
+            architecture, checkpoint = model.config, Path(place) / "model"
+            export(model, checkpoint, "llama")
+        rows = write_rows(Path(place), architecture.vocab, config.sequences, config.seq_len)
         ids = np.load(rows)
         inputs = Path(place) / "inputs.npy"
         np.save(inputs, ids[:, :-1])
         both = {
             "cache": Path(place) / "cache",
-            "checkpoint": str(write_model(architecture, Path(place))),
+            "checkpoint": str(checkpoint),
             "prompt": ids[0, : min(PROMPT, config.seq_len)].tolist(),
             "batch": config.batch or together(config.seq_len),
         }

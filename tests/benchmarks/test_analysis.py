@@ -101,6 +101,7 @@ def test_ratios_by_hand_and_the_table():
         ({"width": 100}, "width=100: accepted: a multiple of 64"),
         ({"sequences": 0}, "sequences=0"),
         ({"seq_len": 1}, "seq_len=1"),
+        ({"model": "smollm2-135m", "layers": 2}, "layers=2: no effect; accepted: without model"),
     ],
     ids=str,
 )
