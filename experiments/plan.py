@@ -97,10 +97,10 @@ class Config:
         if not self.only or len(set(self.only)) < len(self.only):
             raise InputError("only", ",".join(self.only), ", ".join(STEPS))
         how = self.train.model.execution
-        if how.flash:
-            raise InputError(
-                "flash", True, "without it", "no effect on machines that are described"
-            )
+        chip = machines.parse_topology(self.topology).chip
+        if how.flash and not (chip and chip.tpu and self.only == ("train",)):
+            accepted = "with --only=train, of a TPU"
+            raise InputError("flash", True, accepted, f"no effect on {self.topology}")
         if how.remat != "none" and "train" not in self.only:
             accepted = "with --only=train, which has a backward pass"
             raise InputError("remat", how.remat, accepted, "no effect")

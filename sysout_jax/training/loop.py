@@ -88,11 +88,11 @@ def check_kernel(config: ModelConfig) -> None:
     """Refuse a fused kernel that this process's devices do not have.
 
     Raises:
-      InputError: they are no GPUs.
+      InputError: they are no GPUs or TPUs.
     """
     if config.execution.flash and not flash.available():
         where = jax.default_backend().upper()
-        raise InputError("flash", True, "on a GPU", f"no effect on a {where}")
+        raise InputError("flash", True, "on a GPU or TPU", f"no effect on a {where}")
 
 
 def train(

@@ -33,7 +33,17 @@ from sysout_jax.training.sharding import (
     shardings,
     spec,
 )
-from sysout_jax.training.step import Step, TrainState, make_step, make_steps, many, start, stored
+from sysout_jax.training.step import (
+    Step,
+    StepRecord,
+    TrainState,
+    make_step,
+    make_steps,
+    many,
+    mapped,
+    start,
+    stored,
+)
 
 PARALLEL = ("jit", "pmap", "shard_map")
 SEEDS = 1  # axes before a parameter's own
@@ -177,12 +187,16 @@ def mesh_steps(
     where = state_shardings(mesh, config, optimizer)
     gather = partial(whole_tables, mesh, config)
     sizes = {name: mesh.shape[name] for name in TABLE["B"].over}
-    # Of several parts, a program is that of one group of devices: `make_step` divides along data.
-    edits = mesh_edits(mesh, list(sizes)[accumulate > 1 :])
     devices = (sizes["data"], sizes["fsdp"])
+    edits = mesh_edits(mesh, list(sizes)[mapped(config, sizes["data"], accumulate) :])
     step = make_step(config, optimizer, accumulate, None, gather, edits, objective, devices)
+
+    def steps(state: TrainState, batches: Array) -> tuple[TrainState, StepRecord]:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # which a fused kernel asks for
+            return many(step)(state, batches)
+
     return jax.jit(
-        many(step),
+        steps,
         in_shardings=(where, batch_sharding(mesh, STEPS_AND_SEEDS)),
         out_shardings=(where, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,

@@ -1,5 +1,7 @@
 """The fused kernel against the plain path: the same outputs and gradients, for every variant."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,7 +92,7 @@ def test_the_kernel_is_given_no_more_channels_than_it_takes(name, width, monkeyp
         given.extend(x.shape[-1] for x in (q, k, v))
         return jnp.zeros((*q.shape[:-1], v.shape[-1]), v.dtype)
 
-    monkeypatch.setattr(flash, "_kernel", kernel)
+    monkeypatch.setattr(flash, "_plain", kernel)
     config = ModelConfig(
         vocab=7, layers=1, width=13, heads=3, head_dim=width, mlp_width=5, variant=name, context=5,
     )  # fmt: skip
@@ -128,3 +130,24 @@ def test_seeds_run_together():
     for n in range(2):
         alone, _ = flash_attention(*(a[n] for a in stack))
         np.testing.assert_allclose(np.float32(together[n]), np.float32(alone), rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("extra", [False, True])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_the_kernel_of_a_tpu_is_the_plain_form(extra, scale):
+    """Run by Pallas' interpreter: outputs, and gradients of everything."""
+    q, k, v, _, cotangent = draw(jax.random.key(3), jnp.bfloat16)
+    logit = 2.0 * jax.random.normal(jax.random.key(4), (B, N, T)) if extra else None
+    used = float(1.0 / np.sqrt(H)) if scale is None else scale
+
+    def back(kernel, scale, by):
+        def out(q, k, v, logit):
+            return flash._mixed(kernel, scale, (q * by).astype(q.dtype), k, v, logit)
+
+        value, pull = jax.vjp(out, q, k, v, logit)
+        return value, pull((cotangent, jnp.ones_like(value[1])))
+
+    splash = back(partial(flash._splash, interpret=True), 1.0, used)
+    assert all(np.isfinite(np.float32(x)).all() for x in jax.tree.leaves(splash))
+    assert apart(back(flash._plain, 1.0, used), splash) < 0.02
+    assert apart(back(flash._plain, used, 1.0), splash) < 0.02

@@ -131,11 +131,14 @@ def test_words_of_a_verdict():
     assert "nothing" in verdict({"steps": {"train": step}, "suggestion": None})
 
 
+FUSED = Execution(flash=True, dtype="bfloat16")
+
+
 @pytest.mark.parametrize(
     ("only", "execution", "said"),
     [
         (("analysis",), Execution(remat="block"), "remat=block: no effect; accepted: with only=tr"),
-        (("train",), Execution(flash=True, dtype="bfloat16"), "flash=True: no effect on machines"),
+        (("train", "analysis"), FUSED, "flash=True: no effect on v5e:2x4; accepted: with only=tr"),
     ],
 )
 def test_execution_without_effect_is_refused(only, execution, said):
@@ -153,6 +156,18 @@ def test_execution_without_effect_is_refused(only, execution, said):
         ("gpt2-124m", "v5e:2x4", ("--mesh=data=8", "--batch_size=64", "--seq_len=1024")),
         ("llama2-7b", "v5e:16x16", ("--mesh=fsdp=256", "--batch_size=256", "--seq_len=4096")),
         ("llama2-7b", "v5p:4x8x8", ("--mesh=fsdp=256", "--batch_size=256", "--seq_len=4096")),
+        ("gpt2-124m", "v5e:2x4", ("--mesh=data=8", "--batch_size=64", "--flash")),
+        (
+            "gpt2-124m",
+            "v5e:2x4",
+            (
+                "--mesh=tensor=2,fsdp=4",
+                "--batch_size=64",
+                "--flash",
+                "--variant=sink_logit",
+                "--accumulate=2",
+            ),
+        ),
     ],
 )
 def test_tpus_that_are_not_at_hand(tmp_path, model, topology, flags):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sysout_jax.errors import InputError
@@ -64,6 +65,24 @@ def test_eight_devices_end_where_one_does():
     assert max(max(row["apart"].values()) for row in rows) < BOUND
     # Of the embeddings a device holds a half along fsdp=2, a quarter along fsdp=4.
     assert [row["held"] for row in rows] == [0.5, 0.125, 1.0, 0.25]
+
+
+DIVIDED = [  # along every axis, in parts, each device for itself, KV heads copied
+    ["softmax", "data=2,fsdp=2,tensor=2", 1],
+    ["softmax", "data=2,fsdp=2,tensor=2", 2],
+    ["softmax", "tensor=8", 1],
+    ["softmax", "data=8", 1, "shard_map"],
+    ["sink_logit", "fsdp=4,tensor=2", 1],
+]
+
+
+def test_the_kernel_of_a_tpu_is_divided_over_a_mesh():
+    (_, logit), (_, softmax), *rows = run(json.dumps(DIVIDED), module="on_tpu_kernel")
+    assert [case for case, _ in rows] == DIVIDED
+    plain = {"softmax": softmax, "sink_logit": logit}
+    for case, losses in rows:
+        assert np.allclose(losses, plain[case[0]], atol=0.01), case  # bfloat16, after three steps
+    assert abs(np.subtract(softmax[0], softmax[-1])).min() > 0.03
 
 
 # Parts of the batch, and how many gradients are added up over devices; of the loss, 3 blocks each.
