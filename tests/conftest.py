@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# Two workers whose small products run in two threads each wait for one another for minutes.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from jaxtyping import install_import_hook
 
 # Before either package is first imported.
@@ -17,6 +20,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from filelock import FileLock  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 from sysout_jax.core import attention  # noqa: E402
 from sysout_jax.errors import InputError  # noqa: E402
@@ -28,6 +32,10 @@ ROOT = Path(__file__).parent.parent
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 20_000
 SHARED = ROOT.parent / "shared" / "data"
+
+# Examples compile, and a machine may be busy: none is too slow.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 # A shell has what it starts in the background ignore Ctrl-C, and so would the children of tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)

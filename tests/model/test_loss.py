@@ -87,7 +87,7 @@ def test_loss_and_gradients_of_every_head(name, block):
     np.testing.assert_allclose(token_losses(cut, *arguments), losses, rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.data())
 def test_any_shape_in_any_block(data):
     """Of however many devices, each with its own sequences."""
