@@ -89,7 +89,7 @@ def test_what_a_step_needs_on_tpus_comes_from_the_plans():
     )
     found = []
     for name in ("gpt2-124m-v5e-8", "llama2-7b-v5e-256", "llama2-7b-v5p-512"):
-        record = read_record(ROOT / "results" / "plan" / name)
+        record = read_record(ROOT / "results" / "plan" / f"{name}-flash")
         step, small = record["steps"]["train"], record["model"] == "gpt2-124m"
         assert (step["config"]["batch_size"], step["config"]["seq_len"]) == (
             (64, 1024) if small else (256, 4096)
