@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.core.detectors import (
     DIMENSION_QUANTILE,
@@ -199,6 +199,25 @@ def _sink_over_rest(x: Array, sink: int) -> Array:
     # Not the sum of all less the sink's: a massive sink would swallow the rest in float32.
     rest = jnp.sum(norms.at[sink].set(0.0), axis=0) / max(x.shape[0] - 1, 1)
     return ratio_or_zero(norms[sink], rest)
+
+
+def expert_peaks(
+    experts: Int[Array, "T J"], out: Float[Array, "T J D"], count: int
+) -> Float[Array, "E"]:
+    """The largest magnitude that each expert of a mixture returns, over its tokens and channels.
+
+    a_e = max |out[t, j, d]| over (t, j) with experts[t, j] = e;  0 where no token goes to e.
+
+    Args:
+      experts: [T, J], the experts of each token: the tap experts.
+      out: [T, J, D], what they return: the tap expert_out.
+      count: E.
+
+    Source: Su et al. 2025 (arXiv:2507.23279), max |down_proj output|; `super_experts` of
+    core/detectors.py says which stand out.
+    """
+    peak = jnp.max(jnp.abs(widened(out)), axis=-1)
+    return jnp.zeros(count, peak.dtype).at[experts].max(peak)
 
 
 # ------------------------------------------------------------- measures of attention

@@ -4,6 +4,7 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sysout_jax.report.experts import expert_table
 from sysout_jax.report.words import neuron, row_of
 from sysout_jax.showing import Interval, Table
 
@@ -99,11 +100,14 @@ def _positions(part: Record, record: Record) -> Tables:
         [layer, min(row), sum(row) / len(row), max(row)] for layer, row in enumerate(part["heads"])
     ]
     of_heads = ("layer", "lowest head", "mean", "highest head")
-    return {
+    found = part.get("experts")  # older records, and models without experts, have none
+    experts = {"experts": expert_table(found)} if found else {}
+    made = {
         "": Table.of("Which tokens", headings, rows),
         "heads": Table.of(f"Attention on {part['heads_of']}", of_heads, heads),
         "matrices": _matrices(part["weights"]),
     }
+    return made | experts
 
 
 def _matrices(weights: Record) -> Table:

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 from sysout_jax.plots.stems import of_expert
+from sysout_jax.report.experts import expert_lines
 from sysout_jax.report.sinks import sink_lines
 
 DETECTORS = {
@@ -111,7 +112,7 @@ def _positions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     lines.append(
         f"attention on {part['heads_of']}: at most {max(heads):.2f} of a head's, in layer {layer}"
     )
-    return lines
+    return lines + expert_lines(record, part)
 
 
 def _relations(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:

@@ -342,7 +342,7 @@ def functions():
         for name, fn in vars(m).items()
         if inspect.isfunction(fn) and fn.__module__ == m.__name__ and not name.startswith("_")
     }
-    del found["uniform_share"]  # of numbers alone
+    del found["uniform_share"], found["expert_peaks"]  # of numbers; has a test of its own
     return found
 
 
@@ -473,6 +473,27 @@ def test_implicit_scale(outliers):
     found = m.implicit_scale(narrow(weights), jnp.asarray(inside))
     assert found.shape == (N, T)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+# -------------------------------------------------------------------------------- experts
+
+
+def test_expert_peaks_against_a_loop():
+    rng = np.random.default_rng(0)
+    experts = np.stack([rng.permutation(4)[:2] for _ in range(T)])  # nobody goes to expert 4
+    out = draw(T, 2, D)
+    expected = [0.0] * 5
+    for t in range(T):
+        for j in range(2):
+            size = max(abs(value) for value in out[t, j].tolist())
+            expected[experts[t, j]] = max(expected[experts[t, j]], size)
+    found = m.expert_peaks(jnp.asarray(experts), narrow(out), 5)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    short = narrow(out).astype("bfloat16")
+    of_short = m.expert_peaks(jnp.asarray(experts), short, 5)
+    assert of_short.dtype == found.dtype == jnp.float32
+    wide = m.expert_peaks(jnp.asarray(experts), short.astype("float32"), 5)
+    np.testing.assert_array_equal(of_short, wide)
 
 
 # -------------------------------------------------------------------------------- the list
