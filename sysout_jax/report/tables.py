@@ -4,6 +4,7 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sysout_jax.report.dynamics import growth_table
 from sysout_jax.report.experts import expert_table
 from sysout_jax.report.words import neuron, row_of
 from sysout_jax.showing import Interval, Table
@@ -291,6 +292,7 @@ def _dynamics(part: Record, record: Record) -> Tables:
         )
         rows.append([row["kind"], row["measure"], row["first"], row["last"], row["step"], fits])
     headings = ("kind", "measure", "first", "last", "half way at step", "growth laws")
+    laws = part.get("growth")  # older records have none
     names = list(part["measures"])
     steps = [
         [step, *(part["measures"][name][at] for name in names)]
@@ -299,7 +301,7 @@ def _dynamics(part: Record, record: Record) -> Tables:
     return {
         "": Table.of("Order of emergence", headings, rows),
         "steps": Table.of("All measures at every checkpoint", ("step", *names), steps),
-    }
+    } | ({"growth": growth_table(laws)} if laws and laws["laws"] else {})
 
 
 def _lifecycle(part: Record, record: Record) -> Tables:

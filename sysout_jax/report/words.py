@@ -1,10 +1,10 @@
 """The findings in words: each sentence is computed from the record."""
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 from sysout_jax.plots.stems import of_expert
+from sysout_jax.report.dynamics import dynamics_lines
 from sysout_jax.report.experts import expert_lines
 from sysout_jax.report.sinks import sink_lines
 
@@ -321,28 +321,6 @@ def _interventions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[s
     return lines + (sink_lines(record, part) if "sink" in part else [])
 
 
-def _dynamics(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for row in part["emergence"]:
-        if row["step"] is None:
-            lines.append(f"{row['kind']}: no change, {row['first']:.3g} to {row['last']:.3g}")
-            continue
-        law = ""
-        if row["fits"]:
-            law = f"; closest law {row['fits'][0]['law']} (R² {row['fits'][0]['r_squared']:.2f})"
-        lines.append(
-            f"{row['kind']}: {row['first']:.3g} to {row['last']:.3g}, half way at step "
-            f"{row['step']}{law}"
-        )
-    if part["order"]:
-        steps = {row["kind"]: row["step"] for row in part["emergence"]}
-        order = part["order"][0]
-        for before, kind in pairwise(part["order"]):
-            order += f" {'=' if steps[before] == steps[kind] else '<'} {kind}"
-        lines.append(f"order of emergence: {order}")
-    return lines
-
-
 def _seeds(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     lines = []
     for row in part["rows"]:
@@ -375,7 +353,7 @@ _SENTENCES = {
     "measures": _measures,
     "dimensions": _dimensions,
     "interventions": _interventions,
-    "dynamics": _dynamics,
+    "dynamics": dynamics_lines,
     "seeds": _seeds,
 }
 
