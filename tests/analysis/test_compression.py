@@ -344,6 +344,53 @@ def test_noise_is_that_of_each_tensor():
     np.testing.assert_allclose(found["weight", "up"].measured[6][1], sqnr, atol=0.02)
 
 
+def flushed_by_loop(x):
+    """Shares of NVFP4's zeros by its definition, and the outlier inputs, of x [rows, inputs]."""
+    deviation = np.sqrt(np.mean((x - x.mean()) ** 2))
+    outlier = [np.abs(x[:, i] - x.mean()).max() > 6 * deviation for i in range(x.shape[1])]
+    shares = {}
+    for name, of in (("flushed", x), ("flushed_without", np.where(outlier, 0.0, x))):
+        unit = np.abs(of).max() / (6 * 448)
+        lost = np.zeros(of.shape, bool)
+        for row, start in np.ndindex(len(of), -(-of.shape[1] // 16)):
+            block = of[row, 16 * start : 16 * start + 16]
+            step = float(np.float32(np.abs(block).max() / 6 / unit).astype("float8_e4m3fn")) * unit
+            lost[row, 16 * start : 16 * start + 16] = (block != 0) & (np.abs(block) <= step / 4)
+        shares[name] = lost.sum() / (of != 0).sum()
+        if name == "flushed":
+            kept = ~np.array(outlier)
+            shares["flushed_rest"] = lost[:, kept].sum() / (x[:, kept] != 0).sum()
+    return shares | {"outlier_inputs": sum(outlier)}
+
+
+def test_what_is_flushed_to_zero_is_counted_beside_outlier_inputs_and_without_them():
+    """A large channel, and a last block that is not full; rows of a weight are its inputs, so that
+    blocks run down the columns."""
+    config = replace(CONFIG, width=60, heads=2)
+    p = jax.tree.map(np.array, params(config))
+    for layer in range(config.layers):
+        block = layer_params(p, layer)
+        block["mlp"]["up"][5] = 60.0 * block["mlp"]["up"].std()
+        block["mlp_norm"]["scale"][3] = 40.0
+    p, tokens = jax.tree.map(jnp.asarray, p), ROWS[:, :-1]
+    found = {(row.kind, row.name): row for row in noise(config, p, tokens, sites=("mlp_norm",))}
+    seen = forward(config, p, jnp.asarray(tokens), {"mlp_norm": None})[1]["mlp_norm"]
+    for layer in range(config.layers):
+        up = np.asarray(layer_params(p, layer)["mlp"]["up"], np.float64)
+        texts = [flushed_by_loop(x) for x in np.asarray(seen[layer], np.float64)]
+        for key, wanted in (
+            (("weight", "up"), [flushed_by_loop(up.T)]), (("activation", "mlp_norm"), texts),
+        ):  # fmt: skip
+            row = found[key]
+            for name in ("flushed", "flushed_rest", "flushed_without"):
+                mean = np.mean([each[name] for each in wanted])
+                assert getattr(row, name)["nvfp4"][layer] == pytest.approx(mean, abs=2e-3), name
+            count = np.mean([each["outlier_inputs"] for each in wanted])
+            assert row.outlier_inputs[layer] == count > 0
+            assert row.flushed_rest["nvfp4"][layer] > row.flushed_without["nvfp4"][layer]
+            assert row.flushed_rest["mxfp4"][layer] > row.flushed_without["mxfp4"][layer]
+
+
 def test_normal_weights_are_predicted():
     """The weights are normal, as theory E1 assumes: within 1 dB although the tensors are small."""
     for row in noise(CONFIG, params(), ROWS[:, :-1]):

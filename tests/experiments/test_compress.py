@@ -95,6 +95,40 @@ def test_predictions_are_compared_over_all_tensors(record):
     }
 
 
+def test_what_is_flushed_to_zero_is_said_by_tensor(record, finished):
+    section = next(each for each in sections(record) if each.name == "flushed")
+    tensors = [each for model in record["models"] for each in model["noise"]]
+    assert len(section.table.rows) == 4 + 6
+    for kind, name, mean, largest, layer, outliers, rest, without, mxfp4 in section.table.rows:
+        mine = [each for each in tensors if (each["kind"], each["name"]) == (kind, name)]
+        for shown, (key, of) in {
+            mean: ("flushed", "nvfp4"), rest: ("flushed_rest", "nvfp4"),
+            without: ("flushed_without", "nvfp4"), mxfp4: ("flushed", "mxfp4"),
+        }.items():  # fmt: skip
+            assert shown == f"{np.mean([each[key][of] for each in mine]):.1%}"
+        assert largest == f"{max(max(each['flushed']['nvfp4']) for each in mine):.1%}"
+        assert layer == 0  # the only one
+        assert outliers == f"{np.mean([each['outlier_inputs'] for each in mine]):.1f}"
+    (line,) = section.lines
+    assert "because of outlier inputs in " in line or "in no kind of tensor" in line
+    assert line in " ".join(finished[0].out.split())
+    planted = json.loads(json.dumps(record))
+    for model in planted["models"]:
+        model["noise"][2]["flushed_rest"]["nvfp4"] = [0.9]
+        model["noise"][2]["flushed_without"]["nvfp4"] = [0.4]
+    worst = next(each for each in sections(planted) if each.name == "flushed").lines[0]
+    name = planted["models"][0]["noise"][2]["name"]
+    assert f"in activation {name}: 90.0% of the other inputs' entries beside them, 40.0%" in worst
+
+
+def test_records_from_before_say_nothing_of_it(record):
+    old = json.loads(json.dumps(record))
+    for model in old["models"]:
+        for each in model["noise"]:
+            del each["flushed"]
+    assert "flushed" not in [each.name for each in sections(old)]
+
+
 def test_figures_and_redraw_need_the_record_alone(finished, run_compress, tmp_path):
     figures = {path.name for path in (finished[1] / "figures").iterdir()}
     stems = ("loss", "layers", "noise")
