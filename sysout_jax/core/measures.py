@@ -224,8 +224,11 @@ def expert_peaks(
 
 
 def rows_to_one(weights: Float[Array, "*B N T S"]) -> Float[Array, "*B N T S"]:
-    """Divide each row by its sum, so that unnormalised attention can be compared; 0 stays 0."""
-    weights = widened(weights)
+    """Rows of unnormalised attention as shares, so that they can be compared; 0 stays 0.
+
+    |w_j| / sum_k |w_k|: a weight may be negative, and takes the output as far either way.
+    """
+    weights = jnp.abs(widened(weights))
     return ratio_or_zero(weights, jnp.sum(weights, axis=-1, keepdims=True))
 
 

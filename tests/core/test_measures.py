@@ -449,6 +449,20 @@ def test_degenerate_attention_gives_finite_values(name, weights):
 # ------------------------------------------------------------------------------ attention
 
 
+def test_negative_weights_are_shares_of_magnitude():
+    """A row that sums to nothing has shares all the same, and the sink of a negative weight is as
+    strong as of a positive one."""
+    raw = draw(N, T, T) * np.tri(T)
+    raw[1, 3, :4] = 1.0, -1.0, 2.0, -2.0
+    found = np.asarray(m.rows_to_one(narrow(raw)))
+    for head, query in np.ndindex(N, T):
+        row = raw[head, query].tolist()
+        total = math.fsum(map(abs, row))
+        np.testing.assert_allclose(found[head, query], [abs(w) / total for w in row], rtol=1e-5)
+    np.testing.assert_allclose(m.rows_to_one(narrow(-raw)), found, rtol=1e-6)
+    assert np.all(m.sink_strength(jnp.asarray(found)) > 0)
+
+
 def test_rows_to_one():
     raw = 5 * attention() * draw(N, T, 1) ** 2
     raw[1, 3] = 0.0
