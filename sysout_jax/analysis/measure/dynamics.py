@@ -1,6 +1,6 @@
 """When each kind of outlier emerges in training, in which order, and by which law it grows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,9 +73,31 @@ def dynamics(
     Raises:
       InputError: there are fewer than two checkpoints.
     """
+    summaries = (
+        (step, summary_in_batches(config, params, tokens, batch)) for step, params in checkpoints
+    )
+    return of_summaries(summaries, tokens.shape[1], progress, total)
+
+
+def of_summaries(
+    summaries: Iterable[tuple[int, Mapping[str, float]]],
+    length: int,
+    progress: Progress | None = None,
+    total: int = 0,
+) -> Dynamics:
+    """The dynamics of checkpoints whose `outlier_summary` is known.
+
+    Args:
+      summaries: (step, its summary), in the order of the steps; made one at a time.
+      length: T, of the sequences.
+      progress, total: as for `dynamics`.
+
+    Raises:
+      InputError: there are fewer than two.
+    """
     steps, found = [], []
-    for step, params in checkpoints:
-        found.append(summary_in_batches(config, params, tokens, batch))
+    for step, summary in summaries:
+        found.append(summary)
         steps.append(step)
         if progress:
             progress(len(steps), max(total, len(steps)))
@@ -93,7 +115,7 @@ def dynamics(
     ordered = sorted((e for e in emerged if e.step is not None), key=lambda e: e.step or 0)
     order = tuple(e.kind for e in ordered)
     law = growth(MASSIVE, np.array(steps), measures[MASSIVE])
-    return Dynamics(tuple(steps), tokens.shape[1], measures, emerged, order, law)
+    return Dynamics(tuple(steps), length, measures, emerged, order, law)
 
 
 def emergence(kind: str, measure: str, steps: np.ndarray, values: np.ndarray) -> Emergence:
