@@ -321,7 +321,11 @@ def _lifecycle(part: Record, record: Record) -> Tables:
 
 
 def _roles(part: Record, record: Record) -> Tables:
-    names = ("attention", "scale", "scale_sd", "error", "drain", "sink", "no_op", "broadcast")
+    of_heads = (
+        "attention", "scale", "scale_sd", "error", "drain", "sink", "no_op", "broadcast",
+        "stable_rank",
+    )  # fmt: skip
+    names = [name for name in of_heads if name in part]  # older records have no rank
     layers, heads = len(part["attention"]), len(part["attention"][0])
     rows = [
         [layer, head, *(part[name][layer][head] for name in names)]

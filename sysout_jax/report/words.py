@@ -205,8 +205,24 @@ def _roles(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
         f"error of S x attention over the rest: {mean('error'):.2f} of the output",
         f"{shares['sink']:.0%} of heads are sinks (> 0.3 of attention on O); {shares['no_op']:.0%} "
         f"are no-ops (value at most 0.2 of the rest's), {shares['broadcast']:.0%} broadcast (0.8 "
-        "or more)",
+        f"or more){_ranks(part)}",
     ]
+
+
+def _ranks(part: Mapping[str, Any]) -> str:
+    """The stable rank of the outputs of heads that broadcast, beside that of the rest."""
+    if "stable_rank" not in part:  # older records have none
+        return ""
+    ranks: dict[bool, list[float]] = {True: [], False: []}
+    for of, flags in zip(part["stable_rank"], part["broadcast"], strict=True):
+        for rank, broadcast in zip(of, flags, strict=True):
+            ranks[bool(broadcast)].append(rank)
+    said = [
+        f"{sum(of) / len(of):.2f} of {which}"
+        for which, of in (("those", ranks[True]), ("other heads", ranks[False]))
+        if of
+    ]
+    return f"; stable rank of outputs {', '.join(said)}"
 
 
 GROWN = 2.0  # a measure is said to have changed by this factor
@@ -316,6 +332,10 @@ def _interventions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[s
                 f"{effect['change'][0]:+.3f}, perplexity {effect['perplexity']:.1f}"
                 + ("; the sink relocates" if moved and moved["relocated"] else "")
             )
+    if part.get("super_weight"):  # older records have none
+        layer, row, channel = part["super_weight"]
+        where = f"down[{neuron(record, row)}, {channel}] of layer {layer}"
+        lines.append(f"{detector(record, 'super_weight')}: {where}")
     if part["nothing_found"]:
         lines.append(f"nothing to remove for {_listed(part['nothing_found'])}")
     return lines + (sink_lines(record, part) if "sink" in part else [])

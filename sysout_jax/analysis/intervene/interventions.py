@@ -60,6 +60,7 @@ class Interventions:
     nothing_found: tuple[str, ...]  # detectors that flag nothing in these sequences
     sink: Sink  # the first token: from which layer on attention is taken away
     forms: SinkForms  # what can take its place
+    super_weight: tuple[int, int, int] | None  # of Yu et al. 2024: layer, neuron, channel
 
 
 def interventions(
@@ -109,7 +110,8 @@ def interventions(
     steps(2, 5)
     attention, silent_attention = _attention(of_model, found, none, trained, sink.first)
     steps(3, 5)
-    of_weights, silent_weights = _weights(of_model, weights, none, means.super_weight(SPIKE))
+    super_weight = means.super_weight(SPIKE)
+    of_weights, silent_weights = _weights(of_model, weights, none, super_weight)
     steps(4, 5)
     forms = sink_forms(of_model, trained, sink, calibration)
     steps(5, 5)
@@ -120,6 +122,7 @@ def interventions(
         (*_silent(chosen), *silent_attention, *silent_weights),
         sink,
         forms,
+        super_weight,
     )
 
 
