@@ -1,6 +1,7 @@
 """Compression as a user meets it: a run in; tables, record and figures, or one line out."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -369,3 +370,26 @@ def test_boosts_that_are_refused(flags, said, trained, run_compress):
     assert done.status == 2
     assert said in done.err
     assert done.err.count("\n") == 1
+
+
+def test_a_mixture_is_compressed_by_what_learns_nothing(run_compress, tmp_path):
+    planted.write(tmp_path, "model")  # for the text
+    config = replace(planted.CONFIG, experts=3, experts_per_token=2)
+    made = jax.tree.map(lambda x: x[None], init(config, jax.random.key(0)))
+    save(tmp_path / "mixture", config, made, [3])
+    flags = (
+        f"--model={tmp_path}/mixture", f"--corpus=tokens:{tmp_path}/text", "--bos=no",
+        "--sequences=2", "--calibration=2", "--seq_len=16", f"--workdir={tmp_path}/runs",
+    )  # fmt: skip
+    refused = run_compress(*flags, "--methods=w8,gptq-w4")
+    assert refused.status == 2
+    assert refused.err == (
+        "error: --methods: the inputs of the 3 experts are not told apart in calibration text; "
+        "accepted: methods without calibration, or --sites=attn_norm,attn_mix\n"
+    )
+    assert not (tmp_path / "runs").exists()
+    done = run_compress(*flags, "--methods=w4,w8a8,magnitude-0.5")
+    assert done.status == 0, done.err
+    (model,) = json.loads((tmp_path / "runs/compress/latest/result.json").read_text())["models"]
+    assert list(model["methods"]) == ["w4", "w8a8", "magnitude-0.5"]
+    assert model["methods"]["magnitude-0.5"]["zeros"]["up"] == pytest.approx([0.5] * 6, abs=0.01)

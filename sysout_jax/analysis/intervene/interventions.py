@@ -110,8 +110,7 @@ def interventions(
     steps(2, 5)
     attention, silent_attention = _attention(of_model, found, none, trained, sink.first)
     steps(3, 5)
-    super_weight = means.super_weight(SPIKE)
-    of_weights, silent_weights = _weights(of_model, weights, none, super_weight)
+    of_weights, silent_weights = _weights(of_model, weights, none, means.super_weight(SPIKE))
     steps(4, 5)
     forms = sink_forms(of_model, trained, sink, calibration)
     steps(5, 5)
@@ -120,10 +119,8 @@ def interventions(
         float(np.exp(of_model.before.mean())),
         (*activations, *attention, *of_weights),
         (*_silent(chosen), *silent_attention, *silent_weights),
-        sink,
-        forms,
-        super_weight,
-    )
+        sink, forms, means.super_weight(SPIKE),
+    )  # fmt: skip
 
 
 @cache  # the same objects again, so that the compiled program is used again
