@@ -5,10 +5,13 @@ python -m experiments.analyze --model=runs/variants/RUN/models/NAME --corpus=PAT
 python -m experiments.analyze --model=RUN --only=positions,roles --seq_len=16384 --sequences=1
 python -m experiments.analyze --model=gpt2 --corpus=PATH --check_known
 python -m experiments.analyze --model=meta-llama/Llama-2-7b-hf --corpus=PATH --stream
+python -m experiments.analyze --model=EleutherAI/pythia-14m --revisions=step0,step512,step8000
 python -m experiments.analyze --redraw=runs/analyze/RUN
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,16 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
 from sysout_jax.analysis.compress.calibration import apart
-from sysout_jax.analysis.locate.scan import Thresholds, for_length, over_batches, together
+from sysout_jax.analysis.locate.scan import (
+    QUERIES_AT_ONCE,
+    Progress,
+    Thresholds,
+    for_length,
+    over_batches,
+    together,
+)
 from sysout_jax.analysis.measure.dimensions import chosen_positions
+from sysout_jax.analysis.measure.dynamics import Dynamics, of_summaries
 from sysout_jax.checking import check
 from sysout_jax.data.prompt import PROMPT, encode_prompt
 from sysout_jax.errors import InputError, at_least, one_of
@@ -34,9 +45,11 @@ from sysout_jax.report.words import headline, known_lines
 from sysout_jax.results import RunDirectory, plain, read_record
 from sysout_jax.training.loop import Corpus
 
-from .cli import launch
+from .cli import ending, launch
+from .cli.grid import Place
 from .inputs.evaluation_text import length_of, read_corpus
 from .inputs.model_selection import Choice, Chosen, choose
+from .inputs.revisions import about, in_order, of_last, summaries
 
 FLAGS = flags.FLAGS
 # What --help explains.
@@ -61,12 +74,14 @@ class Config:
     token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     prompt: str = PROMPT  # what is drawn token by token; a synthetic task draws a row instead
     only: tuple[str, ...] = tuple(PARTS)  # parts to run
+    revisions: tuple[str, ...] = ()  # of a suite on the hub, for dynamics: step1000,step2000
     check_known: bool = False  # compare with published coordinates of outliers
     sequences: int = 32  # of the corpus' validation part
     calibration: int = 32  # of the training part: constants in a sink's place; 0: no such forms
     seq_len: int | None = None  # T, of each sequence; None: 64, or the learned positions if fewer
     batch: int | None = None  # sequences that are run together; None: 8, or fewer if they are long
     workdir: str = "runs"  # where run directories go
+    name: str | None = None  # of the run directory: again, and revisions that are done are kept
     dimension_positions: tuple[int, ...] | None = None  # of dimensions; None: the second half
     thresholds: Thresholds = field(default_factory=Thresholds)
 
@@ -77,6 +92,12 @@ class Config:
             one_of("only", name, tuple(PARTS))
         if not self.only or len(set(self.only)) < len(self.only):
             raise InputError("only", ",".join(self.only), "at least one part, none of them twice")
+        Place(self.workdir, self.name)
+        if self.revisions:
+            in_order(self.revisions)
+            if "dynamics" not in self.only:
+                found = ",".join(self.revisions)
+                raise InputError("revisions", found, "with dynamics in --only")
 
 
 def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, str]:
@@ -123,33 +144,39 @@ def _calibration(
 
 def run(config: Config, console: Console) -> RunDirectory:
     """Run the parts, draw, and write the page; what is finished is kept when interrupted."""
+    if config.revisions:
+        config = replace(config, choice=of_last(config.choice, config.revisions))
     chosen = choose(config.choice)
     known = known_of(config.choice.model, chosen.model.config) if config.check_known else ()
     material, corpus = gather(config, chosen, console)
     parts = _possible(config, chosen, console)
-    directory = RunDirectory(config.workdir, "analyze", of=[chosen.name])
+    directory, runs = _opened(config, chosen, material)
     directory.write("config.json", config)
     console.print(f"model    {chosen.described}", soft_wrap=True, markup=False)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     checked = None if config.choice.stream else check(chosen.model)
     said = checked or "not: of a streamed model one layer at a time is in memory"
     console.print(f"checked  {said}", soft_wrap=True, markup=False, highlight=False)
-    about = header(material) | {
+    described = header(material) | {
         "name": chosen.name, "seed": chosen.seed, "corpus": corpus,
         "asked": list(parts), "parts": {},
         "parameters": parameter_count(chosen.model.config), "checked": checked,
+        **({"revisions": list(config.revisions)} if config.revisions else {}),
     }  # fmt: skip
+    again = ending.with_name(directory.path)
     try:
-        with directory.record("analysis", **about) as record:
+        with (
+            directory.record("analysis", **described) as record,
+            ending.telling_how_to_go_on(*again) if config.revisions else nullcontext(),
+        ):
             if known:
                 record["known"] = _check(known, material)
                 for line in known_lines(plain(record)):
                     console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
             for name in parts:
-                result = _timed(name, material, console)
+                result = _timed(name, runs.get(name, PARTS[name]), material, console)
                 record["parts"][name] = describe(material, result)
-                described = plain(record)
-                for line in headline(described, name):
+                for line in headline(plain(record), name):
                     console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     finally:
         written = read_record(directory.path)
@@ -160,6 +187,26 @@ def run(config: Config, console: Console) -> RunDirectory:
             page = publish(written, directory.path)
             console.print(f"report   {page}", soft_wrap=True, markup=False)
     return directory
+
+
+def _opened(
+    config: Config, chosen: Chosen, material: Material
+) -> tuple[RunDirectory, dict[str, Callable[[Material, Progress | None], Any]]]:
+    """The directory of the run, and how the parts run that are not of `PARTS`: with revisions, the
+    dynamics of these, a file each once it is measured."""
+    if not config.revisions:
+        return RunDirectory(config.workdir, "analyze", config.name, [chosen.name]), {}
+    tokens = material.rows[:, :-1][:, :QUERIES_AT_ONCE]
+    place = Place(config.workdir, config.name)
+    directory, cells = place.opened("analyze", about(config.choice, tokens), [chosen.name])
+
+    def of_revisions(material: Material, progress: Progress | None) -> Dynamics:
+        found = summaries(
+            config.choice, config.revisions, material.model.config, tokens, material.batch, cells
+        )
+        return of_summaries(found, tokens.shape[1], progress, len(config.revisions))
+
+    return directory, {"dynamics": of_revisions}
 
 
 def _check(known: tuple[Known, ...], material: Material) -> list[Check]:
@@ -187,7 +234,7 @@ def _possible(config: Config, chosen: Chosen, console: Console) -> tuple[str, ..
 def _impossible(config: Config, chosen: Chosen) -> dict[str, str]:
     """Parts that cannot be run on this model, and why; the first reason of several."""
     reasons: dict[str, str] = {}
-    if len(chosen.kept) < 2:
+    if len(chosen.kept) < 2 and not config.revisions:
         found = f"{len(chosen.kept)} checkpoints of {chosen.name}"
         wanted = "accepted: a run that was trained with --checkpoint_every"
         reasons |= {"dynamics": f"{found}; {wanted}"}
@@ -200,7 +247,10 @@ def _impossible(config: Config, chosen: Chosen) -> dict[str, str]:
     return reasons
 
 
-def _timed(name: str, material: Material, console: Console) -> Any:
+def _timed(
+    name: str, part: Callable[[Material, Progress | None], Any], material: Material,
+    console: Console,
+) -> Any:  # fmt: skip
     """Run one part under a progress bar."""
     bar = RichProgress(
         TextColumn(f"{name:<14}"),
@@ -211,9 +261,7 @@ def _timed(name: str, material: Material, console: Console) -> Any:
     )
     with bar:
         task = bar.add_task(name, total=None)
-        result = PARTS[name](
-            material, lambda done, total: bar.update(task, completed=done, total=total)
-        )
+        result = part(material, lambda done, total: bar.update(task, completed=done, total=total))
         total = bar.tasks[task].total or 1
         bar.update(task, completed=total, total=total)
     return result

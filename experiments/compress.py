@@ -19,7 +19,14 @@ from sysout_jax import converting
 from sysout_jax.analysis.compress import allocation, schemes
 from sysout_jax.analysis.compress.allocation import Boost
 from sysout_jax.analysis.compress.calibration import PRODUCTS
-from sysout_jax.analysis.compress.compression import ALPHA, Compressed, Compressor, losses, present
+from sysout_jax.analysis.compress.compression import (
+    ALPHA,
+    Compressed,
+    Compressor,
+    check_experts,
+    losses,
+    present,
+)
 from sysout_jax.analysis.compress.noise import noise
 from sysout_jax.analysis.compress.schemes import Rounding
 from sysout_jax.analysis.statistics import bootstrap_interval
@@ -138,6 +145,9 @@ def run(config: Config, console: Console) -> RunDirectory:
         config.corpus, config.calibration, config.sequences, config.seq_len, console,
         config.token_dtype, config.protocol, config.calibration_corpus,
     )  # fmt: skip
+    for each in chosen:
+        for method in config.methods:
+            check_experts(each.model.config, schemes.scheme(method), config.sites)
     read = [texts.of(each) for each in chosen]  # before any work: text missing or too short
 
     @lru_cache(maxsize=1)  # cells of one model follow each other, and one at a time is in memory

@@ -51,6 +51,11 @@ def sections(record: Record) -> Iterator[Section]:
         if any("trained" in model for model in mine):
             yield _bought(corpus, mine, record["methods"])
     yield Section("noise", None, list(_agreement_lines(record)))
+    flushed = [
+        each for model in record["models"] for each in model.get("noise", ()) if "flushed" in each
+    ]
+    if flushed:  # older records have none
+        yield _flushed(flushed)
 
 
 def _bits(found: Record) -> float | None:
@@ -187,6 +192,41 @@ def agreements(record: Record) -> Iterator[tuple[str, str, str, Agreement]]:
                 with np.errstate(divide="ignore"):  # of a tensor of zeros, which is left out
                     values = np.log(_joined([each[name] for each in rows]))
                 yield kind, bits, label, agreement(values, measured)
+
+
+def _flushed(tensors: list[Record]) -> Section:
+    """What formats with blocks set to zero, kind of tensor by kind, over all models and layers."""
+    rows, said = [], []
+    for kind, name in dict.fromkeys((each["kind"], each["name"]) for each in tensors):
+        mine = [each for each in tensors if (each["kind"], each["name"]) == (kind, name)]
+        nvfp4, mxfp4, rest, without = (
+            _joined([each[key][of] for each in mine])
+            for key, of in (
+                ("flushed", "nvfp4"), ("flushed", "mxfp4"), ("flushed_rest", "nvfp4"),
+                ("flushed_without", "nvfp4"),
+            )
+        )  # fmt: skip
+        others = _joined([each["outlier_inputs"] for each in mine]).mean()
+        layer = int(np.argmax(nvfp4)) % len(mine[0]["outlier_inputs"])
+        shares = [f"{of.mean():.1%}" for of in (rest, without, mxfp4)]
+        rows.append(
+            [kind, name, f"{nvfp4.mean():.1%}", f"{nvfp4.max():.1%}", layer, f"{others:.1f}",
+             *shares]
+        )  # fmt: skip
+        said.append((rest.mean() - without.mean(), f"{kind} {name}", *shares))
+    cost, what, before, after, _ = max(said)
+    line = (
+        f"NVFP4 flushes most to zero because of outlier inputs in {what}: {before} of the other "
+        f"inputs' entries beside them, {after} without them"
+    )
+    if cost <= 0:
+        line = "outlier inputs add to what NVFP4 flushes to zero in no kind of tensor"
+    headings = (
+        "kind", "tensor", "NVFP4", "largest", "in layer", "outlier inputs", "others, beside them",
+        "others, without", "MXFP4",
+    )  # fmt: skip
+    title = "Share of nonzero entries that become zero (outlier: an entry beyond 6 sigma)"
+    return Section("flushed", Table.of(title, headings, rows, "llr"), [line])
 
 
 def _joined(columns: list[Any]) -> np.ndarray:

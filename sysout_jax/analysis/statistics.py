@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from scipy import stats
 
 from sysout_jax.showing import Interval
@@ -13,6 +14,15 @@ LAWS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "logarithmic": np.log,  # under gradient flow (theory C2)
     "square root": np.sqrt,
 }
+MODULATED = "modulated logarithm"  # of the massive activation (arXiv:2508.03616)
+
+
+def modulated(
+    t: Float[np.ndarray, "n"], A: float, decay: float, speed: float, t0: float, K: float
+) -> Float[np.ndarray, "n"]:
+    """A exp(-decay x) log x + K,  x = speed t + t0."""
+    x = speed * t + t0
+    return A * np.exp(-decay * x) * np.log(x) + K
 
 
 def mean_interval(values: Sequence[float | None] | np.ndarray, level: float = 0.95) -> Interval:

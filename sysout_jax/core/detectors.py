@@ -29,6 +29,7 @@ FEATURE_VALUE = 6.0  # Dettmers et al. 2022: |x| of an outlier feature,
 FEATURE_LAYERS, FEATURE_TOKENS = 0.25, 0.06  # in this share of layers, and of tokens
 SIGMAS = 6.0  # Bondarenko et al. 2023: standard deviations from the tensor's mean
 DIMENSION_QUANTILE = 0.99  # Macocco et al. 2025: of |h| after the final norm
+EXPERT_QUANTILE, EXPERT_SHARE = 0.995, 0.1  # Su et al. 2025: of the experts' largest outputs
 MASSIVE_DEVIATION = 1000.0  # |h - median h| over the median of those, as steering tools ask
 MASSIVE_LAYERS = 0.25  # and the least share of layers
 FALSE_DISCOVERIES = 0.01  # q of Benjamini & Hochberg
@@ -218,6 +219,31 @@ def massive_dimensions(
     away = jnp.abs(widened(h) - jnp.median(widened(h)))
     flagged = massive.flagged & (away > deviation * median_magnitude(away))
     return Detection(jnp.any(flagged, axis=0), jnp.max(massive.score, axis=0))
+
+
+def super_experts(
+    peak: Float[Array, "L E"], quantile: float = EXPERT_QUANTILE, share: float = EXPERT_SHARE
+) -> Detection:
+    """Experts of a mixture whose outputs reach further than almost all others' do.
+
+    score[l, e] = a[l, e] / max(Q_quantile(a), share max a), Q over all L E experts;  flagged above
+    1. The larger of two different largest experts is above both bounds in any model, so what makes
+    it an outlier is how far it stands above the others.
+
+    Args:
+      peak: [L, E], a: max |output| of each expert over the tokens that go to it; 0 if none does.
+      quantile: above 0, below 1.
+      share: of the largest output of all.
+
+    Returns:
+      `Detection` over [L, E].
+
+    Source: Su et al. 2025 (arXiv:2507.23279).
+    """
+    size = jnp.abs(widened(peak))
+    bound = jnp.maximum(quantile_magnitude(size, quantile), share * jnp.max(size))
+    score = ratio_or_zero(size, bound)
+    return Detection(score > 1.0, score)
 
 
 # ------------------------------------------------- calibrated: a p-value, a null, a rate q

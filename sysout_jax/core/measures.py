@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.core.detectors import (
     DIMENSION_QUANTILE,
@@ -201,12 +201,34 @@ def _sink_over_rest(x: Array, sink: int) -> Array:
     return ratio_or_zero(norms[sink], rest)
 
 
+def expert_peaks(
+    experts: Int[Array, "T J"], out: Float[Array, "T J D"], count: int
+) -> Float[Array, "E"]:
+    """The largest magnitude that each expert of a mixture returns, over its tokens and channels.
+
+    a_e = max |out[t, j, d]| over (t, j) with experts[t, j] = e;  0 where no token goes to e.
+
+    Args:
+      experts: [T, J], the experts of each token: the tap experts.
+      out: [T, J, D], what they return: the tap expert_out.
+      count: E.
+
+    Source: Su et al. 2025 (arXiv:2507.23279), max |down_proj output|; `super_experts` of
+    core/detectors.py says which stand out.
+    """
+    peak = jnp.max(jnp.abs(widened(out)), axis=-1)
+    return jnp.zeros(count, peak.dtype).at[experts].max(peak)
+
+
 # ------------------------------------------------------------- measures of attention
 
 
 def rows_to_one(weights: Float[Array, "*B N T S"]) -> Float[Array, "*B N T S"]:
-    """Divide each row by its sum, so that unnormalised attention can be compared; 0 stays 0."""
-    weights = widened(weights)
+    """Rows of unnormalised attention as shares, so that they can be compared; 0 stays 0.
+
+    |w_j| / sum_k |w_k|: a weight may be negative, and takes the output as far either way.
+    """
+    weights = jnp.abs(widened(weights))
     return ratio_or_zero(weights, jnp.sum(weights, axis=-1, keepdims=True))
 
 

@@ -20,6 +20,7 @@ from scipy.special import ndtri
 
 PER = ("tensor", "vector", "group")
 PERCENTILE = 99.999  # of magnitudes, the default of a calibrated range
+LARGEST_E4M3 = 448.0
 TERMS = 10  # of each series of a rounding error; where it is used, the next is below 1e-16
 SQRT2, INV_SQRT_2PI = math.sqrt(2.0), 1.0 / math.sqrt(2.0 * math.pi)
 SPARING = 0.7  # p of the norm by which a half-quadratic fit counts errors
@@ -34,6 +35,7 @@ class Format:
     largest: the largest magnitude of the grid.
     block: the group whose entries share a scale by definition of the format, or None.
     power_of_two: whether scales are powers of two, and the largest magnitude saturates.
+    two_levels: whether scales are FP8 (E4M3) numbers times one scale of the tensor.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Format:
     cite: str
     block: int | None = None
     power_of_two: bool = False
+    two_levels: bool = False
 
     @property
     def bits(self) -> int:
@@ -77,6 +80,7 @@ def _to_normal_floats(x: Array) -> Array:
     return jnp.where(jnp.isnan(x), x, grid[jnp.searchsorted(between, x)])
 
 
+NVIDIA = "NVIDIA et al. 2025 (arXiv:2509.25149)"
 OCP = "OCP Microscaling Formats 1.0 (2023)"
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
@@ -86,7 +90,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             Format(
                 "fp8_e4m3",
                 partial(_minifloat, "float8_e4m3fn"),
-                448.0,
+                LARGEST_E4M3,
                 "Micikevicius et al. 2022 (arXiv:2209.05433)",
             ),
             Format(
@@ -98,6 +102,10 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             Format(
                 "mxfp4", partial(_minifloat, "float4_e2m1fn"), 6.0, OCP, block=32,
                 power_of_two=True,
+            ),
+            Format(
+                "nvfp4", partial(_minifloat, "float4_e2m1fn"), 6.0, NVIDIA, block=16,
+                two_levels=True,
             ),
             Format(
                 "nf4", _to_normal_floats, 1.0, "Dettmers et al. 2023 (arXiv:2305.14314)", block=64
@@ -180,10 +188,12 @@ def symmetric(
 
     step = magnitude/largest;  nearest(clip(x/step, -largest, largest)) step, and x where the step
     is zero. Where scales are powers of two, step is the smallest with magnitude/step < 2 times the
-    power of two in `largest`, so that the top of the range saturates.
+    power of two in `largest`, so that the top of the range saturates. Of two levels, with u = max
+    magnitude/(448 largest) over the tensor, step = E4M3(magnitude/(largest u)) u, which may be 0:
+    then so are the rounded values.
 
     Args:
-      shared: entries that share a scale on the last axis.
+      shared: entries that share a scale on the last axis; of two levels, those of a whole tensor.
       fmt: the grid.
       magnitude: one for each scale; of the same tensor (dynamic) or of calibration data (static).
 
@@ -195,10 +205,15 @@ def symmetric(
     wide = jnp.broadcast_to(step, shared.shape)
     safe = jnp.where(wide == 0.0, 1.0, wide)
     rounded = fmt.nearest(jnp.clip(shared / safe, -fmt.largest, fmt.largest)) * safe
-    return jnp.where(wide == 0.0, shared, rounded)
+    return jnp.where(wide == 0.0, 0.0 if fmt.two_levels else shared, rounded)
 
 
 def _step(fmt: Format, magnitude: Array) -> Array:
+    if fmt.two_levels:
+        top = jnp.max(magnitude, where=~jnp.isnan(magnitude), initial=0.0)
+        unit = top / (fmt.largest * LARGEST_E4M3)
+        of_unit = magnitude / (fmt.largest * jnp.where(unit == 0.0, 1.0, unit))
+        return _minifloat("float8_e4m3fn", of_unit) * unit
     if not fmt.power_of_two:
         return magnitude / fmt.largest
     top = np.floor(np.log2(fmt.largest))
@@ -302,6 +317,23 @@ def quantise_zero_point(
     shared = grouped(x, per, group)
     low, high = (f(shared, axis=-1, keepdims=True) for f in (jnp.min, jnp.max))
     return ungrouped(zero_point(shared, bits, low, high), x.shape, per)
+
+
+def flushed(x: Float[Array, "..."], rounded: Float[Array, "..."]) -> Float[Array, ""]:
+    """The share of nonzero entries that come back as zero: #{x != 0, rounded = 0}/#{x != 0}.
+
+    A float of 4 bits with the step s of its block gives 0 for |x| <= s/4, of NVFP4 about a 24th of
+    the block's largest magnitude: one large entry silences its neighbours.
+
+    Args:
+      x: any shape; of zeros the share is 0.
+      rounded: the same, as a format gives it.
+
+    Source: "Dissecting Outlier Dynamics in LLM NVFP4 Pretraining" 2026 (arXiv:2602.02047).
+    """
+    nonzero = x != 0.0
+    lost = jnp.sum(nonzero & (rounded == 0.0), dtype=jnp.float32)
+    return lost / jnp.maximum(jnp.sum(nonzero, dtype=jnp.float32), 1.0)
 
 
 def sqnr(x: Float[Array, "..."], rounded: Float[Array, "..."]) -> Float[Array, ""]:

@@ -2,6 +2,7 @@
 nothing else."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from sysout_jax.errors import InputError, reason
@@ -52,3 +53,37 @@ def fetch(name: str, revision: str | None = None, wanted: tuple[str, ...] = WANT
             f"not fetched ({said})",
         ) from error
     return Path(place)
+
+
+def check_revisions(name: str, revisions: Sequence[str], file: str | None = None) -> None:
+    """Refuse revisions that are neither in the hub's cache on this machine nor on the hub.
+
+    Asked once for all of them, before any is fetched.
+
+    Args:
+      name: the id.
+      revisions: tags or branches.
+      file: one that they have, if they have no config.json.
+
+    Raises:
+      InputError: naming the first that is not there.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache  # takes half a second to import
+
+    known = file or "config.json"
+    unseen = [
+        each for each in revisions
+        if not isinstance(try_to_load_from_cache(name, known, revision=each), str)
+    ]  # fmt: skip
+    if not unseen:
+        return
+    try:
+        found = HfApi().list_repo_refs(name)
+        there = {ref.name for ref in (*found.branches, *found.tags)}
+        why = f"{name} has none of that name on the hub, nor in its cache here"
+    except Exception as error:  # whatever its HTTP library raises: it is not to be had there
+        there, why = set(), f"{name} has none of that name in the hub's cache here, and the hub "
+        why += f"is not reached ({reason(error)[:120]})"
+    for each in unseen:
+        if each not in there:
+            raise InputError("revisions", each, "branches or tags of the model on the hub", why)

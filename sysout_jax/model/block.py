@@ -285,6 +285,7 @@ class Experts(Owner):
         gate = through("gate", "E D -> F", rows) if MLPS[c.mlp].gated else None
         hidden = _activate(c, up, gate, side_by_side)
         out = scatter(through("down", "E F -> D", hidden, "residual"), routing)
+        out = tap("expert_out", out.reshape(*x.shape[:2], *out.shape[1:])).reshape(out.shape)
         mixed = jnp.einsum("AJD,AJ->AD", out, routing.weights.astype(out.dtype))
         return mixed.reshape(x.shape)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sysout_jax.analysis.statistics import LAWS
+from sysout_jax.analysis.statistics import LAWS, MODULATED, modulated
 from sysout_jax.plots import dimensions, effects, lifecycle, measures, positions, sinks
 from sysout_jax.plots.stems import draw_panel
 from sysout_jax.plots.style import array, grid
@@ -60,7 +60,7 @@ def attention_map(axes: Any, panel: Record, pieces: list[str]) -> None:
 def dynamics(record: Record, part: Record) -> "Figure":
     """Each kind over the checkpoints, where it is half way, and the law that fits it best."""
     figure, panels = grid(len(part["emergence"]), 3.1, 2.4)
-    steps = array(part["steps"])
+    steps, law = array(part["steps"]), _modulated(part.get("growth"))  # older records have none
     for axes, row in zip(panels, part["emergence"], strict=True):
         axes.plot(steps, array(part["measures"][row["measure"]]), "o-", color="#0072B2", ms=3)
         if row["fits"]:
@@ -69,12 +69,24 @@ def dynamics(record: Record, part: Record) -> "Figure":
             label = f"{fit['law']}, R² {fit['r_squared']:.2f}"
             axes.plot(after, curve, "--", color="#D55E00", lw=1, label=label)
             axes.legend(fontsize=7)
+        if law and law["measure"] == row["measure"]:
+            after = steps[steps > 0]
+            curve = modulated(after, **law["parameters"])
+            axes.plot(after, curve, "-", color="#009E73", lw=1, label=MODULATED)
+            axes.legend(fontsize=7)
         if row["step"] is not None:
             axes.axvline(row["step"], color="grey", lw=0.8, ls=":")
         axes.set_title(row["kind"], loc="left")
         axes.set_xlabel("optimiser steps")
         axes.set_ylim(bottom=0)
     return figure
+
+
+def _modulated(growth: Record | None) -> Record | None:
+    """The modulated logarithm of the massive activation, where it is the best of the laws."""
+    if not growth or not growth["laws"] or growth["laws"][0]["law"] != MODULATED:
+        return None
+    return {"measure": growth["measure"], "parameters": growth["laws"][0]["parameters"]}
 
 
 FIGURES: Mapping[str, Mapping[str, Callable[[Record, Record], "Figure | None"]]] = {

@@ -82,7 +82,10 @@ CAPTIONS: Mapping[str, str] = {
         "Change of the loss with each form in the sink's place; largest |h| of each token and its "
         "share of attention, in the layers that read the sink."
     ),
-    "dynamics": "Measures at the checkpoints; dotted: half way; dashed: the closest law.",
+    "dynamics": (
+        "Measures at the checkpoints; dotted: half way; dashed: the closest law; green: the "
+        "modulated logarithm, where it is the best of four laws."
+    ),
 }
 STYLE = """
 :root { color-scheme: light; }

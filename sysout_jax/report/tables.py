@@ -4,6 +4,8 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sysout_jax.report.dynamics import growth_table
+from sysout_jax.report.experts import expert_table
 from sysout_jax.report.words import neuron, row_of
 from sysout_jax.showing import Interval, Table
 
@@ -99,11 +101,14 @@ def _positions(part: Record, record: Record) -> Tables:
         [layer, min(row), sum(row) / len(row), max(row)] for layer, row in enumerate(part["heads"])
     ]
     of_heads = ("layer", "lowest head", "mean", "highest head")
-    return {
+    found = part.get("experts")  # older records, and models without experts, have none
+    experts = {"experts": expert_table(found)} if found else {}
+    made = {
         "": Table.of("Which tokens", headings, rows),
         "heads": Table.of(f"Attention on {part['heads_of']}", of_heads, heads),
         "matrices": _matrices(part["weights"]),
     }
+    return made | experts
 
 
 def _matrices(weights: Record) -> Table:
@@ -287,6 +292,7 @@ def _dynamics(part: Record, record: Record) -> Tables:
         )
         rows.append([row["kind"], row["measure"], row["first"], row["last"], row["step"], fits])
     headings = ("kind", "measure", "first", "last", "half way at step", "growth laws")
+    laws = part.get("growth")  # older records have none
     names = list(part["measures"])
     steps = [
         [step, *(part["measures"][name][at] for name in names)]
@@ -295,7 +301,7 @@ def _dynamics(part: Record, record: Record) -> Tables:
     return {
         "": Table.of("Order of emergence", headings, rows),
         "steps": Table.of("All measures at every checkpoint", ("step", *names), steps),
-    }
+    } | ({"growth": growth_table(laws)} if laws and laws["laws"] else {})
 
 
 def _lifecycle(part: Record, record: Record) -> Tables:
@@ -315,7 +321,11 @@ def _lifecycle(part: Record, record: Record) -> Tables:
 
 
 def _roles(part: Record, record: Record) -> Tables:
-    names = ("attention", "scale", "scale_sd", "error", "drain", "sink", "no_op", "broadcast")
+    of_heads = (
+        "attention", "scale", "scale_sd", "error", "drain", "sink", "no_op", "broadcast",
+        "stable_rank",
+    )  # fmt: skip
+    names = [name for name in of_heads if name in part]  # older records have no rank
     layers, heads = len(part["attention"]), len(part["attention"][0])
     rows = [
         [layer, head, *(part[name][layer][head] for name in names)]

@@ -1,10 +1,11 @@
 """The findings in words: each sentence is computed from the record."""
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 from sysout_jax.plots.stems import of_expert
+from sysout_jax.report.dynamics import dynamics_lines
+from sysout_jax.report.experts import expert_lines
 from sysout_jax.report.sinks import sink_lines
 
 DETECTORS = {
@@ -111,7 +112,7 @@ def _positions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     lines.append(
         f"attention on {part['heads_of']}: at most {max(heads):.2f} of a head's, in layer {layer}"
     )
-    return lines
+    return lines + expert_lines(record, part)
 
 
 def _relations(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
@@ -204,8 +205,24 @@ def _roles(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
         f"error of S x attention over the rest: {mean('error'):.2f} of the output",
         f"{shares['sink']:.0%} of heads are sinks (> 0.3 of attention on O); {shares['no_op']:.0%} "
         f"are no-ops (value at most 0.2 of the rest's), {shares['broadcast']:.0%} broadcast (0.8 "
-        "or more)",
+        f"or more){_ranks(part)}",
     ]
+
+
+def _ranks(part: Mapping[str, Any]) -> str:
+    """The stable rank of the outputs of heads that broadcast, beside that of the rest."""
+    if "stable_rank" not in part:  # older records have none
+        return ""
+    ranks: dict[bool, list[float]] = {True: [], False: []}
+    for of, flags in zip(part["stable_rank"], part["broadcast"], strict=True):
+        for rank, broadcast in zip(of, flags, strict=True):
+            ranks[bool(broadcast)].append(rank)
+    said = [
+        f"{sum(of) / len(of):.2f} of {which}"
+        for which, of in (("those", ranks[True]), ("other heads", ranks[False]))
+        if of
+    ]
+    return f"; stable rank of outputs {', '.join(said)}"
 
 
 GROWN = 2.0  # a measure is said to have changed by this factor
@@ -315,31 +332,13 @@ def _interventions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[s
                 f"{effect['change'][0]:+.3f}, perplexity {effect['perplexity']:.1f}"
                 + ("; the sink relocates" if moved and moved["relocated"] else "")
             )
+    if part.get("super_weight"):  # older records have none
+        layer, row, channel = part["super_weight"]
+        where = f"down[{neuron(record, row)}, {channel}] of layer {layer}"
+        lines.append(f"{detector(record, 'super_weight')}: {where}")
     if part["nothing_found"]:
         lines.append(f"nothing to remove for {_listed(part['nothing_found'])}")
     return lines + (sink_lines(record, part) if "sink" in part else [])
-
-
-def _dynamics(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for row in part["emergence"]:
-        if row["step"] is None:
-            lines.append(f"{row['kind']}: no change, {row['first']:.3g} to {row['last']:.3g}")
-            continue
-        law = ""
-        if row["fits"]:
-            law = f"; closest law {row['fits'][0]['law']} (R² {row['fits'][0]['r_squared']:.2f})"
-        lines.append(
-            f"{row['kind']}: {row['first']:.3g} to {row['last']:.3g}, half way at step "
-            f"{row['step']}{law}"
-        )
-    if part["order"]:
-        steps = {row["kind"]: row["step"] for row in part["emergence"]}
-        order = part["order"][0]
-        for before, kind in pairwise(part["order"]):
-            order += f" {'=' if steps[before] == steps[kind] else '<'} {kind}"
-        lines.append(f"order of emergence: {order}")
-    return lines
 
 
 def _seeds(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
@@ -374,7 +373,7 @@ _SENTENCES = {
     "measures": _measures,
     "dimensions": _dimensions,
     "interventions": _interventions,
-    "dynamics": _dynamics,
+    "dynamics": dynamics_lines,
     "seeds": _seeds,
 }
 

@@ -94,7 +94,7 @@ def test_static_ranges_are_those_of_the_layer():
 
 def test_heads_have_scales_of_their_own():
     value = jnp.asarray(X.reshape(2, 7, 2, 4))
-    edit = so.Edit(RoundInputs("int4", "vector", zero_point=False, heads=True), Basis(), None)
+    edit = so.Edit(RoundInputs("int4", "vector", zero_point=False, parts=2), Basis(), None)
     np.testing.assert_allclose(
         edit(value, jnp.asarray(0)), rounded(np.asarray(value), 7, -1), rtol=1e-6
     )
@@ -319,10 +319,97 @@ def test_every_variant_can_be_compressed(variant):
     assert np.all(np.isfinite(losses(config, found, ROWS)))
 
 
-def test_experts_are_refused():
-    config = replace(CONFIG, experts=3, experts_per_token=2)
-    with pytest.raises(InputError, match="does not tell experts apart"):
-        Compressor(config, {}, CALIBRATION)
+# ----------------------------------------------------------------------------- experts
+
+MIXTURE = replace(CONFIG, experts=3, experts_per_token=2)
+
+
+def alike():
+    """Parameters of a mixture whose experts are the dense model's MLP, with a router of its own."""
+    dense, mixture = params(), jax.tree.map(np.array, params(MIXTURE))
+    for layer in range(CONFIG.layers):
+        of, own = (layer_params(p, layer)["mlp"] for p in (dense, mixture))
+        for name, w in of.items():
+            own[name][:] = np.asarray(w)[None]
+    return jax.tree.map(jnp.asarray, mixture | {
+        name: of for name, of in dense.items() if not name.startswith("block")
+    } | {
+        block: {part: dense[block][part] if part != "mlp" else of[part] for part in of}
+        for block, of in mixture.items() if block.startswith("block_")
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["w4", "w4-g4", "hqq-w3-g4", "w6a4", "w8a8-tensor", "rotate-w4a4", "wnf4", "zero-w4", "kv4",
+     "magnitude-0.5", "magnitude-2:4", "wnvfp4anvfp4"],
+)  # fmt: skip
+def test_a_mixture_of_equal_experts_is_the_dense_model(method):
+    """Under every method that learns nothing from text; weights of the experts sum to one."""
+    mixture, dense = Compressor(MIXTURE, alike(), CALIBRATION), compressor()
+    found, expected = (k.compress(scheme(method)) for k in (mixture, dense))
+    assert losses(MIXTURE, found, ROWS) == pytest.approx(losses(CONFIG, expected, ROWS), rel=1e-4)
+    for layer in range(CONFIG.layers):
+        of, one = (layer_params(each.params, layer)["mlp"] for each in (found, expected))
+        for name, w in one.items():
+            for expert in of[name]:
+                np.testing.assert_allclose(expert, w, rtol=1e-5, atol=1e-6)
+
+
+def test_every_expert_has_scales_of_its_own():
+    """One expert's weights a hundred times another's: rounded by hand, output channel by channel;
+    and the inputs of its down projection, position by position."""
+    p = jax.tree.map(np.array, params(MIXTURE))
+    for layer in range(2):
+        mlp = layer_params(p, layer)["mlp"]
+        mlp["up"][1] *= 100.0
+        mlp["down"][1] /= 100.0
+    p = jax.tree.map(jnp.asarray, p)
+    found = Compressor(MIXTURE, p, CALIBRATION).compress(scheme("w4a4"))
+    for layer in range(2):
+        old, new = (layer_params(each, layer)["mlp"] for each in (p, found.params))
+        np.testing.assert_array_equal(new["router"], old["router"])
+        for name in ("gate", "up", "down"):
+            for before, after in zip(old[name], new[name], strict=True):
+                expected = rounded(np.asarray(before, np.float64), 7, axis=0)
+                np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-7)
+    tokens = jnp.asarray(ROWS[:, :-1])
+    taps = {"down_in": None}
+    edits = {"mlp_norm": found.edits["mlp_norm"]}
+    before = forward(MIXTURE, p, tokens, taps, edits)[1]["down_in"][0]
+    edits["down_in"] = found.edits["down_in"]
+    after = forward(MIXTURE, p, tokens, taps, edits)[1]["down_in"][0]
+    each = np.asarray(before, np.float64).reshape(*before.shape[:2], 2, -1)
+    expected = rounded(each, 7, axis=-1).reshape(before.shape)
+    assert np.mean(np.isclose(after, expected, rtol=1e-3, atol=1e-6)) > 0.999  # but for ties
+
+
+@pytest.mark.parametrize("method", ["gptq-w4", "awq-w4", "smooth-w8a8", "w8a8-minmax", "wanda-2:4"])
+def test_what_learns_from_the_inputs_of_experts_is_refused(method):
+    k = Compressor(MIXTURE, params(MIXTURE), CALIBRATION)
+    with pytest.raises(InputError, match="inputs of the 3 experts are not told apart"):
+        k.compress(scheme(method))
+    attention = ("attn_norm", "attn_mix")
+    found = Compressor(MIXTURE, params(MIXTURE), CALIBRATION, attention).compress(scheme(method))
+    assert np.all(np.isfinite(losses(MIXTURE, found, ROWS)))
+
+
+def test_a_share_of_all_weights_counts_every_expert():
+    found = Compressor(MIXTURE, params(MIXTURE), CALIBRATION).compress(scheme("global-0.5"))
+    before, after = (
+        [np.asarray(w) for name, w in jax.tree_util.tree_leaves_with_path(tree)
+         if name[0].key.startswith("block") and w.ndim > 1 and name[-1].key != "router"]
+        for tree in (params(MIXTURE), found.params)
+    )  # fmt: skip
+    assert np.mean(np.concatenate([w.ravel() for w in after]) == 0) == pytest.approx(0.5, abs=1e-3)
+    kept = min(np.abs(w[w != 0]).min() for w in after)
+    gone = max(np.abs(b[a == 0]).max() for a, b in zip(after, before, strict=True))
+    assert gone <= kept
+
+
+def test_noise_of_a_mixture():
+    found = noise(MIXTURE, params(MIXTURE), ROWS[:2, :-1])
+    assert all(np.isfinite(row.peak_over_rms).all() for row in found)
 
 
 # ------------------------------------------------------------------------------ noise
@@ -342,6 +429,53 @@ def test_noise_is_that_of_each_tensor():
     w = np.asarray(layer_params(params(), 1)["mlp"]["up"], np.float64)
     sqnr = 10 * np.log10(np.sum(w**2) / np.sum((w - rounded(w, 31)) ** 2))
     np.testing.assert_allclose(found["weight", "up"].measured[6][1], sqnr, atol=0.02)
+
+
+def flushed_by_loop(x):
+    """Shares of NVFP4's zeros by its definition, and the outlier inputs, of x [rows, inputs]."""
+    deviation = np.sqrt(np.mean((x - x.mean()) ** 2))
+    outlier = [np.abs(x[:, i] - x.mean()).max() > 6 * deviation for i in range(x.shape[1])]
+    shares = {}
+    for name, of in (("flushed", x), ("flushed_without", np.where(outlier, 0.0, x))):
+        unit = np.abs(of).max() / (6 * 448)
+        lost = np.zeros(of.shape, bool)
+        for row, start in np.ndindex(len(of), -(-of.shape[1] // 16)):
+            block = of[row, 16 * start : 16 * start + 16]
+            step = float(np.float32(np.abs(block).max() / 6 / unit).astype("float8_e4m3fn")) * unit
+            lost[row, 16 * start : 16 * start + 16] = (block != 0) & (np.abs(block) <= step / 4)
+        shares[name] = lost.sum() / (of != 0).sum()
+        if name == "flushed":
+            kept = ~np.array(outlier)
+            shares["flushed_rest"] = lost[:, kept].sum() / (x[:, kept] != 0).sum()
+    return shares | {"outlier_inputs": sum(outlier)}
+
+
+def test_what_is_flushed_to_zero_is_counted_beside_outlier_inputs_and_without_them():
+    """A large channel, and a last block that is not full; rows of a weight are its inputs, so that
+    blocks run down the columns."""
+    config = replace(CONFIG, width=60, heads=2)
+    p = jax.tree.map(np.array, params(config))
+    for layer in range(config.layers):
+        block = layer_params(p, layer)
+        block["mlp"]["up"][5] = 60.0 * block["mlp"]["up"].std()
+        block["mlp_norm"]["scale"][3] = 40.0
+    p, tokens = jax.tree.map(jnp.asarray, p), ROWS[:, :-1]
+    found = {(row.kind, row.name): row for row in noise(config, p, tokens, sites=("mlp_norm",))}
+    seen = forward(config, p, jnp.asarray(tokens), {"mlp_norm": None})[1]["mlp_norm"]
+    for layer in range(config.layers):
+        up = np.asarray(layer_params(p, layer)["mlp"]["up"], np.float64)
+        texts = [flushed_by_loop(x) for x in np.asarray(seen[layer], np.float64)]
+        for key, wanted in (
+            (("weight", "up"), [flushed_by_loop(up.T)]), (("activation", "mlp_norm"), texts),
+        ):  # fmt: skip
+            row = found[key]
+            for name in ("flushed", "flushed_rest", "flushed_without"):
+                mean = np.mean([each[name] for each in wanted])
+                assert getattr(row, name)["nvfp4"][layer] == pytest.approx(mean, abs=2e-3), name
+            count = np.mean([each["outlier_inputs"] for each in wanted])
+            assert row.outlier_inputs[layer] == count > 0
+            assert row.flushed_rest["nvfp4"][layer] > row.flushed_without["nvfp4"][layer]
+            assert row.flushed_rest["mxfp4"][layer] > row.flushed_without["mxfp4"][layer]
 
 
 def test_normal_weights_are_predicted():

@@ -11,10 +11,13 @@ import sysout_jax as so
 from sysout_jax.analysis.intervene.interventions import interventions
 from sysout_jax.analysis.locate import expert_neurons as m
 from sysout_jax.analysis.locate.existence import existence
+from sysout_jax.analysis.locate.positions import positions
 from sysout_jax.analysis.locate.relations import relations
-from sysout_jax.analysis.locate.scan import scan
+from sysout_jax.analysis.locate.scan import Thresholds, scan
+from sysout_jax.analysis.locate.super_experts import super_experts
 from sysout_jax.analysis.measure.lifecycle import lifecycle
 from sysout_jax.core.layers import cross_entropy
+from sysout_jax.errors import InputError
 from sysout_jax.model.decoder import forward
 from sysout_jax.report.words import headline
 from tests.analysis import planted as p
@@ -96,6 +99,51 @@ def test_the_scan_equals_a_recomputation_from_raw_taps():
     np.testing.assert_allclose(site.token_peak, every.max(3), rtol=1e-3, atol=1e-5)
     at_peak = np.take_along_axis(every, site.token_feature[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(at_peak, every.max(3), rtol=1e-3, atol=1e-5)
+
+
+def test_super_experts_are_those_that_write_and_remove_the_outlier():
+    found = positions(C, p.params(C), TOKENS, found=scanned()).experts
+    assert [(each.layer, each.expert) for each in found.found] == [(p.MADE, p.MAKER)]
+    taps = dict.fromkeys(("experts", "expert_out"))
+    raw_out = jax.tree.map(np.asarray, forward(C, p.params(C), jnp.asarray(TOKENS), taps)[1])
+    size = np.abs(np.float64(raw_out["expert_out"])).max(-1)  # [L, B, T, J]
+    peak = np.zeros((C.layers, p.B, E))
+    for layer, b, t, j in np.ndindex(size.shape):
+        at = (layer, b, raw_out["experts"][layer, b, t, j])
+        peak[at] = max(peak[at], size[layer, b, t, j])
+    np.testing.assert_allclose(found.peak, peak.max(1), rtol=1e-5)
+    whole = peak.max(1)
+    bound = max(np.quantile(whole, 0.995), 0.1 * whole.max())
+    assert found.bound == pytest.approx(bound, rel=1e-5)
+    assert found.unvisited == (whole == 0).sum()
+    (expert,) = found.found
+    assert expert.over_median == pytest.approx(whole.max() / np.median(whole[whole > 0]), rel=1e-5)
+    large = peak[p.MADE, :, p.MAKER] > 0.1 * whole.max()
+    assert expert.sequences == large.sum() == p.B
+    low = Thresholds(expert_quantile=0.5, expert_share=0.1)
+    both = super_experts(scanned().expert_peak, low).found
+    assert [(x.layer, x.expert) for x in both] == [(p.MADE, p.MAKER), (p.REMOVED, p.REMOVING)]
+    assert positions(p.CONFIG, p.params(), TOKENS[:2]).experts is None
+
+
+def test_experts_that_no_token_goes_to_are_counted():
+    peaks = np.zeros((2, 3, 4))
+    assert super_experts(peaks).found == ()
+    assert super_experts(peaks).unvisited == 8
+    peaks[1, 2, 3] = 5.0
+    peaks[0, 0, 0] = 1.0
+    (expert,) = super_experts(peaks).found
+    assert (expert.layer, expert.expert, expert.sequences) == (1, 3, 1)
+    assert expert.over_median == pytest.approx(5 / 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [("expert_quantile", 1.0), ("expert_quantile", 0.0), ("expert_share", -0.1)],
+)
+def test_bounds_of_super_experts_that_are_none(name, bad):
+    with pytest.raises(InputError, match=name):
+        Thresholds(**{name: bad})
 
 
 def test_existence_finds_the_expert_and_nothing_else():
@@ -223,6 +271,12 @@ def test_sentences_and_figures_name_the_expert():
     assert f"down[{p.NEURON} of expert {p.MAKER}, {p.CHANNEL}] of layer {p.MADE}" in said
     (up,) = [x for x in headline(findings.record, "lifecycle") if x.startswith("emergence")]
     assert f"neuron {p.NEURON} of expert {p.MAKER} writes 100%" in up
+    (said,) = [x for x in headline(findings.record, "positions") if x.startswith("super experts")]
+    assert f"0.1 of the largest): expert {p.MAKER} of layer {p.MADE} (|output| " in said
+    assert "in 1 of 1 sequences)" in said
+    rows = findings.table("positions-experts").rows
+    assert [row[-1] for row in rows] == ["", str(p.MAKER), "", ""]
+    assert [row[0] for row in rows] == list(range(C.layers))
     figures = findings.figures()
     marked = [t.get_text() for axes in figures["existence"].axes for t in axes.texts]
     assert f"neuron {p.REMOVER} of expert {p.REMOVING}, channel {p.CHANNEL}" in " ".join(marked)

@@ -363,6 +363,35 @@ def test_roles():
     assert found.outliers == "outlier tokens"
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_stable_ranks_against_singular_values(trained):
+    """Of every head's outputs, per sequence; power iteration comes from below, so ranks from
+    above."""
+    params = p.params() if trained else p.untrained()
+    found = roles(p.CONFIG, params, TOKENS, found=scanned()).stable_rank
+    taps = {"attn_mix": None}
+    raw = np.asarray(forward(p.CONFIG, params, jnp.asarray(TOKENS), taps)[1]["attn_mix"])
+    for layer, head in np.ndindex(4, 2):
+        ranks = []
+        for of in np.float64(raw[layer, :, :, head]):
+            sigma = np.linalg.svd(of, compute_uv=False)
+            ranks.append(np.sum(sigma**2) / sigma[0] ** 2)
+        assert found[layer, head] == pytest.approx(np.mean(ranks), rel=0.02)
+    assert found.min() >= 1.0 - 1e-5
+    assert trained or found.max() > 1.5
+
+
+def test_a_head_that_broadcasts_puts_out_one_direction():
+    """With the sink's value kept, all queries of its head get that value."""
+    blocks = p.params()["blocks"]
+    value = blocks["attn"]["value"].at[p.HEARD, p.CHANNEL].set(1.0)
+    kept = {**p.params(), "blocks": {**blocks, "attn": {**blocks["attn"], "value": value}}}
+    found = roles(p.CONFIG, kept, TOKENS, found=scanned())
+    assert found.broadcast[p.HEARD].tolist() == [True, False]
+    assert found.stable_rank[p.HEARD, 0] == pytest.approx(1.0, abs=0.05)
+    assert found.stable_rank[p.HEARD, 1] > 1.2
+
+
 def test_roles_against_the_identity():
     """o - S o^R is what the outlier tokens add: from raw weights and values, query by query."""
     found = roles(p.CONFIG, p.params(), TOKENS, found=scanned())
@@ -460,6 +489,7 @@ def test_weights_against_parameters_by_hand():
     ):
         down = blocks["mlp"]["down"].at[at].set(0.0)
         params = {**p.params(), "blocks": {**blocks, "mlp": {**blocks["mlp"], "down": down}}}
+        assert intervened()[0].super_weight == (p.MADE, p.NEURON, p.CHANNEL)
         effect = effects["super_weight", treatment, False]
         assert effect.loss == pytest.approx(loss(params=params).mean(), rel=1e-5)
     control = effects["an_weight", "weight set to zero", True]
@@ -469,6 +499,7 @@ def test_weights_against_parameters_by_hand():
 def test_without_outliers_only_the_largest_is_taken():
     found = interventions(p.CONFIG, p.untrained(), ROWS, batch=4)
     assert {effect.detector for effect in found.effects} == {"largest"}
+    assert found.super_weight is None
     assert set(found.nothing_found) == {
         "an_block_out", "an_down_in", "sun", "an_attention", "an_weight", "super_weight",
     }  # fmt: skip

@@ -280,6 +280,43 @@ def test_permutation_false_discoveries_are_rare():
     assert found.any(axis=1).sum() <= scipy.stats.binom.isf(1e-3, 60, 0.05)
 
 
+# ----------------------------------------------------------------------------- experts
+
+
+@pytest.mark.parametrize(("quantile", "share"), [(0.5, 0.1), (0.9, 0.4), (0.995, 0.1), (0.1, 0.9)])
+def test_super_experts_against_a_loop(quantile, share):
+    peak = np.abs(draw(4, 60, seed=3)) ** 3
+    peak[1, 17] = 900.0
+    peak[2, 5] = 80.0
+    peak[3, 9] = 400.0
+    found = d.super_experts(narrow(peak), quantile, share)
+    ordered = sorted(entries(peak))
+    at = quantile * (len(ordered) - 1)
+    low, part = int(at), at - int(at)
+    limit = ordered[low] + part * (ordered[low + 1] - ordered[low])
+    for layer in range(4):
+        for expert in range(60):
+            value = peak[layer, expert]
+            flagged = value > limit and value > share * ordered[-1]
+            assert bool(found.flagged[layer, expert]) == flagged
+            score = min(value / limit, value / (share * ordered[-1]))
+            np.testing.assert_allclose(found.score[layer, expert], score, rtol=1e-5)
+
+
+def test_a_super_expert_has_to_pass_both_bounds():
+    """240 experts: two are above the 99.5% quantile, and one of them below a tenth of the other."""
+    peak = np.ones((4, 60))
+    peak[1, 17], peak[2, 5] = 900.0, 80.0
+    assert np.argwhere(d.super_experts(narrow(peak)).flagged).tolist() == [[1, 17]]
+    peak[2, 5] = 91.0
+    assert np.argwhere(d.super_experts(narrow(-peak)).flagged).tolist() == [[1, 17], [2, 5]]
+    assert (d.EXPERT_QUANTILE, d.EXPERT_SHARE) == (0.995, 0.1)
+    scaled = d.super_experts(narrow(1e3 * peak))
+    np.testing.assert_allclose(scaled.score, d.super_experts(narrow(peak)).score, rtol=1e-5)
+    for even in (np.zeros((2, 3)), np.ones((2, 3))):
+        assert not d.super_experts(narrow(even)).flagged.any()
+
+
 # -------------------------------------------------------------------------------- the list
 
 

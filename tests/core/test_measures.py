@@ -342,7 +342,7 @@ def functions():
         for name, fn in vars(m).items()
         if inspect.isfunction(fn) and fn.__module__ == m.__name__ and not name.startswith("_")
     }
-    del found["uniform_share"]  # of numbers alone
+    del found["uniform_share"], found["expert_peaks"]  # of numbers; has a test of its own
     return found
 
 
@@ -449,6 +449,20 @@ def test_degenerate_attention_gives_finite_values(name, weights):
 # ------------------------------------------------------------------------------ attention
 
 
+def test_negative_weights_are_shares_of_magnitude():
+    """A row that sums to nothing has shares all the same, and the sink of a negative weight is as
+    strong as of a positive one."""
+    raw = draw(N, T, T) * np.tri(T)
+    raw[1, 3, :4] = 1.0, -1.0, 2.0, -2.0
+    found = np.asarray(m.rows_to_one(narrow(raw)))
+    for head, query in np.ndindex(N, T):
+        row = raw[head, query].tolist()
+        total = math.fsum(map(abs, row))
+        np.testing.assert_allclose(found[head, query], [abs(w) / total for w in row], rtol=1e-5)
+    np.testing.assert_allclose(m.rows_to_one(narrow(-raw)), found, rtol=1e-6)
+    assert np.all(m.sink_strength(jnp.asarray(found)) > 0)
+
+
 def test_rows_to_one():
     raw = 5 * attention() * draw(N, T, 1) ** 2
     raw[1, 3] = 0.0
@@ -473,6 +487,27 @@ def test_implicit_scale(outliers):
     found = m.implicit_scale(narrow(weights), jnp.asarray(inside))
     assert found.shape == (N, T)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+# -------------------------------------------------------------------------------- experts
+
+
+def test_expert_peaks_against_a_loop():
+    rng = np.random.default_rng(0)
+    experts = np.stack([rng.permutation(4)[:2] for _ in range(T)])  # nobody goes to expert 4
+    out = draw(T, 2, D)
+    expected = [0.0] * 5
+    for t in range(T):
+        for j in range(2):
+            size = max(abs(value) for value in out[t, j].tolist())
+            expected[experts[t, j]] = max(expected[experts[t, j]], size)
+    found = m.expert_peaks(jnp.asarray(experts), narrow(out), 5)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    short = narrow(out).astype("bfloat16")
+    of_short = m.expert_peaks(jnp.asarray(experts), short, 5)
+    assert of_short.dtype == found.dtype == jnp.float32
+    wide = m.expert_peaks(jnp.asarray(experts), short.astype("float32"), 5)
+    np.testing.assert_array_equal(of_short, wide)
 
 
 # -------------------------------------------------------------------------------- the list

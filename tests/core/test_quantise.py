@@ -28,8 +28,9 @@ def grid(name):
         return np.arange(-top, top + 1, dtype=np.float64)
     if name == "nf4":
         return np.array(NF4)
-    dtype = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2", "mxfp4": "float4_e2m1fn"}[name]
-    bits = np.arange(16 if name == "mxfp4" else 256, dtype=np.uint8)
+    eight = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
+    dtype = eight.get(name, "float4_e2m1fn")
+    bits = np.arange(256 if name in eight else 16, dtype=np.uint8)
     every = bits.view(getattr(ml_dtypes, dtype)).astype(np.float64)
     return np.unique(every[np.isfinite(every)])
 
@@ -38,6 +39,8 @@ def by_loop(x, name, size):
     """Nearest numbers of the scaled grid for runs of `size` entries, in float64."""
     fmt, numbers = q.FORMATS[name], grid(name)
     out = np.array(x, np.float64)
+    scales = grid("fp8_e4m3")
+    unit = np.abs(out).max() / (6.0 * 448.0)
     for row in out.reshape(-1, out.shape[-1]):
         for start in range(0, len(row), size):
             run = row[start : start + size]
@@ -47,8 +50,11 @@ def by_loop(x, name, size):
             step = top / numbers.max()
             if fmt.power_of_two:
                 step = 2.0 ** (np.floor(np.log2(top)) - np.floor(np.log2(numbers.max())))
+            if fmt.two_levels:
+                step = scales[np.argmin(np.abs(scales - step / unit))] * unit
             for i, value in enumerate(run):
-                run[i] = numbers[np.argmin(np.abs(numbers - value / step))] * step
+                nearest = numbers[np.argmin(np.abs(numbers - value / step))] if step else 0.0
+                run[i] = nearest * step
     return out
 
 
@@ -104,6 +110,44 @@ def test_a_scale_of_a_power_of_two_is_the_smallest_that_holds(magnitude):
     numbers = step * np.array([4.0, 6.0])
     nearest = numbers[np.argmin(np.abs(numbers - magnitude))]
     np.testing.assert_array_equal(found, [[nearest, -step / 2]])
+
+
+def test_a_scale_of_two_levels_is_an_eight_bit_float_of_the_tensor():
+    """A block whose largest entry is below 6 u 2^-10 of a tensor with largest entry 6 * 448 u has
+    no scale at all: it comes back as zeros, the tensor's own largest entry as it is."""
+    x = np.zeros((4, 16), np.float32)
+    x[0, 3] = 6.0 * 448.0
+    x[1, :2] = 6.0 * 2.0**-9, -3.0 * 2.0**-9  # the smallest scale
+    x[2, :2] = 5.9 * 2.0**-10, 1e-6  # rounds to none
+    x[3, :2] = 6.0 * 17.0, 0.9  # 17 is between the scales 16 and 18, and even goes to 16
+    found = np.asarray(q.quantise(jnp.asarray(x), q.FORMATS["nvfp4"]))
+    assert found[0, 3] == x[0, 3]
+    np.testing.assert_array_equal(found[1], x[1])
+    assert not found[2].any()
+    np.testing.assert_array_equal(found[3, :2], [6.0 * 16.0, 0.0])
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp4", "int4"])
+def test_flushed_against_a_loop(name):
+    x = draw(6, 64)
+    x[0, 0], x[1, 5:9] = 90.0, 0.0
+    rounded = by_loop(x, name, q.FORMATS[name].block or 64)
+    nonzero = lost = 0
+    for value, after in zip(x.ravel().tolist(), rounded.ravel().tolist(), strict=True):
+        nonzero += value != 0
+        lost += value != 0 and after == 0
+    per = "vector"
+    found = q.flushed(jnp.asarray(x), q.quantise(jnp.asarray(x), q.FORMATS[name], per))
+    assert float(found) == pytest.approx(lost / nonzero, abs=1e-6)
+    assert 0 < lost < nonzero
+
+
+def test_one_large_entry_flushes_its_block_alone():
+    """Ones beside a 25, of which a 24th is more: its block of 16 has 15 of them."""
+    x = jnp.ones((2, 32)).at[0, 3].set(25.0)
+    of = q.flushed(x, q.quantise(x, q.FORMATS["nvfp4"]))
+    assert float(of) == pytest.approx(15 / 64)
+    assert float(q.flushed(jnp.zeros((2, 3)), jnp.zeros((2, 3)))) == 0.0
 
 
 @pytest.mark.parametrize("name", [name for name in q.FORMATS if name != "nf4"])

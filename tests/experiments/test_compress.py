@@ -1,6 +1,7 @@
 """Compression as a user meets it: a run in; tables, record and figures, or one line out."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,40 @@ def test_predictions_are_compared_over_all_tensors(record):
     assert found == {
         (kind, bits): 4 * n for kind, n in (("activation", 4), ("weight", 6)) for bits in "864"
     }
+
+
+def test_what_is_flushed_to_zero_is_said_by_tensor(record, finished):
+    section = next(each for each in sections(record) if each.name == "flushed")
+    tensors = [each for model in record["models"] for each in model["noise"]]
+    assert len(section.table.rows) == 4 + 6
+    for kind, name, mean, largest, layer, outliers, rest, without, mxfp4 in section.table.rows:
+        mine = [each for each in tensors if (each["kind"], each["name"]) == (kind, name)]
+        for shown, (key, of) in {
+            mean: ("flushed", "nvfp4"), rest: ("flushed_rest", "nvfp4"),
+            without: ("flushed_without", "nvfp4"), mxfp4: ("flushed", "mxfp4"),
+        }.items():  # fmt: skip
+            assert shown == f"{np.mean([each[key][of] for each in mine]):.1%}"
+        assert largest == f"{max(max(each['flushed']['nvfp4']) for each in mine):.1%}"
+        assert layer == 0  # the only one
+        assert outliers == f"{np.mean([each['outlier_inputs'] for each in mine]):.1f}"
+    (line,) = section.lines
+    assert "because of outlier inputs in " in line or "in no kind of tensor" in line
+    assert line in " ".join(finished[0].out.split())
+    planted = json.loads(json.dumps(record))
+    for model in planted["models"]:
+        model["noise"][2]["flushed_rest"]["nvfp4"] = [0.9]
+        model["noise"][2]["flushed_without"]["nvfp4"] = [0.4]
+    worst = next(each for each in sections(planted) if each.name == "flushed").lines[0]
+    name = planted["models"][0]["noise"][2]["name"]
+    assert f"in activation {name}: 90.0% of the other inputs' entries beside them, 40.0%" in worst
+
+
+def test_records_from_before_say_nothing_of_it(record):
+    old = json.loads(json.dumps(record))
+    for model in old["models"]:
+        for each in model["noise"]:
+            del each["flushed"]
+    assert "flushed" not in [each.name for each in sections(old)]
 
 
 def test_figures_and_redraw_need_the_record_alone(finished, run_compress, tmp_path):
@@ -335,3 +370,26 @@ def test_boosts_that_are_refused(flags, said, trained, run_compress):
     assert done.status == 2
     assert said in done.err
     assert done.err.count("\n") == 1
+
+
+def test_a_mixture_is_compressed_by_what_learns_nothing(run_compress, tmp_path):
+    planted.write(tmp_path, "model")  # for the text
+    config = replace(planted.CONFIG, experts=3, experts_per_token=2)
+    made = jax.tree.map(lambda x: x[None], init(config, jax.random.key(0)))
+    save(tmp_path / "mixture", config, made, [3])
+    flags = (
+        f"--model={tmp_path}/mixture", f"--corpus=tokens:{tmp_path}/text", "--bos=no",
+        "--sequences=2", "--calibration=2", "--seq_len=16", f"--workdir={tmp_path}/runs",
+    )  # fmt: skip
+    refused = run_compress(*flags, "--methods=w8,gptq-w4")
+    assert refused.status == 2
+    assert refused.err == (
+        "error: --methods: the inputs of the 3 experts are not told apart in calibration text; "
+        "accepted: methods without calibration, or --sites=attn_norm,attn_mix\n"
+    )
+    assert not (tmp_path / "runs").exists()
+    done = run_compress(*flags, "--methods=w4,w8a8,magnitude-0.5")
+    assert done.status == 0, done.err
+    (model,) = json.loads((tmp_path / "runs/compress/latest/result.json").read_text())["models"]
+    assert list(model["methods"]) == ["w4", "w8a8", "magnitude-0.5"]
+    assert model["methods"]["magnitude-0.5"]["zeros"]["up"] == pytest.approx([0.5] * 6, abs=0.01)

@@ -47,7 +47,7 @@ def present(config):
     if config.variant in ("softmax", "attention_bias"):
         missing.add("attn_gate")
     if not config.experts:
-        missing |= {"experts", "routing"}
+        missing |= {"experts", "routing", "expert_out"}
     return [name for name in TAPS if name not in missing]
 
 
@@ -184,7 +184,9 @@ def test_taps_of_a_mixture():
             expected = np.einsum("td,tjdf->tjf", x, mlp[weight][chosen])
             close(taps[name][layer].reshape(-1, J, F), expected)
         hidden = taps["down_in"][layer].reshape(-1, J, F)
-        expected = np.einsum("tjf,tjfd,tj->td", hidden, mlp["down"][chosen], share)
+        out = np.einsum("tjf,tjfd->tjd", hidden, mlp["down"][chosen])
+        close(taps["expert_out"][layer].reshape(-1, J, D), out)
+        expected = np.einsum("tjd,tj->td", out, share)
         close(taps["down_out"][layer].reshape(-1, D), expected)
 
 
@@ -201,6 +203,20 @@ def test_routing_can_be_edited():
         mlp = {name: of[2] for name, of in block["mlp"].items() if name != "router"}
         alone[f"block_{layer}"] = {**block, "mlp": mlp}
     close(found, so.apply(so.Model(GATED, alone), TOKENS)[0])
+
+
+def test_an_expert_can_be_silenced():
+    """Its output set to zero is its column of the routing set to zero."""
+
+    def silent(experts, out, layer):
+        return jnp.where((experts == 1)[..., None], 0.0, out)
+
+    def ignored(experts, weights, layer):
+        return jnp.where(experts == 1, 0.0, weights)
+
+    by_output = run(MIXTURE, {"experts+expert_out": so.Edit(silent)})[0]
+    close(by_output, run(MIXTURE, {"experts+routing": so.Edit(ignored)})[0])
+    assert np.abs(by_output - recorded(MIXTURE)[0]).max() > 0.01
 
 
 def test_keys_are_recorded_after_their_rotation():

@@ -56,6 +56,12 @@ def test_sentences_say_where_things_are():
     assert "disappearance: layer 3 removes" in life
     assert "cosine of its write with the residual -1.00" in life
     assert "12% of heads are sinks" in said("roles")
+    assert re.search(r"0% broadcast \(0.8 or more\); stable rank of outputs \d.* of other heads$",
+                     said("roles"))  # fmt: skip
+    assert (
+        "super weight (Yu et al. 2024: down_in and down_out above 50): down[17, 5] of layer 1"
+        in said("interventions")
+    )
     measures = said("measures")
     assert "the first key is a sink of half of the heads up to threshold 0.05 (untr" in measures
     assert "top1@block_out 0.0" in measures

@@ -1,6 +1,6 @@
 """A model under a compression scheme: its parameters and the edits of its taps, and its loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -45,11 +45,11 @@ class Compressed:
 class Compressor:
     """A model, and the calibration text that schemes may learn from.
 
+    Of a mixture every expert's matrix is one of its own, and so are the inputs of the experts that
+    a token goes to; the router's weights stay.
+
     sites: taps whose products are compressed, keys of `calibration.PRODUCTS`.
     alpha: of SmoothQuant.
-
-    Raises:
-      InputError: a model with experts.
     """
 
     config: ModelConfig
@@ -59,12 +59,6 @@ class Compressor:
     alpha: float = ALPHA
     batch: int = 8
     _known: dict[str, Inputs] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        if self.config.experts:
-            raise InputError(
-                "compression does not tell experts apart", accepted="a model without them"
-            )
 
     @property
     def known(self) -> dict[str, Inputs]:
@@ -86,7 +80,11 @@ class Compressor:
           scheme: of all matrices.
           boosted: (matrix, layer) -> how its weights are rounded instead.
           only: the matrices that are rounded; None: all.
+
+        Raises:
+          InputError: `check_experts`, or N:M that does not divide the inputs.
         """
+        check_experts(self.config, scheme, self.sites)
         blocks = self._blocks()
         if isinstance(scheme, Pruning):
             self._prune(scheme, blocks)
@@ -97,12 +95,12 @@ class Compressor:
                 if only is not None and name not in only:
                     continue
                 basis, mine = bases[tap].at(layer), (boosted or {}).get((name, layer), scheme)
-                how = (mine, self._matrix(blocks, layer, module, name), basis)
-                if scheme.by in ("nearest", "hqq"):
-                    changed = round_weights(*how)
-                else:
+                change = partial(round_weights, mine, basis=basis)
+                if scheme.by not in ("nearest", "hqq"):
                     known = self.known[tap]
-                    changed = round_weights(*how, _f32(known.gram[layer]), _f32(known.mean[layer]))
+                    gram, magnitude = _f32(known.gram[layer]), _f32(known.mean[layer])
+                    change = partial(change, gram=gram, magnitude=magnitude)
+                changed = self._each(blocks, layer, module, name, change)
                 self._put(blocks, layer, module, name, changed)
         return Compressed(self._joined(blocks), self._edits(scheme, bases))
 
@@ -120,22 +118,27 @@ class Compressor:
                         )
                     )  # fmt: skip
                 per = how.inputs_per or ("vector" if how.per == "group" else how.per)
-                edits[tap] = Edit(RoundInputs(how.activations, per, how.zero_point), basis, fixed)
+                of_experts = self.config.experts and tap == "down_in"
+                parts = self.config.experts_per_token if of_experts else 1
+                rounded = RoundInputs(how.activations, per, how.zero_point, parts)
+                edits[tap] = Edit(rounded, basis, fixed)
         if how.cache is not None:
             for tap in CACHE:
-                rounded = RoundInputs(how.cache, "vector", how.zero_point, heads=True)
+                heads = self.config.sizes["K"]
+                rounded = RoundInputs(how.cache, "vector", how.zero_point, heads)
                 edits[tap] = Edit(rounded, Basis(), None)
         return edits
 
     def _basis(self, how: Rounding, tap: str, blocks: Blocks) -> Basis:
         if how.basis == "given":
             return Basis()
+        if how.basis == "rotate":
+            first = next(place for place in self._products(blocks) if place[0] == tap)
+            return Basis(rotation=rotation(tap, self._experts(blocks, *first[1:]).shape[1]))
         matrices = [
             [self._matrix(blocks, layer, *p) for p in PRODUCTS[tap] if p[1] in block[p[0]]]
             for layer, block in enumerate(blocks)
         ]
-        if how.basis == "rotate":
-            return Basis(rotation=rotation(tap, matrices[0][0].shape[0]))
         peaks = [jnp.max(jnp.abs(jnp.concatenate(row, axis=1)), axis=1) for row in matrices]
         scales = jax.vmap(partial(compensate.smooth_scales, alpha=self.alpha))
         return Basis(scales=scales(_f32(self.known[tap].peak), jnp.stack(peaks)))
@@ -145,7 +148,7 @@ class Compressor:
         if isinstance(how.sparsity, tuple):
             n, m = how.sparsity
             for _, layer, module, name in places:
-                width = len(self._matrix(blocks, layer, module, name))
+                width = self._experts(blocks, layer, module, name).shape[1]
                 if width % m:
                     raise InputError(
                         "methods",
@@ -161,7 +164,8 @@ class Compressor:
             return
         for tap, layer, module, name in places:
             gram = _f32(self.known[tap].gram[layer]) if how.calibrated else None
-            changed = _pruned(how, self._matrix(blocks, layer, module, name), gram)
+            change = partial(_pruned, how, gram=gram)
+            changed = self._each(blocks, layer, module, name, change)
             self._put(blocks, layer, module, name, changed)
 
     def matrices(self) -> dict[str, list[Float[Array, "I O"]]]:
@@ -199,6 +203,19 @@ class Compressor:
     def _matrix(self, blocks: Blocks, layer: int, module: str, name: str) -> Float[Array, "I O"]:
         return projection(blocks[layer], module, name).astype(jnp.float32)
 
+    def _experts(self, blocks: Blocks, layer: int, module: str, name: str) -> Float[Array, "E I O"]:
+        """The matrix of every expert; of one where there is one for all tokens."""
+        whole, of = self._matrix(blocks, layer, module, name), blocks[layer][module][name]
+        return whole.reshape(len(of) if self.config.experts and module == "mlp" else 1, -1,
+                             whole.shape[-1])  # fmt: skip
+
+    def _each(
+        self, blocks: Blocks, layer: int, module: str, name: str,
+        change: Callable[[Float[Array, "I O"]], Float[Array, "I O"]],
+    ) -> Float[Array, "E I O"]:  # fmt: skip
+        """The matrix of every expert, changed."""
+        return jnp.stack([change(w) for w in self._experts(blocks, layer, module, name)])
+
     def _put(self, blocks: Blocks, layer: int, module: str, name: str, w: Array) -> None:
         old = blocks[layer][module][name]
         blocks[layer][module][name] = w.reshape(old.shape).astype(old.dtype)
@@ -209,6 +226,21 @@ class Compressor:
             w = self._matrix(blocks, layer, module, name)
             zeros.setdefault(name, []).append(float(jnp.mean(w == 0.0)))
         return {name: np.array(shares) for name, shares in zeros.items()}
+
+
+def check_experts(config: ModelConfig, scheme: Scheme, sites: Sequence[str]) -> None:
+    """Refuse to learn from the inputs of experts, which calibration does not tell apart.
+
+    Raises:
+      InputError: the model is a mixture, the scheme learns from calibration text, and products of
+        experts are among those that are compressed.
+    """
+    of_experts = [site for site in sites if site in ("mlp_norm", "down_in")]
+    if config.experts and scheme.calibrated and of_experts:
+        raise InputError(
+            "methods", None, "methods without calibration, or --sites=attn_norm,attn_mix",
+            f"the inputs of the {config.experts} experts are not told apart in calibration text",
+        )  # fmt: skip
 
 
 def _f32(x: np.ndarray) -> Array:

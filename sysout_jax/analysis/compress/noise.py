@@ -17,12 +17,13 @@ from scipy import stats
 from sysout_jax.analysis.compress.calibration import PRODUCTS
 from sysout_jax.analysis.locate.scan import for_length, over_batches
 from sysout_jax.analysis.locate.weights import PROJECTIONS, layer_params, projection
-from sysout_jax.core import measures, quantise
+from sysout_jax.core import detectors, measures, quantise
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.stream import recorded
 
 BITS = (8, 6, 4)
+FLUSHING = ("nvfp4", "mxfp4")  # formats with blocks, whose small entries may become zero
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class Noise:
     kurtosis: np.ndarray  # [L], of all entries
     measured: dict[int, np.ndarray]  # bits -> [L], SQNR of one scale for the tensor, dB
     predicted: dict[int, np.ndarray]  # bits -> [L], by theory E1 from peak_over_rms alone
+    flushed: dict[str, np.ndarray]  # format -> [L], share of nonzero entries that become zero
+    flushed_rest: dict[str, np.ndarray]  # the same of inputs without an entry beyond 6 sigma,
+    flushed_without: dict[str, np.ndarray]  # and of these when the others are set to zero first
+    outlier_inputs: np.ndarray  # [L], how many the others are: of a matrix product's I
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,10 @@ def noise(
     batch: int = 8,
 ) -> tuple[Noise, ...]:
     """Round every input of a matrix product, and every projection, with one scale each.
+
+    Beside it, what the formats of `FLUSHING` set to zero, whose blocks run along the contracted
+    axis: of all entries, and of the inputs beside those that have an outlier
+    (`detectors.six_sigma_outliers`, Bondarenko et al. 2023), with these and without.
 
     Args:
       config: the architecture.
@@ -89,17 +98,27 @@ def _noise(kind: str, name: str, of: dict[str, np.ndarray], bits: Sequence[int])
         {b: of[key][..., i] for i, b in enumerate(bits)} for key in ("measured", "predicted")
     )
     ratios = (of["peak_over_rms"], of["max_median_ratio"], of["kurtosis"])
-    return Noise(kind, name, *ratios, measured, predicted)
+    lost, rest, without = (
+        {format_: of[key][..., i] for i, format_ in enumerate(FLUSHING)}
+        for key in ("flushed", "flushed_rest", "flushed_without")
+    )
+    return Noise(
+        kind, name, *ratios, measured, predicted, lost, rest, without, of["outlier_inputs"]
+    )
 
 
 @lru_cache(maxsize=8)
 def _reducer(bits: tuple[int, ...]) -> Any:
     """The same object for the same bits, which compiles once."""
-    return partial(_of_tensor, bits)
+
+    def reduce(x: Float[Array, "T ..."]) -> dict[str, Array]:
+        rows = x.reshape(x.shape[0], -1).astype(jnp.float32)
+        return _of_tensor(bits, rows) | _flushed(rows)
+
+    return reduce
 
 
-def _of_tensor(bits: tuple[int, ...], x: Float[Array, "T ..."]) -> dict[str, Array]:
-    rows = x.reshape(x.shape[0], -1).astype(jnp.float32)
+def _of_tensor(bits: tuple[int, ...], rows: Float[Array, "T I"]) -> dict[str, Array]:
     ratio = jnp.max(jnp.abs(rows)) / jnp.sqrt(jnp.mean(jnp.square(rows)))
     rounded = [
         quantise.sqnr(rows, quantise.quantise(rows, quantise.FORMATS[f"int{b}"])) for b in bits
@@ -114,7 +133,24 @@ def _of_tensor(bits: tuple[int, ...], x: Float[Array, "T ..."]) -> dict[str, Arr
     }
 
 
-_of_matrix = partial(jax.jit, static_argnums=0)(_of_tensor)
+def _flushed(rows: Float[Array, "T I"]) -> dict[str, Array]:
+    outlier = jnp.any(detectors.six_sigma_outliers(rows).flagged, axis=0)
+    rest = jnp.where(outlier, 0.0, rows)  # zeros are in no share, and set no block's scale
+    found: dict[str, list[Array]] = {"flushed": [], "flushed_rest": [], "flushed_without": []}
+    for name in FLUSHING:
+        rounded = quantise.quantise(rows, quantise.FORMATS[name])
+        alone = quantise.quantise(rest, quantise.FORMATS[name])
+        found["flushed"].append(quantise.flushed(rows, rounded))
+        found["flushed_rest"].append(quantise.flushed(rest, rounded))
+        found["flushed_without"].append(quantise.flushed(rest, alone))
+    stacked = {key: jnp.stack(shares) for key, shares in found.items()}
+    return stacked | {"outlier_inputs": jnp.sum(outlier, dtype=jnp.float32)}
+
+
+@partial(jax.jit, static_argnums=0)
+def _of_matrix(bits: tuple[int, ...], w: Float[Array, "I O"]) -> dict[str, Array]:
+    wide = w.astype(jnp.float32)
+    return _of_tensor(bits, wide) | _flushed(wide.T)  # blocks are along the inputs
 
 
 def agreement(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> Agreement:

@@ -69,23 +69,23 @@ class Basis:
 class RoundInputs:
     """The function of an edit that rounds what goes into a matrix product, or into the KV cache.
 
-    A scale is shared by the last axes of a position: all of them, or each head's where `heads`; by
-    a sequence if per is "tensor"; by everything where there are limits, a static range.
+    A scale is shared by a position, or by each of its equal `parts`: the heads of a cache, the
+    inputs of the experts that a token goes to; by a sequence if per is "tensor"; by everything
+    where there are limits, a static range.
     """
 
     fmt: str
     per: str
     zero_point: bool
-    heads: bool = False
+    parts: int = 1
 
     def __call__(
         self, value: Float[Array, "T ..."], layer: Int[Array, ""], basis: Basis,
         limits: Float[Array, "L 2"] | None,
     ) -> Array:  # fmt: skip
         """The rounded value; `limits` are the lowest and highest value of each layer."""
-        shape = value.shape if self.heads else (value.shape[0], -1)
         basis = basis.at(layer)
-        x = basis.into(value.reshape(shape).astype(jnp.float32))
+        x = basis.into(value.reshape(value.shape[0], self.parts, -1).astype(jnp.float32))
         rounded = self._rounded(None if limits is None else limits[layer], x)
         return basis.back(rounded).reshape(value.shape).astype(value.dtype)
 

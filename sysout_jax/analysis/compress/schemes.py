@@ -28,7 +28,14 @@ CRITERIA = ("magnitude", "global", "wanda", "sparsegpt")
 # as a method names them -> as `core.quantise` does; "16" is what is not rounded
 NAMES: Mapping[str, str | None] = MappingProxyType(
     {str(bits): f"int{bits}" for bits in range(2, 9)}
-    | {"e4m3": "fp8_e4m3", "e5m2": "fp8_e5m2", "mxfp4": "mxfp4", "nf4": "nf4", "16": None}
+    | {
+        "e4m3": "fp8_e4m3",
+        "e5m2": "fp8_e5m2",
+        "mxfp4": "mxfp4",
+        "nvfp4": "nvfp4",
+        "nf4": "nf4",
+        "16": None,
+    }
 )
 _NAME = "|".join(sorted(NAMES, key=len, reverse=True))
 _FORMATS = re.compile(rf"(?:w({_NAME}))?(?:a({_NAME}))?(?:kv({_NAME}))?")
@@ -147,6 +154,8 @@ def _check(method: str, made: Rounding) -> None:
         raise _refused(method, "a format, as w8 or w8a8, beside other words")
     if made.by != "nearest" and made.weights is None:
         raise _refused(method, f"{made.by} with a format of weights")
+    if made.by == "gptq" and made.weights == "nvfp4":
+        raise _refused(method, "gptq with a format whose scales are not of the whole matrix")
     if made.by == "awq" and made.basis != "given":
         raise _refused(method, "awq without smooth or rotate: it rescales by itself")
     if made.by == "hqq" and (not str(made.weights).startswith("int") or made.zero_point):
@@ -161,7 +170,7 @@ def _check(method: str, made: Rounding) -> None:
         raise _refused(method, "zero with integers")
     if made.zero_point and made.ranges == "mse":
         raise _refused(method, "zero with minmax or percentile")
-    if made.ranges is not None and made.activations in ("mxfp4", "nf4"):
+    if made.ranges is not None and made.activations in ("mxfp4", "nvfp4", "nf4"):
         raise _refused(method, f"{made.ranges} with a format that has no blocks of its own")
 
 

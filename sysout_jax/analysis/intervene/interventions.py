@@ -60,6 +60,7 @@ class Interventions:
     nothing_found: tuple[str, ...]  # detectors that flag nothing in these sequences
     sink: Sink  # the first token: from which layer on attention is taken away
     forms: SinkForms  # what can take its place
+    super_weight: tuple[int, int, int] | None  # of Yu et al. 2024: layer, neuron, channel
 
 
 def interventions(
@@ -118,9 +119,8 @@ def interventions(
         float(np.exp(of_model.before.mean())),
         (*activations, *attention, *of_weights),
         (*_silent(chosen), *silent_attention, *silent_weights),
-        sink,
-        forms,
-    )
+        sink, forms, means.super_weight(SPIKE),
+    )  # fmt: skip
 
 
 @cache  # the same objects again, so that the compiled program is used again

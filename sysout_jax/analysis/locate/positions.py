@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sysout_jax.analysis.locate.scan import DETECTORS, SITES, Progress, Scan, Thresholds, scan
+from sysout_jax.analysis.locate.super_experts import SuperExperts, super_experts
 from sysout_jax.analysis.locate.tokens import NAMES, token_classes
 from sysout_jax.analysis.locate.weights import WeightScan, weight_scan
 from sysout_jax.model.config import ModelConfig
@@ -55,6 +56,7 @@ class Positions:
     kinds: dict[str, Kind]  # the detectors of activations, and attention
     heads: np.ndarray  # [L, N], share of attention on `heads_of`, mean over queries and sequences
     heads_of: str  # "outlier tokens", or "the first token" where no sequence has any
+    experts: SuperExperts | None  # of mixtures
 
 
 def positions(
@@ -110,6 +112,7 @@ def positions(
         {name: _kind(flags, tokens, classes) for name, flags in kinds.items()},
         on_outliers[:, rows].mean(axis=1),
         "outlier tokens" if some.any() else "the first token",
+        None if found.expert_peak is None else super_experts(found.expert_peak, found.thresholds),
     )
 
 

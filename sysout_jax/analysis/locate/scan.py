@@ -23,6 +23,7 @@ from sysout_jax.model.stream import recorded
 from sysout_jax.model.taps import Reducer
 
 SITES = ("block_out", "down_in")
+EXPERT_OUT = "experts+expert_out"  # of mixtures
 TOP = 3  # the largest values that are kept of a site
 QUERIES_AT_ONCE = 1024  # longer sequences are attended in blocks
 QUERY_BLOCK = 128
@@ -46,14 +47,15 @@ class Thresholds:
     attention_excess: float = d.ATTENTION_EXCESS  # that share over uniform attention's
     weight_ratio: float = d.WEIGHT_RATIO  # |W| over mean|W| (An et al. 2025)
     dimension_quantile: float = d.DIMENSION_QUANTILE  # of |x| after the final norm (Macocco 2025)
+    expert_quantile: float = d.EXPERT_QUANTILE  # of all experts' max|output| (Su et al. 2025)
+    expert_share: float = d.EXPERT_SHARE  # of the largest expert's max|output| (Su et al. 2025)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             finite(name, value)
-        if self.dimension_quantile >= 1:
-            raise InputError(
-                "dimension_quantile", self.dimension_quantile, "a number above 0, below 1"
-            )
+        for name in ("dimension_quantile", "expert_quantile"):
+            if getattr(self, name) >= 1:
+                raise InputError(name, getattr(self, name), "a number above 0, below 1")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Scan:
     received: np.ndarray  # [L, B, N, S], share of all queries' attention that each key receives
     thresholds: Thresholds
     uniform: np.ndarray  # [L, S], what uniform attention would give, in the layer's window
+    expert_peak: np.ndarray | None = None  # [L, B, E], of mixtures: max |output| of each expert
 
     def site(self, name: str) -> Site:
         """The site of that tap."""
@@ -219,6 +222,7 @@ def as_scan(
         received,
         thresholds or Thresholds(),
         np.stack([m.uniform_share(length, config.window_of(i)) for i in range(config.layers)]),
+        taps[EXPERT_OUT]["peak"] if config.experts else None,
     )
 
 
@@ -254,11 +258,14 @@ def one_pass(config: ModelConfig, params: Params, tokens: Array) -> dict[str, An
 @cache  # the same objects again, so that the compiled program is used again
 def reducers(config: ModelConfig) -> Mapping[str, Reducer]:
     """The taps of a scan."""
-    return {
+    taps: dict[str, Reducer] = {
         "attn_weights": attention_received(VARIANTS[config.variant].normalised),
         "block_out": _magnitudes,
         expert_neurons.key(config, "down_in"): _of_experts(config.experts),
     }
+    if config.experts:
+        taps[EXPERT_OUT] = lambda of, out: {"peak": m.expert_peaks(of, out, config.experts)}
+    return taps
 
 
 def fields(config: ModelConfig, records: Mapping[str, Any]) -> dict[str, Any]:

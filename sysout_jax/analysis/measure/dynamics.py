@@ -1,12 +1,13 @@
 """When each kind of outlier emerges in training, in which order, and by which law it grows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Array, Int
 
 from sysout_jax.analysis.locate.scan import Progress
+from sysout_jax.analysis.measure.growth import Growth, growth
 from sysout_jax.analysis.measure.summary import summary_in_batches
 from sysout_jax.analysis.statistics import Fit, fit_growth
 from sysout_jax.errors import InputError
@@ -22,6 +23,7 @@ KINDS = {
     "activation outliers, down_in": "top1_over_mean@down_in",
     "weight outliers, W_down": "weight_ratio@down",
 }
+MASSIVE = KINDS["activation outliers, block_out"]
 FACTOR, SHARE = 2.0, 0.1  # a change counts if by this factor, or of a share by this much
 
 
@@ -47,6 +49,7 @@ class Dynamics:
     measures: dict[str, np.ndarray]  # name -> [checkpoints]
     emergence: tuple[Emergence, ...]
     order: tuple[str, ...]  # the kinds that changed, by the step of their emergence
+    growth: Growth  # laws of the massive activation, by a criterion that counts parameters
 
 
 def dynamics(
@@ -70,9 +73,31 @@ def dynamics(
     Raises:
       InputError: there are fewer than two checkpoints.
     """
+    summaries = (
+        (step, summary_in_batches(config, params, tokens, batch)) for step, params in checkpoints
+    )
+    return of_summaries(summaries, tokens.shape[1], progress, total)
+
+
+def of_summaries(
+    summaries: Iterable[tuple[int, Mapping[str, float]]],
+    length: int,
+    progress: Progress | None = None,
+    total: int = 0,
+) -> Dynamics:
+    """The dynamics of checkpoints whose `outlier_summary` is known.
+
+    Args:
+      summaries: (step, its summary), in the order of the steps; made one at a time.
+      length: T, of the sequences.
+      progress, total: as for `dynamics`.
+
+    Raises:
+      InputError: there are fewer than two.
+    """
     steps, found = [], []
-    for step, params in checkpoints:
-        found.append(summary_in_batches(config, params, tokens, batch))
+    for step, summary in summaries:
+        found.append(summary)
         steps.append(step)
         if progress:
             progress(len(steps), max(total, len(steps)))
@@ -89,7 +114,8 @@ def dynamics(
     )
     ordered = sorted((e for e in emerged if e.step is not None), key=lambda e: e.step or 0)
     order = tuple(e.kind for e in ordered)
-    return Dynamics(tuple(steps), tokens.shape[1], measures, emerged, order)
+    law = growth(MASSIVE, np.array(steps), measures[MASSIVE])
+    return Dynamics(tuple(steps), length, measures, emerged, order, law)
 
 
 def emergence(kind: str, measure: str, steps: np.ndarray, values: np.ndarray) -> Emergence:

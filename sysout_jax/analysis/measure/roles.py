@@ -18,7 +18,14 @@ from sysout_jax.analysis.locate.scan import (
     scan,
 )
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.measures import SINK_EPS, VALUE_DRAINED, VALUE_KEPT, norm_over_rest
+from sysout_jax.core.detectors import ratio_or_zero
+from sysout_jax.core.measures import (
+    SINK_EPS,
+    VALUE_DRAINED,
+    VALUE_KEPT,
+    norm_over_rest,
+    spectral_dominance,
+)
 from sysout_jax.core.streaming import scaling_factor
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
@@ -41,6 +48,7 @@ class Roles:
     sink: np.ndarray  # [L, N] bool, attention on O above Gu et al.'s 0.3
     no_op: np.ndarray  # [L, N] bool, a sink whose value is drained to at most 0.2
     broadcast: np.ndarray  # [L, N] bool, a sink whose value is at least 0.8 of the rest's
+    stable_rank: np.ndarray  # [L, N], |O|_F^2 / sigma_1^2 of a head's outputs: 1, all point one way
 
     @property
     def shares(self) -> dict[str, float]:
@@ -62,7 +70,8 @@ def roles(
 
     The identity (theory A1) is o_i = S_i o^R_i + sum_{j in O} p_ij v_j, so the error of S_i o^R_i
     is what the outlier tokens' values add. Rows of unnormalised variants are brought to one; where
-    a variant gates values, they are measured before the gate.
+    a variant gates values, they are measured before the gate. A sink whose value is not drained
+    broadcasts it: then the head's outputs are nearly one vector (Fesser 2026, arXiv:2606.08105).
 
     Args:
       config: the architecture.
@@ -89,6 +98,7 @@ def roles(
     return Roles(
         what, int(some.sum()), mean["attention"], mean["scale"], mean["scale_sd"], mean["error"],
         drain, sink, sink & (drain <= VALUE_DRAINED), sink & (drain >= VALUE_KEPT),
+        mean["stable_rank"],
     )  # fmt: skip
 
 
@@ -102,8 +112,10 @@ def _run(config: ModelConfig, params: Params, tokens: Array, outliers: Array) ->
         taps: Any = {
             "value": lambda v: norm_over_rest(v.astype(jnp.float32), of),
             JOINED: scaling_factor(of, normalised),
+            "attn_mix": jax.vmap(spectral_dominance, 1),
         }
         recorded = forward(config, params, ids[None], taps)[1]
+        first = recorded["attn_mix"][:, 0]  # [L, N], sigma_1^2 / |O|_F^2
         scale, error = (recorded[JOINED][name][:, 0] for name in ("scale", "error"))  # [L, N, T]
         queries = jnp.broadcast_to(~of, scale.shape)
         mass = jnp.sum(jnp.where(queries, scale, 0.0), axis=-1)
@@ -117,6 +129,7 @@ def _run(config: ModelConfig, params: Params, tokens: Array, outliers: Array) ->
             "error": jnp.sum(jnp.where(queries, error, 0.0), axis=-1) / count,
             "attention": jnp.sum(jnp.where(queries, received, 0.0), axis=-1) / count,
             "drain": recorded["value"][:, 0],
+            "stable_rank": ratio_or_zero(jnp.ones_like(first), first),
         }
 
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), jax.lax.map(one, (tokens, outliers)))

@@ -1,0 +1,59 @@
+"""What docs/field.md names is there: files, commands with their flags, names of so, variants."""
+
+import importlib
+import re
+import shlex
+
+import pytest
+from absl import flags
+
+import sysout_jax as so
+from sysout_jax.core.attention import VARIANTS
+from tests import pages, usage
+
+FIELD = pages.ROOT / "docs" / "field.md"
+CODE = re.findall(r"`([^`]+)`", FIELD.read_text())
+COMMANDS = sorted({code for code in CODE if code.startswith("experiments.")})
+
+
+def test_files_are_there():
+    paths = [code for code in CODE if code.endswith(".py")]
+    assert len(paths) >= 15
+    assert [path for path in paths if not (pages.ROOT / path).is_file()] == []
+
+
+def test_names_of_the_package_are_there():
+    names = [code.removeprefix("so.").split(".") for code in CODE if code.startswith("so.")]
+    assert len(names) > 4
+    for name, *rest in names:
+        found = getattr(so, name)
+        for each in rest:
+            found = getattr(found, each)
+        assert callable(found)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_have_these_flags(command):
+    """And take these values, but for the paths of a user."""
+    module, *arguments = shlex.split(command)
+    usage.define(importlib.import_module(module))
+    left = flags.FLAGS([module, *arguments])
+    assert left == [module]
+
+
+def test_variants_are_in_the_table():
+    named = {"value_bias+context_scale", "sink_value", "exclusive", "value_state_gate",
+             "scalable_softmax", "head_gate+value_gate", "head_gate", "element_gate"}  # fmt: skip
+    assert named <= set(CODE)
+    for name in named:
+        assert VARIANTS[name].formula
+
+
+def test_every_table_says_where_or_why_not():
+    rows = [line for line in FIELD.read_text().splitlines() if line.startswith("| ")]
+    body = [row for row in rows if row != "| row | here |" and set(row) - set("|- ")]
+    assert len(body) > 50
+    for row in body:
+        what, here = re.split(r"(?<!\\)\|", row.strip("| "))
+        assert what.strip()
+        assert len(here.strip()) > 5
