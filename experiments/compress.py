@@ -7,12 +7,11 @@ python -m experiments.compress --model=smollm2-135m --corpus=PATH --conversions=
 python -m experiments.compress --redraw=runs/compress/RUN
 """
 
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
-from absl import flags
 from rich.console import Console
 
 from sysout_jax import converting
@@ -30,13 +29,12 @@ from sysout_jax.model.decoder import parameter_count
 from sysout_jax.model.model import Model
 from sysout_jax.results import RunDirectory
 
-from .cli import grid, launch
+from .cli import grid, launch, showing
 from .cli.grid import Cells, Place
 from .inputs.evaluation_text import SEQUENCES, WIKITEXT2, Text, Texts
 from .inputs.model_selection import Choice, Chosen, every
-from .reports.compress_report import sections
+from .reports.compress_report import REPORT
 
-FLAGS = flags.FLAGS
 # What --help explains.
 OFTEN = (
     "model", "corpus", "methods", "conversions", "variant", "seed", "sequences", "seq_len",
@@ -49,8 +47,9 @@ METHODS = (
     "we4m3ae4m3", "magnitude-0.5", "global-0.5", "wanda-0.5", "wanda-2:4", "sparsegpt-0.5",
     "sparsegpt-2:4",
 )  # fmt: skip
-SMOKE = {"sequences": 2, "calibration": 2, "batch": 2}
-SMOKE_METHODS = ("w8a8", "gptq-w4", "wanda-2:4")
+SMOKE = {
+    "sequences": 2, "calibration": 2, "batch": 2, "methods": ("w8a8", "gptq-w4", "wanda-2:4"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     return grid.run(
         config, "compress", named, lambda cell, log: judge(*cell[:2]).found(cell[2]),
         grid.common(config, "methods", "conversions", "boost", "variant", "seed"), gathered,
-        sections, console, described={"experiment": "compression"},
+        REPORT, console, described={"experiment": "compression"},
         of=[each.name for each in chosen],
     )  # fmt: skip
 
@@ -272,23 +271,11 @@ def _quality(losses: np.ndarray) -> dict[str, Any]:
 # ----------------------------------------------------------------------------- the binary
 
 
+config_from_flags = partial(launch.from_flags, Config(), SMOKE)
+
+
 def main() -> None:
-    launch.run_or_redraw("experiments.compress", run, config_from_flags, sections)
-
-
-def config_from_flags() -> Config:
-    """The config that the flags ask for.
-
-    Raises:
-      InputError: a flag's value is not accepted.
-    """
-    words = ("methods", "conversions", "boost", "sites")
-    given = {name: FLAGS[name].value for name in FLAGS if name not in words}
-    base = Config(methods=SMOKE_METHODS) if FLAGS.smoke else Config()
-    config = launch.override(base, SMOKE if FLAGS.smoke else {})
-    lists = {name: FLAGS[name].value for name in words}
-    named: dict[str, Any] = {name: tuple(value) for name, value in lists.items() if value}
-    return launch.override(replace(config, **named), given)
+    showing.run_or_redraw("experiments.compress", run, config_from_flags, REPORT)
 
 
 def define_flags() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sysout_jax.files import write_text
 from sysout_jax.report import interactive, tables
+from sysout_jax.report.summary import summary
 from sysout_jax.report.words import headline, known_lines
 
 Record = Mapping[str, Any]
@@ -140,6 +141,7 @@ def page(record: Record, figures: Path) -> str:
 </head>
 <body>
 <h1>{html.escape(title)}</h1>
+{_summary(record)}
 {tables.about(record)}
 {_known(record)}<nav>{links}<a href="#record">Record</a></nav>
 {sections}
@@ -151,6 +153,12 @@ in figures/ as PNG and PDF.</p>
 </body>
 </html>
 """
+
+
+def _summary(record: Record) -> str:
+    """Three sentences, or as many as the parts of the record have."""
+    said = (f"{text[0].upper()}{text[1:]}." for text in summary(record) if text)
+    return f'<p id="summary">{html.escape(" ".join(said))}</p>'
 
 
 def _known(record: Record) -> str:

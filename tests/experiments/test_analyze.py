@@ -166,8 +166,12 @@ def test_the_page_needs_no_other_file_and_no_network(finished, record):
 
 def test_the_page_says_what_the_terminal_says(finished):
     whole = (finished[0] / "report.html").read_text()
-    lines = [line.strip() for line in finished[1].out.splitlines() if line.startswith("  ")]
+    wrapped = finished[1].out.replace("\n    ", " ")
+    lines = [line.strip() for line in wrapped.splitlines() if line.startswith("  ")]
     assert len(lines) > 20
+    ends = re.findall("^(?:found|means|but) +(.+)$", finished[1].out, re.M)
+    assert ends
+    assert all(f"{html.escape(end[1:])}." in whole for end in ends)
     assert all(html.escape(line) in whole for line in lines)
 
 
