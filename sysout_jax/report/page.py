@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sysout_jax.files import write_text
+from sysout_jax.plots import NARROW
 from sysout_jax.report import interactive, tables
 from sysout_jax.report.summary import summary
 from sysout_jax.report.words import headline, known_lines
@@ -52,6 +53,8 @@ PARTS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "dynamics": ("Dynamics", "When do they emerge in training?", ("dynamics",)),
     "seeds": ("Seeds", "Do other seeds of the run have them at the same places?", ()),
 }
+OF_PROMPT = ("existence", "lifecycle")  # parts that are of the prompt; the others are of the text
+CHAINS = ("lifecycle-emergence", "lifecycle-spread", "lifecycle-disappearance")
 CAPTIONS: Mapping[str, str] = {
     "existence": (
         "Magnitudes in the layers that show each kind best; the largest entry is named. Where "
@@ -99,14 +102,18 @@ figure img { max-width: 100%; height: auto; display: block; }
 figcaption { font-size: .88rem; color: #555; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font: .85rem/1.4 system-ui, sans-serif; margin: .8rem 0; }
-th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #eee;
-  white-space: nowrap; }
+th, td { padding: .2rem .5rem; text-align: right; border-bottom: 1px solid #eee;
+  vertical-align: top; }
+td { white-space: nowrap; }
+td.words { white-space: normal; min-width: 8rem; overflow-wrap: anywhere; }
+.words { text-align: left; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 1px solid #999; font-weight: 600; }
 code, pre { font: .82rem/1.4 ui-monospace, monospace; overflow-wrap: anywhere;
   white-space: pre-wrap; }
 details { margin: 1rem 0; }
 summary { cursor: pointer; color: #0072b2; }
+@media (max-width: 640px) { img.chain { max-width: none; width: 44rem; } }
 .view { width: 100%; height: 26rem; }
 li { margin: .25rem 0; }
 """
@@ -185,9 +192,18 @@ def _section(record: Record, name: str, figures: Path, views: Mapping[str, Any])
         if view["part"] == name
     )
     return (
-        f'<section id="{name}"><h2>{title}</h2><p>{question}</p>\n<ul>{lines}</ul>\n'
+        f'<section id="{name}"><h2>{title}</h2><p>{question} {_text(record, name)}</p>\n'
+        f"<ul>{lines}</ul>\n"
         f"{shown}{mine}{tables.of_part(record, name)}</section>"
     )
+
+
+def _text(record: Record, name: str) -> str:
+    """Which of the two texts a part is of."""
+    if name in OF_PROMPT:
+        return f"Of the prompt, {len(record['prompt'])} tokens."
+    corpus = f" of {record['corpus']}" if "corpus" in record else ""
+    return html.escape(f"Of {record['sequences']} sequences of {record['seq_len']} tokens{corpus}.")
 
 
 def _figure(figures: Path, name: str) -> str:
@@ -195,12 +211,21 @@ def _figure(figures: Path, name: str) -> str:
     path = figures / f"{name}.png"
     if not path.exists():
         return ""
-    data = base64.b64encode(path.read_bytes()).decode()
-    caption = html.escape(CAPTIONS[name])
+    caption, stacked = html.escape(CAPTIONS[name]), figures / NARROW / path.name
+    narrow = (
+        f'<source media="(max-width: 640px)" srcset="{_inline(stacked)}">'
+        if stacked.exists()
+        else ""
+    )
+    chain = ' class="chain"' if name in CHAINS else ""  # arrows lead from panel to panel
     return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+        f'<figure><picture>{narrow}<img{chain} alt="{caption}" src="{_inline(path)}"></picture>'
         f'<figcaption>{caption} <a href="figures/{name}.pdf">PDF</a></figcaption></figure>\n'
     )
+
+
+def _inline(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _provenance(record: Record) -> str:

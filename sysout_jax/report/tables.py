@@ -8,6 +8,7 @@ from sysout_jax.report.words import neuron, row_of
 from sysout_jax.showing import Interval, Table
 
 Record = Mapping[str, Any]
+COLUMNS = 9  # that fit on a page
 FOLDED = 24  # rows from which on the page shows a table when it is asked to
 
 
@@ -39,10 +40,23 @@ def of_part(record: Record, name: str) -> str:
 
 
 def _shown(table: Table) -> str:
-    title, body = html.escape(table.title), table.to_html()
+    title, body = html.escape(table.title), "".join(part.to_html() for part in _parts(table))
     if len(table.rows) > FOLDED:
         return f"<details><summary>{title}</summary>{body}</details>"
     return f"<h3>{title}</h3>{body}"
+
+
+def _parts(table: Table) -> list[Table]:
+    """A table in parts of at most `COLUMNS` columns, each with the first of all."""
+    count = -(-(len(table.headings) - 1) // (COLUMNS - 1))
+    size = -(-(len(table.headings) - 1) // count)
+    cuts = [(0, *range(1 + at * size, min(1 + (at + 1) * size, len(table.headings))))
+            for at in range(count)]  # fmt: skip
+    return [
+        Table.of(table.title, [table.headings[at] for at in cut],
+                 [[row[at] for at in cut] for row in table.rows], table.align)
+        for cut in cuts
+    ]  # fmt: skip
 
 
 def tables(record: Record) -> dict[str, Table]:
