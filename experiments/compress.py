@@ -18,7 +18,13 @@ from sysout_jax import converting
 from sysout_jax.analysis.compress import allocation, schemes
 from sysout_jax.analysis.compress.allocation import Boost
 from sysout_jax.analysis.compress.calibration import PRODUCTS
-from sysout_jax.analysis.compress.compression import ALPHA, Compressed, Compressor, losses, present
+from sysout_jax.analysis.compress.compression import (
+    ALPHA,
+    Compressed,
+    Compressor,
+    losses_by_token,
+    present,
+)
 from sysout_jax.analysis.compress.noise import noise
 from sysout_jax.analysis.compress.schemes import Rounding
 from sysout_jax.analysis.statistics import bootstrap_interval
@@ -47,6 +53,7 @@ METHODS = (
     "we4m3ae4m3", "magnitude-0.5", "global-0.5", "wanda-0.5", "wanda-2:4", "sparsegpt-0.5",
     "sparsegpt-2:4",
 )  # fmt: skip
+WORST, CONTEXT = 10, 12  # tokens that a record names of each method, and those before each
 SMOKE = {
     "sequences": 2, "calibration": 2, "batch": 2, "methods": ("w8a8", "gptq-w4", "wanda-2:4"),
 }  # fmt: skip
@@ -194,7 +201,8 @@ class _Judge:
             self.model.config, self.model.params, self.calibration, config.sites, config.alpha,
             config.batch,
         )  # fmt: skip
-        self.before = self._losses(Compressed(self.model.params))
+        self.by_token = self._losses(Compressed(self.model.params))
+        self.before = self.by_token.mean(axis=1)
         self.boosts: dict[str, dict[str, Boost]] = {}  # of each method, found once
 
     def found(self, method: str | None) -> dict[str, Any]:
@@ -204,11 +212,13 @@ class _Judge:
         if method is None:
             return about | self._uncompressed()
         compressed, allocated = self._compressed(method)
-        after = self._losses(compressed)
+        by_token = self._losses(compressed)
+        after = by_token.mean(axis=1)
         found = {
             **_quality(after),
             "change": bootstrap_interval(after - self.before),
             "zeros": compressed.zeros,
+            "worst": self._worst(by_token),
             **allocated,
         }
         return about | {"part": method, "found": found}
@@ -258,9 +268,27 @@ class _Judge:
             "noise": list(noises),
         }  # fmt: skip
 
+    def _worst(self, after: np.ndarray) -> list[dict[str, Any]]:
+        """The tokens whose loss rises most, each after those that it is predicted from."""
+        rise = np.where(np.isfinite(after), after - self.by_token, np.inf)
+        tokenizer, found = self.model.tokenizer, []
+        for flat in np.argsort(-rise, axis=None, kind="stable")[:WORST]:
+            row, at = np.unravel_index(flat, rise.shape)
+            end = int(at) + self.skip + 1
+            ids = self.rows[row, max(0, end - CONTEXT) : end + 1]
+            pieces = [str(i) for i in ids] if tokenizer is None else tokenizer.pieces(ids)
+            found.append(
+                {
+                    "sequence": int(row), "position": end, "token": pieces[-1],
+                    "after_text": "".join(pieces[:-1]) if tokenizer else " ".join(pieces[:-1]),
+                    "before": float(self.by_token[row, at]), "after": float(after[row, at]),
+                }
+            )  # fmt: skip
+        return found
+
     def _losses(self, compressed: Compressed) -> np.ndarray:
         config = self.config
-        return losses(self.model.config, compressed, self.rows, config.batch, self.skip)
+        return losses_by_token(self.model.config, compressed, self.rows, config.batch, self.skip)
 
 
 def _quality(losses: np.ndarray) -> dict[str, Any]:

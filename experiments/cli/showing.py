@@ -1,7 +1,7 @@
 """How a command shows what it found: tables, a verdict of three lines, and the next command."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -27,10 +27,10 @@ class Report(NamedTuple):
 
     sections: Callable[[Record], Iterable[Section]]
     verdict: Callable[[Record, Path], Verdict]  # of a record and the run directory that it is in
-    # Draws a record into its run directory; returns what was made, and where it is.
-    draw: Callable[[Record, Path], tuple[str, Sequence[Path]]] = lambda record, directory: (
-        "figures", plots.draw(record, directory / "figures"),
-    )  # fmt: skip
+    # Draws a record into its run directory; returns what was made, and where each of it is.
+    draw: Callable[[Record, Path], Mapping[str, Sequence[Path]]] = lambda record, directory: {
+        "figures": plots.draw(record, directory / "figures")
+    }
 
 
 # ------------------------------------------------------------------------------ the flags
@@ -112,10 +112,11 @@ def listed(sections: Iterable[Section], record: Any, verdict: Verdict) -> None:
 
 def publish(console: Console, directory: Path, record: Record, report: Report) -> None:
     """Draw the record of a run into its directory, say where both are, and conclude."""
-    kind, drawn = report.draw(record, directory)
-    found = f"\n{' ' * LABEL}".join(map(str, drawn))
-    for name, where in (("record", directory / "result.json"), (kind, found)):
-        if where:
+    for name, paths in {
+        "record": [directory / "result.json"], **report.draw(record, directory)
+    }.items():  # fmt: skip
+        if paths:
+            where = f"\n{' ' * LABEL}".join(map(str, paths))
             console.print(f"{name:<{LABEL}}{where}", soft_wrap=True, markup=False)
     conclude(console, report.verdict(record, directory))
 

@@ -95,8 +95,6 @@ def verdict(record: Record, directory: Path) -> Verdict:
     return Verdict(*summary(record), command)
 
 
-def _page(record: Record, directory: Path) -> tuple[str, list[Path]]:
-    return "report", [publish(record, directory)]
-
-
-REPORT = Report(sections, verdict, _page)
+REPORT = Report(
+    sections, verdict, lambda record, directory: {"report": [publish(record, directory)]}
+)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sysout_jax import plots
 from sysout_jax.analysis.compress.noise import Agreement, agreement
 from sysout_jax.analysis.statistics import (
     bootstrap_interval,
@@ -17,6 +18,7 @@ from sysout_jax.showing import Interval, Table
 from ..cli.showing import Report
 from ..cli.tables import Section
 from ..cli.verdict import Verdict, given
+from .compress_page import details, write_page
 
 Record = dict[str, Any]
 BEFORE = "as trained"
@@ -55,6 +57,8 @@ def sections(record: Record) -> Iterator[Section]:
         if any("trained" in model for model in mine):
             yield _bought(corpus, mine, record["methods"])
     yield Section("noise", None, list(_agreement_lines(record)))
+    for model in record["models"]:
+        yield from (Section(name, table, asked=True) for name, table in details(model))
 
 
 def _bits(found: Record) -> float | None:
@@ -267,4 +271,11 @@ def _away(each: tuple[str, str, str, Agreement]) -> float:
     return off if each[2] == E1 and np.isfinite(off) else 0.0
 
 
-REPORT = Report(sections, verdict)
+def _drawn(record: Record, directory: Path) -> dict[str, list[Path]]:
+    """The figures, and the page that has them."""
+    figures = plots.draw(record, directory / "figures")
+    *said, _ = verdict(record, directory)
+    return {"figures": figures, "report": [write_page(record, directory, sections(record), said)]}
+
+
+REPORT = Report(sections, verdict, _drawn)

@@ -30,7 +30,7 @@ EXPERIMENTS: Mapping[str, tuple[Any, tuple[str, ...]]] = {
     "variants": (variants.figures, (".png",)),
     "analysis": (analysis.figures, (".png", ".pdf", NARROW)),
     "assumptions": (assumptions.figures, (".png", ".pdf")),
-    "compression": (compression.figures, (".png", ".pdf")),
+    "compression": (compression.figures, (".png", ".pdf", NARROW)),
     "convergence": (convergence.figures, (".png", ".pdf")),
     "convert": (conversion.figures, (".png", ".pdf")),
     "tour": (tour.figures, (".png", ".pdf")),

@@ -1,9 +1,9 @@
-"""One self-contained HTML page of a record: sentences, tables, figures, 3-D views, the record."""
+"""Self-contained HTML pages of records: sentences, tables, figures, 3-D views, the record."""
 
 import base64
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ PARTS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "seeds": ("Seeds", "Do other seeds of the run have them at the same places?", ()),
 }
 OF_PROMPT = ("existence", "lifecycle")  # parts that are of the prompt; the others are of the text
+# figures whose arrows lead from panel to panel
 CHAINS = ("lifecycle-emergence", "lifecycle-spread", "lifecycle-disappearance")
 CAPTIONS: Mapping[str, str] = {
     "existence": (
@@ -130,13 +131,30 @@ def write_page(record: Record, directory: Path) -> Path:
 
 
 def page(record: Record, figures: Path) -> str:
-    """The page as text."""
+    """The page of an analysis as text."""
     parts = [name for name in PARTS if name in record["parts"]]
     views = interactive.views(record)
     script = interactive.plotly() if views else None
-    title = _title(record)
     links = "".join(f'<a href="#{name}">{PARTS[name][0]}</a>' for name in parts)
     sections = "\n".join(_section(record, name, figures, views if script else {}) for name in parts)
+    body = f"""{tables.about(record)}
+{_known(record)}<nav>{links}<a href="#record">Record</a></nav>
+{sections}"""
+    scripts = interactive.scripts(script, views)
+    return document(_title(record), summary(record), body, record, scripts)
+
+
+def document(title: str, said: Sequence[str], body: str, record: Record, scripts: str = "") -> str:
+    """A page of a record, which needs no other file, as text.
+
+    Args:
+      title: of the page.
+      said: what it begins with, sentences without capitals and full stops; "" for none.
+      body: HTML.
+      record: where it comes from, in its "provenance".
+      scripts: HTML at the end.
+    """
+    summed = " ".join(f"{_begun(text)}." for text in said if text)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -148,24 +166,22 @@ def page(record: Record, figures: Path) -> str:
 </head>
 <body>
 <h1>{html.escape(title)}</h1>
-{_summary(record)}
-{tables.about(record)}
-{_known(record)}<nav>{links}<a href="#record">Record</a></nav>
-{sections}
+<p id="summary">{html.escape(summed)}</p>
+{body}
 <h2 id="record">Record</h2>
 <p>Every number and figure here is drawn from <a href="result.json">result.json</a>; figures are
 in figures/ as PNG and PDF.</p>
 {_provenance(record)}
-{interactive.scripts(script, views)}
+{scripts}
 </body>
 </html>
 """
 
 
-def _summary(record: Record) -> str:
-    """Three sentences, or as many as the parts of the record have."""
-    said = (f"{text[0].upper()}{text[1:]}." for text in summary(record) if text)
-    return f'<p id="summary">{html.escape(" ".join(said))}</p>'
+def _begun(sentence: str) -> str:
+    """With a capital where it begins with a word, and not with a name such as w8a8."""
+    word = sentence.split()[0]
+    return sentence[0].upper() + sentence[1:] if word.isalpha() else sentence
 
 
 def _known(record: Record) -> str:
@@ -182,9 +198,9 @@ def _title(record: Record) -> str:
 
 
 def _section(record: Record, name: str, figures: Path, views: Mapping[str, Any]) -> str:
-    title, question, drawn = PARTS[name]
+    title, question, named = PARTS[name]
     lines = "".join(f"<li>{html.escape(line)}</li>" for line in headline(record, name))
-    shown = "".join(_figure(figures, figure) for figure in drawn)
+    shown = "".join(drawn(figures, figure, CAPTIONS[figure], figure in CHAINS) for figure in named)
     mine = "".join(
         f"<details><summary>Turn it: {html.escape(view['title'])}</summary>"
         f'<div class="view" id="{key}"></div></details>'
@@ -206,20 +222,27 @@ def _text(record: Record, name: str) -> str:
     return html.escape(f"Of {record['sequences']} sequences of {record['seq_len']} tokens{corpus}.")
 
 
-def _figure(figures: Path, name: str) -> str:
-    """An image in the page itself, with a link to the PDF; nothing where it was not drawn."""
+def drawn(figures: Path, name: str, caption: str, chain: bool = False) -> str:
+    """An image in the page itself, with a link to the PDF; nothing where it was not drawn.
+
+    Args:
+      figures: the directory of figures.
+      name: of the figure.
+      caption: under it.
+      chain: whether arrows lead from panel to panel, so that they cannot be stacked.
+    """
     path = figures / f"{name}.png"
     if not path.exists():
         return ""
-    caption, stacked = html.escape(CAPTIONS[name]), figures / NARROW / path.name
+    caption, stacked = html.escape(caption), figures / NARROW / path.name
     narrow = (
         f'<source media="(max-width: 640px)" srcset="{_inline(stacked)}">'
         if stacked.exists()
         else ""
     )
-    chain = ' class="chain"' if name in CHAINS else ""  # arrows lead from panel to panel
+    kind = ' class="chain"' if chain else ""
     return (
-        f'<figure><picture>{narrow}<img{chain} alt="{caption}" src="{_inline(path)}"></picture>'
+        f'<figure><picture>{narrow}<img{kind} alt="{caption}" src="{_inline(path)}"></picture>'
         f'<figcaption>{caption} <a href="figures/{name}.pdf">PDF</a></figcaption></figure>\n'
     )
 

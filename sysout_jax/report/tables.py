@@ -36,10 +36,11 @@ def about(record: Record) -> str:
 
 def of_part(record: Record, name: str) -> str:
     """The tables of one part, as HTML."""
-    return "".join(map(_shown, _TABLES[name](record["parts"][name], record).values()))
+    return "".join(map(shown, _TABLES[name](record["parts"][name], record).values()))
 
 
-def _shown(table: Table) -> str:
+def shown(table: Table) -> str:
+    """A table on a page, with its title; a long one is folded, a wide one in parts."""
     title, body = html.escape(table.title), "".join(part.to_html() for part in _parts(table))
     if len(table.rows) > FOLDED:
         return f"<details><summary>{title}</summary>{body}</details>"

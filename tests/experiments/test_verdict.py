@@ -57,7 +57,7 @@ def test_of_what_has_no_record():
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_end_fits_and_comes_last(name, monkeypatch, tmp_path):
     module = importlib.import_module(f"experiments.{name}")
-    monkeypatch.setattr(module, "REPORT", module.REPORT._replace(draw=lambda *_: ("figures", ())))
+    monkeypatch.setattr(module, "REPORT", module.REPORT._replace(draw=lambda *_: {}))
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
@@ -75,7 +75,7 @@ def test_the_end_fits_and_comes_last(name, monkeypatch, tmp_path):
 
 def test_analyze_prints_the_tables_of_its_findings(monkeypatch, tmp_path, run_analyze):
     module = importlib.import_module("experiments.analyze")
-    monkeypatch.setattr(module, "REPORT", module.REPORT._replace(draw=lambda *_: ("report", ())))
+    monkeypatch.setattr(module, "REPORT", module.REPORT._replace(draw=lambda *_: {}))
     shutil.copy(ONE_OF_EACH["analyze"] / "result.json", tmp_path)
     record = read_record(tmp_path)
     made = tables(record)
