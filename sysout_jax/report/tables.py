@@ -1,14 +1,15 @@
 """The tables of an analysis, made from its record: of the page, a notebook, and pandas."""
 
 import html
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sysout_jax.report.words import neuron, row_of
-from sysout_jax.showing import Interval, Table
+from sysout_jax.showing import WORDS, Interval, Table
 
 Record = Mapping[str, Any]
-COLUMNS = 9  # that fit on a page
+WIDTH, GAP = 112, 3  # of a page, and between two columns, in characters of a table
 FOLDED = 24  # rows from which on the page shows a table when it is asked to
 
 
@@ -48,11 +49,16 @@ def shown(table: Table) -> str:
 
 
 def _parts(table: Table) -> list[Table]:
-    """A table in parts of at most `COLUMNS` columns, each with the first of all."""
-    count = -(-(len(table.headings) - 1) // (COLUMNS - 1))
-    size = -(-(len(table.headings) - 1) // count)
-    cuts = [(0, *range(1 + at * size, min(1 + (at + 1) * size, len(table.headings))))
-            for at in range(count)]  # fmt: skip
+    """A table in parts that fit on a page, each with the first column."""
+    widths = [
+        GAP + min(WORDS, max(map(len, (*re.split("[ _@/]", heading), *cells))))
+        for heading, *cells in zip(*table.texts, strict=True)
+    ]
+    cuts = [[0]]
+    for at in range(1, len(widths)):
+        if sum(widths[n] for n in cuts[-1]) + widths[at] > WIDTH:
+            cuts.append([0])
+        cuts[-1].append(at)
     return [
         Table.of(table.title, [table.headings[at] for at in cut],
                  [[row[at] for at in cut] for row in table.rows], table.align)
