@@ -88,7 +88,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
     of = given(record, "model", "variant", "seed", "corpus", "revision", "file")
     sink = record["parts"].get("interventions", {}).get("sink")
     command = f"python -m experiments.convert{of} --out=converted"
-    if record["status"] != "complete":
+    if record.get("status", "complete") != "complete":  # what Python saves has none
         command = record["provenance"]["command"]
     elif (sink is not None and not sink["heads"]) or record["model"]["variant"] != "softmax":
         command = f"python -m experiments.compress{of}"

@@ -235,11 +235,9 @@ def verdict(record: Record, directory: Path) -> Verdict:
             f"{command}convert{of} --weak={way} --out=converted",
         )  # fmt: skip
     (least, low), (most, high) = (pick(cost[dearest], key=lambda x: x[1]) for pick in (min, max))
-    off = max(agreements(record), key=_away, default=None)
     return Verdict(
         found, f"it costs {most} {high:+.3f}, {least} {low:+.3f}" if most != least else "",
-        "" if off is None else f"theory E1 is {off[3].difference:+.1f} dB off for {off[0]}s at "
-        f"{off[1]} bits, correlation {off[3].pearson:.2f}",
+        _off(record),
         f"{command}compress{of} --conversions=bound,prefix+bound",
     )  # fmt: skip
 
@@ -265,10 +263,17 @@ def _costs(models: list[Record], method: str) -> list[tuple[str, float]]:
     return [(label, each["change"][0]) for label, each in found if each["loss"] is not None]
 
 
-def _away(each: tuple[str, str, str, Agreement]) -> float:
-    """How far the theory is from what was measured, in dB."""
-    off = abs(each[3].difference)
-    return off if each[2] == E1 and np.isfinite(off) else 0.0
+def _off(record: Record) -> str:
+    """Where theory E1 is furthest from what was measured."""
+    found = [
+        (abs(each.difference), kind, bits, each) for kind, bits, what, each in agreements(record)
+        if what == E1 and np.isfinite(each.difference)
+    ]  # fmt: skip
+    if not found:
+        return ""
+    _, kind, bits, worst = max(found, key=lambda each: each[0])
+    said = f"theory E1 is {worst.difference:+.1f} dB off for {kind}s at {bits} bits"
+    return said + (f", correlation {worst.pearson:.2f}" if np.isfinite(worst.pearson) else "")
 
 
 def _drawn(record: Record, directory: Path) -> dict[str, list[Path]]:

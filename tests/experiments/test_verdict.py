@@ -116,3 +116,65 @@ def test_names_that_have_room_and_flags_that_were_given():
 
 def test_what_is_long_is_printed_where_it_is_asked_for():
     assert not Section("name", None).asked
+
+
+def verdict_of(name):
+    record = read_record(RESULTS / name)
+    module = importlib.import_module(f"experiments.{MADE[RESULTS / name]}")
+    return record, module.REPORT.verdict(record, RESULTS / name)
+
+
+def test_compress_says_what_costs_most_and_what_conversion_saves():
+    record, said = verdict_of("compress/smollm2-135m-books")
+    cost = {
+        (model.get("conversion"), method): found["change"][0]
+        for model in record["models"]
+        for method, found in model["methods"].items()
+    }
+    trained = {method: change for (way, method), change in cost.items() if way is None}
+    most = max(trained, key=trained.get)
+    assert said.found.startswith(f"{most} costs most, {trained[most]:+.3f} nats; ")
+    saved = {key: trained[key[1]] - change for key, change in cost.items() if key[0]}
+    way, method = max(saved, key=saved.get)
+    assert f"({way}), {method} costs {cost[way, method]:+.3f} of {trained[method]:+.3f}" in (
+        said.means
+    )
+    assert f"--weak={way} " in said.next
+    way, method = min(saved, key=saved.get)
+    assert said.but == f"least by {way} under {method}: {cost[way, method]:+.3f} of " + (
+        f"{trained[method]:+.3f}"
+    )
+
+
+def test_variants_and_laboratory_count_runs_with_a_sink():
+    record, said = verdict_of("variants/sinks")
+    entries = record["studies"][-1]["variants"].values()
+    rates = [entry["measured"]["measures"]["sink_rate@attn_weights"][-1] for entry in entries]
+    every = sum(min(of) > 0.1 for of in rates)
+    assert f"in every seed of {every} of {len(rates)} variants" in said.found
+    record, said = verdict_of("laboratory")
+    runs = [[x > 0.3 for x in cell["measures"]["noop_sink_best"]] for cell in record["cells"]]
+    some = sum(any(of) and not all(of) for of in runs)
+    none = sum(not any(of) for of in runs)
+    assert said.found == (
+        f"{len(runs)} cells: sinks in every run of {sum(map(all, runs))}, in some of {some}, "
+        f"in none of {none}"
+    )
+
+
+def test_convergence_counts_verdicts_and_goes_beyond_the_edge():
+    record, said = verdict_of("convergence/backcopy")
+    of = [each["verdict"] for each in record["compared"]["variants"].values()]
+    assert f"{of.count('not decided') - 1} not decided of 5 variants" in said.found  # softmax's own
+    lrs = [float(x) for x in said.next.partition("--lrs=")[2].split(",")]
+    assert lrs[0] < min(record["lrs"]) < max(record["lrs"]) < lrs[1]
+
+
+def test_claims_are_counted():
+    rows = claims.ledger()
+    status = [row["status"] for row in rows.values()]
+    said = claims_report.verdict(rows)
+    assert f"{len(rows)} tests: {status.count('supported')} supported" in said.found
+    assert said.but.startswith(f"{status.count('not measured')} are not measured")
+    whole = {section.name: section.table for section in claims_report.sections(rows)}
+    assert [row[0] for row in whole["tests"].rows] == list(rows)
