@@ -177,7 +177,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
         f"sinks in every seed of {len(every)} of {len(entries)} variants; "
         f"max/median |h| up to {peaks[largest]:,.0f}",
         f"no sink in any seed: {few(none, LINE - 21)}",
-        f"no massive activation, of {MASSIVE_RATIO:g} medians: undecided, not refuted"
+        f"no activation of {MASSIVE_RATIO:g} medians: undecided here, not refuted"
         if not massive
         else "one seed: nothing is said of others"
         if seeds == 1
