@@ -13,7 +13,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,18 +39,19 @@ from sysout_jax.families.known import TAPS as EXTREMES
 from sysout_jax.families.known import Check, Known, check_known, known_of
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.model.stream import recorded
-from sysout_jax.report.findings import PARTS, PROMPT_TOKENS, Material, describe, header, publish
+from sysout_jax.report.findings import PARTS, PROMPT_TOKENS, Material, describe, header
 from sysout_jax.report.words import headline, known_lines
 from sysout_jax.results import RunDirectory, plain, read_record
 from sysout_jax.training.loop import Corpus
 
-from .cli import ending, launch
+from .cli import ending, launch, showing
 from .cli.grid import Place
+from .cli.tables import print_line
 from .inputs.evaluation_text import length_of, read_corpus
 from .inputs.model_selection import Choice, Chosen, choose
 from .inputs.revisions import about, in_order, of_last, summaries
+from .reports.analysis_report import REPORT
 
-FLAGS = flags.FLAGS
 # What --help explains.
 OFTEN = ("model", "corpus", "only", "sequences", "seq_len", "variant", "seed", "workdir")
 SMOKE = {"sequences": 2, "calibration": 2, "batch": 2}
@@ -172,20 +172,18 @@ def run(config: Config, console: Console) -> RunDirectory:
             if known:
                 record["known"] = _check(known, material)
                 for line in known_lines(plain(record)):
-                    console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+                    print_line(console, line)
             for name in parts:
                 result = _timed(name, runs.get(name, PARTS[name]), material, console)
                 record["parts"][name] = describe(material, result)
                 for line in headline(plain(record), name):
-                    console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+                    print_line(console, line)
     finally:
         written = read_record(directory.path)
         finished = ", ".join(written["parts"]) or "none"
         console.print(f"finished {finished}", soft_wrap=True, markup=False)
-        console.print(f"record   {directory.path / 'result.json'}", soft_wrap=True, markup=False)
         if written["parts"] or written["status"] == "complete":  # of an interrupted run too
-            page = publish(written, directory.path)
-            console.print(f"report   {page}", soft_wrap=True, markup=False)
+            showing.publish(console, directory.path, written, REPORT)
     return directory
 
 
@@ -274,27 +272,13 @@ config_from_flags = partial(launch.from_flags, Config(), SMOKE)
 
 
 def main() -> None:
-    console = Console()
-    if FLAGS.redraw:
-        console.print(str(redraw(Path(FLAGS.redraw))), soft_wrap=True, markup=False)
-    else:
-        run(config_from_flags(), console)
-
-
-def redraw(directory: Path) -> Path:
-    """Draw the figures and the page of a run again; returns the page.
-
-    Raises:
-      InputError: there is no record of this experiment.
-    """
-    with launch.redrawing(directory, "experiments.analyze") as record:
-        return publish(record, directory)
+    showing.run_or_redraw("experiments.analyze", run, config_from_flags, REPORT)
 
 
 def define_flags() -> None:
     """Define the flags of this binary."""
     flags.DEFINE_bool("smoke", False, "two sequences, in seconds")
-    flags.DEFINE_string("redraw", None, "draw the record of this run directory and exit")
+    showing.define_tables()
     launch.define_overrides(Config)
 
 

@@ -17,11 +17,11 @@ from sysout_jax.converting import LENGTH
 from sysout_jax.errors import InputError, at_least
 from sysout_jax.results import RunDirectory
 
-from .cli import grid, launch
+from .cli import grid, launch, showing
 from .cli.grid import Place
 from .inputs.evaluation_text import Text, Texts
 from .inputs.model_selection import Choice, Chosen, of_softmax
-from .reports.assumptions_report import sections
+from .reports.assumptions_report import REPORT
 
 # What --help explains.
 OFTEN = ("model", "corpus", "variant", "sequences", "calibration", "seq_len", "workdir")
@@ -66,7 +66,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     return grid.run(
         config, "assumptions", {each.cell: each for each in chosen}, found,
         grid.common(config, "variant", "seed"), lambda there: {"models": there.all()},
-        sections, console, described={"config": grid.told(config)},
+        REPORT, console, described={"config": grid.told(config)},
         of=[each.name for each in chosen],
     )  # fmt: skip
 
@@ -89,7 +89,7 @@ config_from_flags = partial(launch.from_flags, Config(), SMOKE)
 
 
 def main() -> None:
-    launch.run_or_redraw("experiments.assumptions", run, config_from_flags, sections)
+    showing.run_or_redraw("experiments.assumptions", run, config_from_flags, REPORT)
 
 
 def define_flags() -> None:

@@ -28,13 +28,13 @@ from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run, corpus_of, train
 from sysout_jax.training.optimizer import OPTIMIZERS
 
-from .cli import grid, launch
+from .cli import grid, launch, showing
 from .cli.grid import Cells, Place, check_values, crossed
 from .cli.presets import FILLED_IN, NORMS, PRESETS, SETTINGS, SMOKE
 from .cli.progress import reading
 from .records.benchmark import AXES
 from .records.study import history
-from .reports.benchmark_report import sections
+from .reports.benchmark_report import REPORT
 
 FLAGS = flags.FLAGS
 # What --help explains.
@@ -119,7 +119,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     return grid.run(
         config, "benchmark", {"-".join(cell.values()): cell for cell in config.cells},
         lambda cell, log: _found(config, cell, read[cell["setting"]], log), config.about,
-        lambda there: {"cells": _sorted(there)}, sections, console,
+        lambda there: {"cells": _sorted(there)}, REPORT, console,
         described={**config.about, "tokens_per_seed": tokens, "split": split},
         of=[config.preset], train=c,
     )  # fmt: skip
@@ -193,7 +193,7 @@ def _compressed(config: Config, trained: Run, read: _Read) -> dict[str, list[flo
 
 
 def main() -> None:
-    launch.run_or_redraw("experiments.benchmark", run, config_from_flags, sections)
+    showing.run_or_redraw("experiments.benchmark", run, config_from_flags, REPORT)
 
 
 def config_from_flags() -> Config:

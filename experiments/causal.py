@@ -15,11 +15,11 @@ from sysout_jax.analysis.intervene.dose_response import check, doses
 from sysout_jax.errors import InputError, at_least
 from sysout_jax.results import RunDirectory
 
-from .cli import grid, launch
+from .cli import grid, launch, showing
 from .cli.grid import Place
 from .inputs.evaluation_text import length_of, read_corpus
 from .inputs.model_selection import Choice, Chosen, of_softmax
-from .reports.causal_report import sections
+from .reports.causal_report import REPORT
 
 # What --help explains.
 OFTEN = ("model", "corpus", "variant", "sequences", "seq_len", "controls", "workdir")
@@ -74,7 +74,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     return grid.run(
         config, "causal", {each.cell: each for each in chosen}, found,
         grid.common(config, "variant", "seed"), lambda there: {"models": there.all()},
-        sections, console, described={"config": grid.told(config)},
+        REPORT, console, described={"config": grid.told(config)},
         of=[each.name for each in chosen],
     )  # fmt: skip
 
@@ -86,7 +86,7 @@ config_from_flags = partial(launch.from_flags, Config(), SMOKE)
 
 
 def main() -> None:
-    launch.run_or_redraw("experiments.causal", run, config_from_flags, sections)
+    showing.run_or_redraw("experiments.causal", run, config_from_flags, REPORT)
 
 
 def define_flags() -> None:

@@ -18,12 +18,12 @@ from rich.console import Console
 from sysout_jax.errors import InputError
 from sysout_jax.results import LATEST, named_run, plain, read_mapping, read_record, write_json
 
-from .cli import launch
+from .cli import launch, showing
 from .ledger.registry import refuse_changes
 from .ledger.table import TESTS, WITHDRAWN, Row, decided, judge, read_stored
 from .records.commands import COMMANDS
 from .records.units import Record
-from .reports.claims_report import markdown_ledger, markdown_summary, print_matrix
+from .reports.claims_report import markdown_ledger, markdown_summary, sections, verdict
 
 FLAGS = flags.FLAGS
 OFTEN = ("check", "write", "run", "budget", "workdir")  # what --help explains
@@ -98,7 +98,6 @@ def _made(
 
 
 def main() -> None:
-    console = Console()
     if not RESULTS.is_dir():
         raise InputError("claims", why="reads results/, which only a clone of the repository has")
     if FLAGS.run is not None:
@@ -106,18 +105,15 @@ def main() -> None:
         unknown = [name for name in names if name not in TESTS]
         if unknown:
             raise InputError("run", unknown[0], f"all, {', '.join(TESTS)}", "unknown")
-        run(names, FLAGS.budget, Path(FLAGS.workdir), console)
+        run(names, FLAGS.budget, Path(FLAGS.workdir), Console())
         return
     rows = ledger()
     refuse_changes(rows, read_stored(VERDICTS))
     if FLAGS.write:
         write_json(VERDICTS, rows)
-    if FLAGS.markdown:
-        print(f"{markdown_summary(rows)}\n\n{markdown_ledger(rows, WITHDRAWN)}")
-    else:
-        print_matrix(console, rows)
     if FLAGS.check:
         check(rows, VERDICTS)
+    showing.listed(sections(rows), plain(rows), verdict(rows))
 
 
 def check(rows: dict[str, Row], path: Path) -> None:
@@ -154,10 +150,10 @@ def define_flags() -> None:
     """Define the flags of this binary."""
     flags.DEFINE_bool("check", False, "fail if results/claims.json is not what the records say")
     flags.DEFINE_bool("write", False, "write results/claims.json from the records")
-    flags.DEFINE_bool("markdown", False, "print the ledger in Markdown")
     flags.DEFINE_list("run", None, "measure these claims again, or all")
     flags.DEFINE_float("budget", None, "with --run: minutes after which no measurement is begun")
     flags.DEFINE_string("workdir", "runs", "with --run: where run directories go")
+    showing.define_formats()
 
 
 if __name__ == "__main__":

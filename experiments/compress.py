@@ -7,12 +7,11 @@ python -m experiments.compress --model=smollm2-135m --corpus=PATH --conversions=
 python -m experiments.compress --redraw=runs/compress/RUN
 """
 
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
-from absl import flags
 from rich.console import Console
 
 from sysout_jax import converting
@@ -24,7 +23,7 @@ from sysout_jax.analysis.compress.compression import (
     Compressed,
     Compressor,
     check_experts,
-    losses,
+    losses_by_token,
     present,
 )
 from sysout_jax.analysis.compress.noise import noise
@@ -37,13 +36,12 @@ from sysout_jax.model.decoder import parameter_count
 from sysout_jax.model.model import Model
 from sysout_jax.results import RunDirectory
 
-from .cli import grid, launch
+from .cli import grid, launch, showing
 from .cli.grid import Cells, Place
 from .inputs.evaluation_text import SEQUENCES, WIKITEXT2, Text, Texts
 from .inputs.model_selection import Choice, Chosen, every
-from .reports.compress_report import sections
+from .reports.compress_report import REPORT
 
-FLAGS = flags.FLAGS
 # What --help explains.
 OFTEN = (
     "model", "corpus", "methods", "conversions", "variant", "seed", "sequences", "seq_len",
@@ -56,8 +54,10 @@ METHODS = (
     "we4m3ae4m3", "magnitude-0.5", "global-0.5", "wanda-0.5", "wanda-2:4", "sparsegpt-0.5",
     "sparsegpt-2:4",
 )  # fmt: skip
-SMOKE = {"sequences": 2, "calibration": 2, "batch": 2}
-SMOKE_METHODS = ("w8a8", "gptq-w4", "wanda-2:4")
+WORST, CONTEXT = 10, 12  # tokens that a record names of each method, and those before each
+SMOKE = {
+    "sequences": 2, "calibration": 2, "batch": 2, "methods": ("w8a8", "gptq-w4", "wanda-2:4"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     return grid.run(
         config, "compress", named, lambda cell, log: judge(*cell[:2]).found(cell[2]),
         grid.common(config, "methods", "conversions", "boost", "variant", "seed"), gathered,
-        sections, console, described={"experiment": "compression"},
+        REPORT, console, described={"experiment": "compression"},
         of=[each.name for each in chosen],
     )  # fmt: skip
 
@@ -205,7 +205,8 @@ class _Judge:
             self.model.config, self.model.params, self.calibration, config.sites, config.alpha,
             config.batch,
         )  # fmt: skip
-        self.before = self._losses(Compressed(self.model.params))
+        self.by_token = self._losses(Compressed(self.model.params))
+        self.before = self.by_token.mean(axis=1)
         self.boosts: dict[str, dict[str, Boost]] = {}  # of each method, found once
 
     def found(self, method: str | None) -> dict[str, Any]:
@@ -215,11 +216,13 @@ class _Judge:
         if method is None:
             return about | self._uncompressed()
         compressed, allocated = self._compressed(method)
-        after = self._losses(compressed)
+        by_token = self._losses(compressed)
+        after = by_token.mean(axis=1)
         found = {
             **_quality(after),
             "change": bootstrap_interval(after - self.before),
             "zeros": compressed.zeros,
+            "worst": self._worst(by_token),
             **allocated,
         }
         return about | {"part": method, "found": found}
@@ -269,9 +272,27 @@ class _Judge:
             "noise": list(noises),
         }  # fmt: skip
 
+    def _worst(self, after: np.ndarray) -> list[dict[str, Any]]:
+        """The tokens whose loss rises most, each after those that it is predicted from."""
+        rise = np.where(np.isfinite(after), after - self.by_token, np.inf)
+        tokenizer, found = self.model.tokenizer, []
+        for flat in np.argsort(-rise, axis=None, kind="stable")[:WORST]:
+            row, at = np.unravel_index(flat, rise.shape)
+            end = int(at) + self.skip + 1
+            ids = self.rows[row, max(0, end - CONTEXT) : end + 1]
+            pieces = [str(i) for i in ids] if tokenizer is None else tokenizer.pieces(ids)
+            found.append(
+                {
+                    "sequence": int(row), "position": end, "token": pieces[-1],
+                    "after_text": "".join(pieces[:-1]) if tokenizer else " ".join(pieces[:-1]),
+                    "before": float(self.by_token[row, at]), "after": float(after[row, at]),
+                }
+            )  # fmt: skip
+        return found
+
     def _losses(self, compressed: Compressed) -> np.ndarray:
         config = self.config
-        return losses(self.model.config, compressed, self.rows, config.batch, self.skip)
+        return losses_by_token(self.model.config, compressed, self.rows, config.batch, self.skip)
 
 
 def _quality(losses: np.ndarray) -> dict[str, Any]:
@@ -282,23 +303,11 @@ def _quality(losses: np.ndarray) -> dict[str, Any]:
 # ----------------------------------------------------------------------------- the binary
 
 
+config_from_flags = partial(launch.from_flags, Config(), SMOKE)
+
+
 def main() -> None:
-    launch.run_or_redraw("experiments.compress", run, config_from_flags, sections)
-
-
-def config_from_flags() -> Config:
-    """The config that the flags ask for.
-
-    Raises:
-      InputError: a flag's value is not accepted.
-    """
-    words = ("methods", "conversions", "boost", "sites")
-    given = {name: FLAGS[name].value for name in FLAGS if name not in words}
-    base = Config(methods=SMOKE_METHODS) if FLAGS.smoke else Config()
-    config = launch.override(base, SMOKE if FLAGS.smoke else {})
-    lists = {name: FLAGS[name].value for name in words}
-    named: dict[str, Any] = {name: tuple(value) for name, value in lists.items() if value}
-    return launch.override(replace(config, **named), given)
+    showing.run_or_redraw("experiments.compress", run, config_from_flags, REPORT)
 
 
 def define_flags() -> None:

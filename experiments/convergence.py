@@ -26,12 +26,12 @@ from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run, corpus_of, train
 from sysout_jax.training.optimizer import OptimizerConfig
 
-from .cli import grid, launch
+from .cli import grid, launch, showing
 from .cli.grid import Cells, Place, check_values
 from .cli.presets import BACKCOPY, FILLED_IN, NOT_GIVEN, SMOKE, TEXT
 from .cli.progress import reading
 from .records.study import history, study_names
-from .reports.convergence_report import compared, sections
+from .reports.convergence_report import REPORT, compared
 
 FLAGS = flags.FLAGS
 # What --help explains.
@@ -118,7 +118,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     named = {config.timing: None, **{f"{name}-{lr:g}": (name, lr) for name, lr in config.cells}}
     return grid.run(
         config, "convergence", named, found, {"train": config.train, "rounds": config.rounds},
-        gathered, sections, console, described=about, of=study_names([train_config.corpus]),
+        gathered, REPORT, console, described=about, of=study_names([train_config.corpus]),
         train=config.train,
     )  # fmt: skip
 
@@ -200,7 +200,7 @@ def _zero_shot(trained: Run, corpus: Corpus) -> dict[str, list[Any]]:
 
 
 def main() -> None:
-    launch.run_or_redraw("experiments.convergence", run, config_from_flags, sections)
+    showing.run_or_redraw("experiments.convergence", run, config_from_flags, REPORT)
 
 
 def config_from_flags() -> Config:

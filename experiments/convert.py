@@ -23,11 +23,11 @@ from sysout_jax.families.prefix_cache import export_prefix, prefix_tensors
 from sysout_jax.results import RunDirectory
 from sysout_jax.training.checkpoint import save
 
-from .cli import grid, launch
+from .cli import grid, launch, showing
 from .cli.grid import Place
 from .inputs.evaluation_text import Text, Texts
 from .inputs.model_selection import Choice, Chosen, choose
-from .reports.convert_report import sections
+from .reports.convert_report import REPORT
 
 # What --help explains.
 OFTEN = (
@@ -83,16 +83,15 @@ def run(config: Config, console: Console) -> RunDirectory:
         )  # fmt: skip
         if made.kind in converting.CONVERTED:
             _write(config, each, made, out)
+        said = out if out.exists() else "not written, as nothing was converted"
+        console.print(f"model    {said}", soft_wrap=True, markup=False)
         return _recorded(config, each, text, made)
 
-    directory = grid.run(
+    return grid.run(
         config, "convert", {chosen.cell: chosen}, found, grid.common(config, "out"),
-        lambda there: {"models": there.all()}, sections, console,
+        lambda there: {"models": there.all()}, REPORT, console,
         described={"config": grid.common(config, "out")}, of=[chosen.name],
     )  # fmt: skip
-    said = out if out.exists() else "not written, as nothing was converted"
-    console.print(f"model    {said}", soft_wrap=True, markup=False)
-    return directory
 
 
 def _text(config: Config, chosen: Chosen, console: Console) -> Text:
@@ -152,7 +151,7 @@ config_from_flags = partial(launch.from_flags, Config(), SMOKE)
 
 
 def main() -> None:
-    launch.run_or_redraw("experiments.convert", run, config_from_flags, sections)
+    showing.run_or_redraw("experiments.convert", run, config_from_flags, REPORT)
 
 
 def define_flags() -> None:

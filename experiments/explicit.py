@@ -38,11 +38,11 @@ from sysout_jax.training.distil import Reads, added, distil
 from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sysout_jax.training.step import TrainState, make_step, make_steps
 
-from .cli import grid, launch
+from .cli import grid, launch, showing
 from .cli.grid import Place
 from .inputs.evaluation_text import Text, Texts
 from .inputs.model_selection import Choice, Chosen, of_softmax
-from .reports.explicit_report import sections
+from .reports.explicit_report import REPORT
 
 # What --help explains.
 OFTEN = ("model", "corpus", "distil", "finetune", "methods", "sequences", "seq_len", "workdir")
@@ -116,7 +116,7 @@ def run(config: Config, console: Console) -> RunDirectory:
         config, "explicit", named, lambda cell, log: judge(cell[0]).found(*cell[1:], say),
         grid.common(config, "variant", "seed"),
         lambda there: {"models": _models(there)},
-        sections,
+        REPORT,
         console, described={"methods": config.methods, "config": grid.told(config)},
         of=[each.name for each in chosen],
     )  # fmt: skip
@@ -341,7 +341,7 @@ config_from_flags = partial(launch.from_flags, Config(), SMOKE)
 
 
 def main() -> None:
-    launch.run_or_redraw("experiments.explicit", run, config_from_flags, sections)
+    showing.run_or_redraw("experiments.explicit", run, config_from_flags, REPORT)
 
 
 def define_flags() -> None:

@@ -25,12 +25,12 @@ from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Run, train
 from sysout_jax.training.optimizer import OPTIMIZERS
 
-from .cli import grid, launch
+from .cli import grid, launch, showing
 from .cli.grid import Cells, Place, check_values, crossed
 from .cli.presets import BACKCOPY, FILLED_IN, NORMS, SMOKE
 from .records.laboratory import DEFAULT_CELL
 from .records.study import history
-from .reports.laboratory_report import sections
+from .reports.laboratory_report import REPORT
 
 FLAGS = flags.FLAGS
 # What --help explains.
@@ -160,7 +160,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     floor = {start: _floor(config, begins) for start, begins in STARTS.items()}
     return grid.run(
         config, "laboratory", {cell.name: cell for cell in config.cells}, partial(_train, config),
-        about, lambda there: {"cells": _sorted(there)}, sections, console,
+        about, lambda there: {"cells": _sorted(there)}, REPORT, console,
         described={**about, "runs": config.runs, "floor": floor}, train=config.train,
     )  # fmt: skip
 
@@ -228,7 +228,7 @@ def found_in(trained: Run) -> dict[str, Any]:
 
 
 def main() -> None:
-    launch.run_or_redraw("experiments.laboratory", run, config_from_flags, sections)
+    showing.run_or_redraw("experiments.laboratory", run, config_from_flags, REPORT)
 
 
 def config_from_flags() -> Config:

@@ -5,7 +5,6 @@ python -m experiments.models --markdown          # the README's table
 python -m experiments.models --check PATH [PATH...] [--json]   # would these load?
 """
 
-import json
 import sys
 from dataclasses import asdict
 
@@ -19,8 +18,10 @@ from sysout_jax.families.verdict import Verdict, would_load
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.showing import Table
 
-from .cli import launch
-from .cli.tables import print_table
+from .cli import launch, showing
+from .cli.tables import Section
+from .cli.verdict import Verdict as End
+from .cli.verdict import conclude, numbered
 
 FLAGS = flags.FLAGS
 OFTEN = ("check", "json", "markdown")  # what --help explains
@@ -89,11 +90,24 @@ def table() -> Table:
 def check(names: list[str]) -> None:
     """Say of config files, directories, GGUF files and hub ids whether they would load."""
     verdicts = [would_load(name) for name in names]
-    if FLAGS.json:
-        print(json.dumps([asdict(verdict) for verdict in verdicts], indent=1))
+    good = [verdict for verdict in verdicts if verdict.accepted]
+    shown = [
+        (v.path, "accepted" if v.accepted else "refused", v.family, v.message, ", ".join(v.ignored))
+        for v in verdicts
+    ]
+    headings = ("path", "verdict", "family", "message", "ignored")
+    said = End(
+        f"{len(good)} of {numbered(len(verdicts), 'path')} would load", "",
+        "weights are not read: what a config does not say can still be refused",
+        f"python -m experiments.analyze --model={good[0].path}" if good
+        else "python -m experiments.models",
+    )  # fmt: skip
+    if not showing.printed():  # a line each on stdout, and nothing else
+        print("\n".join(map(line_of, verdicts)))
+        conclude(Console(stderr=True), said)
         return
-    for verdict in verdicts:
-        print(line_of(verdict))
+    found = Section("check", Table.of("", headings, shown, "l"))
+    showing.listed([found], list(map(asdict, verdicts)), said)
 
 
 def line_of(verdict: Verdict) -> str:
@@ -111,12 +125,13 @@ def main() -> None:
             raise InputError("check", None, "--check PATH [PATH...]", "no path")
         check(FLAGS.check)
         return
-    if FLAGS.json:
-        raise InputError("json", accepted="with --check")
-    if FLAGS.markdown:
-        print(table().to_markdown())
-        return
-    print_table(Console(), table())
+    said = End(
+        f"{len(FAMILIES)} families of published models load, and llama2.c's files", "",
+        "what the reference reads and this does not is refused by name",
+        "python -m experiments.models --check PATH",
+    )  # fmt: skip
+    found = [dict(zip(COLUMNS, row, strict=True)) for row in rows()]
+    showing.listed([Section("models", table())], found, said)
 
 
 def each_path(arguments: list[str]) -> list[str]:
@@ -135,11 +150,10 @@ def each_path(arguments: list[str]) -> list[str]:
 
 def define_flags() -> None:
     """Define the flags of this binary."""
-    flags.DEFINE_bool("markdown", False, "print the table in Markdown")
     flags.DEFINE_multi_string(
         "check", None, "config files, directories, GGUF files or hub ids: would they load?"
     )
-    flags.DEFINE_bool("json", False, "with --check, a list of JSON objects instead of lines")
+    showing.define_formats()
 
 
 if __name__ == "__main__":

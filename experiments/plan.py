@@ -26,13 +26,14 @@ from sysout_jax.families.table import by_model_type
 from sysout_jax.files import read_json
 from sysout_jax.model.config import SHAPES, ModelConfig
 from sysout_jax.planning import fitting, machines
-from sysout_jax.results import RunDirectory, plain
+from sysout_jax.results import RunDirectory, plain, read_record
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import OptimizerConfig
 from sysout_jax.training.sharding import make_mesh
 
-from .cli import launch
-from .reports.plan_report import fits, print_plan, table, verdict
+from .cli import launch, showing
+from .cli.tables import show
+from .reports.plan_report import REPORT, fits
 
 FLAGS = flags.FLAGS
 # What --help explains.
@@ -152,13 +153,14 @@ def run(config: Config, console: Console) -> RunDirectory:
         for name in () if config.levers else config.only:
             with console.status(f"compiling the {name} step for {len(devices)} devices"):
                 record["steps"][name] = needed(name, config.train, topology, devices)
-            print_plan(console, plain(record), name)
+            console.print(f"{name}: {fits(plain(record['steps'][name]))}", markup=False)
         train = record["steps"].get("train")
         if train and train["fits"] is False:
             with console.status("looking for what fits"):
                 record["suggestion"] = _search(config, topology, devices, train)
-            console.print(verdict(plain(record)), soft_wrap=True, markup=False)
-    console.print(f"record   {directory.path / 'result.json'}", soft_wrap=True, markup=False)
+    found = read_record(directory.path)
+    show(console, REPORT.sections(found))
+    showing.publish(console, directory.path, found, REPORT)
     return directory
 
 
@@ -233,19 +235,9 @@ def _search(
 
 
 def main() -> None:
-    console = Console()
-    if FLAGS.redraw:
-        with launch.redrawing(Path(FLAGS.redraw), "experiments.plan") as record:
-            if FLAGS.markdown:
-                print(table(record).to_markdown())
-            else:
-                for name in record["steps"]:
-                    print_plan(console, record, name)
-                for name, step in record.get("levers", {}).items():
-                    console.print(f"{name}: {fits(step)}", markup=False)
-        return
-    jax.config.update("jax_platforms", "cpu")  # no other device is needed, or waited for
-    run(config_from_flags(), console)
+    if not FLAGS.redraw:
+        jax.config.update("jax_platforms", "cpu")  # no other device is needed, or waited for
+    showing.run_or_redraw("experiments.plan", run, config_from_flags, REPORT)
 
 
 def config_from_flags() -> Config:
@@ -254,16 +246,9 @@ def config_from_flags() -> Config:
     Raises:
       InputError: a flag's value is not accepted.
     """
-    given = {name: FLAGS[name].value for name in FLAGS if name not in ("model", "only", "levers")}
-    config = Config()
-    config = replace(
-        config,
-        model=FLAGS.model or config.model,
-        topology=FLAGS.topology or config.topology,
-        only=config.only if FLAGS.only is None else tuple(FLAGS.only),
-        levers=bool(FLAGS.levers),
-        workdir=FLAGS.workdir or config.workdir,
-    )
+    given = {name: FLAGS[name].value for name in FLAGS}
+    own = {each.name: given[each.name] for each in fields(Config) if each.name != "train"}
+    config = launch.override(Config(), own)
     if given["mesh"] is None:
         devices = machines.described(machines.parse_topology(config.topology))
         given["mesh"] = f"data={len(devices)}"
@@ -276,9 +261,8 @@ def config_from_flags() -> Config:
 
 def define_flags() -> None:
     """Define the flags of this binary."""
-    flags.DEFINE_string("redraw", None, "print the record of this run directory and exit")
-    flags.DEFINE_bool("markdown", False, "print tables in Markdown")
     flags.DEFINE_string("variant", None, "a row of core/attention.py")
+    showing.define_tables()
     launch.define_overrides(Config, skip=NO_FLAG)
 
 

@@ -6,18 +6,20 @@ python -m experiments.runs --tensorboard=DIR      # what training logged, for `t
 """
 
 import fcntl
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from rich.console import Console
 
 from sysout_jax.errors import InputError
 from sysout_jax.results import read_record
 from sysout_jax.showing import Table
 
-from .cli import launch
-from .cli.tables import print_table
+from .cli import launch, showing
+from .cli.tables import Section
+from .cli.verdict import Verdict, numbered
 from .reports import event_files
 
 FLAGS = flags.FLAGS
@@ -48,6 +50,20 @@ def rows(workdir: Path) -> list[tuple[str, ...]]:
     return found
 
 
+def verdict(workdir: Path, found: Sequence[Sequence[str]]) -> Verdict:
+    """How many runs there are of each kind of end, and how to look at the last that is complete."""
+    ends = Counter(status for _, _, status, *_ in found)
+    told = ", ".join(f"{count} {status}" for status, count in ends.items())
+    whole = [(began, kind, name) for kind, name, status, began, _ in found if status == "complete"]
+    _, kind, name = max(whole, default=("", "", ""))
+    return Verdict(
+        f"{numbered(len(found), 'run')} below {workdir}" + (f": {told}" if told else ""), "",
+        "a killed run goes on where its command is given its --name" if ends["killed"] else "",
+        f"python -m experiments.{kind} --redraw={workdir / kind / name}" if kind
+        else "python -m experiments.tour",
+    )  # fmt: skip
+
+
 def _record(run: Path) -> dict[str, Any]:
     try:
         return read_record(run)
@@ -73,7 +89,9 @@ def main() -> None:
     workdir = Path(FLAGS.workdir)
     found = rows(workdir)
     if FLAGS.tensorboard is None:
-        print_table(Console(), Table.of("", COLUMNS, found, "llllr"))
+        about = [dict(zip(COLUMNS, row, strict=True)) for row in found]
+        table = Section("runs", Table.of("", COLUMNS, found, "llllr"))
+        showing.listed([table], about, verdict(workdir, found))
         return
     out = Path(FLAGS.tensorboard)
     written = {
@@ -88,6 +106,7 @@ def define_flags() -> None:
     """Define the flags of this binary."""
     flags.DEFINE_string("workdir", "runs", "where run directories are")
     flags.DEFINE_string("tensorboard", None, "write what training logged as event files to here")
+    showing.define_formats()
 
 
 if __name__ == "__main__":

@@ -32,11 +32,11 @@ from sysout_jax.errors import InputError, at_least
 from sysout_jax.model.model import Model
 from sysout_jax.results import RunDirectory
 
-from .cli import grid, launch
+from .cli import grid, launch, showing
 from .cli.grid import Place
 from .inputs.evaluation_text import Text, Texts
 from .inputs.model_selection import Choice, Chosen, choose
-from .reports.tour_report import sections
+from .reports.tour_report import REPORT
 
 FLAGS = flags.FLAGS
 OFTEN = ("model", "corpus", "sequences", "seq_len", "workdir")  # what --help explains
@@ -74,7 +74,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     say = partial(console.print, markup=False, highlight=False)
     return grid.run(
         config, "tour", {chosen.cell: chosen}, lambda each, log: _found(config, each, text, say),
-        grid.common(config), lambda there: {"models": there.all()}, sections, console,
+        grid.common(config), lambda there: {"models": there.all()}, REPORT, console,
         described={"config": grid.told(config)}, of=[chosen.name],
     )  # fmt: skip
 
@@ -191,7 +191,7 @@ def main() -> None:
         except InputError as error:
             print(f"left out: {error}")
             return
-    launch.run_or_redraw("experiments.tour", run, config_from_flags, sections)
+    showing.run_or_redraw("experiments.tour", run, config_from_flags, REPORT)
 
 
 def define_flags() -> None:

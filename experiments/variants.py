@@ -35,15 +35,15 @@ from sysout_jax.training.resume import States, check_same
 from sysout_jax.training.sharding import make_mesh
 from sysout_jax.training.states import Saving, check_usable
 
-from .cli import ending, launch
+from .cli import ending, launch, showing
 from .cli.grid import Place
 from .cli.presets import BACKCOPY, FILLED_IN, NOT_GIVEN, PRESETS, SMOKE, TEXT
 from .cli.progress import Progress, reading
-from .cli.tables import print_table, show
+from .cli.tables import show
 from .inputs.disk_space import check_room
 from .inputs.training_states import STATES, keeping
 from .records.study import describe, entry, study_names
-from .reports.variants_report import section, sections, variants_table
+from .reports.variants_report import REPORT, catalogue, section
 
 FLAGS = flags.FLAGS
 # What --help explains.
@@ -120,7 +120,7 @@ def run(config: Config, console: Console) -> RunDirectory | None:
                 show(console, [section(plain(described))])
     if not config.saving.keep_every:
         shutil.rmtree(directory.path / STATES, ignore_errors=True)
-    launch.publish(console, directory.path, read_record(directory.path))
+    showing.publish(console, directory.path, read_record(directory.path), REPORT)
     return directory
 
 
@@ -206,16 +206,10 @@ def _save(place: Path, *model: Any) -> None:
 
 
 def main() -> None:
-    if FLAGS.list and FLAGS.markdown:
-        print(variants_table("`").to_markdown())
-    elif FLAGS.list and FLAGS.csv:
-        print(variants_table().to_csv())
-    elif FLAGS.list and FLAGS.json:
-        raise InputError("json", accepted="without --list")
-    elif FLAGS.list:
-        print_table(launch.console_for_tables(), variants_table())
+    if FLAGS.list:
+        showing.listed(*catalogue("`" if FLAGS.markdown else ""))
     else:
-        launch.run_or_redraw("experiments.variants", _run, _connected, sections)
+        showing.run_or_redraw("experiments.variants", _run, _connected, REPORT)
 
 
 def _connected() -> Config:
@@ -373,7 +367,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool("smoke", False, "a few steps of two variants, in seconds")
     flags.DEFINE_bool("list", False, "print the table of variants and exit")
-    launch.define_tables()
+    showing.define_tables()
     launch.define_hosts()
     launch.define_overrides(TrainConfig, skip=("corpus", "variant", *FILLED_IN))
     launch.define_overrides(Saving)

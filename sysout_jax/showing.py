@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +13,9 @@ from sysout_jax.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+WORDS = 24  # characters from which on the text of a cell may be broken
 
 
 class Interval(NamedTuple):
@@ -92,11 +96,20 @@ class Table:
         return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
     def to_html(self) -> str:
-        """An HTML table that scrolls by itself where the screen is narrow, every cell escaped."""
-        head = "".join(f"<th>{html.escape(heading)}</th>" for heading in self.headings)
+        """An HTML table that scrolls by itself where the screen is narrow, every cell escaped.
+
+        Columns with a long text have the class "words": a style may break their lines.
+        """
+        heads, *rows = self.texts
+        long = [any(len(cell) > WORDS for cell in column) for column in zip(*rows, strict=True)]
+        kinds = [' class="words"' if words else "" for words in long] or [""] * len(heads)
+        names = (re.sub("([_@/])", r"\1<wbr>", html.escape(heading)) for heading in heads)
+        head = "".join(f"<th{k}>{name}</th>" for k, name in zip(kinds, names, strict=True))
         body = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
-            for row in self.texts[1:]
+            "<tr>"
+            + "".join(f"<td{k}>{html.escape(x)}</td>" for k, x in zip(kinds, row, strict=True))
+            + "</tr>"
+            for row in rows
         )
         whole = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
         return f'<div class="wide" style="overflow-x:auto"><table>{whole}</table></div>'

@@ -83,3 +83,12 @@ def test_a_data_frame(monkeypatch):
         "a<b": ["<i>", "j", "k"], "x": [1.0, None, 1 / 3], "x low": [0.5, None, None],
         "x high": [2.0, None, None],
     }  # fmt: skip
+
+
+def test_long_texts_and_names_may_be_broken():
+    """A column with a long text is of a class; a heading has places to break at."""
+    long = Table.of("", ("a_b@c", "d"), [("short", 1), ("one, two, three, four, five", 2)])
+    shown = long.to_html()
+    assert '<th class="words">a_<wbr>b@<wbr>c</th><th>d</th>' in shown
+    assert shown.count('<td class="words">') == 2
+    assert "<td>2</td>" in shown

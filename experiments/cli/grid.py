@@ -30,7 +30,8 @@ from sysout_jax.training.loop import Run
 
 from . import ending, launch
 from .progress import cell_bars
-from .tables import Section, show
+from .showing import Report, define_tables, publish
+from .tables import show
 
 Item = TypeVar("Item")
 Log = Callable[[dict[str, Any]], None]
@@ -201,7 +202,7 @@ def run(
     find: Callable[[Item, Log], Mapping[str, Any]],
     about: Mapping[str, Any],
     gathered: Callable[[Cells], Mapping[str, Any]],
-    sections: Callable[[dict[str, Any]], Iterable[Section]],
+    report: Report,
     console: Console,
     *,
     described: Mapping[str, Any],
@@ -217,7 +218,7 @@ def run(
       find: what is found in a cell, from it and from what logs the rows of its training.
       about: what cells that are there must have been made with.
       gathered: what the record says of the cells that are there, of this command or another.
-      sections: what is said of the record.
+      report: what is made of the record.
       console: for a bar each, and the tables.
       described: what the record says beside that; "experiment" where it has another name.
       of: what names the run if nothing else does.
@@ -247,8 +248,8 @@ def run(
         finally:
             record |= gathered(cells)
     found = read_record(directory.path)
-    show(console, sections(found))
-    launch.publish(console, directory.path, found)
+    show(console, report.sections(found))
+    publish(console, directory.path, found, report)
     return directory
 
 
@@ -315,6 +316,6 @@ def define_flags(config_type: type, smoke: str, skip: tuple[str, ...] = ()) -> N
       skip: fields that are no flags.
     """
     flags.DEFINE_bool("smoke", False, smoke)
-    launch.define_tables()
+    define_tables()
     launch.define_overrides(Place)
     launch.define_overrides(config_type, (*skip, *(f.name for f in fields(Place))))

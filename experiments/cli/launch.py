@@ -4,23 +4,19 @@ import dataclasses
 import glob
 import inspect
 import io
-import json
 import os
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from logging import StreamHandler, getLogger
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 from absl import app, flags, logging
-from rich.console import Console
 
-from sysout_jax import plots
 from sysout_jax.data import default_cache_dir
 from sysout_jax.errors import InputError
 from sysout_jax.files import read_json
@@ -28,17 +24,15 @@ from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.rope import RULES, Rope, by_rule
 from sysout_jax.model.rope import flag as rope_flag
 from sysout_jax.model.stored import from_record
-from sysout_jax.results import RunDirectory, as_flag, named_run, read_record
+from sysout_jax.results import as_flag, named_run
 from sysout_jax.training import hosts
 
 from . import ending, help
-from .tables import PRINTED, TEXTS, Section, show
 
 FLAGS = flags.FLAGS
 C = TypeVar("C")
 TPU_LIBRARY = "TPU_LIBRARY_PATH"
 TPU_CHIPS = ("/dev/accel*", "/dev/vfio/*")  # as the drivers of TPUs name them
-WIDTH = 1000  # characters: wide enough for any table
 
 
 def define_overrides(config_type: type, skip: tuple[str, ...] = ()) -> None:
@@ -188,25 +182,6 @@ def _leaves(config_type: type) -> Iterator[tuple[str, Any, str]]:
             yield name, hint, comments.get(name, name.replace("_", " "))
 
 
-@contextmanager
-def redrawing(directory: Path, binary: str) -> Iterator[dict[str, Any]]:
-    """The record of a run, to draw it again.
-
-    Raises:
-      InputError: there is none, or what is drawn is not in it.
-    """
-    record = read_record(directory)
-    try:
-        yield record
-    except (KeyError, TypeError, IndexError) as error:
-        raise InputError(
-            "redraw",
-            directory,
-            f"a run directory of {binary}",
-            f"result.json is no record of this experiment ({error!r})",
-        ) from error
-
-
 def define_hosts() -> None:
     """Define the flags of a run on several hosts."""
     flags.DEFINE_string(
@@ -216,75 +191,6 @@ def define_hosts() -> None:
     )
     flags.DEFINE_integer("processes", None, "how many processes run this command, one a host")
     flags.DEFINE_integer("process", None, "which of them this is, from 0")
-
-
-def define_tables() -> None:
-    """Define the flags of a command that prints tables."""
-    flags.DEFINE_string("redraw", None, "print and draw the record of this run directory and exit")
-    for name, says in PRINTED.items():
-        flags.DEFINE_bool(name, False, f"print {says}; the rest goes to stderr")
-    flags.DEFINE_bool("wide", False, "print tables whole, however wide; else in parts that fit")
-
-
-def console_for_tables() -> Console:
-    """The console that tables are printed to, as wide as --wide says; stderr, where a flag of
-    `PRINTED` asks for stdout."""
-    return Console(width=WIDTH if FLAGS.wide else None, stderr=_printed() is not None)
-
-
-def _printed() -> str | None:
-    """The flag of `PRINTED` that is given.
-
-    Raises:
-      InputError: several are.
-    """
-    given = [name for name in PRINTED if FLAGS[name].value]
-    if len(given) > 1:
-        raise InputError(given[1], accepted=f"without --{given[0]}")
-    return given[0] if given else None
-
-
-def publish(console: Console, directory: Path, record: dict[str, Any]) -> None:
-    """Draw the record of a run into its directory, and say where both are."""
-    figures = plots.draw(record, directory / "figures")
-    console.print(f"record   {directory / 'result.json'}", soft_wrap=True, markup=False)
-    found = "\n         ".join(map(str, figures))
-    console.print(f"figures  {found}", soft_wrap=True, markup=False)
-
-
-def run_or_redraw(
-    binary: str,
-    run: Callable[[C, Console], RunDirectory | Path | None],
-    config_from_flags: Callable[[], C],
-    sections: Callable[[dict[str, Any]], Iterable[Section]],
-) -> None:
-    """Run what the flags ask for, or print the record of the run that --redraw names and draw it.
-
-    What a flag of `PRINTED` asks for goes to stdout.
-
-    Raises:
-      InputError: there is no record of this experiment.
-    """
-    console, printed = console_for_tables(), _printed()
-    if FLAGS.redraw:
-        directory = Path(FLAGS.redraw)
-        with redrawing(directory, binary) as record:
-            said = list(sections(record))
-            if not printed:
-                show(console, said)
-            figures = plots.draw(record, directory / "figures")
-            console.print("\n".join(map(str, figures)), soft_wrap=True, markup=False)
-    else:
-        made = run(config_from_flags(), console)
-        place = made.path if isinstance(made, RunDirectory) else made
-        if not printed or not place:
-            return
-        record = read_record(place)
-        said = list(sections(record))
-    if printed == "json":
-        print(json.dumps(record))
-    elif printed:
-        print("\n\n".join(TEXTS[printed](said).values()))
 
 
 def launch(

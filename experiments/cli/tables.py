@@ -1,5 +1,6 @@
 """What a report says: tables, and sentences under them; on a terminal or in Markdown."""
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple
@@ -12,6 +13,7 @@ from rich.console import Console
 from sysout_jax.showing import Table
 
 GAP, EDGES = 3, 2  # blanks between two columns of a table, and at its ends
+INDENT = 2  # blanks before a sentence under a table
 
 
 class Section(NamedTuple):
@@ -21,17 +23,30 @@ class Section(NamedTuple):
     table: Table | None
     lines: Sequence[str] = ()
     apart: bool = False  # the first row is what others are compared with
+    asked: bool = False  # long: not shown, but printed where a flag of `PRINTED` asks
 
 
 def show(console: Console, sections: Iterable[Section]) -> None:
     """Print what a report says."""
     for section in sections:
+        if section.asked:
+            continue
         if section.table:
             print_table(console, section.table, section.apart)
         for line in section.lines:
-            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+            print_line(console, line)
         if section.lines:
             console.print()
+
+
+def print_line(console: Console, line: str) -> None:
+    """Print a sentence under a table, in lines that fit."""
+    width = max(console.width, 2 * INDENT)
+    text = textwrap.fill(
+        line, width, initial_indent=" " * INDENT, subsequent_indent=" " * 2 * INDENT,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def markdown(sections: Iterable[Section]) -> dict[str, str]:

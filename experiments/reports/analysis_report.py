@@ -1,10 +1,22 @@
-"""What the part dimensions of experiments.analyze says."""
+"""What experiments.analyze says: sentences of each part, its tables, the page, three lines."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sysout_jax.report.findings import publish
+from sysout_jax.report.summary import summary
+from sysout_jax.report.tables import tables as tables_of
+from sysout_jax.report.words import headline, known_lines
 from sysout_jax.showing import Interval, Table
+
+from ..cli.showing import Report
+from ..cli.tables import Section
+from ..cli.verdict import Verdict, given
+
+Record = dict[str, Any]
 
 READOUTS = {
     "kl": "KL, nats", "surprisal": "surprisal", "entropy": "entropy", "accuracy": "accuracy",
@@ -60,3 +72,29 @@ def _steps(stages: list[Any]) -> Table:
         scores = (f"{each[name]:.2f}" for name in ("largest", "kurtosis"))
         rows.append([str(each["step"]), numbers, *scores, kl])
     return Table.of("Checkpoints", headings, rows, "r")
+
+
+def sections(record: Record) -> Iterator[Section]:
+    """The sentences of each part; its tables, as `Findings.table` names them, where asked for."""
+    yield Section("known", None, known_lines(record))
+    for name in record["parts"]:
+        yield Section(name, None, headline(record, name))
+    for name, table in tables_of(record).items():
+        yield Section(name, table, asked=True)
+
+
+def verdict(record: Record, directory: Path) -> Verdict:
+    """The sentences of the page, and what is done with the model next."""
+    of = given(record, "model", "variant", "seed", "corpus", "revision", "file")
+    sink = record["parts"].get("interventions", {}).get("sink")
+    command = f"python -m experiments.convert{of} --out=converted"
+    if record.get("status", "complete") != "complete":  # what Python saves has none
+        command = record["provenance"]["command"]
+    elif (sink is not None and not sink["heads"]) or record["model"]["variant"] != "softmax":
+        command = f"python -m experiments.compress{of}"
+    return Verdict(*summary(record), command)
+
+
+REPORT = Report(
+    sections, verdict, lambda record, directory: {"report": [publish(record, directory)]}
+)

@@ -1,13 +1,18 @@
 """What experiments.assumptions says: the theory's assumptions beside a model's numbers."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sysout_jax.analysis.measure.assumptions import ALLOWED, KINDS
 from sysout_jax.core.measures import SINK_EPS
 from sysout_jax.showing import Interval, Table
 
+from ..cli.showing import Report
 from ..cli.tables import Section
+from ..cli.verdict import LINE, Verdict, few, given
 
 Record = dict[str, Any]
 LAYER = (
@@ -145,3 +150,32 @@ def _span(layers: list[int]) -> str:
     if len(layers) > 1 and layers == list(range(layers[0], layers[-1] + 1)):
         return f"layers {layers[0]} to {layers[-1]}"
     return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
+
+
+def verdict(record: Record, directory: Path) -> Verdict:
+    """What the assumptions of the theory are met by, over the models that have a sink."""
+    command = "python -m experiments."
+    with_sink = [model for model in record["models"] if model["heads"]]
+    if not with_sink:
+        given_most = max((m["sink"]["most"] for m in record["models"]), default=0.0)
+        return Verdict(
+            f"no sink: a head gives the first token at most {given_most:.2f}, not {SINK_EPS:g}",
+            "the theory's assumptions have no subject in it", "",
+            f"{command}variants --preset=sinks",
+        )  # fmt: skip
+    hulls = [hull for model in with_sink for hull in model["hulls"]]
+    ranges = [model["range"] for model in with_sink]
+    pairs, violated = (sum(each[name] for each in ranges) for name in ("pairs", "violated"))
+    applies = np.mean([each["applies"][0] for each in ranges])
+    least = min(hull["least"] for hull in hulls)
+    failed = [m["name"] for m in with_sink if min(h["least"] for h in m["hulls"]) <= 0]
+    return Verdict(
+        f"B2's bound applies to {applies:.0%} of {pairs:,} pairs of a query and a sink head",
+        f"and {violated} of them have less attention on the sink than it requires",
+        f"values of a text surround zero in {few(failed, LINE - 32)}" if failed
+        else f"values of a text come within {least:.2f} of their length of zero",
+        f"{command}convert{given(record, 'model', 'variant', 'seed', 'corpus')} --out=converted",
+    )  # fmt: skip
+
+
+REPORT = Report(sections, verdict)

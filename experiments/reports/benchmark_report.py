@@ -1,6 +1,7 @@
 """What experiments.benchmark says: a row for each cell, and what else makes or removes outliers."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.showing import Table
 
+from ..cli.showing import Report
 from ..cli.tables import Section
-from ..records.benchmark import AXES, cell_of
+from ..cli.verdict import Verdict, numbered
+from ..records.benchmark import AXES, DEFAULT_CELL, cell_of
 
 Record = dict[str, Any]
 COLUMNS = {
@@ -78,3 +81,39 @@ def title(record: Record) -> str:
         f"{record['preset']} preset on {train['corpus']}: {train['steps']} steps, {tokens:.2f}M "
         f"tokens, {len(train['seeds'])} seeds; mean ± half-width of the 95% interval"
     )
+
+
+def verdict(record: Record, directory: Path) -> Verdict:
+    """The cell with the smallest activations beside softmax's, and what it costs."""
+    cells = [cell for cell in record["cells"] if "diverged" not in cell]
+    if not cells:
+        return Verdict("no cell is finished", "", "", "python -m experiments.runs")
+    name = "top1_over_median@block_out"
+    sizes = [mean_interval(cell["measures"][name]).mean for cell in cells]
+    best = cells[int(np.argmin(sizes))]
+    plain = cell_of(record)
+    beside, means = "", "softmax is not among the cells: losses have nothing beside them"
+    if plain and "diverged" not in plain:
+        beside = f"; softmax {mean_interval(plain['measures'][name]).mean:,.1f}"
+        losses = (np.array(cell["val_loss"][-1], np.float64) for cell in (best, plain))
+        apart = mean_interval(np.subtract(*losses))
+        means = f"its loss is {apart:to+.3f} nats from softmax's"
+    diverged, seeds = len(record["cells"]) - len(cells), len(record["train"]["seeds"])
+    lr = f"one learning rate each; {numbered(seeds, 'seed')}"
+    return Verdict(
+        f"max/median |h| {min(sizes):,.1f} in {_short(best)}{beside}", means,
+        f"{lr}; {numbered(diverged, 'cell')} diverged" if diverged else lr,
+        f"python -m experiments.convergence --corpus={record['train']['corpus']} "
+        f"--variants=softmax,{best['variant']} --baseline=softmax"
+        if best["variant"] != "softmax"
+        else "python -m experiments.benchmark --variants=all",
+    )  # fmt: skip
+
+
+def _short(cell: Record) -> str:
+    """A cell by what is not usual of it."""
+    others = [cell[name] for name in AXES[1:] if cell[name] != DEFAULT_CELL[name]]
+    return " ".join([cell["variant"], *others])
+
+
+REPORT = Report(sections, verdict)

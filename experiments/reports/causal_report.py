@@ -1,13 +1,16 @@
 """What experiments.causal says: the response to each dose, beside that of as much elsewhere."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from sysout_jax.analysis.intervene.dose_response import TREATMENTS
 from sysout_jax.analysis.statistics import Interval, mean_interval
 from sysout_jax.showing import Table
 
+from ..cli.showing import Report
 from ..cli.tables import Section
+from ..cli.verdict import LINE, Verdict, few, given
 from ..records.causal import response, specific
 from .explicit_report import groups
 
@@ -59,3 +62,30 @@ def sections(record: Record) -> Iterator[Section]:
         title = f"{name}: {seeds}; mean ± half-width of the 95% interval"
         table = Table.of(title, headings, _rows(record, models), "llr")
         yield Section(name, table, sentences(models))
+
+
+def verdict(record: Record, directory: Path) -> Verdict:
+    """What taking each cause away does beyond as much elsewhere, over all models."""
+    models = record["models"]
+    if not models:
+        return Verdict("no model is finished", "", "", "python -m experiments.runs")
+    ratios, shares, undecided = [], [], []
+    for treatment, name in zip(TREATMENTS, ("weights", "activation"), strict=True):
+        ratio, share, loss = (
+            specific(models, treatment, 0.0, measure) for measure in ("ratio", "attention", "loss")
+        )
+        ratios.append(f"{name} {ratio.mean:{'+,.0f' if abs(ratio.mean) >= 100 else '+.1f'}}")
+        shares.append(f"{name} {share.mean:+.2f}")
+        undecided += [
+            f"{what} without {name}" for what, found in (("attention", share), ("loss", loss))
+            if not found.low > 0 and not found.high < 0
+        ]  # fmt: skip
+    return Verdict(
+        f"taken away, max |h|/median: {', '.join(ratios)}",
+        f"attention to the first token: {', '.join(shares)}",
+        f"not beyond as much elsewhere: {few(undecided, LINE - 30)}" if undecided else "",
+        f"python -m experiments.explicit{given(record, 'model', 'variant', 'seed', 'corpus')}",
+    )  # fmt: skip
+
+
+REPORT = Report(sections, verdict)

@@ -2,14 +2,13 @@
 
 import textwrap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
-
-from rich.console import Console
 
 from sysout_jax.showing import Table
 
-from ..cli.tables import print_table
+from ..cli.tables import Section
+from ..cli.verdict import Verdict
 
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -107,7 +106,31 @@ def markdown_summary(rows: Rows) -> str:
     return textwrap.fill(told, LINE, break_long_words=False, break_on_hyphens=False)
 
 
-def print_matrix(console: Console, rows: Rows) -> None:
-    """Claims by settings, a line or two for each."""
-    print_table(console, matrix(rows))
-    console.print(_tally(rows), soft_wrap=True)
+def sections(rows: Rows) -> Iterator[Section]:
+    """Claims by settings; every test with its numbers and threshold."""
+    yield Section("claims", matrix(rows), [_tally(rows)])
+    headings = (
+        "test", "claim", "setting", "status", "measured", "p", "Holm", "BH", "threshold",
+        "before the run",
+    )  # fmt: skip
+    lines = [
+        [name, row["statement"], row["setting"], _status(row), row["numbers"], row["p"],
+         row["holm"], row["bh"], row["threshold"], "yes" if row["predicted"] else "no"]
+        for name, row in rows.items()
+    ]  # fmt: skip
+    yield Section("tests", Table.of("Tests", headings, lines, "llllr"), asked=True)
+
+
+def verdict(rows: Rows) -> Verdict:
+    """How many tests decide something, how many do not, and one that a command can decide."""
+    count = Counter(row["status"] for row in rows.values())
+    claims = len(_claims(rows))
+    supported, refuted = (count[status] for status in ("supported", "refuted"))
+    open_ = [name for name, row in rows.items() if row["status"] == "not measured"]
+    return Verdict(
+        f"{claims} claims, {len(rows)} tests: {supported} supported, {refuted} refuted",
+        f"{count['inconclusive']} are inconclusive: neither for nor against a claim",
+        f"{count['not measured']} are not measured, {count['not applicable']} cannot be here",
+        f"python -m experiments.claims --run={open_[0]}" if open_
+        else "python -m experiments.claims --check",
+    )  # fmt: skip

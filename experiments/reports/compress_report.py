@@ -1,10 +1,12 @@
 """What experiments.compress says: tables of perplexity, and how well noise is predicted."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sysout_jax import plots
 from sysout_jax.analysis.compress.noise import Agreement, agreement
 from sysout_jax.analysis.statistics import (
     bootstrap_interval,
@@ -13,10 +15,14 @@ from sysout_jax.analysis.statistics import (
 )
 from sysout_jax.showing import Interval, Table
 
+from ..cli.showing import Report
 from ..cli.tables import Section
+from ..cli.verdict import Verdict, given
+from .compress_page import details, write_page
 
 Record = dict[str, Any]
 BEFORE = "as trained"
+E1 = "theory E1"
 
 
 def sections(record: Record) -> Iterator[Section]:
@@ -56,6 +62,8 @@ def sections(record: Record) -> Iterator[Section]:
     ]
     if flushed:  # older records have none
         yield _flushed(flushed)
+    for model in record["models"]:
+        yield from (Section(name, table, asked=True) for name, table in details(model))
 
 
 def _bits(found: Record) -> float | None:
@@ -183,7 +191,7 @@ def agreements(record: Record) -> Iterator[tuple[str, str, str, Agreement]]:
         for bits in rows[0]["measured"]:
             measured = _joined([each["measured"][bits] for each in rows])
             predicted = _joined([each["predicted"][bits] for each in rows])
-            yield kind, bits, "theory E1", agreement(predicted, measured)
+            yield kind, bits, E1, agreement(predicted, measured)
             for name, label in (
                 ("peak_over_rms", "log max/RMS"),
                 ("max_median_ratio", "log max/median ratio"),
@@ -245,3 +253,74 @@ def _agreement_lines(record: Record) -> Iterator[str]:
             f"SQNR of {kind}s at {bits} bits over {first.n} tensors: {first.difference:+.1f} dB "
             f"from theory E1; correlation with {said}"
         )
+
+
+def verdict(record: Record, directory: Path) -> Verdict:
+    """What methods cost models as trained; what conversion saves, or which variants lose most."""
+    command, of = "python -m experiments.", given(record, "model", "variant", "seed", "corpus")
+    trained = [model for model in record["models"] if "trained" not in model]
+    cost = {method: each for method in record["methods"] if (each := _costs(trained, method))}
+    if not cost:
+        return Verdict("no method is finished with a finite loss", "", "", f"{command}runs")
+    mean = {method: _mean(each) for method, each in cost.items()}
+    dearest, cheapest = (choose(mean, key=lambda of: mean[of]) for choose in (max, min))
+    found = f"{dearest} costs most, {mean[dearest]:+.3f} nats; {cheapest} {mean[cheapest]:+.3f}"
+    ways = _converted(record, list(mean))
+    if ways:
+        saved = {(way, of): mean[of] - after for (way, of), after in ways.items()}
+        (way, most), (worst, least) = (pick(saved, key=lambda of: saved[of]) for pick in (max, min))
+        return Verdict(
+            found, f"converted ({way}), {most} costs {ways[way, most]:+.3f} of {mean[most]:+.3f}",
+            f"least by {worst} under {least}: {ways[worst, least]:+.3f} of {mean[least]:+.3f}",
+            f"{command}convert{of} --weak={way} --out=converted",
+        )  # fmt: skip
+    (least, low), (most, high) = (pick(cost[dearest], key=lambda x: x[1]) for pick in (min, max))
+    return Verdict(
+        found, f"it costs {most} {high:+.3f}, {least} {low:+.3f}" if most != least else "",
+        _off(record),
+        f"{command}compress{of} --conversions=bound,prefix+bound",
+    )  # fmt: skip
+
+
+def _converted(record: Record, methods: list[str]) -> dict[tuple[str, str], float]:
+    """(conversion, method) -> the mean cost of the method in models so converted."""
+    models = [model for model in record["models"] if "trained" in model]
+    return {
+        (way, method): _mean(found)
+        for way in dict.fromkeys(model["conversion"] for model in models)
+        for method in methods
+        if (found := _costs([m for m in models if m["conversion"] == way], method))
+    }
+
+
+def _mean(found: list[tuple[str, float]]) -> float:
+    return float(np.mean([change for _, change in found]))
+
+
+def _costs(models: list[Record], method: str) -> list[tuple[str, float]]:
+    """The label and the change of the loss of each model that has a finite one."""
+    found = [(m["label"], m["methods"][method]) for m in models if method in m["methods"]]
+    return [(label, each["change"][0]) for label, each in found if each["loss"] is not None]
+
+
+def _off(record: Record) -> str:
+    """Where theory E1 is furthest from what was measured."""
+    found = [
+        (abs(each.difference), kind, bits, each) for kind, bits, what, each in agreements(record)
+        if what == E1 and np.isfinite(each.difference)
+    ]  # fmt: skip
+    if not found:
+        return ""
+    _, kind, bits, worst = max(found, key=lambda each: each[0])
+    said = f"theory E1 is {worst.difference:+.1f} dB off for {kind}s at {bits} bits"
+    return said + (f", correlation {worst.pearson:.2f}" if np.isfinite(worst.pearson) else "")
+
+
+def _drawn(record: Record, directory: Path) -> dict[str, list[Path]]:
+    """The figures, and the page that has them."""
+    figures = plots.draw(record, directory / "figures")
+    *said, _ = verdict(record, directory)
+    return {"figures": figures, "report": [write_page(record, directory, sections(record), said)]}
+
+
+REPORT = Report(sections, verdict, _drawn)

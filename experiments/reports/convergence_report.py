@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from sysout_jax.analysis.measure.convergence import (
 from sysout_jax.analysis.statistics import spread
 from sysout_jax.showing import Interval, Table
 
+from ..cli.showing import Report
 from ..cli.tables import Section
+from ..cli.verdict import LINE, Verdict, few, given, numbered
 
 Record = dict[str, Any]
 LAST = 2 / 3  # of the run: if the order still changes after it, the run is not decided
@@ -221,3 +224,36 @@ NOTES = (
     "its, and one in twenty is wrong by chance",
     "steps and speed-ups: paired bootstrap over seeds, which is their range where seeds are few",
 )
+
+
+def verdict(record: Record, directory: Path) -> Verdict:
+    """Which variants are faster, at equal tokens and at equal time."""
+    found, command = record["compared"], "python -m experiments.convergence"
+    if not found:
+        return Verdict(
+            "no learning rate of the baseline is finished", "nothing to compare with", "",
+            f"{command}{given(record, 'name', 'corpus', 'lrs')}",
+        )  # fmt: skip
+    others = {n: v for n, v in found["variants"].items() if n != record["baseline"]}
+    told = []
+    for key in ("verdict", "verdict_at_equal_time"):
+        sides = {side: sum(v[key] == side for v in others.values()) for side in (FASTER, SLOWER)}
+        left = len(others) - sum(sides.values())
+        told.append(
+            f"{sides[FASTER]} faster, {sides[SLOWER]} slower, {left} not decided of "
+            f"{numbered(len(others), 'variant')}"
+        )
+    edges = [n for n, v in found["variants"].items() if v["edge"]]
+    lrs, corpus = sorted(record["lrs"]), record["corpus"]
+    beyond = f"{lrs[0] / 3:.2g},{lrs[-1] * 3:.2g}"
+    return Verdict(
+        f"at equal tokens {told[0]}", f"at equal time {told[1]}",
+        f"best rate at the grid's edge: {few(edges, LINE - 30)}" if edges
+        else f"{numbered(len(record['config']['seeds']), 'seed')}: one verdict in 20 is chance",
+        f"{command} --corpus={corpus} --name={directory.name} --lrs={beyond}"
+        if edges
+        else f"python -m experiments.benchmark --variants={','.join(found['variants'])}",
+    )  # fmt: skip
+
+
+REPORT = Report(sections, verdict)

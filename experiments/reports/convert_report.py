@@ -1,14 +1,22 @@
 """What experiments.convert says: the ways to treat sinks, and the model before and after."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from sysout_jax.analysis.measure.summary import SUMMARY_LABELS
+from sysout_jax.converting import CONVERTED
 from sysout_jax.showing import Interval, Table
 
+from ..cli.showing import Report
 from ..cli.tables import Section
+from ..cli.verdict import LINE, Verdict, given
 
 Record = dict[str, Any]
+KINDS = {  # of conversions, what stands in the sink's place
+    "constants": "its key and value are constants",
+    "prefix": "keys and values stand before every text",
+}
 HEADINGS = ("way", "loss", "change", "max/median |h|", "max/RMS of down_in")
 KEPT = (  # of the measures, those that a sink makes
     "first_token_attention", "residual_peak@block_out", "top1_over_mean@down_in",
@@ -57,3 +65,34 @@ def _texts(check: Record) -> Iterator[str]:
     for number, pair in enumerate(zip(*check["generated"], strict=True), 1):
         for name, said in zip(("before", "after"), pair, strict=True):
             yield f"text {number}, {name}: {said!r}"
+
+
+def verdict(record: Record, directory: Path) -> Verdict:
+    """What the conversion changed."""
+    if not record["models"]:
+        return Verdict("no model is finished", "", "", "python -m experiments.runs")
+    model, command = record["models"][0], "python -m experiments."
+    of, corpus = given(record, "model", "variant", "seed"), given(record, "corpus")
+    if model["kind"] not in CONVERTED:
+        said = next(iter(model["said"]), "")
+        return Verdict(
+            "nothing was converted", said if len(said) <= LINE else "", "",
+            f"{command}analyze{of}{corpus}",
+        )  # fmt: skip
+    found, check = f"converted by {KINDS[model['kind']]}", model["check"]
+    if check:
+        (before, after), sizes = check["loss"], [max(of) for of in check["over_median"]]
+        found = (
+            f"loss {before:.3f} to {after:.3f}, max/median |h| {sizes[0]:,.0f} to {sizes[1]:,.0f}"
+        )
+    out = given(record, "out").strip().partition("=")[2]
+    rows = next((line for line in model["said"] if line.startswith("rows of W_down")), "")
+    return Verdict(
+        found, f"the sink's state is gone: {KINDS[model['kind']]}",
+        f"not the weights: {rows}" if rows else "",
+        f"{command}compress --model={out}{corpus}" if out
+        else f"{command}compress{of}{corpus} --conversions={record['config']['weak']}",
+    )  # fmt: skip
+
+
+REPORT = Report(sections, verdict)

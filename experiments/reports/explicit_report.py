@@ -1,6 +1,7 @@
 """What experiments.explicit says: the forms of a model side by side, and how far S is a gate."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from sysout_jax.analysis.statistics import over_seeds
 from sysout_jax.plots.explicit import trained_on
 from sysout_jax.showing import Table
 
+from ..cli.showing import Report
 from ..cli.tables import Section
+from ..cli.verdict import Verdict, given
 
 Record = dict[str, Any]
 MEASURES = {
@@ -91,3 +94,50 @@ def factors_line(models: list[Any]) -> str:
         f"attention input explains {np.nanmean(explained):.2f} of its variance on held-out text "
         f"({np.nanmin(explained):.2f} to {np.nanmax(explained):.2f} over heads and seeds)"
     )
+
+
+def verdict(record: Record, directory: Path) -> Verdict:
+    """The form that costs least, what going without a factor costs, and what training regains."""
+    changes: dict[str, list[list[float | None]]] = {}
+    for model in record["models"]:
+        for form, found in model["forms"].items():
+            changes.setdefault(form, []).append(found["change"])
+    cost = {form: over_seeds(found) for form, found in changes.items()}
+    made = [form for form in cost if form not in ("trained", "dropped", "factor")]
+    if not made:
+        return Verdict("no form is finished", "", "", "python -m experiments.runs")
+    best = min(made, key=lambda form: cost[form].mean)
+    dropped = f"; with none {cost['dropped'].mean:+.3f}" if "dropped" in cost else ""
+    tuned = {
+        form: over_seeds([x["change"] for each in of for x in trained_on(each, kind)])
+        for kind in _trained(record)
+        for form in made
+        if (of := [m["forms"][form] for m in record["models"] if kind in m["forms"].get(form, {})])
+    }
+    worse = [form for form, found in tuned.items() if found.low > 0]
+    least = min(worse, key=lambda form: tuned[form].low, default="")
+    return Verdict(
+        f"{_first(FORMS[best])}: loss {cost[best].mean:+.3f} nats{dropped}", _explained(record),
+        f"training does not regain: {_first(FORMS[least])} {tuned[least].mean:+.3f}" if worse
+        else "no form was trained" if not tuned
+        else "trained on, no form is told from the trained model",
+        f"python -m experiments.causal{given(record, 'model', 'variant', 'seed', 'corpus')}",
+    )  # fmt: skip
+
+
+def _first(label: str) -> str:
+    """The beginning of a form's label that names it."""
+    return label.partition(":")[0]
+
+
+def _explained(record: Record) -> str:
+    """How far S is a gate."""
+    found = [m["factors"]["explained"] for m in record["models"] if "factors" in m]
+    if found:
+        mean = np.nanmean(np.concatenate([np.ravel(np.array(x, np.float64)) for x in found]))
+        return f"a gate linear in the attention's input explains {mean:.0%} of S"
+    first = min(model["sink"]["first"] for model in record["models"])
+    return f"texts begin with different tokens: forms are of layers from {first} on"
+
+
+REPORT = Report(sections, verdict)

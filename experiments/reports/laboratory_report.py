@@ -1,6 +1,7 @@
 """What experiments.laboratory says: a row for each cell, the growth of sink logits, sentences."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.measures import SINK_EPS
 from sysout_jax.showing import Table
 
+from ..cli.showing import Report
 from ..cli.tables import Section
+from ..cli.verdict import LINE, Verdict, few, given, numbered
 from ..records.laboratory import setting, trained
 
 Record = dict[str, Any]
@@ -112,3 +115,29 @@ def sentences(record: Record) -> list[str]:
         sides[side].append(f"{cell['variant']} ({setting(cell)})")
     told = "; ".join(f"{side}: {', '.join(names)}" for side, names in sides.items() if names)
     return [*lines, f"sink ({SINK} > {SINK_EPS}) {told or 'of no cell: none is finished'}"]
+
+
+def verdict(record: Record, directory: Path) -> Verdict:
+    """In how many cells sinks form, and which variants have none in any."""
+    sinks = [(cell, _sinks(cell)) for cell in trained(record)]
+    if not sinks:
+        return Verdict("no cell is finished", "", "", "python -m experiments.runs")
+    every, none = (sum(test(of) for _, of in sinks) for test in (np.all, _none))
+    variants = dict.fromkeys(cell["variant"] for cell, _ in sinks)
+    without = [v for v in variants if all(_none(of) for cell, of in sinks if cell["variant"] == v)]
+    diverged = len(record["cells"]) - len(sinks)
+    return Verdict(
+        f"{len(sinks)} cells: sinks in every run of {every}, in some of "
+        f"{len(sinks) - every - none}, in none of {none}",
+        f"no sink in any cell: {few(without, LINE - 21)}",
+        f"{numbered(diverged, 'cell')} diverged" if diverged
+        else f"{numbered(len(record['runs']), 'run')} of each cell, on one synthetic task",
+        f"python -m experiments.laboratory{given(record, 'name')} --full",
+    )  # fmt: skip
+
+
+def _none(runs: np.ndarray) -> bool:
+    return not runs.any()
+
+
+REPORT = Report(sections, verdict)

@@ -1,13 +1,15 @@
 """What experiments.plan says: a table of each step, a line that says whether it fits."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from sysout_jax.planning.machines import GIB
 from sysout_jax.showing import Table
 
-from ..cli.tables import print_table
+from ..cli.showing import Report
+from ..cli.tables import Section
+from ..cli.verdict import LINE, Verdict, given
 
 Record = dict[str, Any]
 HEADINGS = (
@@ -22,7 +24,7 @@ def bound(step: Record) -> str:
     return max(("compute", "memory", "network"), key=lambda name: step["roofline"][name])
 
 
-def verdict(record: Record) -> str:
+def fitting(record: Record) -> str:
     """Whether the training step fits; if not, by how much, and what would."""
     step = record["steps"]["train"]
     said = fits(step)
@@ -31,9 +33,12 @@ def verdict(record: Record) -> str:
         return said
     if not found:
         return f"{said}; nothing that this mesh's devices allow is expected to fit"
-    how = found["config"]
-    flags = " ".join(f"--{n}={how[n]}" for n in ("mesh", "remat", "accumulate", "batch_size"))
-    return f"{said}; nearest alternative: {flags}: {fits(found)}"
+    return f"{said}; nearest alternative: {_how(found)}: {fits(found)}"
+
+
+def _how(step: Record) -> str:
+    how = step["config"]
+    return " ".join(f"--{n}={how[n]}" for n in ("mesh", "remat", "accumulate", "batch_size"))
 
 
 def fits(step: Record) -> str:
@@ -49,7 +54,15 @@ def fits(step: Record) -> str:
     return f"DOES NOT FIT: {peak:.2f} of {room / GIB:.1f} GiB, {over:.2f} too many"
 
 
-def print_plan(console: Console, record: Record, name: str) -> None:
+def sections(record: Record) -> Iterator[Section]:
+    """A row for each step or lever; then each step by itself."""
+    yield Section("plan", table(record), asked=bool(record["steps"]))
+    for name, step in record["steps"].items():
+        lines = [fitting(record) if name == "train" else fits(step)]
+        yield Section(name, _step_table(record, name), lines)
+
+
+def _step_table(record: Record, name: str) -> Table:
     """One step: memory, work, what is moved, and the least time."""
     step = record["steps"][name]
     memory = step["memory"]
@@ -67,8 +80,7 @@ def print_plan(console: Console, record: Record, name: str) -> None:
         for part in ("compute", "memory", "network", "step", "without_overlap"):
             rows.append((part.replace("_", " "), f"{1e3 * step['roofline'][part]:.2f} ms"))
     title = f"{name} step of {record['model']} on {record['topology']}, {record['devices']} devices"
-    print_table(console, Table.of(title, ("of each", ""), rows, "l"))
-    console.print(fits(step), highlight=False, markup=False, soft_wrap=True)
+    return Table.of(title, ("of each", ""), rows, "l")
 
 
 def table(record: Record) -> Table:
@@ -115,3 +127,40 @@ def _row(record: Record, name: str) -> list[str]:
         f"{line['utilisation']:.2f}" if trained else "",
         f"{line['utilisation_without_overlap']:.2f}" if trained else "",
     ]
+
+
+def verdict(record: Record, directory: Path) -> Verdict:
+    """Which steps fit, what bounds them, and what this does not say."""
+    steps = record["levers"] if record.get("levers") else record["steps"]
+    command = f"python -m experiments.plan{given(record, 'model', 'topology', 'mesh')}"
+    if not steps:
+        return Verdict("nothing is compiled", "", "", command)
+    if record.get("levers"):
+        least = min(steps, key=lambda name: steps[name]["memory"]["peak"])
+        found, first = f"least memory with {least}: {fits(steps[least])}", steps[least]
+        found = found if len(found) <= LINE else fits(steps[least])
+    else:
+        found, first = (
+            "; ".join(f"{name}: {_fit(step)}" for name, step in steps.items()),
+            steps[next(iter(steps))],
+        )
+    line = first["roofline"]
+    means = f"at least {1e3 * line['step']:.1f} ms a step, bound by {bound(first)}" if line else ""
+    suggestion = record.get("suggestion")
+    return Verdict(
+        found, means, "compiled, not run: no machine has to be as fast as its data sheet",
+        f"{command} {_how(suggestion)}" if suggestion
+        else f"{command} --levers" if not record.get("levers")
+        else f"python -m experiments.plan --redraw={directory} --markdown",
+    )  # fmt: skip
+
+
+def _fit(step: Record) -> str:
+    """Whether a step fits, in a few words."""
+    peak, room = f"{step['memory']['peak'] / GIB:.2f}", step["room"]
+    if room is None:
+        return f"{peak} GiB"
+    return f"{'fits' if step['fits'] else 'DOES NOT FIT'}, {peak} of {room / GIB:.0f} GiB"
+
+
+REPORT = Report(sections, verdict, lambda record, directory: {})

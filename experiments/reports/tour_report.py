@@ -1,6 +1,7 @@
 """What experiments.tour says: the outliers, what takes the sink's place, the model without it."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,9 @@ import numpy as np
 from sysout_jax.analysis.statistics import ratio_interval
 from sysout_jax.showing import Interval, Table
 
+from ..cli.showing import Report
 from ..cli.tables import Section
+from ..cli.verdict import Verdict
 
 Record = dict[str, Any]
 
@@ -65,3 +68,25 @@ def _ways(model: Record) -> Iterator[list[str]]:
             way["name"], f"{way['over_median']:,.0f}", f"{way['loss']:.3f}",
             f"{Interval.of(way['rise']):±+.3f}", gone,
         ]  # fmt: skip
+
+
+def verdict(record: Record, directory: Path) -> Verdict:
+    """The largest activation, what conversion takes of its cost, and what stays."""
+    if not record["models"]:
+        return Verdict("no model is finished", "", "", "python -m experiments.runs")
+    model = record["models"][0]
+    massive, trained, rest = model["massive"], model["ways"][0], model["ways"][1:]
+    best = min(rest, key=lambda way: way["rise"][0])
+    layers = ", ".join(map(str, model["rows"]["layers"])) or "none"
+    return Verdict(
+        f"|h| {massive['size']:,.0f} after layer {massive['layer']}, "
+        f"{massive['over_median']:,.0f} medians; {model['sink']['heads']:.0%} of heads are sinks",
+        f"8 bits cost {trained['rise'][0]:+.3f} nats; converted ({best['name']}) "
+        f"{best['rise'][0]:+.3f}",
+        f"its loss is {best['loss'] - trained['loss']:+.3f}; rows of W_down stand out: {layers}",
+        f"python -m experiments.convert --model={model['name']} --weak={best['name']} "
+        "--out=converted",
+    )  # fmt: skip
+
+
+REPORT = Report(sections, verdict)

@@ -1,17 +1,20 @@
 """What the variants experiment shows on a terminal: progress, the table, and what it means."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sysout_jax.analysis.statistics import Interval, mean_interval, spread
-from sysout_jax.core.attention import VARIANTS
+from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.core.detectors import MASSIVE_RATIO, WEIGHT_RATIO
 from sysout_jax.core.measures import SINK_EPS, SINK_RATE_PRESENT, VALUE_DRAINED
 from sysout_jax.showing import Table
 
+from ..cli.showing import Report
 from ..cli.tables import Section
+from ..cli.verdict import LINE, Verdict, few
 
 Record = dict[str, Any]
 # Measures that the terminal's table shows, with short headings; the record holds all of them.
@@ -33,6 +36,20 @@ def variants_table(mark: str = "") -> Table:
     """Name, formula between two marks, source of every variant."""
     rows = [(v.label, f"{mark}{v.formula}{mark}", v.cite) for v in VARIANTS.values()]
     return Table.of("", ("variant", "formula", "source"), rows, "l")
+
+
+def catalogue(mark: str = "") -> tuple[list[Section], list[Record], Verdict]:
+    """The table of every variant, its rows, and what can be done with them."""
+    rows = [
+        {"name": v.name, "label": v.label, "formula": v.formula, "source": v.cite}
+        for v in VARIANTS.values()
+    ]
+    said = Verdict(
+        f"{len(rows)} variants, {len(PAPER)} of them of An et al. 2025: (a) to (f)", "",
+        "a variant without sinks is not thereby better: train, and compare",
+        f"python -m experiments.variants --variants={PAPER[0]},{PAPER[-2]}",
+    )  # fmt: skip
+    return [Section("variants", variants_table(mark))], rows, said
 
 
 def final(entry: Record, name: str, at: int = -1) -> Interval:
@@ -90,16 +107,9 @@ def _cells(entry: Record, columns: dict[str, str], at: int) -> list[str]:
 def findings(study: Record) -> list[str]:
     """What the study's numbers say, each sentence computed from them."""
     entries = study["variants"]
-    measured = next(iter(entries.values()))["measured"]["measures"]
-    # Of a language model some heads are sinks, and the mean over all is small.
-    sink = (
-        ("noop_sink", SINK_EPS)
-        if "noop_sink" in measured
-        else ("sink_rate@attn_weights", SINK_RATE_PRESENT)
-    )
     lines = [
-        _verdict("attention sink", *sink, above=True, study=study),
-        _verdict("value drain", "value_drain@value", VALUE_DRAINED, above=False, study=study),
+        _told("attention sink", *_sink(study), above=True, study=study),
+        _told("value drain", "value_drain@value", VALUE_DRAINED, above=False, study=study),
     ]
     massive = {n: final(e, "massive_activations").mean for n, e in entries.items()}
     peak = max(final(e, "top1_over_median@block_out").mean for e in entries.values())
@@ -124,13 +134,56 @@ def findings(study: Record) -> list[str]:
     return lines
 
 
-def _verdict(what: str, name: str, threshold: float, above: bool, study: Record) -> str:
-    """Which variants show `what`: those with every seed on that side of the threshold."""
+def _sink(study: Record) -> tuple[str, float]:
+    """The measure that tells a sink, and its threshold."""
+    measured = next(iter(study["variants"].values()))["measured"]["measures"]
+    if "noop_sink" in measured:
+        return "noop_sink", SINK_EPS
+    # Of a language model some heads are sinks, and the mean over all is small.
+    return "sink_rate@attn_weights", SINK_RATE_PRESENT
+
+
+def _told(what: str, name: str, threshold: float, above: bool, study: Record) -> str:
+    """Which variants show `what`."""
+    sides = _sides(name, threshold, above, study)
+    told = "; ".join(f"{side}: {', '.join(names)}" for side, names in sides.items() if names)
+    return f"{what} ({name} {'>' if above else '<'} {threshold:g}) {told}"
+
+
+def _sides(name: str, threshold: float, above: bool, study: Record) -> dict[str, list[str]]:
+    """The variants with every seed on that side of the threshold, with none, and with some."""
     sides: dict[str, list[str]] = {"in every seed": [], "in none": [], "in some": []}
     for entry in study["variants"].values():
         values = np.asarray(entry["measured"]["measures"][name][-1])
         shown = values > threshold if above else values < threshold
         side = "in every seed" if shown.all() else "in some" if shown.any() else "in none"
         sides[side].append(entry["label"])
-    told = "; ".join(f"{side}: {', '.join(names)}" for side, names in sides.items() if names)
-    return f"{what} ({name} {'>' if above else '<'} {threshold:g}) {told}"
+    return sides
+
+
+def verdict(record: Record, directory: Path) -> Verdict:
+    """What the last study that has a variant shows."""
+    studies = [study for study in record["studies"] if study["variants"]]
+    if not studies:
+        return Verdict("no variant is finished", "", "", "python -m experiments.runs")
+    study = studies[-1]
+    entries, sides = study["variants"], _sides(*_sink(study), above=True, study=study)
+    peaks = {n: final(entry, "top1_over_median@block_out").mean for n, entry in entries.items()}
+    largest = max(peaks, key=lambda name: peaks[name])
+    every, none = sides["in every seed"], sides["in none"]
+    massive = any(final(entry, "massive_activations").mean > 0 for entry in entries.values())
+    seeds = len(study["config"]["seeds"])
+    return Verdict(
+        f"sinks in every seed of {len(every)} of {len(entries)} variants; "
+        f"max/median |h| up to {peaks[largest]:,.0f}",
+        f"no sink in any seed: {few(none, LINE - 21)}",
+        f"no activation of {MASSIVE_RATIO:g} medians: undecided here, not refuted"
+        if not massive
+        else "one seed: nothing is said of others"
+        if seeds == 1
+        else f"{seeds} seeds: what lies within the intervals is no difference",
+        f"python -m experiments.analyze --model={directory} --variant={study['name']}-{largest}",
+    )
+
+
+REPORT = Report(sections, verdict)

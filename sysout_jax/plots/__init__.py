@@ -19,17 +19,18 @@ from sysout_jax.plots import (
     tour,
     variants,
 )
-from sysout_jax.plots.style import STYLE, save
+from sysout_jax.plots.style import STYLE, save, save_stacked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NARROW = "narrow"  # a PNG in a folder of this name, with panels one below the other
 # experiment -> (its figures, the kinds of file they are written as)
 EXPERIMENTS: Mapping[str, tuple[Any, tuple[str, ...]]] = {
     "variants": (variants.figures, (".png",)),
-    "analysis": (analysis.figures, (".png", ".pdf")),
+    "analysis": (analysis.figures, (".png", ".pdf", NARROW)),
     "assumptions": (assumptions.figures, (".png", ".pdf")),
-    "compression": (compression.figures, (".png", ".pdf")),
+    "compression": (compression.figures, (".png", ".pdf", NARROW)),
     "convergence": (convergence.figures, (".png", ".pdf")),
     "convert": (conversion.figures, (".png", ".pdf")),
     "tour": (tour.figures, (".png", ".pdf")),
@@ -74,6 +75,9 @@ def draw(record: Mapping[str, Any], directory: Path) -> list[Path]:
     with figures(record) as drawn:
         for name, figure in drawn:
             for suffix in EXPERIMENTS[record["experiment"]][1]:
+                if suffix == NARROW:
+                    save_stacked(figure, directory / NARROW / f"{name}.png")
+                    continue
                 path = save(figure, directory / f"{name}{suffix}")
                 if suffix == ".png":
                     paths.append(path)

@@ -32,6 +32,7 @@ COLOURS = (
     "#7A3500", "#003F63", "#00543D", "#7F4666",
 )  # fmt: skip
 
+GAP = 12  # pixels above and below a panel that is stacked
 DARK = "#222222"  # of zero, and of whiskers on bars
 
 
@@ -70,3 +71,66 @@ def save(figure: "Figure", path: Path) -> Path:
         else:  # without the date, so that the same record gives the same bytes
             FigureCanvasPdf(figure).print_pdf(str(partial), metadata={"CreationDate": None})
     return path
+
+
+def save_stacked(figure: "Figure", path: Path) -> Path | None:
+    """Write a figure's panels one below the other, for narrow screens, as .png.
+
+    Returns:
+      The path; None, and nothing written, where no panels stand side by side, or where one takes
+      its labels from its neighbour.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.image import imsave
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = _panels(figure, canvas.get_renderer())
+    if len({round(left) for left, *_ in boxes}) < 2:
+        return None
+    pixels = np.asarray(canvas.buffer_rgba())
+    height = len(pixels)
+    cut = [
+        pixels[max(0, int(height - top)) : int(height - bottom) + 1, max(0, int(left)) : int(right)]
+        for left, bottom, right, top in boxes
+    ]
+    widest = max(piece.shape[1] for piece in cut)
+    white = [
+        np.pad(piece, ((GAP, GAP), (0, widest - piece.shape[1]), (0, 0)), constant_values=255)
+        for piece in cut
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        imsave(partial, np.concatenate(white), format="png")
+    return path
+
+
+def _panels(figure: "Figure", renderer: Any) -> list[tuple[float, float, float, float]]:
+    """Left, bottom, right and top of each panel in pixels, in the order of reading; none where
+    panels have no place in a grid, or no labels of their own."""
+    from matplotlib.transforms import Bbox
+
+    cells: dict[tuple[int, int], list[Bbox]] = {}
+    bars: list[Bbox] = []
+    for axes in figure.axes:
+        spec, labels = axes.get_subplotspec(), axes.yaxis.get_tick_params()
+        box = axes.get_tightbbox(renderer)
+        if box is None:  # what is not drawn
+            continue
+        if spec is None:
+            bars.append(box)
+            continue
+        if not (labels.get("labelleft", True) or labels.get("labelright")):
+            return []
+        top = spec.get_topmost_subplotspec()
+        cells.setdefault((top.rowspan.start, top.colspan.start), []).append(box)
+    panels = [Bbox.union(cells[place]) for place in sorted(cells)]
+    for bar in bars if panels else []:  # of colours: beside its panel, or of all, after them
+        beside = [at for at, box in enumerate(panels) if box.y0 < (bar.y0 + bar.y1) / 2 < box.y1
+                  and box.x0 < bar.x0 and bar.height < 1.2 * box.height]  # fmt: skip
+        if beside:
+            nearest = max(beside, key=lambda at: panels[at].x0)
+            panels[nearest] = Bbox.union([panels[nearest], bar])
+        else:
+            panels.append(bar)
+    return [(box.x0, box.y0, box.x1, box.y1) for box in panels]

@@ -1,14 +1,16 @@
-"""One self-contained HTML page of a record: sentences, tables, figures, 3-D views, the record."""
+"""Self-contained HTML pages of records: sentences, tables, figures, 3-D views, the record."""
 
 import base64
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sysout_jax.files import write_text
+from sysout_jax.plots import NARROW
 from sysout_jax.report import interactive, tables
+from sysout_jax.report.summary import summary
 from sysout_jax.report.words import headline, known_lines
 
 Record = Mapping[str, Any]
@@ -51,6 +53,9 @@ PARTS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "dynamics": ("Dynamics", "When do they emerge in training?", ("dynamics",)),
     "seeds": ("Seeds", "Do other seeds of the run have them at the same places?", ()),
 }
+OF_PROMPT = ("existence", "lifecycle")  # parts that are of the prompt; the others are of the text
+# figures whose arrows lead from panel to panel
+CHAINS = ("lifecycle-emergence", "lifecycle-spread", "lifecycle-disappearance")
 CAPTIONS: Mapping[str, str] = {
     "existence": (
         "Magnitudes in the layers that show each kind best; the largest entry is named. Where "
@@ -101,14 +106,18 @@ figure img { max-width: 100%; height: auto; display: block; }
 figcaption { font-size: .88rem; color: #555; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font: .85rem/1.4 system-ui, sans-serif; margin: .8rem 0; }
-th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #eee;
-  white-space: nowrap; }
+th, td { padding: .2rem .5rem; text-align: right; border-bottom: 1px solid #eee;
+  vertical-align: top; }
+td { white-space: nowrap; }
+td.words { white-space: normal; min-width: 8rem; overflow-wrap: anywhere; }
+.words { text-align: left; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 1px solid #999; font-weight: 600; }
 code, pre { font: .82rem/1.4 ui-monospace, monospace; overflow-wrap: anywhere;
   white-space: pre-wrap; }
 details { margin: 1rem 0; }
 summary { cursor: pointer; color: #0072b2; }
+@media (max-width: 640px) { img.chain { max-width: none; width: 44rem; } }
 .view { width: 100%; height: 26rem; }
 li { margin: .25rem 0; }
 """
@@ -125,13 +134,30 @@ def write_page(record: Record, directory: Path) -> Path:
 
 
 def page(record: Record, figures: Path) -> str:
-    """The page as text."""
+    """The page of an analysis as text."""
     parts = [name for name in PARTS if name in record["parts"]]
     views = interactive.views(record)
     script = interactive.plotly() if views else None
-    title = _title(record)
     links = "".join(f'<a href="#{name}">{PARTS[name][0]}</a>' for name in parts)
     sections = "\n".join(_section(record, name, figures, views if script else {}) for name in parts)
+    body = f"""{tables.about(record)}
+{_known(record)}<nav>{links}<a href="#record">Record</a></nav>
+{sections}"""
+    scripts = interactive.scripts(script, views)
+    return document(_title(record), summary(record), body, record, scripts)
+
+
+def document(title: str, said: Sequence[str], body: str, record: Record, scripts: str = "") -> str:
+    """A page of a record, which needs no other file, as text.
+
+    Args:
+      title: of the page.
+      said: what it begins with, sentences without capitals and full stops; "" for none.
+      body: HTML.
+      record: where it comes from, in its "provenance".
+      scripts: HTML at the end.
+    """
+    summed = " ".join(f"{_begun(text)}." for text in said if text)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -143,17 +169,22 @@ def page(record: Record, figures: Path) -> str:
 </head>
 <body>
 <h1>{html.escape(title)}</h1>
-{tables.about(record)}
-{_known(record)}<nav>{links}<a href="#record">Record</a></nav>
-{sections}
+<p id="summary">{html.escape(summed)}</p>
+{body}
 <h2 id="record">Record</h2>
 <p>Every number and figure here is drawn from <a href="result.json">result.json</a>; figures are
 in figures/ as PNG and PDF.</p>
 {_provenance(record)}
-{interactive.scripts(script, views)}
+{scripts}
 </body>
 </html>
 """
+
+
+def _begun(sentence: str) -> str:
+    """With a capital where it begins with a word, and not with a name such as w8a8."""
+    word = sentence.split()[0]
+    return sentence[0].upper() + sentence[1:] if word.isalpha() else sentence
 
 
 def _known(record: Record) -> str:
@@ -170,9 +201,9 @@ def _title(record: Record) -> str:
 
 
 def _section(record: Record, name: str, figures: Path, views: Mapping[str, Any]) -> str:
-    title, question, drawn = PARTS[name]
+    title, question, named = PARTS[name]
     lines = "".join(f"<li>{html.escape(line)}</li>" for line in headline(record, name))
-    shown = "".join(_figure(figures, figure) for figure in drawn)
+    shown = "".join(drawn(figures, figure, CAPTIONS[figure], figure in CHAINS) for figure in named)
     mine = "".join(
         f"<details><summary>Turn it: {html.escape(view['title'])}</summary>"
         f'<div class="view" id="{key}"></div></details>'
@@ -180,22 +211,47 @@ def _section(record: Record, name: str, figures: Path, views: Mapping[str, Any])
         if view["part"] == name
     )
     return (
-        f'<section id="{name}"><h2>{title}</h2><p>{question}</p>\n<ul>{lines}</ul>\n'
+        f'<section id="{name}"><h2>{title}</h2><p>{question} {_text(record, name)}</p>\n'
+        f"<ul>{lines}</ul>\n"
         f"{shown}{mine}{tables.of_part(record, name)}</section>"
     )
 
 
-def _figure(figures: Path, name: str) -> str:
-    """An image in the page itself, with a link to the PDF; nothing where it was not drawn."""
+def _text(record: Record, name: str) -> str:
+    """Which of the two texts a part is of."""
+    if name in OF_PROMPT:
+        return f"Of the prompt, {len(record['prompt'])} tokens."
+    corpus = f" of {record['corpus']}" if "corpus" in record else ""
+    return html.escape(f"Of {record['sequences']} sequences of {record['seq_len']} tokens{corpus}.")
+
+
+def drawn(figures: Path, name: str, caption: str, chain: bool = False) -> str:
+    """An image in the page itself, with a link to the PDF; nothing where it was not drawn.
+
+    Args:
+      figures: the directory of figures.
+      name: of the figure.
+      caption: under it.
+      chain: whether arrows lead from panel to panel, so that they cannot be stacked.
+    """
     path = figures / f"{name}.png"
     if not path.exists():
         return ""
-    data = base64.b64encode(path.read_bytes()).decode()
-    caption = html.escape(CAPTIONS[name])
+    caption, stacked = html.escape(caption), figures / NARROW / path.name
+    narrow = (
+        f'<source media="(max-width: 640px)" srcset="{_inline(stacked)}">'
+        if stacked.exists()
+        else ""
+    )
+    kind = ' class="chain"' if chain else ""
     return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+        f'<figure><picture>{narrow}<img{kind} alt="{caption}" src="{_inline(path)}"></picture>'
         f'<figcaption>{caption} <a href="figures/{name}.pdf">PDF</a></figcaption></figure>\n'
     )
+
+
+def _inline(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _provenance(record: Record) -> str:

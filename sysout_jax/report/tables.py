@@ -1,15 +1,17 @@
 """The tables of an analysis, made from its record: of the page, a notebook, and pandas."""
 
 import html
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sysout_jax.report.dynamics import growth_table
 from sysout_jax.report.experts import expert_table
 from sysout_jax.report.words import neuron, row_of
-from sysout_jax.showing import Interval, Table
+from sysout_jax.showing import WORDS, Interval, Table
 
 Record = Mapping[str, Any]
+WIDTH, GAP = 112, 3  # of a page, and between two columns, in characters of a table
 FOLDED = 24  # rows from which on the page shows a table when it is asked to
 
 
@@ -37,14 +39,33 @@ def about(record: Record) -> str:
 
 def of_part(record: Record, name: str) -> str:
     """The tables of one part, as HTML."""
-    return "".join(map(_shown, _TABLES[name](record["parts"][name], record).values()))
+    return "".join(map(shown, _TABLES[name](record["parts"][name], record).values()))
 
 
-def _shown(table: Table) -> str:
-    title, body = html.escape(table.title), table.to_html()
+def shown(table: Table) -> str:
+    """A table on a page, with its title; a long one is folded, a wide one in parts."""
+    title, body = html.escape(table.title), "".join(part.to_html() for part in _parts(table))
     if len(table.rows) > FOLDED:
         return f"<details><summary>{title}</summary>{body}</details>"
     return f"<h3>{title}</h3>{body}"
+
+
+def _parts(table: Table) -> list[Table]:
+    """A table in parts that fit on a page, each with the first column."""
+    widths = [
+        GAP + min(WORDS, max(map(len, (*re.split("[ _@/]", heading), *cells))))
+        for heading, *cells in zip(*table.texts, strict=True)
+    ]
+    cuts = [[0]]
+    for at in range(1, len(widths)):
+        if sum(widths[n] for n in cuts[-1]) + widths[at] > WIDTH:
+            cuts.append([0])
+        cuts[-1].append(at)
+    return [
+        Table.of(table.title, [table.headings[at] for at in cut],
+                 [[row[at] for at in cut] for row in table.rows], table.align)
+        for cut in cuts
+    ]  # fmt: skip
 
 
 def tables(record: Record) -> dict[str, Table]:

@@ -23,6 +23,7 @@ from sysout_jax.report import interactive
 from sysout_jax.report.findings import PARTS
 from sysout_jax.report.page import page
 from sysout_jax.training.checkpoint import save
+from tests.site import chromium
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -141,7 +142,7 @@ def test_a_run_leaves_a_whole_record(finished, record):
 def test_redraw_needs_the_record_alone(finished, run_analyze, tmp_path):
     shutil.copy(finished[0] / "result.json", tmp_path)
     assert run_analyze(f"--redraw={tmp_path}").status == 0
-    for path in (finished[0] / "figures").iterdir():
+    for path in (finished[0] / "figures").glob("*.*"):
         assert (tmp_path / "figures" / path.name).read_bytes() == path.read_bytes()
     assert (tmp_path / "report.html").read_text() == (finished[0] / "report.html").read_text()
 
@@ -166,8 +167,12 @@ def test_the_page_needs_no_other_file_and_no_network(finished, record):
 
 def test_the_page_says_what_the_terminal_says(finished):
     whole = (finished[0] / "report.html").read_text()
-    lines = [line.strip() for line in finished[1].out.splitlines() if line.startswith("  ")]
+    wrapped = finished[1].out.replace("\n    ", " ")
+    lines = [line.strip() for line in wrapped.splitlines() if line.startswith("  ")]
     assert len(lines) > 20
+    ends = re.findall("^(?:found|means|but) +(.+)$", finished[1].out, re.M)
+    assert ends
+    assert all(f"{html.escape(end[1:])}." in whole for end in ends)
     assert all(html.escape(line) in whole for line in lines)
 
 
@@ -220,6 +225,32 @@ def test_the_page_in_a_browser(finished, record, tmp_path):
     if interactive.plotly():
         assert found["views"] >= 4
     assert "CONSOLE" not in done.stderr or "Uncaught" not in done.stderr
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_tables_fit_a_screen_and_panels_a_phone(finished, record, tmp_path):
+    """At 1280 px no table scrolls; at 390 px panels that stand side by side are stacked."""
+    with chromium.tab(tmp_path / "home") as tab:
+        tab.size(1280)
+        tab.open((finished[0] / "report.html").as_uri())
+        tab.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        wide = "[...document.querySelectorAll('.wide')].map(x => x.scrollWidth - x.clientWidth)"
+        assert tab.evaluate(f"Math.max(...{wide})") <= 0
+        images = "[...document.querySelectorAll('picture img')]"
+        shape = f"JSON.stringify({images}.map(x => x.src == x.currentSrc))"
+        assert json.loads(tab.evaluate(shape)).count(False) == 0
+        tab.size(PHONE)
+        tab.wait(f"{shape}.includes('false')")
+        stacked = json.loads(tab.evaluate(shape)).count(False)
+        assert stacked == len(list((finished[0] / "figures/narrow").glob("*.png"))) >= 4
+        assert tab.errors == []
+
+
+def test_the_page_names_both_texts(finished, record):
+    whole = (finished[0] / "report.html").read_text()
+    assert whole.count(f"Of the prompt, {len(record['prompt'])} tokens.") == 2
+    of_text = f"Of {record['sequences']} sequences of {record['seq_len']} tokens of backcopy."
+    assert whole.count(of_text) == len(record["parts"]) - 2
 
 
 def test_without_plotly_the_page_is_static(record, monkeypatch, tmp_path, finished):

@@ -89,7 +89,7 @@ def test_a_model_without_a_sink_is_one_line(place, run_assumptions, tmp_path):
         f"--workdir={tmp_path}",
     )  # fmt: skip
     assert done.status == 0, done.err
-    said = [line for line in done.out.splitlines() if "no sink" in line]
+    said = [line for line in done.out.splitlines() if "no sink on" in line]
     assert len(said) == 1
     assert "untrained-3: no sink on 4 texts of 32 tokens" in said[0]
 

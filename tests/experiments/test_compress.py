@@ -11,6 +11,14 @@ import pytest
 import sysout_jax as so
 from experiments import compress
 from experiments.reports.compress_report import BEFORE, agreements, sections
+from sysout_jax.analysis.compress.compression import (
+    Compressed,
+    Compressor,
+    losses,
+    losses_by_token,
+)
+from sysout_jax.analysis.compress.schemes import scheme
+from sysout_jax.data import load_corpus
 from sysout_jax.data.tokenizer import ByteTokenizer
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init
@@ -53,9 +61,6 @@ def test_every_model_of_the_run_by_every_method(record):
 
 
 def test_the_loss_is_that_of_the_model(record, trained):
-    from sysout_jax.analysis.compress.compression import Compressed, losses
-    from sysout_jax.data import load_corpus
-
     rows = load_corpus("backcopy", "bytes", True).batch("val", 0, 0, 6, 13)
     model = load(trained / "models" / "backcopy-softmax", 5)
     expected = losses(model.config, Compressed(model.params), rows).mean()
@@ -131,14 +136,53 @@ def test_records_from_before_say_nothing_of_it(record):
 
 
 def test_figures_and_redraw_need_the_record_alone(finished, run_compress, tmp_path):
-    figures = {path.name for path in (finished[1] / "figures").iterdir()}
+    figures = {path.name for path in (finished[1] / "figures").glob("*.*")}
     stems = ("loss", "layers", "noise")
     assert figures == {f"{s}{e}" for s in stems for e in (".png", ".pdf")}
     (tmp_path / "result.json").write_text((finished[1] / "result.json").read_text())
     done = run_compress(f"--redraw={tmp_path}", "--markdown")
     assert done.status == 0, done.err
     assert done.out.startswith("| method | (a) softmax | (e) context_scale |\n| --- | ---: |")
-    assert len(list((tmp_path / "figures").iterdir())) == 6
+    assert len(list((tmp_path / "figures").glob("*.*"))) == 6
+
+
+def test_the_worst_tokens_are_those_whose_loss_rises_most(record, trained):
+    """Beside the losses of whole passes, ranked by hand."""
+    rows = load_corpus("backcopy", "bytes", True).batch("val", 0, 0, 6, 13)
+    model = load(trained / "models" / "backcopy-softmax", 5)
+    compressor = Compressor(model.config, model.params, rows[:3])  # w4 calibrates nothing
+    before, after = (
+        losses_by_token(model.config, of, rows)
+        for of in (Compressed(model.params), compressor.compress(scheme("w4")))
+    )
+    assert before.shape == (6, 13)
+    np.testing.assert_allclose(losses(model.config, Compressed(model.params), rows), before.mean(1))
+    entry = next(m for m in record["models"] if (m["variant"], m["seed"]) == ("softmax", 5))
+    worst = entry["methods"]["w4"]["worst"]
+    assert len(worst) == 10
+    ranked = sorted((after - before).ravel(), reverse=True)
+    rises = [each["after"] - each["before"] for each in worst]
+    np.testing.assert_allclose(rises, ranked[:10], atol=1e-4)
+    for each in worst:
+        row, end = rows[each["sequence"]], each["position"]
+        assert each["token"] == str(row[end])
+        assert each["after_text"] == " ".join(map(str, row[max(0, end - 12) : end]))
+
+
+def test_the_page_names_tensors_layers_and_tokens(finished, record):
+    whole = (finished[1] / "report.html").read_text()
+    names = [f"{m['name']}-{m['seed']}" for m in record["models"]]
+    for name in names:
+        assert f"{name}, worst tensors" in whole
+        assert f"{name}, layers" in whole
+        assert f"{name}, worst tokens under" in whole
+    noise = record["models"][0]["noise"]
+    lowest = min(each["measured"]["8"][0] for each in noise)  # of one layer
+    tables = {section.name: section.table for section in sections(record) if section.asked}
+    assert tables[f"{names[0]}-tensors"].rows[0][4] == lowest
+    assert lowest in tables[f"{names[0]}-layers"].rows[0]
+    assert whole.count("<img ") == 3
+    assert f"report   {finished[1] / 'report.html'}" in finished[0].out
 
 
 @pytest.mark.parametrize(
@@ -235,9 +279,6 @@ def test_what_a_conversion_buys_by_hand(converted):
 
 def test_a_bos_among_the_keys_is_not_read_again(trained, monkeypatch, run_compress, tmp_path):
     """The loss of the token after it is none of any model's, so that equal tokens are compared."""
-    from sysout_jax.analysis.compress.compression import Compressed, losses
-    from sysout_jax.data import load_corpus
-
     rows = load_corpus("backcopy", "bytes", True).batch("val", 0, 0, 6, 13)
     bos = int(rows[0, 0])
 

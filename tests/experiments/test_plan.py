@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments import plan
-from experiments.reports.plan_report import HEADINGS, fits, table, verdict
+from experiments.reports.plan_report import HEADINGS, fits, fitting, table
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import SHAPES
 from sysout_jax.model.decoder import parameter_count
@@ -126,9 +126,9 @@ def test_words_of_a_verdict():
     how = {"mesh": "fsdp=4", "remat": "block", "accumulate": 2, "batch_size": 8}
     better = {"memory": {"peak": 9 * GIB}, "room": 16 * GIB, "fits": True, "config": how}
     assert fits(step) == "DOES NOT FIT: 20.00 of 16.0 GiB, 4.00 too many"
-    said = verdict({"steps": {"train": step}, "suggestion": better})
+    said = fitting({"steps": {"train": step}, "suggestion": better})
     assert "--mesh=fsdp=4 --remat=block --accumulate=2 --batch_size=8: FITS: 9.00" in said
-    assert "nothing" in verdict({"steps": {"train": step}, "suggestion": None})
+    assert "nothing" in fitting({"steps": {"train": step}, "suggestion": None})
 
 
 FUSED = Execution(flash=True, dtype="bfloat16")

@@ -7,7 +7,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from experiments.cli.launch import WIDTH
+from experiments.cli.showing import WIDTH
 from experiments.cli.tables import print_table, show
 from experiments.reports import (
     benchmark_report,
@@ -31,7 +31,7 @@ REPORTS = {
     "laboratory": laboratory_report,
     "variants/demo": variants_report,
 }
-SENTENCE = re.compile(r"  \S")  # under a table: a line that the terminal may wrap
+SENTENCE = re.compile(r"  (?:  )?\S")  # under a table, or what follows of one
 
 NUMBER = re.compile(r"[-+]?\d+\.\d+")
 
@@ -41,6 +41,7 @@ def printed(name, width):
     console = Console(file=io.StringIO(), width=width)
     show(console, REPORTS[name].sections(read_record(ROOT / "results" / name)))
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert max(map(cell_len, lines)) <= width
     return [line for line in lines if line and not SENTENCE.match(line)]
 
 

@@ -25,7 +25,10 @@ def test_what_became_of_each(run_runs, tmp_path, monkeypatch):
     outcome = run_runs(f"--workdir={tmp_path}")
     goes_on._metrics.close()
     assert (outcome.status, outcome.err) == (0, "")
-    found = [line.split() for line in outcome.out.splitlines()[-5:] if line.strip()]
+    table, _, end = outcome.out.partition("\nfound ")
+    assert "4 runs below" in end
+    assert "experiments.analyze \\" in end  # the one that is complete
+    found = [line.split() for line in table.splitlines()[-5:] if line.strip()]
     began = began[:16].split("T")
     assert [line[:3] for line in found] == [
         ["analyze", (tmp_path / "analyze" / "latest").resolve().name, "complete"],

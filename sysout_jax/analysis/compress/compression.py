@@ -264,19 +264,19 @@ def _pruned(how: Pruning, w: Float[Array, "I O"], gram: Array | None) -> Float[A
     return jnp.where(mask, w, 0.0)
 
 
-def losses(
+def losses_by_token(
     config: ModelConfig,
     found: Compressed,
     rows: Int[np.ndarray, "B S"],
     batch: int = 8,
     skip: int = 0,
-) -> Float[np.ndarray, "B"]:
-    """The mean loss of each sequence's next tokens under a scheme, in nats.
+) -> Float[np.ndarray, "B T"]:
+    """The loss of every next token under a scheme, in nats.
 
     Args:
       config: the architecture.
       found: what `Compressor.compress` returned.
-      rows: [B, S], S = T + 1.
+      rows: [B, S], S = T + skip + 1.
       batch: sequences that are run together.
       skip: of the next tokens, how many at the start do not count.
     """
@@ -289,12 +289,31 @@ def losses(
     return lost
 
 
+def losses(
+    config: ModelConfig,
+    found: Compressed,
+    rows: Int[np.ndarray, "B S"],
+    batch: int = 8,
+    skip: int = 0,
+) -> Float[np.ndarray, "B"]:
+    """The mean loss of each sequence's next tokens under a scheme, in nats.
+
+    Args:
+      config: the architecture.
+      found: what `Compressor.compress` returned.
+      rows: [B, S], S = T + skip + 1.
+      batch: sequences that are run together.
+      skip: of the next tokens, how many at the start do not count.
+    """
+    return losses_by_token(config, found, rows, batch, skip).mean(axis=1)
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _losses(
     config: ModelConfig, skip: int, params: Params, edits: Any, rows: Array
-) -> Float[Array, "B"]:
+) -> Float[Array, "B T"]:
     states, _ = final_states(config, params, rows[:, :-1], edits=edits)
-    return jnp.mean(token_losses(config, params, states, rows[:, 1:])[:, skip:], axis=1)
+    return token_losses(config, params, states, rows[:, 1:])[:, skip:]
 
 
 def present(sites: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,97 @@
+"""What an analysis says in three sentences: what there is, what it does, what does not hold."""
+
+from collections.abc import Mapping
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+def summary(record: Record) -> tuple[str, str, str]:
+    """Three sentences on a record, from the parts that it has; "" for one that none of them says.
+
+    Args:
+      record: of the analysis experiment, as JSON holds it.
+
+    Returns:
+      The outliers and where they are; what they do to attention and to the loss; what does not
+      hold or is not known. Each is short enough for a line of a terminal.
+    """
+    return _found(record), _does(record), _not(record)
+
+
+def _found(record: Record) -> str:
+    parts = record["parts"]
+    if "existence" in parts:
+        massive = _detected(record, "sun")
+        if not massive["layers"]:
+            return f"no massive activation: the largest is {massive['largest']:.2g} of the bound"
+        where = f"layers {massive['layers'][0]} to {massive['layers'][-1]}"
+        size = ""
+        if "lifecycle" in parts:
+            size = f", |h| {abs(parts['lifecycle']['peak']):,.0f}"
+        tokens, channels = (_few(massive[name]) for name in ("tokens", "features"))
+        return f"massive activations: {where}, token {tokens}, channel {channels}{size}"
+    if "positions" in parts:
+        kind, of = parts["positions"]["kinds"]["sun"], parts["positions"]["sequences"]
+        return f"massive activations in {kind['sequences']} of {of} sequences of text"
+    if "lifecycle" in parts:
+        life = parts["lifecycle"]
+        return f"the largest activation is {life['peak']:.3g}, in layer {life['peak_layer']}"
+    if "dimensions" in parts:
+        part = parts["dimensions"]
+        count, width, top = len(part["dimensions"]), len(part["scores"]), max(part["scores"])
+        return f"{count} of {width} dimensions are outlier dimensions: scores up to {top:.2f} of 1"
+    return ""
+
+
+def _does(record: Record) -> str:
+    parts = record["parts"]
+    if "sink" in parts.get("interventions", {}):
+        sink = parts["interventions"]["sink"]
+        if not sink["heads"]:
+            return f"no sink: a head gives the first token at most {sink['most']:.2f}"
+        forms = parts["interventions"]["forms"]["forms"]
+        cost = next((form["change"][0] for form in forms if form["name"] == "dropped"), None)
+        first = f"{sink['heads']:.0%} of heads from layer {sink['first']} on are sinks"
+        return first + ("" if cost is None else f"; without it loss {cost:+.2f} nats")
+    if "roles" in parts:
+        shares = parts["roles"]["shares"]
+        return f"{shares['sink']:.0%} of heads are sinks, {shares['no_op']:.0%} are no-ops"
+    if "positions" in parts:
+        part = parts["positions"]
+        most = max(max(row) for row in part["heads"])
+        return f"a head gives {part['heads_of']} at most {most:.2f} of its attention"
+    if "dimensions" in parts and parts["dimensions"]["dimensions"]:
+        own = next(e for e in parts["dimensions"]["ablations"] if e["of"] == "outlier dimensions")
+        return f"without them predictions change by {own['values']['kl'][0]:.3g} nats of KL"
+    return ""
+
+
+def _not(record: Record) -> str:
+    parts = record["parts"]
+    unfinished = [name for name in record.get("asked", ()) if name not in parts]
+    if unfinished:
+        return f"not finished: {', '.join(unfinished)}"
+    forms = parts.get("interventions", {}).get("forms", {"forms": ()})["forms"]
+    dropped = next((form for form in forms if form["name"] == "dropped"), None)
+    if dropped and dropped["relocation"]["relocated"]:
+        return "the sink relocates: the cost is not that of a model without one"
+    if "existence" in parts and not parts["existence"]["weights"]["outliers"]:
+        top = max(max(row) for row in parts["existence"]["weights"]["ratio"])
+        bound = record["thresholds"]["weight_ratio"]
+        return f"no weight outlier: the largest is {top:.3g} means, and the bound {bound:g}"
+    if "relations" in parts:
+        rows = parts["relations"]["rows"]
+        none = sum(not row["sequences"] for row in rows)
+        return f"{none} of {len(rows)} relations have no outliers to be of" if none else ""
+    return ""
+
+
+def _detected(record: Record, name: str) -> Record:
+    found: list[Record] = record["parts"]["existence"]["found"]
+    return next(each for each in found if each["detector"] == name)
+
+
+def _few(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:2]))
+    return shown + (f" and {len(numbers) - 2} more" if len(numbers) > 2 else "")

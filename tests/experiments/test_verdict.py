@@ -1,0 +1,180 @@
+"""Every command ends with at most three lines and a command that can be typed, in 80 columns."""
+
+import importlib
+import json
+import shlex
+import shutil
+import subprocess
+
+import pytest
+from absl import flags
+from rich.cells import cell_len
+from rich.console import Console
+
+from experiments import claims
+from experiments.cli.tables import Section
+from experiments.cli.verdict import LINE, Verdict, conclude, few, given
+from experiments.reports import claims_report, variants_report
+from sysout_jax.report.tables import tables
+from sysout_jax.results import read_record
+from tests import usage
+from tests.experiments.conftest import _binary
+from tests.pages import ROOT
+
+RESULTS = ROOT / "results"
+OF_MODULE = {"compression": "compress", "analysis": "analyze"}
+# run directory -> the module that makes such
+MADE = {
+    path.parent: OF_MODULE.get(name, name)
+    for path in sorted(RESULTS.rglob("result.json"))
+    if not (name := json.loads(path.read_text()).get("experiment", "benchmarks.")).startswith(
+        "benchmarks."
+    )
+}
+ONE_OF_EACH = {module: path for path, module in reversed(MADE.items())}
+
+
+def check(verdict):
+    assert verdict.found
+    assert all(len(text) <= LINE and "\n" not in text for text in verdict[:-1]), verdict
+    python, option, module, *arguments = shlex.split(verdict.next)
+    assert (python, option) == ("python", "-m")
+    usage.define(importlib.import_module(module))
+    flags.FLAGS([module, *arguments])  # the command has these flags
+
+
+@pytest.mark.parametrize("directory", MADE, ids=lambda path: str(path.relative_to(RESULTS)))
+def test_of_every_record(directory):
+    report = importlib.import_module(f"experiments.{MADE[directory]}").REPORT
+    check(report.verdict(read_record(directory), directory))
+
+
+def test_of_what_has_no_record():
+    check(variants_report.catalogue()[-1])
+    check(claims_report.verdict(claims.ledger()))
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_the_end_fits_and_comes_last(name, monkeypatch, tmp_path):
+    module = importlib.import_module(f"experiments.{name}")
+    monkeypatch.setattr(module, "REPORT", module.REPORT._replace(draw=lambda *_: {}))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    shutil.copy(ONE_OF_EACH[name] / "result.json", "run")
+    done = _binary(module)("--redraw=run")
+    assert (done.status, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert max(map(cell_len, lines)) <= 80
+    end = [line[:9].strip() for line in lines[lines.index("record   run/result.json") + 1 :]]
+    kinds = [label for label in end if label]
+    assert (kinds[0], kinds[-1]) == ("found", "next")
+    assert set(kinds[1:-1]) <= {"means", "but"}
+    assert len(end) - end.index("next") <= 4  # a command of a few lines
+
+
+def test_analyze_prints_the_tables_of_its_findings(monkeypatch, tmp_path, run_analyze):
+    module = importlib.import_module("experiments.analyze")
+    monkeypatch.setattr(module, "REPORT", module.REPORT._replace(draw=lambda *_: {}))
+    shutil.copy(ONE_OF_EACH["analyze"] / "result.json", tmp_path)
+    record = read_record(tmp_path)
+    made = tables(record)
+    whole = run_analyze(f"--redraw={tmp_path}", "--markdown")
+    assert whole.out == "\n\n".join(each.to_markdown() for each in made.values()) + "\n"
+    rows = run_analyze(f"--redraw={tmp_path}", "--csv").out
+    assert all(f"# {each.title or name}\n{each.to_csv()}" in rows for name, each in made.items())
+    assert json.loads(run_analyze(f"--redraw={tmp_path}", "--json").out) == record
+    assert "found  " in whole.err
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_command_is_one_to_a_shell(width):
+    console = Console(width=width)
+    command = "python -m experiments.x --model='a b' --corpus=some/where/far --out=converted"
+    with console.capture() as said:
+        conclude(console, Verdict("found " * 20, "", "but", command))
+    lines = said.get().splitlines()
+    assert max(map(len, lines)) <= width
+    assert not any(line.startswith("means") for line in lines)
+    begun = next(at for at, line in enumerate(lines) if line.startswith("next"))
+    typed = "\n".join(line[9:] for line in lines[begun:])
+    words = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {typed}"], stdout=subprocess.PIPE, text=True
+    )
+    assert words.stdout.splitlines() == shlex.split(command)
+
+
+def test_names_that_have_room_and_flags_that_were_given():
+    assert few(["one", "two", "three"]) == "one, two, three"
+    assert few(["one", "two", "three"], 14) == "one and 2 more"
+    assert few([]) == "none"
+    command = "python -m experiments.x --model='a b' --corpus=c --modelling=d -- --seed=1"
+    record = {"provenance": {"command": command}}
+    assert given(record, "corpus", "model") == " '--model=a b' --corpus=c"
+    assert given(record) == ""
+
+
+def test_what_is_long_is_printed_where_it_is_asked_for():
+    assert not Section("name", None).asked
+
+
+def verdict_of(name):
+    record = read_record(RESULTS / name)
+    module = importlib.import_module(f"experiments.{MADE[RESULTS / name]}")
+    return record, module.REPORT.verdict(record, RESULTS / name)
+
+
+def test_compress_says_what_costs_most_and_what_conversion_saves():
+    record, said = verdict_of("compress/smollm2-135m-books")
+    cost = {
+        (model.get("conversion"), method): found["change"][0]
+        for model in record["models"]
+        for method, found in model["methods"].items()
+    }
+    trained = {method: change for (way, method), change in cost.items() if way is None}
+    most = max(trained, key=trained.get)
+    assert said.found.startswith(f"{most} costs most, {trained[most]:+.3f} nats; ")
+    saved = {key: trained[key[1]] - change for key, change in cost.items() if key[0]}
+    way, method = max(saved, key=saved.get)
+    assert f"({way}), {method} costs {cost[way, method]:+.3f} of {trained[method]:+.3f}" in (
+        said.means
+    )
+    assert f"--weak={way} " in said.next
+    way, method = min(saved, key=saved.get)
+    assert said.but == f"least by {way} under {method}: {cost[way, method]:+.3f} of " + (
+        f"{trained[method]:+.3f}"
+    )
+
+
+def test_variants_and_laboratory_count_runs_with_a_sink():
+    record, said = verdict_of("variants/sinks")
+    entries = record["studies"][-1]["variants"].values()
+    rates = [entry["measured"]["measures"]["sink_rate@attn_weights"][-1] for entry in entries]
+    every = sum(min(of) > 0.1 for of in rates)
+    assert f"in every seed of {every} of {len(rates)} variants" in said.found
+    record, said = verdict_of("laboratory")
+    runs = [[x > 0.3 for x in cell["measures"]["noop_sink_best"]] for cell in record["cells"]]
+    some = sum(any(of) and not all(of) for of in runs)
+    none = sum(not any(of) for of in runs)
+    assert said.found == (
+        f"{len(runs)} cells: sinks in every run of {sum(map(all, runs))}, in some of {some}, "
+        f"in none of {none}"
+    )
+
+
+def test_convergence_counts_verdicts_and_goes_beyond_the_edge():
+    record, said = verdict_of("convergence/backcopy")
+    of = [each["verdict"] for each in record["compared"]["variants"].values()]
+    assert f"{of.count('not decided') - 1} not decided of 5 variants" in said.found  # softmax's own
+    lrs = [float(x) for x in said.next.partition("--lrs=")[2].split(",")]
+    assert lrs[0] < min(record["lrs"]) < max(record["lrs"]) < lrs[1]
+
+
+def test_claims_are_counted():
+    rows = claims.ledger()
+    status = [row["status"] for row in rows.values()]
+    said = claims_report.verdict(rows)
+    assert f"{len(rows)} tests: {status.count('supported')} supported" in said.found
+    assert said.but.startswith(f"{status.count('not measured')} are not measured")
+    whole = {section.name: section.table for section in claims_report.sections(rows)}
+    assert [row[0] for row in whole["tests"].rows] == list(rows)
