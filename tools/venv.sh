@@ -68,6 +68,6 @@ fi
 if [ "$wanted" = dev ] && [ -z "$has_dev" ]; then
     echo "Adding the test and lint tools to .venv ..."
     rm .venv/stamp
-    pip_install requirements-dev.txt "pytest, xdist, beartype, zstandard"
+    pip_install requirements-dev.txt "pytest, xdist, beartype, hypothesis"
     printf '%s\n' "$base" "$dev" >.venv/stamp
 fi

@@ -5,6 +5,8 @@ import lzma
 import os
 import sys
 import sysconfig
+import tracemalloc
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,16 +15,13 @@ from sysout_jax.data import corpus as corpus_module
 from sysout_jax.data.corpus import documents, find_source
 from sysout_jax.errors import InputError
 
+zstd = import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
 SEPARATOR = "<|endoftext|>"
 TEXT = "First.\nLine é 🙂\n<|endoftext|>\nSecond.\n<|endoftext|>Third"
 PARTS = ["First.\nLine é 🙂\n", "Second.\n", "Third"]
 
 
-def zstd_pack(data):
-    return pytest.importorskip("zstandard").ZstdCompressor().compress(data)
-
-
-PACK = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstd_pack}
+PACK = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstd.compress}
 
 
 def write(path, content):
@@ -176,10 +175,28 @@ def test_broken_archives(tmp_path, suffix, damage):
     reject(path, path, "truncated or corrupt archive")
 
 
-def test_zst_without_zstandard(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "zstandard", None)
+def test_zst_without_its_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, zstd.__name__, None)
     path = write(tmp_path / "a.zst", b"x")
-    reject(path, path, "pip install zstandard")
+    reject(path, path, "pip install backports.zstd")
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_a_bomb_takes_no_more_memory_than_a_block(tmp_path, suffix):
+    one = "x" * 9999 + SEPARATOR
+    path = write(tmp_path / f"a.{suffix}", PACK[suffix](one.encode() * 3000))
+    tracemalloc.start()
+    assert sum(map(len, documents(str(path)))) == 3000 * 9999
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 20 << 20
+
+
+def test_zst_of_the_largest_window(tmp_path):
+    options = {zstd.CompressionParameter.window_log: 28}  # 256 MiB: `zstd --long=28`
+    packer = zstd.ZstdCompressor(options=options)
+    packed = packer.compress(TEXT.encode()) + packer.flush()
+    assert list(documents(str(write(tmp_path / "a.zst", packed)))) == PARTS
 
 
 def test_directory_without_permission(tmp_path, monkeypatch):
