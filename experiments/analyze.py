@@ -47,6 +47,7 @@ from sysout_jax.training.loop import Corpus
 from .cli import ending, launch, showing
 from .cli.grid import Place
 from .cli.tables import print_line
+from .cli.verdict import labelled
 from .inputs.evaluation_text import length_of, read_corpus
 from .inputs.model_selection import Choice, Chosen, choose
 from .inputs.revisions import about, in_order, of_last, summaries
@@ -156,7 +157,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     checked = None if config.choice.stream else check(chosen.model)
     said = checked or "not: of a streamed model one layer at a time is in memory"
-    console.print(f"checked  {said}", soft_wrap=True, markup=False, highlight=False)
+    labelled(console, "checked", str(said))
     described = header(material) | {
         "name": chosen.name, "seed": chosen.seed, "corpus": corpus,
         "asked": list(parts), "parts": {},
@@ -181,7 +182,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     finally:
         written = read_record(directory.path)
         finished = ", ".join(written["parts"]) or "none"
-        console.print(f"finished {finished}", soft_wrap=True, markup=False)
+        labelled(console, "finished", finished)
         if written["parts"] or written["status"] == "complete":  # of an interrupted run too
             showing.publish(console, directory.path, written, REPORT)
     return directory
@@ -224,7 +225,7 @@ def _possible(config: Config, chosen: Chosen, console: Console) -> tuple[str, ..
             continue
         if config.only != Config.only:
             raise InputError("only", part, why=reason)
-        console.print(f"{part} left out: {reason}", soft_wrap=True, markup=False)
+        console.print(f"{part} left out: {reason}", markup=False, highlight=False)
         asked = tuple(name for name in asked if name != part)
     return asked
 

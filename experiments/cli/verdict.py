@@ -23,10 +23,15 @@ class Verdict(NamedTuple):
 def conclude(console: Console, verdict: Verdict) -> None:
     """Print a verdict, and the command in lines that a shell reads as one."""
     for name, text in verdict._asdict().items():
-        lines = (_command if name == "next" else _wrapped)(text, max(console.width, 3 * LABEL))
         if text:
-            said = f"{name:<{LABEL}}" + f"\n{' ' * LABEL}".join(lines)
-            console.print(said, soft_wrap=True, markup=False, highlight=False)
+            labelled(console, name, text)
+
+
+def labelled(console: Console, name: str, text: str) -> None:
+    """Print a text beside its label, in lines that fit; that of "next" is a command."""
+    lines = (_command if name == "next" else _wrapped)(text, max(console.width, 3 * LABEL))
+    said = f"{name:<{LABEL}}" + f"\n{' ' * LABEL}".join(lines)
+    console.print(said, soft_wrap=True, markup=False, highlight=False)
 
 
 def _wrapped(text: str, width: int) -> list[str]:
