@@ -25,7 +25,7 @@ from sysout_jax.analysis.intervene.explicit_factor import FORMS, Form
 from sysout_jax.analysis.intervene.explicit_models import explicit_models
 from sysout_jax.analysis.intervene.sink_constants import constants
 from sysout_jax.analysis.intervene.sink_forms import all_forms
-from sysout_jax.analysis.intervene.weak_sinks import profile
+from sysout_jax.analysis.intervene.weak_sinks import Profile, profile
 from sysout_jax.analysis.locate.first_token import first_token
 from sysout_jax.analysis.locate.scan import for_length
 from sysout_jax.analysis.measure.summary import summary_in_batches
@@ -164,7 +164,7 @@ class _Judge:
         self.config, self.chosen, self.text = config, chosen, text
         of = _FixedFirst if _same_first_token(chosen) else _RunningText
         self.of = of(config, chosen, text)
-        self.before = self.of.forms["trained"].losses(text.evaluation, config.batch)
+        self.before = _profile(config, self.of.forms["trained"], text).losses
 
     def found(
         self, part: str | None, name: str | None, draw: int | None, say: Say
@@ -265,8 +265,7 @@ def _judged(config: Config, form: Form, text: Text, before: np.ndarray) -> dict[
     by sequence."""
     if form.edits:
         return _changed(form.losses(text.evaluation, config.batch), before)
-    rows = form.rows(text.evaluation)
-    found = profile(form.config, form.params, rows, int(form.reads_first), config.batch)
+    rows, found = form.rows(text.evaluation), _profile(config, form, text)
     judged = _changed(found.losses, before) | {
         "losses": found.losses,
         "largest": found.over_median.max(axis=0),
@@ -285,6 +284,11 @@ def _judged(config: Config, form: Form, text: Text, before: np.ndarray) -> dict[
         )
         judged["methods"][method] = _changed(after, found.losses) | {"losses": after}
     return judged
+
+
+def _profile(config: Config, form: Form, text: Text) -> Profile:
+    rows = form.rows(text.evaluation)
+    return profile(form.config, form.params, rows, int(form.reads_first), config.batch)
 
 
 def _changed(losses: np.ndarray, before: np.ndarray) -> dict[str, Any]:

@@ -362,7 +362,7 @@ def test_a_model_is_shown_in_a_line():
         "tokenizer SubwordTokenizer of 2)"
     )
     page = model._repr_html_()
-    assert "<td>softmax</td>" in page
+    assert '<td class="words">softmax</td>' in page
     repr(jax.tree.map(lambda x: None, model))  # of any leaves
     shapes = jax.eval_shape(lambda: model.params)
     assert "(float32)" in repr(so.Model(model.config, shapes))

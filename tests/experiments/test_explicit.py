@@ -163,8 +163,10 @@ def test_of_experts_nothing_is_compressed():
     mixture = replace(planted.CONFIG, experts=2)
     form = Form(mixture, init(mixture, jax.random.key(0)), reads_first=True)
     text = Text(None, planted.texts(seed=1), planted.texts(seed=2))
-    judged = explicit._judged(explicit.Config(), form, text, form.losses(text.evaluation))
+    before = explicit._profile(explicit.Config(), form, text).losses
+    judged = explicit._judged(explicit.Config(), form, text, before)
     assert judged["change"].mean == 0.0
+    np.testing.assert_allclose(form.losses(text.evaluation), before, rtol=1e-6)
     assert len(judged["largest"]) == len(text.evaluation)
     assert "methods" not in judged
 

@@ -52,7 +52,7 @@ def models(tree):
             yield from models(value)
 
 
-@pytest.mark.parametrize("path", ["variants/demo", "analyze/fruitfly-h100", "laboratory"])
+@pytest.mark.parametrize("path", ["variants/demo", "analyze/fruitfly-h100", "benchmark/sinks"])
 def test_a_committed_record_of_an_earlier_version_is_read(path):
     found = list(models(json.loads((RESULTS / path / "result.json").read_text())))
     assert found

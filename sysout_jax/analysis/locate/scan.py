@@ -222,7 +222,7 @@ def as_scan(
         received,
         thresholds or Thresholds(),
         np.stack([m.uniform_share(length, config.window_of(i)) for i in range(config.layers)]),
-        taps[EXPERT_OUT]["peak"] if config.experts else None,
+        taps[EXPERT_OUT]["peak"] if EXPERT_OUT in taps else None,
     )
 
 
