@@ -47,7 +47,7 @@ AN = "An et al. 2025 (arXiv:2502.06415)"
 GU, SUN = "Gu et al. 2025 (arXiv:2410.10781)", "Sun et al. 2024 (arXiv:2402.17762)"
 QIU = "Qiu et al. 2025 (arXiv:2505.06708)"
 
-DEMO, LAB, CHAINED = "variants/demo", "laboratory", "benchmark/sinks-contexts"
+DEMO, LAB, CHAINED = "variants/backcopy", "laboratory", "benchmark/sinks-contexts"
 CELLS, SIX = "benchmark/sinks", "variants/sinks"
 FLY, PAIR = "variants/fruitfly-h100", "variants/fruitfly-pair-h100"
 LEVERS = "benchmark/fruitfly-h100"
