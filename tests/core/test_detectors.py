@@ -331,6 +331,22 @@ def test_detectors_accept_what_their_tap_gives(detector):
     assert found.score.shape == found.flagged.shape
 
 
+@pytest.mark.parametrize("detector", d.DETECTORS, ids=lambda each: each.name)
+def test_detectors_follow_the_order_of_channels_and_heads(detector):
+    """Heads of attention in another order are the same keys; channels are flagged where they go."""
+    weights = detector.tap == "attn_weights"
+    value = attention() if weights else draw(T, D) * np.logspace(0, 4, D)
+    moved = narrow(value[::-1] if weights else value[:, ::-1])
+    plain, moved = (
+        detector.fn(x if detector.reduce is None else detector.reduce(x)[None])
+        for x in (narrow(value), moved)
+    )
+    back = slice(None, None, -1 if detector.of == "channels" else 1)
+    assert np.any(plain.score > 0)
+    np.testing.assert_array_equal(moved.flagged[..., back], plain.flagged)
+    np.testing.assert_allclose(moved.score[..., back], plain.score, rtol=1e-5)
+
+
 def test_detectors_have_names_and_labels_of_their_own():
     for each in ("name", "label"):
         assert len({getattr(detector, each) for detector in d.DETECTORS}) == len(d.DETECTORS)

@@ -409,6 +409,21 @@ def test_only_the_peak_depends_on_the_order_of_tokens(order):
             np.testing.assert_allclose(fn(narrow(h[order])), fn(narrow(h)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", [*DEFINITIONS, *APART])
+def test_no_measure_of_states_depends_on_the_order_of_channels(name):
+    fn, _ = {**DEFINITIONS, **APART}[name]
+    h = draw(T, D) * np.linspace(0.5, 3, D)
+    np.testing.assert_allclose(fn(narrow(h[:, ::-1])), fn(narrow(h)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OF_WEIGHTS)
+def test_measures_of_attention_follow_the_order_of_heads(name):
+    fn, _ = OF_WEIGHTS[name]
+    weights = attention()
+    moved, plain = fn(narrow(weights[::-1])), fn(narrow(weights))
+    np.testing.assert_allclose(moved, plain[::-1] if plain.ndim else plain, rtol=1e-6)
+
+
 # ----------------------------------------------------------------------------- degenerate
 
 DEGENERATE = {
@@ -568,3 +583,5 @@ def test_spectral_dominance_of_rank_one_and_of_nothing():
     x = jnp.outer(jnp.arange(1.0, 4.0), jnp.arange(1.0, 6.0))
     np.testing.assert_allclose(m.spectral_dominance(x), 1.0, rtol=1e-5)
     assert m.spectral_dominance(jnp.zeros((3, 5))) == 0
+    apart = jnp.diag(jnp.asarray([1.0, 3.0, 2.0]))  # what begins at another row never leaves it
+    np.testing.assert_allclose(m.spectral_dominance(apart), 9 / 14, rtol=1e-6)

@@ -1,19 +1,43 @@
 """Configs as records have them: of this version, and of those whose configs had one level."""
 
+import contextlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.core.layers import MLPS
+from sysout_jax.core.norms import NORMS
 from sysout_jax.errors import InputError
-from sysout_jax.model.config import SHAPES, ModelConfig
+from sysout_jax.model.config import (
+    PARALLEL_BLOCKS,
+    PLACEMENTS,
+    POSITIONS,
+    QUERY_KEY_NORMS,
+    SHAPES,
+    ModelConfig,
+)
 from sysout_jax.model.execution import Execution
-from sysout_jax.model.rope import LongRope, Rope, Yarn
+from sysout_jax.model.rope import RULES, LongRope, Rope, Yarn
 from sysout_jax.model.sink import ExplicitSink
 from sysout_jax.model.stored import flat, from_record
 
 RESULTS = Path(__file__).parents[2] / "results"
+CHOICES = {
+    "variant": VARIANTS,
+    "norm": NORMS,
+    "norm_placement": PLACEMENTS,
+    "parallel_block": PARALLEL_BLOCKS,
+    "position": POSITIONS,
+    "mlp": MLPS,
+    "query_key_norm": QUERY_KEY_NORMS,
+    "remat": ("none", "block", "dots"),
+    "dtype": ("float32", "bfloat16"),
+}
 CONFIGS = {
     "plain": ModelConfig(),
     "rotary": replace(SHAPES["llama-tiny"], rope=Rope(theta=5.0, local_theta=3.0), window=3),
@@ -38,6 +62,52 @@ def test_a_config_comes_back_from_its_record(name):
 def test_a_config_comes_back_from_one_level(name):
     """As versions before wrote it, but for the numbers of other rules."""
     assert from_record(json.loads(json.dumps(flat(CONFIGS[name])))) == CONFIGS[name]
+
+
+FIELDS = {
+    "int": st.integers(1, 3),
+    "float": st.floats(0.125, 1.0),
+    "bool": st.booleans(),
+    "tuple[int, ...]": st.lists(st.integers(0, 1), unique=True).map(sorted).map(tuple),
+    "tuple[float, ...]": st.lists(st.floats(0.5, 9.0), max_size=3).map(tuple),
+    "None": st.none(),
+}
+
+
+def changes(kind):
+    """Other values of some fields, each of a kind that the field has."""
+
+    def values(each):
+        types = str(getattr(each.type, "__name__", each.type)).split(" | ")
+        choices = CHOICES.get(each.name)
+        own = [FIELDS[one] for one in types if one in FIELDS]
+        return st.sampled_from(sorted(choices)) if choices else st.one_of(own)
+
+    pairs = [st.tuples(st.just(each.name), values(each)) for each in fields(kind) if each.init]
+    return st.lists(st.one_of([pair for pair in pairs if not pair.is_empty]), max_size=6)
+
+
+def changed(found, pairs):
+    """A config with those of the values that it accepts, one by one."""
+    for name, value in pairs:
+        with contextlib.suppress(InputError):
+            found = replace(found, **{name: value})
+    return found
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    changes(ModelConfig), st.sampled_from(list(RULES.values())), st.data(),
+    changes(Execution), changes(ExplicitSink),
+)  # fmt: skip
+def test_any_config_comes_back_from_its_record(own, rule, data, run, sink):
+    parts = {
+        "rope": changed(rule(), data.draw(changes(rule))),
+        "execution": changed(Execution(), run),
+        "sink": changed(ExplicitSink(), sink) if sink else None,
+    }
+    config = changed(changed(ModelConfig(), own), parts.items())
+    assert from_record(json.loads(json.dumps(asdict(config)))) == config
 
 
 def models(tree):
