@@ -1,10 +1,10 @@
 """Break one line of the code at a time, and name the errors that no test catches.
 
-python -m tools.mutate tests/core/mutations.toml [PART ...]    # those whose error or file has a PART
+python -m tools.mutate tests/core/mutations.toml [PART ...]   # of errors or files that have a PART
 
 A list is TOML: by file the tests that are run, and errors, each with what is wrong (`error`), what
-stands in the file once (`old`) and what is put there (`new`), and, of one that no test can tell, why
-(`survives`). No file is changed: a process of its own imports the file with its error.
+stands in the file once (`old`) and what is put there (`new`), and, of one that no test can tell,
+why (`survives`). No file is changed: a process of its own imports the file with its error.
 """
 
 import contextlib

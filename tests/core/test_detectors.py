@@ -344,7 +344,7 @@ def test_detectors_follow_the_order_of_channels_and_heads(detector):
     back = slice(None, None, -1 if detector.of == "channels" else 1)
     assert np.any(plain.score > 0)
     np.testing.assert_array_equal(moved.flagged[..., back], plain.flagged)
-    np.testing.assert_allclose(moved.score[..., back], plain.score, rtol=1e-5)
+    np.testing.assert_allclose(moved.score[..., back], plain.score, rtol=1e-5, atol=1e-6)
 
 
 def test_detectors_have_names_and_labels_of_their_own():
