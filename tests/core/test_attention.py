@@ -583,6 +583,18 @@ def test_what_cannot_be_composed_is_in_no_table(name):
         ModelConfig(variant=name)
 
 
+def test_what_a_composition_is_follows_from_its_parts():
+    assert not VARIANTS["value_bias+sigmoid"].normalised
+    assert VARIANTS["value_bias+key_bias"].normalised
+    assert VARIANTS["value_bias+key_bias"].extra_key
+    assert not VARIANTS["value_bias+context_scale"].extra_key
+    assert VARIANTS["value_bias+context_scale"].gated
+    assert VARIANTS["head_gate"].gated
+    assert not VARIANTS["value_bias+key_bias"].gated
+    with pytest.raises(ValueError, match="variant softmax: there is one"):
+        VARIANTS.enter(VARIANTS["softmax"])
+
+
 def test_the_order_of_variants():
     names = ["softmax", "key_bias", "exclusive", "value_bias+softmax", "value_bias+key_bias"]
     places = [VARIANTS.order(name) for name in names]
@@ -788,6 +800,12 @@ def test_rows_are_complete(name):
         assert letters, key
         assert set(letters) <= set("DNKH"), key
         assert param.init == "normal" or isinstance(param.init, float), key
+
+
+def test_the_formula_of_a_gate_that_begins_open_has_its_bias():
+    row = VARIANTS["head_gate"]
+    assert f"b = {row.params['gate_bias'].init:g} at first" in row.formula
+    assert jax.nn.sigmoid(row.params["gate_bias"].init) > 0.99
 
 
 def test_the_paper_has_six_variants():

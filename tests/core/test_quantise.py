@@ -205,6 +205,29 @@ def test_groups_end_where_vectors_do():
     )
 
 
+@pytest.mark.parametrize("name", [name for name in q.FORMATS if "fp4" not in name])
+def test_beyond_a_calibrated_range(name):
+    """What is larger is clipped, what is no number stays that, and no range rounds nothing."""
+    fmt, x = q.FORMATS[name], jnp.asarray([[0.3, -9.0, 7.0, jnp.nan]], jnp.float32)
+    found = q.symmetric(x, fmt, jnp.full((1, 1), 2.0, jnp.float32))
+    np.testing.assert_allclose(found[0, 1:], [-2.0, 2.0, np.nan], rtol=1e-6)
+    np.testing.assert_array_equal(q.symmetric(x, fmt, jnp.zeros((1, 1), jnp.float32)), x)
+
+
+@pytest.mark.parametrize(("name", "block"), [("mxfp4", 32), ("nf4", 64)])
+def test_an_outlier_costs_its_own_block(name, block):
+    """OCP Microscaling 1.0 has blocks of 32, Dettmers et al. 2023 of 64."""
+    x = jnp.linspace(0.5, 1.0, 256)
+    found = np.asarray(q.quantise(x.at[0].set(1e4), q.FORMATS[name]))
+    np.testing.assert_array_equal(found[1:block], 0.0)
+    np.testing.assert_array_equal(found[block:], q.quantise(x, q.FORMATS[name])[block:])
+
+
+def test_a_tenth_of_the_amplitude_is_20_decibels_below():
+    x = jnp.asarray([3.0, -4.0])
+    np.testing.assert_allclose(q.sqnr(x, 0.9 * x), 20.0, rtol=1e-4)
+
+
 def test_ranges():
     x = jnp.asarray(np.concatenate([np.linspace(-1, 1, 1001), [100.0]])[None].astype(np.float32))
     assert q.largest_magnitude(x).tolist() == [[100.0]]
