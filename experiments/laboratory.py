@@ -27,7 +27,7 @@ from sysout_jax.training.optimizer import OPTIMIZERS
 
 from .cli import grid, launch, showing
 from .cli.grid import Cells, Place, check_values, crossed
-from .cli.presets import BACKCOPY, FILLED_IN, NORMS, SMOKE
+from .cli.presets import BACKCOPY, FILLED_IN, NORMS, PENALTIES, SMOKE
 from .records.laboratory import DEFAULT_CELL
 from .records.study import history
 from .reports.laboratory_report import REPORT
@@ -47,7 +47,6 @@ BASE = replace(
 RATES = {"adamw": 5e-3, "sgd": 1.0, "lion": 5e-4, "muon": 5e-3}
 LOSSES = {"all": 0, "masked": 1}  # the first position that is trained: BOS predicts, or not
 STARTS = {"bos": True, "none": False}
-PENALTIES = {"none": (), "tweo": ("tweo=0.01",)}  # on activations, beside the loss
 CURVES = ("noop_sink_best", "sink_gap")  # measures whose whole course is recorded
 MEASURES = (
     "loss_copy", "loss_bigram", "noop_sink", "noop_sink_best", "first_token_attention",

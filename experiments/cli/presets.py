@@ -97,6 +97,9 @@ def _repeated(config: TrainConfig, epochs: int) -> TrainConfig:
     return replace(config, train_tokens=min(tokens, config.train_tokens or tokens))
 
 
+# Names of penalties on activations, beside the loss -> what a training has of them.
+PENALTIES: Mapping[str, tuple[str, ...]] = MappingProxyType({"none": (), "tweo": ("tweo=0.01",)})
+
 # Names of settings -> what else they change of a preset: style, text, context, optimiser's numbers.
 SETTINGS: Mapping[str, Callable[[TrainConfig], TrainConfig]] = MappingProxyType(
     {
@@ -109,7 +112,7 @@ SETTINGS: Mapping[str, Callable[[TrainConfig], TrainConfig]] = MappingProxyType(
         "decay_0": lambda config: _optimizer(config, decay=0.0),
         "decay_1": lambda config: _optimizer(config, decay=1.0),
         "eps_1e-4": lambda config: _optimizer(config, eps=1e-4),
-        "tweo": lambda config: replace(config, penalties=("tweo=0.01",)),
+        "tweo": lambda config: replace(config, penalties=PENALTIES["tweo"]),
     }
 )
 

@@ -137,7 +137,7 @@ def make_step(
 
     def gradient(params: Params, batch: Array) -> tuple[Array, Params]:
         count = accumulate or parts_of(config, len(batch), batch.shape[1] - 1)
-        if count == 1 and not mapped(config, groups):
+        if not mapped(config, groups, count):
             return _of_loss(partial(loss_fn, groups * within))(params, batch)
         of_part = _of_loss(partial(loss_fn, within))
         return _accumulated(of_part, count, devices, params, batch)
@@ -171,10 +171,10 @@ def _of_loss(
     return found
 
 
-def mapped(config: ModelConfig, groups: int, accumulate: int | None = 1) -> bool:
+def mapped(config: ModelConfig, groups: int, parts: int) -> bool:
     """Whether one program is that of one group of devices: of several parts, and where a fused
     kernel mixes, which XLA cannot divide among groups."""
-    return accumulate != 1 or (config.fused and groups > 1)
+    return parts > 1 or (config.fused and groups > 1)
 
 
 def _accumulated(

@@ -296,15 +296,7 @@ def losses(
     batch: int = 8,
     skip: int = 0,
 ) -> Float[np.ndarray, "B"]:
-    """The mean loss of each sequence's next tokens under a scheme, in nats.
-
-    Args:
-      config: the architecture.
-      found: what `Compressor.compress` returned.
-      rows: [B, S], S = T + skip + 1.
-      batch: sequences that are run together.
-      skip: of the next tokens, how many at the start do not count.
-    """
+    """The mean of `losses_by_token` over each sequence's tokens, of the same arguments."""
     return losses_by_token(config, found, rows, batch, skip).mean(axis=1)
 
 

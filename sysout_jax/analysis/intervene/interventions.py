@@ -110,7 +110,8 @@ def interventions(
     steps(2, 5)
     attention, silent_attention = _attention(of_model, found, none, trained, sink.first)
     steps(3, 5)
-    of_weights, silent_weights = _weights(of_model, weights, none, means.super_weight(SPIKE))
+    super_weight = means.super_weight(SPIKE)
+    of_weights, silent_weights = _weights(of_model, weights, none, super_weight)
     steps(4, 5)
     forms = sink_forms(of_model, trained, sink, calibration)
     steps(5, 5)
@@ -119,7 +120,7 @@ def interventions(
         float(np.exp(of_model.before.mean())),
         (*activations, *attention, *of_weights),
         (*_silent(chosen), *silent_attention, *silent_weights),
-        sink, forms, means.super_weight(SPIKE),
+        sink, forms, super_weight,
     )  # fmt: skip
 
 
