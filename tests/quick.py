@@ -21,6 +21,13 @@ TWO_DEVICES = {
     "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"
 }  # fmt: skip
 
+# For a child that trains on a mesh of eight: short programs, whose compiling is all the time.
+EIGHT_DEVICES = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true",
+}
+
 
 @contextmanager
 def optimised() -> Iterator[None]:

@@ -1,16 +1,9 @@
 """Measure a saved model on one device and on a mesh of eight; run by test_chosen.py."""
 
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
-
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
-)
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,7 @@
 """A model is measured on a mesh as on one device."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init
 from sysout_jax.model.execution import Execution
 from sysout_jax.training.checkpoint import save
+from tests import quick
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +24,7 @@ def test_measures_on_a_mesh_are_those_of_one_device():
     """Parameters are placed by the table; a KV head that tensor=4 does not divide is copied."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.experiments.on_mesh"],
-        cwd=ROOT, capture_output=True, text=True,
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | quick.EIGHT_DEVICES,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

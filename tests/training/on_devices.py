@@ -6,28 +6,20 @@ when it started: python -m tests.training.on_devices '[["softmax", "adamw", "jit
 
 import itertools
 import json
-import os
 import sys
 
-DEVICES = 8
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import param_axes
+from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
+from sysout_jax.training.parallel import make_devices
+
 NUDGES = 3  # runs on one device that differ by a unit of rounding
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"  # short programs: compiling is all the time
-)
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-from sysout_jax.core.attention import VARIANTS  # noqa: E402
-from sysout_jax.model.config import ModelConfig  # noqa: E402
-from sysout_jax.model.decoder import param_axes  # noqa: E402
-from sysout_jax.training.config import TrainConfig  # noqa: E402
-from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
-from sysout_jax.training.parallel import make_devices  # noqa: E402
-
 STEPS, SEEDS, BATCH, LENGTH = 20, 2, 8, 5
 # KV heads that tensor=8 does not divide, and a vocabulary that nothing does: both are copied.
 MODEL = ModelConfig(
@@ -37,7 +29,7 @@ MODEL = ModelConfig(
 MESHES = [
     f"data={d},fsdp={f},tensor={t}"
     for d, f, t in itertools.product((1, 2, 4, 8), repeat=3)
-    if d * f * t == DEVICES
+    if d * f * t == jax.device_count()
 ]
 OPTIMIZERS = {
     "adamw": OptimizerConfig(lr=3e-3, warmup=3),

@@ -6,26 +6,17 @@ Run by test_parallel.py in a process of its own: python -m tests.training.on_mes
 
 import io
 import json
-import os
 import re
 import sys
+from math import prod
 
-DEVICES = 8
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
-)
+import jax
 
-from math import prod  # noqa: E402
-
-import jax  # noqa: E402
-
-from sysout_jax.model.config import ModelConfig  # noqa: E402
-from sysout_jax.model.decoder import param_shapes  # noqa: E402
-from sysout_jax.planning import hlo, machines  # noqa: E402
-from sysout_jax.training.config import TrainConfig  # noqa: E402
-from sysout_jax.training.sharding import make_mesh  # noqa: E402
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import param_shapes
+from sysout_jax.planning import hlo, machines
+from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.sharding import make_mesh
 
 VOCAB = 40
 # Of the vocabulary, 3 blocks of positions: a sum over devices in each would show.

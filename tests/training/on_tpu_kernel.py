@@ -5,26 +5,18 @@ Run by test_parallel.py in a process of its own: python -m tests.training.on_tpu
 """
 
 import json
-import os
 import sys
 
-DEVICES = 8
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
-)
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-from sysout_jax.core import flash  # noqa: E402
-from sysout_jax.model.config import ModelConfig  # noqa: E402
-from sysout_jax.model.decoder import param_axes  # noqa: E402
-from sysout_jax.training.config import TrainConfig  # noqa: E402
-from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
-from sysout_jax.training.parallel import make_devices  # noqa: E402
+from sysout_jax.core import flash
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import param_axes
+from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
+from sysout_jax.training.parallel import make_devices
 
 STEPS, SEEDS, BATCH, LENGTH, VOCAB = 3, 2, 8, 5, 13
 MODEL = ModelConfig(  # KV heads that tensor=8 does not divide

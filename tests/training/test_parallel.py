@@ -11,6 +11,7 @@ import pytest
 
 from sysout_jax.errors import InputError
 from sysout_jax.training.config import TrainConfig
+from tests import quick
 
 ROOT = Path(__file__).parents[2]
 BOUND = 1e-5
@@ -28,7 +29,7 @@ def run(*cases, module="on_devices"):
     done = subprocess.run(
         [sys.executable, "-m", f"tests.training.{module}", *cases],
         cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {
+        env=os.environ | quick.EIGHT_DEVICES | {
             "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         },
