@@ -1,9 +1,12 @@
 """Formats and roundings against loops in NumPy, against what defines them, and on bad tensors."""
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from scipy import stats
+from scipy.integrate import quad
 
 from sysout_jax.core import quantise as q
 
@@ -284,3 +287,34 @@ def test_tiny_values_do_not_overflow_the_scale():
 def test_an_unknown_sharing_is_refused():
     with pytest.raises(ValueError, match="accepted: tensor, vector, group"):
         q.quantise(jnp.ones((2, 3)), q.FORMATS["int8"], "row")
+
+
+def rounding_error(step, sigma):
+    """E (x - round(x/step) step)^2 of a normal variable, cell by cell."""
+    last = int(np.ceil(12 * sigma / step))
+    cells = (
+        quad(
+            lambda x, at=j * step: (x - at) ** 2 * stats.norm.pdf(x, scale=sigma),
+            (j - 0.5) * step, (j + 0.5) * step, epsabs=0.0, epsrel=1e-12,
+        )[0]
+        for j in range(-last, last + 1)
+    )  # fmt: skip
+    return sum(cells)
+
+
+@pytest.mark.parametrize("width", [0.3, 0.999, 1.001, 1.5, 4.0])
+def test_the_rounding_error_of_a_normal_variable(width):
+    """In float64: below a step of sigma the series is 3e-9 of the error and less."""
+    sigma = 0.7
+    with jax.enable_x64(True):
+        found = q.normal_rounding_error(jnp.float64(width * sigma), jnp.float64(sigma))
+    assert float(found) == pytest.approx(rounding_error(width * sigma, sigma), rel=1e-10)
+
+
+@pytest.mark.parametrize("levels", [7.0, 1.0])  # steps below sigma and above
+def test_what_is_predicted_of_a_bulk_with_an_outlier(levels):
+    ratio, entries = 5.0, 64
+    sigma = np.sqrt((entries - ratio**2) / (entries - 1))
+    noise = rounding_error(ratio / levels, sigma) * (entries - 1) / entries
+    found = q.predicted_sqnr(jnp.asarray(ratio), jnp.asarray(levels), entries)
+    np.testing.assert_allclose(found, -10 * np.log10(noise), rtol=1e-5)
