@@ -127,6 +127,7 @@ NORMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "qk": {"query_key_norm": "head"},
         "gated": {"norm": "gated"},
         "pre_affine": {"norm": "pre_affine"},
+        "single_scale": {"norm": "single_scale"},
         "tanh": {"norm": "tanh"},
     }
 )

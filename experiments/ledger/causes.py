@@ -20,6 +20,7 @@ from .claim import (
     HARM,
     KURTOSIS,
     LAB,
+    LAB_TWO,
     LABORATORY,
     LARGE,
     LARGEST,
@@ -101,6 +102,14 @@ CAUSES = (
               "make smaller outlier channels", "Park et al. 2025 (arXiv:2506.19697)", {
         LABORATORY: Trial(than(KURTOSIS, "softmax norm=unscaled", equal=COPIES), LAB,
                          held="737ab83 unscaled_norms_remove_outlier_channels"),
+    }),
+    Statement("single_scale_norms_keep_sinks", "Norms with one scale for all channels keep sinks",
+              "theory B1; Park et al. 2025 (arXiv:2506.19697)", {
+        LABORATORY: Trial(forms(BEST, "softmax norm=single_scale", equal=COPIES), LAB_TWO),
+    }),
+    Statement("single_scale_norms_remove_outlier_channels", "Norms with one scale for all channels "
+              "make smaller outlier channels", "Park et al. 2025 (arXiv:2506.19697)", {
+        LABORATORY: Trial(than(KURTOSIS, "softmax norm=single_scale", equal=COPIES), LAB_TWO),
     }),
     Statement("muon_makes_sinks", "Sinks are not Adam's work: Muon makes them too", GU, {
         LABORATORY: Trial(forms(BEST, "softmax optimizer=muon"), LAB),

@@ -48,6 +48,7 @@ GU, SUN = "Gu et al. 2025 (arXiv:2410.10781)", "Sun et al. 2024 (arXiv:2402.1776
 QIU = "Qiu et al. 2025 (arXiv:2505.06708)"
 
 DEMO, LAB, CHAINED = "variants/backcopy", "laboratory", "benchmark/sinks-contexts"
+LAB_TWO = "laboratory/second"  # mechanisms that came later, of other seeds
 CELLS, SIX = "benchmark/sinks", "variants/sinks"
 FLY, PAIR = "variants/fruitfly-h100", "variants/fruitfly-pair-h100"
 LEVERS = "benchmark/fruitfly-h100"

@@ -15,6 +15,7 @@ from .claim import (
     GATE_AND_BIAS,
     GU,
     LAB,
+    LAB_TWO,
     LABORATORY,
     LARGE,
     LARGEST,
@@ -164,6 +165,10 @@ OUTLIERS = (
     Statement("exclusive_attention_has_no_sink", "Without its own value in the output a head needs "
               "no sink", "theory B5; Zhai 2026 (arXiv:2603.09078)", {
         LABORATORY: Trial(goes(NO_BEST, BEST, "exclusive"), LAB),
+    }),
+    Statement("differential_attention_has_no_sink", "A head that subtracts a second map needs no "
+              "sink", "theory A1, T2; Ye et al. 2025 (arXiv:2410.05258)", {
+        LABORATORY: Trial(goes(NO_BEST, BEST, "differential"), LAB_TWO),
     }),
     Statement("value_gates_shrink_spikes", "Gates on values remove large activations", QIU, {
         LABORATORY: Trial(than(LARGEST, "value_gate", ratio=0.5, control=Control(LARGE)), LAB,

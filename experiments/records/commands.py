@@ -70,6 +70,12 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "--layers=1 --losses=all --starts=bos --decays=1e-4 --epsilons=1e-8 "
             "--norms=own,gated,pre_affine,tanh --penalties=none,tweo",
         ),
+        "laboratory/second": (
+            "experiments.laboratory --seeds=13,14,15,16,17,18,19,20 --name=second --bases=softmax "
+            "--variants=softmax,differential,head_norm+differential,context_scale "
+            "--optimizers=adamw --layers=1 --losses=all --starts=bos --decays=1e-4 "
+            "--epsilons=1e-8 --norms=own,unscaled,single_scale --penalties=none",
+        ),
         "causal/backcopy": (
             "experiments.variants --corpus=backcopy --variants=softmax --layers=3 "
             "--seeds=0,1,2,3,4 --steps=1500 --batch_size=8 --measure_every=500",

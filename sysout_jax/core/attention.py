@@ -10,7 +10,7 @@ key's), primes mark extra keys and biases, which are parameters.
 """
 
 from collections.abc import Callable, Mapping
-from math import log
+from math import log, sqrt
 from types import MappingProxyType
 
 import jax
@@ -26,12 +26,14 @@ from sysout_jax.core.primitives import (
     mix,
     open_sigmoid,
     per_query,
+    plain_scores,
     scale,
     scores,
     shift,
     softmax_mix,
     softmax_weights,
     softpick_weights,
+    tapped_scores,
     visible,
 )
 from sysout_jax.core.variants import Attend, Param, Params, Table, Variant
@@ -344,6 +346,33 @@ def scalable_softmax(heads: Heads, p: Params, attend: Attend = softmax_mix) -> M
     gain = jnp.outer(steep, 1.0 + p["log_gain"].astype(steep.dtype))[..., None]
     q = heads.q.astype(gain.dtype) * jnp.broadcast_to(gain, heads.q.shape)
     return attend(heads._replace(q=q.astype(heads.q.dtype)))
+
+
+@variant(
+    formula="(softmax(s') - sigmoid(w.x + b) softmax(s'')) v, s' and s'' of half the channels each",
+    cite="Ye et al. 2025 (arXiv:2410.05258), differential attention; its lambda by token and head",
+    normalised=False,  # its weights can be negative
+    lambda_kernel=Param("D -> N", 0.0),
+    lambda_bias=Param("N", 0.0),
+)
+def differential(heads: Heads, p: Params) -> Mixed:
+    # Channels in turn by twos: either half then has whole pairs of a rotary embedding.
+    first = jnp.arange(heads.q.shape[-1]) // 2 % 2 == 0
+    scale = sqrt(2 / heads.q.shape[-1]) if heads.scale is None else heads.scale
+    one, other = (
+        heads._replace(q=jnp.where(jnp.broadcast_to(half, heads.q.shape), heads.q, 0), scale=scale)
+        for half in (first, ~first)
+    )
+    less = jax.nn.sigmoid(linear(heads.x_q, p["lambda_kernel"], p["lambda_bias"]))
+    if heads.fused:
+        return shift(softmax_mix(one), -less[..., None] * softmax_mix(other).out)
+    logits = plain_scores(one)
+    tapped = tapped_scores(heads, logits)
+    weights, _ = softmax_weights(tapped, heads.mask)
+    # An edit moves both maps' logits by as much.
+    others, _ = softmax_weights(plain_scores(other) + (tapped - logits), heads.mask)
+    less = jnp.swapaxes(less, -1, -2)[..., None].astype(weights.dtype)
+    return mix(heads, weights - jnp.broadcast_to(less, others.shape) * others)
 
 
 PAPER: tuple[str, ...] = tuple(v.name for v in VARIANTS.values() if v.letter)

@@ -129,6 +129,32 @@ def pre_affine_norm(
     return rms_norm(scaled, scale, bias, eps).astype(x.dtype)
 
 
+def single_scale_norm(
+    x: Float[Array, "*B D"],
+    scale: None = None,
+    bias: None = None,
+    eps: float = 1e-6,
+    *,
+    gain: Float[Array, ""],
+) -> Float[Array, "*B D"]:
+    """RMSNorm with one scale for all channels: none of them can be made large by its own.
+
+    gain * x / sqrt(mean(x^2) + eps) (Park et al. 2025, arXiv:2506.19697, SSNorm, whose scale is
+    sqrt(D) of ours).
+
+    Args:
+      x: [..., D].
+      scale, bias: it has none.
+      eps: of `rms_norm`.
+      gain: a number, 1 at first.
+
+    Returns:
+      [..., D], in the dtype of `x`.
+    """
+    normed = rms_norm(widened(x), scale, bias, eps)
+    return (gain.astype(normed.dtype) * normed).astype(x.dtype)
+
+
 def dynamic_tanh(
     x: Float[Array, "*B D"],
     scale: Float[Array, "D"] | None = None,
@@ -162,6 +188,7 @@ class Norm:
 
     fn: Callable[..., Array]
     params: Mapping[str, Param] = field(default_factory=dict)
+    scaled: bool = True  # has a scale for each channel where the model's norms have one
     biased: bool = False  # has a bias where the model's norms have one
     heads: str = "rms"  # the norm of queries and keys in a model with this one
 
@@ -187,6 +214,7 @@ NORMS: Mapping[str, Norm] = MappingProxyType(
             {"gate_down": Param("D -> R", "normal"), "gate_up": Param("R -> D", "normal")},
         ),
         "pre_affine": Norm(pre_affine_norm, {"before": Param("D", 1.0)}),
+        "single_scale": Norm(single_scale_norm, {"gain": Param("", 1.0)}, scaled=False),
         "tanh": Norm(dynamic_tanh, {"slope": Param("", 0.5)}, biased=True),
     }
 )

@@ -70,6 +70,11 @@ def scores(heads: Heads) -> Float[Array, "*B N T S"]:
 
     q.k/sqrt(H), or with the scale, cap and bias of `heads` where they are given.
     """
+    return tapped_scores(heads, plain_scores(heads))
+
+
+def plain_scores(heads: Heads) -> Float[Array, "*B N T S"]:
+    """`scores` that no tap has seen."""
     kv_heads, head_dim = heads.k.shape[-2:]
     q = heads.q.reshape(*heads.q.shape[:-2], kv_heads, -1, head_dim)
     wide = at_least_float32(q.dtype)
@@ -77,6 +82,11 @@ def scores(heads: Heads) -> Float[Array, "*B N T S"]:
     logits = _scaled(logits.reshape(*logits.shape[:-4], -1, *logits.shape[-2:]), heads)
     if heads.bias is not None:
         logits = logits + jnp.broadcast_to(heads.bias.astype(wide), logits.shape)
+    return logits
+
+
+def tapped_scores(heads: Heads, logits: Float[Array, "*B N T S"]) -> Float[Array, "*B N T S"]:
+    """What the tap makes of the logits; keys of no token are kept from it."""
     if not heads.ahead:
         return heads.tap("attn_logits", logits)
     ahead, own = logits[..., : heads.ahead], logits[..., heads.ahead :]

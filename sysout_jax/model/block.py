@@ -89,7 +89,7 @@ class Norm(Owner):
         c = self.config
         kind = NORMS[NORMS[c.norm].heads if self.of_heads else c.norm]
         scale = None
-        if c.norm_scale:
+        if c.norm_scale and kind.scaled:
             scale = self.own("scale", self.axes, 0.0 if c.norm_plus_one else 1.0).reshape(-1)
         if scale is not None and c.norm_plus_one:
             scale = scale.astype(jnp.float32) + 1.0

@@ -38,11 +38,11 @@ class ModelConfig:
     head_dim: int | None = None  # H; None: width / heads
     mlp_width: int | None = None  # F; None: 4 * width
     variant: str = "softmax"  # a row of core/attention.py
-    norm: str = "rms"  # rms, layer, gated, pre_affine, tanh
+    norm: str = "rms"  # rms, layer, gated, pre_affine, single_scale, tanh
     norm_placement: str = "pre"  # pre: x + f(n(x)); post: n(x + f(x)); out: x + n(f(x)); sandwich
     norm_eps: float = 1e-5  # added to the mean square under the root
     norm_rank: int = 16  # R, of the gate of norm gated
-    norm_scale: bool = True  # norms have a learned scale
+    norm_scale: bool = True  # norms have a learned scale for each channel
     norm_plus_one: bool = False  # that scale is stored as its difference from 1 (Gemma)
     parallel_block: str = "none"  # attention and MLP side by side: shared norm, or separate
     position: str = "learned"  # learned, rope, alibi, none
@@ -128,9 +128,11 @@ class ModelConfig:
 
     def _check_norms(self) -> None:
         """Refuse what has no effect on the norm."""
+        heads_too = self.query_key_norm != "none"
         for name, norm, used in (
             ("norm_rank", "gated", self.norm == "gated"),
-            ("norm_eps", "another", self.norm != "tanh" or self.query_key_norm != "none"),
+            ("norm_eps", "another", self.norm != "tanh" or heads_too),
+            ("norm_scale", "another", NORMS[self.norm].scaled or heads_too),
         ):
             value = getattr(self, name)
             if not used and value != getattr(ModelConfig, name):
@@ -193,6 +195,11 @@ class ModelConfig:
             accepted = f"heads of a multiple of {flash.PADDING}, of at most {flash.LARGEST}"
             why = f"no effect on heads of {self.sizes['H']} channels"
             raise InputError("flash", True, accepted, why)
+
+    @property
+    def channel_scales(self) -> bool:
+        """Whether the norms of the residual stream have a scale for each channel."""
+        return self.norm_scale and NORMS[self.norm].scaled
 
     @property
     def keys_before(self) -> int:

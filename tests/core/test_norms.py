@@ -15,11 +15,12 @@ from sysout_jax.core.norms import (
     layer_norm,
     pre_affine_norm,
     rms_norm,
+    single_scale_norm,
 )
 from tests.core.test_layers import draw, narrow, wide
 
 GATE_DOWN, GATE_UP = draw(13, 3, seed=3), draw(3, 13, seed=4)
-BEFORE, SLOPE = 1.0 + 0.5 * draw(13, seed=5), 0.75
+BEFORE, SLOPE, GAIN = 1.0 + 0.5 * draw(13, seed=5), 0.75, 1.25
 
 
 def numpy_rms(x, scale, bias, eps):
@@ -44,6 +45,12 @@ def numpy_pre_affine(x, scale, bias, eps):
     return numpy_rms(x * BEFORE, scale, bias, eps)
 
 
+def numpy_single_scale(x, scale, bias, eps):
+    """In the terms of its paper: a scale of the unit vector."""
+    unit = [row / math.sqrt(np.sum(row**2) + len(row) * eps) for row in x]
+    return GAIN * math.sqrt(x.shape[1]) * np.stack(unit)
+
+
 def numpy_tanh(x, scale, bias, eps):
     return np.stack([scale * np.array([math.tanh(SLOPE * v) for v in row]) + bias for row in x])
 
@@ -56,6 +63,7 @@ NORM_ORACLES = {
         1e-6,
     ),
     "pre_affine": (partial(pre_affine_norm, before=narrow(BEFORE)), numpy_pre_affine, 1e-6),
+    "single_scale": (partial(single_scale_norm, gain=narrow(GAIN)), numpy_single_scale, 1e-6),
     "tanh": (partial(dynamic_tanh, slope=narrow(SLOPE)), numpy_tanh, 0.0),
 }  # fmt: skip
 every_norm = pytest.mark.parametrize("kind", NORM_ORACLES)
@@ -77,14 +85,17 @@ def test_norms(kind, size, dtype):
     fn, oracle, eps = NORM_ORACLES[kind]
     x = wide(narrow(size * (draw(7, 13) + 0.5), dtype))
     scale, bias = draw(13, seed=1), draw(13, seed=2)
-    offset = narrow(bias) if NORMS[kind].biased else None
-    out = fn(narrow(x, dtype), narrow(scale), offset)
+    of_channels = (
+        narrow(scale) if NORMS[kind].scaled else None,
+        narrow(bias) if NORMS[kind].biased else None,
+    )
+    out = fn(narrow(x, dtype), *of_channels)
     assert out.dtype == dtype
     tolerance = 2e-6 if dtype == jnp.float32 else 2.0**-8
     np.testing.assert_allclose(
         wide(out), oracle(x, scale, bias, eps), rtol=tolerance, atol=tolerance
     )
-    other = fn(narrow(x, dtype), narrow(scale), offset, eps=0.5)
+    other = fn(narrow(x, dtype), *of_channels, eps=0.5)
     np.testing.assert_allclose(
         wide(other), oracle(x, scale, bias, 0.5), rtol=tolerance, atol=tolerance
     )

@@ -12,7 +12,14 @@ from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError
 from sysout_jax.model import block as block_module
 from sysout_jax.model.config import PLACEMENTS, ModelConfig
-from sysout_jax.model.decoder import forward, init, param_axes, stack_blocks, unstack_blocks
+from sysout_jax.model.decoder import (
+    forward,
+    init,
+    param_axes,
+    stack_blocks,
+    taps_of,
+    unstack_blocks,
+)
 from sysout_jax.model.execution import DTYPES, Execution
 from sysout_jax.model.rope import RULES, Dynamic, Linear, Llama3, LongRope, Rope, Yarn, by_rule
 from sysout_jax.model.sink import ExplicitSink
@@ -33,7 +40,7 @@ def noisy(config, seed=0):
 
     def draw(path, leaf):
         return jnp.asarray(
-            0.4 * rng.standard_normal(leaf.shape) + (path[-1].key == "scale"), jnp.float32
+            0.4 * rng.standard_normal(leaf.shape) + (path[-1].key in ("scale", "gain")), jnp.float32
         )
 
     return jax.tree_util.tree_map_with_path(draw, shapes(config))
@@ -85,6 +92,8 @@ def _norm(c, p, x, kind=None):
     kind = kind or c.norm
     if kind == "tanh":
         return p["scale"] * np.tanh(p["slope"] * x) + p.get("bias", 0)
+    if kind == "single_scale":
+        return _norm(c, {"scale": p["gain"]}, x, "rms")
     if kind == "pre_affine":
         return _norm(c, p, p["before"] * x, "rms")
     if kind == "gated":
@@ -153,6 +162,7 @@ CASES = {
     "gpt2 tanh": dataclasses.replace(GPT2, norm="tanh", norm_eps=1e-5),
     "llama gated": dataclasses.replace(LLAMA, norm="gated", norm_rank=3),
     "llama pre-affine": dataclasses.replace(LLAMA, norm="pre_affine", norm_placement="sandwich"),
+    "llama single scale": dataclasses.replace(LLAMA, norm="single_scale"),
     "gpt2 post": dataclasses.replace(GPT2, norm_placement="post", mlp="relu"),
     "gpt2 sandwich": dataclasses.replace(GPT2, norm_placement="sandwich", tied=False),
     "gpt2 geglu": dataclasses.replace(GPT2, mlp="geglu", norm_eps=0.3),
@@ -573,8 +583,9 @@ def test_a_fused_kernel_mixes_where_it_can(changes, taps, fused, monkeypatch):
         called.append(options)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(jax.nn, "dot_product_attention", counted)
     params = noisy(config)
+    taps_of(config)  # traces the model without taps, once
+    monkeypatch.setattr(jax.nn, "dot_product_attention", counted)
     out, _ = forward(config, params, jnp.asarray(TOKENS), dict.fromkeys(taps))
     assert bool(called) == fused
     exact = logits(plain.with_execution(dtype="float32"), params)

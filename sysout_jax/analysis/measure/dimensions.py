@@ -258,7 +258,7 @@ def massive_channels(found: Scan) -> Bool[np.ndarray, "D"]:
 
 def final_gains(config: ModelConfig, params: Params) -> Float[np.ndarray, "D"] | None:
     """|gain| of the final norm; None where there is no such norm, or it has no gains."""
-    if config.norm_placement == "post" or not config.norm_scale:
+    if config.norm_placement == "post" or not config.channel_scales:
         return None
     scale = np.asarray(params["final_norm"]["scale"], np.float64)
     return np.abs(scale + 1.0 if config.norm_plus_one else scale)

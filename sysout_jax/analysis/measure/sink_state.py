@@ -65,7 +65,7 @@ def value_gain(
         return None
     block = layer_params(params, layer)
     w = np.asarray(projection(block, "attn", "value"), np.float64)
-    if config.norm_scale:
+    if config.channel_scales:
         scale = np.asarray(block["attn_norm"]["scale"], np.float64)
         w = (scale + config.norm_plus_one)[:, None] * w
     w = centred(config, w.T).T
