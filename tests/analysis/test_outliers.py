@@ -30,7 +30,7 @@ BASE = ModelConfig(
 )
 COMPILED = (
     "softmax", "sigmoid", "attention_bias", "context_scale", "value_gate",
-    "value_bias+context_scale",
+    "value_bias+context_scale", "differential",
 )  # fmt: skip
 TAPPED = ("attn_weights", "value", "attn_norm", "block_out", "down_in", "attn_first", "attn_mix")
 every_compiled = pytest.mark.parametrize("name", COMPILED)
@@ -189,7 +189,7 @@ DEFINITIONS = {
 def recomputed(name):
     """Each key of the summary, one layer and one sequence at a time."""
     raw = measured(name)[1]
-    rows = raw["attn_weights"]
+    rows = sizes = np.abs(raw["attn_weights"])
     if not VARIANTS[name].normalised:
         total = rows.sum(-1, keepdims=True)
         rows = rows / np.where(total == 0, 1, total)
@@ -204,15 +204,15 @@ def recomputed(name):
     kept = [weights[..., weights.mean((0, 1)) < 0.1].sum(-1) for layer in rows for weights in layer]
     found["implicit_scale"] = np.mean(kept)
     found["implicit_scale_sd"] = np.mean([np.std(head) for heads in kept for head in heads])
-    found["first_token_attention"] = raw["attn_weights"][..., 0].mean()
+    found["first_token_attention"] = sizes[..., 0].mean()
     added, put_out = (
         np.linalg.norm(raw[tap][:, :, 1:], axis=-1) for tap in ("attn_first", "attn_mix")
     )
     usual = np.sqrt((put_out**2).mean((2, 3), keepdims=True))
     found["sink_effect"] = (added / usual).mean()
-    found["noop_sink"] = of_queries(NOOP, raw["attn_weights"][..., 0])
-    found["noop_mass"] = of_queries(NOOP, raw["attn_weights"].sum(-1))
-    first, rest = raw["attn_weights"][..., 0], raw["attn_weights"][..., 1:].sum(-1)
+    found["noop_sink"] = of_queries(NOOP, sizes[..., 0])
+    found["noop_mass"] = of_queries(NOOP, sizes.sum(-1))
+    first, rest = sizes[..., 0], sizes[..., 1:].sum(-1)
     odds = np.log(np.maximum(first, LEAST) / np.maximum(rest, LEAST))
     later = NOOP & (np.arange(T) > 0)
     heads = [(layer, head) for layer in range(2) for head in range(2)]
@@ -286,6 +286,14 @@ def test_unnormalised_rows_are_brought_to_one():
     assert abs(summary["sink_strength@attn_weights"] - strength) > 0.01
     assert measured("softmax")[0]["noop_mass"] == pytest.approx(1, abs=1e-5)
     assert measured("attention_bias")[0]["noop_mass"] < 0.999
+
+
+def test_negative_weights_count_by_their_size():
+    """So that a first token that is subtracted is no less of a sink."""
+    summary, raw = measured("differential")
+    first = raw["attn_weights"][..., 0]
+    assert np.any(first < -0.1)
+    assert summary["first_token_attention"] > first.mean() + 1e-3
 
 
 def names(name, noop):

@@ -64,8 +64,8 @@ def outlier_summary(
 
     Each measure is averaged over sequences first and then summarised over layers and heads as its
     entry in `MEASURES` says. Where the variant is unnormalised (`Variant.normalised`), sinks are
-    measured on rows brought to one; "first_token_attention" and "noop_..." are the weights that
-    the mix uses. S is taken with the detector's outlier keys as O.
+    measured on rows brought to one; "first_token_attention" and "noop_..." are the sizes of the
+    weights that the mix uses. S is taken with the detector's outlier keys as O.
 
     Args:
       config: the architecture.
@@ -200,10 +200,11 @@ def reducers(config: ModelConfig) -> dict[str, Any]:
 
     def attention(raw: Array) -> dict[str, Array]:
         weights = raw if variant.normalised else m.rows_to_one(raw)
+        size = jnp.abs(raw)
         return measured("attn_weights", weights) | {
-            "first_key": raw[:, :, 0],
-            "mass": jnp.sum(raw, axis=-1),
-            "gap": _log_odds(raw[:, :, 0], jnp.sum(raw[:, :, 1:], axis=-1)),
+            "first_key": size[:, :, 0],
+            "mass": jnp.sum(size, axis=-1),
+            "gap": _log_odds(size[:, :, 0], jnp.sum(size[:, :, 1:], axis=-1)),
             "scale": m.implicit_scale(weights, attention_outliers(weights).flagged),
         }
 
