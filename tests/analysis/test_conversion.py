@@ -71,8 +71,9 @@ def texts(config, begin, rows=3, length=12):
     return jnp.concatenate([first, drawn], axis=1)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize(
+    ("scan", "count"), [(False, 3), (True, 1)], ids=["unrolled, three", "scanned, one"]
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tokens_that_begin_every_text_are_parameters(shape, scan, count):
     config = replace(BASE, **SHAPES[shape]).with_execution(scan_layers=scan)

@@ -626,7 +626,8 @@ def test_jit_equals_eager():
 PAST = [
     *({"variant": name} for name in VARIANTS),
     {"position": "alibi"}, {"position": "alibi", "alibi_falcon": True}, {"attn_softcap": 3.0},
-    {"window": 3}, {"window": 3, "window_layers": (1,)}, {"execution": Execution(scan_layers=True)},
+    {"window": 3}, {"window": 3, "window_layers": (1,), "layers": 2},
+    {"execution": Execution(scan_layers=True)},
     {"variant": "value_gate", "execution": Execution(dtype="bfloat16")},
 ]  # fmt: skip
 
@@ -634,22 +635,24 @@ PAST = [
 @pytest.mark.parametrize("changes", PAST, ids=str)
 def test_attention_to_the_past_alone(monkeypatch, changes):
     """In parts that see no key after them: the same loss and gradients, to rounding."""
-    config = dataclasses.replace(LLAMA, **changes)
+    config = dataclasses.replace(LLAMA, **({"layers": 1} | changes))
     params = noisy(config)
 
-    def loss(params):
-        return jnp.mean(
-            jnp.square(forward(config, params, jnp.asarray(TOKENS))[0].astype(jnp.float32))
-        )
+    def gradients():
+        def loss(params):
+            out = forward(config, params, jnp.asarray(TOKENS))[0]
+            return jnp.mean(jnp.square(out.astype(jnp.float32)))
 
-    whole = jax.value_and_grad(loss)(params)
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    whole = gradients()
     monkeypatch.setattr(block_module, "LONG", TOKENS.shape[1])
     made = []
     original = block_module._to_the_past
     monkeypatch.setattr(
         block_module, "_to_the_past", lambda *args: made.append(1) or original(*args)
     )
-    parts = jax.value_and_grad(loss)(params)
+    parts = gradients()
     assert made
     rtol = 2e-5 if config.execution.dtype == "float32" else 3e-2
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):

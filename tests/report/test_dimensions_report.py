@@ -17,6 +17,7 @@ from sysout_jax.report.findings import publish
 from sysout_jax.report.page import page
 from sysout_jax.report.words import headline
 from tests.analysis import planted as p
+from tests.images import ink
 
 STAGE = {
     "step": 50, "dimensions": [4], "largest": 1.5, "kurtosis": 7.25, "shared": 0.5,
@@ -89,7 +90,7 @@ def test_tables():
 def test_the_figure_and_the_page(tmp_path):
     record = with_stages()
     path = publish(record, tmp_path)
-    assert (tmp_path / "figures" / "dimensions.png").stat().st_size > 10_000
+    assert 0.02 < ink(tmp_path / "figures" / "dimensions.png") < 0.8
     text = path.read_text()
     assert '<section id="dimensions"><h2>Outlier dimensions</h2>' in text
     assert "Over checkpoints" in text
