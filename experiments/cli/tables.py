@@ -86,8 +86,11 @@ def print_table(console: Console, shown: Table, apart: bool = False) -> None:
     """
     rows, left = shown.texts, len(shown.sides.partition("r")[0])
     columns = list(zip(*rows, strict=True))
-    widths = [_width(column) for column in columns]
-    widths[:left] = [min(width, console.width // 3) for width in widths[:left]]
+    # A long text at the end is broken, too: it would leave no room for what a row is.
+    widths = [
+        min(_width(column), console.width // (3 if at < left else 2))
+        for at, column in enumerate(columns)
+    ]
     least = max(widths[left:], default=0) + GAP * left + EDGES
     while sum(widths[:left]) + least > console.width and max(widths[:left]) > 1:
         widths[widths.index(max(widths[:left]))] -= 1

@@ -70,3 +70,15 @@ def test_parts_begin_with_what_a_row_is(width, parts):
     assert sum("own" in line for line in lines) == 2  # the same everywhere: in the first part alone
     assert all(any(cell in line for line in lines) for row in rows for cell in row)
     assert max(map(len, lines)) <= width
+
+
+def test_a_long_text_at_the_end_leaves_room_for_what_a_row_is():
+    layers = "; ".join(f"matrix {n} of layers {n},{n + 9}" for n in range(12))
+    rows = [["smollm2-135m", "hqq-w3-g64", f"3.{n}", layers] for n in range(2)]
+    console = Console(file=io.StringIO(), width=80)
+    print_table(console, Table.of("t", ["model", "method", "bits", "what climbs"], rows, "llrl"))
+    lines = console.file.getvalue().splitlines()
+    assert sum("smollm2-135m" in line for line in lines) >= 2
+    assert sum("hqq-w3-g64" in line for line in lines) >= 2
+    assert set(layers.split()) <= set(" ".join(lines).split())
+    assert max(map(len, lines)) <= 80
