@@ -13,7 +13,7 @@ from sysout_jax.showing import Table
 
 from ..cli.showing import Report
 from ..cli.tables import Section
-from ..cli.verdict import LINE, Verdict, few, given, numbered
+from ..cli.verdict import LINE, Verdict, few, numbered
 from ..records.laboratory import setting, trained
 
 Record = dict[str, Any]
@@ -126,13 +126,14 @@ def verdict(record: Record, directory: Path) -> Verdict:
     variants = dict.fromkeys(cell["variant"] for cell, _ in sinks)
     without = [v for v in variants if all(_none(of) for cell, of in sinks if cell["variant"] == v)]
     diverged = len(record["cells"]) - len(sinks)
+    command = record["provenance"]["command"]  # with its seeds and axes, which the name stands for
     return Verdict(
         f"{len(sinks)} cells: sinks in every run of {every}, in some of "
         f"{len(sinks) - every - none}, in none of {none}",
         f"no sink in any cell: {few(without, LINE - 21)}",
         f"{numbered(diverged, 'cell')} diverged" if diverged
         else f"{numbered(len(record['runs']), 'run')} of each cell, on one synthetic task",
-        f"python -m experiments.laboratory{given(record, 'name')} --full",
+        "python -m experiments.claims" if "--full" in command else f"{command} --full",
     )  # fmt: skip
 
 

@@ -356,7 +356,7 @@ def scalable_softmax(heads: Heads, p: Params, attend: Attend = softmax_mix) -> M
     lambda_bias=Param("N", 0.0),
 )
 def differential(heads: Heads, p: Params) -> Mixed:
-    # Channels in turn by twos: either half then has whole pairs of a rotary embedding.
+    # Channels in turn by twos: of heads of a multiple of 8 either half has whole rotary pairs.
     first = jnp.arange(heads.q.shape[-1]) // 2 % 2 == 0
     scale = sqrt(2 / heads.q.shape[-1]) if heads.scale is None else heads.scale
     one, other = (

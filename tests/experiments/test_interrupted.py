@@ -142,14 +142,17 @@ def test_killed_and_preempted(whole, run_variants, tmp_path):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_going_on_as_the_run_says(whole, tmp_path, sent):
     """The line that a stopped run prints, given to a shell, ends with the bits of a whole run."""
-    workdir = tmp_path / "a place's"
-    process = begin(workdir)
-    wait_until(process, lambda: any(rows(path) > 20 for path in workdir.glob("variants/*")))
-    process.send_signal(sent)
-    out, err = process.communicate()
     status, said = {signal.SIGINT: (130, "error: interrupted\n"), signal.SIGTERM: (0, "")}[sent]
-    assert (process.returncode, err) == (status, said)
-    directory = (workdir / "variants" / "latest").resolve()
+    for attempt in range(3):  # a busy machine may look when SIGTERM has nothing left to stop
+        workdir = tmp_path / f"a place's {attempt}"
+        process = begin(workdir)
+        wait_until(process, lambda at=workdir: any(rows(x) > 20 for x in at.glob("variants/*")))
+        process.send_signal(sent)
+        out, err = process.communicate()
+        assert (process.returncode, err) == (status, said)
+        directory = (workdir / "variants" / "latest").resolve()
+        if json.loads((directory / "result.json").read_text())["status"] != "complete":
+            break
     assert re.fullmatch(r"\d{8}-\d{6}-backcopy", directory.name)
     (told,) = (line for line in out.splitlines() if line.startswith("goes on  "))
     assert all(directory.glob("states/backcopy/*/step-*"))
