@@ -144,3 +144,10 @@ def test_which_norms_a_large_channel_makes_others_small_in():
         after, before = (np.ptp(wide(fn(of))[:, :5], axis=1) for of in (large, x))
         shrinks = after.max() < 0.01 * before.max()
         assert shrinks == (kind != "tanh")
+
+
+def test_a_single_scale_rounds_once():
+    x = narrow(draw(7, 13), jnp.bfloat16)
+    exact = numpy_single_scale(wide(x), None, None, 1e-6)
+    found = wide(single_scale_norm(x, gain=narrow(GAIN)))
+    np.testing.assert_allclose(found, exact, rtol=1.01 * 2.0**-8)
