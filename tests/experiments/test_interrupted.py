@@ -115,7 +115,7 @@ def test_killed_and_preempted(whole, run_variants, tmp_path):
         assert not (directory / "result.json").exists()
 
     def terminate():
-        wait_until(process, lambda: rows(directory) > 60)
+        wait_until(process, lambda: rows(directory) > 45)
         os.kill(os.getpid(), signal.SIGTERM)
         return time.monotonic()
 
