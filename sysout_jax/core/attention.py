@@ -358,9 +358,9 @@ def scalable_softmax(heads: Heads, p: Params, attend: Attend = softmax_mix) -> M
 def differential(heads: Heads, p: Params) -> Mixed:
     # Channels in turn by twos: of heads of a multiple of 8 either half has whole rotary pairs.
     first = jnp.arange(heads.q.shape[-1]) // 2 % 2 == 0
-    scale = sqrt(2 / heads.q.shape[-1]) if heads.scale is None else heads.scale
+    factor = sqrt(2 / heads.q.shape[-1]) if heads.scale is None else heads.scale
     one, other = (
-        heads._replace(q=jnp.where(jnp.broadcast_to(half, heads.q.shape), heads.q, 0), scale=scale)
+        heads._replace(q=jnp.where(jnp.broadcast_to(half, heads.q.shape), heads.q, 0), scale=factor)
         for half in (first, ~first)
     )
     less = jax.nn.sigmoid(linear(heads.x_q, p["lambda_kernel"], p["lambda_bias"]))
