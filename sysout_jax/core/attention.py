@@ -364,7 +364,7 @@ def differential(heads: Heads, p: Params) -> Mixed:
         for half in (first, ~first)
     )
     less = jax.nn.sigmoid(linear(heads.x_q, p["lambda_kernel"], p["lambda_bias"]))
-    if heads.fused:
+    if heads.fused is not None:
         return shift(softmax_mix(one), -less[..., None] * softmax_mix(other).out)
     logits = plain_scores(one)
     tapped = tapped_scores(heads, logits)

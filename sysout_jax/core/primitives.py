@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sysout_jax.core.flash import flash_attention
+from sysout_jax.core.flash import Past, flash_attention
 from sysout_jax.core.layers import at_least_float32
 
 
@@ -35,7 +35,7 @@ class Heads(NamedTuple):
     scale: float | None = None  # of q.k; None: 1/sqrt(H)
     softcap: float | None = None  # c: logits s become c tanh(s/c)
     bias: Float[Array, "N #T S"] | None = None  # added to the logits last
-    fused: bool = False  # all of the past is visible and nobody asks for logits or weights
+    fused: Past | None = None  # the mask's meaning, where nobody asks for logits or weights
     sequence: int | None = None  # keys of the whole sequence, where k holds its beginning only
     queries: Int[Array, "T"] | None = None  # places of the queries among keys; None: the last
     ahead: int = 0  # of the first keys, which are of no token: taps see the others
@@ -158,8 +158,8 @@ def softmax_mix(heads: Heads, extra: Float[Array, "*B N T"] | None = None) -> Mi
 
     The one place where a kernel that fuses the two steps may stand for them, if `heads.fused`.
     """
-    if heads.fused:
-        out, mass = flash_attention(heads.q, heads.k, heads.v, extra, heads.scale)
+    if heads.fused is not None:
+        out, mass = flash_attention(heads.q, heads.k, heads.v, extra, heads.scale, heads.fused)
         return Mixed(out, None, mass)
     return mix(heads, *softmax_weights(scores(heads), heads.mask, extra))
 

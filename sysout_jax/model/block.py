@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.experts import choose, expert_linear, gather, route, scatter
+from sysout_jax.core.flash import Past
 from sysout_jax.core.layers import MLPS, causal_mask, linear
 from sysout_jax.core.norms import NORMS
 from sysout_jax.core.positions import rotate
@@ -133,7 +134,9 @@ class Attention(Owner):
             name: self.own(f"variant_{name}", p.axes, p.init) for name, p in variant.params.items()
         }
 
-        fused = c.fused and not tap.probe.asks(*WITHIN_ATTENTION)
+        fused = None
+        if c.fused and not tap.probe.asks(*WITHIN_ATTENTION):
+            fused = Past(c.window, None if c.window_layers is None else windowed)
         first_apart = tap.without_first if tap.probe.asks("attn_first") else None
 
         def attend(
@@ -154,7 +157,7 @@ class Attention(Owner):
 
         if c.execution.query_block is not None:
             out = _in_blocks(attend, q, x, tap, c.execution.query_block)
-        elif fused or length < LONG or tap.probe.asks(*PER_QUERY):
+        elif fused is not None or length < LONG or tap.probe.asks(*PER_QUERY):
             out = attend(q, x, places, tap)
         else:
             out = _to_the_past(attend, q, x, places, tap)

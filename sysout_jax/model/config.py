@@ -180,11 +180,10 @@ class ModelConfig:
                 raise InputError(flag(name), value, "with --position=rope", "no effect")
 
     def _check_flash(self) -> None:
-        """Refuse a fused kernel where it can mix nothing: its logits are plain, of all the past."""
+        """Refuse a fused kernel where it can mix nothing: its logits are plain."""
         if not self.execution.flash:
             return
         for prevents, said in (
-            (self.window is not None, f"--window={self.window}"),
             (self.attn_softcap is not None, f"--attn_softcap={self.attn_softcap}"),
             (self.position == "alibi", "--position=alibi"),
             (self.sink is not None, "the keys of a converted model"),
@@ -228,7 +227,7 @@ class ModelConfig:
     def fused(self) -> bool:
         """Whether a fused kernel mixes the values: `flash`, with a size that the kernel takes."""
         extra_key = VARIANTS[self.variant].extra_key
-        return self.execution.flash and flash.takes(self.sizes["H"], extra_key)
+        return self.execution.flash and flash.takes(self.sizes["H"], extra_key, self.window)
 
     def with_execution(self, **changes: Any) -> "ModelConfig":
         """The same model, run otherwise.

@@ -21,7 +21,7 @@ class Execution:
     remat: str = "none"  # what the backward pass computes again: none, block, dots (all but those)
     query_block: int | None = None  # queries attended at a time, for long contexts; None: all
     loss_block: int | None = None  # positions whose logits a loss has at a time; None: by number
-    flash: bool = False  # a fused kernel mixes, where it can: bfloat16, softmax, no window, no tap
+    flash: bool = False  # a fused kernel mixes, where it can: bfloat16, softmax, no tap
     dtype: str = "float32"  # float32 or bfloat16 activations; parameters are as they were loaded
 
     def __post_init__(self) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from sysout_jax.core import flash
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.flash import DTYPES, flash_attention
+from sysout_jax.core.flash import DTYPES, Past, flash_attention
+from sysout_jax.core.layers import causal_mask
 from sysout_jax.core.primitives import Heads
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
@@ -21,10 +22,16 @@ MAKE_WEIGHTS = {  # variants that need the weights, so that no fused kernel can 
 }  # fmt: skip
 
 
-def draw(key, dtype):
+def draw(key, dtype, length=T):
     """Inputs and a cotangent, scaled so that rows of weights are far from even and from one-hot."""
     keys = jax.random.split(key, 5)
-    shapes = ((B, T, N, H), (B, T, K, H), (B, T, K, H), (B, T, D), (B, T, N, H))
+    shapes = (
+        (B, length, N, H),
+        (B, length, K, H),
+        (B, length, K, H),
+        (B, length, D),
+        (B, length, N, H),
+    )
     return [1.5 * jax.random.normal(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True)]
 
 
@@ -38,10 +45,11 @@ def parameters(name):
     }
 
 
-def both(name, dtype):
+def both(name, dtype, past):
     """((output, gradients), weights or None) of the plain and of the fused path."""
     q, k, v, x, cotangent = draw(jax.random.key(0), dtype)
-    mask = jnp.tri(T, dtype=bool)
+    window = past.window if past.windowed is None or past.windowed else None
+    mask = causal_mask(jnp.arange(T), jnp.arange(T), window)
 
     def run(fused):
         def out(arrays, params):
@@ -52,7 +60,7 @@ def both(name, dtype):
         value, back, weights = jax.vjp(out, (q, k, v, x), parameters(name), has_aux=True)
         return (value, back(cotangent.astype(value.dtype))), weights
 
-    return run(False), run(True)
+    return run(None), run(past)
 
 
 def apart(plain, fused):
@@ -70,13 +78,29 @@ def fused_kernel(dtype):
     return dtype.name in DTYPES or jax.default_backend() != "gpu"
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 0.02)])
-def test_outputs_and_gradients_are_those_of_the_plain_path(name, dtype, bound):
+WINDOWS = [
+    ("bfloat16", 0.02, Past(3)),
+    ("float32", 1e-5, Past(3, True)),
+    ("float32", 1e-5, Past(3, False)),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "bound", "past"),
+    [
+        *((name, "float32", 1e-5, flash.ALL) for name in VARIANTS),
+        *((name, "bfloat16", 0.02, flash.ALL) for name in VARIANTS),
+        # In all layers, in one that has the window, and in one that has not.
+        *((name, *of) for name in ("softmax", "sink_logit", "differential") for of in WINDOWS),
+    ],
+)
+def test_outputs_and_gradients_are_those_of_the_plain_path(name, dtype, bound, past):
     dtype = jnp.dtype(dtype)
+    if not flash.takes(H, VARIANTS[name].extra_key, past.window):
+        pytest.skip("no kernel for an extra key beside a window on this device")
     if not fused_kernel(dtype):
         pytest.skip(f"no kernel in {dtype} on this device")
-    (plain, weights), (fused, none) = both(name, dtype)
+    (plain, weights), (fused, none) = both(name, dtype, past)
     assert weights is not None
     assert (none is None) == (name not in MAKE_WEIGHTS)
     assert apart(plain, fused) < bound  # of bfloat16 a few roundings of 2^-9
@@ -88,7 +112,7 @@ def test_the_kernel_is_given_no_more_channels_than_it_takes(name, width, monkeyp
     """What reaches the kernel is measured; before Hopper cuDNN's has 128 channels at most."""
     given = []
 
-    def kernel(q, k, v, scale):
+    def kernel(q, k, v, scale, past):
         given.extend(x.shape[-1] for x in (q, k, v))
         return jnp.zeros((*q.shape[:-1], v.shape[-1]), v.dtype)
 
@@ -103,7 +127,7 @@ def test_the_kernel_is_given_no_more_channels_than_it_takes(name, width, monkeyp
         key: jnp.zeros([sizes[a] for a in param.axes.replace("->", " ").split()])
         for key, param in VARIANTS[name].params.items()
     }
-    VARIANTS[name](Heads(*heads, x, x, jnp.tri(5, dtype=bool), fused=True), params)
+    VARIANTS[name](Heads(*heads, x, x, jnp.tri(5, dtype=bool), fused=Past()), params)
     assert given
     if width > 128:  # for no variant
         with pytest.raises(InputError, match="at most 128"):
@@ -133,16 +157,19 @@ def test_seeds_run_together():
 
 
 @pytest.mark.parametrize("extra", [False, True])
-@pytest.mark.parametrize("scale", [None, 0.3])
-def test_the_kernel_of_a_tpu_is_the_plain_form(extra, scale):
+@pytest.mark.parametrize(
+    ("scale", "length", "window"),
+    [(None, T, None), (0.3, T, None), (None, T, 1), (0.3, 300, 140)],  # the last of three blocks
+)
+def test_the_kernel_of_a_tpu_is_the_plain_form(extra, scale, length, window):
     """Run by Pallas' interpreter: outputs, and gradients of everything."""
-    q, k, v, _, cotangent = draw(jax.random.key(3), jnp.bfloat16)
-    logit = 2.0 * jax.random.normal(jax.random.key(4), (B, N, T)) if extra else None
+    q, k, v, _, cotangent = draw(jax.random.key(3), jnp.bfloat16, length)
+    logit = 2.0 * jax.random.normal(jax.random.key(4), (B, N, length)) if extra else None
     used = float(1.0 / np.sqrt(H)) if scale is None else scale
 
     def back(kernel, scale, by):
         def out(q, k, v, logit):
-            return flash._mixed(kernel, scale, (q * by).astype(q.dtype), k, v, logit)
+            return flash._mixed(kernel, Past(window), scale, (q * by).astype(q.dtype), k, v, logit)
 
         value, pull = jax.vjp(out, q, k, v, logit)
         return value, pull((cotangent, jnp.ones_like(value[1])))

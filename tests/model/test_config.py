@@ -238,7 +238,6 @@ def test_the_same_model_run_otherwise():
             "no effect; accepted: with",
         ),
         ({"rope": Yarn()}, "rope_rule=yarn", "accepted: with position=rope"),
-        ({"execution": FUSED, "window": 3}, "flash=True", "no effect with window=3"),
         ({"execution": FUSED, "sink": ExplicitSink()}, "flash=True", "no effect with the keys"),
         (
             {"execution": FUSED, "attn_softcap": 3.0},

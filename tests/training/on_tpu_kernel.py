@@ -21,12 +21,13 @@ from sysout_jax.training.parallel import make_devices
 STEPS, SEEDS, BATCH, LENGTH, VOCAB = 3, 2, 8, 5, 13
 MODEL = ModelConfig(  # KV heads that tensor=8 does not divide
     context=LENGTH, layers=2, width=16, heads=8, kv_heads=4, head_dim=8, mlp_width=24, mlp="swiglu",
+    window=3, window_layers=(1,),
 ).with_execution(dtype="bfloat16", flash=True)  # fmt: skip
 
 
-def interpreted(q, k, v, scale):
+def interpreted(q, k, v, scale, past):
     """In the place of the plain form, which this machine has instead."""
-    return flash._splash((q * scale).astype(q.dtype), k, v, 1.0, interpret=True)
+    return flash._splash((q * scale).astype(q.dtype), k, v, 1.0, past, interpret=True)
 
 
 def losses(variant, mesh, accumulate, parallel="jit"):
@@ -39,8 +40,9 @@ def losses(variant, mesh, accumulate, parallel="jit"):
     optimizer = make_optimizer(config.optimizer, STEPS, param_axes(model))
     devices = make_devices(parallel, config.mesh_shape, model, optimizer, BATCH, accumulate)
     state = devices.start(jnp.stack([jax.random.key(seed) for seed in range(SEEDS)]))
-    shape = (STEPS, SEEDS, BATCH, LENGTH + 1)
+    shape = (SEEDS, BATCH, LENGTH + 1)
     rows = np.random.default_rng(7).integers(0, VOCAB, shape).astype(np.int32)
+    rows = np.stack([rows] * STEPS)  # which are learned by heart, so that losses move
     return np.asarray(devices.steps(state, devices.put(rows))[1].loss).tolist()
 
 
