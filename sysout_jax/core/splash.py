@@ -24,6 +24,7 @@ class FirstKey(masks.Mask):
 
     @property
     def shape(self) -> tuple[int, int]:
+        """[T, T]."""
         return self.length, self.length
 
     def __getitem__(self, idx: tuple[slice, slice]) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.experts import choose, expert_linear, gather, route, scatter
@@ -134,9 +134,7 @@ class Attention(Owner):
             name: self.own(f"variant_{name}", p.axes, p.init) for name, p in variant.params.items()
         }
 
-        fused = None
-        if c.fused and not tap.probe.asks(*WITHIN_ATTENTION):
-            fused = Past(c.window, None if c.window_layers is None else windowed)
+        fused = None if tap.probe.asks(*WITHIN_ATTENTION) else _fused(c, windowed)
         first_apart = tap.without_first if tap.probe.asks("attn_first") else None
 
         def attend(
@@ -174,6 +172,13 @@ class Attention(Owner):
         # Norms take three axes and work on the last: one row per head, or one per position.
         rows = (-1, *x.shape[-2:]) if per_head else (*x.shape[:2], -1)
         return norm(x.reshape(rows)).reshape(x.shape)
+
+
+def _fused(config: ModelConfig, windowed: Bool[Array, ""]) -> Past | None:
+    """What queries of a layer see, as a fused kernel is told it; None where there is none."""
+    if not config.fused:
+        return None
+    return Past(config.window, None if config.window_layers is None else windowed)
 
 
 def _mixed(
