@@ -19,7 +19,8 @@ import numpy as np
 from rich.console import Console
 
 from sysout_jax.analysis.compress import schemes
-from sysout_jax.analysis.compress.compression import Compressor
+from sysout_jax.analysis.compress.calibration import PRODUCTS
+from sysout_jax.analysis.compress.compression import Compressor, check_experts
 from sysout_jax.analysis.intervene import explicit_factor
 from sysout_jax.analysis.intervene.explicit_factor import FORMS, Form
 from sysout_jax.analysis.intervene.explicit_models import explicit_models
@@ -94,6 +95,8 @@ def run(config: Config, console: Console) -> RunDirectory:
     chosen = list(of_softmax(config.choice))
     for each in chosen:
         explicit_factor.check(each.model.config)
+        for method in config.methods:
+            check_experts(each.model.config, schemes.scheme(method), tuple(PRODUCTS))
     texts = Texts(
         config.corpus, config.calibration, config.sequences, config.seq_len, console,
         config.token_dtype,
@@ -261,8 +264,7 @@ def _factors(gates: explicit_factor.Gates, found: explicit_factor.Factors) -> di
 
 
 def _judged(config: Config, form: Form, text: Text, before: np.ndarray) -> dict[str, Any]:
-    """Loss, measures, and what compression costs, which tells no experts apart; changes are paired
-    by sequence."""
+    """Loss, measures, and what compression costs; changes are paired by sequence."""
     if form.edits:
         return _changed(form.losses(text.evaluation, config.batch), before)
     rows, found = form.rows(text.evaluation), _profile(config, form, text)
@@ -271,8 +273,6 @@ def _judged(config: Config, form: Form, text: Text, before: np.ndarray) -> dict[
         "largest": found.over_median.max(axis=0),
         "measures": summary_in_batches(form.config, form.params, rows[:, :-1], config.batch),
     }
-    if form.config.experts:
-        return judged
     compressor = Compressor(
         form.config, form.params, form.rows(text.calibration), batch=config.batch
     )

@@ -137,6 +137,8 @@ class ModelConfig:
             value = getattr(self, name)
             if not used and value != getattr(ModelConfig, name):
                 raise InputError(name, value, f"with --norm={norm}", f"no effect with {self.norm}")
+        if self.norm_plus_one and not (self.norm_scale and (NORMS[self.norm].scaled or heads_too)):
+            raise InputError("norm_plus_one", True, "norms with a scale a channel", "no effect")
 
     def _check_heads(self) -> None:
         if self.head_dim is None and self.width % self.heads:

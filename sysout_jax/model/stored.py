@@ -35,7 +35,9 @@ def from_record(stored: Mapping[str, Any]) -> ModelConfig:
         tree["execution"] = {name: tree.pop(name) for name in names if name in tree}
         if tree["execution"].pop("flash", False):
             plain: ModelConfig = _of_class(ModelConfig, tree)
-            with contextlib.suppress(InputError):  # where it had no effect
+            if plain.window is not None:  # had no effect beside it
+                return plain
+            with contextlib.suppress(InputError):  # as beside what is still refused
                 return plain.with_execution(flash=True)
     return _of_class(ModelConfig, tree)
 

@@ -14,6 +14,8 @@ from experiments.cli.tables import markdown
 from experiments.explicit import MADE
 from experiments.inputs.evaluation_text import Text
 from experiments.reports.explicit_report import sections
+from sysout_jax.analysis.compress import schemes
+from sysout_jax.analysis.compress.compression import Compressor
 from sysout_jax.analysis.intervene.explicit_factor import FORMS, Form
 from sysout_jax.analysis.intervene.explicit_models import MODELS
 from sysout_jax.core.layers import cross_entropy
@@ -160,7 +162,7 @@ def test_without_a_bos_there_has_to_be_a_sink(run_explicit, running, tmp_path):
     assert done.err.count("\n") == 1
 
 
-def test_of_experts_nothing_is_compressed():
+def test_a_mixture_is_compressed_too():
     mixture = replace(planted.CONFIG, experts=2)
     form = Form(mixture, init(mixture, jax.random.key(0)), reads_first=True)
     text = Text(None, planted.texts(seed=1), planted.texts(seed=2))
@@ -169,7 +171,10 @@ def test_of_experts_nothing_is_compressed():
     assert judged["change"].mean == 0.0
     np.testing.assert_allclose(form.losses(text.evaluation), before, rtol=1e-6)
     assert len(judged["largest"]) == len(text.evaluation)
-    assert "methods" not in judged
+    small = Compressor(mixture, form.params, text.calibration).compress(schemes.scheme("w4a4"))
+    after = replace(form, params=small.params, edits=small.edits).losses(text.evaluation, 8)
+    np.testing.assert_allclose(judged["methods"]["w4a4"]["losses"], after, rtol=1e-6)
+    assert np.abs(after - before).max() > 1e-3
 
 
 @pytest.fixture(scope="module")
