@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sysout_jax.core.flash import ALL
 from sysout_jax.core.primitives import (
     Heads,
     extra_scores,
@@ -62,7 +63,7 @@ def test_a_fused_kernel_mixes_the_same(scale, extra):
     found = heads(scale=scale)._replace(q=narrow(draw(S, N, H)), mask=jnp.tri(S, dtype=bool))
     plain = softmax_mix(found, extra)
     found = found._replace(**{name: getattr(found, name)[None] for name in ("q", "k", "v")})
-    fused = softmax_mix(found._replace(fused=True), None if extra is None else extra[None])
+    fused = softmax_mix(found._replace(fused=ALL), None if extra is None else extra[None])
     np.testing.assert_allclose(fused.out[0], plain.out, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(fused.extra[0], plain.extra, rtol=1e-5, atol=1e-6)
 

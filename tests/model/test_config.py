@@ -239,7 +239,11 @@ def test_the_same_model_run_otherwise():
         ),
         ({"rope": Yarn()}, "rope_rule=yarn", "accepted: with position=rope"),
         ({"norm_plus_one": True, "norm_scale": False}, "norm_plus_one=True", "no effect; accepted"),
-        ({"norm_plus_one": True, "norm": "single_scale"}, "norm_plus_one=True", "no effect; accepted"),
+        (
+            {"norm_plus_one": True, "norm": "single_scale"},
+            "norm_plus_one=True",
+            "no effect; accepted",
+        ),
         ({"execution": FUSED, "sink": ExplicitSink()}, "flash=True", "no effect with the keys"),
         (
             {"execution": FUSED, "attn_softcap": 3.0},

@@ -18,7 +18,7 @@ from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sysout_jax.training.parallel import make_devices
 
-STEPS, SEEDS, BATCH, LENGTH, VOCAB = 3, 2, 8, 5, 13
+STEPS, SEEDS, BATCH, LENGTH, VOCAB = 2, 2, 8, 5, 13
 MODEL = ModelConfig(  # KV heads that tensor=8 does not divide
     context=LENGTH, layers=2, width=16, heads=8, kv_heads=4, head_dim=8, mlp_width=24, mlp="swiglu",
     window=3, window_layers=(1,),
@@ -42,7 +42,7 @@ def losses(variant, mesh, accumulate, parallel="jit"):
     state = devices.start(jnp.stack([jax.random.key(seed) for seed in range(SEEDS)]))
     shape = (SEEDS, BATCH, LENGTH + 1)
     rows = np.random.default_rng(7).integers(0, VOCAB, shape).astype(np.int32)
-    rows = np.stack([rows] * STEPS)  # which are learned by heart, so that losses move
+    rows = np.stack([rows] * STEPS)  # which is learned by heart, so that losses move
     return np.asarray(devices.steps(state, devices.put(rows))[1].loss).tolist()
 
 

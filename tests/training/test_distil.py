@@ -106,5 +106,6 @@ def test_without_anything_to_train_or_too_large_a_rate():
     teacher = Reads(BASE, model())
     with pytest.raises(InputError, match="parameters that the teacher has not"):
         distil(teacher, teacher, lambda n: rows(), 1, ADAM)
-    with pytest.raises(InputError, match="lr=1e\\+38: diverged at step"):
-        distil(gated(-1.0), teacher, lambda n: rows(), 5, replace(ADAM, lr=1e38, clip=0.0))
+    # Two steps of it are beyond float32 whatever the order of sums.
+    with pytest.raises(InputError, match="lr=3e\\+38: diverged at step"):
+        distil(gated(-1.0), teacher, lambda n: rows(), 5, replace(ADAM, lr=3e38, clip=0.0))

@@ -54,7 +54,9 @@ def test_a_step_lowers_both_and_reports_the_loss(accumulate):
     gradient = jax.grad(total)(params())
     moved = jax.tree.map(jnp.subtract, params(), after.params)
     for found, expected in zip(jax.tree.leaves(moved), jax.tree.leaves(gradient), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
+        # A small entry is what is left of large ones: rounding is of their size.
+        size = float(jnp.abs(expected).max())
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4 + 1e-5 * size)
 
 
 def test_it_holds_activations_down():

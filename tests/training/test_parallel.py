@@ -82,8 +82,8 @@ def test_the_kernel_of_a_tpu_is_divided_over_a_mesh():
     assert [case for case, _ in rows] == DIVIDED
     plain = {"softmax": softmax, "sink_logit": logit}
     for case, losses in rows:
-        assert np.allclose(losses, plain[case[0]], atol=0.01), case  # bfloat16, after three steps
-    assert abs(np.subtract(softmax[0], softmax[-1])).min() > 0.1
+        assert np.allclose(losses, plain[case[0]], atol=0.01), case  # bfloat16, after a step
+    assert abs(np.subtract(softmax[0], softmax[-1])).min() > 0.03
 
 
 # Parts of the batch, and how many gradients are added up over devices; of the loss, 3 blocks each.
