@@ -108,9 +108,8 @@ def _mixed(
     kernel: Kernel, past: Past, scale: float, q: Array, k: Array, v: Array, extra: Array | None
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
     if extra is None:
-        return kernel(q, k, v, scale, past), jnp.zeros(
-            (q.shape[0], q.shape[2], q.shape[1]), v.dtype
-        )
+        mass = jnp.zeros((q.shape[0], q.shape[2], q.shape[1]), v.dtype)
+        return kernel(q, k, v, scale, past), mass
     # In two parts, so that the logit is not rounded to the dtype of queries.
     width, logit = q.shape[-1], jnp.swapaxes(extra, 1, 2)[..., None] / scale
     high = logit.astype(q.dtype)

@@ -25,13 +25,7 @@ MAKE_WEIGHTS = {  # variants that need the weights, so that no fused kernel can 
 def draw(key, dtype, length=T):
     """Inputs and a cotangent, scaled so that rows of weights are far from even and from one-hot."""
     keys = jax.random.split(key, 5)
-    shapes = (
-        (B, length, N, H),
-        (B, length, K, H),
-        (B, length, K, H),
-        (B, length, D),
-        (B, length, N, H),
-    )
+    shapes = [(B, length, *each) for each in ((N, H), (K, H), (K, H), (D,), (N, H))]
     return [1.5 * jax.random.normal(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True)]
 
 
@@ -127,7 +121,7 @@ def test_the_kernel_is_given_no_more_channels_than_it_takes(name, width, monkeyp
         key: jnp.zeros([sizes[a] for a in param.axes.replace("->", " ").split()])
         for key, param in VARIANTS[name].params.items()
     }
-    VARIANTS[name](Heads(*heads, x, x, jnp.tri(5, dtype=bool), fused=Past()), params)
+    VARIANTS[name](Heads(*heads, x, x, jnp.tri(5, dtype=bool), fused=flash.ALL), params)
     assert given
     if width > 128:  # for no variant
         with pytest.raises(InputError, match="at most 128"):
