@@ -6,7 +6,7 @@ one after the other. Axes: N query heads, T query position, t queries of one blo
 K KV heads, H head dim.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -84,6 +84,19 @@ def over_blocks(
 
     whole, (out, single) = jax.lax.scan(add, nothing, blocks)
     return out, {name: Partial(*whole[name], jax.tree.map(join, single[name])) for name in whole}
+
+
+def join_partials(parts: Sequence[dict[str, Partial]]) -> dict[str, Partial]:
+    """The Partials of queries that follow one another, by name, as one of them all."""
+
+    def joined(*of: Partial) -> Partial:
+        return Partial(
+            jax.tree.map(lambda *x: sum(x[1:], x[0]), *(each.total for each in of)),
+            jax.tree.map(lambda *x: jnp.stack(x).max(axis=0), *(each.largest for each in of)),
+            jax.tree.map(lambda *x: jnp.concatenate(x, -1), *(each.queries for each in of)),
+        )
+
+    return {name: joined(*(part[name] for part in parts)) for name in parts[0]}
 
 
 def split_queries(x: Float[Array, "*B T N C"], size: int) -> Float[Array, "blocks *B t N C"]:

@@ -20,7 +20,13 @@ from sysout_jax.core.layers import MLPS, causal_mask, linear
 from sysout_jax.core.norms import NORMS
 from sysout_jax.core.positions import rotate
 from sysout_jax.core.primitives import Heads, Mixed
-from sysout_jax.core.streaming import Partial, join_queries, over_blocks, split_queries
+from sysout_jax.core.streaming import (
+    Partial,
+    join_partials,
+    join_queries,
+    over_blocks,
+    split_queries,
+)
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.geometry import logit_bias, rotation
 from sysout_jax.model.taps import PER_QUERY, WITHIN_ATTENTION, LayerTap, Probe
@@ -216,29 +222,38 @@ def _to_the_past(
 
 
 def _in_blocks(
-    attend: Callable[[Array, Array, Array, Any], Array],
+    attend: Callable[[Array, Array, Array, Any, int], Array],
     q: Float[Array, "B T N H"],
     x: Float[Array, "B T D"],
     tap: LayerTap,
     size: int,
 ) -> Float[Array, "B T N H"]:
-    """Attention with its queries in blocks of `size` that see all keys, one after the other: the
-    same numbers, but never more than size x T weights of a head at a time."""
+    """Attention with its queries in blocks of `size`, one after the other: the same numbers, but
+    never more than size x T weights of a head at a time. Blocks are in a few parts, each of which
+    sees the keys up to its end; where logits are read or weights replaced, in one of all keys."""
     queries = x.shape[1]
-
-    def of_block(block: tuple[Array, Array, Array]) -> tuple[Array, dict[str, Partial]]:
-        q, x_q, positions = block
-        partials: dict[str, Partial] = {}
-        return attend(q, x_q[:, :, 0], positions, tap.of_block(positions, partials)), partials
-
     blocks = split_queries(q, size)
     # The last block is filled up with queries before the start, which see nothing.
     positions = jnp.arange(blocks.shape[0] * size)
     positions = jnp.where(positions < queries, positions, -1).reshape(-1, size)
     each = (blocks, split_queries(x[:, :, None], size), positions)
-    out, partials = over_blocks(of_block, each, queries)
-    tap.finish(partials)
-    return join_queries(out, queries)
+    in_part = len(blocks) if tap.needs_all_keys else -(-len(blocks) // PARTS)
+
+    def of_block(keys: int, block: tuple[Array, Array, Array]) -> tuple[Array, dict[str, Partial]]:
+        q, x_q, positions = block
+        partials: dict[str, Partial] = {}
+        part = tap.of_block(positions, partials, queries - keys)
+        return attend(q, x_q[:, :, 0], positions, part, keys), partials
+
+    outs, parts = [], []
+    for first in range(0, len(blocks), in_part):
+        begin, end = first * size, min((first + in_part) * size, queries)
+        chosen = tuple(of[first : first + in_part] for of in each)
+        out, partials = over_blocks(partial(of_block, end), chosen, end - begin)
+        outs.append(out)
+        parts.append(partials)
+    tap.finish(join_partials(parts))
+    return join_queries(jnp.concatenate(outs), queries)
 
 
 class Mlp(Owner):

@@ -309,13 +309,27 @@ class LayerTap:
         value = self.probe.edited(name, self.seen, value, self.layer)
         return value.at[..., 0].set(0.0) if name == "attn_weights" else value
 
-    def of_block(self, positions: Int[Array, "t"], partials: dict[str, Partial]) -> Any:
-        """The tap function for what has the queries at `positions` only; it fills `partials`."""
+    @property
+    def needs_all_keys(self) -> bool:
+        """Whether keys behind a query matter: in logits, and to what replaces weights."""
+        return self.probe.asks("attn_logits") or any(
+            key.split("+")[-1] == "attn_weights" for key in self.probe.edits
+        )
+
+    def of_block(
+        self, positions: Int[Array, "t"], partials: dict[str, Partial], unseen: int
+    ) -> Any:
+        """The tap function for what has the queries at `positions` only; it fills `partials`.
+
+        Reducers are shown weights of 0 for the `unseen` last keys, which this block leaves out.
+        """
 
         seen = dict(self.seen)
 
         def tap(name: str, value: Array) -> Array:
             value = seen[name] = self.probe.edited(name, seen, value, self.layer)
+            if name == "attn_weights" and self.probe.asks(name):
+                seen[name] = jnp.pad(value, [(0, 0)] * (value.ndim - 1) + [(0, unseen)])
             for key, reducer, values in self._complete(name, seen):
                 if not isinstance(reducer, Blockwise):
                     raise InputError(

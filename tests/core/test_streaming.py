@@ -142,6 +142,45 @@ def test_edits_reach_every_block():
     assert np.abs(outs[0] - run(BASE)[0]).max() > 1e-2
 
 
+def test_blocks_leave_out_the_keys_behind_their_part():
+    """A value that is no number reaches only queries whose part has it: a weight of 0 passes it on.
+
+    Where weights are replaced every query has every key.
+    """
+
+    def broken(value, layer):
+        return value.at[T - 1].set(jnp.nan)
+
+    def same(weights, layer):
+        return weights
+
+    config = BASE.with_execution(query_block=2)  # seven blocks: parts of 4, 4, 4 and 1 queries
+    model = so.Model(config, noisy(config))
+    edits = {"value": so.Edit(broken)}
+    finite = [
+        np.isfinite(np.asarray(so.apply(model, TOKENS, edits=chosen)[0])).all(axis=(0, 2))
+        for chosen in (edits, {**edits, "attn_weights": so.Edit(same)})
+    ]
+    assert finite[0].tolist() == [True] * 12 + [False]
+    assert not finite[1].any()
+
+
+def test_logits_are_read_of_all_keys():
+    """Logits behind a query are there before the mask, in blocks as without."""
+
+    def each(logits, positions):
+        return Partial(total=jnp.sum(jnp.abs(logits), axis=1), queries=jnp.sum(logits, axis=-1))
+
+    taps = {"attn_logits": Blockwise(each, lambda whole: whole)}
+    found = [
+        so.apply(so.Model(c, noisy(c)), TOKENS, taps)[1]["attn_logits"]
+        for c in (BASE, BASE.with_execution(query_block=2))
+    ]
+    assert found[0].queries.shape == (1, B, N, T)
+    for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 def test_a_reducer_of_whole_maps_is_refused_in_blocks():
     config = BASE.with_execution(query_block=4)
     model = so.Model(config, noisy(config))
