@@ -110,8 +110,11 @@ def _mixed(
     if extra is None:
         mass = jnp.zeros((q.shape[0], q.shape[2], q.shape[1]), v.dtype)
         return kernel(q, k, v, scale, past), mass
-    # In two parts, so that the logit is not rounded to the dtype of queries.
+    # In two parts, so that the logit is not rounded to the dtype of queries; finite, as what is
+    # left of an infinite one is no number.
+    most = float(jnp.finfo(q.dtype).max) / 4
     width, logit = q.shape[-1], jnp.swapaxes(extra, 1, 2)[..., None] / scale
+    logit = jnp.clip(logit, -most, most)
     high = logit.astype(q.dtype)
     parts = jnp.concatenate((high, (logit - high.astype(logit.dtype)).astype(q.dtype)), axis=-1)
     rows = _widened(q, parts), _widened(k, first=2), _widened(v, first=1)

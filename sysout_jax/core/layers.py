@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 
 def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
@@ -106,7 +106,9 @@ MLPS: Mapping[str, MlpKind] = MappingProxyType(
 )
 
 
-def cross_entropy(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Float[Array, "*B"]:
+def cross_entropy(
+    logits: Float[Array, "*B V"], targets: Integer[Array, "*B"]
+) -> Float[Array, "*B"]:
     """The negative log-likelihood of each target: logsumexp(logits) - logits[target], in nats.
 
     Args:
@@ -118,5 +120,6 @@ def cross_entropy(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Fl
     """
     wide = widened(logits)
     # A masked sum instead of a gather: its gradient is dense, and faster than a scatter.
-    hit = jax.nn.one_hot(targets, logits.shape[-1], dtype=jnp.bool_)
+    # Ids of 8 bits would be compared with a vocabulary that is counted in 8 bits.
+    hit = jax.nn.one_hot(targets.astype(jnp.int32), logits.shape[-1], dtype=jnp.bool_)
     return jax.nn.logsumexp(wide, axis=-1) - jnp.sum(jnp.where(hit, wide, 0.0), axis=-1)

@@ -77,7 +77,7 @@ def neuron_rms_kurtosis(x: Float[Array, "T D"]) -> Float[Array, ""]:
 def tensor_kurtosis(x: Float[Array, "T D"]) -> Float[Array, ""]:
     """mean((x - mu)^4) / std^4 over all T*D entries: 3 for a normal (Bondarenko et al. 2023)."""
     x = widened(x)
-    centred = x - jnp.mean(x)
+    centred = _to_one(x - jnp.mean(x), None)
     return ratio_or_zero(jnp.mean(centred**4), jnp.square(jnp.mean(centred**2)))
 
 
@@ -89,9 +89,15 @@ def token_kurtosis(x: Float[Array, "T D"]) -> Float[Array, "T"]:
     Source: Kaul et al. 2024 (arXiv:2410.17174).
     """
     x = widened(x)
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    centred = _to_one(x - jnp.mean(x, axis=-1, keepdims=True), -1)
     fourth, second = (jnp.mean(centred**power, axis=-1) for power in (4, 2))
     return ratio_or_zero(fourth, jnp.square(second))
+
+
+def _to_one(x: Float[Array, "*any"], axis: int | None) -> Float[Array, "*any"]:
+    """x / max |x|, whose fourth powers neither overflow nor vanish; 0 stays 0."""
+    largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
+    return x / jnp.where(largest == 0.0, 1.0, largest)
 
 
 def first_token_kurtosis(x: Float[Array, "T D"]) -> Float[Array, ""]:
@@ -107,19 +113,18 @@ def other_token_kurtosis(x: Float[Array, "T D"]) -> Float[Array, ""]:
 def spectral_dominance(x: Float[Array, "R C"]) -> Float[Array, ""]:
     """How close a matrix is to rank one: sigma_1^2 / sum_i sigma_i^2, from 1/rank to 1.
 
-    sigma_1 by power iteration from the longest row, which approaches it from below.
+    sigma_1 by power iteration from a random mix of the rows, which approaches it from below: no
+    row need have a part along it.
 
     Source: Queipo de Llano et al. 2025, for token states; D1 of theory/ for the form of a SwiGLU.
     """
-    x = widened(x)
-    largest = jnp.max(jnp.abs(x))
-    x = x / jnp.where(largest == 0.0, 1.0, largest)  # its fourth powers must not overflow
+    x = _to_one(widened(x), None)
 
     def step(_: Array, v: Array) -> Array:
         v = x.T @ (x @ v)
         return ratio_or_zero(v, jnp.linalg.norm(v))
 
-    start = x[jnp.argmax(jnp.sum(x * x, axis=1))]
+    start = x.T @ jax.random.normal(jax.random.key(0), (x.shape[0],), x.dtype)
     v = jax.lax.fori_loop(0, POWER_ITERATIONS, step, ratio_or_zero(start, jnp.linalg.norm(start)))
     return ratio_or_zero(jnp.sum(jnp.square(x @ v)), jnp.sum(x * x))
 
@@ -128,12 +133,11 @@ def matrix_entropy(x: Float[Array, "R C"]) -> Float[Array, ""]:
     """Entropy of a matrix' spectrum, in nats: from 0 (rank one) to log min(R, C) (all even).
 
     -sum_i p_i log p_i,  p_i = sigma_i^2 / |x|_F^2: `spectral_dominance` is the largest of the p_i.
+    It has no gradient.
 
     Source: Queipo de Llano et al. 2025, for token states.
     """
-    x = widened(x)
-    largest = jnp.max(jnp.abs(x))
-    x = x / jnp.where(largest == 0.0, 1.0, largest)
+    x = _to_one(widened(x), None)
     x = x.T if x.shape[0] > x.shape[1] else x
     gram = x @ x.T
     shares = jnp.maximum(_eigenvalues(gram), 0.0)  # rounding makes some of zero negative
@@ -233,9 +237,10 @@ def rows_to_one(weights: Float[Array, "*B N T S"]) -> Float[Array, "*B N T S"]:
 
 
 def sink_strength(weights: Float[Array, "N T S"], key: int = 0) -> Float[Array, "N"]:
-    """Mean attention that a key receives from the queries that see it, per head.
+    """Mean attention that a key receives from the queries that are not before it, per head.
 
-    a_k = sum_{q >= k} A[q, k] / (T - k), for self-attention, T = S.
+    a_k = sum_{q >= k} A[q, k] / (T - k), for self-attention, T = S. Queries whose window ends
+    before the key count, with 0: in a layer with a window of W keys a_k is at most W/(T - k).
 
     Source: Gu et al. 2025 (arXiv:2410.10781), the score under Sink_k(eps).
     """

@@ -125,7 +125,8 @@ def grouped(x: Float[Array, "..."], per: str, group: int = 128) -> Float[Array, 
       x: [..., I].
       per: "tensor", "vector" or "group".
       group: consecutive entries of a group; the last group of a vector may be shorter, and is
-        filled up with zeros, which change neither its largest magnitude nor its grid.
+        filled up with zeros, which change neither its largest magnitude nor the grid of formats
+        that are symmetric or have 0 on it (not `half_quadratic`'s).
 
     Returns:
       [1, all], [..., I] or [..., groups, group].

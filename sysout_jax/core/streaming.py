@@ -124,28 +124,35 @@ def attention_received(normalised: bool) -> Blockwise:
 
     received[n, k] = (1/T) sum_q A[n, q, k], whose mean over heads is the score of An et al. 2025
     and whose first entry is the sink strength of Gu et al. 2025 (times T/(T - k) for key k);
-    first_key[n, q] = A[n, q, 0];  mass[n, q] = sum_k A[n, q, k];  largest[n] = max A.
+    first_key[n, q] = A[n, q, 0];  mass[n, q] = sum_k A[n, q, k];  largest[n] = max A;
+    first_own[n] = A[n, 0, 0], which is below 1 where a row has mass on keys of no token.
 
     Args:
-      normalised: whether the variant's rows sum to at most one; if not, "received" and "largest"
-        are of rows brought to one, "first_key" and "mass" of the rows as they are.
+      normalised: whether the variant's rows sum to at most one; if not, "received", "largest" and
+        "first_own" are of rows brought to one, "first_key" and "mass" of the rows as they are.
 
     Returns:
-      A reducer of [N, T, S] to {"received": [N, S], "largest": [N], "first_key": [N, T],
-      "mass": [N, T]}.
+      A reducer of [N, T, S] to {"received": [N, S], "largest": [N], "first_own": [N],
+      "first_key": [N, T], "mass": [N, T]}.
     """
 
     def of_block(weights: Float[Array, "N t S"], positions: Int[Array, "t"]) -> Partial:
         shown = weights if normalised else rows_to_one(weights)
         return Partial(
-            total={"received": jnp.sum(shown, axis=1)},
+            total={
+                "received": jnp.sum(shown, axis=1),
+                "first_own": jnp.sum(
+                    jnp.where((positions == 0)[None], shown[:, :, 0], 0.0), axis=1
+                ),
+            },
             largest={"largest": jnp.max(shown, axis=(1, 2))},
             queries={"first_key": weights[:, :, 0], "mass": jnp.sum(weights, axis=-1)},
         )
 
     def finish(whole: Partial) -> dict[str, Array]:
         received = whole.total["received"] / whole.queries["mass"].shape[-1]
-        return {"received": received, **whole.largest, **whole.queries}
+        own = {"first_own": whole.total["first_own"]}
+        return {"received": received, **own, **whole.largest, **whole.queries}
 
     return Blockwise(of_block, finish)
 

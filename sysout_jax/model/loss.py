@@ -103,6 +103,7 @@ def _cut(states: Array, targets: Array, block: int) -> tuple[Array, Array]:
     """[n, B, t, D] and [n, B, t]: blocks of positions, the last one filled up."""
     missing = -targets.shape[1] % block
     states = jnp.pad(states, ((0, 0), (0, missing), (0, 0)))
+    targets = targets.astype(jnp.int32)  # unsigned ones have no NO_TARGET
     targets = jnp.pad(targets, ((0, 0), (0, missing)), constant_values=NO_TARGET)
 
     def blocks(x: Array) -> Array:

@@ -8,6 +8,7 @@ from scipy import stats
 
 from sysout_jax.analysis.compress import allocation
 from sysout_jax.analysis.compress.compression import Compressor
+from sysout_jax.analysis.compress.rounding import Basis, round_weights
 from sysout_jax.analysis.compress.schemes import scheme
 from sysout_jax.core import quantise
 from sysout_jax.errors import InputError
@@ -190,6 +191,20 @@ def test_more_rounds_are_never_worse():
     found = [quantise.half_quadratic(w, 3, rounds) for rounds in range(1, 21)]
     errors = np.stack([np.abs(each - w).mean(axis=1) for each in found])
     assert (np.diff(errors, axis=0) <= 1e-7).all()
+
+
+def test_a_shorter_last_group_is_rounded_by_itself():
+    """576 inputs in groups of 128: the last 64 share a zero point with nothing else."""
+    w = np.random.default_rng(0).standard_t(3, (80, 5)).astype(np.float32) + 1.0
+    found = round_weights(scheme("hqq-w3-g32"), jnp.asarray(w), Basis())
+    alone = [
+        np.abs(quantise.half_quadratic(jnp.asarray(w[at].T), 3).T - w[at]).mean(axis=0)
+        for at in (slice(0, 32), slice(32, 64), slice(64, 80))
+    ]
+    errors = [np.abs(found[at] - w[at]).mean(axis=0) for at in (slice(0, 32), slice(32, 64))]
+    np.testing.assert_allclose(
+        [*errors, np.abs(found[64:] - w[64:]).mean(axis=0)], alone, rtol=0.02
+    )  # a tie rounds either way
 
 
 def test_half_quadratic_leaves_what_is_constant():

@@ -372,6 +372,16 @@ def test_quantiles_that_are_none(quantile):
         Thresholds(dimension_quantile=quantile)
 
 
+def test_more_than_half_of_the_dimensions():
+    """There are not as many others to draw at random, and none are drawn."""
+    flagged = np.arange(8) < 5
+    assert [name for name, _, _ in pred.ablation_sets(flagged, np.zeros(8, bool))] == [
+        pred.OUTLIERS
+    ]
+    drawn = pred.ablation_sets(np.arange(8) < 4, np.zeros(8, bool))
+    assert [numbers.tolist() for _, _, numbers in drawn[1:]] == [[4, 5, 6, 7]] * pred.RANDOM_SETS
+
+
 def test_nothing_is_found_where_nothing_can_be():
     """0.99 leaves room for 0.64 of 32 dimensions: no ablation of them, no split."""
     config, params = made("plain")

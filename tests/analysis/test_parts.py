@@ -70,6 +70,23 @@ def test_independent_sets_are_seldom_significant():
     assert np.mean(np.array(values) < 0.1) < 0.2
 
 
+def test_places_that_all_sequences_share_are_one_observation():
+    """One of 64 channels that is hit by chance has p = 1/64, in however many sequences."""
+    given = np.zeros((32, 64), bool)
+    given[:, 7] = True
+    assert relate(WHAT, given, given).p_value == pytest.approx(1 / 64, abs=0.01)
+
+
+def test_shared_sets_are_seldom_significant():
+    rng, values = np.random.default_rng(0), []
+    for _ in range(100):
+        given, found = np.zeros((2, 32, 64), bool)
+        for flags in (given, found):
+            flags[:, rng.choice(64, 4, replace=False)] = True
+        values.append(relate(WHAT, given, found).p_value)
+    assert np.mean(np.array(values) < 0.05) < 0.1  # of independent places of each sequence 0.27
+
+
 def test_empty_sets_have_no_relation():
     row = relate(WHAT, np.zeros((2, 5), bool), np.ones((2, 5), bool))
     assert math.isnan(row.precision.mean)

@@ -1,5 +1,7 @@
 """Coordinates of planted outliers, and pairs of models that have them or not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,16 @@ def test_coordinates_are_where_outliers_are_planted():
     assert len(largest["channels"]) == len(largest["neurons"]) == LARGEST
     assert set(largest["tokens"]) <= set(flagged["tokens"])
     assert len(largest["tokens"]) == p.B
+
+
+def test_a_layer_of_zeros_is_not_the_largest():
+    found = scan(p.CONFIG, p.params(), TOKENS)
+    dead = found.block_out.mean.copy(), found.block_out.top.copy()
+    for array in dead:
+        array[0] = 0.0
+    site = replace(found.block_out, mean=dead[0], top=dead[1])
+    largest = coordinates(replace(found, block_out=site))["largest", "layers"]
+    assert np.flatnonzero(largest).tolist() == [p.MADE]
 
 
 def test_every_pair_of_seeds_is_compared():

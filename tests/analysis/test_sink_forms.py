@@ -16,8 +16,14 @@ from sysout_jax.analysis.intervene.relocation import TAPS
 from sysout_jax.analysis.intervene.sink_constants import Constants, constants
 from sysout_jax.analysis.intervene.sink_forms import all_forms, edits, sink_forms
 from sysout_jax.analysis.locate.scan import scan
-from sysout_jax.analysis.locate.sinks import Sink, first_token_sink, sees_first
+from sysout_jax.analysis.locate.sinks import (
+    Sink,
+    first_token_sink,
+    given_to_first,
+    sees_first,
+)
 from sysout_jax.analysis.statistics import bootstrap_interval, ratio_interval
+from sysout_jax.core.attention import VARIANTS
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init
 from tests.analysis import first_visible as v
@@ -136,6 +142,22 @@ def test_queries_that_do_not_see_the_sink_are_left_alone():
     found = sees_first(CONFIGS["windows"], T)
     assert found[0].tolist() == [False, True, True, True] + [False] * (T - 4)
     assert found[2].tolist() == [False] + [True] * (T - 1)
+
+
+@pytest.mark.parametrize("variant", ["softmax", "sink_logit", "key_bias", "softpick", "relu"])
+def test_attention_that_later_queries_give_the_first_token(variant):
+    """Against the raw map: the first query's own weight is less than 1 beside keys of no token."""
+    config = replace(CONFIGS["windows"], variant=variant)
+    params, ids = model(config), tokens(config)[:, :-1]
+    raw = np.asarray(forward(config, params, jnp.asarray(ids), {"attn_weights": None})[1][
+        "attn_weights"
+    ], np.float64)  # fmt: skip
+    if not VARIANTS[variant].normalised:
+        raw = np.divide(raw, raw.sum(-1, keepdims=True), out=0 * raw, where=raw > 0)
+    found = given_to_first(config, scan(config, params, ids))
+    for layer, queries in enumerate(sees_first(config, T)):
+        expected = raw[layer][:, :, queries, 0].mean(axis=(0, 2))
+        np.testing.assert_allclose(found[layer], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["rope", "windows", "qk norm"])

@@ -140,6 +140,19 @@ def test_an_extra_logit_is_not_rounded_to_the_dtype_of_queries():
     np.testing.assert_allclose(np.float64(mass), np.broadcast_to(expected, mass.shape), rtol=0.01)
 
 
+@pytest.mark.parametrize("logit", [-jnp.inf, jnp.inf])
+def test_an_extra_logit_may_be_infinite(logit):
+    """A head's sink is switched off by a logit of -inf, and nothing is left beside one of inf."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, B, T, N, H)), jnp.bfloat16)
+    mixed, mass = flash_attention(*x, jnp.full((B, N, T), logit), scale=1.0)
+    np.testing.assert_array_equal(np.float32(mass), float(logit > 0))
+    if logit > 0:
+        assert not np.float32(mixed).any()
+    else:
+        expected, _ = flash_attention(*x, None, scale=1.0)
+        np.testing.assert_allclose(np.float32(mixed), np.float32(expected), rtol=0.02, atol=0.02)
+
+
 def test_seeds_run_together():
     """vmap over a leading axis, as seeds are trained, is each of them alone."""
     q, k, v, _, _ = draw(jax.random.key(2), jnp.bfloat16)

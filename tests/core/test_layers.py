@@ -172,6 +172,14 @@ def test_cross_entropy(scale, lead):
     np.testing.assert_allclose(out, negative_log_likelihood(logits, targets), rtol=1e-5, atol=1e-5)
 
 
+def test_cross_entropy_of_ids_of_eight_bits():
+    """A vocabulary of 300 does not fit into 8 bits; 44 and 300 - 256 are not one token."""
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((4, 300)), jnp.float32)
+    ids = np.array([5, 10, 43, 200])
+    expected = cross_entropy(logits, jnp.asarray(ids, jnp.int32))
+    np.testing.assert_array_equal(cross_entropy(logits, jnp.asarray(ids, jnp.uint8)), expected)
+
+
 def test_cross_entropy_of_even_logits_is_log_v():
     targets = jnp.arange(11)
     np.testing.assert_allclose(cross_entropy(jnp.ones((11, 11)), targets), math.log(11), rtol=1e-6)

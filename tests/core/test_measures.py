@@ -187,6 +187,21 @@ def test_token_kurtosis_of_a_spike():
     np.testing.assert_allclose(m.token_kurtosis(narrow(x)), [spike, spike, 0.0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-11, 1e9, 1e30])
+def test_kurtosis_has_no_unit(size):
+    """Fourth powers of float32 end at 1e9, and begin at 1e-11."""
+    x = draw(T, D)
+    np.testing.assert_allclose(m.tensor_kurtosis(narrow(size * x)), kurtosis(x), rtol=1e-4)
+    np.testing.assert_allclose(m.token_kurtosis(narrow(size * x))[0], kurtosis(x[0]), rtol=1e-4)
+
+
+def test_no_row_has_a_part_along_the_largest_direction():
+    """The longest row spans a channel of its own; two shorter ones share another."""
+    x = jnp.array([[2.0, 0.0], [0.0, 1.9], [0.0, 1.9]])
+    squares = np.linalg.svd(np.asarray(x), compute_uv=False) ** 2
+    np.testing.assert_allclose(m.spectral_dominance(x), squares[0] / squares.sum(), rtol=1e-5)
+
+
 def test_matrix_entropy_is_between_zero_and_the_rank():
     assert m.matrix_entropy(jnp.outer(jnp.arange(1.0, 4.0), jnp.arange(1.0, 6.0))) < 1e-4
     np.testing.assert_allclose(m.matrix_entropy(jnp.eye(T, D)), math.log(T), rtol=1e-5)

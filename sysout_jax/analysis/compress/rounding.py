@@ -135,9 +135,7 @@ def round_weights(
     if how.by == "nearest":
         rounded = nearest(moved)
     elif how.by == "hqq":
-        shared = quantise.grouped(moved.T, how.per, how.group)
-        found = quantise.half_quadratic(shared, fmt.bits)
-        rounded = quantise.ungrouped(found, moved.T.shape, how.per).T
+        rounded = _half_quadratic(how, fmt, moved)
     elif gram is None or magnitude is None:
         raise ValueError(f"{how.by}: takes the Gram matrix and magnitudes of the inputs")
     elif how.by == "gptq":
@@ -146,6 +144,21 @@ def round_weights(
     else:
         rounded = compensate.awq(moved, gram, magnitude, nearest)
     return basis.weights_back(rounded).astype(w.dtype)
+
+
+def _half_quadratic(
+    how: Rounding, fmt: quantise.Format, w: Float[Array, "I O"]
+) -> Float[Array, "I O"]:
+    """A last group that is shorter is rounded by itself: zeros in it would move its zero point."""
+    whole = len(w) - len(w) % how.group if how.per == "group" else len(w)
+
+    def rounded(part: Float[Array, "i O"], per: str) -> Float[Array, "i O"]:
+        shared = quantise.grouped(part.T, per, how.group)
+        found = quantise.half_quadratic(shared, fmt.bits)
+        return quantise.ungrouped(found, part.T.shape, per).T
+
+    parts = ((w[:whole], how.per), (w[whole:], "vector"))
+    return jnp.concatenate([rounded(*part) for part in parts if len(part[0])])
 
 
 def _nearest(how: Rounding, fmt: quantise.Format, w: Float[Array, "I O"]) -> Float[Array, "I O"]:

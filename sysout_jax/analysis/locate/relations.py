@@ -105,8 +105,10 @@ def _of_down(weights: WeightScan, axis: str, like: np.ndarray) -> np.ndarray:
 def relate(names: tuple[str, str, str], given: np.ndarray, found: np.ndarray) -> Relation:
     """Precision, recall and Jaccard of two families of sets, beside a permutation null.
 
-    Under the null the items of A are a random subset of the same size, so that the number in B is
-    hypergeometric.
+    Under the null the places of A are other places, drawn at random: of one sequence a subset of
+    the same size, so that the number in B is hypergeometric. Sequences share their places (the
+    first token, a channel of the weights), so that for the p-value one draw moves those of all
+    sequences together: a place that is the same in each is one observation, not B of them.
 
     Args:
       names: of A, of B, and of what the items are.
@@ -118,8 +120,12 @@ def relate(names: tuple[str, str, str], given: np.ndarray, found: np.ndarray) ->
     rng = np.random.default_rng(0)
     shuffled = rng.hypergeometric(b, items - b, a, (DRAWS, len(a)))
     defined = bool(((a > 0) & (b > 0)).any())
+    used, hit = (np.flatnonzero(x.any(axis=0)) for x in (given, found))
+    together = np.zeros((len(used), items), np.int64)
+    together[:, hit] = given[:, used].astype(np.int64).T @ found[:, hit]
+    moved = (together[range(len(used)), rng.permutation(items)[: len(used)]] for _ in range(DRAWS))
     # One is added on both sides: the observed arrangement is one of those that could be drawn.
-    p = (1 + np.sum(shuffled.sum(axis=1) >= both.sum())) / (1 + DRAWS)
+    p = (1 + sum(one.sum() >= both.sum() for one in moved)) / (1 + DRAWS)
     with np.errstate(invalid="ignore"):
         null_precision = np.nanmean(shuffled[:, a > 0] / a[a > 0]) if (a > 0).any() else np.nan
         null_either = a + b - shuffled

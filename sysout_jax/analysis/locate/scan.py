@@ -86,6 +86,7 @@ class Scan:
     block_out: Site  # C = D channels of the residual stream
     down_in: Site  # C neurons, numbered as in analysis/locate/expert_neurons.py
     received: np.ndarray  # [L, B, N, S], share of all queries' attention that each key receives
+    first_own: np.ndarray  # [L, B, N], attention that the first query gives its own key
     thresholds: Thresholds
     uniform: np.ndarray  # [L, S], what uniform attention would give, in the layer's window
     expert_peak: np.ndarray | None = None  # [L, B, E], of mixtures: max |output| of each expert
@@ -220,6 +221,7 @@ def as_scan(
         Site(**taps["block_out"]),
         Site(**taps["down_in"]),
         received,
+        taps["attn_weights"]["first_own"],
         thresholds or Thresholds(),
         np.stack([m.uniform_share(length, config.window_of(i)) for i in range(config.layers)]),
         taps[EXPERT_OUT]["peak"] if EXPERT_OUT in taps else None,
@@ -271,7 +273,8 @@ def reducers(config: ModelConfig) -> Mapping[str, Reducer]:
 def fields(config: ModelConfig, records: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `Scan` by tap, of what its `reducers` recorded."""
     found = expert_neurons.by_tap(config, records)
-    return found | {"attn_weights": {"received": found["attn_weights"]["received"]}}
+    kept = {name: found["attn_weights"][name] for name in ("received", "first_own")}
+    return found | {"attn_weights": kept}
 
 
 def _magnitudes(h: Array) -> dict[str, Array]:

@@ -80,8 +80,7 @@ def given_to_first(config: ModelConfig, found: Scan) -> Float[np.ndarray, "L N"]
     """
     length = found.received.shape[-1]
     count = sees_first(config, length).sum(axis=1)[:, None]
-    # The first query sees nothing else: its whole row is at the first key.
-    total = found.received[..., 0].mean(axis=1) * length - 1.0
+    total = found.received[..., 0].mean(axis=1) * length - found.first_own.mean(axis=1)
     return np.clip(total / np.maximum(count, 1), 0.0, 1.0)
 
 

@@ -217,6 +217,8 @@ def ablation_sets(
 ) -> tuple[Set, ...]:
     """The outlier dimensions, as many others at random five times, and those of the head.
 
+    Where more than half are outlier dimensions there are not as many others, and none are drawn.
+
     Args:
       flagged: the outlier dimensions of the final states.
       of_head: those of the head's own weights.
@@ -228,7 +230,7 @@ def ablation_sets(
     mine, others = np.flatnonzero(flagged), np.flatnonzero(~flagged)
     if len(mine):
         sets.append((OUTLIERS, None, mine))
-        for draw in range(RANDOM_SETS):
+        for draw in range(RANDOM_SETS if len(mine) <= len(others) else 0):
             random = np.random.default_rng(draw).choice(others, len(mine), replace=False)
             sets.append((RANDOM, draw, np.sort(random)))
     if of_head.any():

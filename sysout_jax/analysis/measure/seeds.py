@@ -76,7 +76,7 @@ def coordinates(found: Scan) -> dict[tuple[str, str], Bool[np.ndarray, "items"]]
     token with the largest activation of each sequence, the five channels and neurons with the
     largest peaks, and the layer, each where the site's max/mean is largest.
     """
-    ratio = {name: found.site(name).top[..., 0] / found.site(name).mean for name in SITES}
+    ratio = {name: found.site(name).over_mean(found.site(name).top[..., 0]) for name in SITES}
     layers = {name: int(np.argmax(ratio[name].mean(axis=1))) for name in SITES}
     peaks = found.block_out.token_peak[layers["block_out"]]
     heaviest = peaks == peaks.max(axis=1, keepdims=True)

@@ -55,7 +55,8 @@ def words(kinds: Vocabulary, tokens: Int[np.ndarray, "S"], context: int) -> list
     """The words of a row as (first, last) positions of their tokens.
 
     A word is a token that opens one and those inside it that follow. It counts where it has at
-    least `context` tokens before it, and a token after it that shows where it ends.
+    least `context` tokens before it, of which it is predicted and of which there is one, and a
+    token after it that shows where it ends.
     """
     found = []
     opens = kinds.opens[tokens]
@@ -65,7 +66,7 @@ def words(kinds: Vocabulary, tokens: Int[np.ndarray, "S"], context: int) -> list
         last = first
         while last + 1 < tokens.size and inside[last + 1]:
             last += 1
-        if first >= context and last + 1 < tokens.size:
+        if first >= max(context, 1) and last + 1 < tokens.size:
             found.append((first, last))
     return found
 
