@@ -34,7 +34,7 @@ FEATURES = {
     "window_layers": "windows by layer",
     "query_key_norm": "QK norm",
     "attn_softcap": "soft caps",
-    "rope": "longer contexts, partly turned heads",
+    "rope": "longer contexts",
     "clip_qkv": "clipped QKV",
     "qkv_bias": "QKV biases",
     "mlp_bias": "MLP biases",

@@ -140,17 +140,23 @@ class Texts:
             corpus, spec = read_corpus(self.corpus, chosen, self.console, self.token_dtype)
             length = length_of(self.seq_len, model.config)
             evaluation = corpus.distinct("val", self.sequences, length)
+        _within(model.config.vocab, spec, evaluation)
         if self.calibrate_on is not None:
             corpus, _ = read_corpus(self.calibrate_on, chosen, self.console, self.token_dtype)
         elif self.protocol == WIKITEXT2:
             return Text(None, evaluation[:0], evaluation)
         candidates = corpus.batch("train", 0, 0, 2 * self.calibration, length)
-        top, vocab = max(evaluation.max(), candidates.max()), model.config.vocab
-        if top >= vocab:
-            raise InputError(
-                "corpus",
-                spec,
-                "text in the model's own tokenizer",
-                f"token id {top}, and the model's vocabulary has {vocab}",
-            )
+        _within(model.config.vocab, self.calibrate_on or spec, candidates)
         return Text(corpus, apart(candidates, evaluation, self.calibration), evaluation)
+
+
+def _within(vocab: int, spec: str, tokens: Int[np.ndarray, "B S"]) -> None:
+    """Refuse ids that the model has no embedding of.
+
+    Raises:
+      InputError: naming one.
+    """
+    top = int(tokens.max(initial=0))
+    if top >= vocab:
+        found = f"token id {top}, and the model's vocabulary has {vocab}"
+        raise InputError("corpus", spec, "text in the model's own tokenizer", found)

@@ -195,6 +195,8 @@ def _values(family: Family, kind: type, ours: dict[str, Any]) -> dict[str, Any]:
         if float in kinds and type(value) is int:
             ours[name] = float(value)
         elif tuple[float, ...] in kinds and isinstance(value, tuple):
+            if not all(type(x) in (int, float) for x in value):
+                raise InputError(name, _short(list(value)), "a list of numbers")
             ours[name] = tuple(float(x) for x in value)
         elif value is None and type(None) in kinds:
             continue

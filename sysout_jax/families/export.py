@@ -15,6 +15,7 @@ from sysout_jax.families.config_map import write_config
 from sysout_jax.families.table import FAMILIES
 from sysout_jax.families.tensor_map import Stored
 from sysout_jax.families.tensors import INDEX, SINGLE
+from sysout_jax.families.tokens import write_tokenizer
 from sysout_jax.files import replacing
 from sysout_jax.model.decoder import unstack_blocks
 from sysout_jax.model.model import Model
@@ -53,9 +54,9 @@ def export(
     with replacing(target) as partial:
         partial.mkdir(parents=True)
         _write_tensors(partial, tensor_map.layout(row, config), by_path, shard_bytes)
-        (partial / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
         if model.tokenizer is not None:
-            model.tokenizer.save(partial / "tokenizer.json")
+            raw |= write_tokenizer(model.tokenizer, partial)
+        (partial / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
 
 
 def _write_tensors(

@@ -45,6 +45,8 @@ def _read_rotary(raw: Raw) -> dict[str, Any]:
     }
     if read_rule(local, raw)["rule"] != "plain":
         raise ValueError("a rule for local layers")
+    if {everywhere["partial_rotary_factor"], local["partial_rotary_factor"]} - {1.0, None}:
+        raise ValueError("heads that are turned in part")
     return {"rope": read_rule(everywhere, raw) | {"local_theta": local["rope_theta"]}}
 
 
@@ -63,7 +65,6 @@ _ROWS: tuple[Row, ...] = (
     Field("hidden_activation", "mlp", GATED),
     Field("attention_bias", "qkv_bias"),
     Field("attention_bias", "out_bias"),
-    Field("attn_logit_softcapping", "attn_softcap"),
     Field("final_logit_softcapping", "final_softcap"),
     Group(("query_pre_attn_scalar",), ("query_scale", "embed_scale"), _read_scales, _write_scales),
     Only("use_bidirectional_attention", False),
@@ -91,7 +92,12 @@ GEMMA2 = Family(
     covers="Gemma 2 2B, 9B, 27B and their instruct models",
     cite="Gemma Team 2024 (arXiv:2408.00118)",
     fixed=_FIXED,
-    config=(*_ROWS, windows(lambda i, raw: i % 2 == 0), rotary()),
+    config=(
+        *_ROWS,
+        Field("attn_logit_softcapping", "attn_softcap"),
+        windows(lambda i, raw: i % 2 == 0, least=4096),
+        rotary(),
+    ),
     tensors=_TENSORS,
     buffers=(ROTARY_BUFFER,),
 )
@@ -122,7 +128,8 @@ GEMMA3 = Family(
     fixed={**_FIXED, "query_key_norm": "head"},
     config=(
         *_ROWS,
-        windows(_five_of_six, others=("sliding_window_pattern",)),
+        Only("attn_logit_softcapping", None),  # the published code stores it, and caps nothing
+        windows(_five_of_six, others=("sliding_window_pattern",), least=4096),
         Group(
             ("rope_parameters", "rope_theta", "rope_local_base_freq", "rope_scaling"),
             ("rope",),

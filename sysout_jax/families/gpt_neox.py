@@ -27,7 +27,9 @@ GPT_NEOX = Family(
         Field("attention_bias", "out_bias"),
         Field("use_parallel_residual", "parallel_block", {True: "separate", False: "none"}),
         NATURAL_HEAD_DIM,
-        rotary(fraction=0.25, theta_name="rotary_emb_base", fraction_name="rotary_pct"),
+        rotary(
+            fraction=0.25, theta_name="rotary_emb_base", fraction_name="rotary_pct", partly=True
+        ),
     ),
     tensors=(
         tensor("embed_in.weight", "V D", "embed"),

@@ -103,8 +103,8 @@ def _assign(
 def _by_own_names(family: Family, found: list[Source], within: Within | None) -> dict[str, Source]:
     """The tensors that may be parameters, by the names that the family gives them."""
     if within is None:
-        bare = not any(source.name.startswith(family.prefix) for source in found)
-        by_name = {_full(family, source.name, bare): source for source in found}
+        given = _given_prefix(family, [source.name for source in found])
+        by_name = {_full(family, source.name, given): source for source in found}
     else:
         by_name = {_outer(within, source.name): source for source in found}
         by_name = {n: s for n, s in by_name.items() if not _any_match(within.others, n)}
@@ -115,10 +115,20 @@ def _any_match(patterns: Iterable[str], name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _full(family: Family, name: str, bare: bool) -> str:
-    """A stored name with the family's prefix, which some checkpoints leave out."""
+def _given_prefix(family: Family, names: Iterable[str]) -> str:
+    """As much of the family's prefix as a checkpoint has: of OPT's "model.decoder." some begin with
+    "decoder.", and some with none of it."""
+    starts = (0, *(dot.end() for dot in re.finditer(r"\.", family.prefix)))
+    tails = (family.prefix[start:] for start in starts)
+    return next(tail for tail in tails if any(name.startswith(tail) for name in names) or not tail)
+
+
+def _full(family: Family, name: str, given: str) -> str:
+    """A stored name with the whole of the family's prefix."""
     outside = {row.stored[1:] for row in family.tensors if row.stored.startswith("/")}
-    return f"{family.prefix}{name}" if bare and name not in outside else name
+    if name in outside or not name.startswith(given):
+        return name
+    return family.prefix + name.removeprefix(given)
 
 
 def _outer(within: Within, name: str) -> str:

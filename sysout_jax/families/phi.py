@@ -20,7 +20,7 @@ PHI = Family(
         TIED,
         Field("hidden_act", "mlp", PLAIN),
         Field("qk_layernorm", "query_key_norm", {False: "none", True: "head"}),
-        rotary(fraction=0.5),
+        rotary(fraction=0.5, partly=True),
     ),
     tensors=(
         tensor("embed_tokens.weight", "V D", "embed"),

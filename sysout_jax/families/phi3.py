@@ -25,7 +25,7 @@ PHI3 = Family(
         TIED,
         ACT,
         Field("sliding_window", "window"),
-        rotary(renamed={"su": "longrope", "yarn": "longrope"}),
+        rotary(renamed={"su": "longrope", "yarn": "longrope"}, partly=True),
     ),
     tensors=(
         *(row for row in llama_attention() if not any(name in row.stored for name in _UNFUSED)),

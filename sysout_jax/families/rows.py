@@ -108,6 +108,7 @@ def rotary(
     fraction_name: str = "partial_rotary_factor",
     default: Raw | None = None,
     renamed: Mapping[str, str] | None = None,
+    partly: bool = False,
 ) -> Group:
     """Rotary positions in both published spellings, of which "rope_scaling" wins.
 
@@ -117,6 +118,8 @@ def rotary(
       theta_name, fraction_name: what config.json calls them outside of "rope_parameters".
       default: the rule where none is given.
       renamed: older names of rules.
+      partly: whether the family's heads may be turned in part; the code of others ignores a
+        fraction, so that one which says 0.5 would be another model than its own.
     """
 
     def read(raw: Raw) -> dict[str, Any]:
@@ -136,10 +139,15 @@ def rotary(
             **given,
             "rope_type": (renamed or {}).get(kind, kind),
         }
+        if not partly and given["partial_rotary_factor"] not in (1.0, None):
+            raise InputError("partial_rotary_factor", given["partial_rotary_factor"], "1.0")
         return {"rope": read_rule(given, raw)}
 
     def write(c: ModelConfig) -> dict[str, Any]:
-        out = {theta_name: c.rope.theta, "rope_scaling": write_rule(c.rope)}
+        rule = write_rule(c.rope)
+        out = {theta_name: c.rope.theta, "rope_scaling": rule}
+        if rule and rule["rope_type"] == "longrope":  # where Phi-3's code looks for it
+            out[_ORIGINAL] = rule[_ORIGINAL]
         return out | ({fraction_name: c.rope.fraction} if c.rope.fraction != fraction else {})
 
     names = ("rope_parameters", "rope_scaling", theta_name, fraction_name, _ORIGINAL)
@@ -212,7 +220,10 @@ def write_rule(rope: Rope) -> dict[str, Any] | None:
 
 
 def windows(
-    local: Callable[[int, Raw], bool], switch: bool = False, others: tuple[str, ...] = ()
+    local: Callable[[int, Raw], bool],
+    switch: bool = False,
+    others: tuple[str, ...] = (),
+    least: int | None = None,
 ) -> Group:
     """Windows of some layers: "layer_types", or the pattern that its absence means.
 
@@ -220,6 +231,7 @@ def windows(
       local: whether a layer (from 0) has the window, where "layer_types" does not say.
       switch: whether "use_sliding_window" turns windows on.
       others: fields that `local` reads.
+      least: what is written as the window where no layer has one; None where null is accepted.
     """
     names = ("sliding_window", "layer_types", *others)
     names += ("use_sliding_window", "max_window_layers") if switch else ()
@@ -247,7 +259,7 @@ def windows(
     def write(c: ModelConfig) -> dict[str, Any]:
         chosen = c.layers_with_window
         kinds = ["sliding_attention" if i in chosen else "full_attention" for i in range(c.layers)]
-        out: dict[str, Any] = {"sliding_window": c.window, "layer_types": kinds}
+        out: dict[str, Any] = {"sliding_window": c.window or least, "layer_types": kinds}
         return out | ({"use_sliding_window": c.window is not None} if switch else {})
 
     return Group(names, ("window", "window_layers"), read, write)

@@ -25,7 +25,7 @@ STABLELM = Family(
         ACT,
         Field("use_qkv_bias", "qkv_bias"),
         Field("use_parallel_residual", "parallel_block", {True: "shared", False: "none"}),
-        rotary(fraction=0.25),
+        rotary(fraction=0.25, partly=True),
     ),
     tensors=(
         *llama_attention(),

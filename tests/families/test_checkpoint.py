@@ -154,6 +154,18 @@ def test_prefix_and_buffers_may_vary(tmp_path):
     assert "not the embedding that it is tied to (accepted: tie_word_embeddings=false" in said
 
 
+@pytest.mark.parametrize("left_out", ["", "model.", "model.decoder."])
+def test_as_much_of_a_prefix_as_there_is(golden, tmp_path, left_out):
+    """OPT's published files say "decoder." where its code says "model.decoder."."""
+    directory, _, _ = golden("opt")
+    tensors = load_file(directory / "model.safetensors")
+    (tmp_path / "config.json").write_text((directory / "config.json").read_text())
+    renamed = {name.removeprefix(left_out): value for name, value in tensors.items()}
+    save_file(renamed, tmp_path / "model.safetensors")
+    found, expected = (load_checkpoint(place).params for place in (tmp_path, directory))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 # ------------------------------------------------------------------------- what is refused
 
 

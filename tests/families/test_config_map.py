@@ -5,6 +5,7 @@ import json
 import re
 import types
 import typing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -585,6 +586,39 @@ def test_groups_say_which_fields_they_read(family):
         ({"hidden_size": -1}, "width=-1: accepted: an integer of at least 1"),
         ({"rms_norm_eps": float("nan")}, "norm_eps=nan: accepted"),
         ({"hidden_act": ["silu"]}, "hidden_act=['silu'] (accepted"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5: accepted: 1.0"),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 1e4,
+                    "partial_rotary_factor": 0.5,
+                }
+            },
+            "partial_rotary_factor=0.5: acc",
+        ),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "longrope",
+                    "factor": 2.0,
+                    "short_factor": ["a", 1.0],
+                    "long_factor": [1.0, 1.0],
+                }
+            },
+            "accepted: a list of numbers",
+        ),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "longrope",
+                    "factor": 2.0,
+                    "short_factor": [None, 1.0],
+                    "long_factor": [1.0, 1.0],
+                }
+            },
+            "accepted: a list of numbers",
+        ),
     ],
 )
 def test_values_that_are_refused(change, wanted):
@@ -620,6 +654,45 @@ def test_what_a_family_cannot_say():
         write_config(FAMILIES["llama"], ModelConfig(
             norm="rms", position="rope", mlp="swiglu", variant="sigmoid"))  # fmt: skip
     assert set(OURS_ALONE) < set(flat(ModelConfig()))
+
+
+def test_what_the_published_code_does_not_do_is_not_written():
+    """Partly turned heads of LLaMA, and soft caps of Gemma 3's attention: its code ignores both."""
+    llama = read_config(FAMILIES["llama"], LLAMA2_7B)
+    with pytest.raises(InputError, match=r"partial_rotary_factor|rope_fraction"):
+        write_config(FAMILIES["llama"], replace(llama, rope=replace(llama.rope, fraction=0.5)))
+    raw = {"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}
+    with pytest.raises(InputError, match="attn_logit_softcapping"):
+        read_config(FAMILIES["gemma3"], raw)
+    capped = replace(read_config(FAMILIES["gemma3"], raw | {"attn_logit_softcapping": None}),
+                     attn_softcap=50.0)  # fmt: skip
+    with pytest.raises(InputError, match="the gemma3 family has no attn_softcap"):
+        write_config(FAMILIES["gemma3"], capped)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_a_gemma_without_windows_is_written_with_a_width(name):
+    """Its code makes the mask of a window whether a layer has one or not."""
+    config = read_config(FAMILIES[name], {"model_type": FAMILIES[name].model_types[0]})
+    out = write_config(FAMILIES[name], replace(config, window=None, window_layers=None))
+    assert out["sliding_window"] == 4096
+    assert set(out["layer_types"]) == {"full_attention"}
+    assert read_config(FAMILIES[name], out).window is None
+
+
+def test_phi3s_context_before_it_was_made_longer():
+    """Where the published code looks for it, beside the rule and not in it alone."""
+    longer = {
+        "model_type": "phi3", "hidden_size": 96, "num_attention_heads": 8, "vocab_size": 50,
+        "intermediate_size": 96, "num_hidden_layers": 2, "num_key_value_heads": 8,
+        "max_position_embeddings": 64, "original_max_position_embeddings": 16,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 6, "long_factor": [2.0] * 6},
+    }  # fmt: skip
+    config = read_config(FAMILIES["phi3"], longer)
+    assert config.rope.context == 16
+    out = write_config(FAMILIES["phi3"], config)
+    assert out["original_max_position_embeddings"] == 16
+    assert read_config(FAMILIES["phi3"], out) == config
 
 
 def test_every_type_of_a_field_has_words():

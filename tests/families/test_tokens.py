@@ -1,6 +1,7 @@
 """Tokenizers of published checkpoints, and BOS as an explicit choice."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import tokenizers
@@ -9,7 +10,7 @@ from tokenizers import models, pre_tokenizers, processors, trainers
 from sysout_jax.data import load_saved, load_tokenizer
 from sysout_jax.data.prompt import encode_prompt
 from sysout_jax.errors import InputError
-from sysout_jax.families.tokens import published_tokenizer
+from sysout_jax.families.tokens import published_tokenizer, write_tokenizer
 
 WORDS = {"<unk>": 0, "<s>": 1, "</s>": 2, "summer": 3, "is": 4, "warm": 5, "<pad>": 6}
 
@@ -93,6 +94,62 @@ def test_no_tokenizer_and_a_broken_one(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match=r"tokenizer\.json"):
         published_tokenizer(tmp_path)
+
+
+def pair_of_files(place, shared, **files):
+    for ours, theirs in (("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")):
+        (place / ours).write_text((shared / "tokenizer" / "gpt2" / theirs).read_text())
+    for name, content in files.items():
+        (place / f"{name}.json").write_text(json.dumps(content))
+    return place
+
+
+def test_tokens_that_are_added_to_gpt2s(shared_data, tmp_path):
+    """As Phi's runs of spaces: by one file or the other, at the ids they say."""
+    spaces = {"content": "   ", "lstrip": False, "normalized": True, "special": False}
+    place = pair_of_files(
+        tmp_path, shared_data, added_tokens={"  ": 50257},
+        tokenizer_config={"tokenizer_class": "CodeGenTokenizer",
+                          "added_tokens_decoder": {"50258": spaces}},
+    )  # fmt: skip
+    assert published_tokenizer(place).encode("a   b").tolist() == [64, 50258, 65]
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        ({"tokenizer_config": {"tokenizer_class": "Qwen2Tokenizer"}}, "merges of Qwen2Tokenizer"),
+        ({"tokenizer_config": {"add_prefix_space": True}}, "merges of add_prefix_space"),
+        ({"added_tokens": {"   ": 60000}}, "added token '   '=60000: accepted: the next id"),
+    ],
+)
+def test_a_vocabulary_and_merges_that_are_not_gpt2s(shared_data, tmp_path, files, wanted):
+    with pytest.raises(InputError, match=wanted):
+        published_tokenizer(pair_of_files(tmp_path, shared_data, **files))
+
+
+@pytest.mark.parametrize("template", [None, "<s> $A", "$A </s>"])
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_tokenizer_comes_back_from_what_is_written(tmp_path, template, adds):
+    """The published form keeps BOS, the end of a text, and whether BOS comes first."""
+    given = published_tokenizer(
+        write(tmp_path, template, tokenizer_config={"add_bos_token": adds, "bos_token": "<s>"})
+    )
+    (tmp_path / "out").mkdir()
+    assert write_tokenizer(given, tmp_path / "out") == {"bos_token_id": 1, "eos_token_id": 2}
+    found = published_tokenizer(tmp_path / "out")
+    assert (found.bos, found.eot, found.adds_bos) == (1, 2, adds)
+    assert encode_prompt(found, "summer is warm").tolist() == [1, 3, 4, 5][not adds :]
+    plain = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    if adds:  # other libraries are told by the rule of the tokenizer itself
+        assert plain.encode("summer").ids[0] == 1
+
+
+def test_how_a_model_was_trained_is_kept(tmp_path):
+    """A file of this library says whether sequences began with BOS; beside a checkpoint too."""
+    given = published_tokenizer(write(tmp_path))
+    replace(given, adds_bos=True).save(tmp_path / "tokenizer.json")
+    assert published_tokenizer(tmp_path).adds_bos
 
 
 def byte_level(place, bos, eos, ordinary=(), front=None, **files):

@@ -133,9 +133,9 @@ def _phi3(meta: Metadata) -> Raw:
     original = meta.get("rope.scaling.original_context_length", raw["max_position_embeddings"])
     scale = meta.get("rope.scaling.attn_factor")
     if short is not None and long is not None:
+        raw["original_max_position_embeddings"] = original
         raw["rope_scaling"] = {
             "rope_type": "longrope", "short_factor": short, "long_factor": long,
-            "original_max_position_embeddings": original,
         } | ({} if scale is None else {"attention_factor": scale})  # fmt: skip
     return raw | {"model_type": "phi3"}
 
