@@ -34,6 +34,7 @@ from .claim import (
     PUBLISHED,
     RATE,
     RATED,
+    RELATED,
     SINKS_AND_BIAS,
     SIX_SEEDS,
     SOURCE,
@@ -223,7 +224,7 @@ CAUSES = (
     }),
     *(Statement(name, says, f"{AN}, table 1", {
         BOOKS: Trial(Relation(given, found), TAKEN_APART, renews=f"b1e06f5 {old}"),
-        PUBLISHED: Trial(Relation(given, found), ON_TEXTS),
+        PUBLISHED: Trial(Relation(given, found), RELATED),
     }) for name, given, found, old, says in (
         ("weights_and_activations_share_channels", "weights", "activations",
          "weights_make_activations", "Weight and activation outliers share their channels"),

@@ -19,6 +19,8 @@ SMOLLM2: Mapping[str, str] = MappingProxyType(  # records of the published model
     {
         "analyze/smollm2-135m": "experiments.analyze --model=smollm2-135m --sequences=64 "
         "--seq_len=256 --only=existence,positions,relations,lifecycle,interventions",
+        "analyze/smollm2-135m-relations": "experiments.analyze --model=smollm2-135m --sequences=64 "
+        "--seq_len=256 --only=relations",
         "causal/smollm2-135m": "experiments.causal --model=smollm2-135m --factors=0,1 "
         "--controls=20 --sequences=64 --seq_len=64",
         "convert/smollm2-135m-leave": "experiments.convert --model=smollm2-135m --weak=leave "

@@ -11,6 +11,7 @@ from sysout_jax.families.gguf_files.header import is_gguf
 from sysout_jax.families.gguf_files.model import gguf_within
 from sysout_jax.families.hub import fetch, is_hub_id
 from sysout_jax.families.table import by_model_type
+from sysout_jax.families.tensors import PICKLES
 from sysout_jax.files import read_json
 
 
@@ -74,4 +75,4 @@ def _found(name: str) -> Path:
 
 
 def _has_weights(path: Path) -> bool:
-    return any(x.suffix in (".safetensors", ".bin") for x in path.iterdir())
+    return any(x.suffix in (".safetensors", *PICKLES) for x in path.iterdir())
