@@ -212,7 +212,8 @@ def test_relations():
         row = rows[key]
         assert row.precision == row.recall == row.jaccard == (1, 1, 1)
         assert row.sequences == p.B
-        assert row.p_value < 1e-3
+        # Sequences share the channel, which chance finds once in as many places as there are.
+        assert row.p_value < (1.3 / row.items if row.on == "channels" else 1e-3)
     neurons = rows["weights", "down_in"]
     assert neurons.precision.mean == 1
     assert neurons.recall.mean == 0.5
