@@ -41,6 +41,10 @@ def _found(record: Record) -> str:
         part = parts["dimensions"]
         count, width, top = len(part["dimensions"]), len(part["scores"]), max(part["scores"])
         return f"{count} of {width} dimensions are outlier dimensions: scores up to {top:.2f} of 1"
+    if "relations" in parts:
+        rows = [row for row in parts["relations"]["rows"] if row["sequences"]]
+        told = (f"{row['given']} to {row['found']} {row['precision'][0]:.2f}" for row in rows)
+        return f"precision: {', '.join(told)}" if rows else "no relation has outliers to be of"
     return ""
 
 
