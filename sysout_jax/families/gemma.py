@@ -45,8 +45,6 @@ def _read_rotary(raw: Raw) -> dict[str, Any]:
     }
     if read_rule(local, raw)["rule"] != "plain":
         raise ValueError("a rule for local layers")
-    if {everywhere["partial_rotary_factor"], local["partial_rotary_factor"]} - {1.0, None}:
-        raise ValueError("heads that are turned in part")
     return {"rope": read_rule(everywhere, raw) | {"local_theta": local["rope_theta"]}}
 
 

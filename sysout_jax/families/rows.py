@@ -118,8 +118,7 @@ def rotary(
       theta_name, fraction_name: what config.json calls them outside of "rope_parameters".
       default: the rule where none is given.
       renamed: older names of rules.
-      partly: whether the family's heads may be turned in part; the code of others ignores a
-        fraction, so that one which says 0.5 would be another model than its own.
+      partly: as of `read_rule`.
     """
 
     def read(raw: Raw) -> dict[str, Any]:
@@ -139,9 +138,7 @@ def rotary(
             **given,
             "rope_type": (renamed or {}).get(kind, kind),
         }
-        if not partly and given["partial_rotary_factor"] not in (1.0, None):
-            raise InputError("partial_rotary_factor", given["partial_rotary_factor"], "1.0")
-        return {"rope": read_rule(given, raw)}
+        return {"rope": read_rule(given, raw, partly)}
 
     def write(c: ModelConfig) -> dict[str, Any]:
         rule = write_rule(c.rope)
@@ -154,12 +151,21 @@ def rotary(
     return Group(names, ("rope",), read, write)
 
 
-def read_rule(given: Raw, raw: Raw) -> dict[str, Any]:
+def read_rule(given: Raw, raw: Raw, partly: bool = False) -> dict[str, Any]:
     """The fields of a `Rope`, and its rule, that one published dict of rotary parameters says.
 
+    Args:
+      given: that dict.
+      raw: the whole config.
+      partly: whether the family's heads may be turned in part; the code of others ignores a
+        fraction, so that one which says 0.5 would be another model than its own.
+
     Raises:
-      InputError: an unknown rule, or a missing parameter.
+      InputError: an unknown rule, a missing parameter, or a fraction that is ignored.
     """
+    fraction = given["partial_rotary_factor"]
+    if not partly and fraction not in (1.0, None):
+        raise InputError("partial_rotary_factor", fraction, "1.0")
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in _RULES:
         raise InputError("rope_type", repr(kind), ", ".join(_RULES))
@@ -171,7 +177,7 @@ def read_rule(given: Raw, raw: Raw) -> dict[str, Any]:
     found = {
         "rule": rule,
         "theta": given["rope_theta"],
-        "fraction": given["partial_rotary_factor"],
+        "fraction": fraction,
     }
     if hasattr(RULES[rule], "context"):
         found["context"] = context

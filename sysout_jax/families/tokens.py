@@ -30,18 +30,14 @@ def published_tokenizer(directory: Path) -> Tokenizer | None:
     Raises:
       InputError: a file that is there cannot be used.
     """
-    if (directory / "tokenizer.json").exists():
-        found = load_saved(directory / "tokenizer.json")
-    elif (directory / "merges.txt").exists() or (directory / "vocab.bpe").exists():
-        found = _gpt2s(directory)
-    else:
+    whole = directory / "tokenizer.json"
+    if not any(x.exists() for x in (whole, directory / "merges.txt", directory / "vocab.bpe")):
         return None
+    names = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
+    named = [_optional(directory / name) for name in names]
+    found = load_saved(whole) if whole.exists() else _gpt2s(directory, named[0])
     if not isinstance(found, SubwordTokenizer):
         return found
-    named = [
-        _optional(directory / file)
-        for file in ("tokenizer_config.json", "special_tokens_map.json", "config.json")
-    ]
     bos = next(_specials(found, named, "bos"), found.bos)
     eot = next(_specials(found, named, "eos"), found.eot)
     said = named[0].get("add_bos_token")
@@ -80,33 +76,37 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path) -> dict[str, int]:
     return {role: number for role, number in ids.items() if number is not None}
 
 
-def _gpt2s(directory: Path) -> SubwordTokenizer:
+def _gpt2s(directory: Path, said: dict[str, Any]) -> SubwordTokenizer:
     """The tokenizer of GPT-2's two files, and the tokens that other files add to them.
+
+    Args:
+      directory: of the files.
+      said: what tokenizer_config.json says.
 
     Raises:
       InputError: the files are those of another kind of tokenizer, or a token's id is not the next.
     """
     found = load_tokenizer(f"gpt2:{directory}")
-    said = _optional(directory / "tokenizer_config.json")
     kind = said.get("tokenizer_class") or GPT2S[0]
-    if kind.removesuffix("Fast") not in GPT2S or said.get("add_prefix_space"):
-        what = kind if kind.removesuffix("Fast") not in GPT2S else "add_prefix_space"
+    other = kind if kind.removesuffix("Fast") not in GPT2S else None
+    if other is None and said.get("add_prefix_space"):
+        other = "add_prefix_space"
+    if other is not None:
         accepted = "a tokenizer.json beside it, as that library saves with use_fast=True"
-        raise InputError(f"{directory}", None, accepted, f"vocabulary and merges of {what}")
-    listed = {int(n): token for n, token in said.get("added_tokens_decoder", {}).items()}
+        raise InputError(f"{directory}", None, accepted, f"vocabulary and merges of {other}")
     plain = _optional(directory / "added_tokens.json")
-    listed = {n: {"content": content} for content, n in plain.items()} | listed
+    listed = {n: {"content": content} for content, n in plain.items()}
+    listed |= {int(n): token for n, token in said.get("added_tokens_decoder", {}).items()}
     assert isinstance(found, SubwordTokenizer), "what gpt2:DIR is"
     for number, token in sorted(listed.items()):
-        if found.backend.token_to_id(token["content"]) != number:
+        content = token["content"]
+        if found.backend.token_to_id(content) != number:
             kept = {k: v for k, v in token.items() if k not in ("content", "special")}
-            added = tokenizers.AddedToken(token["content"], **kept)
             special = token.get("special", False)
-            (found.backend.add_special_tokens if special else found.backend.add_tokens)([added])
-        if found.backend.token_to_id(token["content"]) != number:
-            raise InputError(
-                f"{directory}: added token {token['content']!r}", number, "the next id"
-            )
+            add = found.backend.add_special_tokens if special else found.backend.add_tokens
+            add([tokenizers.AddedToken(content, **kept)])
+        if found.backend.token_to_id(content) != number:
+            raise InputError(f"{directory}: added token {content!r}", number, "the next id")
     return found
 
 
