@@ -99,8 +99,7 @@ def check(names: list[str]) -> None:
     said = End(
         f"{len(good)} of {numbered(len(verdicts), 'path')} would load", "",
         "weights are not read: what a config does not say can still be refused",
-        f"python -m experiments.analyze --model={good[0].path}" if good
-        else "python -m experiments.models",
+        ("analyze", f"--model={good[0].path}") if good else ("models",),
     )  # fmt: skip
     if not showing.printed():  # a line each on stdout, and nothing else
         print("\n".join(map(line_of, verdicts)))
@@ -128,7 +127,7 @@ def main() -> None:
     said = End(
         f"{len(FAMILIES)} families of published models load, and llama2.c's files", "",
         "what the reference reads and this does not is refused by name",
-        "python -m experiments.models --check PATH",
+        ("models", "--check", "PATH"),
     )  # fmt: skip
     found = [dict(zip(COLUMNS, row, strict=True)) for row in rows()]
     showing.listed([Section("models", table())], found, said)

@@ -59,8 +59,7 @@ def verdict(workdir: Path, found: Sequence[Sequence[str]]) -> Verdict:
     return Verdict(
         f"{numbered(len(found), 'run')} below {workdir}" + (f": {told}" if told else ""), "",
         "a killed run goes on where its command is given its --name" if ends["killed"] else "",
-        f"python -m experiments.{kind} --redraw={workdir / kind / name}" if kind
-        else "python -m experiments.tour",
+        (kind, f"--redraw={workdir / kind / name}") if kind else ("tour",),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -239,12 +239,28 @@ def as_flag(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
+def joined(arguments: Iterable[str]) -> list[str]:
+    """Arguments of a command without positional ones, each flag in one word with its value."""
+    words: list[str] = []
+    for each in arguments:
+        if words and words[-1].startswith("-") and "=" not in words[-1] and not _is_flag(each):
+            words[-1] += f"={each}"
+        else:
+            words.append(each)
+    return words
+
+
+def _is_flag(word: str) -> bool:
+    return re.match(r"--?[a-z]", word) is not None  # and no negative number
+
+
 def provenance() -> dict[str, Any]:
     """Where a record comes from: command, code and library versions, device."""
     device = jax.devices()[0]
     spec = sys.modules["__main__"].__spec__
     # Where files went says nothing of the result, and names a place on somebody's machine.
-    arguments = [each for each in sys.argv[1:] if not each.startswith(("--workdir=", "--out="))]
+    places = ("--workdir=", "--out=")
+    arguments = [each for each in joined(sys.argv[1:]) if not each.startswith(places)]
     program = ["python", "-m", spec.name] if spec else ["python"]
     return {
         "command": shlex.join([*program, *arguments]),

@@ -1,12 +1,22 @@
 """The end of a command: a verdict of at most three lines, and the command to type next."""
 
 import shlex
+import shutil
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from absl import flags
 from rich.console import Console
 
+from sysout_jax.results import joined
+
+from .tables import PRINTED
+
+FLAGS = flags.FLAGS
+SCRIPT = "sysout"  # as pyproject.toml has it
 LABEL = 9  # characters before what a line says
 LINE = 80 - LABEL  # characters of a line
 
@@ -17,43 +27,83 @@ class Verdict(NamedTuple):
     found: str  # with its numbers
     means: str
     but: str  # what does not hold, or is not decided by this
-    next: str  # a command
+    next: tuple[str, ...]  # a command of experiments/: its name, and its flags
 
 
 def conclude(console: Console, verdict: Verdict) -> None:
     """Print a verdict, and the command in lines that a shell reads as one."""
-    for name, text in verdict._asdict().items():
+    for name, text in zip(verdict._fields[:-1], verdict[:-1], strict=True):
         if text:
             labelled(console, name, text)
+    name, *words = verdict.next
+    if "workdir" in FLAGS and FLAGS["workdir"].present and not _says_where(verdict.next):
+        words.append(f"--workdir={FLAGS.workdir}")
+    lines = _lines([shlex.join(_program(name)), *map(shlex.quote, words)], _room(console))
+    _print(console, "next", lines)
 
 
 def labelled(console: Console, name: str, text: str) -> None:
-    """Print a text beside its label, in lines that fit; that of "next" is a command."""
-    lines = (_command if name == "next" else _wrapped)(text, max(console.width, 3 * LABEL))
+    """Print a text beside its label, in lines that fit."""
+    _print(
+        console, name,
+        textwrap.wrap(text, _room(console), break_long_words=False, break_on_hyphens=False),
+    )  # fmt: skip
+
+
+def _print(console: Console, name: str, lines: Sequence[str]) -> None:
     said = f"{name:<{LABEL}}" + f"\n{' ' * LABEL}".join(lines)
     console.print(said, soft_wrap=True, markup=False, highlight=False)
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width - LABEL, break_long_words=False, break_on_hyphens=False)
+def _room(console: Console) -> int:
+    return max(console.width, 3 * LABEL) - LABEL
 
 
-def _command(text: str, width: int) -> list[str]:
-    """A command in lines that fit, broken before its flags."""
+def _says_where(command: Sequence[str]) -> bool:
+    """Whether a command has a place in it already, or writes nothing."""
+    return command[0] == "models" or any(
+        word.startswith(("--workdir=", "--redraw=")) for word in command
+    )
+
+
+def _program(name: str) -> list[str]:
+    """What runs another command of experiments/ the way that this one is run."""
+    python, *rest = sys.orig_argv
+    if rest and Path(rest[0]).stem == SCRIPT:
+        found = shutil.which(SCRIPT)
+        return [SCRIPT if found and Path(found).samefile(rest[0]) else rest[0], name]
+    return [python, "-m", f"{__package__.rpartition('.')[0]}.{name}"]
+
+
+def _lines(parts: Sequence[str], room: int) -> list[str]:
+    """The parts of a command in lines that fit."""
     lines: list[str] = []
-    for part in text.replace(" --", "\0--").split("\0"):
-        if lines and LABEL + len(f"{lines[-1]} {part} \\") <= width:
+    for part in parts:
+        if lines and len(f"{lines[-1]} {part} \\") <= room:
             lines[-1] += f" {part}"
         else:
             lines.append(f"  {part}" if lines else part)
     return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
-def given(record: Mapping[str, Any], *names: str) -> str:
-    """The flags of those names that the record's command was given, as a shell reads them."""
+def given(record: Mapping[str, Any], *names: str) -> list[str]:
+    """The flags of those names that the record's command was given."""
+    return [flag for flag in _flags(record) if _name(flag) in names]
+
+
+def again(record: Mapping[str, Any], *changed: str) -> list[str]:
+    """All flags of the record's command, changed or added to, but its name and how it prints."""
+    others = {*map(_name, changed), "name", "redraw", "wide", *PRINTED}
+    return [*(flag for flag in _flags(record) if _name(flag) not in others), *changed]
+
+
+def _flags(record: Mapping[str, Any]) -> list[str]:
     words = shlex.split(record["provenance"]["command"])
-    flags = [word for word in words if word.lstrip("-").partition("=")[0] in names]
-    return "".join(f" {shlex.quote(flag)}" for flag in flags if flag.startswith("-"))
+    return [word for word in joined(words[3:]) if word.startswith("-")]  # after python -m NAME
+
+
+def _name(flag: str) -> str:
+    return flag.lstrip("-").partition("=")[0]
 
 
 def few(names: Sequence[str], room: int = LINE) -> str:

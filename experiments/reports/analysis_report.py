@@ -14,7 +14,7 @@ from sysout_jax.showing import Interval, Table
 
 from ..cli.showing import Report
 from ..cli.tables import Section
-from ..cli.verdict import Verdict, given
+from ..cli.verdict import Verdict, again, given
 
 Record = dict[str, Any]
 
@@ -87,11 +87,11 @@ def verdict(record: Record, directory: Path) -> Verdict:
     """The sentences of the page, and what is done with the model next."""
     of = given(record, "model", "variant", "seed", "corpus", "revision", "file")
     sink = record["parts"].get("interventions", {}).get("sink")
-    command = f"python -m experiments.convert{of} --out=converted"
+    command = ("convert", *of, "--out=converted")
     if record.get("status", "complete") != "complete":  # what Python saves has none
-        command = record["provenance"]["command"]
+        command = ("analyze", *again(record))
     elif (sink is not None and not sink["heads"]) or record["model"]["variant"] != "softmax":
-        command = f"python -m experiments.compress{of}"
+        command = ("compress", *of)
     return Verdict(*summary(record), command)
 
 

@@ -154,14 +154,13 @@ def _span(layers: list[int]) -> str:
 
 def verdict(record: Record, directory: Path) -> Verdict:
     """What the assumptions of the theory are met by, over the models that have a sink."""
-    command = "python -m experiments."
     with_sink = [model for model in record["models"] if model["heads"]]
     if not with_sink:
         given_most = max((m["sink"]["most"] for m in record["models"]), default=0.0)
         return Verdict(
             f"no sink: a head gives the first token at most {given_most:.2f}, not {SINK_EPS:g}",
             "the theory's assumptions have no subject in it", "",
-            f"{command}variants --preset=sinks",
+            ("variants", "--preset=sinks"),
         )  # fmt: skip
     hulls = [hull for model in with_sink for hull in model["hulls"]]
     ranges = [model["range"] for model in with_sink]
@@ -174,7 +173,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
         f"and {violated} of them have less attention on the sink than it requires",
         f"values of a text surround zero in {few(failed, LINE - 32)}" if failed
         else f"values of a text come within {least:.2f} of their length of zero",
-        f"{command}convert{given(record, 'model', 'variant', 'seed', 'corpus')} --out=converted",
+        ("convert", *given(record, "model", "variant", "seed", "corpus"), "--out=converted"),
     )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
     """The cell with the smallest activations beside softmax's, and what it costs."""
     cells = [cell for cell in record["cells"] if "diverged" not in cell]
     if not cells:
-        return Verdict("no cell is finished", "", "", "python -m experiments.runs")
+        return Verdict("no cell is finished", "", "", ("runs",))
     name = "top1_over_median@block_out"
     sizes = [mean_interval(cell["measures"][name]).mean for cell in cells]
     best = cells[int(np.argmin(sizes))]
@@ -103,10 +103,12 @@ def verdict(record: Record, directory: Path) -> Verdict:
     return Verdict(
         f"max/median |h| {min(sizes):,.1f} in {_short(best)}{beside}", means,
         f"{lr}; {numbered(diverged, 'cell')} diverged" if diverged else lr,
-        f"python -m experiments.convergence --corpus={record['train']['corpus']} "
-        f"--variants=softmax,{best['variant']} --baseline=softmax"
+        (
+            "convergence", f"--corpus={record['train']['corpus']}",
+            f"--variants=softmax,{best['variant']}", "--baseline=softmax",
+        )
         if best["variant"] != "softmax"
-        else "python -m experiments.benchmark --variants=all",
+        else ("benchmark", "--variants=all"),
     )  # fmt: skip
 
 

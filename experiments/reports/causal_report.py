@@ -68,7 +68,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
     """What taking each cause away does beyond as much elsewhere, over all models."""
     models = record["models"]
     if not models:
-        return Verdict("no model is finished", "", "", "python -m experiments.runs")
+        return Verdict("no model is finished", "", "", ("runs",))
     ratios, shares, undecided = [], [], []
     for treatment, name in zip(TREATMENTS, ("weights", "activation"), strict=True):
         ratio, share, loss = (
@@ -84,7 +84,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
         f"taken away, max |h|/median: {', '.join(ratios)}",
         f"attention to the first token: {', '.join(shares)}",
         f"not beyond as much elsewhere: {few(undecided, LINE - 30)}" if undecided else "",
-        f"python -m experiments.explicit{given(record, 'model', 'variant', 'seed', 'corpus')}",
+        ("explicit", *given(record, "model", "variant", "seed", "corpus")),
     )  # fmt: skip
 
 

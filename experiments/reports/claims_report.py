@@ -131,6 +131,5 @@ def verdict(rows: Rows) -> Verdict:
         f"{claims} claims, {len(rows)} tests: {supported} supported, {refuted} refuted",
         f"{count['inconclusive']} are inconclusive: neither for nor against a claim",
         f"{count['not measured']} are not measured, {count['not applicable']} cannot be here",
-        f"python -m experiments.claims --run={open_[0]}" if open_
-        else "python -m experiments.claims --check",
+        ("claims", f"--run={open_[0]}" if open_ else "--check"),
     )  # fmt: skip

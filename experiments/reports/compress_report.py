@@ -257,11 +257,11 @@ def _agreement_lines(record: Record) -> Iterator[str]:
 
 def verdict(record: Record, directory: Path) -> Verdict:
     """What methods cost models as trained; what conversion saves, or which variants lose most."""
-    command, of = "python -m experiments.", given(record, "model", "variant", "seed", "corpus")
+    of = given(record, "model", "variant", "seed", "corpus")
     trained = [model for model in record["models"] if "trained" not in model]
     cost = {method: each for method in record["methods"] if (each := _costs(trained, method))}
     if not cost:
-        return Verdict("no method is finished with a finite loss", "", "", f"{command}runs")
+        return Verdict("no method is finished with a finite loss", "", "", ("runs",))
     mean = {method: _mean(each) for method, each in cost.items()}
     dearest, cheapest = (choose(mean, key=lambda of: mean[of]) for choose in (max, min))
     found = f"{dearest} costs most, {mean[dearest]:+.3f} nats; {cheapest} {mean[cheapest]:+.3f}"
@@ -272,13 +272,13 @@ def verdict(record: Record, directory: Path) -> Verdict:
         return Verdict(
             found, f"converted ({way}), {most} costs {ways[way, most]:+.3f} of {mean[most]:+.3f}",
             f"least by {worst} under {least}: {ways[worst, least]:+.3f} of {mean[least]:+.3f}",
-            f"{command}convert{of} --weak={way} --out=converted",
+            ("convert", *of, f"--weak={way}", "--out=converted"),
         )  # fmt: skip
     (least, low), (most, high) = (pick(cost[dearest], key=lambda x: x[1]) for pick in (min, max))
     return Verdict(
         found, f"it costs {most} {high:+.3f}, {least} {low:+.3f}" if most != least else "",
         _off(record),
-        f"{command}compress{of} --conversions=bound,prefix+bound",
+        ("compress", *of, "--conversions=bound,prefix+bound"),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from sysout_jax.showing import Interval, Table
 
 from ..cli.showing import Report
 from ..cli.tables import Section
-from ..cli.verdict import LINE, Verdict, few, given, numbered
+from ..cli.verdict import LINE, Verdict, again, few, numbered
 
 Record = dict[str, Any]
 LAST = 2 / 3  # of the run: if the order still changes after it, the run is not decided
@@ -228,11 +228,11 @@ NOTES = (
 
 def verdict(record: Record, directory: Path) -> Verdict:
     """Which variants are faster, at equal tokens and at equal time."""
-    found, command = record["compared"], "python -m experiments.convergence"
+    found = record["compared"]
     if not found:
         return Verdict(
             "no learning rate of the baseline is finished", "nothing to compare with", "",
-            f"{command}{given(record, 'name', 'corpus', 'lrs')}",
+            ("convergence", *again(record, f"--name={directory.name}")),
         )  # fmt: skip
     others = {n: v for n, v in found["variants"].items() if n != record["baseline"]}
     told = []
@@ -244,15 +244,14 @@ def verdict(record: Record, directory: Path) -> Verdict:
             f"{numbered(len(others), 'variant')}"
         )
     edges = [n for n, v in found["variants"].items() if v["edge"]]
-    lrs, corpus = sorted(record["lrs"]), record["corpus"]
+    lrs = sorted(record["lrs"])
     beyond = f"{lrs[0] / 3:.2g},{lrs[-1] * 3:.2g}"
     return Verdict(
         f"at equal tokens {told[0]}", f"at equal time {told[1]}",
         f"best rate at the grid's edge: {few(edges, LINE - 30)}" if edges
         else f"{numbered(len(record['config']['seeds']), 'seed')}: one verdict in 20 is chance",
-        f"{command} --corpus={corpus} --name={directory.name} --lrs={beyond}"
-        if edges
-        else f"python -m experiments.benchmark --variants={','.join(found['variants'])}",
+        ("convergence", *again(record, f"--name={directory.name}", f"--lrs={beyond}")) if edges
+        else ("benchmark", f"--variants={','.join(found['variants'])}"),
     )  # fmt: skip
 
 

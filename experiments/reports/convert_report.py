@@ -70,14 +70,14 @@ def _texts(check: Record) -> Iterator[str]:
 def verdict(record: Record, directory: Path) -> Verdict:
     """What the conversion changed."""
     if not record["models"]:
-        return Verdict("no model is finished", "", "", "python -m experiments.runs")
-    model, command = record["models"][0], "python -m experiments."
+        return Verdict("no model is finished", "", "", ("runs",))
+    model = record["models"][0]
     of, corpus = given(record, "model", "variant", "seed"), given(record, "corpus")
     if model["kind"] not in CONVERTED:
         said = next(iter(model["said"]), "")
         return Verdict(
             "nothing was converted", said if len(said) <= LINE else "", "",
-            f"{command}analyze{of}{corpus}",
+            ("analyze", *of, *corpus),
         )  # fmt: skip
     found, check = f"converted by {KINDS[model['kind']]}", model["check"]
     if check:
@@ -85,13 +85,13 @@ def verdict(record: Record, directory: Path) -> Verdict:
         found = (
             f"loss {before:.3f} to {after:.3f}, max/median |h| {sizes[0]:,.0f} to {sizes[1]:,.0f}"
         )
-    out = given(record, "out").strip().partition("=")[2]
+    out = "".join(given(record, "out")).partition("=")[2]
     rows = next((line for line in model["said"] if line.startswith("rows of W_down")), "")
     return Verdict(
         found, f"the sink's state is gone: {KINDS[model['kind']]}",
         f"not the weights: {rows}" if rows else "",
-        f"{command}compress --model={out}{corpus}" if out
-        else f"{command}compress{of}{corpus} --conversions={record['config']['weak']}",
+        ("compress", f"--model={out}", *corpus) if out
+        else ("compress", *of, *corpus, f"--conversions={record['config']['weak']}"),
     )  # fmt: skip
 
 

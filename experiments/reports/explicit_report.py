@@ -105,7 +105,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
     cost = {form: over_seeds(found) for form, found in changes.items()}
     made = [form for form in cost if form not in ("trained", "dropped", "factor")]
     if not made:
-        return Verdict("no form is finished", "", "", "python -m experiments.runs")
+        return Verdict("no form is finished", "", "", ("runs",))
     best = min(made, key=lambda form: cost[form].mean)
     dropped = f"; with none {cost['dropped'].mean:+.3f}" if "dropped" in cost else ""
     tuned = {
@@ -121,7 +121,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
         f"training does not regain: {_first(FORMS[least])} {tuned[least].mean:+.3f}" if worse
         else "no form was trained" if not tuned
         else "trained on, no form is told from the trained model",
-        f"python -m experiments.causal{given(record, 'model', 'variant', 'seed', 'corpus')}",
+        ("causal", *given(record, "model", "variant", "seed", "corpus")),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from sysout_jax.showing import Table
 
 from ..cli.showing import Report
 from ..cli.tables import Section
-from ..cli.verdict import LINE, Verdict, few, numbered
+from ..cli.verdict import LINE, Verdict, again, few, given, numbered
 from ..records.laboratory import setting, trained
 
 Record = dict[str, Any]
@@ -121,19 +121,19 @@ def verdict(record: Record, directory: Path) -> Verdict:
     """In how many cells sinks form, and which variants have none in any."""
     sinks = [(cell, _sinks(cell)) for cell in trained(record)]
     if not sinks:
-        return Verdict("no cell is finished", "", "", "python -m experiments.runs")
+        return Verdict("no cell is finished", "", "", ("runs",))
     every, none = (sum(test(of) for _, of in sinks) for test in (np.all, _none))
     variants = dict.fromkeys(cell["variant"] for cell, _ in sinks)
     without = [v for v in variants if all(_none(of) for cell, of in sinks if cell["variant"] == v)]
     diverged = len(record["cells"]) - len(sinks)
-    command = record["provenance"]["command"]  # with its seeds and axes, which the name stands for
     return Verdict(
         f"{len(sinks)} cells: sinks in every run of {every}, in some of "
         f"{len(sinks) - every - none}, in none of {none}",
         f"no sink in any cell: {few(without, LINE - 21)}",
         f"{numbered(diverged, 'cell')} diverged" if diverged
         else f"{numbered(len(record['runs']), 'run')} of each cell, on one synthetic task",
-        "python -m experiments.claims" if "--full" in command else f"{command} --full",
+        ("claims",) if given(record, "full")
+        else ("laboratory", *again(record, f"--name={directory.name}", "--full")),
     )  # fmt: skip
 
 

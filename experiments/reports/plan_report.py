@@ -9,7 +9,7 @@ from sysout_jax.showing import Table
 
 from ..cli.showing import Report
 from ..cli.tables import Section
-from ..cli.verdict import LINE, Verdict, given
+from ..cli.verdict import LINE, Verdict, again
 
 Record = dict[str, Any]
 HEADINGS = (
@@ -33,12 +33,12 @@ def fitting(record: Record) -> str:
         return said
     if not found:
         return f"{said}; nothing that this mesh's devices allow is expected to fit"
-    return f"{said}; nearest alternative: {_how(found)}: {fits(found)}"
+    return f"{said}; nearest alternative: {' '.join(_how(found))}: {fits(found)}"
 
 
-def _how(step: Record) -> str:
+def _how(step: Record) -> list[str]:
     how = step["config"]
-    return " ".join(f"--{n}={how[n]}" for n in ("mesh", "remat", "accumulate", "batch_size"))
+    return [f"--{n}={how[n]}" for n in ("mesh", "remat", "accumulate", "batch_size")]
 
 
 def fits(step: Record) -> str:
@@ -132,9 +132,8 @@ def _row(record: Record, name: str) -> list[str]:
 def verdict(record: Record, directory: Path) -> Verdict:
     """Which steps fit, what bounds them, and what this does not say."""
     steps = record["levers"] if record.get("levers") else record["steps"]
-    command = f"python -m experiments.plan{given(record, 'model', 'topology', 'mesh')}"
     if not steps:
-        return Verdict("nothing is compiled", "", "", command)
+        return Verdict("nothing is compiled", "", "", ("plan", *again(record)))
     if record.get("levers"):
         least = min(steps, key=lambda name: steps[name]["memory"]["peak"])
         found, first = f"least memory with {least}: {fits(steps[least])}", steps[least]
@@ -149,9 +148,9 @@ def verdict(record: Record, directory: Path) -> Verdict:
     suggestion = record.get("suggestion")
     return Verdict(
         found, means, "compiled, not run: no machine has to be as fast as its data sheet",
-        f"{command} {_how(suggestion)}" if suggestion
-        else f"{command} --levers" if not record.get("levers")
-        else f"python -m experiments.plan --redraw={directory} --markdown",
+        ("plan", *again(record, *_how(suggestion))) if suggestion
+        else ("plan", *again(record, "--levers")) if not record.get("levers")
+        else ("plan", f"--redraw={directory}", "--markdown"),
     )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def _ways(model: Record) -> Iterator[list[str]]:
 def verdict(record: Record, directory: Path) -> Verdict:
     """The largest activation, what conversion takes of its cost, and what stays."""
     if not record["models"]:
-        return Verdict("no model is finished", "", "", "python -m experiments.runs")
+        return Verdict("no model is finished", "", "", ("runs",))
     model = record["models"][0]
     massive, trained, rest = model["massive"], model["ways"][0], model["ways"][1:]
     best = min(rest, key=lambda way: way["rise"][0])
@@ -84,8 +84,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
         f"8 bits cost {trained['rise'][0]:+.3f} nats; converted ({best['name']}) "
         f"{best['rise'][0]:+.3f}",
         f"its loss is {best['loss'] - trained['loss']:+.3f}; rows of W_down stand out: {layers}",
-        f"python -m experiments.convert --model={model['name']} --weak={best['name']} "
-        "--out=converted",
+        ("convert", f"--model={model['name']}", f"--weak={best['name']}", "--out=converted"),
     )  # fmt: skip
 
 

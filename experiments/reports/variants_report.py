@@ -47,7 +47,7 @@ def catalogue(mark: str = "") -> tuple[list[Section], list[Record], Verdict]:
     said = Verdict(
         f"{len(rows)} variants, {len(PAPER)} of them of An et al. 2025: (a) to (f)", "",
         "a variant without sinks is not thereby better: train, and compare",
-        f"python -m experiments.variants --variants={PAPER[0]},{PAPER[-2]}",
+        ("variants", f"--variants={PAPER[0]},{PAPER[-2]}"),
     )  # fmt: skip
     return [Section("variants", variants_table(mark))], rows, said
 
@@ -165,7 +165,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
     """What the last study that has a variant shows."""
     studies = [study for study in record["studies"] if study["variants"]]
     if not studies:
-        return Verdict("no variant is finished", "", "", "python -m experiments.runs")
+        return Verdict("no variant is finished", "", "", ("runs",))
     study = studies[-1]
     entries, sides = study["variants"], _sides(*_sink(study), above=True, study=study)
     peaks = {n: final(entry, "top1_over_median@block_out").mean for n, entry in entries.items()}
@@ -182,7 +182,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
         else "one seed: nothing is said of others"
         if seeds == 1
         else f"{seeds} seeds: what lies within the intervals is no difference",
-        f"python -m experiments.analyze --model={directory} --variant={study['name']}-{largest}",
+        ("analyze", f"--model={directory}", f"--variant={study['name']}-{largest}"),
     )
 
 

@@ -6,6 +6,7 @@ holds. All of them end when one does: whoever waits for the lost one is told by 
 whoever does not by the heartbeat, `HEARTBEAT` seconds later.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -122,9 +123,14 @@ def leave(why: object) -> None:
 
 
 def leave_with(status: int) -> None:
-    """End this process at once: on the way out, JAX would wait for the others."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """End this process at once.
+
+    On the way out, JAX would wait for the other processes, and where a signal has come in the
+    middle of its work, crash.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(status)
 
 

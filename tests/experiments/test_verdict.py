@@ -5,6 +5,7 @@ import json
 import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 from absl import flags
@@ -13,10 +14,10 @@ from rich.console import Console
 
 from experiments import claims
 from experiments.cli.tables import Section
-from experiments.cli.verdict import LINE, Verdict, conclude, few, given
+from experiments.cli.verdict import LINE, Verdict, again, conclude, few, given
 from experiments.reports import claims_report, variants_report
 from sysout_jax.report.tables import tables
-from sysout_jax.results import read_record
+from sysout_jax.results import provenance, read_record
 from tests import usage
 from tests.experiments.conftest import _binary
 from tests.pages import ROOT
@@ -37,10 +38,9 @@ ONE_OF_EACH = {module: path for path, module in reversed(MADE.items())}
 def check(verdict):
     assert verdict.found
     assert all(len(text) <= LINE and "\n" not in text for text in verdict[:-1]), verdict
-    python, option, module, *arguments = shlex.split(verdict.next)
-    assert (python, option) == ("python", "-m")
-    usage.define(importlib.import_module(module))
-    flags.FLAGS([module, *arguments])  # the command has these flags
+    name, *arguments = verdict.next
+    usage.define(importlib.import_module(f"experiments.{name}"))
+    flags.FLAGS([name, *arguments])  # the command has these flags
 
 
 @pytest.mark.parametrize("directory", MADE, ids=lambda path: str(path.relative_to(RESULTS)))
@@ -88,9 +88,10 @@ def test_analyze_prints_the_tables_of_its_findings(monkeypatch, tmp_path, run_an
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_a_command_is_one_to_a_shell(width):
+def test_a_command_is_one_to_a_shell(width, monkeypatch):
     console = Console(width=width)
-    command = "python -m experiments.x --model='a b' --corpus=some/where/far --out=converted"
+    command = ("x", "--model=a b", "--corpus=some/where/far", "--out=converted")
+    monkeypatch.setattr(sys, "orig_argv", ["a b/python", "-m", "experiments.y", "--a=b"])
     with console.capture() as said:
         conclude(console, Verdict("found " * 20, "", "but", command))
     lines = said.get().splitlines()
@@ -101,7 +102,32 @@ def test_a_command_is_one_to_a_shell(width):
     words = subprocess.run(
         ["sh", "-c", f"printf '%s\\n' {typed}"], stdout=subprocess.PIPE, text=True
     )
-    assert words.stdout.splitlines() == shlex.split(command)
+    assert words.stdout.splitlines() == ["a b/python", "-m", "experiments.x", *command[1:]]
+
+
+def test_a_command_is_run_as_this_one_was(tmp_path, monkeypatch):
+    def said(*argv):
+        monkeypatch.setattr(sys, "orig_argv", list(argv))
+        console = Console(width=200)
+        with console.capture() as capture:
+            conclude(console, Verdict("", "", "", ("runs",)))
+        return capture.get().removeprefix("next").strip()
+
+    script = tmp_path / "sysout"
+    script.touch(mode=0o755)
+    assert said(".venv/bin/python", "-m", "experiments.tour", "--model=m") == (
+        ".venv/bin/python -m experiments.runs"
+    )
+    assert said("/bin/python", str(script), "tour") == f"{script} runs"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert said("/bin/python", str(script), "tour") == "sysout runs"
+
+
+def test_a_command_goes_where_this_one_went(run_runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    place = tmp_path / "my runs"
+    place.mkdir()
+    assert f"tour '--workdir={place}'\n" in run_runs(f"--workdir={place}").out
 
 
 def test_names_that_have_room_and_flags_that_were_given():
@@ -110,8 +136,22 @@ def test_names_that_have_room_and_flags_that_were_given():
     assert few([]) == "none"
     command = "python -m experiments.x --model='a b' --corpus=c --modelling=d -- --seed=1"
     record = {"provenance": {"command": command}}
-    assert given(record, "corpus", "model") == " '--model=a b' --corpus=c"
-    assert given(record) == ""
+    assert given(record, "corpus", "model") == ["--model=a b", "--corpus=c"]
+    assert given(record) == []
+
+
+def test_a_command_again():
+    command = "python -m experiments.x --model 'a b' --lrs=1,2 --full --name r --json --lr -1"
+    record = {"provenance": {"command": command}}
+    assert again(record, "--lrs=3") == ["--model=a b", "--full", "--lr=-1", "--lrs=3"]
+    assert given(record, "model", "full") == ["--model=a b", "--full"]
+
+
+def test_a_place_is_left_out_of_a_record_however_it_is_given(monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["x", "--workdir", "/home/me", "--a", "1", "--out=/home/me/o", "--b"]
+    )
+    assert shlex.split(provenance()["command"])[-2:] == ["--a=1", "--b"]
 
 
 def test_what_is_long_is_printed_where_it_is_asked_for():
@@ -139,7 +179,7 @@ def test_compress_says_what_costs_most_and_what_conversion_saves():
     assert f"({way}), {method} costs {cost[way, method]:+.3f} of {trained[method]:+.3f}" in (
         said.means
     )
-    assert f"--weak={way} " in said.next
+    assert f"--weak={way}" in said.next
     way, method = min(saved, key=saved.get)
     assert said.but == f"least by {way} under {method}: {cost[way, method]:+.3f} of " + (
         f"{trained[method]:+.3f}"
@@ -166,7 +206,7 @@ def test_convergence_counts_verdicts_and_goes_beyond_the_edge():
     record, said = verdict_of("convergence/backcopy")
     of = [each["verdict"] for each in record["compared"]["variants"].values()]
     assert f"{of.count('not decided') - 1} not decided of 5 variants" in said.found  # softmax's own
-    lrs = [float(x) for x in said.next.partition("--lrs=")[2].split(",")]
+    lrs = [float(x) for x in said.next[-1].removeprefix("--lrs=").split(",")]
     assert lrs[0] < min(record["lrs"]) < max(record["lrs"]) < lrs[1]
 
 
