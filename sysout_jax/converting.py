@@ -221,7 +221,7 @@ def _first_treated(
 ) -> Conversion:
     """The first token's sink as parameters, weaker ones as they are."""
     sink, state = first.sink, first.state
-    size = f"|h| of the first token is {state.max():.0f} after layer {int(np.argmax(state))}"
+    size = f"|h| of the first token is {state.max():.3g} after layer {int(np.argmax(state))}"
 
     def left(why: str, kind: str = "left") -> Conversion:
         return Conversion(model, kind, (f"{size}: {why}; the model is as it was",))

@@ -23,10 +23,11 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
 
 
 def _figure(model: Record) -> "Figure":
-    figure, (hulls, size, told) = grid(3, 3.4, 2.8)
-    _hulls(hulls, model)
-    _size(size, model)
-    _told(told, model)
+    large = any(layer["massive"] for layer in model["layers"])
+    parts = [_hulls, _size, _told] if large else [_hulls, _told]
+    figure, panels = grid(len(parts), 3.4, 2.8)
+    for draw, axes in zip(parts, panels, strict=True):
+        draw(axes, model)
     figure.suptitle(model["name"], x=0.01, ha="left", fontsize=9.5)
     return figure
 
@@ -52,8 +53,6 @@ def _size(axes: "Axes", model: Record) -> None:
     of = [(layer["layer"], layer["massive"]) for layer in model["layers"] if layer["massive"]]
     axes.set_title("state along u: found, and asked by T3", loc="left")
     axes.set_xlabel("layer")
-    if not of:
-        return
     layers = [layer for layer, _ in of]
     axes.plot(layers, [each["along"][0] for _, each in of], color=COLOURS[2], lw=1.3, label="found")
     if of[0][1]["asked"]:

@@ -90,7 +90,7 @@ def _rates(record: Record) -> "Figure":
     axes.set_xlabel("learning rate")
     axes.set_ylabel("validation loss at the last step")
     axes.set_title(f"{record['corpus']}, mean and 95% interval over seeds", loc="left")
-    axes.legend(fontsize=7.5)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     return figure
 
 

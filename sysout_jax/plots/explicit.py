@@ -59,7 +59,7 @@ def _gates(axes: Any, models: list[Record]) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="fitted gate", ylabel="implicit factor S, mean")
     axes.set_aspect("equal")
     if models[0]["seed"] is not None:
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower right", fontsize=7)
     axes.set_title("gates on held-out text (area: share of queries)", loc="left")
 
 

@@ -59,6 +59,8 @@ def _sinks(record: Record, cells: list[Record]) -> "Figure":
 
 def _growth(cells: list[Record]) -> "Figure":
     """Mean log odds of the first token against steps, of the first cell's setting."""
+    from matplotlib.ticker import LogLocator
+
     figure, (axes,) = grid(1, 5.4, 3.4)
     first = [cells[0][key] for key in SETTING]
     for at, cell in enumerate(c for c in cells if [c[key] for key in SETTING] == first):
@@ -67,10 +69,13 @@ def _growth(cells: list[Record]) -> "Figure":
         colour = COLOURS[at % len(COLOURS)]
         axes.plot(steps[after], gaps[after].mean(axis=1), color=colour, label=cell["variant"])
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel("log odds of first token, best head")
     axes.set_title(
         f"{_name(cells[0], cells[0])}: mean over runs; a law of log(t) is a line", loc="left"
     )
-    axes.legend(fontsize=7)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     return figure

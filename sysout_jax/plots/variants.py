@@ -53,7 +53,9 @@ def _lines(
     """One line per variant, its mean over seeds, in a band from the lowest to the highest seed."""
     for colour, entry in zip(_colours(study), study["variants"].values(), strict=True):
         steps, values = series(entry)
-        axes.plot(steps, np.nanmean(values, axis=1), color=colour, label=entry["label"], lw=1.3)
+        marker = "." if len(steps) == 1 else None
+        mean = np.nanmean(values, axis=1)
+        axes.plot(steps, mean, marker=marker, color=colour, label=entry["label"], lw=1.3)
         axes.fill_between(
             steps, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.15, lw=0
         )
@@ -71,7 +73,7 @@ def _loss(study: Mapping[str, Any]) -> "Figure":
 
     def series(entry: Mapping[str, Any]) -> tuple[list[int], np.ndarray]:
         loss = array(entry["curve"]["loss"])
-        window = min(SMOOTHED, len(loss))
+        window = min(SMOOTHED, -(-len(loss) // SMOOTHED))  # of a short curve, most is left
         kernel = np.ones(window) / window
         smooth = [np.convolve(seed, kernel, mode="valid") for seed in loss.T]
         return entry["curve"]["step"][window - 1 :], np.stack(smooth, axis=1)
