@@ -238,24 +238,30 @@ def config_from_flags() -> Config:
             return _going_on(flag, Path(path))
     variants = tuple(VARIANTS) if FLAGS.variants == ["all"] else tuple(FLAGS.variants)
     corpora = FLAGS.corpus
+    if FLAGS.preset is not None and FLAGS["corpus"].using_default_value:
+        corpora = [TEXT.corpus]
+    _check_preset(corpora)
+    if FLAGS.smoke and FLAGS["variants"].using_default_value:
+        variants = ("softmax", "context_scale")
+    return _with_places(tuple(_as_given(_study(corpus)) for corpus in corpora), variants)
+
+
+def _check_preset(corpora: Sequence[str]) -> None:
     if FLAGS.preset is not None:
         one_of("preset", FLAGS.preset, tuple(PRESETS))
-        if FLAGS["corpus"].using_default_value:
-            corpora = [TEXT.corpus]
-        elif set(corpora) == {BACKCOPY.corpus}:
+        if set(corpora) == {BACKCOPY.corpus}:
             raise InputError(
                 "preset", FLAGS.preset, "with text", f"not of --corpus={BACKCOPY.corpus}"
             )
-    if FLAGS.smoke and FLAGS["variants"].using_default_value:
-        variants = ("softmax", "context_scale")
-    studies = []
-    for corpus in corpora:
-        text = PRESETS[FLAGS.preset] if FLAGS.preset else TEXT
-        study = BACKCOPY if corpus == "backcopy" else dataclasses.replace(text, corpus=corpus)
-        if jax.default_backend() != "cpu":
-            study = launch.override(study, {"dtype": "bfloat16"})
-        studies.append(_as_given(study))
-    return _with_places(tuple(studies), variants)
+
+
+def _study(corpus: str) -> TrainConfig:
+    """What is trained on a corpus where nothing is said of it but a preset."""
+    text = PRESETS[FLAGS.preset] if FLAGS.preset else TEXT
+    study = BACKCOPY if corpus == "backcopy" else dataclasses.replace(text, corpus=corpus)
+    return (
+        study if jax.default_backend() == "cpu" else launch.override(study, {"dtype": "bfloat16"})
+    )
 
 
 def _as_given(study: TrainConfig) -> TrainConfig:
@@ -325,7 +331,11 @@ def _going_on(flag: str, path: Path) -> Config:
                 "that, or another --name",
                 f"{path} was trained with {','.join(found)}",
             )
-    studies = tuple(map(_as_given, stored.studies))
+    _check_preset(there["corpus"])
+    studies = tuple(
+        _as_given(_study(each.corpus) if FLAGS.preset and each.corpus != "backcopy" else each)
+        for each in stored.studies
+    )
     for study, asked_for in zip(stored.studies, studies, strict=True):
         check_same(asdict(study), asked_for, path)
     return _with_places(studies, stored.variants)

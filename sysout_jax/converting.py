@@ -23,7 +23,7 @@ from sysout_jax.analysis.intervene.weak_sinks import (
 )
 from sysout_jax.analysis.locate.first_token import LEAST_TEXTS, FirstToken, first_token
 from sysout_jax.analysis.locate.scan import together
-from sysout_jax.errors import InputError, one_of
+from sysout_jax.errors import InputError, is_integer, one_of
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model, token_ids
@@ -98,7 +98,7 @@ def convert(
     one_of("weak", weak, WEAK)
     say = progress or _silent
     if text is None:
-        _refuse_converted(model)
+        _check(model, prefix)
         if not prefix:
             raise InputError("text", None, "text to calibrate on, or a prefix", "neither is given")
         begin, made = tuple(prefix), _prefixed(model, prefix)
@@ -134,7 +134,7 @@ def _conversions(
     model: Model, text: Any, prefix: Sequence[int] | None, say: Progress
 ) -> tuple[dict[str, Conversion], tuple[int, ...]]:
     """The conversion of each way, and what the model as trained reads before every text."""
-    _refuse_converted(model)
+    _check(model, prefix)
     texts, begin = _read(model, "text", text, prefix)
     trained = Reader(model.config, model.params, begin)
     rows = trained.rows(texts)
@@ -150,7 +150,9 @@ def _silent(what: str) -> None:
     """Say nothing."""
 
 
-def _refuse_converted(model: Model) -> None:
+def _check(model: Model, prefix: Any) -> None:
+    if not (prefix is None or (np.ndim(prefix) == 1 and all(map(is_integer, prefix)))):
+        raise InputError("prefix", prefix, "ids of tokens, such as [1]")
     if isinstance(model.params, Layers):
         raise InputError("model", None, "a model in memory", "it is read layer by layer")
     if model.config.sink is not None:
@@ -195,7 +197,7 @@ def _pieces(ids: np.ndarray, longest: int | None, before: int) -> np.ndarray:
 
 def _prefixed(model: Model, prefix: Sequence[int]) -> Conversion:
     """Tokens before every text as keys and values."""
-    ids = tuple(int(token) for token in prefix)
+    ids = tuple(prefix)
     config, params = with_prefix(model.config, model.params, ids)
     known = model.tokenizer
     if known is not None and known.adds_bos:  # which is among the keys now

@@ -202,7 +202,13 @@ def _kind(path: Path) -> Kind:
             )
         return "published" if is_gguf(path) else "llama2c"
     if (path / "config.json").exists():
-        return "run" if "seeds" in read_json(path / "config.json") else "published"
+        config = read_json(path / "config.json")
+        if "studies" in config:
+            models = ", ".join(f"models/{name}" for name in checkpoint.models(path))
+            raise InputError(
+                str(path), None, models or "one that has ended", "a run, of several models"
+            )
+        return "run" if "seeds" in config else "published"
     weights = sorted(x.name for x in path.iterdir() if x.suffix in (".safetensors", *PICKLES))
     if weights:
         raise InputError(

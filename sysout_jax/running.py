@@ -23,7 +23,7 @@ from sysout_jax.model.decoder import Params, forward, taps_of
 from sysout_jax.model.model import Model, token_ids
 from sysout_jax.model.reading import Metric, next_token_loss
 from sysout_jax.model.stream import recorded
-from sysout_jax.model.taps import Edit, Reducer, Tap, check_layers, only_edits
+from sysout_jax.model.taps import Edit, Reducer, Tap, check_asked, check_layers
 
 Tokens = str | Sequence[str] | Array | np.ndarray | Sequence[Sequence[int]]
 Taps = Mapping[str, Reducer | Tap | None]
@@ -92,7 +92,7 @@ def apply(
             raise InputError("taps", repr(taps), f"{EVERY!r}, or a dict of names and reducers")
         taps = dict.fromkeys(taps_of(config))
     taps, edits = taps or {}, edits or {}
-    only_edits(edits)
+    check_asked(taps, edits)
     check_layers(config.layers, taps, edits)
     return _apply(config, tuple(taps.items()), dict(edits), model.params, ids)
 

@@ -1,5 +1,6 @@
 """`so.convert` as a user calls it: a planted sink is found and removed, or a line says why not."""
 
+import inspect
 from dataclasses import replace
 
 import jax
@@ -216,6 +217,8 @@ def test_the_row_that_stands_out_is_found():
         (MODEL, {"text": planted.texts() + 19}, "text: token id "),
         (MODEL, {"text": planted.texts(6, 90)}, "text: 90 in a text, and learned .* at most 80"),
         (MODEL, {"text": planted.texts(), "weak": "strong"}, "weak='strong': .* accepted: bound, "),
+        (MODEL, {"prefix": 1}, "prefix=1: accepted: ids of tokens, such as "),
+        (MODEL, {"prefix": "<s>"}, "prefix=<s>: accepted: ids of tokens, such as "),
         (MODEL, {"prefix": [19]}, "prefix=19: accepted: ids from 0 to 18"),
         (
             so.Model(planted.CONFIG, Layers(lambda name: None, ())), {"prefix": [1]},
@@ -224,8 +227,9 @@ def test_the_row_that_stands_out_is_found():
     ],
 )  # fmt: skip
 def test_what_cannot_be_converted_is_one_line(model, given, line):
+    unchecked = inspect.unwrap(so.convert)  # as it is without the tests' check of types
     with pytest.raises(so.InputError, match=line) as caught:
-        so.convert(model, **given)
+        unchecked(model, **given)
     assert "\n" not in str(caught.value)
 
 

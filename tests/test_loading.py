@@ -140,6 +140,17 @@ def test_streaming_edits_and_refusals(golden):
         streamed(opened.config, never, jnp.asarray(ids), {"attn_gate": None})
 
 
+def test_of_a_run_directory_one_model_is_asked_for(run, tmp_path):
+    shutil.copytree(run, tmp_path / "models" / "a-softmax")
+    shutil.copytree(run, tmp_path / "models" / "b-sigmoid")
+    (tmp_path / "config.json").write_text('{"studies": []}')
+    assert refusal(tmp_path) == (
+        f"{tmp_path}: a run, of several models; accepted: models/a-softmax, models/b-sigmoid"
+    )
+    shutil.rmtree(tmp_path / "models")
+    assert "accepted: one that has ended" in refusal(tmp_path)
+
+
 def test_what_is_no_model(tmp_path):
     assert "no such file or directory; accepted: smollm2-135m, a run's model" in refusal(
         tmp_path / "nosuch"

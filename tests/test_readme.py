@@ -8,6 +8,7 @@ import pytest
 
 import sysout_jax
 from sysout_jax.analysis.intervene.explicit_factor import FORMS
+from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.results import read_record
 from tests import pages, usage
 
@@ -144,8 +145,8 @@ def test_the_first_figure_is_described_by_its_record():
     cells = {row.split(" | ")[0].lstrip("| "): row.rstrip(" |").split(" | ") for row in rows}
     before, after = cells["as trained"], cells["prefix+bound"]
     assert f"largest state is {before[1]} medians" in README
-    assert f"{after[1]} medians,\nthe same attention among the other tokens" in README
-    assert f"and {after[4]} of what 8 bits cost is gone" in README
+    assert f"{after[1]} medians,\nand the same attention among the other tokens" in README
+    assert f"With one scale a tensor, {after[4]} of what 8 bits cost is gone" in README
 
 
 def test_what_stands_in_for_the_published_models_sink_is_in_its_record():
@@ -164,7 +165,7 @@ def test_what_the_conversion_buys_is_in_its_record():
     rows = [row.strip("| ").split(" | ") for row in rows.splitlines()]
     of = {row[0]: dict(zip(rows[0][1:], row[1:], strict=False)) for row in rows[2:]}
     gone = re.search(r"\((.*)\)", of["w8a8-tensor"]["prefix+bound"])[1]
-    assert f"of the loss that W8A8 adds, {gone} is gone" in README
+    assert f"| {gone} of what they add to the loss is gone" in README
     page = " ".join((ROOT / "docs" / "convert.md").read_text().split())
     left = float(of["w8a8-atensor"]["prefix+bound"].split()[0])
     rotated, smoothed, by_token = (
@@ -175,6 +176,12 @@ def test_what_the_conversion_buys_is_in_its_record():
     assert f"{left:.2f} nats are left; the goal was 0.05" in page
     assert f"rotation leaves {rotated:.2f} nats and SmoothQuant {smoothed:.2f}" in page
     assert f"The published model loses {by_token:.2f} nats, and a prefix makes that nothing" in page
+
+
+def test_variants_are_counted():
+    assert f"side by side, {len(VARIANTS)} of them" in README
+    reproduce = (ROOT / "docs" / "reproduce.md").read_text()
+    assert f"[the table, with {len(VARIANTS) - len(PAPER)} more]" in reproduce
 
 
 def test_every_binary_has_its_flags():

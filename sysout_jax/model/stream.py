@@ -14,7 +14,7 @@ from sysout_jax.model.block import Block, Norm
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, embed, forward, head_names, init, logits_of
-from sysout_jax.model.taps import Edits, Probe, Reducer, Tap, only_edits
+from sysout_jax.model.taps import Edits, Probe, Reducer, Tap, check_asked
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _pass(
     """The final states and what the taps record; the head is not read."""
     _check(config.with_execution(scan_layers=True), tokens, taps, edits)
     config = config.with_execution(scan_layers=False)
-    only_edits(edits or {})
+    check_asked(taps or {}, edits or {})
     probe = Probe(taps, edits)
     asked, edits = tuple(probe.taps.items()), probe.edits
     x = _embed(config, {name: read(name) for name in _read_first(config)}, tokens)

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sysout_jax.core.streaming import Blockwise, Partial
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, is_integer
 
 Reducer = Callable[..., Any]
 
@@ -73,7 +73,10 @@ class Tap:
 
     def __post_init__(self) -> None:
         if self.layers is not None:  # hashable, as what a compiled program is found by
-            chosen = tuple(int(layer) for layer in np.atleast_1d(self.layers))
+            given = np.atleast_1d(self.layers).tolist()
+            if not all(map(is_integer, given)):
+                raise InputError("layers", given, "a whole number, or several")
+            chosen = tuple(given)
             object.__setattr__(self, "layers", chosen)
 
     @property
@@ -162,12 +165,19 @@ class Edit:
 Edits = Mapping[str, Callable[..., Array]]  # called as `Edit`s are
 
 
-def only_edits(edits: Mapping[str, Any]) -> None:
-    """Refuse what is no `Edit`.
+def check_asked(taps: Any, edits: Any) -> None:
+    """Refuse what are no names with something to record, and with an `Edit`.
 
     Raises:
       InputError: naming it.
     """
+    for what, asked in (("taps", taps), ("edits", edits)):
+        if not isinstance(asked, Mapping):
+            raise InputError(what, None, f"a dict of {what} by name", f"a {type(asked).__name__}")
+    for name, tap in taps.items():
+        if not (tap is None or isinstance(tap, Tap) or callable(tap)):
+            found = f"{name}: a {type(tap).__name__}"
+            raise InputError("taps", None, "a reducer, None, or sysout_jax.Tap(...)", found)
     for name, edit in edits.items():
         if not isinstance(edit, Edit):
             found = f"{name}: a {type(edit).__name__}"

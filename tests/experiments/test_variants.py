@@ -290,6 +290,21 @@ def test_a_preset_is_of_text(run_variants, monkeypatch, corpora, studies):
     assert config.studies[-1] == preset
 
 
+def test_a_preset_says_again_what_a_run_was_trained_with(run_variants, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(variants, "run", lambda config, console: asked.append(config))
+    flags = (f"--workdir={tmp_path}", "--name=a", "--preset=small")
+    assert run_variants(*flags).status == 0
+    place = tmp_path / "variants" / "a"
+    place.mkdir(parents=True)
+    (place / "config.json").write_text(json.dumps(dataclasses.asdict(asked[0])))
+    assert run_variants(*flags).status == 0
+    assert asked[0] == asked[1]
+    outcome = run_variants(*flags[:-1], "--preset=sinks")
+    assert (outcome.status, outcome.err.count("\n")) == (2, 1)
+    assert "was trained with" in outcome.err
+
+
 def test_list_shows_the_whole_table(run_variants):
     outcome = run_variants("--list")
     assert outcome.status == 0

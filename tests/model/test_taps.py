@@ -1,6 +1,7 @@
 """Taps: what is recorded is what the text says, and an edit is an intervention."""
 
 import dataclasses
+import inspect
 from functools import cache, partial
 
 import jax
@@ -437,6 +438,34 @@ def test_a_tap_that_is_not_there(config, name, wanted, how):
     message = str(caught.value)
     assert message.startswith(wanted)
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"taps": ["block_out"]}, "taps: a list; accepted: a dict of taps by name"),
+        ({"taps": {"block_out": "max"}}, "taps: block_out: a str; accepted: a reducer, None, or "),
+        ({"edits": [zero]}, "edits: a list; accepted: a dict of edits by name"),
+        (
+            {"edits": {"block_out": abs}},
+            "edits: block_out: a builtin_function_or_method; accepted: sysout_jax.Edit",
+        ),
+        ({"edits": {"block_out": None}}, "edits: block_out: a NoneType; accepted: sysout_jax.Edit"),
+    ],
+)
+def test_what_is_asked_by_no_name(asked, told):
+    unchecked = inspect.unwrap(so.apply)  # as it is without the tests' check of types
+    with pytest.raises(InputError) as caught:
+        unchecked(so.Model(GELU, noisy(GELU)), TOKENS, **asked)
+    assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize("layers", [1.5, [0, 1.0], True, "all"])
+def test_layers_are_whole_numbers(layers):
+    tap = object.__new__(so.Tap)  # as it is made without the tests' check of types
+    object.__setattr__(tap, "layers", layers)
+    with pytest.raises(InputError, match="accepted: a whole number, or several"):
+        tap.__post_init__()
 
 
 def test_a_model_is_a_pytree_of_its_parameters():
