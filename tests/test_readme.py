@@ -180,6 +180,7 @@ def test_what_the_conversion_buys_is_in_its_record():
 
 def test_variants_are_counted():
     assert f"side by side, {len(VARIANTS)} of them" in README
+    assert f"{len(VARIANTS)} attention variants" in (ROOT / "CHANGELOG.md").read_text()
     reproduce = (ROOT / "docs" / "reproduce.md").read_text()
     assert f"[the table, with {len(VARIANTS) - len(PAPER)} more]" in reproduce
 

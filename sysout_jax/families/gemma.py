@@ -31,12 +31,13 @@ def _write_scales(c: ModelConfig) -> dict[str, Any]:
 
 
 def _read_rotary(raw: Raw) -> dict[str, Any]:
-    given = raw.get("rope_parameters") or {}
+    given, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
     everywhere = {
         "rope_theta": raw.get("rope_theta", 1e6),
         "partial_rotary_factor": 1.0,
         **(given.get("full_attention") or {}),
-        **(raw.get("rope_scaling") or {}),
+        **({"rope_type": scaling["type"]} if "type" in scaling else {}),
+        **scaling,
     }
     local = {
         "rope_theta": raw.get("rope_local_base_freq", 1e4),

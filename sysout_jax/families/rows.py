@@ -183,6 +183,8 @@ def read_rule(given: Raw, raw: Raw, partly: bool = False) -> dict[str, Any]:
         found["context"] = context
     for key, (ours, missing) in parameters.items():
         value = missing if given.get(key) is None else given[key]
+        if key == "truncate":  # null is no, as the reference takes it
+            value = bool(given.get(key, missing))
         if value is REQUIRED:
             raise InputError("rope_parameters", None, "a number", f"rule {kind} without {key}")
         if value is None and ours == "factor":

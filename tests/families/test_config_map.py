@@ -447,6 +447,23 @@ def test_rope_scaling_wins_over_rope_parameters():
     assert read_config(FAMILIES["gemma3"], gemma).rope.factor == 8.0
 
 
+@pytest.mark.parametrize(
+    ("said", "truncate"), [({}, True), ({"truncate": None}, False), ({"truncate": False}, False)]
+)
+def test_yarns_truncation_where_it_is_null(said, truncate):
+    raw = PUBLISHED["gpt-oss-20b"][0]
+    scaling = {key: x for key, x in raw["rope_scaling"].items() if key != "truncate"} | said
+    config = read_config(FAMILIES["gpt_oss"], raw | {"rope_scaling": scaling})
+    assert config.rope.truncate is truncate
+
+
+def test_gemma3s_rule_by_its_older_name():
+    raw = PUBLISHED["gemma-3-1b"][0]
+    new = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}
+    given = {"rope_parameters": new, "rope_scaling": {"type": "linear", "factor": 8.0}}
+    assert read_config(FAMILIES["gemma3"], raw | given).rope.factor == 8.0
+
+
 def test_what_is_absent_is_the_references_default():
     config = read_config(FAMILIES["llama"], {"model_type": "llama", "max_sequence_length": 1024})
     assert (config.context, config.width, config.vocab, config.norm_eps) == (
