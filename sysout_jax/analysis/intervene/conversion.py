@@ -43,8 +43,8 @@ def with_prefix(
       prefix: C token ids.
 
     Raises:
-      InputError: no token, more than learned positions leave room for, a model that has such keys,
-        or a variant that can have none.
+      InputError: no token, more than learned positions leave room for, several where logits depend
+        on the length, a model that has such keys, or a variant that can have none.
     """
     ids = np.asarray(prefix, np.int32)
     _unconverted(config)
@@ -53,6 +53,9 @@ def with_prefix(
         raise InputError("prefix", ",".join(map(str, ids.ravel())), accepted)
     if config.longest is not None and ids.size >= config.longest:
         raise InputError("prefix", f"{ids.size} tokens", f"fewer than {config.longest}")
+    if ids.size > 1 and "scalable_softmax" in config.variant.split("+"):
+        why = "logits of scalable_softmax depend on the text's length, of several tokens their own"
+        raise InputError("prefix", f"{ids.size} tokens", "one", why)
     found = _prefix(config, params, jnp.asarray(ids)[None])
     changed = replace(_unfused(config), sink=ExplicitSink(keys=ids.size))
     own = {f"sink_{name}": found[name][:, 0] for name in ("key", "value")}
