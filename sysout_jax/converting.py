@@ -9,7 +9,12 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sysout_jax.analysis.intervene.before_after import BeforeAfter, Reader, compared
-from sysout_jax.analysis.intervene.conversion import unrotated, with_constants, with_prefix
+from sysout_jax.analysis.intervene.conversion import (
+    most_tokens,
+    unrotated,
+    with_constants,
+    with_prefix,
+)
 from sysout_jax.analysis.intervene.weak_sinks import (
     MOVES,
     Bounded,
@@ -98,10 +103,10 @@ def convert(
     one_of("weak", weak, WEAK)
     say = progress or _silent
     if text is None:
-        _check(model, prefix)
-        if not prefix:
+        begin = _prefix_of(model, prefix)
+        if not begin:
             raise InputError("text", None, "text to calibrate on, or a prefix", "neither is given")
-        begin, made = tuple(prefix), _prefixed(model, prefix)
+        made = _prefixed(model, begin)
     else:
         ways, begin = _conversions(model, text, prefix, say)
         made = ways[weak]
@@ -134,7 +139,7 @@ def _conversions(
     model: Model, text: Any, prefix: Sequence[int] | None, say: Progress
 ) -> tuple[dict[str, Conversion], tuple[int, ...]]:
     """The conversion of each way, and what the model as trained reads before every text."""
-    _check(model, prefix)
+    prefix = _prefix_of(model, prefix)
     texts, begin = _read(model, "text", text, prefix)
     trained = Reader(model.config, model.params, begin)
     rows = trained.rows(texts)
@@ -150,21 +155,23 @@ def _silent(what: str) -> None:
     """Say nothing."""
 
 
-def _check(model: Model, prefix: Any) -> None:
+def _prefix_of(model: Model, prefix: Any) -> tuple[int, ...] | None:
+    """The ids of a prefix, for a model that can be converted."""
     if not (prefix is None or (np.ndim(prefix) == 1 and all(map(is_integer, prefix)))):
         raise InputError("prefix", prefix, "ids of tokens, such as [1]")
     if isinstance(model.params, Layers):
         raise InputError("model", None, "a model in memory", "it is read layer by layer")
     if model.config.sink is not None:
         raise InputError("model", None, "one that was not converted", "its sink is explicit")
+    return None if prefix is None else tuple(map(int, prefix))
 
 
 def _read(
-    model: Model, name: str, text: Any, prefix: Sequence[int] | None
+    model: Model, name: str, text: Any, prefix: tuple[int, ...] | None
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """Texts without what begins them all, and that, as the model reads it: the prefix, or BOS, or a
     token that all ids begin with; nothing where the prefix is empty."""
-    begin = () if prefix is None else tuple(int(token) for token in prefix)
+    begin = prefix or ()
     if isinstance(text, str):
         if model.tokenizer is None:
             raise InputError(name, None, "token ids", "text, and the model has no tokenizer")
@@ -195,9 +202,8 @@ def _pieces(ids: np.ndarray, longest: int | None, before: int) -> np.ndarray:
 # ---------------------------------------------------------------------- the first token's sink
 
 
-def _prefixed(model: Model, prefix: Sequence[int]) -> Conversion:
+def _prefixed(model: Model, ids: tuple[int, ...]) -> Conversion:
     """Tokens before every text as keys and values."""
-    ids = tuple(prefix)
     config, params = with_prefix(model.config, model.params, ids)
     known = model.tokenizer
     if known is not None and known.adds_bos:  # which is among the keys now
@@ -219,7 +225,7 @@ def _windows(config: ModelConfig) -> tuple[str, ...]:
 
 
 def _first_treated(
-    model: Model, begin: Sequence[int], first: FirstToken, given: bool
+    model: Model, begin: tuple[int, ...], first: FirstToken, given: bool
 ) -> Conversion:
     """The first token's sink as parameters, weaker ones as they are."""
     sink, state = first.sink, first.state
@@ -273,7 +279,7 @@ def _weak_treated(
     table = [judged("as trained", before, before.losses)]
     ratios, standing = standing_rows(trained.params)
     initial = made.prefix or _initial(model, texts)
-    ids = carriers(before, trained.rows(texts), initial)
+    ids = carriers(before, trained.rows(texts), initial)[: most_tokens(model.config)]
     found = {"leave": made, "prefix": made if ids == made.prefix else _prefixed(model, ids)}
     for name, start in tuple(found.items()):
         cut = {"leave": "bound", "prefix": "prefix+bound"}[name]

@@ -233,6 +233,14 @@ def test_what_cannot_be_converted_is_one_line(model, given, line):
     assert "\n" not in str(caught.value)
 
 
+def test_a_prefix_may_be_an_array_and_its_token_zero():
+    unchecked = inspect.unwrap(so.convert)
+    for ids in ([0], [1, 2]):
+        found, expected = (unchecked(MODEL, prefix=given) for given in (np.array(ids), ids))
+        assert found.prefix == expected.prefix == tuple(ids)
+        jax.tree.map(np.testing.assert_array_equal, found.model.params, expected.model.params)
+
+
 def test_a_converted_model_is_not_converted_again(converted):
     with pytest.raises(so.InputError, match="model: its sink is explicit"):
         so.convert(converted.model, planted.texts())

@@ -5,6 +5,7 @@ their Gram matrix X^T X, [I, I], or the magnitude of each channel.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +42,9 @@ def hessian_factor(
 def compensated(
     w: Float[Array, "I O"],
     factor: Float[Array, "I I"],
-    begin: Callable[[Float[Array, "b O"], int], Change],
+    begin: Callable[[Float[Array, "r O"], Any], Change],
     block: int = BLOCK,
+    run: int | None = None,
 ) -> Float[Array, "I O"]:
     """Change one input's weights after the other, each error made up for by those still to come.
 
@@ -51,9 +53,10 @@ def compensated(
     Args:
       w: [I, O].
       factor: U of `hessian_factor`.
-      begin: the weights of a block of inputs as they are when their turn comes, and the first input
-        of the block, to the function that changes a row [O], given its place in the block.
-      block: inputs to a block; the result depends on it through `begin` alone.
+      begin: the weights of a run of inputs as they are when their turn comes, and the first input
+        of the run, to the function that changes a row [O], given its place in the run.
+      block: inputs whose errors are passed on together.
+      run: inputs to a run, a divisor of the inputs of each block; None: a block is one.
 
     Returns:
       The changed weights. With U diagonal nothing is made up for.
@@ -64,27 +67,40 @@ def compensated(
     for start in range(0, factor.shape[0], block):
         own = slice(start, start + block)
         rows = w[:block]
-        rows, errors = _change_block(rows, factor[own, own], begin(rows, start))
+        rows, errors = _change_block(rows, factor[own, own], begin, start, run or len(rows))
         w = w[block:] - factor[own, start + block :].T @ errors
         done.append(rows)
     return jnp.concatenate(done)
 
 
 def _change_block(
-    rows: Float[Array, "b O"], factor: Float[Array, "b b"], change: Change
+    rows: Float[Array, "b O"],
+    factor: Float[Array, "b b"],
+    begin: Callable[[Float[Array, "r O"], Any], Change],
+    start: int,
+    run: int,
 ) -> tuple[Float[Array, "b O"], Float[Array, "b O"]]:
     """The changed rows, and (w_i - w'_i)/U_ii of each."""
     inputs = jnp.arange(rows.shape[0])
 
-    def of_input(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        rows, errors = state
-        changed = change(rows[i], i)
-        error = (rows[i] - changed) / factor[i, i]
-        later = jnp.where(inputs > i, factor[i], 0.0)
-        rows = (rows - later[:, None] * error[None, :]).at[i].set(changed)
-        return rows, errors.at[i].set(error)
+    def of_run(at: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        first = at * run
+        change = begin(jax.lax.dynamic_slice_in_dim(state[0], first, run), start + first)
 
-    return jax.lax.fori_loop(0, rows.shape[0], of_input, (rows, jnp.zeros_like(rows)))
+        def of_input(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            rows, errors = state
+            changed = change(rows[i], i - first)
+            error = (rows[i] - changed) / factor[i, i]
+            later = jnp.where(inputs > i, factor[i], 0.0)
+            rows = (rows - later[:, None] * error[None, :]).at[i].set(changed)
+            return rows, errors.at[i].set(error)
+
+        return jax.lax.fori_loop(first, first + run, of_input, state)
+
+    state = rows, jnp.zeros_like(rows)
+    if run == rows.shape[0]:  # the first input of the run is a number then
+        return of_run(0, state)
+    return jax.lax.fori_loop(0, rows.shape[0] // run, of_run, state)
 
 
 def gptq(

@@ -1,7 +1,9 @@
 """Pruning: which weights to keep. Masks are True where a weight stays. Weights are [I, O]."""
 
 import math
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -66,36 +68,42 @@ def sparsegpt(
     sparsity: float | tuple[int, int],
     block: int = BLOCK,
     damping: float = DAMPING,
-) -> tuple[Float[Array, "I O"], Bool[Array, "I O"]]:
-    """Prune blocks of inputs one after the other, what is lost made up for by those still to come.
+) -> Float[Array, "I O"]:
+    """Prune inputs one after the other, what is lost made up for by those still to come.
 
-    In each block the weights with the smallest w^2/U_ii^2 go, as they are when their block begins:
-    a share of the block for a sparsity, and all but n of each m consecutive inputs for n:m.
+    The weights with the smallest w^2/U_ii^2 go, as they are when their turn comes: a share of each
+    block of inputs for a sparsity, and all but n of each m consecutive inputs for n:m.
 
     Args:
       w: [I, O].
       gram: X^T X of calibration inputs.
       sparsity: the share to remove, or (n, m).
-      block: inputs whose mask is chosen at once; a multiple of m.
+      block: inputs whose mask is chosen at once for a share. For n:m it changes no number.
       damping: see `hessian_factor`.
 
     Returns:
-      The weights and the mask.
+      The weights, of which those pruned are zero.
 
-    Source: Frantar & Alistarh 2023 (arXiv:2301.00774), algorithm 1.
+    Raises:
+      ValueError: m does not divide the inputs, or n is not between 1 and m.
+
+    Source: Frantar & Alistarh 2023 (arXiv:2301.00774), algorithm 1 and its form for n:m.
     """
     factor, dead = hessian_factor(gram, damping)
-    masks = []
+    own = jnp.square(jnp.diagonal(factor))[:, None]
 
-    def begin(rows: Float[Array, "b O"], start: int) -> Change:
-        own = jnp.diagonal(factor)[start : start + rows.shape[0], None]
-        score = jnp.square(rows) / jnp.square(own)
+    def begin(rows: Float[Array, "r O"], start: Any) -> Change:
+        score = jnp.square(rows) / jax.lax.dynamic_slice_in_dim(own, start, rows.shape[0])
         if isinstance(sparsity, tuple):
             mask = n_of_m_mask(score, *sparsity)
         else:
             mask = ~smallest(score.reshape(-1), sparsity).reshape(score.shape)
-        masks.append(mask)
         return lambda row, i: jnp.where(mask[i], row, 0.0)
 
-    w = compensated(jnp.where(dead[:, None], 0.0, w), factor, begin, block)
-    return w, jnp.concatenate(masks)
+    w = jnp.where(dead[:, None], 0.0, w)
+    if not isinstance(sparsity, tuple):
+        return compensated(w, factor, begin, block)
+    m = sparsity[1]
+    if len(w) % m:
+        raise ValueError(f"{sparsity[0]}:{m} of {len(w)} inputs: accepted: m divides them")
+    return compensated(w, factor, begin, max(block // m, 1) * m, m)

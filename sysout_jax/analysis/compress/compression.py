@@ -252,7 +252,7 @@ def _pruned(how: Pruning, w: Float[Array, "I O"], gram: Array | None) -> Float[A
     if gram is None:
         score = jnp.abs(w)
     elif how.criterion == "sparsegpt":
-        return prune.sparsegpt(w, gram, how.sparsity)[0]
+        return prune.sparsegpt(w, gram, how.sparsity)
     else:
         score = prune.wanda_score(w, jnp.sqrt(jnp.diagonal(gram)))
     if isinstance(how.sparsity, tuple):
