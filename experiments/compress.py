@@ -69,7 +69,7 @@ class Config:
     calibration_corpus: str | None = None  # text to calibrate on; None: the training part of corpus
     protocol: str = SEQUENCES  # or wikitext2: all of --corpus=PATH in windows of 2,048 tokens
     token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
-    methods: tuple[str, ...] = METHODS  # as sysout_jax/analysis/schemes.py names them
+    methods: tuple[str, ...] = METHODS  # as analysis/compress/schemes.py names them
     conversions: tuple[str, ...] = ()  # to compress too: leave, bound, prefix, prefix+bound
     boost: tuple[str, ...] = ()  # more bits by sensitivity, kurtosis, first_last, random:SEED
     rungs: int = 2  # of the ladder of bits and groups, that what is boosted climbs

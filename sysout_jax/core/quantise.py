@@ -199,7 +199,7 @@ def symmetric(
       magnitude: one for each scale; of the same tensor (dynamic) or of calibration data (static).
 
     Returns:
-      The rounded values. An error of at most half a step inside the grid of an integer format;
+      The rounded values. Of float32, an error of at most half a step inside an integer grid;
       zero is exact; a NaN makes NaN of all that share its scale.
     """
     step = _step(fmt, magnitude)

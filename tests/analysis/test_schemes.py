@@ -62,7 +62,8 @@ def test_the_default_methods_are_methods(method):
         "w8amxfp4-minmax", "w8-g0", "w8-nonsense", "W8", "w8 ", "wanda", "wanda-0.0", "wanda-1.5",
         "w8anvfp4-mse", "gptq-wnvfp4",
         "wanda-4:2", "wanda-2:2", "wanda-0:4", "global-2:4", "magnitude-0.5-0.5", "magnitude-w8",
-        "w16a16-tensor", "w8-atensor", "w8a8-atensor-atensor",
+        "rotate-kv8", "kv4-tensor", "kv4-g32", "a8-g32", "wnf4-tensor", "gptq-wnf4-tensor",
+        "wmxfp4-g128", "wnvfp4anf4-tensor", "w16a16-tensor", "w8-atensor", "w8a8-atensor-atensor",
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_one_line(method):

@@ -2,7 +2,7 @@
 
 A matrix stands out by a step of what is measured along depth: of the error that rounding a part of
 a layer makes in the part's output, or of the kurtosis of its weights (Zhang et al. 2025,
-arXiv:2503.06518). Controls give as many matrices of other layers the same bits.
+arXiv:2503.06518). Controls give as many matrices of random layers the same bits.
 Axes: L layers, B sequences, T tokens, D width.
 """
 
@@ -74,7 +74,8 @@ def climbed(how: Rounding, rungs: int) -> Rounding:
 def bits_of(how: Rounding) -> float:
     """Bits a weight: b + 16/g + 32/(128 g).
 
-    Scale and zero point of a group take 8 bits each, and of 128 groups 16 bits each.
+    Scale and zero point of a group take 8 bits each, and of 128 groups 16 bits each. A shorter last
+    group counts by its length, and a zero point where there is none.
 
     Source: Zhang et al. 2025, section 3.
     """
@@ -159,7 +160,8 @@ def boosts(
     Args:
       compressor: the model.
       how: the method, on the ladder.
-      kinds: of `KINDS`; "random:SEED" gives the bits of "sensitivity" to matrices of other layers.
+      kinds: of `KINDS`; "random:SEED" gives as many matrices of random layers the bits
+        of "sensitivity".
       rows: [B, S] of calibration text.
       rungs: that a matrix climbs.
       top: the parts that climb, those that stand out most; None: those whose z is above 3.

@@ -9,7 +9,8 @@ A method is words joined by "-". To round:
     smooth, rotate                               inputs are rescaled, or rotated, before rounding
     zero                                         ranges with a zero point instead of symmetric ones
     tensor, vector, g32                          what shares a scale: a tensor; an output channel
-                                                 and a token (if nothing is said); 32 inputs
+                                                 and a token (if nothing is said); 32 inputs.
+                                                 The cache has one of each token and head
     atensor                                      activations share a scale, whatever weights do
     minmax, percentile, mse                      static ranges of activations, from calibration text
 
@@ -21,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from sysout_jax.core.quantise import FORMATS
 from sysout_jax.errors import InputError
 
 RANGES = ("minmax", "percentile", "mse")
@@ -166,11 +168,19 @@ def _check(method: str, made: Rounding) -> None:
         raise _refused(method, "atensor with a format of activations")
     if made.basis == "smooth" and made.activations is None:
         raise _refused(method, "smooth with a format of activations")
+    if made.basis == "rotate" and made.weights is made.activations is None:
+        raise _refused(method, "rotate with a format of weights or activations")
+    if made.per != Rounding.per:
+        word = made.per if made.per == "tensor" else f"g{made.group}"
+        share = [made.weights] if made.per == "group" else [made.weights, made.activations]
+        if not any(name and not FORMATS[name].block for name in share):
+            which = "weights" if made.per == "group" else "weights or activations"
+            raise _refused(method, f"{word} with a format of {which} that has no blocks of its own")
     if made.zero_point and not all(name.startswith("int") for name in used):
         raise _refused(method, "zero with integers")
     if made.zero_point and made.ranges == "mse":
         raise _refused(method, "zero with minmax or percentile")
-    if made.ranges is not None and made.activations in ("mxfp4", "nvfp4", "nf4"):
+    if made.ranges is not None and FORMATS[str(made.activations)].block:
         raise _refused(method, f"{made.ranges} with a format that has no blocks of its own")
 
 
