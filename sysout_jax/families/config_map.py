@@ -253,6 +253,9 @@ def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
     for name in dict.fromkeys((*asked, *kept)):
         if name not in OURS_ALONE and kept.get(name) != asked.get(name):
             differ.setdefault(name, repr(kept.get(name)))
+    mixture = any(isinstance(row, Field) and row.ours == "experts" for row in family.config)
+    if mixture and not config.experts:  # of none its code makes another layer, or its default
+        differ["experts"] = "1 or more"
     if differ:
         named = [f"{k}={asked.get(k)!r} (accepted: {v})" for k, v in differ.items()]
         raise InputError(f"the {family.name} family has no {', '.join(named)}")

@@ -47,7 +47,7 @@ def test_bits_are_the_published_ones():
     assert allocation.climbed(scheme("w8-g64"), 5) == scheme("w8-g32")
 
 
-@pytest.mark.parametrize("method", ["w3", "w5-g64", "w3-g16", "a8", "magnitude-0.5", "wnf4-g64"])
+@pytest.mark.parametrize("method", ["w3", "w5-g64", "w3-g16", "a8", "magnitude-0.5", "we4m3-g64"])
 def test_what_has_no_rung_is_refused(method):
     with pytest.raises(InputError, match=f"{method} has no rung"):
         allocation.on_ladder(method, scheme(method))

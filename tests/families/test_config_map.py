@@ -673,6 +673,13 @@ def test_what_a_family_cannot_say():
     assert set(OURS_ALONE) < set(flat(ModelConfig()))
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "olmoe"])
+def test_a_mixture_without_experts_is_not_written(name):
+    mixture = read_config(FAMILIES[name], recorded(FAMILIES[name]))
+    with pytest.raises(InputError, match=r"has no experts=0 \(accepted: 1 or more\)"):
+        write_config(FAMILIES[name], replace(mixture, experts=0))
+
+
 def test_what_the_published_code_does_not_do_is_not_written():
     """Partly turned heads of LLaMA, and soft caps of Gemma 3's attention: its code ignores both."""
     llama = read_config(FAMILIES["llama"], LLAMA2_7B)
