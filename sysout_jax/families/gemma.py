@@ -3,6 +3,7 @@
 from math import sqrt
 from typing import Any
 
+from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Group, Only, Raw, Row, Within, tensor
 from sysout_jax.families.rows import (
     EPS,
@@ -32,11 +33,13 @@ def _write_scales(c: ModelConfig) -> dict[str, Any]:
 
 def _read_rotary(raw: Raw) -> dict[str, Any]:
     given, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
+    if "type" in scaling and "rope_type" not in scaling:
+        why = "versions of the published code disagree on whether it is read"
+        raise InputError("rope_scaling", None, "rope_type in place of type", why)
     everywhere = {
         "rope_theta": raw.get("rope_theta", 1e6),
         "partial_rotary_factor": 1.0,
         **(given.get("full_attention") or {}),
-        **({"rope_type": scaling["type"]} if "type" in scaling else {}),
         **scaling,
     }
     local = {

@@ -457,11 +457,12 @@ def test_yarns_truncation_where_it_is_null(said, truncate):
     assert config.rope.truncate is truncate
 
 
-def test_gemma3s_rule_by_its_older_name():
-    raw = PUBLISHED["gemma-3-1b"][0]
-    new = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}
-    given = {"rope_parameters": new, "rope_scaling": {"type": "linear", "factor": 8.0}}
-    assert read_config(FAMILIES["gemma3"], raw | given).rope.factor == 8.0
+def test_gemma3s_rule_by_its_older_name_is_refused():
+    """Code of rotary positions reads it, the config of transformers 5.24 then says "default"."""
+    raw = PUBLISHED["gemma-3-1b"][0] | {"rope_scaling": {"type": "linear", "factor": 8.0}}
+    assert "rope_scaling: versions of the published code disagree" in refusal(raw)
+    raw["rope_scaling"]["rope_type"] = "linear"
+    assert read_config(FAMILIES["gemma3"], raw).rope.factor == 8.0
 
 
 def test_what_is_absent_is_the_references_default():
