@@ -48,7 +48,7 @@ def _read_rotary(raw: Raw) -> dict[str, Any]:
         **(given.get("sliding_attention") or {}),
     }
     if read_rule(local, raw)["rule"] != "plain":
-        raise ValueError("a rule for local layers")
+        raise InputError("rope_parameters of sliding_attention", accepted="rope_type default")
     return {"rope": read_rule(everywhere, raw) | {"local_theta": local["rope_theta"]}}
 
 

@@ -27,7 +27,7 @@ GPT_OSS = Family(
         Field("num_local_experts", "experts"),
         Field("num_experts_per_tok", "experts_per_token"),
         Field("swiglu_limit", "mlp_limit"),
-        windows(lambda i, raw: i % 2 == 0),
+        windows(lambda i, raw: i % 2 == 0, least=128),
         rotary(theta=150_000.0, default=_YARN),
     ),
     quantised=("mxfp4",),

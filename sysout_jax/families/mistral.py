@@ -1,6 +1,6 @@
 """Mistral: LLaMA's layout with a sliding window."""
 
-from sysout_jax.families.family import Family, Field
+from sysout_jax.families.family import Family
 from sysout_jax.families.rows import (
     ACT,
     EPS,
@@ -11,6 +11,7 @@ from sysout_jax.families.rows import (
     TIED,
     llama_attention,
     rotary,
+    windows,
 )
 
 MISTRAL = Family(
@@ -25,7 +26,7 @@ MISTRAL = Family(
         EPS,
         TIED,
         ACT,
-        Field("sliding_window", "window"),
+        windows(lambda i, raw: True, named=False),  # by layer: AutoConfig makes it Ministral
         rotary(),
     ),
     tensors=(*llama_attention(), *LLAMA_MLP),

@@ -25,7 +25,10 @@ PHI3 = Family(
         TIED,
         ACT,
         Field("sliding_window", "window"),
-        rotary(renamed={"su": "longrope", "yarn": "longrope"}, partly=True),
+        rotary(
+            renamed={"su": "longrope", "yarn": "longrope"}, partly=True,
+            rules=("default", "longrope"),
+        ),
     ),
     tensors=(
         *(row for row in llama_attention() if not any(name in row.stored for name in _UNFUSED)),

@@ -1,6 +1,6 @@
 """Rows that many families share: sizes, rotary positions with their rules, windows by layer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import log
 from typing import Any
 
@@ -109,6 +109,7 @@ def rotary(
     default: Raw | None = None,
     renamed: Mapping[str, str] | None = None,
     partly: bool = False,
+    rules: Collection[str] = (),
 ) -> Group:
     """Rotary positions in both published spellings, of which "rope_scaling" wins.
 
@@ -119,6 +120,7 @@ def rotary(
       default: the rule where none is given.
       renamed: older names of rules.
       partly: as of `read_rule`.
+      rules: those that the family's code has; none: all.
     """
 
     def read(raw: Raw) -> dict[str, Any]:
@@ -132,16 +134,19 @@ def rotary(
                 f"rope_parameters of {', '.join(by_layer)}", accepted="one rule for all"
             )
         kind = given.get("rope_type", given.get("type", "default"))
+        kind = (renamed or {}).get(kind, kind)
+        if rules and kind not in rules:
+            raise InputError("rope_type", repr(kind), ", ".join(rules))
         given = {
             "rope_theta": raw.get(theta_name, theta),
             "partial_rotary_factor": raw.get(fraction_name, fraction),
             **given,
-            "rope_type": (renamed or {}).get(kind, kind),
+            "rope_type": kind,
         }
         return {"rope": read_rule(given, raw, partly)}
 
     def write(c: ModelConfig) -> dict[str, Any]:
-        rule = write_rule(c.rope)
+        rule = write_rule(c.rope) or ({"rope_type": "default"} if default else None)
         out = {theta_name: c.rope.theta, "rope_scaling": rule}
         if rule and rule["rope_type"] == "longrope":  # where Phi-3's code looks for it
             out[_ORIGINAL] = rule[_ORIGINAL]
@@ -232,6 +237,7 @@ def windows(
     switch: bool = False,
     others: tuple[str, ...] = (),
     least: int | None = None,
+    named: bool = True,
 ) -> Group:
     """Windows of some layers: "layer_types", or the pattern that its absence means.
 
@@ -240,6 +246,7 @@ def windows(
       switch: whether "use_sliding_window" turns windows on.
       others: fields that `local` reads.
       least: what is written as the window where no layer has one; None where null is accepted.
+      named: whether "layer_types" is written where all layers are alike.
     """
     names = ("sliding_window", "layer_types", *others)
     names += ("use_sliding_window", "max_window_layers") if switch else ()
@@ -267,7 +274,8 @@ def windows(
     def write(c: ModelConfig) -> dict[str, Any]:
         chosen = c.layers_with_window
         kinds = ["sliding_attention" if i in chosen else "full_attention" for i in range(c.layers)]
-        out: dict[str, Any] = {"sliding_window": c.window or least, "layer_types": kinds}
+        out: dict[str, Any] = {"sliding_window": c.window or least}
+        out |= {"layer_types": kinds} if named or len(set(kinds)) > 1 else {}
         return out | ({"use_sliding_window": c.window is not None} if switch else {})
 
     return Group(names, ("window", "window_layers"), read, write)

@@ -674,6 +674,34 @@ def test_what_a_family_cannot_say():
     assert set(OURS_ALONE) < set(flat(ModelConfig()))
 
 
+def test_ministral_is_a_mistral_with_windows_by_layer():
+    raw = PUBLISHED["Mistral-7B"][0] | {"num_hidden_layers": 3}
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    config = read_config(FAMILIES["mistral"], raw | {"layer_types": kinds})
+    assert (config.window, config.window_layers) == (4096, (1,))
+    assert write_config(FAMILIES["mistral"], config)["layer_types"] == kinds
+    assert ignored_fields(FAMILIES["mistral"], raw | {"layer_types": kinds}) == ignored_fields(
+        FAMILIES["mistral"], raw
+    )
+    everywhere = read_config(FAMILIES["mistral"], raw)
+    assert (everywhere.window, everywhere.window_layers) == (4096, None)
+    assert "layer_types" not in write_config(FAMILIES["mistral"], everywhere)
+
+
+def test_gpt_oss_without_windows_and_with_the_plain_rule_comes_back():
+    raw = PUBLISHED["gpt-oss-20b"][0] | {"layer_types": ["full_attention"] * 24}
+    raw |= {"rope_scaling": {"rope_type": "default"}}
+    config = read_config(FAMILIES["gpt_oss"], raw)
+    written = write_config(FAMILIES["gpt_oss"], config)
+    assert written["sliding_window"] == 128  # its code asks for one
+    assert read_config(FAMILIES["gpt_oss"], written) == config
+
+
+def test_phi3_has_no_rule_but_its_own():
+    raw = PUBLISHED["Phi-3-mini-128k"][0] | {"rope_scaling": {"type": "linear", "factor": 4.0}}
+    assert "rope_type='linear': accepted: default, longrope" in refusal(raw)
+
+
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "olmoe"])
 def test_a_mixture_without_experts_is_not_written(name):
     mixture = read_config(FAMILIES[name], recorded(FAMILIES[name]))
