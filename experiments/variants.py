@@ -259,9 +259,9 @@ def _study(corpus: str) -> TrainConfig:
     """What is trained on a corpus where nothing is said of it but a preset."""
     text = PRESETS[FLAGS.preset] if FLAGS.preset else TEXT
     study = BACKCOPY if corpus == "backcopy" else dataclasses.replace(text, corpus=corpus)
-    return (
-        study if jax.default_backend() == "cpu" else launch.override(study, {"dtype": "bfloat16"})
-    )
+    if jax.default_backend() != "cpu":
+        study = launch.override(study, {"dtype": "bfloat16"})
+    return study
 
 
 def _as_given(study: TrainConfig) -> TrainConfig:

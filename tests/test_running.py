@@ -18,6 +18,7 @@ from sysout_jax.data.tokenizer import ByteTokenizer, SubwordTokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.model.decoder import forward, init, stack_blocks, taps_of, unstack_blocks
 from sysout_jax.model.stream import Layers, streamed
+from sysout_jax.model.taps import check_asked
 from tests.analysis import planted
 
 B, T, D, L, V = 2, 5, 6, 3, 11
@@ -238,6 +239,9 @@ def test_edits_keep_the_dtype_and_the_shape():
     said = refusal(so.apply, half, TOKENS, None, {"attn_out": cut})
     assert said == "edits: a value of shape [2, 6] in place of one of shape [5, 6]; accepted: " \
         "the same shape"  # fmt: skip
+    said = refusal(check_asked, {}, {"attn_out": lambda x, layer: x})
+    assert said == "edits: attn_out: a function; accepted: sysout_jax.Edit(function, *arrays, " \
+        "layers=...)"  # fmt: skip
 
 
 # ------------------------------------------------------------------------- gradients

@@ -290,7 +290,6 @@ def stopped(whole, tmp_path_factory):
         (["--corpus=stdlib"], ("--corpus=stdlib: ", "was trained with backcopy")),
         (["--model=gpt2-tiny"], ("was trained with",)),
         (["--smoke"], ("--", "was trained with")),
-        (["--preset=sinks"], ("--preset=sinks: not of --corpus=backcopy", "with text")),
     ],
 )
 @pytest.mark.parametrize("how", ["name", "resume_from"])
@@ -299,9 +298,16 @@ def test_flags_that_contradict_the_run(run_variants, stopped, how, arguments, to
     before = sorted(stopped.parents[1].rglob("*"))
     outcome = run_variants(*given.split(), *arguments)
     assert (outcome.status, outcome.err.count("\n")) == (2, 1), outcome
-    place = () if "--preset=sinks" in arguments else (str(stopped),)
-    assert all(part in outcome.err for part in (*told, *place, "accepted: ")), outcome.err
+    assert all(part in outcome.err for part in (*told, str(stopped), "accepted: ")), outcome.err
     assert sorted(stopped.parents[1].rglob("*")) == before
+
+
+@pytest.mark.parametrize("how", ["name", "resume_from"])
+def test_a_preset_is_not_of_a_run_without_text(run_variants, stopped, how):
+    given = f"--name=a --workdir={stopped.parents[1]}" if how == "name" else f"--{how}={stopped}"
+    outcome = run_variants(*given.split(), "--preset=sinks")
+    assert outcome.status == 2
+    assert outcome.err == ("error: --preset=sinks: not of --corpus=backcopy; accepted: with text\n")
 
 
 def test_a_complete_run_is_left_alone(run_variants, whole):
