@@ -85,13 +85,11 @@ def verdict(record: Record, directory: Path) -> Verdict:
         found = (
             f"loss {before:.3f} to {after:.3f}, max/median |h| {sizes[0]:,.0f} to {sizes[1]:,.0f}"
         )
-    out = "".join(given(record, "out")).partition("=")[2]
     rows = next((line for line in model["said"] if line.startswith("rows of W_down")), "")
     return Verdict(
         found, f"the sink's state is gone: {KINDS[model['kind']]}",
         f"not the weights: {rows}" if rows else "",
-        ("compress", f"--model={out}", *corpus) if out
-        else ("compress", *of, *corpus, f"--conversions={record['config']['weak']}"),
+        ("compress", *of, *corpus, f"--conversions={record['config']['weak']}"),
     )  # fmt: skip
 
 
