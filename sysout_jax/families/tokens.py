@@ -22,7 +22,8 @@ def published_tokenizer(directory: Path) -> Tokenizer | None:
 
     BOS and end of text are the tokens that tokenizer_config.json, special_tokens_map.json or
     config.json names, in this order, or else those that tokenizer.json calls special. Whether BOS
-    is put in front is what tokenizer_config.json, or else the post-processor, says.
+    is put in front is what the post-processor of tokenizer.json says, and without that file
+    add_bos_token of tokenizer_config.json: so transformers 5 has it, where the two disagree.
 
     Returns:
       None where the directory holds neither.
@@ -40,9 +41,10 @@ def published_tokenizer(directory: Path) -> Tokenizer | None:
         return found
     bos = next(_specials(found, named, "bos"), found.bos)
     eot = next(_specials(found, named, "eos"), found.eot)
-    said = named[0].get("add_bos_token")
-    own = found.adds_bos if bos == found.bos else first_special(found.backend) == bos
-    adds = own if said is None else bool(said)
+    if whole.exists():
+        adds = found.adds_bos if bos == found.bos else first_special(found.backend) == bos
+    else:
+        adds = bool(named[0].get("add_bos_token"))
     return replace(found, bos=bos, eot=eot, adds_bos=bos is not None and adds)
 
 
@@ -58,7 +60,10 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path) -> dict[str, int]:
     if isinstance(tokenizer, SubwordTokenizer):
         backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
         names = {role: backend.id_to_token(n) for role, n in ids.items() if n is not None}
-        if tokenizer.adds_bos and first_special(backend) != tokenizer.bos:
+        puts = first_special(backend) == tokenizer.bos is not None
+        if puts and not tokenizer.adds_bos:
+            backend.post_processor = None  # else other libraries put BOS in front all the same
+        if tokenizer.adds_bos and not puts:
             bos = names["bos_token_id"]
             first = processors.TemplateProcessing(
                 single=f"{bos} $A",

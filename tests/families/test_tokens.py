@@ -39,19 +39,27 @@ def prompt(place, bos="auto"):
         ("<s> $A", {}, [1, 3, 4, 5]),
         ("$A </s>", {}, [3, 4, 5]),
         (None, {}, [3, 4, 5]),
-        (None, {"tokenizer_config": {"add_bos_token": True}}, [1, 3, 4, 5]),
-        ("<s> $A", {"tokenizer_config": {"add_bos_token": False}}, [3, 4, 5]),
-        (None, {"tokenizer_config": {"add_bos_token": True, "bos_token": "</s>"}}, [2, 3, 4, 5]),
-        (None, {"tokenizer_config": {"add_bos_token": True, "bos_token": {"content": "<pad>"}}},
-         [6, 3, 4, 5]),
-        (None, {"tokenizer_config": {"add_bos_token": True}, "config": {"bos_token_id": 2}},
-         [2, 3, 4, 5]),
-        (None, {"tokenizer_config": {"add_bos_token": True}, "config": {"bos_token_id": 99}},
-         [1, 3, 4, 5]),
+        # transformers 5 goes by tokenizer.json, whatever the flag says beside it
+        (None, {"tokenizer_config": {"add_bos_token": True}}, [3, 4, 5]),
+        ("<s> $A", {"tokenizer_config": {"add_bos_token": False}}, [1, 3, 4, 5]),
     ],
-)  # fmt: skip
+)
 def test_auto_is_what_the_published_tokenizer_does(tmp_path, template, named, auto):
     assert prompt(write(tmp_path, template, **named)) == auto
+
+
+@pytest.mark.parametrize(
+    ("named", "bos"),
+    [
+        ({"tokenizer_config": {"bos_token": "</s>"}}, 2),
+        ({"tokenizer_config": {"bos_token": {"content": "<pad>"}}}, 6),
+        ({"config": {"bos_token_id": 2}}, 2),
+        ({"tokenizer_config": {"bos_token": "<pad>"}, "config": {"bos_token_id": 2}}, 6),
+        ({"config": {"bos_token_id": 99}}, 1),
+    ],
+)
+def test_bos_is_the_named_one(tmp_path, named, bos):
+    assert prompt(write(tmp_path, "<s> $A", **named), "yes") == [bos, 3, 4, 5]
 
 
 def test_yes_and_no_are_what_they_say(tmp_path):
@@ -104,6 +112,13 @@ def pair_of_files(place, shared, **files):
     return place
 
 
+@pytest.mark.parametrize(("said", "front"), [({}, []), ({"add_bos_token": True}, [50256])])
+def test_gpt2s_files_are_told_whether_bos_is_in_front(shared_data, tmp_path, said, front):
+    """As OPT's, which have no post-processor."""
+    found = published_tokenizer(pair_of_files(tmp_path, shared_data, tokenizer_config=said))
+    assert encode_prompt(found, "Hello world").tolist() == [*front, 15496, 995]
+
+
 def test_tokens_that_are_added_to_gpt2s(shared_data, tmp_path):
     """As Phi's runs of spaces: by one file or the other, at the ids they say."""
     spaces = {"content": "   ", "lstrip": False, "normalized": True, "special": False}
@@ -132,17 +147,16 @@ def test_a_vocabulary_and_merges_that_are_not_gpt2s(shared_data, tmp_path, files
 @pytest.mark.parametrize("adds", [True, False])
 def test_a_tokenizer_comes_back_from_what_is_written(tmp_path, template, adds):
     """The published form keeps BOS, the end of a text, and whether BOS comes first."""
-    given = published_tokenizer(
-        write(tmp_path, template, tokenizer_config={"add_bos_token": adds, "bos_token": "<s>"})
-    )
+    given = published_tokenizer(write(tmp_path, template, tokenizer_config={"bos_token": "<s>"}))
+    given = replace(given, adds_bos=adds)
     (tmp_path / "out").mkdir()
     assert write_tokenizer(given, tmp_path / "out") == {"bos_token_id": 1, "eos_token_id": 2}
     found = published_tokenizer(tmp_path / "out")
     assert (found.bos, found.eot, found.adds_bos) == (1, 2, adds)
     assert encode_prompt(found, "summer is warm").tolist() == [1, 3, 4, 5][not adds :]
     plain = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
-    if adds:  # other libraries are told by the rule of the tokenizer itself
-        assert plain.encode("summer").ids[0] == 1
+    # other libraries are told by the rule of the tokenizer itself
+    assert (plain.encode("summer").ids[0] == 1) == adds
 
 
 def test_how_a_model_was_trained_is_kept(tmp_path):
