@@ -98,7 +98,9 @@ MLPS: Mapping[str, MlpKind] = MappingProxyType(
         "relu": MlpKind(jax.nn.relu, False),
         "gelu": MlpKind(gelu, False),
         "gelu_exact": MlpKind(partial(jax.nn.gelu, approximate=False), False),
+        "reglu": MlpKind(jax.nn.relu, True),
         "geglu": MlpKind(gelu, True),
+        "geglu_exact": MlpKind(partial(jax.nn.gelu, approximate=False), True),
         "swiglu": MlpKind(jax.nn.silu, True),
         # gpt-oss's (OpenAI 2025, arXiv:2508.10925): at a closed "up" the gate still passes
         "shifted_glu": MlpKind(sigmoid_gelu, True, 1.0),

@@ -103,6 +103,7 @@ class Family:
       fixed: fields of ModelConfig that all its models share.
       config: the config map.
       tensors: the tensor map.
+      fused: rows in place of those with the same parameters, where a checkpoint has such names.
       prefix: in front of stored names, which some checkpoints leave out.
       aliases: other spellings of fields that the reference does not know, in older files.
       quantised: methods of "quantization_config" whose weights are read.
@@ -118,6 +119,7 @@ class Family:
     fixed: Mapping[str, Any]
     config: tuple[Row, ...]
     tensors: tuple[Tensor, ...]
+    fused: tuple[Tensor, ...] = ()
     prefix: str = "model."
     aliases: Mapping[str, str] = field(default_factory=dict)
     quantised: tuple[str, ...] = ()

@@ -20,7 +20,7 @@ GPT2 = Family(
     name="gpt2",
     model_types=("gpt2",),
     architecture="GPT2LMHeadModel",
-    covers="GPT-2 small to XL, DistilGPT2",
+    covers="GPT-2 small to XL, DistilGPT2, the five seeds of Mistral (Stanford CRFM)",
     cite="Radford et al. 2019, Language Models are Unsupervised Multitask Learners",
     fixed={"norm": "layer", "position": "learned", "bias": True},
     config=(
@@ -34,6 +34,7 @@ GPT2 = Family(
         Field("initializer_range", "init_std"),
         Field("tie_word_embeddings", "tied"),
         Field("activation_function", "mlp", PLAIN),
+        Field("scale_attn_by_inverse_layer_idx", "query_scale_by_layer"),
     ),
     tensors=(
         tensor("wte.weight", "V D", "embed"),

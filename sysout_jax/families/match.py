@@ -1,7 +1,8 @@
 """Which stored tensors make each parameter: every fault of a checkpoint at once, by name."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def match(
     by_name = _by_own_names(family, found, within)
     heads = _heads(family) if config.tied else set()
     plan: dict[tuple[str, ...], list[tuple[Stored, Part, Source]]] = {path: [] for path in shapes}
-    wrong = _assign(tensor_map.layout(family, config), by_name, heads, plan)
+    wrong = _assign(_layout(family, config, by_name), by_name, heads, plan)
     tied = [by_name.pop(name) for name in heads if name in by_name]
     embedding = plan[("embed",)]
     if not any(wrong.values()):
@@ -71,6 +72,17 @@ def match(
     if problems:
         raise InputError(str(place), why=f"tensors of {family.name}: {'; '.join(problems)}")
     return {path: tuple(parts) for path, parts in plan.items()}
+
+
+def _layout(family: Family, config: ModelConfig, names: Container[str]) -> list[Stored]:
+    """What a checkpoint of these names stores: the family's tensors, some of them fused or not."""
+    plain = tensor_map.layout(family, config)
+    fused = tensor_map.layout(replace(family, tensors=family.fused), config)
+    known = {stored.name for stored in plain}
+    if not any(stored.name in names for stored in fused if stored.name not in known):
+        return plain
+    owned = {part.path for stored in fused for part in stored.parts}
+    return [s for s in plain if not any(part.path in owned for part in s.parts)] + fused
 
 
 def _assign(

@@ -3,6 +3,7 @@
 from sysout_jax.families.family import Family, Field, tensor
 from sysout_jax.families.rows import (
     ACT,
+    FUSED_EXPERTS,
     LLAMA_LIKE,
     ROTARY_BUFFER,
     SIZES,
@@ -36,5 +37,6 @@ MIXTRAL = Family(
         tensor(_EXPERT + "w3.weight", "F D", "block/mlp/up"),
         tensor(_EXPERT + "w2.weight", "D F", "block/mlp/down"),
     ),
+    fused=FUSED_EXPERTS,
     buffers=(ROTARY_BUFFER,),
 )

@@ -6,6 +6,7 @@ from sysout_jax.families.rows import (
     ATTENTION_BIASES,
     EPS,
     EXPERTS,
+    FUSED_EXPERTS,
     LLAMA_LIKE,
     LLAMA_MLP,
     ROTARY_BUFFER,
@@ -67,5 +68,6 @@ OLMOE = Family(
         rotary(),
     ),
     tensors=(*llama_attention(), *_NORMS, *expert_tensors()),
+    fused=FUSED_EXPERTS,
     buffers=(ROTARY_BUFFER,),
 )

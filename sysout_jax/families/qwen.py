@@ -9,6 +9,7 @@ from sysout_jax.families.rows import (
     ATTENTION_BIASES,
     EPS,
     EXPERTS,
+    FUSED_EXPERTS,
     LLAMA_LIKE,
     LLAMA_MLP,
     ROTARY_BUFFER,
@@ -101,5 +102,6 @@ QWEN3_MOE = Family(
         rotary(),
     ),
     tensors=(*llama_attention(), *_NORMS, *expert_tensors()),
+    fused=FUSED_EXPERTS,
     buffers=(ROTARY_BUFFER,),
 )  # fmt: skip

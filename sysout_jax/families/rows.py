@@ -9,7 +9,14 @@ from sysout_jax.families.family import REQUIRED, Field, Group, Raw, Row, Tensor,
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.rope import RULES, Rope
 
-GATED = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
+GATED = {
+    "silu": "swiglu",
+    "swish": "swiglu",
+    "gelu_pytorch_tanh": "geglu",
+    "gelu_new": "geglu",
+    "gelu": "geglu_exact",
+    "relu": "reglu",
+}
 PLAIN = {
     "gelu_new": "gelu",
     "gelu_fast": "gelu",
@@ -49,6 +56,13 @@ def expert_tensors() -> tuple[Tensor, ...]:
             for name, axes in (("gate", "F D"), ("up", "F D"), ("down", "D F"))
         ),
     )
+
+
+FUSED_EXPERTS = (  # as transformers 5 saves mixtures with save_original_format=False
+    tensor("layers.{l}.mlp.gate.weight", "E D", "block/mlp/router"),
+    tensor("layers.{l}.mlp.experts.gate_up_proj", "E + D", "block/mlp/gate=F", "block/mlp/up=F"),
+    tensor("layers.{l}.mlp.experts.down_proj", "E D F", "block/mlp/down"),
+)
 
 
 def _natural_head_dim(raw: Raw) -> dict[str, Any]:
@@ -182,7 +196,7 @@ def read_rule(given: Raw, raw: Raw, partly: bool = False) -> dict[str, Any]:
     found = {
         "rule": rule,
         "theta": given["rope_theta"],
-        "fraction": fraction,
+        "fraction": 1.0 if fraction is None and not partly else fraction,
     }
     if hasattr(RULES[rule], "context"):
         found["context"] = context

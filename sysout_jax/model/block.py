@@ -128,7 +128,7 @@ class Attention(Owner):
             turned = rotation(c, before + length, windowed)
             return rotate(x, positions, turned, c.rope.interleaved)
 
-        q, k = turn(q, before + places), turn(k, before + places)
+        q, k = _by_layer(c, layer, turn(q, before + places)), turn(k, before + places)
         q, k, v = tap("query", q), tap("key", k), tap("value", v)
         ahead, positions = 0 if c.sink is None else c.sink.keys, before + places
         if ahead:
@@ -178,6 +178,12 @@ class Attention(Owner):
         # Norms take three axes and work on the last: one row per head, or one per position.
         rows = (-1, *x.shape[-2:]) if per_head else (*x.shape[:2], -1)
         return norm(x.reshape(rows)).reshape(x.shape)
+
+
+def _by_layer(
+    config: ModelConfig, layer: Int[Array, ""], q: Float[Array, "B T N H"]
+) -> Float[Array, "B T N H"]:
+    return q / (layer + 1).astype(q.dtype) if config.query_scale_by_layer else q
 
 
 def _fused(config: ModelConfig, windowed: Bool[Array, ""]) -> Past | None:

@@ -49,7 +49,9 @@ class ModelConfig:
     position_offset: int = 0  # rows of the learned positions before the first (OPT: 2)
     rope: Rope = field(default_factory=Rope)  # how position rope turns heads
     alibi_falcon: bool = False  # divided by sqrt(H), and rounded to bfloat16 as Falcon was trained
-    mlp: str = "gelu"  # relu, gelu, gelu_exact, or gated: geglu, swiglu, shifted_glu
+    mlp: str = (
+        "gelu"  # relu, gelu, gelu_exact, or gated: reglu, geglu, geglu_exact, swiglu, shifted_glu
+    )
     mlp_limit: float | None = None  # up within -limit..limit, the gate at most limit (gpt-oss)
     experts: int = 0  # E, MLPs to choose from; 0: one MLP for all tokens
     experts_per_token: int = 2  # of which this many see a token
@@ -62,6 +64,7 @@ class ModelConfig:
     head_bias: bool = False  # of the output head
     query_key_norm: str = "none"  # before positions: of each head, or of the whole width
     query_scale: float | None = None  # of q.k; None: 1/sqrt(head dim)
+    query_scale_by_layer: bool = False  # and over the layer's number, from 1 (Mistral's GPT-2)
     clip_qkv: float | None = None  # queries, keys and values within -clip..clip
     attn_softcap: float | None = None  # c: logits of attention become c tanh(s/c)
     final_softcap: float | None = None  # the same for the output's

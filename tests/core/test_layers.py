@@ -122,8 +122,10 @@ ACTIVATIONS = {
     ),
     "swiglu": (lambda x: x / (1 + math.exp(-x)), True),
 }
-ACTIVATIONS["geglu"] = (ACTIVATIONS["gelu"][0], True)
 ACTIVATIONS["gelu_exact"] = (lambda x: x / 2 * (1 + math.erf(x / math.sqrt(2))), False)
+ACTIVATIONS["reglu"] = (ACTIVATIONS["relu"][0], True)
+ACTIVATIONS["geglu"] = (ACTIVATIONS["gelu"][0], True)
+ACTIVATIONS["geglu_exact"] = (ACTIVATIONS["gelu_exact"][0], True)
 ACTIVATIONS["shifted_glu"] = (lambda x: x / (1 + math.exp(-1.702 * x)), True)
 
 

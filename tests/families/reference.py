@@ -75,6 +75,8 @@ CASES = {
         "LlamaConfig",
         GQA | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 50.0}}, 11,
     ),
+    "llama relu": ("LlamaConfig", GQA | {"hidden_act": "relu"}, 11),
+    "llama gelu": ("LlamaConfig", GQA | {"hidden_act": "gelu"}, 11),
     "mistral": ("MistralConfig", GQA | {"sliding_window": 3}, 11),
     "mistral no window": ("MistralConfig", GQA | {"sliding_window": None}, 11),
     "mixtral": (
@@ -152,6 +154,11 @@ CASES = {
     "gpt2 untied, relu": (
         "GPT2Config",
         GPT2 | {"tie_word_embeddings": False, "activation_function": "relu", "n_inner": 29}, 23,
+    ),
+    "gpt2 queries scaled by layer": (
+        "GPT2Config",
+        GPT2 | {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True,
+                "n_layer": 3}, 23,
     ),
     "gpt_neox": (
         "GPTNeoXConfig", SMALL | {"hidden_size": 32}, 11,
@@ -237,7 +244,8 @@ CASES = {
 }  # fmt: skip
 RECORDED = [name for name in CASES if " " not in name] + [
     "falcon new decoder", "falcon alibi, sequential", "gpt_oss one window for all", "opt post",
-    "opt projected, post", "gemma3 with images",
+    "opt projected, post", "gemma3 with images", "gpt2 queries scaled by layer", "llama relu",
+    "llama gelu",
 ]  # fmt: skip
 
 

@@ -436,6 +436,14 @@ def test_the_first_falcons():
     assert (config.kv_heads, config.parallel_block) == (2, "separate")
 
 
+def test_a_null_fraction_is_none_where_the_code_turns_whole_heads():
+    raw = LLAMA2_7B | {"partial_rotary_factor": None}
+    assert read_config(FAMILIES["llama"], raw) == read_config(FAMILIES["llama"], LLAMA2_7B)
+    partly = recorded(FAMILIES["stablelm"])
+    partly["rope_parameters"]["partial_rotary_factor"] = None
+    assert "fraction" in refusal(partly)
+
+
 def test_rope_scaling_wins_over_rope_parameters():
     """As in the reference, where somebody has added the older spelling by hand."""
     parameters = {"rope_type": "default", "rope_theta": 500000.0}

@@ -266,6 +266,7 @@ FIELDS = {
     "head_bias": ("shapes", True, {}),
     "query_key_norm": ("shapes", "head", {}),
     "query_scale": ("logits", 0.1, {}),
+    "query_scale_by_layer": ("logits", True, {}),
     "clip_qkv": ("logits", 0.5, {}),
     "attn_softcap": ("logits", 0.5, {}),
     "final_softcap": ("logits", 0.5, {}),
