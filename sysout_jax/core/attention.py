@@ -205,6 +205,25 @@ def element_gate(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed
 
 
 @variant(
+    formula="sigmoid(w.x) softmax(s) v, per head: half open at first",
+    cite="Qiu et al. 2025 (arXiv:2505.06708), position G1 by head, as published",
+    gate_kernel=Param("D -> N", 0.0),
+)
+def plain_head_gate(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
+    gate = jax.nn.sigmoid(linear(heads.x_q, p["gate_kernel"]))
+    return scale(heads, attend(heads), gate[..., None])
+
+
+@variant(
+    formula="sigmoid(W x) * softmax(s) v, per head and channel: half open at first",
+    cite="Qiu et al. 2025 (arXiv:2505.06708), position G1, as published",
+    gate_kernel=Param("D -> N H", 0.0),
+)
+def plain_element_gate(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
+    return scale(heads, attend(heads), jax.nn.sigmoid(linear(heads.x_q, p["gate_kernel"])))
+
+
+@variant(
     formula="softmax(s) (2 sigmoid(W x') * v)",
     cite="Qiu et al. 2025 (arXiv:2505.06708), position G2",
     identity={"gate_kernel": 0.0},
@@ -259,11 +278,7 @@ def relu(heads: Heads, p: Params) -> Mixed:
     return mix(heads, weights / jnp.broadcast_to(count, weights.shape))
 
 
-@variant(
-    formula="(elu(s) + 1) v",
-    cite="Gu et al. 2025 (arXiv:2410.10781)",
-    normalised=False,
-)
+@variant(formula="(elu(s) + 1) v", cite="Gu et al. 2025 (arXiv:2410.10781)", normalised=False)
 def elu_plus_one(heads: Heads, p: Params) -> Mixed:
     return mix(heads, visible(jax.nn.elu(scores(heads)) + 1.0, heads.mask))
 

@@ -54,7 +54,8 @@ class Tensor:
     `axes` are the letters of the stored tensor; letters in parentheses share an axis, the slowest
     first. "(N H) D" is a matrix whose rows are heads times head channels. G stands for query heads
     per KV head. Where several parameters are stored in one tensor, "+" is the axis along which they
-    lie, and each says how much of it it takes: "key=K" as much as K, "key=1" a slice.
+    lie, and each says how much of it it takes: "key=K" as much as K, "key=1" a slice, "query=G H"
+    as much as G times H.
     In names, {l} is the layer and {e} the expert, which is then the first axis here.
     """
 

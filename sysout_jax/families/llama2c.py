@@ -127,7 +127,7 @@ def _stored(config: ModelConfig) -> Iterator[Stored]:
             if path in axes:
                 own = tuple(x for x in axes[path].split() if x != "->")
                 yield Stored(
-                    "/".join(path), axis_groups(letters), (Part(path, own, ""),), config.sizes
+                    "/".join(path), axis_groups(letters), (Part(path, own, ()),), config.sizes
                 )
 
 

@@ -1,9 +1,10 @@
 """Qwen2, 2.5 (biases of queries, keys, values), Qwen3 (their norms instead), and its mixtures."""
 
+from collections.abc import Callable
 from typing import Any
 
 from sysout_jax.errors import InputError
-from sysout_jax.families.family import Family, Field, Group, Only, Raw, tensor
+from sysout_jax.families.family import Family, Field, Group, Only, Raw, Tensor, tensor
 from sysout_jax.families.rows import (
     ACT,
     ATTENTION_BIASES,
@@ -20,6 +21,7 @@ from sysout_jax.families.rows import (
     rotary,
     windows,
 )
+from sysout_jax.model.config import ModelConfig
 
 _WINDOWS = windows(lambda layer, raw: layer >= raw["max_window_layers"], switch=True)
 QWEN2 = Family(
@@ -44,23 +46,74 @@ _NORMS = (
     tensor("layers.{l}.self_attn.q_norm.weight", "H", "block/attn/query_norm/scale"),
     tensor("layers.{l}.self_attn.k_norm.weight", "H", "block/attn/key_norm/scale"),
 )
+# What the code beside the weights of Qiu et al. 2025 (arXiv:2505.06708) reads, and transformers
+# does not: their gates are rows of q_proj, those of a KV head behind its queries.
+_GATES = {
+    "headwise_attn_output_gate": "plain_head_gate",
+    "elementwise_attn_output_gate": "plain_element_gate",
+}
+
+
+def _read_gates(raw: Raw) -> dict[str, Any]:
+    for name in ("use_qk_norm", *_GATES):
+        if not isinstance(raw.get(name), bool | None):
+            raise InputError(name, repr(raw[name]), "true or false")
+    variants = [variant for name, variant in _GATES.items() if raw.get(name)]
+    if len(variants) > 1:
+        raise InputError(", ".join(_GATES), None, "one of them", "both are true")
+    bias = raw["attention_bias"] if raw.get("qkv_bias") is None else raw["qkv_bias"]
+    if variants and bias:
+        raise InputError("qkv_bias", bias, "false", "gates with a bias are not read")
+    return {
+        "variant": variants[0] if variants else "softmax",
+        "query_key_norm": "none" if raw.get("use_qk_norm") is False else "head",
+        "qkv_bias": bias,
+        "out_bias": bias,
+    }
+
+
+def _write_gates(c: ModelConfig) -> dict[str, Any]:
+    out: dict[str, Any] = {"attention_bias": c.has_bias("qkv")}
+    gates = {name: True for name, variant in _GATES.items() if variant == c.variant}
+    if gates or c.query_key_norm == "none":
+        more = {"use_qk_norm": c.query_key_norm != "none", "qkv_bias": c.has_bias("qkv")}
+        out |= dict.fromkeys(_GATES, False) | gates | more
+    return out
+
+
+def _queries_and_gates(gate: str, when: Callable[[ModelConfig], bool]) -> Tensor:
+    parts = "block/attn/query=G H", f"block/attn/variant_gate_kernel={gate}"
+    return tensor("layers.{l}.self_attn.q_proj.weight", "(K +) D", *parts, when=when)
+
+
 QWEN3 = Family(
     name="qwen3",
     model_types=("qwen3",),
     architecture="Qwen3ForCausalLM",
-    covers="Qwen3 0.6B to 32B (dense)",
+    covers="Qwen3 0.6B to 32B (dense), and the 1B trio with and without gates of Qiu et al. 2025",
     cite="Yang et al. 2025 (arXiv:2505.09388)",
-    fixed={**LLAMA_LIKE, "query_key_norm": "head"},
+    fixed=LLAMA_LIKE,
     config=(
         *SIZES,
         EPS,
         TIED,
         ACT,
-        *ATTENTION_BIASES,
+        Group(
+            ("attention_bias", "qkv_bias", "use_qk_norm", *_GATES),
+            ("variant", "query_key_norm", "qkv_bias", "out_bias"),
+            _read_gates,
+            _write_gates,
+        ),
         _WINDOWS,
         rotary(),
     ),
-    tensors=(*llama_attention(), *_NORMS, *LLAMA_MLP),
+    tensors=(
+        *(row for row in llama_attention() if row.ours != ("block/attn/query",)),
+        _queries_and_gates("G", lambda c: c.variant != "plain_element_gate"),
+        _queries_and_gates("G H", lambda c: c.variant == "plain_element_gate"),
+        *_NORMS,
+        *LLAMA_MLP,
+    ),
     buffers=(ROTARY_BUFFER,),
 )
 

@@ -22,7 +22,7 @@ class Part:
 
     path: Path  # of the parameter
     axes: tuple[str, ...]  # its letters
-    along: str  # letter, or "1", of its extent along "+"
+    along: tuple[str, ...]  # letters of its extent along "+", the slowest first; "1" for one
     expert: int | None = None  # which slice of the parameter's first axis it is
 
 
@@ -42,8 +42,12 @@ class Stored:
 
     def _size(self, letter: str) -> int:
         if letter == "+":
-            return sum(self._size(part.along) for part in self.parts)
+            return sum(map(self._extent, self.parts))
         return 1 if letter == "1" else self.sizes[letter]
+
+    def _extent(self, part: Part) -> int:
+        """How much of "+" a parameter takes."""
+        return math.prod(self._size(letter) for letter in part.along)
 
     @property
     def _letters(self) -> tuple[str, ...]:
@@ -55,10 +59,10 @@ class Stored:
         letters = list(self._letters)
         if "+" in letters:
             at, before = letters.index("+"), self.parts.index(part)
-            start = sum(self._size(other.along) for other in self.parts[:before])
-            stop = start + self._size(part.along)
-            spread = np.moveaxis(np.moveaxis(spread, at, 0)[start:stop], 0, at)
-            letters[at] = part.along
+            start = sum(map(self._extent, self.parts[:before]))
+            spread = spread[(slice(None),) * at + (slice(start, start + self._extent(part)),)]
+            letters[at : at + 1] = part.along
+            spread = spread.reshape([self._size(letter) for letter in letters])
         order = [letters.index(letter) for letter in self._order(part)]
         rest = [i for i in range(len(letters)) if i not in order]
         return spread.transpose(*rest, *order).reshape(self._target(part))
@@ -70,19 +74,17 @@ class Stored:
             value = params[part.path]
             value = value if part.expert is None else value[part.expert]
             spread = value.reshape([self._size(letter) for letter in self._order(part)])
-            letters = [part.along if letter == "+" else letter for letter in self._letters]
-            named = [letter for letter in letters if letter != "1"]
+            split = [part.along if letter == "+" else (letter,) for letter in self._letters]
+            named = [letter for letters in split for letter in letters if letter != "1"]
             spread = spread.transpose([self._order(part).index(letter) for letter in named])
-            if "1" in letters:
-                spread = np.expand_dims(spread, letters.index("1"))
-            pieces.append(spread)
+            pieces.append(spread.reshape([math.prod(map(self._size, group)) for group in split]))
         at = self._letters.index("+") if "+" in self._letters else 0
         whole = np.concatenate(pieces, axis=at) if len(pieces) > 1 else pieces[0]
         return np.ascontiguousarray(whole.reshape(self.shape))
 
     def _order(self, part: Part) -> tuple[str, ...]:
         """The parameter's letters, query heads as KV heads times G where they are stored so."""
-        by_group = "G" in {*self._letters, part.along}
+        by_group = "G" in {*self._letters, *part.along}
         expand = {"N": ("K", "G")} if by_group else {}
         return tuple(inner for letter in part.axes for inner in expand.get(letter, (letter,)))
 
@@ -116,7 +118,7 @@ def _expand(
                 if path in axes:
                     letters = tuple(x for x in axes[path].split() if x != "->")
                     own = letters if expert is None else letters[1:]
-                    parts.append(Part(path, own, along, expert))
+                    parts.append(Part(path, own, tuple(along.split()), expert))
             if parts:
                 yield name.format(l=layer, e=expert), tuple(parts)
 

@@ -229,6 +229,17 @@ def element_gate_oracle(r):
 
 
 @oracle
+def plain_head_gate_oracle(r):
+    return gated_row(r, logistic(dot(r.x, r.p["gate_kernel"])))
+
+
+@oracle
+def plain_element_gate_oracle(r):
+    gate = [logistic(dot(r.x, r.p["gate_kernel"][:, h])) for h in range(H)]
+    return gated_row(r, np.array(gate))
+
+
+@oracle
 def value_gate_oracle(r):
     gates = [[2 * logistic(dot(x, r.p["gate_kernel"][:, h])) for h in range(H)] for x in r.xs]
     return softmax_row(r._replace(values=np.array(gates) * r.values))
@@ -762,6 +773,7 @@ def test_taps_are_called_once_with_the_documented_shapes(name):
     if has_gate(name):
         shapes["attn_gate"] = {
             "element_gate": (B, t, N, H),
+            "plain_element_gate": (B, t, N, H),
             "value_gate": (B, s, N, H),
             "value_state_gate": (B, s, N, 1),
         }.get(name, (B, t, N, 1))

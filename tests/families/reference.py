@@ -4,9 +4,18 @@ Needs the extra `reference` (PyTorch and transformers). Run as a module, it rene
 records, from which the same comparison runs without either:
 
     python -m tests.families.reference
+
+The records of GATED come from the code beside the weights of Qiu et al. 2025: modeling_qwen3.py and
+configuration_qwen3.py of github.com/qiuzh20/gated_attention (49645df), as a package on the path,
+under transformers 4.48, which that code needs:
+
+    python -m tests.families.reference PACKAGE
 """
 
+import importlib
 import json
+import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -249,6 +258,16 @@ RECORDED = [name for name in CASES if " " not in name] + [
 ]  # fmt: skip
 
 
+GATED = {
+    "qwen3 gates by head": ("Qwen3Config", GQA | {
+        "headwise_attn_output_gate": True, "qkv_bias": False}, 11),
+    "qwen3 gates by channel": ("Qwen3Config", GQA | {
+        "elementwise_attn_output_gate": True, "qkv_bias": False}, 11),
+    "qwen3 without gates and norms": ("Qwen3Config", GQA | {
+        "use_qk_norm": False, "qkv_bias": True}, 11),
+}  # fmt: skip
+
+
 def place_of(case: str) -> Path:
     """Where the record of a case is kept."""
     return GOLDEN / f"{case.replace(',', '').replace(' ', '-')}.npz"
@@ -280,7 +299,7 @@ def make(case: str, directory: Path) -> None:
     """The checkpoint of a case, its names, shapes and config as the reference writes them."""
     import transformers
 
-    kind, arguments, _ = CASES[case]
+    kind, arguments, _ = (CASES | GATED)[case]
     config = getattr(transformers, kind)(**arguments)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(directory / "names")
     with safe_open(directory / "names" / "model.safetensors", "numpy") as opened:
@@ -303,7 +322,7 @@ def run(directory: Path, ids: np.ndarray, dtype: str = "float32") -> dict[str, n
     model = transformers.AutoModelForCausalLM.from_pretrained(
         directory,
         attn_implementation="sdpa" if twice else "eager",
-        dtype=getattr(torch, dtype),
+        torch_dtype=getattr(torch, dtype),
     ).eval()
     with torch.no_grad():
         out = model(
@@ -326,17 +345,29 @@ def record(case: str, directory: Path) -> None:
     config = json.loads((directory / "config.json").read_text())
     with safe_open(directory / "model.safetensors", "numpy") as opened:
         shapes = {name: opened.get_slice(name).get_shape() for name in opened.offset_keys()}
+    length = (CASES | GATED)[case][2]
     GOLDEN.mkdir(exist_ok=True)
     np.savez_compressed(
         place_of(case),
-        config=json.dumps(config), shapes=json.dumps(shapes), length=CASES[case][2],
-        **run(directory, tokens(CASES[case][2])),
+        config=json.dumps(config), shapes=json.dumps(shapes), length=length,
+        **run(directory, tokens(length)),
     )  # fmt: skip
 
 
-if __name__ == "__main__":
-    import tempfile
+def use_code_beside_the_weights(package: str) -> None:
+    """Have transformers make models of qwen3 by that package's code."""
+    import transformers
 
-    for case in RECORDED:
+    config = importlib.import_module(f"{package}.configuration_qwen3").Qwen3Config
+    model = importlib.import_module(f"{package}.modeling_qwen3").Qwen3ForCausalLM
+    transformers.Qwen3Config = config
+    transformers.AutoConfig.register("qwen3", config)
+    transformers.AutoModelForCausalLM.register(config, model)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        use_code_beside_the_weights(sys.argv[1])
+    for case in GATED if sys.argv[1:] else RECORDED:
         with tempfile.TemporaryDirectory() as place:
             record(case, Path(place))

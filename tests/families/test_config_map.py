@@ -436,6 +436,23 @@ def test_the_first_falcons():
     assert (config.kv_heads, config.parallel_block) == (2, "separate")
 
 
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (
+            {"elementwise_attn_output_gate": True},
+            "elementwise_attn_output_gate: both are true; accepted: one",
+        ),
+        ({"qkv_bias": True}, "qkv_bias=True: gates with a bias are not read; accepted: false"),
+        ({"use_qk_norm": "no"}, "use_qk_norm='no': accepted: true or false"),
+    ],
+)
+def test_gates_of_qwen3_that_are_refused(change, wanted):
+    raw = recorded(FAMILIES["qwen3"]) | {"headwise_attn_output_gate": True}
+    assert read_config(FAMILIES["qwen3"], raw).variant == "plain_head_gate"
+    assert wanted in refusal(raw | change)
+
+
 def test_a_null_fraction_is_none_where_the_code_turns_whole_heads():
     raw = LLAMA2_7B | {"partial_rotary_factor": None}
     assert read_config(FAMILIES["llama"], raw) == read_config(FAMILIES["llama"], LLAMA2_7B)

@@ -26,6 +26,7 @@ BFLOAT16 = 0.08
 # Parameters rounded to float16's 11 bits, activations in float32: of the largest logit.
 FLOAT16 = 0.005
 MIXTURES = ("mixtral", "gpt_oss", "qwen3_moe", "olmoe")
+RECORDED = [*reference.RECORDED, *reference.GATED]
 WANTED = dict.fromkeys(("block_in", "attn_weights", "final_norm"))
 
 
@@ -55,12 +56,10 @@ def test_every_family_is_recorded():
                 for case in reference.RECORDED}  # fmt: skip
     within = {family.within.model_type for family in FAMILIES.values() if family.within}
     assert recorded == {family.model_types[0] for family in FAMILIES.values()} | within
-    assert {reference.place_of(case) for case in reference.RECORDED} == {
-        *reference.GOLDEN.iterdir()
-    }
+    assert {reference.place_of(case) for case in RECORDED} == {*reference.GOLDEN.iterdir()}
 
 
-@pytest.mark.parametrize("case", reference.RECORDED)
+@pytest.mark.parametrize("case", RECORDED)
 def test_logits_and_taps_equal_the_records(case, golden):
     compare(*golden(case))
 
@@ -85,7 +84,7 @@ def text_only(within, tensors):
     }
 
 
-@pytest.mark.parametrize("case", reference.RECORDED)
+@pytest.mark.parametrize("case", RECORDED)
 def test_what_is_loaded_is_exported_bit_by_bit(case, golden, tmp_path):
     directory, _, _ = golden(case)
     opened = open_checkpoint(directory)
