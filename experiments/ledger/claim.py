@@ -45,10 +45,11 @@ class Statement:
 
 AN = "An et al. 2025 (arXiv:2502.06415)"
 GU, SUN = "Gu et al. 2025 (arXiv:2410.10781)", "Sun et al. 2024 (arXiv:2402.17762)"
-QIU = "Qiu et al. 2025 (arXiv:2505.06708)"
+QIU, CHEN = "Qiu et al. 2025 (arXiv:2505.06708)", "Chen et al. 2026 (arXiv:2603.17771)"
 
 DEMO, LAB, CHAINED = "variants/backcopy", "laboratory", "benchmark/sinks-contexts"
-LAB_TWO = "laboratory/second"  # mechanisms that came later, of other seeds
+# Mechanisms that came later, each of seeds of its own.
+LAB_TWO, LAB_THREE = "laboratory/second", "laboratory/third"
 CELLS, SIX = "benchmark/sinks", "variants/sinks"
 FLY, PAIR = "variants/fruitfly-h100", "variants/fruitfly-pair-h100"
 LEVERS = "benchmark/fruitfly-h100"

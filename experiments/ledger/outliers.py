@@ -8,6 +8,8 @@ from .claim import (
     BEST,
     BOOKS,
     CELLS,
+    CHEN,
+    COPIES,
     DEMO,
     DF,
     FLY,
@@ -15,6 +17,7 @@ from .claim import (
     GATE_AND_BIAS,
     GU,
     LAB,
+    LAB_THREE,
     LAB_TWO,
     LABORATORY,
     LARGE,
@@ -29,6 +32,7 @@ from .claim import (
     NOOP,
     ON_TEXTS,
     PAIR,
+    PEAK,
     PREDICTED,
     PUBLISHED,
     QIU,
@@ -169,6 +173,18 @@ OUTLIERS = (
     Statement("differential_attention_has_no_sink", "A head that subtracts a second map needs no "
               "sink", "theory A1, T2; Ye et al. 2025 (arXiv:2410.05258)", {
         LABORATORY: Trial(goes(NO_BEST, BEST, "differential"), LAB_TWO),
+    }),
+    Statement("gates_as_published_have_no_sink", "With gates half open at first, "
+              "the first token moves no output", f"{QIU}; theory T2", {
+        LABORATORY: Trial(goes(NO_MOVES, MOVES, "plain_head_gate", "plain_element_gate"),
+                          LAB_THREE),
+    }),
+    Statement("v_scale_keeps_sinks", "Values that shrink where they are small (V-scale) keep "
+              "sinks", f"theory A1; {CHEN}", {
+        LABORATORY: Trial(forms(BEST, "v_scale", equal=COPIES), LAB_THREE),
+    }),
+    Statement("v_scale_shrinks_peaks", "With V-scale the first token's large states shrink", CHEN, {
+        LABORATORY: Trial(than(PEAK, "v_scale", ratio=0.5, equal=COPIES), LAB_THREE),
     }),
     Statement("value_gates_shrink_spikes", "Gates on values remove large activations", QIU, {
         LABORATORY: Trial(than(LARGEST, "value_gate", ratio=0.5, control=Control(LARGE)), LAB,

@@ -78,6 +78,12 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "--optimizers=adamw --layers=1 --losses=all --starts=bos --decays=1e-4 "
             "--epsilons=1e-8 --norms=own,unscaled,single_scale --penalties=none",
         ),
+        "laboratory/third": (
+            "experiments.laboratory --seeds=21,22,23,24,25,26,27,28 --name=third --bases=softmax "
+            "--variants=softmax,v_scale,plain_head_gate,plain_element_gate "
+            "--optimizers=adamw --layers=1 --losses=all --starts=bos --decays=1e-4 "
+            "--epsilons=1e-8 --norms=own --penalties=none",
+        ),
         "causal/backcopy": (
             "experiments.variants --corpus=backcopy --variants=softmax --layers=3 "
             "--seeds=0,1,2,3,4 --steps=1500 --batch_size=8 --measure_every=500",

@@ -9,9 +9,7 @@ sequence, p the weights, v the values, x the attention input of the query's toke
 key's), primes mark extra keys and biases, which are parameters.
 """
 
-from collections.abc import Callable, Mapping
 from math import log, sqrt
-from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -36,42 +34,7 @@ from sysout_jax.core.primitives import (
     tapped_scores,
     visible,
 )
-from sysout_jax.core.variants import Attend, Param, Params, Table, Variant
-
-VARIANTS = Table()  # filled by the functions below
-
-
-def variant(
-    *,
-    formula: str,
-    cite: str,
-    letter: str = "",
-    normalised: bool = True,
-    identity: Mapping[str, float] | None = None,
-    extra_key: bool = False,
-    **params: Param,
-) -> Callable[[Callable[..., Mixed]], Callable[..., Mixed]]:
-    """Enter the decorated function in the table under its own name.
-
-    A function of (heads, p, attend) can be around other variants: it calls `attend` where it would
-    call `softmax_mix`.
-
-    Raises:
-      ValueError: the table has that name.
-    """
-
-    def enter(fn: Callable[..., Mixed]) -> Callable[..., Mixed]:
-        name = fn.__name__.rstrip("_")
-        VARIANTS.enter(
-            Variant(
-                name, fn, formula, cite, letter, MappingProxyType(params), normalised, identity,
-                extra_key,
-            )
-        )  # fmt: skip
-        return fn
-
-    return enter
-
+from sysout_jax.core.variants import VARIANTS, Attend, Param, Params, Variant, variant
 
 # ------------------------------------------------------------- the six variants of the paper
 
@@ -347,6 +310,23 @@ def value_state_gate(heads: Heads, p: Params, attend: Attend = softmax_mix) -> M
     kernel, bias = (p[name].astype(heads.v.dtype) for name in ("gate_kernel", "gate_bias"))
     logits = jnp.einsum("...SKH,KH->...SK", heads.v, kernel)
     gate = open_sigmoid(logits + jnp.broadcast_to(bias, logits.shape))[..., None]
+    return attend(heads._replace(v=heads.v * heads.tap("attn_gate", gate)))
+
+
+@variant(
+    formula="softmax(s) (r/(r + C) v), r = v.v, C = D H 0.02^2 e^t, t per KV head",
+    cite="Chen et al. 2026 (arXiv:2603.17771), section 5.1, V-scale: small values and their "
+    "gradients shrink",
+    identity={"gate_log_scale": -80.0},
+    gate_log_scale=Param("K", 0.0),
+)
+def v_scale(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
+    v = heads.v.astype(at_least_float32(heads.v.dtype))
+    size = jnp.sum(v * v, axis=-1, keepdims=True)
+    # What v.v is at first where x has unit mean square: weights of LLaMA begin at 0.02.
+    typical = heads.x_k.shape[-1] * v.shape[-1] * 0.02**2
+    c = typical * jnp.exp(p["gate_log_scale"].astype(v.dtype))[:, None]
+    gate = (size / (size + jnp.broadcast_to(c, size.shape))).astype(heads.v.dtype)
     return attend(heads._replace(v=heads.v * heads.tap("attn_gate", gate)))
 
 

@@ -101,6 +101,41 @@ class Table(Mapping[str, Variant]):
         return rows[0] if len(rows) == 1 else len(self._rows) * len(rows) + rows[0]
 
 
+VARIANTS = Table()  # filled by core/attention.py
+
+
+def variant(
+    *,
+    formula: str,
+    cite: str,
+    letter: str = "",
+    normalised: bool = True,
+    identity: Mapping[str, float] | None = None,
+    extra_key: bool = False,
+    **params: Param,
+) -> Callable[[Callable[..., Mixed]], Callable[..., Mixed]]:
+    """Enter the decorated function in the table under its own name.
+
+    A function of (heads, p, attend) can be around other variants: it calls `attend` where it would
+    call `softmax_mix`.
+
+    Raises:
+      ValueError: the table has that name.
+    """
+
+    def enter(fn: Callable[..., Mixed]) -> Callable[..., Mixed]:
+        name = fn.__name__.rstrip("_")
+        VARIANTS.enter(
+            Variant(
+                name, fn, formula, cite, letter, MappingProxyType(params), normalised, identity,
+                extra_key,
+            )
+        )  # fmt: skip
+        return fn
+
+    return enter
+
+
 def composed(name: str, parts: list[Variant]) -> Variant:
     """Each variant around the next; a parameter of one is called by both names."""
 

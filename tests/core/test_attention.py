@@ -309,6 +309,13 @@ def value_state_gate_oracle(r):
 
 
 @oracle
+def v_scale_oracle(r):
+    c = len(r.x) * H * 0.0004 * exp(float(r.p["gate_log_scale"]))
+    gates = [dot(v, v) / (dot(v, v) + c) for v in r.values]
+    return softmax_row(r._replace(values=np.array(gates)[:, None] * r.values))
+
+
+@oracle
 def scalable_softmax_oracle(r):
     gain = (1 + float(r.p["log_gain"])) * log(len(r.keys)) / log(r.length)
     return softmax_row(r._replace(keys=gain * r.keys))
@@ -776,6 +783,7 @@ def test_taps_are_called_once_with_the_documented_shapes(name):
             "plain_element_gate": (B, t, N, H),
             "value_gate": (B, s, N, H),
             "value_state_gate": (B, s, N, 1),
+            "v_scale": (B, s, N, 1),
         }.get(name, (B, t, N, 1))
     assert sorted(calls) == sorted(shapes.items())
 
@@ -867,7 +875,7 @@ def test_the_guides_example_has_every_property(monkeypatch):
     example, its_oracle = re.findall(r"```python\n(.*?)```", guide, re.S)
     entered, name = Table(), "learned_temperature"
     with monkeypatch.context() as patch:
-        patch.setattr(attention, "VARIANTS", entered)
+        patch.setattr("sysout_jax.core.variants.VARIANTS", entered)
         exec(example, vars(attention).copy())
     assert list(entered) == [name]
     monkeypatch.setitem(VARIANTS._rows, name, entered[name])
