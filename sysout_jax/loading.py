@@ -15,7 +15,7 @@ from sysout_jax.families.catalogue import CATALOGUE, bring
 from sysout_jax.families.checkpoint import Checkpoint, Shard, load_checkpoint, open_checkpoint
 from sysout_jax.families.gguf_files.header import is_gguf
 from sysout_jax.families.gguf_files.model import gguf_within, part_names
-from sysout_jax.families.hub import fetch, is_hub_id
+from sysout_jax.families.hub import WANTED, fetch, is_hub_id
 from sysout_jax.families.llama2c import load_llama2c
 from sysout_jax.families.tensors import CONVERT, DTYPES, PICKLES
 from sysout_jax.files import read_json
@@ -26,7 +26,8 @@ from sysout_jax.training import checkpoint
 
 _LOG = logging.getLogger("sysout_jax")
 # What --file names: a file in the model's place or below it.
-_FILE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._-]*/)*[A-Za-z0-9_][A-Za-z0-9._-]*\.gguf")
+_WITHIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+_GGUF = ".gguf"
 
 
 Kind = Literal["run", "published", "llama2c"]
@@ -64,7 +65,8 @@ def load(
       shard: where each parameter goes, by its axis letters ("D -> N H") and shape, such as
         `training.sharding.shard(mesh)`; None: the default device. Parameters of published models go
         there one by one as they are read, others when all are.
-      file: of a hub id or directory with several GGUF files, the one to read.
+      file: of a hub id or directory with several models, the one to read: a GGUF file, or a folder
+        with config.json and safetensors.
 
     Raises:
       InputError: none of these, or one that cannot be read; in one line, and nothing is left over.
@@ -159,8 +161,8 @@ def resolve(
 
 def _path(source: str | os.PathLike[str], revision: str | None, file: str | None) -> Path:
     path, name = Path(source).expanduser(), os.fspath(source)
-    if file is not None and not _is_file_name(file):
-        raise InputError("file", file, "the name of a .gguf file in --model")
+    if file is not None and not _is_within(file):
+        raise InputError("file", file, "the name of a .gguf file or a folder in --model")
     if not name or not path.exists():  # an empty path would be the working directory
         if name in CATALOGUE and revision is file is None:
             return gguf_within(bring(name, _LOG.warning), None)
@@ -174,22 +176,33 @@ def _path(source: str | os.PathLike[str], revision: str | None, file: str | None
                 ),
                 "no such file or directory",
             )
-        return gguf_within(_fetched(name, revision, file), file)
+        return _within(_fetched(name, revision, file), file)
     if revision is not None:
         raise InputError("revision", revision, "a hub id", f"{path} is on this machine")
     if path.is_file() and path.suffix in PICKLES and _is_pickle(path):
         raise InputError(str(path), why=CONVERT)
-    return gguf_within(path, file)
+    return _within(path, file)
 
 
-def _is_file_name(file: str) -> bool:
-    """Whether a name is one of a .gguf file in a directory or below it."""
-    return bool(_FILE.fullmatch(file)) and ".." not in file
+def _is_within(file: str) -> bool:
+    """Whether a name can only be of what is in a directory or below it."""
+    return bool(_WITHIN.fullmatch(file)) and ".." not in file
+
+
+def _within(path: Path, file: str | None) -> Path:
+    """The model that is meant: the path, a GGUF file in it, or a folder of it."""
+    if file is None or file.endswith(_GGUF):
+        return gguf_within(path, file)
+    if not (path / file).is_dir():
+        raise InputError("file", file, "a GGUF file or a model's folder there", f"not in {path}")
+    return path / file
 
 
 def _fetched(name: str, revision: str | None, file: str | None) -> Path:
     if file is None:
         return fetch(name, revision)
+    if not file.endswith(_GGUF):
+        return fetch(name, revision, tuple(f"{file}/{each}" for each in WANTED))
     folder, _, last = file.rpartition("/")
     return fetch(name, revision, tuple(str(Path(folder, x)) for x in part_names(last)))
 
@@ -217,6 +230,10 @@ def _kind(path: Path) -> Kind:
             ("a published model's directory, whole, or a GGUF file, which needs no config.json"),
             f"{weights[0]} but no config.json",
         )
+    folders = sorted(x.parent.name for x in path.glob("*/config.json"))
+    if folders:
+        accepted = f"--file= one of {', '.join(folders[:20])}"
+        raise InputError(str(path), None, accepted, "no config.json but in folders")
     raise InputError(
         str(path),
         None,

@@ -260,10 +260,32 @@ def test_one_of_several_gguf_files(written):
     shutil.copy(file, place / "second.gguf")
     assert "2 GGUF files; accepted: file= one of model.gguf, second.gguf" in refusal(place)
     assert so.load(place, file="second.gguf").config.layers == 2
-    for name in ("../model.gguf", "/model.gguf", "model.bin", "x/../../model.gguf", ".gguf"):
+    for name in ("../model.gguf", "/model.gguf", "x/../../model.gguf", ".gguf", "", "~"):
         assert f"file={name}: accepted: the name of a .gguf file" in refusal(place, file=name)
+    assert "file=model.bin: not in" in refusal(place, file="model.bin")
     assert "file=third.gguf: not in" in refusal(place, file="third.gguf")
     assert "file=model.gguf: not in" in refusal(file, file="model.gguf")
+
+
+def test_one_of_several_folders(golden, tmp_path, monkeypatch):
+    """As the 1B trio of Qiu et al. 2025 is published."""
+    directory, ids, expected = golden("qwen3 gates by head")
+    shutil.copytree(directory, tmp_path / "1B_gate_headwise")
+    shutil.copytree(golden("qwen3")[0], tmp_path / "1B_baseline")
+    message = refusal(tmp_path)
+    assert "in folders; accepted: file= one of 1B_baseline, 1B_gate_headwise" in message
+    model = so.load(tmp_path, file="1B_gate_headwise")
+    np.testing.assert_allclose(so.apply(model, ids)[0], expected["logits"], atol=1e-4)
+    assert "file=1B: not in" in refusal(tmp_path, file="1B")
+    asked = []
+
+    def snapshot(name, revision, allow_patterns, ignore_patterns):
+        asked.append((allow_patterns, ignore_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert so.load("some/models", file="1B_baseline").config.variant == "softmax"
+    assert asked == [([f"1B_baseline/{name}" for name in hub.WANTED], [])]
 
 
 def test_of_a_hub_id_only_the_file_and_its_parts_are_fetched(written, monkeypatch):

@@ -63,14 +63,15 @@ def check_revisions(name: str, revisions: Sequence[str], file: str | None = None
     Args:
       name: the id.
       revisions: tags or branches.
-      file: one that they have, if they have no config.json.
+      file: a GGUF file that they have, or a folder with a config.json, if they have none.
 
     Raises:
       InputError: naming the first that is not there.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache  # takes half a second to import
 
-    known = file or "config.json"
+    inside = file is not None and not file.endswith(".gguf")
+    known = f"{file}/config.json" if inside else file or "config.json"
     unseen = [
         each for each in revisions
         if not isinstance(try_to_load_from_cache(name, known, revision=each), str)

@@ -49,9 +49,7 @@ class ModelConfig:
     position_offset: int = 0  # rows of the learned positions before the first (OPT: 2)
     rope: Rope = field(default_factory=Rope)  # how position rope turns heads
     alibi_falcon: bool = False  # divided by sqrt(H), and rounded to bfloat16 as Falcon was trained
-    mlp: str = (
-        "gelu"  # relu, gelu, gelu_exact, or gated: reglu, geglu, geglu_exact, swiglu, shifted_glu
-    )
+    mlp: str = "gelu"  # relu, gelu(_exact), or gated: geglu(_exact), swiglu, reglu, shifted_glu
     mlp_limit: float | None = None  # up within -limit..limit, the gate at most limit (gpt-oss)
     experts: int = 0  # E, MLPs to choose from; 0: one MLP for all tokens
     experts_per_token: int = 2  # of which this many see a token
