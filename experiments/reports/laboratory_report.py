@@ -129,7 +129,8 @@ def verdict(record: Record, directory: Path) -> Verdict:
     return Verdict(
         f"{len(sinks)} cells: sinks in every run of {every}, in some of "
         f"{len(sinks) - every - none}, in none of {none}",
-        f"no sink in any cell: {few(without, LINE - 21)}",
+        f"no sink in any cell: {few(without, LINE - 21)}" if without
+        else "every variant has a sink in some run",
         f"{numbered(diverged, 'cell')} diverged" if diverged
         else f"{numbered(len(record['runs']), 'run')} of each cell, on one synthetic task",
         ("claims",) if given(record, "full")
