@@ -43,8 +43,9 @@ def test_commands_have_these_flags(command):
 
 def test_variants_are_in_the_table():
     named = {"value_bias+context_scale", "sink_value", "exclusive", "value_state_gate",
-             "scalable_softmax", "head_gate+value_gate", "plain_head_gate", "v_scale",
-             "plain_element_gate", "differential", "head_norm+differential"}  # fmt: skip
+             "scalable_softmax", "head_gate+value_gate", "head_gate", "element_gate",
+             "plain_head_gate", "plain_element_gate", "v_scale", "differential",
+             "head_norm+differential"}  # fmt: skip
     assert named <= set(CODE)
     for name in named:
         assert VARIANTS[name].formula

@@ -34,9 +34,7 @@ class Choice:
     variant: str | None = None  # which of the run's models: its name, or the end of it
     seed: int | None = None  # which of its seeds; None: the first, of experiments.compress all
     revision: str | None = None  # of a model on the hub: a commit, tag or branch
-    file: str | None = (
-        None  # of a directory or hub id with several models: a .gguf file or a folder
-    )
+    file: str | None = None  # of a directory or hub id of several models: a .gguf file or a folder
     param_dtype: str | None = None  # of the parameters in memory; None: as they are stored
     stream: bool = False  # hold one layer in memory at a time: for models larger than it
     bos: str = "auto"  # auto, yes, no: the prompt and every sequence start with a BOS token

@@ -1,7 +1,6 @@
 """The layers of a decoder as array functions: linear maps, masks, MLPs, loss."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from math import prod
 from types import MappingProxyType
 from typing import NamedTuple
@@ -80,6 +79,11 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.nn.gelu(x, approximate=True)
 
 
+def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x * Phi(x) itself, by the error function (Hendrycks & Gimpel 2016)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
 def sigmoid_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The sigmoid approximation of x * Phi(x), x sigmoid(1.702 x) (Hendrycks & Gimpel 2016)."""
     return x * jax.nn.sigmoid(1.702 * x)
@@ -97,10 +101,10 @@ MLPS: Mapping[str, MlpKind] = MappingProxyType(
     {
         "relu": MlpKind(jax.nn.relu, False),
         "gelu": MlpKind(gelu, False),
-        "gelu_exact": MlpKind(partial(jax.nn.gelu, approximate=False), False),
+        "gelu_exact": MlpKind(exact_gelu, False),
         "reglu": MlpKind(jax.nn.relu, True),
         "geglu": MlpKind(gelu, True),
-        "geglu_exact": MlpKind(partial(jax.nn.gelu, approximate=False), True),
+        "geglu_exact": MlpKind(exact_gelu, True),
         "swiglu": MlpKind(jax.nn.silu, True),
         # gpt-oss's (OpenAI 2025, arXiv:2508.10925): at a closed "up" the gate still passes
         "shifted_glu": MlpKind(sigmoid_gelu, True, 1.0),

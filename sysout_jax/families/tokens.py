@@ -60,10 +60,10 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path) -> dict[str, int]:
     if isinstance(tokenizer, SubwordTokenizer):
         backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
         names = {role: backend.id_to_token(n) for role, n in ids.items() if n is not None}
-        puts = first_special(backend) == tokenizer.bos is not None
+        puts = tokenizer.bos is not None and first_special(backend) == tokenizer.bos
         if puts and not tokenizer.adds_bos:
             backend.post_processor = None  # else other libraries put BOS in front all the same
-        if tokenizer.adds_bos and not puts:
+        elif tokenizer.adds_bos and not puts:
             bos = names["bos_token_id"]
             first = processors.TemplateProcessing(
                 single=f"{bos} $A",
