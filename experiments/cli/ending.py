@@ -54,6 +54,18 @@ def ended(error: BaseException, signals: Sequence[int]) -> int:
     raise error
 
 
+@contextmanager
+def told() -> Iterator[None]:
+    """What a command prints before it runs, to the end; nobody may read it to there."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        sys.exit(ended(error, ()))
+
+
 class Output(io.TextIOWrapper):
     """Standard output whose errors say that it is: the system's name no file.
 

@@ -209,11 +209,12 @@ def launch(
     """
     if not tpu_compiler and not any(map(glob.glob, TPU_CHIPS)):
         _hide_tpu_compiler()
+    sys.stdout = ending.Output(typing.cast(io.TextIOWrapper, sys.stdout))
     if any(argument in help.HELP for argument in sys.argv[1:]):
-        print(help.page(sys.modules["__main__"].__doc__ or "", often, configs))
+        with ending.told():
+            print(help.page(sys.modules["__main__"].__doc__ or "", often, configs))
         sys.exit()
     sys.argv[1:] = named_runs(sys.argv[1:])
-    sys.stdout = ending.Output(typing.cast(io.TextIOWrapper, sys.stdout))
 
     def run(argv: Sequence[str]) -> None:
         if not FLAGS["verbosity"].present:
@@ -231,7 +232,8 @@ def launch(
 
 def _parsed(argv: list[str]) -> list[str]:
     try:
-        return FLAGS(argv)
+        with ending.told():  # --helpfull prints
+            return FLAGS(argv)
     except flags.Error as error:
         print(help.unread(error), file=sys.stderr)
         sys.exit(2)

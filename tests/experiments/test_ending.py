@@ -106,6 +106,17 @@ def test_standard_output_on_a_full_disk(command):
     assert done.stderr == "error: standard output: No space left on device\n"
 
 
+@pytest.mark.parametrize("argument", ["--list", "--help", "--helpfull"])
+def test_output_that_nobody_reads(argument):
+    """As `| head` leaves it."""
+    unread, pipe = os.pipe()
+    os.close(unread)
+    command = [*TABLE[:-1], argument]
+    done = subprocess.run(command, cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, check=False)
+    os.close(pipe)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 @pytest.mark.parametrize(
     ("closed", "arguments", "status", "said"),
     [
