@@ -1,7 +1,7 @@
 """Which published models can be loaded, and what each family supports.
 
 python -m experiments.models
-python -m experiments.models --markdown          # the README's table
+python -m experiments.models --markdown          # the table of docs/models.md
 python -m experiments.models --check PATH [PATH...] [--json]   # would these load?
 """
 

@@ -9,6 +9,7 @@ import pytest
 import sysout_jax
 from sysout_jax.analysis.intervene.explicit_factor import FORMS
 from sysout_jax.core.attention import PAPER, VARIANTS
+from sysout_jax.files import read_json
 from sysout_jax.results import read_record
 from tests import pages, usage
 
@@ -144,19 +145,14 @@ def test_the_first_figure_is_described_by_its_record():
     rows = pages.table("results/tour/smollm2-135m", "smollm2-135m-ways").splitlines()
     cells = {row.split(" | ")[0].lstrip("| "): row.rstrip(" |").split(" | ") for row in rows}
     before, after = cells["as trained"], cells["prefix+bound"]
-    assert f"largest state is {before[1]} medians" in README
-    assert f"{after[1]} medians,\nand the same attention among the other tokens" in README
-    assert f"With one scale a tensor, {after[4]} of what 8 bits cost is gone" in README
+    assert f"falls from {before[1]} to {after[1]} times the median" in README
 
 
 def test_what_stands_in_for_the_published_models_sink_is_in_its_record():
-    rows = pages.table("results/tour/smollm2-135m", "smollm2-135m-forms").splitlines()
-    shares = {row.split(" | ")[0].lstrip("| "): row.rstrip(" |").split(" | ")[-1] for row in rows}
-    alone, both = (shares[f"in its place: {FORMS[name]}"] for name in ("factor", "factor_bias"))
-    assert (
-        f"S in its place leaves {alone} of what removal costs; with a constant bias {both}"
-        in README
-    )
+    claims = read_json(ROOT / "results" / "claims.json")
+    factor, removal = claims["factor_replaces_the_sink.smollm2"]["numbers"].split(" of ")
+    removal = removal.removesuffix(" nats")
+    assert f"removal costs {removal} nats, with S in its place {factor} |" in README
 
 
 def test_what_the_conversion_buys_is_in_its_record():
@@ -166,6 +162,8 @@ def test_what_the_conversion_buys_is_in_its_record():
     of = {row[0]: dict(zip(rows[0][1:], row[1:], strict=False)) for row in rows[2:]}
     gone = re.search(r"\((.*)\)", of["w8a8-tensor"]["prefix+bound"])[1]
     assert f"| {gone} of what they add to the loss is gone" in README
+    prefix = re.search(r"\((.*)\)", of["w8a8-tensor"]["prefix"])[1]
+    assert f"the prefix, takes away {prefix} (" in README
     page = " ".join((ROOT / "docs" / "convert.md").read_text().split())
     left = float(of["w8a8-atensor"]["prefix+bound"].split()[0])
     rotated, smoothed, by_token = (

@@ -154,7 +154,8 @@ OUTLIERS = (
         SOURCE: Trial(goes(NO_RATE, RATED, "sink_value"), SINKS_AND_BIAS),
         BOOKS: Trial(goes(NO_RATE, RATED, "sink_value"), FLY_AND_BIAS),
     }),
-    Statement("one_is_not_enough", "Softmax-off-by-one and sink logits keep sinks", "theory A2", {
+    Statement("one_is_not_enough", "Softmax-off-by-one and sink logits keep sinks, both",
+              "theory A2", {
         LABORATORY: Trial(forms(BEST, "softmax_off_by_one", "sink_logit"), LAB,
                          renews="5c5ecdc one_is_not_enough"),
         SOURCE: Trial(forms(RATED, "softmax_off_by_one", "sink_logit"), CELLS,

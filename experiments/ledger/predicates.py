@@ -6,7 +6,7 @@ its mean. Where a claim is of equal loss, every part of the task must be shown t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isnan
+from math import copysign, isnan
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from .evidence import (
     REFUTED,
     SUPPORTED,
     Judged,
+    Piece,
     Records,
     by_chain,
     of_pieces,
@@ -41,7 +42,7 @@ def pooled(records: Records, cell: str, measure: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Has:
-    """A property of a unit: a measure beyond a bound in every cell, on every chain."""
+    """A property of a unit: a measure beyond a bound, on every chain."""
 
     measure: str
     bound: float
@@ -51,11 +52,11 @@ class Has:
     def text(self) -> str:
         return f"{words(self.measure)} {'below' if self.below else 'above'} {self.bound:g}"
 
-    def of(self, records: Records, cells: Sequence[str]) -> np.ndarray:
-        """[units]: whether it has it."""
-        found = np.stack([pooled(records, cell, self.measure) for cell in cells])
+    def of(self, records: Records, cell: str) -> np.ndarray:
+        """[units]: the share of a unit's chains on which it has it; 0 or 1 where there is one."""
+        found = pooled(records, cell, self.measure)
         holds = found < self.bound if self.below else found > self.bound
-        return np.asarray(holds.all(axis=0).reshape(holds.shape[1], -1).all(axis=1))
+        return np.asarray(holds.reshape(len(holds), -1).mean(axis=1))
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Control:
 
     def refusal(self, records: Records) -> Judged | None:
         """Why nothing is decided: in no unit of the control, or in no more than half."""
-        found = self.has.of(records, [self.cell])
+        found = self.has.of(records, self.cell) == 1.0
         if found.mean() > 0.5:
             return None
         numbers = f"control: {self.has.text} in {found.sum()} of {found.size} of {self.cell}"
@@ -98,7 +99,7 @@ class Equal:
             if not within(difference, self.margin) < ALPHA:
                 cost = mean_interval(by_chain(difference))
                 numbers = f"{words(part)} of {one} differs by {cost:.3f} nats"
-                return Judged(INCONCLUSIVE, numbers, "", units=difference.size)
+                return Judged(INCONCLUSIVE, numbers, "", units=by_chain(difference).size)
         return None
 
 
@@ -111,16 +112,17 @@ def _guarded(
     return next((each for each in refusals if each), None)
 
 
-def _joined(*parts: str) -> str:
-    return "; ".join(part for part in parts if part)
+def _under(text: str, *conditions: Equal | Control | None) -> str:
+    return "; ".join([text, *(each.text for each in conditions if each)])
 
 
 @dataclass(frozen=True)
 class Share:
-    """More than a share of units have a property: k of n, exact binomial.
+    """More than a share of units have a property, in each cell: k of n, exact binomial.
 
-    Without a control an absence is not refuted: nothing shows that it could have been there. So few
-    units that no outcome could decide are not a test, and not among those corrected for."""
+    A unit on several chains has it if all do, and is without it if most are. Without a control an
+    absence is not refuted, as nothing shows that it could be there: p is that of one side, doubled.
+    So few units that no outcome could decide are not a test, and not among those corrected for."""
 
     has: Has
     cells: tuple[str, ...] = ("softmax",)
@@ -131,25 +133,43 @@ class Share:
     @property
     def threshold(self) -> str:
         more = "most units" if self.most == 0.5 else f"more than {self.most:.0%} of units"
-        parts = [self.equal.text if self.equal else "", self.control.text if self.control else ""]
-        return _joined(f"{', '.join(self.cells)}: {self.has.text} in {more}", *parts)
+        told = f"{', '.join(self.cells)}: {self.has.text} in {more}"
+        return _under(told, self.equal, self.control)
 
     def judge(self, records: Records) -> Judged:
-        found = self.has.of(records, self.cells)
-        k, n = int(found.sum()), found.size
-        test = stats.binomtest(k, n, self.most)
-        low, high = test.proportion_ci(0.95, "exact")
-        numbers, short = f"{k} of {n} [{low:.2f}, {high:.2f}]", f"{k}/{n}"
+        shares = [self.has.of(records, cell) for cell in self.cells]
+        counts, n = [int((share == 1.0).sum()) for share in shares], shares[0].size
+        pieces = [self._piece(share) for share in shares]
+        names = [f"{cell} " for cell in self.cells] if len(pieces) > 1 else [""]
+        numbers = ", ".join(
+            f"{name}{k} of {n} [{each.interval.low:.2f}, {each.interval.high:.2f}]"
+            for name, k, each in zip(names, counts, pieces, strict=True)
+        )
+        short = f"{min(counts)}/{n}"
         pairs = [(cell, self.control.cell) for cell in self.cells] if self.control else []
         if refused := _guarded(records, self.control, self.equal, pairs):
             return Judged(refused.says, f"{numbers}; {refused.numbers}", short, units=n)
-        if k / n <= self.most and self.control is None:
-            return Judged(INCONCLUSIVE, f"{numbers}; no control", short, units=n)
-        if min(stats.binomtest(each, n, self.most).pvalue for each in (0, n)) >= ALPHA:
+        if min(self._test(each, n, "two-sided") for each in (0, n)) >= ALPHA:
             return Judged(INCONCLUSIVE, f"{numbers}; too few to decide", short, units=n)
-        says = SUPPORTED if k / n > self.most else REFUTED
-        says = says if test.pvalue < ALPHA else INCONCLUSIVE
-        return Judged(says, numbers, short, float(test.pvalue), n)
+        says, p = together(pieces)
+        if self.control is None and not all(each.towards for each in pieces):
+            numbers += "; no control"
+        return Judged(says, numbers, short, p, n)
+
+    def _piece(self, share: np.ndarray) -> Piece:
+        k, nearly, n = int((share == 1.0).sum()), int((share > 0.5).sum()), share.size
+        towards = k / n > self.most
+        if self.control is None:
+            p = min(1.0, 2.0 * self._test(k, n, "greater"))
+        elif not towards and nearly / n > self.most:
+            p = 1.0
+        else:
+            p = self._test(k if towards else nearly, n, "two-sided")
+        interval = stats.binomtest(k, n).proportion_ci(0.95, "exact")
+        return Piece(p, towards, Interval(k / n, interval.low, interval.high))
+
+    def _test(self, k: int, n: int, side: str) -> float:
+        return float(stats.binomtest(k, n, self.most, side).pvalue)
 
 
 @dataclass(frozen=True)
@@ -167,9 +187,8 @@ class Level:
     @property
     def threshold(self) -> str:
         told = [Has(*each, self.below).text for each in ((self.measure, self.bound), *self.also)]
-        control = self.control.text if self.control else ""
         cells = ", ".join(words(cell) for cell in self.cells)
-        return _joined(f"{cells}: mean {' and '.join(told)}", control)
+        return _under(f"{cells}: mean {' and '.join(told)}", self.control)
 
     def judge(self, records: Records) -> Judged:
         if refused := _guarded(records, self.control, None):
@@ -206,8 +225,7 @@ class Paired:
         else:
             by = f" by more than {abs(self.bound):g}" if self.bound else ""
             told = [f"{one} {side} {other}{by}" for one, other in self.pairs]
-        parts = [self.equal.text if self.equal else "", self.control.text if self.control else ""]
-        return _joined(f"{what}, pairs: {', '.join(told)}", *parts)
+        return _under(f"{what}, pairs: {', '.join(told)}", self.equal, self.control)
 
     def judge(self, records: Records) -> Judged:
         if refused := _guarded(records, self.control, self.equal, self.pairs):
@@ -239,7 +257,7 @@ class Dose:
     @property
     def threshold(self) -> str:
         falls = f"{words(self.measure)} falls by more than {self.falls:g}, beyond as much elsewhere"
-        return _joined(f"{self.treatment} times {self.factor:g}: {falls}", self.control.text)
+        return _under(f"{self.treatment} times {self.factor:g}: {falls}", self.control)
 
     def judge(self, records: Records) -> Judged:
         if refused := self.control.refusal(records):
@@ -294,7 +312,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Equivalence:
-    """One cell is below another, or within a margin of it: two one-sided tests."""
+    """One cell is below another, or within a margin of it: two one-sided tests.
+
+    Where being within it is what is claimed, a mean that is shown to be beyond it refutes."""
 
     measure: str
     one: str
@@ -314,14 +334,28 @@ class Equivalence:
         found = pooled(records, self.one, self.measure) - pooled(records, self.other, self.measure)
         differs, p = piece(found, 0.0, below=True), within(found, self.margin)
         numbers, short = f"{differs.interval:.4f}", f"{differs.interval.mean:.3f}"
-        far = self.mean is not None and abs(differs.interval.mean) >= self.mean
-        if p < ALPHA and not far:
+        mean = differs.interval.mean
+        far = self.mean is not None and abs(mean) >= self.mean
+        if self.claimed and abs(mean) > self.margin:
+            p = piece(found, copysign(self.margin, mean), below=mean < 0).p
+            says = REFUTED if p < ALPHA else INCONCLUSIVE
+        elif p < ALPHA and not far:
             says = SUPPORTED if self.claimed else EQUIVALENT
-        elif differs.p < ALPHA and not self.claimed:
+        elif self.claimed:
+            says, p = INCONCLUSIVE, max(p, ALPHA)  # where the mean is too far, no test shows it
+        elif differs.p < ALPHA:
             says, p = SUPPORTED if differs.towards else REFUTED, differs.p
         else:
             says, p = INCONCLUSIVE, min(p, differs.p)
         return Judged(says, numbers, short, None if isnan(p) else p, by_chain(found).size)
+
+
+def _p_below(found: Interval, bound: float) -> float:
+    """Two-sided, that a mean is below a bound, by the normal law that its interval assumes."""
+    if found.mean >= bound:
+        return 1.0
+    spread = (found.high - found.low) / (2.0 * stats.norm.ppf(0.975))
+    return float(2.0 * stats.norm.sf((bound - found.mean) / spread)) if spread else 0.0
 
 
 @dataclass(frozen=True)
@@ -340,20 +374,24 @@ class Relation:
 
     def judge(self, records: Records) -> Judged:
         rows = [self._row(record) for record in records]
-        if not all(row["sequences"] for row in rows):
-            given, found = (max(row[key] for row in rows) for key in ("mean_given", "mean_found"))
+        if without := [row for row in rows if not row["sequences"]]:
+            given, found = (without[0][key] for key in ("mean_given", "mean_found"))
             kinds = f"{self.given} {given:.1f} and {self.found} {found:.1f} a text"
             return Judged(INAPPLICABLE, f"{kinds}: never both", "")
-        row = min(rows, key=lambda each: each["precision"][0])
-        precision, recall = Interval(*row["precision"]), Interval(*row["recall"])
-        chance = row["null_precision"] * row["mean_given"] / row["mean_found"]
-        numbers = f"precision {precision:.2f}, recall {recall:.2f} (chance {chance:.2f})"
-        beyond = [precision.low > self.precision, recall.low > chance, row["p_value"] < self.level]
-        short_of = precision.high < self.precision or recall.high < chance
-        says = SUPPORTED if all(beyond) else REFUTED if short_of else INCONCLUSIVE
+        told, beyond, short_of = [], True, []
+        for row in rows:
+            precision, recall = Interval(*row["precision"]), Interval(*row["recall"])
+            chance = row["null_precision"] * row["mean_given"] / row["mean_found"]
+            told.append(f"precision {precision:.2f}, recall {recall:.2f} (chance {chance:.2f})")
+            beyond &= precision.low > self.precision and recall.low > chance
+            short_of += [_p_below(precision, self.precision), _p_below(recall, chance)]
         # The permutations test that there is a relation; what falls short does so by its interval.
-        p = ALPHA / 2 if says == REFUTED else row["p_value"]
-        return Judged(says, numbers, f"{precision.mean:.2f}", p, row["sequences"])
+        p, against = max(row["p_value"] for row in rows), min(1.0, len(short_of) * min(short_of))
+        says = SUPPORTED if beyond and p < self.level else INCONCLUSIVE
+        if says == INCONCLUSIVE and against < ALPHA:
+            says, p = REFUTED, against
+        worst = min(row["precision"][0] for row in rows)
+        return Judged(says, "; ".join(told), f"{worst:.2f}", p, min(r["sequences"] for r in rows))
 
     def _row(self, record: Record) -> dict[str, Any]:
         for row in record.get("parts", {}).get("relations", {}).get("rows", ()):

@@ -136,13 +136,30 @@ def test_share_above_another_than_half(k, says):
     assert found.p == pytest.approx(binomial(k, 128, 0.95), rel=1e-9)
 
 
-def test_share_needs_every_cell_and_pools_records():
+def test_share_is_of_each_cell_and_pools_records():
     one, other = [1.0] * 7 + [0.0], [0.0] + [1.0] * 7
     both = record(a={"sink": one}, b={"sink": other}, softmax={"sink": one})
-    assert Share(SINK, ("a", "b")).judge([both]).short == "6/8"
+    found = Share(SINK, ("a", "b"), control=Control(SINK)).judge([both])
+    assert (found.short, found.p) == ("7/8", pytest.approx(binomial(7, 8, 0.5)))
+    assert found.numbers == "a 7 of 8 [0.47, 1.00], b 7 of 8 [0.47, 1.00]"
     assert Share(SINK, ("a",)).judge([both, both]).short == "14/16"
     none = Share(NONE, ("a",), control=Control(SINK)).judge([both])
     assert (none.says, none.short) == (INCONCLUSIVE, "1/8")
+
+
+def test_one_cell_refutes_what_is_said_of_all():
+    made = record(a={"sink": [1.0] * 8}, b={"sink": [0.0] * 8}, softmax={"sink": [1.0] * 8})
+    found = Share(SINK, ("a", "b"), control=Control(SINK)).judge([made])
+    assert (found.says, found.short) == (REFUTED, "0/8")
+    assert found.p == pytest.approx(2 * binomial(0, 8, 0.5))  # one of two cells
+
+
+@pytest.mark.parametrize("k", [0, 3, 5, 8])
+def test_without_a_control_the_test_is_of_one_side(k):
+    """So that what is corrected for does not depend on how it came out."""
+    found = Share(SINK, ("a",)).judge([record(a={"sink": [1.0] * k + [0.0] * (8 - k)})])
+    above = sum(math.comb(8, j) for j in range(k, 9)) / 2**8
+    assert found.p == pytest.approx(min(1.0, 2 * above))
 
 
 def test_an_absence_is_on_every_chain():
@@ -156,6 +173,18 @@ def test_an_absence_is_on_every_chain():
     there = Share(SINK, ("softmax",)).judge([made])
     gone = Share(NONE, ("softmax start=none",), control=Control(SINK)).judge([made])
     assert (there.says, there.short, gone.short) == (SUPPORTED, "6/6", "5/6")
+
+
+@pytest.mark.parametrize(("without", "says"), [(1, INCONCLUSIVE), (2, REFUTED), (3, REFUTED)])
+def test_a_unit_is_without_it_where_most_chains_are(without, says):
+    measures = {
+        "softmax": [1.0] * 24, "sink_logit": ([0.0] * without + [1.0] * (3 - without)) * 8
+    }  # fmt: skip
+    cells = [{"variant": name, "measures": {"sink": x}} for name, x in measures.items()]
+    runs = [[seed, chain] for seed in range(8) for chain in range(3)]
+    made = {"experiment": "laboratory", "cells": cells, "runs": runs, "chains": [0, 1, 2]}
+    found = Share(SINK, ("sink_logit",), control=Control(SINK)).judge([made])
+    assert (found.says, found.short) == (says, "0/8")
 
 
 def test_every_part_of_the_loss_must_be_equal():
@@ -284,15 +313,21 @@ def test_cost(factor, constant, removal, than, says):
     ("change", "claimed", "says"),
     [
         (0.0, False, EQUIVALENT), (0.0, True, SUPPORTED), (-0.5, False, SUPPORTED),
-        (0.5, False, REFUTED), (0.5, True, INCONCLUSIVE), (-0.05, False, SUPPORTED),
+        (0.5, False, REFUTED), (0.5, True, REFUTED), (-0.5, True, REFUTED),
+        (0.0302, True, INCONCLUSIVE), (0.028, True, INCONCLUSIVE), (-0.05, False, SUPPORTED),
     ],
 )  # fmt: skip
 def test_equivalence(change, claimed, says):
     made = record(a={"loss": 2 + change + NEAR}, b={"loss": [2.0] * 4})
     found = Equivalence("loss", "a", "b", 0.03, claimed).judge([made])
     assert found.says == says
-    p = student(change + NEAR, 0.03) / 2 if says == EQUIVALENT else student(change + NEAR, 0.0)
-    assert claimed or found.p == pytest.approx(p, rel=1e-6)
+    if abs(change) > 0.03 and claimed:  # beyond the margin, on both sides of the test
+        p = student(change + NEAR, 0.03 if change > 0 else -0.03)
+    elif says == EQUIVALENT or claimed:
+        p = student(change + NEAR, 0.03) / 2
+    else:
+        p = student(change + NEAR, 0.0)
+    assert found.p == pytest.approx(p, rel=1e-6)
 
 
 @pytest.mark.parametrize(("change", "says"), [(0.0, SUPPORTED), (0.02, INCONCLUSIVE)])
@@ -324,8 +359,27 @@ def test_relation_by_precision_and_recall(precision, recall, p, sequences, says)
     assert found.says == says
     if says == SUPPORTED:  # chance of recall: as many hits by chance, of what was found
         assert "recall 0.50 [0.48, 0.52] (chance 0.10)" in found.numbers
-    good = {"parts": {"relations": {"rows": [row | {"precision": around(0.99)}]}}}
-    assert Relation("weights", "activations").judge([good, made]).says == says
+    better = row | {"precision": around(0.99), "p_value": 0.0005}
+    good = {"parts": {"relations": {"rows": [better]}}}
+    for records in ([good, made], [made, good]):
+        assert Relation("weights", "activations").judge(records).says == says
+
+
+def test_what_falls_short_has_the_p_of_its_interval():
+    """The interval is 1.96 standard errors wide on each side; of four, the least decides."""
+    row = {
+        "given": "weights", "found": "activations", "sequences": 8, "mean_given": 2.0,
+        "mean_found": 4.0, "precision": [0.95, 0.94, 0.96], "recall": [0.5, 0.48, 0.52],
+        "null_precision": 0.2, "p_value": 0.0005,
+    }  # fmt: skip
+    made = [
+        {"parts": {"relations": {"rows": [row | {"precision": p}]}}}
+        for p in ([0.95, 0.94, 0.96], [0.88, 0.87, 0.89])
+    ]
+    found = Relation("weights", "activations").judge(made)
+    z = 0.02 / (0.01 / 1.959964)
+    assert found.says == REFUTED
+    assert found.p == pytest.approx(4 * math.erfc(z / math.sqrt(2)), rel=1e-5)
 
 
 # ------------------------------------------------------------------------------ the words
