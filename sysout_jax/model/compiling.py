@@ -1,4 +1,4 @@
-"""Programs that are run a few times each, compiled with less effort."""
+"""Passes over a model that is looked at: compiled with less effort, their products precise."""
 
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
@@ -17,14 +17,31 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def precisely(function: Callable[P, R]) -> Callable[P, R]:
+    """A function whose products of float32 are made in float32, on accelerators too.
+
+    By default GPUs take TF32 for them and TPUs bfloat16. Training may; what compares models,
+    solves or inverts would find that rounding.
+    """
+
+    @wraps(function)
+    def call(*given: P.args, **named: P.kwargs) -> R:
+        with jax.default_matmul_precision("highest"):
+            return function(*given, **named)
+
+    return call
+
+
 def jit_quickly(*static_argnums: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """`jax.jit` of a pass over a model that is looked at: on a CPU what compiles soonest.
+    """`jax.jit` of a pass over a model that is looked at: on a CPU what compiles soonest, on an
+    accelerator with precise products.
 
     Inside of another compiled or transformed function it is a part of that.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         within = jax.jit(function, static_argnums=static_argnums)
+        precise = precisely(within)
 
         @cache
         def alone() -> Any:
@@ -33,8 +50,9 @@ def jit_quickly(*static_argnums: int) -> Callable[[Callable[P, R]], Callable[P, 
         @wraps(function)
         def call(*given: P.args, **named: P.kwargs) -> R:
             traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((given, named)))
-            cpu = jax.default_backend() == "cpu"
-            return (alone() if cpu and not traced and not _staged() else within)(*given, **named)
+            if traced or _staged():
+                return within(*given, **named)
+            return (alone() if jax.default_backend() == "cpu" else precise)(*given, **named)
 
         return call
 

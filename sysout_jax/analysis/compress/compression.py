@@ -17,6 +17,7 @@ from sysout_jax.analysis.locate.scan import for_length, over_batches
 from sysout_jax.analysis.locate.weights import projection
 from sysout_jax.core import compensate, prune
 from sysout_jax.errors import InputError
+from sysout_jax.model.compiling import precisely
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, final_states, stack_blocks, unstack_blocks
 from sysout_jax.model.loss import token_losses
@@ -247,6 +248,7 @@ def _f32(x: np.ndarray) -> Array:
     return jnp.asarray(x, jnp.float32)
 
 
+@precisely
 @partial(jax.jit, static_argnums=0)
 def _pruned(how: Pruning, w: Float[Array, "I O"], gram: Array | None) -> Float[Array, "I O"]:
     if gram is None:
@@ -300,6 +302,7 @@ def losses(
     return losses_by_token(config, found, rows, batch, skip).mean(axis=1)
 
 
+@precisely
 @partial(jax.jit, static_argnums=(0, 1))
 def _losses(
     config: ModelConfig, skip: int, params: Params, edits: Any, rows: Array

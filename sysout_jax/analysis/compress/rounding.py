@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from sysout_jax.analysis.compress.schemes import Rounding
 from sysout_jax.core import compensate, quantise
+from sysout_jax.model.compiling import precisely
 
 
 @struct.dataclass
@@ -107,6 +108,7 @@ class RoundInputs:
 # ---------------------------------------------------------------------------- weights
 
 
+@precisely
 @partial(jax.jit, static_argnames="how")
 def round_weights(
     how: Rounding,

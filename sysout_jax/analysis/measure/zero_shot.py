@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sysout_jax.analysis.locate.scan import for_length, over_batches
 from sysout_jax.analysis.statistics import Interval, bootstrap_interval
 from sysout_jax.core.layers import cross_entropy
+from sysout_jax.model.compiling import precisely
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
 
@@ -113,6 +114,7 @@ def greedy(
     return guesses[0], losses[0]
 
 
+@precisely
 @partial(jax.jit, static_argnums=0)
 def _greedy(config: ModelConfig, params: Params, rows: Array) -> tuple[Array, Array]:
     logits, _ = forward(config, params, rows[:, :-1])
