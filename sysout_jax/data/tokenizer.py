@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -207,6 +207,23 @@ def first_special(backend: tokenizers.Tokenizer) -> int | None:
     text = backend.encode("a", add_special_tokens=False).ids
     ids = backend.encode("a", add_special_tokens=True).ids
     return ids[0] if len(ids) > len(text) and ids[:1] != text[:1] else None
+
+
+def merges_of(ranked: Collection[str], known: Container[str]) -> list[tuple[str, str]]:
+    """The pairs of known pieces that make each of the ranked ones, in their order.
+
+    Raises:
+      ValueError: a piece that is longer than any word, whose cuts take quadratic time.
+    """
+    longest = max(map(len, ranked), default=0)
+    if longest > _MOST:
+        raise ValueError(f"a piece of {longest} characters, of at most {_MOST}")
+    return [
+        (piece[:cut], piece[cut:])
+        for piece in ranked
+        for cut in range(1, len(piece))
+        if piece[:cut] in known and piece[cut:] in known
+    ]
 
 
 @functools.cache

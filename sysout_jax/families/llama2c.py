@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers
 
-from sysout_jax.data.tokenizer import SubwordTokenizer
+from sysout_jax.data.tokenizer import SubwordTokenizer, merges_of
 from sysout_jax.errors import InputError
 from sysout_jax.families.tensor_map import Part, Stored, axis_groups, leaves
 from sysout_jax.families.tensors import CONVERT
@@ -151,22 +151,17 @@ def load_tokens(path: str | os.PathLike[str], vocab: int) -> SubwordTokenizer:
             at += 8 + length
         if at != len(raw):
             raise ValueError(f"{len(raw) - at} bytes beyond {vocab} pieces")
+        names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+        names += [piece for piece, _ in pieces[len(names) :]]
+        ids = {name: number for number, name in enumerate(names)}
+        ranked = sorted(range(_BYTES + 256, vocab), key=lambda i: -pieces[i][1])
+        merges = merges_of([names[i] for i in ranked], ids)
     except OSError as error:
         raise InputError(str(file), None, "a tokenizer of llama2.c", f"{error.strerror}") from error
     except (struct.error, ValueError) as error:
         raise InputError(
             str(file), why=f"no tokenizer of llama2.c with {vocab} pieces ({error})"
         ) from error
-    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    names += [piece for piece, _ in pieces[len(names) :]]
-    ids = {name: number for number, name in enumerate(names)}
-    ranked = sorted(range(_BYTES + 256, vocab), key=lambda i: -pieces[i][1])
-    merges = [
-        (names[i][:cut], names[i][cut:])
-        for i in ranked
-        for cut in range(1, len(names[i]))
-        if names[i][:cut] in ids and names[i][cut:] in ids
-    ]
     backend = tokenizers.Tokenizer(
         models.BPE(vocab=ids, merges=merges, byte_fallback=True, unk_token=names[_UNK])
     )

@@ -16,9 +16,9 @@ BYTES = [f"<0x{i:02X}>" for i in range(256)]
 NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
 
 
-def written(place, keys):
+def written(place, keys, architecture="llama"):
     """The header of a file with these keys of "tokenizer.ggml" and no tensors."""
-    writer = gguf.GGUFWriter(place / "tokens.gguf", "llama")
+    writer = gguf.GGUFWriter(place / "tokens.gguf", architecture)
     for key, value in keys.items():
         name = f"tokenizer.ggml.{key}"
         if isinstance(value, str):
@@ -82,6 +82,20 @@ def test_sentencepiece_merges_the_best_score_first(prefix, tmp_path):
     assert 1 not in tokenizer.encode("<s>a").tolist()  # text that spells a special token is text
 
 
+def test_gemma_spells_runs_of_spaces_as_they_are(tmp_path):
+    """As llama.cpp's converter writes them; the ids are those of the reference for this file."""
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "  ", "   ", "\n\n", SPACE, "a", "b", f"{SPACE}a",
+              "<0x0A>", "\n"]  # fmt: skip
+    keys = {
+        "model": "llama", "tokens": tokens, "scores": [0.0] * 13, "add_space_prefix": False,
+        "token_type": [CONTROL] * 3 + [UNKNOWN] + [USER] * 3 + [NORMAL] * 4 + [BYTE, NORMAL],
+    }  # fmt: skip
+    tokenizer = read_tokenizer(written(tmp_path, keys, "gemma3"), 13)
+    found = [tokenizer.encode(text).tolist() for text in ("a b", "a  b", "a   b", "\n\n")]
+    assert found == [[8, 7, 9], [8, 4, 9], [8, 5, 9], [6]]
+    assert tokenizer.vocab == 13
+
+
 def test_unigram_takes_the_likeliest_cut(tmp_path):
     pieces = [(x, -3.0 - 0.1 * i) for i, x in enumerate(f"{SPACE}abcde")] + [
         ("ab", -4.0), ("bcd", -5.0), ("cde", -4.5), ("abc", -6.5), (f"{SPACE}a", -3.5),
@@ -118,6 +132,11 @@ CUTS = {
     "tekken": ["It", "'s", "Ġ", "1", "2", "3", "4", "5", "ĠX", "ĊĊ", "Ġy"],
     "falcon": ["It", "'", "s", "Ġ", "123", "45", "ĠX", "ĊĊ", "Ġy"],
 }
+# By the table of transformers 5.24, integrations/gguf/gguf_tokenizer_mapping.py.
+ALIKE = {
+    "llama-bpe": ("falcon-h1", "midm-2.0", "lfm2", "jina-v5-nano"), "qwen2": ("kormo", "f2llmv2"),
+    "gpt-4o": ("kanana2", "talkie", "minimax-m2"),
+}  # fmt: skip
 
 
 def byte_level(**more):
@@ -134,6 +153,14 @@ def test_text_is_cut_as_each_kind_cuts_it(tmp_path):
         backend = read_tokenizer(written(tmp_path, byte_level(pre=pre)), 200).backend
         assert [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(TEXT)] == wanted, pre
     assert {"default", "olmo", "stablelm2", "mpt"} <= set(SPLITS)
+    assert all(SPLITS[other] == SPLITS[one] for one, others in ALIKE.items() for other in others)
+
+
+def test_without_its_rule_of_words_a_model_has_no_tokenizer(tmp_path, caplog):
+    """It is said, and is no fault of the weights: token ids still work."""
+    assert read_tokenizer(written(tmp_path, byte_level(pre="gpt-9")), 200) is None
+    (said,) = caplog.messages
+    assert "no tokenizer: tokenizer.ggml.pre is 'gpt-9'; accepted: default, gpt-2" in said
 
 
 def test_added_tokens_and_bos(tmp_path):
@@ -153,7 +180,11 @@ def test_added_tokens_and_bos(tmp_path):
     ("change", "match"),
     [
         ({"model": "bert"}, r"model is 'bert'; accepted: gpt2, llama, t5, none"),
-        ({"pre": "gpt-9"}, r"pre is 'gpt-9'; accepted: default, gpt-2"),
+        ({"model": ["gpt2", "llama"]}, r"model is \"\['gpt2', 'llama'\]\"; accepted: gpt2"),
+        ({"model": "t5"}, r"tokens is refused \("),  # no token for what is unknown
+        ({"model": "t5", "unknown_token_id": "0"}, r"unknown_token_id is '0'; accepted: 0 to"),
+        ({"model": "t5", "unknown_token_id": 5000}, r"unknown_token_id is 5000; accepted: 0 to"),
+        ({"model": "llama", "tokens": ["x" * 20_000], "token_type": [1]}, r"of 20000 characters"),
         ({"merges": ["a zz"]}, r"merges is 'a zz'"),
         ({"eos_token_id": 5000}, r"eos_token_id is 5000; accepted: 0 to"),
         ({"tokens": ["a", "a"], "token_type": [1, 1]}, r"\['a'\], each more than once"),

@@ -98,6 +98,15 @@ def test_tokens_that_are_cut_short(tmp_path, cut):
         load_tokens(tmp_path / "tok.bin", 512)
 
 
+def test_a_piece_longer_than_any_word_is_refused_at_once(tmp_path):
+    """Its cuts would take quadratic time."""
+    pieces = [b"x"] * 259 + [b"x" * 20_000]
+    packed = b"".join(struct.pack("<fi", 0.0, len(piece)) + piece for piece in pieces)
+    (tmp_path / "tok.bin").write_bytes(bytes(4) + packed)
+    with pytest.raises(InputError, match=r"with 260 pieces \(a piece of 20000 characters"):
+        load_tokens(tmp_path / "tok.bin", 260)
+
+
 # ------------------------------------------------------------------------- the published model
 
 

@@ -1,5 +1,6 @@
 """The tokenizer in the metadata of a GGUF file; its chat template is never looked at."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -8,10 +9,11 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from sysout_jax.data.tokenizer import SubwordTokenizer
+from sysout_jax.data.tokenizer import SubwordTokenizer, merges_of
 from sysout_jax.errors import InputError
 from sysout_jax.families.gguf_files.header import Header
 
+_LOG = logging.getLogger("sysout_jax")
 _START = "tokenizer.ggml."
 _UNKNOWN, _CONTROL, _USER, _BYTE = 2, 3, 4, 6  # types of tokens
 _SPACE = "\u2581"
@@ -27,6 +29,12 @@ _LLAMA3 = (rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_REST}",)
 _QWEN2 = (rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}|{_REST}",)
 _DIGITS = (r"\p{N}", _GPT2)
 _GPT4O = (rf"{'|'.join(f'{x}{_CONTRACTIONS}?' for x in _CASED)}|\p{{N}}{{1,3}}|{_CASED_REST}",)
+_LLAMA3S = (
+    "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
+    "jina-v5-nano",
+)  # fmt: skip
+# A whole piece that is a token is one, whatever the merges say; and BOS comes first unless told.
+_WHOLE = (*_LLAMA3S, "tekken")
 # tokenizer.ggml.pre -> expressions, each of which cuts the pieces that those before it left
 SPLITS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -34,11 +42,11 @@ SPLITS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         **dict.fromkeys(
             ("smollm", "starcoder", "refact", "command-r", "codeshell", "minerva-7b"), _DIGITS
         ),
+        **dict.fromkeys((*_LLAMA3S, "dbrx", "smaug-bpe"), _LLAMA3),
         **dict.fromkeys(
-            ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "dbrx", "smaug-bpe"), _LLAMA3
+            ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "kormo", "f2llmv2"), _QWEN2
         ),
-        **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"), _QWEN2),
-        **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O),
+        **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), _GPT4O),
         "tekken": (rf"{'|'.join(_CASED)}|\p{{N}}|{_CASED_REST}",),
         "falcon": (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]"),
         "deepseek-coder": (
@@ -46,8 +54,6 @@ SPLITS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )  # fmt: skip
-# A whole piece that is a token is one, whatever the merges say; and BOS comes first unless told.
-_WHOLE = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken")
 
 
 def read_tokenizer(header: Header, vocab: int) -> SubwordTokenizer | None:
@@ -58,27 +64,36 @@ def read_tokenizer(header: Header, vocab: int) -> SubwordTokenizer | None:
       vocab: V, rows of the embedding.
 
     Returns:
-      None where the file has none.
+      None where the file has none, or one that cuts words by a rule not known here, which is said.
 
     Raises:
-      InputError: a kind of tokenizer or pre-tokenizer that is not read, or a vocabulary that does
-        not fit the model or itself.
+      InputError: a kind of tokenizer that is not read, or a vocabulary that does not fit the model
+        or itself.
     """
-    kind = header.metadata.get(f"{_START}model", "none")
+    kind = str(header.metadata.get(f"{_START}model", "none"))
     if kind in ("none", "no_vocab"):
         return None
     fields = _Fields(header, vocab)
     builders = {"gpt2": _byte_level, "llama": _sentencepiece, "t5": _unigram}
     if kind not in builders:
         fields.refuse("model", repr(kind)[:60], f"{', '.join(builders)}, none")
-    backend = builders[kind](fields)
+    if kind == "gpt2" and fields.pre not in SPLITS:
+        known = ", ".join(SPLITS)
+        _LOG.warning(
+            "%s: no tokenizer: %spre is %.60r; accepted: %s", header.file, _START, fields.pre, known
+        )
+        return None
     try:
+        backend = builders[kind](fields)
         special = [
             tokenizers.AddedToken(token, special=number in (_UNKNOWN, _CONTROL), normalized=False)
             for token, number in zip(fields.tokens, fields.types, strict=True)
-            if number in (_UNKNOWN, _CONTROL, _USER) and token
+            if number in (_UNKNOWN, _CONTROL, _USER) and backend.token_to_id(token) is not None
         ]
         backend.add_tokens(special)
+        backend.encode("a")
+    except InputError:
+        raise
     except Exception as error:  # the library raises bare Exception
         fields.refuse("tokens", f"refused ({str(error)[:100]})", "a vocabulary")
     backend.encode_special_tokens = True  # text that spells a special token is text
@@ -131,8 +146,6 @@ class _Fields:
 
 def _byte_level(fields: _Fields) -> tokenizers.Tokenizer:
     """GPT-2's kind: bytes as symbols, merges in order, words cut by expressions."""
-    if fields.pre not in SPLITS:
-        fields.refuse("pre", repr(fields.pre)[:60], ", ".join(SPLITS))
     ids = {token: number for number, token in enumerate(fields.tokens)}
     merges = []
     for line in fields.list("merges", str):
@@ -162,28 +175,23 @@ def _sentencepiece(fields: _Fields) -> tokenizers.Tokenizer:
     scores = [-float(i) for i in range(len(names))] if gemma else fields.scores
     ids = {name: number for number, name in enumerate(names)}
     plain = [i for i, kind in enumerate(fields.types) if kind not in (_UNKNOWN, _CONTROL, _BYTE)]
-    merges = [
-        (names[i][:cut], names[i][cut:])
-        for i in sorted(plain, key=lambda i: -scores[i])
-        for cut in range(1, len(names[i]))
-        if names[i][:cut] in ids and names[i][cut:] in ids
-    ]
+    ranked = [names[i] for i in sorted(plain, key=lambda i: -scores[i])]
     backend = tokenizers.Tokenizer(
         models.BPE(
-            vocab=ids, merges=merges, byte_fallback=True, fuse_unk=True, unk_token=_unknown(fields)
+            vocab=ids, merges=merges_of(ranked, ids), byte_fallback=True, fuse_unk=True,
+            unk_token=_unknown(fields),
         )
-    )
+    )  # fmt: skip
     _spaces(backend, bool(fields.get("add_space_prefix", True)))
     return backend
 
 
 def _unigram(fields: _Fields) -> tokenizers.Tokenizer:
     """SentencePiece's unigram: the likeliest cut of the whole text."""
-    unknown = fields.get("unknown_token_id")
     backend = tokenizers.Tokenizer(
         models.Unigram(
             list(zip(fields.tokens, fields.scores, strict=True)),
-            unk_id=unknown,
+            unk_id=fields.id("unknown_token_id"),
             byte_fallback=_BYTE in fields.types,
         )
     )
