@@ -12,7 +12,8 @@ import pytest
 
 from sysout_jax.data import SubwordTokenizer
 from sysout_jax.errors import InputError
-from sysout_jax.families.checkpoint import load_checkpoint
+from sysout_jax.families.checkpoint import load_checkpoint, open_checkpoint
+from sysout_jax.families.gguf_files import model as gguf_model
 from sysout_jax.families.gguf_files.header import read_header
 from tests.families import gguf_writing
 
@@ -149,7 +150,7 @@ def test_each_fault_is_named(whole, tmp_path):
     says(raw.replace(b"llama.block_count", b"llama.blocc_count"), "llama.block_count is None")
     twice = raw.replace(b"tokenizer.ggml.bos_token_id", b"tokenizer.ggml.eos_token_id")
     says(twice, "the key tokenizer.ggml.eos_token_id stands twice")
-    says(raw.replace(b"gpt-2", b"gpt-9"), r"tokenizer\.ggml\.pre is 'gpt-9'; accepted: default")
+    says(raw.replace(b"abcd", b"ab d"), r"tokenizer\.ggml\.merges is 'ab cd', among others")
     says(raw.replace("Ġ".encode(), b"\xff\xff"), "not UTF-8")
     file.write_bytes(raw)
     at = read_header(file).tensors[-1].start
@@ -173,6 +174,48 @@ def test_known_keys_that_are_not_read_are_refused_and_others_change_nothing(gold
     assert unknown.config == plain.config
     assert unknown.origin.ignored == ("llama.nobody.knows",)
     assert load_checkpoint(with_key("llama.logit_scale", 1.0)).config == plain.config
+
+
+@pytest.fixture
+def changed(golden, tmp_path, monkeypatch):
+    """A record as a GGUF file, opened with other metadata than it has; None: without the key."""
+
+    def opened(case, keys):
+        def read(file):
+            header = read_header(file)
+            merged = {**header.metadata, **keys}
+            return dataclasses.replace(
+                header, metadata={k: v for k, v in merged.items() if v is not None}
+            )
+
+        monkeypatch.setattr(gguf_model, "read_header", read)
+        file = gguf_writing.write_gguf(golden(case)[0], tmp_path / "model.gguf")
+        return open_checkpoint(file)
+
+    return opened
+
+
+@pytest.mark.parametrize(
+    ("case", "keys", "said"),
+    [
+        ("llama", {"general.architecture": ["llama"]}, r"architecture \"\['llama'\]\"; accepted"),
+        ("mpt", {"mpt.attention.max_alibi_bias": "8"}, r"alibi_bias is '8'; accepted: a number"),
+        ("gemma2", {"gemma2.attention.scale": "x"}, r"scale is 'x'; accepted: a number"),
+        ("llama", {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": "2"},
+         r"scaling\.factor is '2'; accepted: a number"),
+    ],
+)  # fmt: skip
+def test_metadata_of_another_type_is_named(changed, case, keys, said):
+    with pytest.raises(InputError, match=said):
+        changed(case, keys)
+
+
+def test_metadata_that_may_be_absent_or_of_another_type(changed):
+    """Gemma 2's window is 4096 where its file does not say: so llama.cpp (models/gemma2.cpp)."""
+    assert changed("llama", {"general.file_type": [1]}).origin.weights == "GGUF (21 F32)"
+    assert changed("gemma2", {"gemma2.attention.sliding_window": None}).config.window == 4096
+    assert changed("gemma2", {"gemma2.attention.sliding_window": 0}).config.window is None
+    assert changed("gemma3", {"gemma3.attention.sliding_window": None}).config.window is None
 
 
 def test_a_chat_template_is_never_run(whole):

@@ -145,7 +145,7 @@ def mpt(meta: Metadata) -> Raw:
     """MPT, with its own names for sizes."""
     heads, kv, _ = meta.heads
     width = meta.whole("embedding_length")
-    clip, bias = meta.get("attention.clamp_kqv"), meta.get("attention.max_alibi_bias", 0.0)
+    clip, bias = meta.get("attention.clamp_kqv"), meta.number("attention.max_alibi_bias", 0.0)
     return {
         "model_type": "mpt",
         "max_seq_len": meta.whole("context_length"),

@@ -80,17 +80,17 @@ def _qwen3(meta: Metadata) -> Raw:
     return llama_like(meta, rotary_name="partial_rotary_factor") | bias | {"model_type": "qwen3"}
 
 
-def _gemma(meta: Metadata, largest: int) -> Raw:
+def _gemma(meta: Metadata, largest: int, span: int) -> Raw:
     """What Gemma 2 and 3 share; only the largest model scales queries by the width of its heads in
-    the residual stream, which no key says."""
+    the residual stream, which no key says. Of a file without a window llama.cpp takes `span`."""
     heads, _, size = meta.heads
     layers, width = meta.whole("block_count"), meta.whole("embedding_length")
-    scale = meta.get("attention.scale") or None
+    scale = meta.number("attention.scale") or None
     own = width // heads if layers == largest else size
     softcap = meta.get("final_logit_softcapping")
     return (
         llama_like(meta)
-        | window(meta)
+        | window(meta, span)
         | {
             "head_dim": size,
             "query_pre_attn_scalar": own if scale is None else scale**-2,
@@ -103,12 +103,12 @@ def _gemma(meta: Metadata, largest: int) -> Raw:
 def _gemma2(meta: Metadata) -> Raw:
     softcap = meta.get("attn_logit_softcapping")
     more = {} if softcap is None else {"attn_logit_softcapping": softcap}
-    return _gemma(meta, 46) | more | {"model_type": "gemma2"}
+    return _gemma(meta, 46, 4096) | more | {"model_type": "gemma2"}
 
 
 def _gemma3(meta: Metadata) -> Raw:
     base = meta.get("rope.freq_base_swa", meta.get("rope.local.freq_base", 10_000.0))
-    return _gemma(meta, 62) | {"model_type": "gemma3_text", "rope_local_base_freq": base}
+    return _gemma(meta, 62, 0) | {"model_type": "gemma3_text", "rope_local_base_freq": base}
 
 
 _GEMMA: Names = {

@@ -67,6 +67,17 @@ class Metadata:
             self.refuse(key, repr(found)[:60], "an integer of at least 1")
         return found
 
+    def number(self, key: str, default: float | None = None) -> Any:
+        """A number, or the default where there is none.
+
+        Raises:
+          InputError: a value that is no number.
+        """
+        found = self.get(key, default)
+        if type(found) not in (int, float, type(default)):
+            self.refuse(key, repr(found)[:60], "a number")
+        return found
+
     def refuse(self, key: str, found: str, accepted: str) -> Any:
         """Say what is wrong with a key."""
         raise InputError(
@@ -202,9 +213,9 @@ def rotary(meta: Metadata, fraction_name: str = "") -> Raw:
 
 def _rule(meta: Metadata) -> Raw | None:
     kind = meta.get("rope.scaling.type", "none")
-    factor = meta.get("rope.scaling.factor", meta.get("rope.scale_linear"))
+    factor = meta.number("rope.scaling.factor", meta.number("rope.scale_linear"))
     original = meta.get("rope.scaling.original_context_length")
-    yarn = {theirs: meta.get(key) for key, theirs in _YARN.items()}
+    yarn = {theirs: meta.number(key) for key, theirs in _YARN.items()}
     if kind == "none" and factor in (None, 0.0, 1.0):
         return None
     if kind in ("linear", "none"):
@@ -220,9 +231,9 @@ def _rule(meta: Metadata) -> Raw | None:
     return {"rope_type": "yarn", **{k: v for k, v in given.items() if v is not None}}
 
 
-def window(meta: Metadata) -> Raw:
-    """The window, and of which layers; 0 is none."""
-    raw: Raw = {"sliding_window": meta.get("attention.sliding_window") or None}
+def window(meta: Metadata, absent: int = 0) -> Raw:
+    """The window, or what its absence means, and of which layers; 0 is none."""
+    raw: Raw = {"sliding_window": meta.get("attention.sliding_window", absent) or None}
     pattern = meta.get("attention.sliding_window_pattern")
     if isinstance(pattern, list):
         raw["layer_types"] = ["sliding_attention" if x else "full_attention" for x in pattern]

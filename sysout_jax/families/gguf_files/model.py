@@ -55,24 +55,22 @@ def open_gguf(path: Path) -> GgufModel:
     headers = [read_header(path.with_name(name)) for name in part_names(path.name)]
     _check_parts(headers)
     tensors = {tensor.name: tensor for header in headers for tensor in header.tensors}
-    name = headers[0].metadata.get("general.architecture")
+    name = str(headers[0].metadata.get("general.architecture"))
     if name not in ARCHITECTURES:
-        raise InputError(
-            str(path), None, ", ".join(ARCHITECTURES), f"architecture {str(name)[:60]!r}"
-        )
-    meta = Metadata(headers[0], str(name), tensors)
+        raise InputError(str(path), None, ", ".join(ARCHITECTURES), f"architecture {name[:60]!r}")
+    meta = Metadata(headers[0], name, tensors)
     embedding = _embedding(meta)
     head = tensors.get("output.weight")
     tied = head is None or _same(embedding, head)
     if tied:  # written beside the embedding that it is tied to
         tensors.pop("output.weight", None)
     vocab = embedding.shape[0]
-    raw = ARCHITECTURES[str(name)].config(meta)
+    raw = ARCHITECTURES[name].config(meta)
     raw |= {"vocab_size": vocab, "tie_word_embeddings": tied}
     ignored = meta.unread()
     return GgufModel(
         raw,
-        list(_sources(meta, ARCHITECTURES[str(name)])),
+        list(_sources(meta, ARCHITECTURES[name])),
         _stored_as(headers),
         partial(read_tokenizer, headers[0], vocab),
         ignored,
@@ -200,7 +198,7 @@ def _stored_as(headers: list[Header]) -> str:
 
     counts = Counter(tensor.kind for header in headers for tensor in header.tensors)
     counted = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-    names = {int(kind): kind.name for kind in LlamaFileType}
-    told = names.get(headers[0].metadata.get("general.file_type", -1), "")
+    said = headers[0].metadata.get("general.file_type")
+    told = next((kind.name for kind in LlamaFileType if kind == said), "")
     kind = told.removeprefix("MOSTLY_").removeprefix("ALL_")
     return f"GGUF {kind} ({counted})" if kind else f"GGUF ({counted})"
