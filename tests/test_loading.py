@@ -15,6 +15,7 @@ import sysout_jax as so
 from sysout_jax import loading
 from sysout_jax.errors import InputError
 from sysout_jax.families import hub
+from sysout_jax.families.verdict import would_load
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init
 from sysout_jax.model.stream import streamed
@@ -213,6 +214,67 @@ def test_a_hub_that_cannot_be_reached(monkeypatch, tmp_path):
     message = refusal("openai-community/gpt2", revision="abc")
     assert message.startswith("model=openai-community/gpt2 at revision abc: not fetched (")
     assert message.endswith("the id of a model on the hub that this machine can reach")
+
+
+@pytest.fixture
+def listed(monkeypatch, tmp_path):
+    """A hub whose repository "some/model" has these files, of which none is a safetensors file."""
+
+    def files(*names):
+        monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+        monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: [*names])
+        if "config.json" in names:
+            (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+
+    return files
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("README.md", "a.gguf", "Q8/b.gguf"), "has no model*.safetensors; accepted: file= one of "
+         "a.gguf, Q8/b.gguf"),
+        (("1B/config.json", "1B/model.safetensors"), "accepted: file= one of 1B"),
+        (("config.json", "pytorch_model.bin"), "pytorch_model.bin: pickle files can run code"),
+        (("README.md",), "has no model*.safetensors; accepted: an id that has them"),
+    ],
+)  # fmt: skip
+def test_a_hub_id_without_safetensors_is_told_from_its_list_of_files(listed, files, said):
+    listed(*files)
+    verdict = would_load("some/model")
+    assert not verdict.accepted
+    assert said in refusal("some/model")
+    assert said in verdict.message
+
+
+def test_a_list_of_files_that_cannot_be_had_changes_nothing(listed, monkeypatch):
+    listed("config.json")
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: 1 / 0)
+    assert would_load("some/model").accepted
+    assert "no model.safetensors and no" in refusal("some/model")
+
+
+def test_a_tokenizer_that_is_not_read_is_said_once(golden, tmp_path, listed, caplog):
+    """Of a directory, and of an id, whose list of files has it and of which it is not fetched."""
+    said = "tokenizer.model is not read; accepted: a tokenizer.json beside it"
+    shutil.copytree(golden("gpt2")[0], tmp_path, dirs_exist_ok=True)
+    listed("model.safetensors", "tokenizer.model")
+    assert so.load("some/model").tokenizer is None
+    assert caplog.messages == [f"some/model: {said}"]
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    so.load(tmp_path)
+    assert caplog.messages[1:] == [f"{tmp_path}: {said}"]
+
+
+def test_an_error_of_the_hubs_http_library_is_one_line(monkeypatch):
+    class ProxyError(Exception):
+        """As httpx has it: of no class of the standard library."""
+
+    def refuse(*_, **__):
+        raise ProxyError("407 Proxy Authentication Required")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    assert "some/model: not fetched (407 Proxy Auth" in refusal("some/model")
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,25 @@
 """Published checkpoints by their id: config.json, safetensors and tokenizer files, or GGUF files,
 nothing else."""
 
+import fnmatch
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from sysout_jax.errors import InputError, reason
+from sysout_jax.families.tensors import CONVERT, PICKLES
 
+_LOG = logging.getLogger("sysout_jax")
+_WEIGHTS = "model*.safetensors"
 WANTED = (
-    "config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
+    "config.json", _WEIGHTS, "model.safetensors.index.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "encoder.json", "vocab.bpe",
 )  # fmt: skip
+TOKENIZERS = ("tokenizer.json", "merges.txt", "vocab.bpe")  # one of them is in each that is read
+_UNREAD = ("tokenizer.model", "tekken.json")
+_NAMED = 20  # files that a message names
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _ID = re.compile(rf"{_PART}(/{_PART})?")
 
@@ -29,10 +38,10 @@ def fetch(name: str, revision: str | None = None, wanted: tuple[str, ...] = WANT
       wanted: patterns of the files to fetch, without a "/" none below a folder.
 
     Raises:
-      InputError: it cannot be fetched: no such id or revision, no access, no network.
+      InputError: it cannot be fetched: no such id or revision, no access, no network; or it has no
+        weights that are read, which its list of files says.
     """
     from huggingface_hub import snapshot_download  # takes half a second to import
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     below = any("/" in pattern for pattern in wanted)
     try:
@@ -40,7 +49,7 @@ def fetch(name: str, revision: str | None = None, wanted: tuple[str, ...] = WANT
             name, revision=revision, allow_patterns=list(wanted),
             ignore_patterns=[] if below else ["*/*"],
         )  # fmt: skip
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # whatever its HTTP library raises
         said = reason(error)[:200]
         at = "" if revision is None else f" at revision {revision}"
         raise InputError(
@@ -52,7 +61,46 @@ def fetch(name: str, revision: str | None = None, wanted: tuple[str, ...] = WANT
             ),
             f"not fetched ({said})",
         ) from error
+    here = [x.name for x in Path(place).glob("*")]
+    weights, tokens = fnmatch.filter(here, _WEIGHTS), {*here}.intersection(TOKENIZERS)
+    if "config.json" in wanted and not (weights and tokens):
+        there = _listed(name, revision)
+        if there and not weights:
+            _check_weights(name, there)
+        if wanted == WANTED and not tokens:
+            note_unread(name, there)
     return Path(place)
+
+
+def note_unread(place: str, files: Collection[str]) -> None:
+    """Say of a model without a tokenizer that is read which of its files hold one that is not."""
+    for name in _UNREAD:
+        if name in files:
+            _LOG.warning("%s: %s is not read; accepted: a tokenizer.json beside it", place, name)
+
+
+def _listed(name: str, revision: str | None) -> list[str]:
+    """The files of an id; none where the hub does not say."""
+    from huggingface_hub import HfApi  # takes half a second to import
+
+    try:
+        return HfApi().list_repo_files(name, revision=revision)
+    except Exception:  # whatever its HTTP library raises
+        return []
+
+
+def _check_weights(name: str, files: Sequence[str]) -> None:
+    """Refuse an id none of whose files is a safetensors file of its own."""
+    whole = [x for x in files if "/" not in x]
+    if fnmatch.filter(whole, _WEIGHTS):
+        return
+    pickles = [x for x in whole if Path(x).suffix in PICKLES]
+    if "config.json" in files and pickles:
+        raise InputError(f"{name}: {pickles[0]}", why=CONVERT)
+    inside = [x for x in files if x.endswith(".gguf")]
+    inside += [x.removesuffix("/config.json") for x in files if x.endswith("/config.json")]
+    accepted = f"--file= one of {', '.join(inside[:_NAMED])}" if inside else "an id that has them"
+    raise InputError(name, None, accepted, f"has no {_WEIGHTS}")
 
 
 def check_revisions(name: str, revisions: Sequence[str], file: str | None = None) -> None:

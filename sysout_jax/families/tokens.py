@@ -12,6 +12,7 @@ from tokenizers import processors
 from sysout_jax.data import Tokenizer, load_saved, load_tokenizer
 from sysout_jax.data.tokenizer import SubwordTokenizer, first_special
 from sysout_jax.errors import InputError
+from sysout_jax.families.hub import TOKENIZERS, note_unread
 from sysout_jax.files import read_json
 
 GPT2S = ("GPT2Tokenizer", "CodeGenTokenizer")  # of those that have a vocabulary and merges
@@ -26,13 +27,14 @@ def published_tokenizer(directory: Path) -> Tokenizer | None:
     add_bos_token of tokenizer_config.json: so transformers 5 has it, where the two disagree.
 
     Returns:
-      None where the directory holds neither.
+      None where the directory holds neither; of a tokenizer that is not read that is said.
 
     Raises:
       InputError: a file that is there cannot be used.
     """
     whole = directory / "tokenizer.json"
-    if not any(x.exists() for x in (whole, directory / "merges.txt", directory / "vocab.bpe")):
+    if not any((directory / name).exists() for name in TOKENIZERS):
+        note_unread(str(directory), [x.name for x in directory.iterdir()])
         return None
     names = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
     named = [_optional(directory / name) for name in names]
