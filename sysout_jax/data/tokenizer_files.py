@@ -23,7 +23,7 @@ from sysout_jax.data.tokenizer import (
     chunks,
     first_special,
 )
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, reason
 
 ACCEPTED = "bytes, gpt2:DIR, PATH.json, bpe:SIZE"
 _EOT_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
@@ -31,6 +31,7 @@ _OURS = ("format", "kind", "eot", "bos", "adds_bos")  # what we add to the libra
 _BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|bos|>")
 _GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 _MAX_TRAINED = 1_000_000
+_MAX_ID = 1 << 31  # of int32
 
 
 def load_tokenizer(
@@ -130,27 +131,33 @@ def _load_json(spec: str, path: Path) -> ByteTokenizer | SubwordTokenizer:
     ours = {key: content.pop(key, None) for key in _OURS}
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # the library raises bare Exception for every malformed field
-        _reject(spec, f"{path} is no tokenizer.json: {str(error).splitlines()[0]}")
-    backend.no_truncation()
-    backend.no_padding()
+        backend.no_truncation()
+        backend.no_padding()
+        first = first_special(backend)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the library raises bare Exception, and panics are none
+        _reject(spec, f"{path} is no tokenizer.json: {reason(error)}")
+    ids = backend.get_vocab().values()
+    if max(ids, default=_MAX_ID) >= _MAX_ID:
+        _reject(spec, f"{path} has no tokens, or ids of {_MAX_ID} and above")
     if ours["format"] != FORMAT:
-        return _subword(backend, *_guessed(backend))
+        return _subword(backend, *_guessed(backend, first), first)
     eot, bos = ours["eot"], ours["bos"]
-    if not {eot, bos} <= {None, *backend.get_vocab().values()}:
+    if not all(x is None or x in ids for x in (eot, bos)):
         _reject(spec, f"{path}: eot={eot!r}, bos={bos!r} are not ids of its vocabulary")
-    found = _subword(backend, eot, bos)
+    found = _subword(backend, eot, bos, first)
     adds = ours["adds_bos"]
     return found if adds is None else replace(found, adds_bos=adds)
 
 
-def _guessed(backend: tokenizers.Tokenizer) -> tuple[int | None, int | None]:
+def _guessed(backend: tokenizers.Tokenizer, first: int | None) -> tuple[int | None, int | None]:
     """End of text and BOS of a tokenizer that nothing is known of, each None where it has none.
 
     A special token is one that tokenizer.json calls special: an ordinary word may be spelled like
     one, as the HTML tag <s> in Gemma's vocabulary.
     """
-    added, first = backend.get_added_tokens_decoder(), first_special(backend)
+    added = backend.get_added_tokens_decoder()
     special = {token.content: number for number, token in added.items() if token.special}
     named = special or {token.content: number for number, token in added.items()}
     eots = [named[name] for name in _EOT_NAMES if name in named]
@@ -191,11 +198,12 @@ def _train_bpe(
     return _subword(backend, eot, bos)
 
 
-def _subword(backend: tokenizers.Tokenizer, eot: int | None, bos: int | None) -> SubwordTokenizer:
+def _subword(
+    backend: tokenizers.Tokenizer, eot: int | None, bos: int | None, first: int | None = None
+) -> SubwordTokenizer:
     # Text that spells a special token is text: only the corpus reader places separators.
     backend.encode_special_tokens = True
-    adds_bos = bos is not None and first_special(backend) == bos
-    return SubwordTokenizer(backend, eot, bos, adds_bos)
+    return SubwordTokenizer(backend, eot, bos, bos is not None and first == bos)
 
 
 def _read_text(spec: str, path: Path) -> str:

@@ -11,7 +11,7 @@ from tokenizers import processors
 
 from sysout_jax.data import Tokenizer, load_saved, load_tokenizer
 from sysout_jax.data.tokenizer import SubwordTokenizer, first_special
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, reason
 from sysout_jax.families.hub import TOKENIZERS, note_unread
 from sysout_jax.files import read_json
 
@@ -95,26 +95,32 @@ def _gpt2s(directory: Path, said: dict[str, Any]) -> SubwordTokenizer:
     """
     found = load_tokenizer(f"gpt2:{directory}")
     kind = said.get("tokenizer_class") or GPT2S[0]
-    other = kind if kind.removesuffix("Fast") not in GPT2S else None
+    other = kind if str(kind).removesuffix("Fast") not in GPT2S else None
     if other is None and said.get("add_prefix_space"):
         other = "add_prefix_space"
     if other is not None:
         accepted = "a tokenizer.json beside it, as that library saves with use_fast=True"
         raise InputError(f"{directory}", None, accepted, f"vocabulary and merges of {other}")
-    plain = _optional(directory / "added_tokens.json")
-    listed = {n: {"content": content} for content, n in plain.items()}
-    listed |= {int(n): token for n, token in said.get("added_tokens_decoder", {}).items()}
     assert isinstance(found, SubwordTokenizer), "what gpt2:DIR is"
-    for number, token in sorted(listed.items()):
-        content = token["content"]
-        if found.backend.token_to_id(content) != number:
-            kept = {k: v for k, v in token.items() if k not in ("content", "special")}
-            special = token.get("special", False)
-            add = found.backend.add_special_tokens if special else found.backend.add_tokens
-            add([tokenizers.AddedToken(content, **kept)])
-        if found.backend.token_to_id(content) != number:
-            raise InputError(f"{directory}: added token {content!r}", number, "the next id")
+    for number, token in sorted(_added(directory, said).items()):
+        if found.backend.token_to_id(token.content) != number:
+            add = found.backend.add_special_tokens if token.special else found.backend.add_tokens
+            add([token])
+        if found.backend.token_to_id(token.content) != number:
+            raise InputError(f"{directory}: added token {token.content!r}", number, "the next id")
     return found
+
+
+def _added(directory: Path, said: dict[str, Any]) -> dict[int, tokenizers.AddedToken]:
+    """The tokens that other files add to GPT-2's two, by id."""
+    plain = _optional(directory / "added_tokens.json")
+    try:
+        listed = {int(n): tokenizers.AddedToken(content) for content, n in plain.items()}
+        decoder = said.get("added_tokens_decoder") or {}
+        return listed | {int(n): tokenizers.AddedToken(**x) for n, x in decoder.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        accepted = "each with its id and its content"
+        raise InputError(f"{directory}: added tokens", None, accepted, reason(error)) from error
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -135,12 +135,57 @@ def test_tokens_that_are_added_to_gpt2s(shared_data, tmp_path):
     [
         ({"tokenizer_config": {"tokenizer_class": "Qwen2Tokenizer"}}, "merges of Qwen2Tokenizer"),
         ({"tokenizer_config": {"add_prefix_space": True}}, "merges of add_prefix_space"),
+        ({"tokenizer_config": {"tokenizer_class": ["x"]}}, r"merges of \['x'\]"),
         ({"added_tokens": {"   ": 60000}}, "added token '   '=60000: accepted: the next id"),
+        ({"added_tokens": {"   ": None}}, "added tokens: int"),
+        ({"tokenizer_config": {"added_tokens_decoder": ["x"]}}, "added tokens: 'list' object"),
+        ({"tokenizer_config": {"added_tokens_decoder": "x"}}, "added tokens: 'str' object"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"x": {}}}}, "added tokens: invalid lit"),
+        (
+            {"tokenizer_config": {"added_tokens_decoder": {"50257": "x"}}},
+            "tokens: .* mapping",
+        ),
+        (
+            {"tokenizer_config": {"added_tokens_decoder": {"50257": {}}}},
+            "token ''=50257: acc",
+        ),
     ],
 )
 def test_a_vocabulary_and_merges_that_are_not_gpt2s(shared_data, tmp_path, files, wanted):
     with pytest.raises(InputError, match=wanted):
         published_tokenizer(pair_of_files(tmp_path, shared_data, **files))
+
+
+def test_no_added_tokens(shared_data, tmp_path):
+    place = pair_of_files(tmp_path, shared_data, tokenizer_config={"added_tokens_decoder": None})
+    assert published_tokenizer(place).encode("Hello world").tolist() == [15496, 995]
+
+
+BPE = {"type": "BPE", "vocab": {"b": 0}, "merges": []}
+TEMPLATE = {
+    "type": "TemplateProcessing", "pair": [], "special_tokens": {},
+    "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
+               {"Sequence": {"id": "A", "type_id": 0}}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "template"),
+    [
+        (BPE | {"unk_token": "<unk>"}, None),
+        ({"type": "WordLevel", "vocab": {"b": 0}, "unk_token": "[UNK]"}, None),
+        ({"type": "Unigram", "vocab": [["b", 0.0]], "unk_id": None}, None),
+        (BPE, TEMPLATE),
+        (BPE | {"vocab": {}}, None),
+        (BPE | {"vocab": {"a": 4_000_000_000}}, None),
+    ],
+)
+def test_a_tokenizer_that_cannot_encode_is_refused_when_it_is_read(tmp_path, model, template):
+    """An ordinary error, a panic of the library's Rust, no ids, or none that int32 holds."""
+    spec = {"version": "1.0", "added_tokens": [], "model": model, "post_processor": template}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(InputError, match=r"tokenizer\.json (is no tokenizer\.json:|has no tokens)"):
+        published_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("template", [None, "<s> $A", "$A </s>"])
