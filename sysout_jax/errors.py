@@ -7,6 +7,8 @@ from numbers import Integral
 
 # Of another argument that a text speaks of: not within a path, a longer word or `a command`.
 _NAMED = re.compile(r"`[^`]*`|(?<![\w/.-])--([a-z]\w*)(?![\w-])")
+_WORD, _LINE = 500, 4000  # characters that a line shows of a word, and all that it has
+_LONG = re.compile(rf"(\S{{{_WORD}}})\S+?(?=[:;,]?(?:\s|$))")
 
 
 class InputError(ValueError):
@@ -14,7 +16,7 @@ class InputError(ValueError):
 
     As text it is one line, "field=found: why; accepted: accepted", in which Python users read names
     of arguments; in that of a command they are flags. Texts that speak of other arguments write
-    them as flags, "--width".
+    them as flags, "--width". What files say in it is escaped and cut.
 
     field: the name of the argument, or the file.
     found: its value; None where that is too long to repeat, or where `why` says all.
@@ -37,7 +39,13 @@ class InputError(ValueError):
         what = field if self.found is None else f"{field}={self.found}"
         parts = [self.why, f"accepted: {self.accepted}" if self.accepted else ""]
         said = "; ".join(filter(None, parts))
-        return f"{what}: {said}" if said else what
+        line = _LONG.sub(r"\1...", printable(f"{what}: {said}" if said else what))
+        return line if len(line) <= _LINE else f"{line[:_LINE]}..."
+
+
+def printable(text: str) -> str:
+    """A text of a file in one line, without what would drive a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def at_least(least: int, name: str, value: int | None) -> None:

@@ -19,6 +19,13 @@ from sysout_jax.errors import InputError
         (InputError("tokens", None, "ids", "text"), "tokens: text; accepted: ids", None),
         (InputError("a/--x.json", why="cut short"), "a/--x.json: cut short", None),
         (
+            InputError("f", "\x1b[2J", "ids", "a\nb\xa0é"),
+            r"f=\x1b[2J: a\nb\xa0é; accepted: ids",
+            None,
+        ),
+        (InputError("f", "x" * 5000, "y"), f"f={'x' * 498}...: accepted: y", None),
+        (InputError("f", why="x " * 5000), f"f: {'x ' * 1998}x...", None),
+        (
             InputError("x", None, "what `pip install --no-deps --user y` brings, --no-x"),
             "x: accepted: what `pip install --no-deps --user y` brings, --no-x",
             None,

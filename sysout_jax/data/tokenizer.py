@@ -16,6 +16,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders
 
+from sysout_jax.errors import printable
 from sysout_jax.files import write_text
 
 FORMAT = "sysout_jax tokenizer 1"  # of what `save` writes
@@ -235,5 +236,4 @@ def byte_of_symbol() -> dict[str, int]:
 
 
 def _label(raw: bytes) -> str:
-    text = raw.decode(errors="backslashreplace").replace(" ", "␣")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(raw.decode(errors="backslashreplace").replace(" ", "␣"))

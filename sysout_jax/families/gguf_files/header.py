@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, printable
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -277,5 +277,5 @@ class _Reader:
 
 def _line(text: str) -> str:
     """A text of the file in a message: one line, and not too long."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    shown = printable(text)
     return shown if len(shown) <= 300 else f"{shown[:297]}..."
