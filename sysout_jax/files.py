@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -31,6 +32,16 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         remove(partial)
         raise
+
+
+def existing(name: str | os.PathLike[str]) -> Path | None:
+    """The path that a name has on this machine; None: nothing is there, or it can be none."""
+    try:
+        path = Path(name).expanduser()
+        # An empty path would be the working directory.
+        return path if os.fspath(name) and path.exists() else None
+    except (OSError, RuntimeError):  # too long, or of a user that is not known
+        return None
 
 
 def write_text(path: Path, text: str) -> Path:

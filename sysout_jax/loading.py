@@ -18,7 +18,7 @@ from sysout_jax.families.gguf_files.model import gguf_within, part_names
 from sysout_jax.families.hub import WANTED, fetch, is_hub_id
 from sysout_jax.families.llama2c import load_llama2c
 from sysout_jax.families.tensors import CONVERT, DTYPES, PICKLES
-from sysout_jax.files import read_json
+from sysout_jax.files import existing, read_json
 from sysout_jax.model.decoder import param_axes
 from sysout_jax.model.model import Model
 from sysout_jax.model.origin import Origin
@@ -160,10 +160,10 @@ def resolve(
 
 
 def _path(source: str | os.PathLike[str], revision: str | None, file: str | None) -> Path:
-    path, name = Path(source).expanduser(), os.fspath(source)
+    path, name = existing(source), os.fspath(source)
     if file is not None and not _is_within(file):
         raise InputError("file", file, "the name of a .gguf file or a folder in --model")
-    if not name or not path.exists():  # an empty path would be the working directory
+    if path is None:
         if name in CATALOGUE and revision is file is None:
             return gguf_within(bring(name, _LOG.warning), None)
         if not is_hub_id(name):

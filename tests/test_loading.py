@@ -156,7 +156,9 @@ def test_what_is_no_model(tmp_path):
     assert "no such file or directory; accepted: smollm2-135m, a run's model" in refusal(
         tmp_path / "nosuch"
     )
-    assert "no such file or directory" in refusal("../nosuch")
+    for name in ("../nosuch", "~nouser-of-this/model", "a" * 5000):
+        assert "no such file or directory" in refusal(name)
+        assert "no such file or directory" in would_load(name).message
     assert "model=: no such file or directory; accepted: smollm2-135m, a run's" in refusal("")
     assert "accepted: a directory that a training run wrote" in refusal(tmp_path)
     (tmp_path / "weights").mkdir()

@@ -20,7 +20,7 @@ from sysout_jax.model.stored import flat
 QUANTISATION = ("quantization_config", "compression_config", "quantization", "quantize_config")
 UNQUANTISED = "accepted: the model that it was made from, or a GGUF file of it"
 _DRAFT = re.compile(r"(?i)draft|eagle|medusa|speculator")
-MOST_LAYERS = 10_000  # a damaged number must not be counted up to
+MOST = 10_000  # layers, and experts: a damaged number must not be counted up to
 _KINDS = {  # the types of ModelConfig's fields in words
     int: "an integer", float: "a number", bool: "true or false", str: "a string",
     tuple[int, ...]: "a list of integers", tuple[float, ...]: "a list of numbers",
@@ -87,10 +87,11 @@ def read_config(family: Family, raw: Raw) -> ModelConfig:
         elif isinstance(row, Only) and given.get(row.name) not in (None, row.value):
             faults.append(f"{row.name}={given[row.name]!r} (accepted: {row.value!r})")
     sized = set(ours) >= _SIZES
-    if sized and not (type(ours["layers"]) is int and ours["layers"] <= MOST_LAYERS):
-        said = f"{_theirs(family, 'layers')}={_short(ours['layers'])}"
-        faults.append(f"{said} (accepted: an integer of at most {MOST_LAYERS})")
-        sized = False
+    for name in ("layers", "experts") if sized else ():
+        if not (type(ours.get(name, 0)) is int and ours.get(name, 0) <= MOST):
+            said = f"{_theirs(family, name)}={_short(ours[name])}"
+            faults.append(f"{said} (accepted: an integer of at most {MOST})")
+            sized = False
     for row in family.config:
         if isinstance(row, Group):
             # Without the sizes a group would only repeat what is wrong with them.
@@ -165,7 +166,7 @@ def _read_group(row: Group, raw: Raw, faults: list[str]) -> dict[str, Any]:
         return dict(row.read(raw))
     except InputError as error:
         faults.append(str(error))
-    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         names = ", ".join(row.names)
         faults.append(f"{names}: not as accepted in this family ({error!r})")
     return {}
@@ -177,6 +178,9 @@ def _typed(family: Family, ours: dict[str, Any]) -> ModelConfig:
         ours.pop("rope", None)
     try:
         return ModelConfig(**_values(family, ModelConfig, ours))
+    except OverflowError as error:
+        where, accepted = f"config.json of {family.name}", "numbers of less than 1e308"
+        raise InputError(where, None, accepted, f"a larger one ({error})") from error
     except InputError as error:
         if error.field == f"config.json of {family.name}":
             raise

@@ -12,7 +12,7 @@ from sysout_jax.families.gguf_files.model import gguf_within
 from sysout_jax.families.hub import fetch, is_hub_id
 from sysout_jax.families.table import by_model_type
 from sysout_jax.families.tensors import PICKLES
-from sysout_jax.files import read_json
+from sysout_jax.files import existing, read_json
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def _accepted(name: str, opened: Checkpoint) -> Verdict:
 
 def _found(name: str) -> Path:
     """Where to look; of what is not on this machine a directory with its config.json."""
-    path = Path(name).expanduser()
-    if name and path.exists():
+    path = existing(name)
+    if path is not None:
         return path
     entry = CATALOGUE.get(name)
     if entry is not None:

@@ -5,6 +5,7 @@ import json
 import re
 import types
 import typing
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -666,6 +667,29 @@ def test_groups_say_which_fields_they_read(family):
 )
 def test_values_that_are_refused(change, wanted):
     assert wanted in refusal(LLAMA2_7B | change)
+
+
+def with_each_number(raw, value):
+    """A config with another value in the place of each of its numbers, nested ones too."""
+    for name, held in raw.items():
+        if isinstance(held, dict):
+            yield from (raw | {name: inner} for inner in with_each_number(held, value))
+        elif type(held) in (int, float):
+            yield raw | {name: value}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_number_beyond_every_float_is_read_or_refused(name):
+    """JSON has integers of any size; what raises anything but InputError here is a traceback."""
+    for raw in with_each_number(PUBLISHED[name][0], 10**400):
+        with suppress(InputError):
+            read_config(by_model_type(raw["model_type"], Path("config.json")), raw)
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "num_local_experts"])
+def test_a_damaged_count_is_refused_before_it_is_counted_up_to(name):
+    refused = refusal(PUBLISHED["Mixtral-8x7B"][0] | {name: 1 << 31})
+    assert f"{name}=2147483648 (accepted: an integer of at most 10000)" in refused
 
 
 def test_all_faults_are_named_at_once():
