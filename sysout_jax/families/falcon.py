@@ -4,7 +4,7 @@ from typing import Any
 
 from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Group, Raw, tensor
-from sysout_jax.families.rows import PLAIN, rotary
+from sysout_jax.families.rows import PLAIN, ROTARY_BUFFER, rotary
 from sysout_jax.model.config import ModelConfig
 
 _FIRST = ("RefinedWeb", "RefinedWebModel")  # what the first files called their model_type
@@ -129,5 +129,5 @@ FALCON = Family(
     aliases={
         "n_embed": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
     },
-    buffers=(r".*rotary\.inv_freq", r".*rotary_emb\.inv_freq"),
+    buffers=(r".*rotary\.inv_freq", ROTARY_BUFFER),
 )  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Group, Only, Raw, Row, Within, tensor
 from sysout_jax.families.rows import (
+    ATTENTION_BIASES,
     EPS,
     GATED,
     LLAMA_MLP,
@@ -65,8 +66,7 @@ _ROWS: tuple[Row, ...] = (
     EPS,
     Field("tie_word_embeddings", "tied"),
     Field("hidden_activation", "mlp", GATED),
-    Field("attention_bias", "qkv_bias"),
-    Field("attention_bias", "out_bias"),
+    *ATTENTION_BIASES,
     Field("final_logit_softcapping", "final_softcap"),
     Group(("query_pre_attn_scalar",), ("query_scale", "embed_scale"), _read_scales, _write_scales),
     Only("use_bidirectional_attention", False),

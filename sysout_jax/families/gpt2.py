@@ -3,7 +3,7 @@
 from typing import Any
 
 from sysout_jax.families.family import Family, Field, Group, Raw, tensor
-from sysout_jax.families.rows import PLAIN
+from sysout_jax.families.rows import FUSED, PLAIN
 from sysout_jax.model.config import ModelConfig
 
 
@@ -15,7 +15,6 @@ def _write_mlp(c: ModelConfig) -> dict[str, Any]:
     return {"n_inner": c.sizes["F"]}
 
 
-_FUSED = ("block/attn/query{}=G", "block/attn/key{}=1", "block/attn/value{}=1")
 GPT2 = Family(
     name="gpt2",
     model_types=("gpt2",),
@@ -46,8 +45,8 @@ GPT2 = Family(
         tensor("h.{l}.ln_1.bias", "D", "block/attn_norm/bias"),
         tensor("h.{l}.ln_2.weight", "D", "block/mlp_norm/scale"),
         tensor("h.{l}.ln_2.bias", "D", "block/mlp_norm/bias"),
-        tensor("h.{l}.attn.c_attn.weight", "D (+ K H)", *(name.format("") for name in _FUSED)),
-        tensor("h.{l}.attn.c_attn.bias", "(+ K H)", *(name.format("_bias") for name in _FUSED)),
+        tensor("h.{l}.attn.c_attn.weight", "D (+ K H)", *(name.format("") for name in FUSED)),
+        tensor("h.{l}.attn.c_attn.bias", "(+ K H)", *(name.format("_bias") for name in FUSED)),
         tensor("h.{l}.attn.c_proj.weight", "(N H) D", "block/attn/out"),
         tensor("h.{l}.attn.c_proj.bias", "D", "block/attn/out_bias"),
         tensor("h.{l}.mlp.c_fc.weight", "D F", "block/mlp/up"),

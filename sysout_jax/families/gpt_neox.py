@@ -1,10 +1,9 @@
 """GPT-NeoX and Pythia: attention and MLP side by side behind two norms, partly turned heads."""
 
 from sysout_jax.families.family import Family, Field, tensor
-from sysout_jax.families.rows import NATURAL_HEAD_DIM, PLAIN, TIED, rotary
+from sysout_jax.families.rows import FUSED, NATURAL_HEAD_DIM, PLAIN, ROTARY_BUFFER, TIED, rotary
 
 _AT = "layers.{l}.attention."
-_FUSED = ("block/attn/query{}=G", "block/attn/key{}=1", "block/attn/value{}=1")
 GPT_NEOX = Family(
     name="gpt_neox",
     model_types=("gpt_neox",),
@@ -40,8 +39,8 @@ GPT_NEOX = Family(
         tensor("layers.{l}.input_layernorm.bias", "D", "block/attn_norm/bias"),
         tensor("layers.{l}.post_attention_layernorm.weight", "D", "block/mlp_norm/scale"),
         tensor("layers.{l}.post_attention_layernorm.bias", "D", "block/mlp_norm/bias"),
-        tensor(_AT + "query_key_value.weight", "(K + H) D", *(n.format("") for n in _FUSED)),
-        tensor(_AT + "query_key_value.bias", "(K + H)", *(n.format("_bias") for n in _FUSED)),
+        tensor(_AT + "query_key_value.weight", "(K + H) D", *(n.format("") for n in FUSED)),
+        tensor(_AT + "query_key_value.bias", "(K + H)", *(n.format("_bias") for n in FUSED)),
         tensor(_AT + "dense.weight", "D (N H)", "block/attn/out"),
         tensor(_AT + "dense.bias", "D", "block/attn/out_bias"),
         tensor("layers.{l}.mlp.dense_h_to_4h.weight", "F D", "block/mlp/up"),
@@ -50,5 +49,5 @@ GPT_NEOX = Family(
         tensor("layers.{l}.mlp.dense_4h_to_h.bias", "D", "block/mlp/down_bias"),
     ),
     prefix="gpt_neox.",
-    buffers=(r".*\.attention\.bias", r".*\.attention\.masked_bias", r".*rotary_emb\.inv_freq"),
+    buffers=(r".*\.attention\.bias", r".*\.attention\.masked_bias", ROTARY_BUFFER),
 )  # fmt: skip

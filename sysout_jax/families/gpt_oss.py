@@ -1,7 +1,7 @@
 """gpt-oss: a learned sink logit per head, experts with biases, windows in every second layer."""
 
 from sysout_jax.families.family import Family, Field, tensor
-from sysout_jax.families.rows import SIZES, TIED, llama_attention, rotary, windows
+from sysout_jax.families.rows import EPS, SIZES, TIED, llama_attention, rotary, windows
 
 _EXPERTS = "layers.{l}.mlp.experts."
 _YARN = {
@@ -20,7 +20,7 @@ GPT_OSS = Family(
     },
     config=(
         *SIZES,
-        Field("rms_norm_eps", "norm_eps"),
+        EPS,
         TIED,
         Field("attention_bias", "qkv_bias"),
         Field("attention_bias", "out_bias"),

@@ -3,6 +3,7 @@
 from sysout_jax.families.family import Family, Field
 from sysout_jax.families.rows import (
     ACT,
+    ATTENTION_BIASES,
     EPS,
     LLAMA_LIKE,
     LLAMA_MLP,
@@ -25,8 +26,7 @@ LLAMA = Family(
         EPS,
         TIED,
         ACT,
-        Field("attention_bias", "qkv_bias"),
-        Field("attention_bias", "out_bias"),
+        *ATTENTION_BIASES,
         Field("mlp_bias", "mlp_bias"),
         rotary(),
     ),

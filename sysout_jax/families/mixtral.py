@@ -3,6 +3,7 @@
 from sysout_jax.families.family import Family, Field, tensor
 from sysout_jax.families.rows import (
     ACT,
+    EPS,
     FUSED_EXPERTS,
     LLAMA_LIKE,
     ROTARY_BUFFER,
@@ -22,7 +23,7 @@ MIXTRAL = Family(
     fixed=LLAMA_LIKE,
     config=(
         *SIZES,
-        Field("rms_norm_eps", "norm_eps"),
+        EPS,
         TIED,
         ACT,
         Field("sliding_window", "window"),

@@ -329,6 +329,8 @@ LLAMA_MLP = (
     tensor("layers.{l}.mlp.up_proj.bias", "F", "block/mlp/up_bias"),
     tensor("layers.{l}.mlp.down_proj.bias", "D", "block/mlp/down_bias"),
 )
+# Queries, keys and values of each KV head in one tensor; in the braces "_bias", or nothing.
+FUSED = ("block/attn/query{}=G", "block/attn/key{}=1", "block/attn/value{}=1")
 ROTARY_BUFFER = r".*rotary_emb\.inv_freq"
 LLAMA_LIKE = {"norm": "rms", "position": "rope", "bias": False}
 EPS = Field("rms_norm_eps", "norm_eps")
