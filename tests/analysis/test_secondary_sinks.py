@@ -2,14 +2,20 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import sysout_jax as so
+from sysout_jax.analysis.locate.sinks import given_by_seeing
+from sysout_jax.analysis.measure.lifecycle import lifecycle
 from sysout_jax.analysis.measure.secondary_sinks import STANDS_OUT, secondary_sinks
+from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import forward
 from sysout_jax.report.words import headline
+from tests.analysis import planted as p
 
 
 def made(layers=6, tokens=9, width=4):
@@ -34,6 +40,30 @@ def test_birth_end_direction_and_attention():
     assert (small.token, small.born, small.gone) == (5, 4, None)
     assert small.cosine == pytest.approx(-1.0)
     assert small.received == pytest.approx(5.05)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_share_is_of_the_queries_that_see_the_token(window):
+    """Token 60 of 64 has all the attention of every query that sees it: that is 1, not 4/64."""
+    config = ModelConfig(vocab=5, context=64, layers=1, window=window)
+    weights = np.zeros((64, 64))
+    weights[60 : None if window is None else 60 + window, 60] = 1.0
+    received = weights.mean(axis=0)[None, None, None]
+    assert given_by_seeing(config, received)[0, 0, 0, 60] == pytest.approx(1.0)
+
+
+def test_a_life_cycle_has_that_share():
+    """Two triggers, neither at token 0: the share of either is of the queries behind it."""
+    tokens = p.rows()[0, :-1]
+    tokens[[0, 3]] = 1, p.TRIGGER
+    life = lifecycle(p.CONFIG, p.params(), tokens)
+    (other,) = life.others
+    taps = {"attn_weights": None}
+    weights = forward(p.CONFIG, p.params(), jnp.asarray(tokens)[None], taps)[1]["attn_weights"]
+    gone = p.CONFIG.layers if other.gone is None else other.gone + 1
+    later = np.asarray(weights, np.float64)[other.born + 1 : gone, 0, :, other.token :, other.token]
+    assert other.token in (3, p.AGAIN)
+    assert other.received == pytest.approx(later.mean(), rel=1e-4)
 
 
 def test_none_where_nothing_stands_out_or_all_is_zero():

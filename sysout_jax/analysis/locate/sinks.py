@@ -84,6 +84,21 @@ def given_to_first(config: ModelConfig, found: Scan) -> Float[np.ndarray, "L N"]
     return np.clip(total / np.maximum(count, 1), 0.0, 1.0)
 
 
+def given_by_seeing(
+    config: ModelConfig, received: Float[np.ndarray, "L B N S"]
+) -> Float[np.ndarray, "L B N S"]:
+    """The attention that the queries that see a key give it, its own among them: mean over them.
+
+    Args:
+      config: the architecture.
+      received: the share of all queries' attention, of a scan.
+    """
+    length = received.shape[-1]
+    windows = np.array([config.window_of(layer) or length for layer in range(config.layers)])
+    see = np.minimum(length - np.arange(length), windows[:, None])
+    return received * length / see[:, None, None]
+
+
 def factor_of_first(
     logits: Float[Array, "N T S"], weights: Float[Array, "N T S"]
 ) -> dict[str, Float[Array, "N T"]]:

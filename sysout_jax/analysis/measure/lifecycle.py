@@ -11,6 +11,7 @@ from jaxtyping import Array, Int
 from sysout_jax.analysis.locate import expert_neurons
 from sysout_jax.analysis.locate.existence import Panel, flagged, magnitudes, pool
 from sysout_jax.analysis.locate.scan import Thresholds, scan
+from sysout_jax.analysis.locate.sinks import given_by_seeing
 from sysout_jax.analysis.locate.weights import layer_params, projection
 from sysout_jax.analysis.measure.secondary_sinks import SecondarySink, secondary_sinks
 from sysout_jax.core.attention import VARIANTS
@@ -44,7 +45,7 @@ class Spread:
 
     layer: int
     head: int  # the one that attends to the token most
-    received: np.ndarray  # [N], share of attention on the token by head
+    received: np.ndarray  # [N], share of all queries' attention by head; those before it give none
     value_ratio: np.ndarray  # [K], norm of the token's value over the mean of the rest
     key_ratio: np.ndarray  # [K], the same of its key
     logit_gap: float  # mean logit of the token's key less that of the rest, in the head, over
@@ -121,7 +122,9 @@ def lifecycle(
         _emergence(config, params, taps, steps, up, token, channel),
         _spread(config, found.received[:, 0], taps, up, token),
         _disappearance(config, taps, steps, up, token, channel),
-        secondary_sinks(taps["block_out"]["state"][:, 0], found.received[:, 0], token),
+        secondary_sinks(
+            taps["block_out"]["state"][:, 0], given_by_seeing(config, found.received)[:, 0], token
+        ),
     )
 
 

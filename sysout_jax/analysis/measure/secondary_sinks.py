@@ -20,7 +20,8 @@ class SecondarySink:
     gone: int | None  # the layer that ends that for good; None: it stands out to the end
     over_median: float  # its norm over the median token's where that is largest
     cosine: float  # of its state there with the first sink's, where that one is largest
-    received: float  # share of later queries' attention, mean over heads and layers that read it
+    received: float  # share of the attention of queries that see it, itself among them; mean over
+    #   heads and layers that read it
 
 
 def secondary_sinks(
@@ -32,7 +33,7 @@ def secondary_sinks(
 
     Args:
       states: [L, T, D], the residual stream after each layer.
-      received: [L, N, T], the share of later queries' attention on each token.
+      received: [L, N, T], the share of attention that queries that see a token give it.
       first: the token that is no secondary one.
 
     Returns:
