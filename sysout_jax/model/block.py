@@ -274,7 +274,7 @@ class Mlp(Owner):
             gate = linear(x, self.own("gate", "D -> F"), self.own_bias("mlp", "gate_bias", "F"))
         hidden = _activate(self.config, up, gate, tap)
         down_bias = self.own_bias("mlp", "down_bias", "D")
-        return linear(hidden, self.own("down", "F -> D", "residual"), down_bias)
+        return tap("mlp_out", linear(hidden, self.own("down", "F -> D", "residual"), down_bias))
 
 
 class Experts(Owner):
@@ -316,7 +316,7 @@ class Experts(Owner):
         out = scatter(through("down", "E F -> D", hidden, "residual"), routing)
         out = tap("expert_out", out.reshape(*x.shape[:2], *out.shape[1:])).reshape(out.shape)
         mixed = jnp.einsum("AJD,AJ->AD", out, routing.weights.astype(out.dtype))
-        return mixed.reshape(x.shape)
+        return tap("mlp_out", mixed.reshape(x.shape))
 
 
 def _activate(c: ModelConfig, up: Array, gate: Array | None, tap: Any) -> Array:

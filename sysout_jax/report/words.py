@@ -24,7 +24,7 @@ DETECTORS = {
         "{attention_excess:g} x what uniform attention gives)"
     ),
     "an_weight": "weight outliers (An et al. 2025: |W| > {weight_ratio:g} x mean)",
-    "super_weight": "super weight (Yu et al. 2024: down_in and down_out above 50)",
+    "super_weight": "super weight (Yu et al. 2024: down_in and mlp_out above 50)",
     "largest": "the largest value, whatever its size",
 }
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.analysis.intervene.editing import Means, as_means, averages
 from sysout_jax.analysis.intervene.interventions import interventions
 from sysout_jax.analysis.locate.existence import existence, flagged
 from sysout_jax.analysis.locate.positions import positions
@@ -22,6 +23,7 @@ from sysout_jax.core.layers import cross_entropy
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init
+from sysout_jax.model.stream import recorded
 from tests.analysis import planted as p
 
 ROWS = p.rows()
@@ -495,6 +497,25 @@ def test_weights_against_parameters_by_hand():
         assert effect.loss == pytest.approx(loss(params=params).mean(), rel=1e-5)
     control = effects["an_weight", "weight set to zero", True]
     assert width(control) < width(effects["an_weight", "weight set to zero", False]) / 10
+
+
+@pytest.mark.parametrize("placement", ["out", "sandwich"])
+def test_a_super_weight_is_found_before_a_norm_of_the_output(placement):
+    """Behind that norm no channel of 32 is above sqrt(32), whatever the product is."""
+    config = dataclasses.replace(p.CONFIG, norm_placement=placement)
+    ones = {"scale": jnp.ones((p.CONFIG.layers, p.CONFIG.width))}
+    blocks = p.params()["blocks"] | {"attn_out_norm": ones, "mlp_out_norm": ones}
+    if placement == "out":
+        blocks = {name: of for name, of in blocks.items() if name not in ("attn_norm", "mlp_norm")}
+    params, tokens = {**p.params(), "blocks": blocks}, jnp.asarray(TOKENS[:2])
+    means = as_means(config, jax.device_get(recorded(config, params, tokens, averages(config))))
+    assert means.super_weight(20.0) == (p.MADE, p.NEURON, p.CHANNEL)
+
+
+def test_both_sides_of_a_super_weight_are_of_one_sequence():
+    spikes = {"down_in": np.array([[60.0, 100.0]]), "mlp_out": np.array([[70.0, 1.0]])}
+    places = {"down_in": np.array([[3, 4]]), "mlp_out": np.array([[5, 6]])}
+    assert Means({}, spikes, places).super_weight(50.0) == (0, 3, 5)
 
 
 def test_without_outliers_only_the_largest_is_taken():

@@ -244,6 +244,9 @@ def test_outputs_are_what_is_added_whatever_the_placement(placement):
         close(taps["mlp_norm"], added / rms * scale[:, None, None])
     else:
         close(taps["block_out"], added + taps["down_out"])
+        params = noisy(dataclasses.replace(GATED, norm_placement=placement))
+        mlps = [params[f"block_{i}"]["mlp"]["down"] for i in range(L)]
+        close(taps["mlp_out"], np.einsum("lbtf,lfd->lbtd", taps["down_in"], np.stack(mlps)))
 
 
 @pytest.mark.parametrize("config", [GELU, GATED], ids=["gelu", "gated"])

@@ -59,7 +59,7 @@ def test_sentences_say_where_things_are():
     assert re.search(r"0% broadcast \(0.8 or more\); stable rank of outputs \d.* of other heads$",
                      said("roles"))  # fmt: skip
     assert (
-        "super weight (Yu et al. 2024: down_in and down_out above 50): down[17, 5] of layer 1"
+        "super weight (Yu et al. 2024: down_in and mlp_out above 50): down[17, 5] of layer 1"
         in said("interventions")
     )
     measures = said("measures")

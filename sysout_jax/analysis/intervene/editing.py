@@ -130,41 +130,39 @@ class Means:
     """Means of the sites over sequences, and the largest values around the down projections."""
 
     sites: dict[str, np.ndarray]  # [L, 2, C]: at the first position, over the others
-    spikes: dict[str, np.ndarray]  # [L]: max |down_in|, max |down_out|
-    places: dict[str, np.ndarray]  # [L]: the neuron and the channel of those
+    spikes: dict[str, np.ndarray]  # [L, B]: max |down_in|, max |mlp_out|
+    places: dict[str, np.ndarray]  # [L, B]: the neuron and the channel of those
 
     def at(self, site: str, layer: int) -> np.ndarray:
         """[2, C] of one layer."""
         return self.sites[site][layer]
 
     def super_weight(self, threshold: float) -> tuple[int, int, int] | None:
-        """(layer, neuron, channel) of Yu et al. 2024: the first layer where both sides spike."""
-        both = np.minimum(self.spikes["down_in"], self.spikes["down_out"]) > threshold
-        if not both.any():
+        """(layer, neuron, channel) of Yu et al. 2024: the first layer where both sides of the down
+        projection spike in one sequence, that in which the smaller of the two is largest."""
+        both = np.min([self.spikes[name] for name in SPIKING], axis=0)
+        if not (both > threshold).any():
             return None
-        layer = int(np.argmax(both))
-        return layer, int(self.places["down_in"][layer]), int(self.places["down_out"][layer])
+        layer = int(np.argmax((both > threshold).any(axis=1)))
+        neuron, channel = (self.places[name][layer, np.argmax(both[layer])] for name in SPIKING)
+        return layer, int(neuron), int(channel)
 
 
 def as_means(config: ModelConfig, records: Mapping[str, Any]) -> Means:
     """What interventions put in the place of outliers, of what the `averages` recorded."""
     taps = expert_neurons.by_tap(config, records)
-    largest = {name: np.argmax(taps[name]["spike"], axis=1)[:, None] for name in SPIKING}
-
-    def of(name: str, key: str) -> np.ndarray:
-        return np.take_along_axis(taps[name][key], largest[name], axis=1)[:, 0]
 
     def mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:
         return np.asarray(total.sum(axis=1) / np.maximum(count.sum(axis=1), 1))  # over sequences
 
     return Means(
         {name: mean(taps[name]["total"], taps[name]["count"]) for name in SITES},
-        {name: of(name, "spike") for name in SPIKING},
-        {name: of(name, "place") for name in SPIKING},
+        {name: taps[name]["spike"] for name in SPIKING},
+        {name: taps[name]["place"] for name in SPIKING},
     )
 
 
-SPIKING = ("down_in", "down_out")
+SPIKING = ("down_in", "mlp_out")  # the latter before a norm of the output
 
 
 @cache  # the same objects again, so that the compiled program is used again
@@ -191,7 +189,7 @@ def averages(config: ModelConfig) -> Mapping[str, Reducer]:
     return {
         "block_out": channels,
         expert_neurons.key(config, "down_in"): of_experts,
-        "down_out": largest,
+        "mlp_out": largest,
     }
 
 

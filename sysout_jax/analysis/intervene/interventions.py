@@ -29,7 +29,7 @@ from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.taps import Edit
 
-SPIKE = 50.0  # Yu et al. 2024 (arXiv:2411.07191): of down_in and down_out at a super weight
+SPIKE = 50.0  # Yu et al. 2024 (arXiv:2411.07191): of both sides of W_down at a super weight
 LARGEST = "largest"  # no threshold: the largest value, flagged by a detector or not
 
 
