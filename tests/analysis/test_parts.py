@@ -9,16 +9,23 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from sysout_jax.analysis.intervene.editing import without_weights
 from sysout_jax.analysis.locate.existence import pool
-from sysout_jax.analysis.locate.relations import relate
-from sysout_jax.analysis.locate.scan import together
+from sysout_jax.analysis.locate.relations import relate, relations
+from sysout_jax.analysis.locate.scan import Thresholds, scan, together
 from sysout_jax.analysis.locate.tokens import NAMES, token_class, token_classes
-from sysout_jax.analysis.locate.weights import PROJECTIONS, weight_scan
+from sysout_jax.analysis.locate.weights import (
+    PROJECTIONS,
+    down_outliers,
+    layer_params,
+    weight_scan,
+)
 from sysout_jax.analysis.measure.dynamics import KINDS, dynamics, emergence
 from sysout_jax.analysis.statistics import fit_growth
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init, stack_blocks
+from tests.analysis import planted as p
 
 # ----------------------------------------------------------------------- sizes of batches
 
@@ -164,6 +171,39 @@ def test_a_planted_weight_is_found_in_any_matrix(name):
     (found,) = weight_scan(params, ratio=50.0).outliers
     assert (found.layer, found.matrix, found.input, found.output) == (1, name, 5, 3)
     assert found.value == -90
+
+
+def test_more_outliers_of_down_than_are_listed_are_all_found_and_set_to_zero():
+    """20 in one layer, of which a list has 16; and 1 in another."""
+    params = jax.tree.map(lambda x: x, init(CONFIG, jax.random.key(0)))
+    places = [(1, neuron, (5 * neuron) % 12) for neuron in range(19)] + [(1, 0, 7), (2, 3, 4)]
+    for layer, *at in places:
+        down = params[f"block_{layer}"]["mlp"]["down"]
+        params[f"block_{layer}"]["mlp"]["down"] = down.at[tuple(at)].set(-90.0)
+    size = np.abs(np.asarray(params["block_1"]["mlp"]["down"], np.float64))
+    ratio = 5.0
+    assert (size > ratio * size.mean()).sum() == 20
+    found = [weight_scan(each, ratio) for each in (params, stack_blocks(params))]
+    assert [w.layer for w in found[0].outliers if w.matrix == "down"] == [1] * 16 + [2]
+    for each, of in zip((params, stack_blocks(params)), found, strict=True):
+        flagged = down_outliers(each, of, ratio)
+        assert sorted(flagged) == sorted(places)
+        for whole in (False, True):
+            down = layer_params(without_weights(each, flagged, whole), 1)["mlp"]["down"]
+            assert np.abs(down).max() < 1.0
+            assert np.all(down == 0.0) == whole  # every neuron of layer 1 has one
+
+
+def test_relations_are_of_all_outliers_of_weights():
+    """The list has 16 of the 20 channels of one neuron; the remover is the other neuron."""
+    params, tokens = p.params(), p.rows()[:2, :-1]
+    mlp = params["blocks"]["mlp"]
+    down = mlp["down"].at[p.MADE, p.NEURON, 8:27].set(300.0)
+    many = {**params, "blocks": {**params["blocks"], "mlp": {**mlp, "down": down}}}
+    thresholds = Thresholds(weight_ratio=50.0)
+    found = scan(p.CONFIG, params, tokens, thresholds)
+    first, second, *_ = relations(p.CONFIG, many, tokens, found=found).rows
+    assert (first.mean_given, second.mean_given) == (20, 2)
 
 
 def test_weights_of_experts_are_stacked_by_input():

@@ -214,9 +214,10 @@ def _with_downs(
         at = np.array([(layer, *np.atleast_1d(index)) for layer, index in places])
         return {**params, "blocks": _with_down(params["blocks"], tuple(at.T), change, layers=1)}
     changed = dict(params)
-    for layer, index in places:
+    for layer in {layer for layer, _ in places}:
+        at = np.array([np.atleast_1d(index) for of, index in places if of == layer])
         name = f"block_{layer}"
-        changed[name] = _with_down(changed[name], index, change)
+        changed[name] = _with_down(changed[name], tuple(at.T), change)
     return changed
 
 

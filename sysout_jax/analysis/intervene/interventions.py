@@ -23,7 +23,12 @@ from sysout_jax.analysis.locate.scan import (
     scan,
 )
 from sysout_jax.analysis.locate.sinks import Sink, first_token_sink
-from sysout_jax.analysis.locate.weights import WeightOutlier, WeightScan, weight_scan
+from sysout_jax.analysis.locate.weights import (
+    WeightOutlier,
+    WeightScan,
+    down_outliers,
+    weight_scan,
+)
 from sysout_jax.analysis.statistics import Interval, bootstrap_interval
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
@@ -111,7 +116,9 @@ def interventions(
     attention, silent_attention = _attention(of_model, found, none, trained, sink.first)
     steps(3, 5)
     super_weight = means.super_weight(SPIKE)
-    of_weights, silent_weights = _weights(of_model, weights, none, super_weight)
+    outliers = down_outliers(params, weights, found.thresholds.weight_ratio)
+    entries = {"an_weight": outliers, "super_weight": [super_weight] if super_weight else []}
+    of_weights, silent_weights = _weights(of_model, none, entries, _heaviest(weights))
     steps(4, 5)
     forms = sink_forms(of_model, trained, sink, calibration)
     steps(5, 5)
@@ -235,15 +242,11 @@ def _attention(
 
 
 def _weights(
-    of_model: Passes, weights: WeightScan, none: Edits, super_weight: tuple[int, int, int] | None
-) -> tuple[list[Effect], list[str]]:
-    outliers = [(w.layer, w.input, w.output) for w in weights.outliers if w.matrix == "down"]
-    heaviest = _heaviest(weights)
-    chosen = {
-        "an_weight": outliers,
-        "super_weight": [super_weight] if super_weight else [],
-        LARGEST: [(heaviest.layer, heaviest.input, heaviest.output)],
-    }
+    of_model: Passes, none: Edits, found: Mapping[str, list[tuple[int, int, int]]],
+    heaviest: WeightOutlier,
+) -> tuple[list[Effect], list[str]]:  # fmt: skip
+    """Of the entries of W_down that each detector found, and the heaviest of all."""
+    chosen = {**found, LARGEST: [(heaviest.layer, heaviest.input, heaviest.output)]}
     rng = np.random.default_rng(0)
     neurons, channels = expert_neurons.neurons(of_model.config), of_model.config.sizes["D"]
     effects = []

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sysout_jax.analysis.locate.scan import Progress, Scan, Thresholds, scan
-from sysout_jax.analysis.locate.weights import WeightScan, weight_scan
+from sysout_jax.analysis.locate.weights import WeightScan, down_outliers, weight_scan
 from sysout_jax.analysis.statistics import Interval, bootstrap_interval
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
@@ -79,26 +79,27 @@ def relations(
         flags[name, "tokens"] = (site.token_peak > limit).any(axis=0)
         flags[name, "features"] = (site.feature_peak > limit).any(axis=0)
     weights = weights or weight_scan(params, found.thresholds.weight_ratio)
+    places = down_outliers(params, weights, found.thresholds.weight_ratio)
+    of_neurons, of_channels = ([place[axis] for place in places] for axis in (1, 2))
     channels, neurons = (flags[name, "features"] for name in ("block_out", "down_in"))
     attention: Any = found.attention_flagged().any(axis=0)
     down_in, block_out = (flags[name, "tokens"] for name in ("down_in", "block_out"))
     return Relations(
         (
             relate(
-                ("weights", "activations", "channels"), _of_down(weights, "output", channels),
-                channels,
+                ("weights", "activations", "channels"), _at(of_channels, channels.shape), channels
             ),
-            relate(("weights", "down_in", "neurons"), _of_down(weights, "input", neurons), neurons),
+            relate(("weights", "down_in", "neurons"), _at(of_neurons, neurons.shape), neurons),
             relate(("down_in", "activations", "tokens"), down_in, block_out),
             relate(("activations", "attention", "tokens"), block_out, attention),
         )
     )  # fmt: skip
 
 
-def _of_down(weights: WeightScan, axis: str, like: np.ndarray) -> np.ndarray:
-    """The channels or neurons of down projections with an outlier, once for every sequence."""
-    flags = np.zeros(like.shape, bool)
-    flags[:, [getattr(w, axis) for w in weights.outliers if w.matrix == "down"]] = True
+def _at(items: list[int], shape: tuple[int, ...]) -> np.ndarray:
+    """The same items of every sequence."""
+    flags = np.zeros(shape, bool)
+    flags[:, items] = True
     return flags
 
 

@@ -117,6 +117,25 @@ def weight_scan(params: Params, ratio: float = WEIGHT_RATIO) -> WeightScan:
     )  # fmt: skip
 
 
+def down_outliers(params: Params, found: WeightScan, ratio: float) -> list[tuple[int, int, int]]:
+    """(layer, neuron, channel) of every outlier of a down projection, listed or not.
+
+    Args:
+      params: those that were scanned.
+      found: their scan.
+      ratio: its threshold.
+    """
+    places: list[tuple[int, int, int]] = []
+    for layer in range(layer_count(params)):
+        of = [w for w in found.outliers if (w.layer, w.matrix) == (layer, "down")]
+        at: Any = [(w.input, w.output) for w in of]
+        if len(of) == LISTED:
+            down = projection(layer_params(params, layer), "mlp", "down")
+            at = np.argwhere(np.asarray(weight_outliers(down, ratio).flagged)).tolist()
+        places += [(layer, neuron, channel) for neuron, channel in at]
+    return places
+
+
 @jit_quickly()
 def _measure(w: Float[Array, "I O"]) -> dict[str, Any]:
     w = w.astype(jnp.float32)  # means of many narrow numbers are not
