@@ -29,6 +29,7 @@ from sysout_jax.core.streaming import (
 )
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.geometry import logit_bias, rotation
+from sysout_jax.model.sink import within
 from sysout_jax.model.taps import PER_QUERY, WITHIN_ATTENTION, LayerTap, Probe
 
 LONG = 256  # tokens from which attention's maps no longer fit into a processor's caches
@@ -79,12 +80,11 @@ class Owner(nn.Module):
         """The bias of a part of the model (`ModelConfig.has_bias`), or None."""
         return self.own(name, axes, 0.0) if self.config.has_bias(part) else None
 
-    def limited(self, layer: Array, tap: Any) -> Any:
-        """The tap of an MLP, with `down_in` as an explicit sink has it."""
+    def limited(self, tap: Any) -> Any:
+        """The tap of an MLP, with `down_in` in the bounds that an explicit sink may have."""
         sink = self.config.sink
-        if sink is None or not (sink.silent or sink.bounded):
-            return tap
-        return sink.limited(layer, self.own("down_bound", "", inf) if sink.bounded else None, tap)
+        bounded = sink is not None and sink.bounded
+        return within(self.own("down_bound", "", inf), tap) if bounded else tap
 
 
 class Norm(Owner):
@@ -264,10 +264,8 @@ def _in_blocks(
 
 class Mlp(Owner):
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T D"], layer: Int[Array, ""], tap: Any
-    ) -> Float[Array, "B T D"]:
-        tap = self.limited(layer, tap)
+    def __call__(self, x: Float[Array, "B T D"], tap: Any) -> Float[Array, "B T D"]:
+        tap = self.limited(tap)
         up = linear(x, self.own("up", "D -> F"), self.own_bias("mlp", "up_bias", "F"))
         gate = None
         if MLPS[self.config.mlp].gated:
@@ -281,10 +279,8 @@ class Experts(Owner):
     """The MLP of a mixture: taps see the chosen experts' channels side by side, best first."""
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T D"], layer: Int[Array, ""], tap: Any
-    ) -> Float[Array, "B T D"]:
-        c, tap = self.config, self.limited(layer, tap)
+    def __call__(self, x: Float[Array, "B T D"], tap: Any) -> Float[Array, "B T D"]:
+        c, tap = self.config, self.limited(tap)
         tokens = x.reshape(-1, x.shape[-1])
         router = linear(
             tokens, self.own("router", "D -> E"), self.own_bias("mlp", "router_bias", "E")
@@ -344,16 +340,17 @@ class Block(Owner):
         recorded: dict[str, Any] = {}
         tap = self.probe.at(layer, recorded)
         attn = partial(Attention(c, name="attn"), layer=layer, tap=tap)
-        mlp = partial((Experts if c.experts else Mlp)(c, name="mlp"), layer=layer, tap=tap)
+        of_mlp = tap if c.sink is None else c.sink.silenced(layer, tap)
+        mlp = partial((Experts if c.experts else Mlp)(c, name="mlp"), tap=of_mlp)
         x = tap("block_in", x)
         if c.parallel_block == "none":
             x = self._sublayer(x, "attn", attn, tap)
-            x = self._sublayer(x, "mlp", mlp, tap)
+            x = self._sublayer(x, "mlp", mlp, of_mlp)
         else:
             attn_norm = Norm(c, name="attn_norm")(x)
             mlp_norm = attn_norm if c.parallel_block == "shared" else Norm(c, name="mlp_norm")(x)
             attn_out = tap("attn_out", attn(tap("attn_norm", attn_norm)))
-            x = x + attn_out + tap("down_out", mlp(tap("mlp_norm", mlp_norm)))
+            x = x + attn_out + of_mlp("down_out", mlp(of_mlp("mlp_norm", mlp_norm)))
         return tap("block_out", x), recorded
 
     def _sublayer(self, x: Array, name: str, layer: Any, tap: Any) -> Array:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int
 
 from sysout_jax.errors import InputError
 
-Tap = Callable[[str, Array], Array]
+Tap = Callable[[str, Array], Any]
 WITHOUT: Mapping[str, str] = MappingProxyType(  # variants that can have no key of no token
     {
         "value_gate": "a key of no token opens no gate",
@@ -78,27 +78,33 @@ class ExplicitSink:
             mask = mask & ~(here & (key == self.keys) & others[:, None])
         return mask
 
-    def limited(self, layer: Int[Array, ""], bound: Array | None, tap: Tap) -> Tap:
-        """The tap of a layer's MLP, with `down_in` as this sink has it before it is read or edited.
+    def silenced(self, layer: Int[Array, ""], tap: Tap) -> Tap:
+        """The tap of a layer's MLP, with nothing at the first token of a silent layer.
 
-        Args:
-          layer: its number.
-          bound: the parameter `down_bound`, or None.
-          tap: the layer's own.
+        What biases add behind `down_in` is nothing too. Edits and records see it so.
         """
-        silent = _among(self.silent, layer)
+        if not self.silent:
+            return tap
+        here = _among(self.silent, layer)
 
-        def limit(name: str, value: Array) -> Any:
-            if name != "down_in":
-                return tap(name, value)
-            if bound is not None:
-                value = jnp.clip(value, -bound.astype(value.dtype), bound.astype(value.dtype))
-            if self.silent:
+        def silence(name: str, value: Array) -> Array:
+            if name in ("down_in", "down_out"):
                 first = jnp.broadcast_to((jnp.arange(value.shape[1]) == 0)[:, None], value.shape)
-                value = jnp.where(silent & first, 0.0, value)
+                value = jnp.where(here & first, 0.0, value)
             return tap(name, value)
 
-        return limit
+        return silence
+
+
+def within(bound: Array, tap: Tap) -> Tap:
+    """The tap of an MLP, with `down_in` within -bound..bound before it is read or edited."""
+
+    def limit(name: str, value: Array) -> Array:
+        if name == "down_in":
+            value = jnp.clip(value, -bound.astype(value.dtype), bound.astype(value.dtype))
+        return tap(name, value)
+
+    return limit
 
 
 def _among(layers: tuple[int, ...], layer: Int[Array, ""]) -> Bool[Array, ""]:

@@ -243,6 +243,24 @@ def test_the_config_is_plain_data():
     assert hash(config) != hash(BASE)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"mlp": "gelu"}, {"experts": 3}, {"norm": "layer", "norm_placement": "out"},
+        {"parallel_block": "shared"},
+    ],
+)  # fmt: skip
+def test_a_silent_layer_adds_nothing_at_the_first_token(shape):
+    """Not the bias of its MLP either, nor that of a norm of the output."""
+    sink = ExplicitSink(replaces_first=True, layers=(1, 2), silent=(1,))
+    config = replace(BASE, bias=True, sink=sink, **shape)
+    params = jax.tree.map(lambda x: x + 0.5, init(config, jax.random.key(0)))
+    added = forward(config, params, texts(config, [5]), {"down_out": None})[1]["down_out"]
+    assert not added[1, :, 0].any()
+    assert added[1, :, 1:].all()
+    assert added[::2].all()
+
+
 # ------------------------------------------------------------------- constants of running text
 
 
