@@ -87,6 +87,24 @@ def test_steps_by_a_loop():
         assert (allocation.steps(values, ratio=True) == -np.inf).all()
 
 
+def test_a_layer_without_error_hides_no_other_step():
+    """The step from 0 is infinite and stands out; the others are as if it were not there."""
+    rest = np.array([1.0, 1.1, 1.0, 1.2, 9.0, 9.1])
+    found = allocation.steps(np.concatenate([[0.0], rest]), ratio=True)
+    assert found[1] == np.inf
+    np.testing.assert_allclose(found[2:], allocation.steps(rest, ratio=True)[1:])
+    assert (allocation.steps(np.zeros(5), ratio=True) == -np.inf).all()
+
+
+@pytest.mark.parametrize(("layers", "flagged"), [(11, 0), (12, 1)])
+def test_how_many_layers_it_takes_to_stand_out(layers, flagged):
+    """The largest z of n steps is that of one step among n - 1 equal ones."""
+    z = allocation.steps(np.cumsum([0.0] * (layers - 1) + [1.0]), ratio=False)
+    assert (z > allocation.STANDS_OUT).sum() == flagged
+    n = layers - 1
+    assert z.max() == pytest.approx((n - 1) / n**0.5)
+
+
 def test_kurtoses_are_of_all_entries(compressor):
     found = allocation.kurtoses(compressor)
     assert set(found) == {"query", "key", "value", "out", "gate", "up", "down"}
