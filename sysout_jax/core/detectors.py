@@ -121,7 +121,7 @@ def massive_activations(
     """
     size = jnp.abs(widened(h))
     median = median_magnitude(size)
-    return Detection((size > value) & (size > ratio * median), ratio_or_zero(size, median))
+    return Detection((size > value) & (size > ratio * median), ratio_or_infinity(size, median))
 
 
 def six_sigma_outliers(x: Float[Array, "..."], sigmas: float = SIGMAS) -> Detection:
@@ -190,7 +190,7 @@ def outlier_dimensions(x: Float[Array, "P D"], quantile: float = DIMENSION_QUANT
 
     Source: Macocco et al. 2025 (arXiv:2503.21718).
     """
-    score = ratio_or_zero(row_medians(x.T), quantile_magnitude(x, quantile))
+    score = ratio_or_infinity(row_medians(x.T), quantile_magnitude(x, quantile))
     return Detection(score > 1.0, score)
 
 
@@ -331,6 +331,12 @@ def ratio_or_zero(numerator: Array, denominator: Array) -> Array:
     denominator = jnp.broadcast_to(denominator, numerator.shape)
     safe = jnp.where(denominator == 0.0, 1.0, denominator)
     return jnp.where(denominator == 0.0, 0.0, numerator / safe)
+
+
+def ratio_or_infinity(numerator: Array, denominator: Array) -> Array:
+    """The ratio of two magnitudes: infinite over 0, as a median may be, and 0 of 0 over 0."""
+    infinite = (denominator == 0.0) & (numerator > 0.0)
+    return jnp.where(infinite, jnp.inf, ratio_or_zero(numerator, denominator))
 
 
 # --------------------------------------------------------------------------- the list

@@ -18,6 +18,7 @@ from sysout_jax.core.detectors import (
     DIMENSION_QUANTILE,
     activation_outliers,
     outlier_dimensions,
+    ratio_or_infinity,
     ratio_or_zero,
 )
 from sysout_jax.core.layers import widened
@@ -43,7 +44,7 @@ def top1(h: Float[Array, "T D"]) -> Float[Array, ""]:
 def top1_over_median(h: Float[Array, "T D"]) -> Float[Array, ""]:
     """The largest magnitude over the median one: max |h| / median |h| (Sun et al. 2024)."""
     size = jnp.abs(widened(h))
-    return ratio_or_zero(jnp.max(size), median_magnitude(size))
+    return ratio_or_infinity(jnp.max(size), median_magnitude(size))
 
 
 def top1_over_mean(h: Float[Array, "T D"]) -> Float[Array, ""]:

@@ -11,7 +11,12 @@ from scipy import stats
 
 from sysout_jax.analysis.locate.scan import Thresholds, scan
 from sysout_jax.analysis.measure import predictions as pred
-from sysout_jax.analysis.measure.dimensions import chosen_positions, dimensions, final_states
+from sysout_jax.analysis.measure.dimensions import (
+    chosen_positions,
+    dimensions,
+    final_states,
+    residual_peaks,
+)
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.errors import InputError
 from sysout_jax.model.decoder import forward, init, unstack_blocks
@@ -310,6 +315,16 @@ def test_frequencies_of_a_corpus_or_of_the_rows():
 
 
 # ------------------------------------------------------------------------- beside massive
+
+
+def test_a_peak_over_a_median_of_zero_is_the_largest():
+    site = scanned().block_out
+    peak = np.zeros_like(site.feature_peak)
+    peak[0, :, 3] = 5000.0
+    site = dataclasses.replace(site, median=0 * site.median, feature_peak=peak)
+    peaks = residual_peaks(dataclasses.replace(scanned(), block_out=site))
+    assert peaks[3] == np.inf
+    assert not np.delete(peaks, 3).any()
 
 
 def test_massive_channels_beside_them():

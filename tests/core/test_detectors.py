@@ -126,7 +126,11 @@ def test_massive_activation_among_zeros():
     """Sun et al.: |h| > 100 and |h| > 1000 median |h|, which holds where the median is zero."""
     h = np.zeros((T, D))
     h[3, 4] = 200.0
-    assert np.argwhere(d.massive_activations(narrow(h)).flagged).tolist() == [[3, 4]]
+    found = d.massive_activations(narrow(h))
+    assert np.argwhere(found.flagged).tolist() == [[3, 4]]
+    assert found.score[3, 4] == np.inf
+    assert np.sum(found.score == 0.0) == T * D - 1
+    assert np.isfinite(d.massive_activations(jnp.zeros((T, D))).score).all()
 
 
 @pytest.mark.parametrize("q", [0.01, 0.2])
@@ -395,6 +399,8 @@ def test_outlier_dimensions_is_about_what_is_usual():
     for quantile in (0.7, 0.9, 0.99):
         few = int(np.sum(d.outlier_dimensions(narrow(x), quantile).flagged))
         assert 0 < few <= 2 * (1 - quantile) * 60
+    alone = d.outlier_dimensions(jnp.zeros((4, 200)).at[:, 7].set(0.1))  # the quantile is 0
+    assert np.flatnonzero(alone.flagged).tolist() == [7]
     zeros = d.outlier_dimensions(jnp.zeros((4, 5)))
     assert not zeros.flagged.any()
     assert not zeros.score.any()

@@ -460,6 +460,10 @@ def test_degenerate_states_give_finite_values(name, case):
         assert not np.any(value)
 
 
+def test_a_peak_above_a_median_of_zero_is_above_every_other():
+    assert m.top1_over_median(jnp.zeros((T, D)).at[2, 3].set(5000.0)) == np.inf
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("residual_peak", 1.0), ("value_drain", 1.0), ("neuron_rms_kurtosis", 1.0), ("top1", 2.5)],

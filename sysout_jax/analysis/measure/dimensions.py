@@ -164,21 +164,22 @@ def dimensions(
         if progress:
             progress(len(stages), max(total, len(stages)))
     gains, stable = final_gains(config, params), _stability(states, quantile)
-    peaks = residual_peaks(found)
+    peaks, massive = residual_peaks(found), massive_channels(found)
     return Dimensions(
         quantile, chosen, len(rows), int(2 * (1 - quantile) * len(flagged) + 1e-9),
-        of_draws(stable.sum(axis=1)), _listed(x, scores, flagged, gains, found, stable), scores,
-        peaks, float(np.sum(x[:, flagged] ** 2) / np.sum(x**2)),
-        float(neuron_rms_kurtosis(jnp.asarray(x))), _overlaps(flagged, of_head, found), made, split,
+        of_draws(stable.sum(axis=1)),
+        _listed(x, scores, flagged, gains, peaks, massive, stable), scores, peaks,
+        float(np.sum(x[:, flagged] ** 2) / np.sum(x**2)),
+        float(neuron_rms_kurtosis(jnp.asarray(x))),
+        _overlaps(flagged, of_head, peaks, massive), made, split,
         _vectors(config, params, flagged), _of_outliers(gains, flagged), tuple(stages),
     )  # fmt: skip
 
 
 def _listed(
-    x: np.ndarray, scores: np.ndarray, flagged: np.ndarray, gains: np.ndarray | None, found: Scan,
-    stable: np.ndarray,
+    x: np.ndarray, scores: np.ndarray, flagged: np.ndarray, gains: np.ndarray | None,
+    peaks: np.ndarray, massive: np.ndarray, stable: np.ndarray,
 ) -> tuple[Dimension, ...]:  # fmt: skip
-    peaks, massive = residual_peaks(found), massive_channels(found)
     return tuple(
         Dimension(
             int(d), float(scores[d]), float(np.median(np.abs(x[:, d]))), _constancy(x[:, d]),
@@ -189,11 +190,13 @@ def _listed(
     )  # fmt: skip
 
 
-def _overlaps(flagged: np.ndarray, of_head: np.ndarray, found: Scan) -> tuple[Overlap, ...]:
+def _overlaps(
+    flagged: np.ndarray, of_head: np.ndarray, peaks: np.ndarray, massive: np.ndarray
+) -> tuple[Overlap, ...]:
     largest = np.zeros_like(flagged)
-    largest[np.argsort(-residual_peaks(found), kind="stable")[: flagged.sum()]] = True
+    largest[np.argsort(-peaks, kind="stable")[: flagged.sum()]] = True
     return (
-        _overlap("channels of massive activations", flagged, massive_channels(found)),
+        _overlap("channels of massive activations", flagged, massive),
         _overlap("as many channels with the largest peaks", flagged, largest),
         _overlap("outlier dimensions of the head", flagged, of_head),
     )
@@ -244,8 +247,9 @@ def _at(positions: tuple[int, ...]) -> Callable[[Array], Array]:
 def residual_peaks(found: Scan) -> Float[np.ndarray, "D"]:
     """Each channel's largest |h| over the layer's median, mean over texts, in its largest layer."""
     site = found.block_out
-    median = np.broadcast_to(site.median[..., None], site.feature_peak.shape)
-    ratio = np.divide(site.feature_peak, median, out=np.zeros_like(median), where=median > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = site.feature_peak / site.median[..., None]
+    ratio[np.isnan(ratio)] = 0.0  # of a layer of zeros
     return np.asarray(ratio.mean(axis=1).max(axis=0))
 
 
