@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from sysout_jax.analysis.compress import allocation
+from sysout_jax.analysis.compress.compression import Compressor
+from sysout_jax.analysis.compress.schemes import scheme
+from sysout_jax.analysis.intervene.dose_response import doses
 from sysout_jax.analysis.intervene.editing import without_weights
+from sysout_jax.analysis.intervene.explicit_factor import factors
+from sysout_jax.analysis.locate import nulls
 from sysout_jax.analysis.locate.existence import pool
 from sysout_jax.analysis.locate.relations import relate, relations
-from sysout_jax.analysis.locate.scan import Thresholds, scan, together
+from sysout_jax.analysis.locate.scan import QUERIES_AT_ONCE, Thresholds, scan, together
 from sysout_jax.analysis.locate.tokens import NAMES, token_class, token_classes
 from sysout_jax.analysis.locate.weights import (
     PROJECTIONS,
@@ -40,6 +46,35 @@ from tests.analysis import planted as p
 def test_sequences_run_together(monkeypatch, backend, length, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert together(length) == expected
+
+
+def test_what_holds_maps_whole_refuses_long_texts():
+    rows = np.zeros((1, QUERIES_AT_ONCE + 2), np.int32)
+    for refused in (lambda: doses(CONFIG, {}, rows, [1.0]), lambda: factors(CONFIG, {}, rows)):
+        with pytest.raises(InputError, match=r"seq_len=102[56]: accepted: at most 1024"):
+            refused()
+
+
+@pytest.mark.parametrize("length", [QUERIES_AT_ONCE, QUERIES_AT_ONCE + 1])
+def test_what_reads_no_maps_attends_in_blocks(monkeypatch, length):
+    """Of long texts; `StopIteration` ends the run where it would begin."""
+    asked = []
+
+    def stop(config, *_):
+        asked.append(config.execution.query_block is not None)
+        raise StopIteration
+
+    monkeypatch.setattr(allocation, "passes", stop)
+    monkeypatch.setattr(nulls, "entering", stop)
+    rows = np.zeros((1, length + 1), np.int32)
+    model, few = init(CONFIG, jax.random.key(0)), np.zeros((1, 5), np.int32)
+    for run in (
+        lambda: allocation.sensitivity(Compressor(CONFIG, model, few), scheme("w3-g32"), rows),
+        lambda: nulls.outlying_states(CONFIG, model, rows[:, :-1], scan(CONFIG, model, few), 1),
+    ):
+        with pytest.raises(StopIteration):
+            run()
+    assert asked == [length > QUERIES_AT_ONCE] * 2
 
 
 # ------------------------------------------------------------------------------ relations

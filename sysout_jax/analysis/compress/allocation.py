@@ -18,6 +18,7 @@ from scipy import stats
 from sysout_jax.analysis.compress.compression import Compressor
 from sysout_jax.analysis.compress.schemes import Rounding, Scheme
 from sysout_jax.analysis.intervene.passes import passes
+from sysout_jax.analysis.locate.scan import for_length
 from sysout_jax.errors import InputError
 
 # (bits, entries that share a scale), from few bits a weight to many
@@ -98,7 +99,8 @@ def sensitivity(
       how: the method, without what it does to activations.
       rows: [B, S] of calibration text.
     """
-    config, layers = compressor.config, range(compressor.config.layers)
+    config = for_length(compressor.config, rows.shape[1] - 1)
+    layers = range(config.layers)
     of = passes(config, compressor.params, rows, layers, compressor.batch, {}, {})
     weights = replace(how, activations=None, cache=None, inputs_per=None, ranges=None)
     outputs = {

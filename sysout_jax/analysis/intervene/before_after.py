@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sysout_jax.analysis.intervene.weak_sinks import profile
+from sysout_jax.analysis.locate.scan import QUERIES_AT_ONCE
 from sysout_jax.analysis.measure.summary import summary_in_batches
 from sysout_jax.analysis.statistics import Interval, bootstrap_interval
 from sysout_jax.model.compiling import jit_quickly
@@ -22,7 +23,7 @@ from sysout_jax.model.decoder import Params, forward
 
 GENERATED, PROMPT = 24, 16  # tokens: generated after the beginning of a text, and that beginning
 SHOWN = 2  # texts that are continued
-MEASURED = 4  # texts that measures are of, losses being of all
+MEASURED = 4  # texts whose beginnings measures are of, losses being of all
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,8 @@ def compared(
     for reader in (before, after):
         rows = reader.rows(texts)
         found.append(profile(reader.config, reader.params, rows, len(reader.begin), batch))
-        measures.append(
-            summary_in_batches(reader.config, reader.params, rows[:MEASURED, :-1], batch)
-        )
+        few = rows[:MEASURED, :-1][:, :QUERIES_AT_ONCE]
+        measures.append(summary_in_batches(reader.config, reader.params, few, batch))
         generated.append(tuple(continued(reader, text[:PROMPT]) for text in texts[:SHOWN]))
     first, second = found
     return BeforeAfter(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sysout_jax.analysis.intervene.editing import changed_neuron, down_projections
-from sysout_jax.analysis.locate.scan import over_batches
+from sysout_jax.analysis.locate.scan import over_batches, whole_maps
 from sysout_jax.analysis.locate.weights import layer_params
 from sysout_jax.core.measures import residual_peak
 from sysout_jax.core.norms import PLAIN
@@ -98,9 +98,11 @@ def doses(
       batch: sequences that are run together.
 
     Raises:
-      InputError: a mixture of experts, or one block, after which there is no attention.
+      InputError: a mixture of experts, or one block, after which there is no attention; or rows
+        that are too long.
     """
     check(config)
+    whole_maps(rows.shape[1] - 1)
     place = find(config, params, rows, batch)
     rng = np.random.default_rng(0)
     neurons, channels = (

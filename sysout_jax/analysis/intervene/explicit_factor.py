@@ -23,7 +23,7 @@ from scipy import linalg, optimize, special
 
 from sysout_jax.analysis.compress.compression import Compressed, losses
 from sysout_jax.analysis.intervene.conversion import with_own, with_prefix
-from sysout_jax.analysis.locate.scan import over_batches
+from sysout_jax.analysis.locate.scan import over_batches, whole_maps
 from sysout_jax.errors import InputError
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
@@ -119,7 +119,11 @@ def factors(
       params: its parameters.
       tokens: [B, T], the first of each row the one to be left out.
       batch: sequences that are run together.
+
+    Raises:
+      InputError: sequences that are too long.
     """
+    whole_maps(tokens.shape[1])
     run = partial(_factors, config)
     x, s = over_batches(run, params, tokens, batch)
     return Factors(x, s)

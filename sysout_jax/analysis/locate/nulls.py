@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sysout_jax.analysis.locate.scan import SITES, Scan, over_batches
+from sysout_jax.analysis.locate.scan import SITES, Scan, for_length, over_batches
 from sysout_jax.analysis.locate.weights import WeightScan
 from sysout_jax.core import detectors as d
 from sysout_jax.model.config import ModelConfig
@@ -93,6 +93,7 @@ def outlying_states(
       batch: sequences that are run together.
     """
     layers = range(_outlying(found) + 1)
+    config = for_length(config, tokens.shape[1])
 
     def run(params: Params, tokens: Array) -> Array:
         return through(config, params, entering(config, params, tokens), layers)[0][None]

@@ -158,6 +158,16 @@ def for_length(
     return config.with_execution(query_block=block, flash=False)
 
 
+def whole_maps(length: int) -> None:
+    """Refuse sequences too long for attention's maps to be held whole.
+
+    Raises:
+      InputError: more than `QUERIES_AT_ONCE` tokens.
+    """
+    if length > QUERIES_AT_ONCE:
+        raise InputError("seq_len", length, f"at most {QUERIES_AT_ONCE}")
+
+
 def together(length: int) -> int:
     """How many sequences of a length are run together, if nothing is said.
 

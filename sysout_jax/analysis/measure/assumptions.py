@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from sysout_jax.analysis.locate.first_token import FirstToken, enough, first_token
-from sysout_jax.analysis.locate.scan import QUERIES_AT_ONCE, over_batches
+from sysout_jax.analysis.locate.scan import over_batches, whole_maps
 from sysout_jax.analysis.locate.sinks import Sink, sees_first
 from sysout_jax.analysis.measure.factor_features import CHOSEN_ON, explained
 from sysout_jax.analysis.measure.sink_layer import AT_FIRST, TAPS, SinkLayer, deviations, sink_layer
@@ -184,8 +184,7 @@ def check(
     enough(rows)
     if len(calibration) < CHOSEN_ON:
         raise InputError("calibration", len(calibration), f"at least {CHOSEN_ON}")
-    if rows.shape[1] - 1 > QUERIES_AT_ONCE:
-        raise InputError("seq_len", rows.shape[1] - 1, f"at most {QUERIES_AT_ONCE}")
+    whole_maps(rows.shape[1] - 1)
 
 
 def _layers(
