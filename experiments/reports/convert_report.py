@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sysout_jax.analysis.measure.summary import SUMMARY_LABELS
 from sysout_jax.converting import CONVERTED
+from sysout_jax.core.detectors import MASSIVE_RATIO
 from sysout_jax.showing import Interval, Table
 
 from ..cli.showing import Report
@@ -18,10 +18,12 @@ KINDS = {  # of conversions, what stands in the sink's place
     "prefix": "keys and values stand before every text",
 }
 HEADINGS = ("way", "loss", "change", "max/median |h|", "max/RMS of down_in")
-KEPT = (  # of the measures, those that a sink makes
-    "first_token_attention", "residual_peak@block_out", "top1_over_mean@down_in",
-    "tensor_kurtosis@block_out",
-)  # fmt: skip
+KEPT = {  # of the measures, those that a sink makes, as a terminal shows them
+    "first_token_attention": "attention to first token",
+    "residual_peak@block_out": "residual peak, |h| of the first token over the mean",
+    "top1_over_mean@down_in": "max/mean |down_in|",
+    "tensor_kurtosis@block_out": "tensor kurtosis",
+}
 
 
 def sections(record: Record) -> Iterator[Section]:
@@ -55,9 +57,9 @@ def _rows(check: Record) -> Iterator[list[str]]:
     peaks = (f"{max(of):,.0f}" for of in check["over_median"])
     yield ["max/median |h|, largest of all layers and texts", *peaks]
     before, after = check["measures"]
-    for name in KEPT:
+    for name, label in KEPT.items():
         if name in before:
-            yield [SUMMARY_LABELS.get(name, name), f"{before[name]:.3g}", f"{after[name]:.3g}"]
+            yield [label, f"{before[name]:.3g}", f"{after[name]:.3g}"]
 
 
 def _texts(check: Record) -> Iterator[str]:
@@ -79,18 +81,28 @@ def verdict(record: Record, directory: Path) -> Verdict:
             "nothing was converted", said if len(said) <= LINE else "", "",
             ("analyze", *of, *corpus),
         )  # fmt: skip
-    found, check = f"converted by {KINDS[model['kind']]}", model["check"]
+    found, means, check = f"converted by {KINDS[model['kind']]}", "", model["check"]
     if check:
         (before, after), sizes = check["loss"], [max(of) for of in check["over_median"]]
         found = (
             f"loss {before:.3f} to {after:.3f}, max/median |h| {sizes[0]:,.0f} to {sizes[1]:,.0f}"
         )
-    rows = next((line for line in model["said"] if line.startswith("rows of W_down")), "")
+        means = _means(*sizes)
+    rows = next((line for line in model["said"] if line.startswith("rows of W_down")), "no layer")
     return Verdict(
-        found, f"the sink's state is gone: {KINDS[model['kind']]}",
-        f"not the weights: {rows}" if rows else "",
+        found, means, "" if rows.endswith("no layer") else f"not the weights: {rows}",
         ("compress", *of, *corpus, f"--conversions={record['config']['weak']}"),
     )  # fmt: skip
+
+
+def _means(before: float, after: float) -> str:
+    """What became of massive states, from max/median |h|."""
+    ratio = f"{MASSIVE_RATIO:,.0f}"
+    if after >= MASSIVE_RATIO:
+        return f"a massive state is left: max/median |h| is at least {ratio}"
+    if before >= MASSIVE_RATIO:
+        return f"the massive state is gone: max/median |h| is below {ratio}"
+    return f"there was no massive state: max/median |h| was below {ratio}"
 
 
 REPORT = Report(sections, verdict)

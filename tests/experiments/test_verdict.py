@@ -15,7 +15,7 @@ from rich.console import Console
 from experiments import claims
 from experiments.cli.tables import Section
 from experiments.cli.verdict import LINE, Verdict, again, conclude, few, given
-from experiments.reports import claims_report, variants_report
+from experiments.reports import claims_report, convert_report, variants_report
 from sysout_jax.report.tables import tables
 from sysout_jax.results import provenance, read_record
 from tests import usage
@@ -184,6 +184,33 @@ def test_compress_says_what_costs_most_and_what_conversion_saves():
     assert said.but == f"least by {way} under {method}: {cost[way, method]:+.3f} of " + (
         f"{trained[method]:+.3f}"
     )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        (1500.0, 999.0, "the massive state is gone: max/median |h| is below 1,000"),
+        (1500.0, 1000.0, "a massive state is left: max/median |h| is at least 1,000"),
+        (40.0, 30.0, "there was no massive state: max/median |h| was below 1,000"),
+        (None, None, ""),
+    ],
+)
+def test_convert_says_what_was_measured(before, after, says):
+    """A state is massive from 1,000 times the median on (Sun et al. 2024)."""
+    record, said = verdict_of("convert/smollm2-135m")
+    assert said.but == "not the weights: rows of W_down stand out in layers 2, 9, 11, 28"
+    (model,) = record["models"]
+    model["said"][-1] = "rows of W_down stand out in no layer"
+    model["check"]["over_median"] = [[2.0, before], [after, 1.0]]
+    model["check"] = model["check"] if says else None
+    said = convert_report.verdict(record, RESULTS)
+    assert (said.means, said.but) == (says, "")
+
+
+def test_labels_of_a_terminal_are_plain():
+    record, _ = verdict_of("convert/smollm2-135m")
+    texts = [str(section.table.texts) for section in convert_report.sections(record)]
+    assert "$" not in "".join(texts)
 
 
 def test_variants_and_laboratory_count_runs_with_a_sink():
