@@ -171,10 +171,12 @@ def run(config: Config, console: Console) -> RunDirectory:
         for way in (None, *config.conversions)
         for method in (None, *config.parts)
     }
+    about = grid.common(config, "methods", "conversions", "boost", "variant", "seed")
+    # Which tokens losses are of depends on whether there are any.
+    about["conversions"] = "some" if config.conversions else "none"
     return grid.run(
-        config, "compress", named, lambda cell, log: judge(*cell[:2]).found(cell[2]),
-        grid.common(config, "methods", "conversions", "boost", "variant", "seed"), gathered,
-        REPORT, console, described={"experiment": "compression"},
+        config, "compress", named, lambda cell, log: judge(*cell[:2]).found(cell[2]), about,
+        gathered, REPORT, console, described={"experiment": "compression"},
         of=[each.name for each in chosen],
     )  # fmt: skip
 

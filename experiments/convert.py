@@ -20,8 +20,9 @@ from sysout_jax.analysis.intervene.before_after import BeforeAfter
 from sysout_jax.converting import Conversion, convert
 from sysout_jax.errors import InputError, at_least, one_of
 from sysout_jax.families.prefix_cache import export_prefix, prefix_tensors
+from sysout_jax.model.model import Model, token_ids
 from sysout_jax.results import RunDirectory
-from sysout_jax.training.checkpoint import save
+from sysout_jax.training.checkpoint import load, save
 
 from .cli import grid, launch, showing
 from .cli.grid import Place
@@ -35,6 +36,7 @@ OFTEN = (
     "seq_len", "workdir",
 )  # fmt: skip
 EXPORTS = ("none", "prefix")
+NEW = "a directory that does not exist"
 CACHE = "prefix.safetensors"  # in the model's directory
 SMOKE = {"sequences": 4, "calibration": 4, "seq_len": 32}
 
@@ -68,10 +70,10 @@ class Config:
 def run(config: Config, console: Console) -> RunDirectory:
     """Convert a model, save it, and record what was found and done."""
     out = Path(config.out).expanduser()
-    if not config.out or out.exists():
-        why = "not given" if not config.out else "exists"
-        raise InputError("out", config.out or None, "a directory that does not exist", why)
+    _check_out(config, out)
     chosen = choose(config.choice)
+    if config.prefix:
+        token_ids("prefix", [config.prefix], "B S", chosen.model.config.vocab)
     text = _text(config, chosen, console)
 
     def found(each: Chosen, log: grid.Log) -> dict[str, Any]:
@@ -88,10 +90,21 @@ def run(config: Config, console: Console) -> RunDirectory:
         return _recorded(config, each, text, made)
 
     return grid.run(
-        config, "convert", {chosen.cell: chosen}, found, grid.common(config, "out"),
+        config, "convert", {chosen.cell: chosen}, found, grid.common(config),
         lambda there: {"models": there.all()}, REPORT, console,
         described={"config": grid.common(config, "out")}, of=[chosen.name],
     )  # fmt: skip
+
+
+def _check_out(config: Config, out: Path) -> None:
+    """Refuse a directory of something else, or that the run of this name wrote and that is gone."""
+    begun = config.place.begun("convert", grid.common(config)) if config.out else None
+    for cell in begun.all() if begun else ():
+        if cell["kind"] in converting.CONVERTED and not out.exists():
+            why = f"not there any more, and the run {config.place.name} is finished"
+            raise InputError("out", out, "another --name, to convert again", why)
+    if not config.out or (begun is None and out.exists()):
+        raise InputError("out", config.out or None, NEW, "exists" if config.out else "not given")
 
 
 def _text(config: Config, chosen: Chosen, console: Console) -> Text:
@@ -134,14 +147,28 @@ def _pieces(tokenizer: Any, ids: tuple[int, ...]) -> list[Any]:
 
 
 def _write(config: Config, chosen: Chosen, made: Conversion, out: Path) -> None:
-    """The converted model as a training run would have written it."""
+    """The converted model as a training run would have written it; a run that goes on may have."""
     model = made.model
+    if out.exists() and not _same(out, model):
+        raise InputError("out", out, NEW, "exists, and is not what this run writes")
     if config.export == "prefix":
         prefix_tensors(model)  # before anything is written: whether there are any
     params = jax.tree.map(lambda x: x[None], model.params)
-    save(out, model.config, params, [chosen.seed or 0], model.tokenizer)
+    if not out.exists():
+        save(out, model.config, params, [chosen.seed or 0], model.tokenizer)
     if config.export == "prefix":
         export_prefix(model, out / CACHE)
+
+
+def _same(directory: Path, model: Model) -> bool:
+    """Whether a model directory holds this model."""
+    try:
+        there = load(directory)
+    except InputError:
+        return False
+    return there.config == model.config and all(
+        map(np.array_equal, jax.tree.leaves(there.params), jax.tree.leaves(model.params))
+    )
 
 
 # ----------------------------------------------------------------------------- the binary

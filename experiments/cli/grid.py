@@ -85,13 +85,25 @@ class Place:
             return directory, Cells(directory.path / "cells", about)
         name = self.name
         try:
-            there = Cells(Path(self.workdir) / experiment / name / "cells", about)
+            there = Cells(self._cells(experiment), about)
         except OSError as error:
             raise unwritable(self.workdir, error) from error
         if self.shard:
             index, count = self._shard
             name = f"{name}/shard-{index}-of-{count}"
         return RunDirectory(self.workdir, experiment, name), there
+
+    def begun(self, experiment: str, about: Mapping[str, Any]) -> "Cells | None":
+        """The cells of a run of this name that has begun before; None where none has.
+
+        Raises:
+          InputError: as `opened`.
+        """
+        path = self._cells(experiment)
+        return Cells(path, about) if self.name and path.exists() else None
+
+    def _cells(self, experiment: str) -> Path:
+        return Path(self.workdir) / experiment / (self.name or "") / "cells"
 
 
 def check_values(flag: str, values: Sequence[Any]) -> None:
@@ -103,6 +115,19 @@ def check_values(flag: str, values: Sequence[Any]) -> None:
     if not values or len(set(values)) < len(values):
         found = ",".join(map(str, values))
         raise InputError(flag, found, "at least one, none of them twice")
+
+
+def check_same(mine: Any, theirs: Mapping[str, Any], said: str) -> None:
+    """Refuse to go on with what was begun with other settings.
+
+    Raises:
+      InputError: names the first that differs, and after `said` what it was.
+    """
+    before, now = dict(leaves(theirs)), dict(leaves(plain(mine)))
+    for name in {**before, **now}:
+        if before.get(name) != now.get(name):
+            why = f"{said} {as_flag(before.get(name))}"
+            raise InputError(name, as_flag(now.get(name)), "that, or another --name", why)
 
 
 def crossed(
@@ -139,24 +164,24 @@ class Cells:
     """
 
     def __init__(self, place: Path, about: Mapping[str, Any]) -> None:
-        self.place = place
+        self.place, self.about = place, about
         place.mkdir(parents=True, exist_ok=True)
-        path, mine = place / ABOUT, dict(leaves(plain(about)))
-        if path.exists():
-            others = read_mapping(path, "cells/ without it, if these flags are those of its cells")
-            theirs = dict(leaves(others))
-            for name in {**theirs, **mine}:
-                if theirs.get(name) != mine.get(name):
-                    raise InputError(
-                        name,
-                        as_flag(mine.get(name)),
-                        "that, or another --name",
-                        f"the cells in {place} have {as_flag(theirs.get(name))}",
-                    )
-        else:
-            write_json(path, about)
+        if not (place / ABOUT).exists():
+            write_json(place / ABOUT, about)
+        try:
+            self._check_same()
+        except InputError:
+            if self.names():
+                raise
+            write_json(place / ABOUT, about)  # that of a run that has made none
         for name in self.names():
             self.read(name)  # refused before anything is made
+
+    def _check_same(self) -> None:
+        """Refuse what others that write here have begun with other settings."""
+        accepted = "cells/ without it, if these flags are those of its cells"
+        theirs = read_mapping(self.place / ABOUT, accepted)
+        check_same(self.about, theirs, f"the cells in {self.place} have")
 
     def __contains__(self, name: str) -> bool:
         return self._path(name).exists()
@@ -178,7 +203,12 @@ class Cells:
         return list(map(self.read, self.names()))
 
     def write(self, name: str, found: Mapping[str, Any]) -> None:
-        """Finish a cell."""
+        """Finish a cell.
+
+        Raises:
+          InputError: meanwhile another process has begun here with other settings.
+        """
+        self._check_same()
         write_json(self._path(name), found)
 
     def _path(self, name: str) -> Path:

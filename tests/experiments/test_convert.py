@@ -1,6 +1,7 @@
 """The conversion as a user meets it: a model in; a model, tables and a record out, or one line."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import sysout_jax as so
+from experiments.cli.grid import Cells
 from experiments.cli.tables import markdown
 from experiments.reports.convert_report import sections
 from sysout_jax.model.decoder import init
@@ -96,6 +98,58 @@ def test_a_model_without_a_sink_is_not_written(place, run_convert, tmp_path):
     assert done.status == 0, done.err
     assert "so there is no sink" in done.out
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_goes_on_writes_its_own_model_alone(place, run_convert, tmp_path, monkeypatch):
+    """Stopped between model and cell it takes its model, and no other: none is lost or missing."""
+    write, out, stops = Cells.write, tmp_path / "out", iter((True, False, False))
+
+    def stopped(cells, name, found):
+        if next(stops):
+            raise KeyboardInterrupt
+        write(cells, name, found)
+
+    def convert(to):
+        return run_convert(
+            f"--model={place}/model", f"--corpus=tokens:{place}/text", f"--out={to}", "--nocheck",
+            "--calibration=4", "--sequences=2", "--seq_len=32", "--weak=leave", "--bos=no",
+            "--name=mine", f"--workdir={tmp_path}/runs",
+        )  # fmt: skip
+
+    monkeypatch.setattr(Cells, "write", stopped)
+    assert convert(out).status == 130
+    written = (out / "config.json").read_bytes()
+    out.rename(tmp_path / "kept")
+    shutil.copytree(place / "model", out)
+    refused = convert(out)
+    assert (refused.status, refused.err) == (
+        2, f"error: --out={out}: exists, and is not what this run writes; accepted: a directory "
+        "that does not exist\n",
+    )  # fmt: skip
+    shutil.rmtree(out)
+    shutil.copytree(tmp_path / "kept", out)
+    assert convert(out).status == 0
+    assert (out / "config.json").read_bytes() == written
+    assert convert(out).status == 0  # finished
+    other = convert(tmp_path / "other")
+    assert other.status == 2
+    assert other.err.startswith(f"error: --out={tmp_path}/other: the cells in {tmp_path}/runs/")
+    shutil.rmtree(out)
+    gone = convert(out)
+    assert (gone.status, gone.err.split(";")[0]) == (
+        2, f"error: --out={out}: not there any more, and the run mine is finished"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["99999", "3,-1"])
+def test_a_prefix_that_is_none_leaves_no_run(place, run_convert, tmp_path, prefix):
+    done = run_convert(
+        f"--model={place}/model", f"--corpus=tokens:{place}/text", f"--out={tmp_path}/out",
+        f"--prefix={prefix}", f"--workdir={tmp_path}/runs",
+    )  # fmt: skip
+    assert done.status == 2
+    assert done.err.startswith(f"error: --prefix: token id {prefix.split(',')[-1]}; accepted: 0 to")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

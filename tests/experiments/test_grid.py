@@ -68,6 +68,12 @@ def test_more_methods_join_those_that_are_there(deep, run_compress, tmp_path):
     refused = run_compress(f"--model={deep}", *small, "--alpha=0.25")
     assert refused.status == 2
     assert refused.err.startswith("error: --alpha=0.25: the cells in ")
+    # With conversions, losses are of other tokens where texts begin with a BOS.
+    refused = run_compress(f"--model={deep}", *small, "--methods=w8", "--conversions=leave")
+    assert refused.status == 2
+    where = f"the cells in {tmp_path}/compress/a/cells have none"
+    said = f"error: --conversions=some: {where}; accepted: that, or another --name\n"
+    assert refused.err == said
 
 
 def test_a_part_waits_for_its_model(tmp_path):
@@ -80,6 +86,19 @@ def test_a_part_waits_for_its_model(tmp_path):
     assert "a-w2:4" in cells
     expected = {"name": "a", "seed": None, "loss": 4.0, "methods": {"w2:4": 3, "w8": 2}}
     assert by_model(cells, "methods", ["w2:4"]) == [expected]
+
+
+def test_settings_bind_once_a_cell_is_there(tmp_path):
+    """Not those of a flag that was mistyped; whoever began with others writes none beside it."""
+    mistyped = Cells(tmp_path, {"batch": 2})
+    cells = Cells(tmp_path, {"batch": 3})
+    with pytest.raises(ValueError, match=r"batch=2: the cells in .* have 3; accepted: that, or"):
+        mistyped.write("a", {})
+    assert cells.names() == []
+    cells.write("a", {"loss": 4.0})
+    with pytest.raises(ValueError, match=r"batch=2: the cells in .* have 3; accepted: that, or"):
+        Cells(tmp_path, {"batch": 2})
+    assert Cells(tmp_path, {"batch": 3}).all() == [{"loss": 4.0}]
 
 
 def test_a_shard_needs_a_name():
