@@ -6,6 +6,8 @@ python -m experiments.claims --run=removal_harms.source   # measure again, and d
 python -m experiments.claims --run=all --budget=30        # minutes
 """
 
+import itertools
+import shlex
 import subprocess
 import sys
 import time
@@ -15,10 +17,12 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, finite
 from sysout_jax.results import LATEST, named_run, plain, read_mapping, read_record, write_json
 
 from .cli import launch, showing
+from .cli.grid import check_values
+from .cli.tables import PRINTED
 from .ledger.registry import refuse_changes
 from .ledger.table import TESTS, WITHDRAWN, Row, decided, judge, read_stored
 from .records.commands import COMMANDS
@@ -62,7 +66,7 @@ def run(names: list[str], budget: float | None, workdir: Path, console: Console)
         test = TESTS[name][2]
         records: list[Record] = []
         for each in test.records.split(", "):
-            if budget is not None and time.monotonic() - begun > 60.0 * budget:
+            if budget is not None and time.monotonic() - begun >= 60.0 * budget:
                 console.print(f"{name}: not run, the budget is spent", soft_wrap=True)
                 break
             if each not in COMMANDS:
@@ -81,10 +85,11 @@ def _made(
     if commands in made:
         return made[commands]
     first = _made(commands[:1], workdir, console, made) if commands[1:] else None
-    command = commands[-1].replace("RUN", str(first))
-    console.print(f"python -m {command}", soft_wrap=True, markup=False)
-    module, *arguments = command.split()
+    module, *arguments = (word.replace("RUN", str(first)) for word in commands[-1].split())
     place = (workdir / module.partition(".")[2]).absolute()
+    arguments = [_placed(each, workdir.absolute()) for each in arguments]
+    command = shlex.join([module, *arguments])
+    console.print(f"python -m {command}", soft_wrap=True, markup=False)
     arguments.append(f"--workdir={workdir.absolute()}")
     done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=False)
     if done.returncode:
@@ -94,12 +99,23 @@ def _made(
     return made[commands]
 
 
+def _placed(argument: str, workdir: Path) -> str:
+    """An argument; of a model that is written, with a place below the workdir that is free."""
+    flag, _, path = argument.partition("=")
+    if flag != "--out":
+        return argument
+    name = Path(path).name
+    names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
+    return f"--out={next(workdir / each for each in names if not (workdir / each).exists())}"
+
+
 # ------------------------------------------------------------------------------ the binary
 
 
 def main() -> None:
     if not RESULTS.is_dir():
         raise InputError("claims", why="reads results/, which only a clone of the repository has")
+    _check_flags()
     if FLAGS.run is not None:
         names = list(TESTS) if FLAGS.run == ["all"] else FLAGS.run
         unknown = [name for name in names if name not in TESTS]
@@ -114,6 +130,24 @@ def main() -> None:
     if FLAGS.check:
         check(rows, VERDICTS)
     showing.listed(sections(rows), plain(rows), verdict(rows))
+
+
+def _check_flags() -> None:
+    """Refuse flags that would have no effect together.
+
+    Raises:
+      InputError: names one.
+    """
+    finite("budget", FLAGS.budget, or_zero=True)
+    if FLAGS.budget is not None and FLAGS.run is None:
+        raise InputError("budget", FLAGS.budget, "with --run", "no effect")
+    if FLAGS.write and FLAGS.check:
+        raise InputError("check", None, "without --write", "what was just written says the same")
+    if FLAGS.run is not None:
+        check_values("run", FLAGS.run)
+        for name in ("check", "write", "wide", *PRINTED):
+            if FLAGS[name].value:
+                raise InputError(name, None, "without --run", "no effect")
 
 
 def check(rows: dict[str, Row], path: Path) -> None:

@@ -3,9 +3,11 @@
 import copy
 import json
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from experiments import claims
 from experiments.ledger import registry, table
@@ -309,17 +311,34 @@ def test_the_matrix_has_every_claim_and_setting(rows):
 # ----------------------------------------------------------------------------- the command
 
 
-def test_wrong_flags_are_one_line(run_claims):
-    done = run_claims("--run=no_such_claim")
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--run=no_such_claim",), "--run=no_such_claim: unknown; accepted: all, sinks_form."),
+        (("--run=",), "--run=: accepted: at least one, none of them twice"),
+        (("--run=all", "--check"), "--check: no effect; accepted: without --run"),
+        (("--run=all", "--write"), "--write: no effect; accepted: without --run"),
+        (("--run=all", "--json"), "--json: no effect; accepted: without --run"),
+        (("--run=all", "--wide"), "--wide: no effect; accepted: without --run"),
+        (("--write", "--check"), "--check: what was just written says the same; accepted: without"),
+        (("--budget=30",), "--budget=30.0: no effect; accepted: with --run"),
+        (("--run=all", "--budget=nan"), "--budget=nan: accepted: a finite number of at least 0"),
+        (("--run=all", "--budget=-1"), "--budget=-1.0: accepted: a finite number of at least 0"),
+    ],
+)
+def test_wrong_flags_are_one_line(run_claims, flags, line, monkeypatch):
+    monkeypatch.setattr(claims, "run", lambda *_: None)
+    monkeypatch.setattr(claims, "write_json", lambda *_: None)
+    done = run_claims(*flags)
     assert done.status == 2
-    assert done.err.startswith("error: --run=no_such_claim: unknown; accepted: all, sinks_form.")
+    assert done.err.startswith(f"error: {line}")
     assert done.err.count("\n") == 1
 
 
 def test_the_budget_is_kept(run_claims, tmp_path):
     names = ("removal_harms.backcopy", "weight_decay.laboratory")
-    done = run_claims(f"--run={','.join(names)}", "--budget=-1", f"--workdir={tmp_path}")
-    assert done.status == 0
+    done = run_claims(f"--run={','.join(names)}", "--budget=0", f"--workdir={tmp_path}")
+    assert done.status == 0  # no longer -1, which is no budget and refused
     for name in names:
         assert f"{name}: not run, the budget is spent" in done.out
     assert not list(tmp_path.iterdir())
@@ -349,3 +368,26 @@ def test_a_run_that_several_records_start_from_is_made_once(monkeypatch, tmp_pat
     failed = run_claims("--run=sinks_form.source", f"--workdir={tmp_path}")
     assert failed.status == 2
     assert "ended with status 3" in failed.err
+
+
+def test_what_a_command_writes_goes_below_the_workdir(monkeypatch, tmp_path):
+    """Whose name may have a blank; a second time another place is free."""
+    ran, place = [], tmp_path / "my runs"
+
+    def command(arguments, **_):
+        ran.append(arguments[2:])
+        (out,) = [each.removeprefix("--out=") for each in arguments if each.startswith("--out=")]
+        Path(out).mkdir(parents=True)
+        return subprocess.CompletedProcess(arguments, 3)
+
+    monkeypatch.setattr(claims.subprocess, "run", command)
+    made = {("first",): place / "variants" / "latest"}
+    commands = ("first", "experiments.convert --model=RUN --out=.cache/a")
+    for _ in range(2):
+        with pytest.raises(InputError, match="ended with status 3"):
+            claims._made(commands, place, Console(), made)
+    assert ran == [
+        ["experiments.convert", f"--model={place}/variants/latest", f"--out={place}/{out}",
+         f"--workdir={place}"]
+        for out in ("a", "a-2")
+    ]  # fmt: skip
