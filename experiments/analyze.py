@@ -11,8 +11,9 @@ python -m experiments.analyze --redraw=runs/analyze/RUN
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,11 @@ from sysout_jax.model.decoder import parameter_count
 from sysout_jax.model.stream import recorded
 from sysout_jax.report.findings import PARTS, PROMPT_TOKENS, Material, describe, header
 from sysout_jax.report.words import headline, known_lines
-from sysout_jax.results import RunDirectory, plain, read_record
+from sysout_jax.results import RunDirectory, leaves, plain, read_mapping, read_record
 from sysout_jax.training.loop import Corpus
 
 from .cli import ending, launch, showing
-from .cli.grid import Place
+from .cli.grid import Place, check_same, check_values
 from .cli.tables import print_line
 from .cli.verdict import labelled
 from .inputs.evaluation_text import length_of, read_corpus
@@ -91,8 +92,7 @@ class Config:
             at_least(least, name, getattr(self, name))
         for name in self.only:
             one_of("only", name, tuple(PARTS))
-        if not self.only or len(set(self.only)) < len(self.only):
-            raise InputError("only", ",".join(self.only), "at least one part, none of them twice")
+        check_values("only", self.only)
         Place(self.workdir, self.name)
         if self.revisions:
             in_order(self.revisions)
@@ -194,10 +194,12 @@ def _opened(
     """The directory of the run, and how the parts run that are not of `PARTS`: with revisions, the
     dynamics of these, a file each once it is measured."""
     if not config.revisions:
+        _check_same(config)
         return RunDirectory(config.workdir, "analyze", config.name, [chosen.name]), {}
     tokens = material.rows[:, :-1][:, :QUERIES_AT_ONCE]
     place = Place(config.workdir, config.name)
     directory, cells = place.opened("analyze", about(config.choice, tokens), [chosen.name])
+    _check_same(config)
 
     def of_revisions(material: Material, progress: Progress | None) -> Dynamics:
         found = summaries(
@@ -206,6 +208,22 @@ def _opened(
         return of_summaries(found, tokens.shape[1], progress, len(config.revisions))
 
     return directory, {"dynamics": of_revisions}
+
+
+def _check_same(config: Config) -> None:
+    """Refuse to write over what was found with other settings under the same name."""
+    if config.name is None:
+        return
+    place = Path(config.workdir) / "analyze" / config.name
+    if not (place / "result.json").exists() or not read_record(place).get("parts"):
+        return
+    others = ("workdir", "name", "revisions", *(["revision"] if config.revisions else []))
+    there = read_mapping(place / "config.json", "another --name")
+    mine, theirs = (
+        {name: value for name, value in leaves(each) if name not in others}
+        for each in (asdict(config), there)
+    )
+    check_same(mine, theirs, f"the record in {place} has")
 
 
 def _check(known: tuple[Known, ...], material: Material) -> list[Check]:

@@ -68,6 +68,41 @@ def record(finished):
     return json.loads((finished[0] / "result.json").read_text())
 
 
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ("--seed=3", "--seed=3: the record in {} has 5; accepted: that, or another --name"),
+        ("--only=roles", "--only=roles: the record in {} has existence,positions"),
+        ("--sequences=11", "--sequences=11: the record in {} has 12; accepted: that, or"),
+    ],
+)
+def test_a_name_is_of_one_analysis(finished, trained, run_analyze, tmp_path, changed, line):
+    """What was found with other settings is not written over."""
+    mine = tmp_path / "analyze" / "mine"
+    shutil.copytree(finished[0], mine)
+    before = (mine / "result.json").read_bytes()
+    refused = run_analyze(
+        f"--model={trained}", "--variant=softmax", "--seed=5", "--sequences=12",
+        f"--workdir={tmp_path}", "--name=mine", changed,
+    )  # fmt: skip
+    assert (refused.status, refused.err.count("\n")) == (2, 1)
+    assert refused.err.startswith(f"error: {line.format(mine)}")
+    assert (mine / "result.json").read_bytes() == before
+
+
+def test_a_name_is_free_while_nothing_is_found(finished, trained, run_analyze, tmp_path):
+    mine = tmp_path / "analyze" / "mine"
+    shutil.copytree(finished[0], mine)
+    record = json.loads((mine / "result.json").read_text())
+    (mine / "result.json").write_text(json.dumps(record | {"status": "failed", "parts": {}}))
+    done = run_analyze(
+        f"--model={trained}", "--variant=softmax", "--seed=5", "--sequences=12", "--only=existence",
+        f"--workdir={tmp_path}", "--name=mine",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    assert list(json.loads((mine / "result.json").read_text())["parts"]) == ["existence"]
+
+
 # ------------------------------------------------------------------------- what is found
 
 
@@ -287,7 +322,7 @@ def line(outcome):
         (["--model={run}", "--variant=sigmoid"], ("--variant=sigmoid", "fits 0")),
         (["--model={run}", "--variant=softmax", "--seed=4"], ("seed 4", "3, 5")),
         (["--model={run}", "--only=existance"], ("--only='existance'", "existence, positions")),
-        (["--model={run}", "--only="], ("--only=", "at least one part")),
+        (["--model={run}", "--only="], ("--only=", "at least one,")),
         (["--model={run}", "--sequences=0"], ("--sequences=0", "at least 1")),
         (["--model={run}", "--seq_len=1"], ("--seq_len=1", "at least 2")),
         (["--model={run}", "--activation_ratio=-1"], ("--activation_ratio=-1", "above 0")),
