@@ -18,7 +18,7 @@ from sysout_jax.results import read_record
 from sysout_jax.showing import Table
 
 from .cli import launch, showing
-from .cli.tables import Section
+from .cli.tables import PRINTED, Section
 from .cli.verdict import Verdict, numbered
 from .reports import event_files
 
@@ -87,6 +87,9 @@ def main() -> None:
     """Print the table, or write what the runs logged."""
     workdir = Path(FLAGS.workdir)
     found = rows(workdir)
+    for name in ("wide", *PRINTED):
+        if FLAGS.tensorboard is not None and FLAGS[name].value:
+            raise InputError(name, None, "without --tensorboard", "no effect")
     if FLAGS.tensorboard is None:
         about = [dict(zip(COLUMNS, row, strict=True)) for row in found]
         table = Section("runs", Table.of("", COLUMNS, found, "llllr"))

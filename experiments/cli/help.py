@@ -28,10 +28,10 @@ def page(text: str, often: Sequence[str], configs: Sequence[Any]) -> str:
       often: the flags that are explained, in this order.
       configs: what the command does when no flag is given, one for each of its studies.
     """
-    often = often or sorted(_ours())
+    often = often or sorted(ours())
     parts = [text.strip(), "", "often used:"]
     parts += [_entry(name, configs) for name in often]
-    others = sorted(_ours() - set(often))
+    others = sorted(ours() - set(often))
     parts += ["", "others, explained by --helpfull:"] if others else []
     groups = {name: _group(name, configs) for name in others}
     for group in dict.fromkeys(groups.values()):
@@ -44,12 +44,13 @@ def unread(error: flags.Error) -> str:
     """The line for flags that cannot be parsed."""
     if not isinstance(error, flags.UnrecognizedFlagError):
         return f"error: {error}"
-    near = difflib.get_close_matches(error.flagname, sorted(_ours()), n=3)
+    near = difflib.get_close_matches(error.flagname, sorted(ours()), n=3)
     meant = f"did you mean {' or '.join(f'--{name}' for name in near)}? " if near else ""
     return f"error: --{error.flagname}: unknown flag; {meant}--help lists the accepted ones"
 
 
-def _ours() -> set[str]:
+def ours() -> set[str]:
+    """The flags of this command, without those of absl."""
     by_module = FLAGS.flags_by_module_dict()
     return {
         flag.name

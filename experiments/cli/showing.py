@@ -13,6 +13,7 @@ from sysout_jax import plots
 from sysout_jax.errors import InputError
 from sysout_jax.results import RunDirectory, read_record
 
+from . import help
 from .tables import PRINTED, TEXTS, Section, show
 from .verdict import LABEL, Verdict, conclude
 
@@ -81,10 +82,13 @@ def run_or_redraw(
     What a flag of `PRINTED` asks for goes to stdout.
 
     Raises:
-      InputError: there is no record of this experiment.
+      InputError: there is no record of this experiment, or a flag that is not of its drawing.
     """
     console = console_for_tables()
     if FLAGS.redraw:
+        for name in sorted(help.ours() - {"redraw", "workdir", "wide", *PRINTED}):
+            if FLAGS[name].present:
+                raise InputError(name, None, "without --redraw", "no effect")
         directory = Path(FLAGS.redraw)
         with redrawing(directory, binary) as record:
             _say(console, report.sections(record), record)
@@ -142,7 +146,9 @@ def redrawing(directory: Path, binary: str) -> Iterator[Record]:
     record = read_record(directory)
     try:
         yield record
-    except (KeyError, TypeError, IndexError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise InputError(
             "redraw",
             directory,

@@ -22,7 +22,7 @@ def write(log: Path, out: Path) -> int:
       How many numbers were written.
 
     Raises:
-      InputError: `out` exists, or tensorboardX is not installed.
+      InputError: `out` exists, tensorboardX is not installed, or the log is damaged.
     """
     try:
         from tensorboardX import SummaryWriter
@@ -44,8 +44,8 @@ def write(log: Path, out: Path) -> int:
 
 def _numbers(log: Path) -> Iterator[tuple[str, int, str, float]]:
     """(model and seed, step, name, number) of each number in a log."""
-    for line in log.read_text().splitlines(keepends=True):
-        row = json.loads(line) if line.endswith("\n") else {}
+    whole = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    for row in [_row(log, number, line) for number, line in enumerate(whole, 1)]:
         if "step" not in row:
             continue
         model = f"{Path(row['corpus']).name}-{row['variant']}"
@@ -55,3 +55,14 @@ def _numbers(log: Path) -> Iterator[tuple[str, int, str, float]]:
             for seed, value in zip(row["seeds"], values, strict=True):
                 if value is not None:  # a number that is not finite
                     yield f"{model}/seed-{seed}", row["step"], tag, value
+
+
+def _row(log: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        accepted = "lines of JSON, as a training logs them"
+        raise InputError(str(log), None, accepted, f"line {number} is none")
+    return row

@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,6 +95,27 @@ def test_what_training_logged_as_event_files(run_runs, tmp_path):
     again = run_runs(f"--workdir={tmp_path / 'runs'}", f"--tensorboard={out}")
     assert again.status == 2
     assert "it exists; accepted: a directory that is not there yet" in again.err
+
+
+@pytest.mark.parametrize("line", ["{no JSON}", "7"])
+def test_a_damaged_log_is_one_line(run_runs, tmp_path, monkeypatch, line):
+    """Before anything is written."""
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=None))
+    logged(tmp_path)
+    log = tmp_path / "variants" / "mine" / "metrics.jsonl"
+    log.write_text(log.read_text().replace('{"phase": "timed"}', line))
+    outcome = run_runs(f"--workdir={tmp_path}", f"--tensorboard={tmp_path / 'events'}")
+    accepted = "lines of JSON, as a training logs them"
+    assert (outcome.status, outcome.err) == (
+        2, f"error: {log}: line 3 is none; accepted: {accepted}\n"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", ["json", "csv", "markdown", "wide"])
+def test_event_files_are_no_table(run_runs, tmp_path, flag):
+    outcome = run_runs(f"--workdir={tmp_path}", f"--tensorboard={tmp_path}/a", f"--{flag}")
+    said = f"error: --{flag}: no effect; accepted: without --tensorboard\n"
+    assert (outcome.status, outcome.err) == (2, said)
 
 
 def test_event_files_need_their_package(run_runs, tmp_path, monkeypatch):

@@ -73,6 +73,39 @@ def test_the_end_fits_and_comes_last(name, monkeypatch, tmp_path):
     assert len(end) - end.index("next") <= 4  # a command of a few lines
 
 
+@pytest.mark.parametrize(
+    ("module", "path", "value"),
+    [
+        ("analyze", ("parts",), None),
+        ("analyze", ("parts",), []),
+        ("assumptions", ("models", 0, "hulls"), []),
+        ("convert", ("models", 0, "check", "generated"), [["once"]]),
+        ("compress", ("models", 0, "methods", "w8a8", "change"), []),
+        ("explicit", ("models", 0, "forms", "extra_key", "change"), []),
+        ("convert", ("provenance", "command"), 7),
+    ],
+)
+def test_a_damaged_record_is_one_line(module, path, value, tmp_path):
+    record = read_record(ONE_OF_EACH[module])
+    *above, last = path
+    at = record
+    for key in above:
+        at = at[key]
+    assert at[last] != value
+    at[last] = value
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    done = _binary(importlib.import_module(f"experiments.{module}"))(f"--redraw={tmp_path}")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith(f"error: --redraw={tmp_path}: result.json is no record of this")
+
+
+def test_flags_beside_redraw_are_refused(run_tour, tmp_path):
+    done = run_tour(f"--redraw={ONE_OF_EACH['tour']}", "--sequences=4")
+    assert (done.status, done.err) == (
+        2, "error: --sequences: no effect; accepted: without --redraw\n"
+    )  # fmt: skip
+
+
 def test_analyze_prints_the_tables_of_its_findings(monkeypatch, tmp_path, run_analyze):
     module = importlib.import_module("experiments.analyze")
     monkeypatch.setattr(module, "REPORT", module.REPORT._replace(draw=lambda *_: {}))
