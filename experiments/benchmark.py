@@ -29,7 +29,7 @@ from sysout_jax.training.loop import Corpus, Run, corpus_of, train
 from sysout_jax.training.optimizer import OPTIMIZERS
 
 from .cli import grid, launch, showing
-from .cli.grid import Cells, Place, check_values, crossed
+from .cli.grid import Cells, Place, check_bases, check_values, crossed
 from .cli.presets import FILLED_IN, NORMS, PRESETS, SETTINGS, SMOKE
 from .cli.progress import reading
 from .records.benchmark import AXES
@@ -77,6 +77,8 @@ class Config:
                 one_of(flag, value, accepted)
         for flag in ("variants", "optimizers", "norms", "settings", "methods"):
             check_values(flag, getattr(self, flag))
+        if self.bases != Config.bases:
+            check_bases(self.bases, self.variants)
         for method in self.methods:
             schemes.scheme(method)
         for flag in ("sequences", "calibration"):

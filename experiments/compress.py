@@ -37,7 +37,7 @@ from sysout_jax.model.model import Model
 from sysout_jax.results import RunDirectory
 
 from .cli import grid, launch, showing
-from .cli.grid import Cells, Place
+from .cli.grid import Cells, Place, check_values
 from .inputs.evaluation_text import SEQUENCES, WIKITEXT2, Text, Texts
 from .inputs.model_selection import Choice, Chosen, every
 from .reports.compress_report import REPORT
@@ -88,19 +88,22 @@ class Config:
             at_least(least, name, getattr(self, name))
         if not 0.0 <= self.alpha <= 1.0:
             raise InputError("alpha", self.alpha, "a number from 0 to 1")
+        made = map(schemes.scheme, self.methods)
+        smooth = any(isinstance(how, Rounding) and how.basis == "smooth" for how in made)
+        if self.alpha != ALPHA and not smooth:
+            raise InputError("alpha", self.alpha, "with a smooth method in --methods", "no effect")
         self._check_protocol()
         self._check_boost()
         if self.choice.stream:
             raise InputError("stream", accepted="without it, compression takes a model in memory")
         present(self.sites)
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise InputError("methods", ",".join(self.methods), "at least one, none of them twice")
+        check_values("methods", self.methods)
         for method in self.methods:
             schemes.scheme(method)
         for way in self.conversions:
             one_of("conversions", way, converting.WEAK)
-        if len(set(self.conversions)) < len(self.conversions):
-            raise InputError("conversions", ",".join(self.conversions), "none of them twice")
+        if self.conversions:
+            check_values("conversions", self.conversions)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -116,8 +119,11 @@ class Config:
             raise InputError("budget", self.budget, "without --top", "both say how many")
         for kind in self.boost:
             allocation.check_kind(kind)
-        if len(set(self.boost)) < len(self.boost):
-            raise InputError("boost", ",".join(self.boost), "none of them twice")
+        for name in ("rungs", "top", "budget"):
+            if not self.boost and getattr(self, name) != getattr(Config, name):
+                raise InputError(name, getattr(self, name), "with --boost", "no effect")
+        if self.boost:
+            check_values("boost", self.boost)
         for method in self.methods if self.boost else ():
             allocation.on_ladder(method, schemes.scheme(method))
 

@@ -34,7 +34,7 @@ from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.core.measures import SINK_EPS
 from sysout_jax.errors import InputError, at_least, finite
 from sysout_jax.model.decoder import Params, param_axes
-from sysout_jax.results import RunDirectory
+from sysout_jax.results import RunDirectory, as_flag
 from sysout_jax.training.distil import Reads, added, distil
 from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sysout_jax.training.step import TrainState, make_step, make_steps
@@ -86,6 +86,11 @@ class Config:
         grid.check_values("draws", self.draws)
         if self.choice.stream:
             raise InputError("stream", accepted="without it, forms are of a model in memory")
+        if self.draws != Config.draws and not self.distil + self.finetune:
+            accepted = "with --distil or --finetune"
+            raise InputError("draws", as_flag(self.draws), accepted, "no effect")
+        if self.methods:
+            grid.check_values("methods", self.methods)
         for method in self.methods:
             schemes.scheme(method)
 

@@ -26,7 +26,7 @@ from sysout_jax.training.loop import Run, train
 from sysout_jax.training.optimizer import OPTIMIZERS
 
 from .cli import grid, launch, showing
-from .cli.grid import Cells, Place, check_values, crossed
+from .cli.grid import Cells, Place, check_bases, check_values, crossed
 from .cli.presets import BACKCOPY, FILLED_IN, NORMS, PENALTIES, SMOKE
 from .records.laboratory import DEFAULT_CELL
 from .records.study import history
@@ -114,6 +114,8 @@ class Config:
             at_least(1, "layers", value)
         for flag in ("chains", "variants", *AXES):
             check_values(flag, getattr(self, flag))
+        if self.bases != Config.bases:
+            check_bases(self.bases, self.variants)
         for decay in self.decays:
             if not 0 <= decay < inf:
                 raise InputError("decays", decay, "numbers of at least 0")

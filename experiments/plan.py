@@ -32,6 +32,7 @@ from sysout_jax.training.optimizer import OptimizerConfig
 from sysout_jax.training.sharding import make_mesh
 
 from .cli import launch, showing
+from .cli.grid import check_values
 from .cli.tables import show
 from .reports.plan_report import REPORT, fits
 
@@ -95,8 +96,7 @@ class Config:
     def __post_init__(self) -> None:
         for name in self.only:
             one_of("only", name, STEPS)
-        if not self.only or len(set(self.only)) < len(self.only):
-            raise InputError("only", ",".join(self.only), ", ".join(STEPS))
+        check_values("only", self.only)
         how = self.train.model.execution
         chip = machines.parse_topology(self.topology).chip
         if how.flash and not (chip and chip.tpu and self.only == ("train",)):

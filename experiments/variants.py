@@ -36,7 +36,7 @@ from sysout_jax.training.sharding import make_mesh
 from sysout_jax.training.states import Saving, check_usable
 
 from .cli import ending, launch, showing
-from .cli.grid import Place
+from .cli.grid import Place, check_values
 from .cli.presets import BACKCOPY, FILLED_IN, NOT_GIVEN, PRESETS, SMOKE, TEXT
 from .cli.progress import Progress, reading
 from .cli.tables import show
@@ -77,11 +77,8 @@ class Config:
             raise InputError("jobs", self.jobs, "1", "with --flash on a GPU")
         for name in self.variants:
             one_of("variants", name, VARIANTS)
-        corpora = [study.corpus for study in self.studies]
-        for flag, names in (("variants", self.variants), ("corpus", corpora)):
-            if not names or len(set(names)) < len(names):
-                found = ",".join(names)
-                raise InputError(flag, found, "at least one name, none of them twice")
+        check_values("variants", self.variants)
+        check_values("corpus", [study.corpus for study in self.studies])
 
 
 def run(config: Config, console: Console) -> RunDirectory | None:

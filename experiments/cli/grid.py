@@ -117,6 +117,19 @@ def check_values(flag: str, values: Sequence[Any]) -> None:
         raise InputError(flag, found, "at least one, none of them twice")
 
 
+def check_bases(bases: Sequence[str], variants: Sequence[str]) -> None:
+    """Refuse a variant twice, or one that is not trained, among those that all else is tried with.
+
+    Raises:
+      InputError: names it.
+    """
+    if bases:
+        check_values("bases", bases)
+    for name in bases:
+        if name not in variants:
+            raise InputError("bases", name, f"of --variants: {', '.join(variants)}", "no effect")
+
+
 def check_same(mine: Any, theirs: Mapping[str, Any], said: str) -> None:
     """Refuse to go on with what was begun with other settings.
 
