@@ -29,7 +29,7 @@ def page(text: str, often: Sequence[str], configs: Sequence[Any]) -> str:
       configs: what the command does when no flag is given, one for each of its studies.
     """
     often = often or sorted(ours())
-    parts = [text.strip(), "", "often used:"]
+    parts = [*map(_fitted, text.strip().splitlines()), "", "often used:"]
     parts += [_entry(name, configs) for name in often]
     others = sorted(ours() - set(often))
     parts += ["", "others, explained by --helpfull:"] if others else []
@@ -58,6 +58,23 @@ def ours() -> set[str]:
         if "experiments" in module or "benchmarks" in module
         for flag in defined
     }
+
+
+def _fitted(line: str) -> str:
+    """A line of a command's text in lines that fit, which a shell reads as one where it is typed.
+
+    What is said beside it comes nearer, or above it.
+    """
+    if len(line) <= WIDTH:
+        return line
+    command, said, comment = line.partition("  #")
+    if said:
+        near = f"{command.rstrip()}{said}{comment}"
+        return near if len(near) <= WIDTH else f"#{comment}\n{_fitted(command.rstrip())}"
+    lines = textwrap.wrap(
+        line, WIDTH - 2, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )  # fmt: skip
+    return " \\\n".join(lines) if line.startswith("python ") else textwrap.fill(line, WIDTH)
 
 
 def _entry(name: str, configs: Sequence[Any]) -> str:

@@ -1,6 +1,7 @@
 """--help explains what people use and names the rest; a wrong flag is one line."""
 
 import re
+import shlex
 
 import pytest
 from absl import flags
@@ -22,16 +23,22 @@ def configs(module):
     return [config()] if config else []
 
 
+def commands(text):
+    whole = text.partition("often used:")[0].replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in whole if line.startswith("python ")]
+
+
 @pytest.mark.parametrize("name", BINARIES)
 def test_every_flag_is_there_within_80_columns(name, defined):
     module = BINARIES[name]
     defined(module)
-    page = help.page("What for.", module.OFTEN, configs(module))
+    page = help.page(module.__doc__, module.OFTEN, configs(module))
     assert max(map(len, page.splitlines())) <= 80
+    assert commands(page) == commands(module.__doc__)  # broken lines are one to a shell
     explained, _, others = page.partition("others, explained by --helpfull:")
     assert re.findall(r"^  --(\w+)", explained, re.M) == list(module.OFTEN)
     listed = set(re.findall(r"\w+(?=,|$)", others, re.M))
-    assert {flag for flag in help._ours() if flag not in module.OFTEN} == listed
+    assert {flag for flag in help.ours() if flag not in module.OFTEN} == listed
 
 
 def test_defaults_are_those_of_the_config(defined):
