@@ -1,6 +1,6 @@
 """The model that --model means: of a run, published, of llama2.c, whole or one layer at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,11 @@ def _study(run: Path | None, name: str) -> dict[str, Any]:
         mine = [study for study in studies if name.startswith(f"{study['name']}-")]
         return max(mine, key=lambda study: len(study["name"]), default={})
     return {}
+
+
+def origins(chosen: Iterable[Chosen]) -> dict[str, Any]:
+    """What a record says of where models that were published come from, by their names."""
+    return {each.name: each.model.origin.told for each in chosen if each.model.origin}
 
 
 def choose(choice: Choice) -> Chosen:

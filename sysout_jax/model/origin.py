@@ -1,6 +1,8 @@
 """Where the weights of a model come from: for records, and never part of what a model is."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,3 +20,10 @@ class Origin:
     place: str = field(compare=False)
     weights: str = field(compare=False)
     ignored: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """For a record; as those are shown to others, a place in the home begins with ~."""
+        place, home = Path(self.place), Path.home()
+        shown = Path("~", place.relative_to(home)) if place.is_relative_to(home) else place
+        return asdict(self) | {"place": str(shown)}

@@ -353,21 +353,12 @@ def header(material: Material) -> dict[str, Any]:
     sequences, length = material.rows.shape
     return {
         "model": asdict(config),
-        "origin": _origin(material.model),
+        "origin": None if material.model.origin is None else material.model.origin.told,
         "thresholds": asdict(material.thresholds),
         "sequences": sequences,
         "seq_len": length - 1,
         "prompt": material.pieces(material.prompt),
     }
-
-
-def _origin(model: Model) -> dict[str, Any] | None:
-    """What was read; records are shown to others, so a place in the home begins with ~."""
-    if model.origin is None:
-        return None
-    place, home = Path(model.origin.place), Path.home()
-    shown = Path("~", place.relative_to(home)) if place.is_relative_to(home) else place
-    return asdict(model.origin) | {"place": str(shown)}
 
 
 def describe(material: Material, result: Any) -> dict[str, Any]:
