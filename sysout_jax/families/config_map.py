@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, printable
 from sysout_jax.families.family import Family, Field, Group, Only, Raw
 from sysout_jax.families.reference import reference_of
 from sysout_jax.model.config import ModelConfig
@@ -107,7 +107,7 @@ def ignored_fields(family: Family, raw: Raw) -> tuple[str, ...]:
     theirs = reference_of(family.model_types[0])
     known = {*theirs.known, *_rows(family), *family.aliases, *QUANTISATION}
     flat = _flat(raw).items()
-    return tuple(sorted(k for k, value in flat if k not in known and value is not None))
+    return tuple(sorted(printable(k) for k, value in flat if k not in known and value is not None))
 
 
 def spelled(family: Family, raw: Raw) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def _typed(family: Family, ours: dict[str, Any]) -> ModelConfig:
         return ModelConfig(**_values(family, ModelConfig, ours))
     except OverflowError as error:
         where, accepted = f"config.json of {family.name}", "numbers of less than 1e308"
-        raise InputError(where, None, accepted, f"a larger one ({error})") from error
+        raise InputError(where, None, accepted, f"a number too large ({error})") from error
     except InputError as error:
         if error.field == f"config.json of {family.name}":
             raise

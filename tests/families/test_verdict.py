@@ -20,9 +20,9 @@ def test_directories_and_config_files(golden, tmp_path):
     assert (whole.accepted, whole.family) == (alone.accepted, alone.family) == (True, "llama")
     assert whole.message.startswith("layers 2, width 20; safetensors (")
     assert alone.message.endswith("only its config.json was looked at")
-    raw = json.loads((directory / "config.json").read_text()) | {"unsloth_fixed": True}
+    raw = json.loads((directory / "config.json").read_text()) | {"unsloth\x1b[2J": True}
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    assert would_load(str(tmp_path)).ignored == ("unsloth_fixed",)
+    assert would_load(str(tmp_path)).ignored == (r"unsloth\x1b[2J",)
     (tmp_path / "model.safetensors").write_bytes(b"")
     broken = would_load(str(tmp_path))
     assert not broken.accepted
