@@ -14,12 +14,12 @@ from rich.console import Console
 from sysout_jax.analysis.locate.scan import together
 from sysout_jax.analysis.measure.assumptions import assumptions, check
 from sysout_jax.converting import LENGTH
-from sysout_jax.errors import InputError, at_least
+from sysout_jax.errors import at_least
 from sysout_jax.results import RunDirectory
 
 from .cli import grid, launch, showing
 from .cli.grid import Place
-from .inputs.evaluation_text import Text, Texts
+from .inputs.evaluation_text import Text, Texts, length_of
 from .inputs.model_selection import Choice, Chosen, of_softmax
 from .reports.assumptions_report import REPORT
 
@@ -44,8 +44,7 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("sequences", "calibration", "seq_len", "batch"):
             at_least(1, name, getattr(self, name))
-        if self.choice.stream:
-            raise InputError("stream", accepted="without it, this takes a model in memory")
+        self.choice.in_memory()
 
 
 def run(config: Config, console: Console) -> RunDirectory:
@@ -73,8 +72,7 @@ def run(config: Config, console: Console) -> RunDirectory:
 
 def _text(config: Config, chosen: Chosen, console: Console) -> Text:
     """The text for a model that the theory is about."""
-    longest = chosen.model.config.longest
-    length = config.seq_len or min(LENGTH, longest or LENGTH)
+    length = length_of(config.seq_len, chosen.model.config, LENGTH)
     text = Texts(
         config.corpus, config.calibration, config.sequences, length, console, config.token_dtype
     ).of(chosen)

@@ -42,16 +42,14 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, least in (("controls", 1), ("sequences", 1), ("seq_len", 3), ("batch", 1)):
-            if (value := getattr(self, name)) is not None:
-                at_least(least, name, value)
+            at_least(least, name, getattr(self, name))
         shown = ",".join(f"{factor:g}" for factor in self.factors)
         distinct = len(set(self.factors)) == len(self.factors)
         if not distinct or not {0.0, 1.0} <= set(self.factors):
             raise InputError("factors", shown, "different numbers, 0 and 1 among them")
         if not all(abs(factor) < float("inf") for factor in self.factors):
             raise InputError("factors", shown, "finite numbers")
-        if self.choice.stream:
-            raise InputError("stream", accepted="without it, doses are of a model in memory")
+        self.choice.in_memory()
 
 
 def run(config: Config, console: Console) -> RunDirectory:

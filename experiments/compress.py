@@ -94,8 +94,7 @@ class Config:
             raise InputError("alpha", self.alpha, "with a smooth method in --methods", "no effect")
         self._check_protocol()
         self._check_boost()
-        if self.choice.stream:
-            raise InputError("stream", accepted="without it, compression takes a model in memory")
+        self.choice.in_memory()
         present(self.sites)
         check_values("methods", self.methods)
         for method in self.methods:

@@ -26,7 +26,7 @@ from sysout_jax.training.checkpoint import load, save
 
 from .cli import grid, launch, showing
 from .cli.grid import Place
-from .inputs.evaluation_text import Text, Texts
+from .inputs.evaluation_text import Text, Texts, length_of
 from .inputs.model_selection import Choice, Chosen, choose
 from .reports.convert_report import REPORT
 
@@ -63,8 +63,7 @@ class Config:
             at_least(1, name, getattr(self, name))
         one_of("weak", self.weak, converting.WEAK)
         one_of("export", self.export, EXPORTS)
-        if self.choice.stream:
-            raise InputError("stream", accepted="without it, a conversion takes a model in memory")
+        self.choice.in_memory()
 
 
 def run(config: Config, console: Console) -> RunDirectory:
@@ -108,8 +107,7 @@ def _check_out(config: Config, out: Path) -> None:
 
 
 def _text(config: Config, chosen: Chosen, console: Console) -> Text:
-    longest = chosen.model.config.longest
-    length = config.seq_len or min(converting.LENGTH, longest or converting.LENGTH)
+    length = length_of(config.seq_len, chosen.model.config, converting.LENGTH)
     return Texts(
         config.corpus, config.calibration, config.sequences, length, console, config.token_dtype
     ).of(chosen)

@@ -84,8 +84,7 @@ class Config:
             at_least(least, name, getattr(self, name))
         finite("finetune_lr", self.finetune_lr)
         grid.check_values("draws", self.draws)
-        if self.choice.stream:
-            raise InputError("stream", accepted="without it, forms are of a model in memory")
+        self.choice.in_memory()
         if self.draws != Config.draws and not self.distil + self.finetune:
             accepted = "with --distil or --finetune"
             raise InputError("draws", as_flag(self.draws), accepted, "no effect")

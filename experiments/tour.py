@@ -61,8 +61,7 @@ class Config:
     def __post_init__(self) -> None:
         for name, least in (("calibration", 4), ("sequences", 1), ("seq_len", 32)):
             at_least(least, name, getattr(self, name))
-        if self.choice.stream:
-            raise InputError("stream", accepted="without it, a tour takes a model in memory")
+        self.choice.in_memory()
 
 
 def run(config: Config, console: Console) -> RunDirectory:

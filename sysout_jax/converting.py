@@ -277,7 +277,6 @@ def _weak_treated(
     say("weaker sinks: as trained")
     before = run(trained.config, trained.params, trained.begin)
     table = [judged("as trained", before, before.losses)]
-    ratios, standing = standing_rows(trained.params)
     initial = made.prefix or _initial(model, texts)
     ids = carriers(before, trained.rows(texts), initial)[: most_tokens(model.config)]
     found = {"leave": made, "prefix": made if ids == made.prefix else _prefixed(model, ids)}

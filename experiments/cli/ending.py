@@ -55,7 +55,7 @@ def ended(error: BaseException, signals: Sequence[int]) -> int:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def printing() -> Iterator[None]:
     """What a command prints before it runs, to the end; nobody may read it to there."""
     try:
         try:

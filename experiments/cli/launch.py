@@ -211,7 +211,7 @@ def launch(
         _hide_tpu_compiler()
     sys.stdout = ending.Output(typing.cast(io.TextIOWrapper, sys.stdout))
     if any(argument in help.HELP for argument in sys.argv[1:]):
-        with ending.told():
+        with ending.printing():
             print(help.page(sys.modules["__main__"].__doc__ or "", often, configs))
         sys.exit()
     sys.argv[1:] = named_runs(sys.argv[1:])
@@ -232,7 +232,7 @@ def launch(
 
 def _parsed(argv: list[str]) -> list[str]:
     try:
-        with ending.told():  # --helpfull prints
+        with ending.printing():  # --helpfull prints
             return FLAGS(argv)
     except flags.Error as error:
         print(help.unread(error), file=sys.stderr)

@@ -86,11 +86,11 @@ def run_or_redraw(
     """
     console = console_for_tables()
     if FLAGS.redraw:
-        for name in sorted(help.ours() - {"redraw", "workdir", "wide", *PRINTED}):
-            if FLAGS[name].present:
-                raise InputError(name, None, "without --redraw", "no effect")
         directory = Path(FLAGS.redraw)
         with redrawing(directory, binary) as record:
+            for name in sorted(help.ours() - {"redraw", "workdir", "wide", *PRINTED}):
+                if FLAGS[name].present:
+                    raise InputError(name, None, "without --redraw", "no effect")
             _say(console, report.sections(record), record)
             publish(console, directory, record, report)
         return

@@ -93,8 +93,8 @@ def windows(spec: str, tokenizer: Tokenizer | None, longest: int | None) -> Int[
     return ids[: len(ids) // size * size].reshape(-1, size).astype(np.int32)
 
 
-def length_of(given: int | None, config: ModelConfig) -> int:
-    """T: what --seq_len says, or `TOKENS`, or what the model can read if that is less.
+def length_of(given: int | None, config: ModelConfig, usual: int = TOKENS) -> int:
+    """T: what --seq_len says, or the usual, or what the model can read if that is less.
 
     Raises:
       InputError: more than learned positions allow.
@@ -102,7 +102,7 @@ def length_of(given: int | None, config: ModelConfig) -> int:
     if given is not None and config.longest is not None and given > config.longest:
         most = config.longest
         raise InputError("seq_len", given, f"at most {most}", f"learned positions end at {most}")
-    return given or min(TOKENS, config.longest or TOKENS)
+    return given or min(usual, config.longest or usual)
 
 
 @dataclass

@@ -45,6 +45,15 @@ class Choice:
         if self.stream and self.shape.devices > 1:
             raise InputError("stream", None, "a mesh of one device", f"with --mesh={self.mesh}")
 
+    def in_memory(self) -> None:
+        """Refuse to hold one layer at a time.
+
+        Raises:
+          InputError: that is asked for.
+        """
+        if self.stream:
+            raise InputError("stream", accepted="without it, this takes a model in memory")
+
     @property
     def shape(self) -> MeshShape:
         """The mesh as numbers."""

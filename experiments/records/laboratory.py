@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from sysout_jax.analysis.statistics import Interval, mean_interval
-
 Record = dict[str, Any]
 # What a cell is beside its variant, where nothing is said.
 DEFAULT_CELL: Mapping[str, Any] = MappingProxyType(
@@ -28,31 +26,10 @@ def cell_of(record: Record, variant: str, **setting: object) -> Record:
       KeyError: it is not in the record, or diverged.
     """
     wanted = {**DEFAULT_CELL, **setting}
-    for cell in _matching(record, variant, wanted):
-        return cell
+    for cell in trained(record):
+        if cell["variant"] == variant and all(cell[n] == value for n, value in wanted.items()):
+            return cell
     raise KeyError(f"no cell {variant}, {wanted}")
-
-
-def along(record: Record, variant: str, factor: str) -> dict[Any, Record]:
-    """The cells of a variant in which all but one factor is as usual, by that factor's value."""
-    others = {name: value for name, value in DEFAULT_CELL.items() if name != factor}
-    return {cell[factor]: cell for cell in _matching(record, variant, others)}
-
-
-def _matching(record: Record, variant: str, wanted: Mapping[str, object]) -> list[Record]:
-    return [
-        cell for cell in trained(record)
-        if cell["variant"] == variant and all(cell[n] == value for n, value in wanted.items())
-    ]  # fmt: skip
-
-
-def by_chain(record: Record, values: list[float]) -> list[Interval]:
-    """Of each chain, the mean over seeds with its interval; values are in the order of `runs`."""
-    chains = [chain for _, chain in record["runs"]]
-    return [
-        mean_interval([x for x, at in zip(values, chains, strict=True) if at == chain])
-        for chain in record["chains"]
-    ]
 
 
 def setting(cell: Record) -> str:

@@ -13,6 +13,7 @@ from sysout_jax.analysis.statistics import (
     over_seeds,
     ratio_interval,
 )
+from sysout_jax.converting import CONVERTED
 from sysout_jax.showing import Interval, Table
 
 from ..cli.showing import Report
@@ -51,7 +52,7 @@ def sections(record: Record) -> Iterator[Section]:
             f"{mine[0]['tokens']['evaluation']:,} tokens"
         )
         yield Section(corpus, Table.of(title, headings, rows), apart=True)
-        boosted = [model for model in mine if any(map(_bits, model["methods"].values()))]
+        boosted = [model for model in mine if any("bits" in of for of in model["methods"].values())]
         if boosted:
             yield _allocated(corpus, boosted, record["methods"])
         if any("trained" in model for model in mine):
@@ -66,18 +67,13 @@ def sections(record: Record) -> Iterator[Section]:
         yield from (Section(name, table, asked=True) for name, table in details(model))
 
 
-def _bits(found: Record) -> float | None:
-    bits: float | None = found.get("bits")
-    return bits
-
-
 def _allocated(corpus: str, models: list[Record], methods: list[str]) -> Section:
     """Each boost beside the method without it: bits a weight, the loss, what climbs."""
     rows = []
     for model in models:
         for method in methods:
             found = model["methods"].get(method)
-            if found is None or _bits(found) is None:
+            if found is None or "bits" not in found:
                 continue
             base = model["methods"].get(method.partition("+")[0])
             beside = ""
@@ -264,7 +260,9 @@ def verdict(record: Record, directory: Path) -> Verdict:
         return Verdict("no method is finished with a finite loss", "", "", ("runs",))
     mean = {method: _mean(each) for method, each in cost.items()}
     dearest, cheapest = (choose(mean, key=lambda of: mean[of]) for choose in (max, min))
-    found = f"{dearest} costs most, {mean[dearest]:+.3f} nats; {cheapest} {mean[cheapest]:+.3f}"
+    found = f"{dearest} costs {mean[dearest]:+.3f} nats"
+    if len(mean) > 1:
+        found = f"{dearest} costs most, {mean[dearest]:+.3f} nats; {cheapest} {mean[cheapest]:+.3f}"
     ways = _converted(record, list(mean))
     if ways:
         saved = {(way, of): mean[of] - after for (way, of), after in ways.items()}
@@ -278,13 +276,14 @@ def verdict(record: Record, directory: Path) -> Verdict:
     return Verdict(
         found, f"it costs {most} {high:+.3f}, {least} {low:+.3f}" if most != least else "",
         _off(record),
-        ("compress", *of, "--conversions=bound,prefix+bound"),
+        ("analyze", *of) if len(trained) < len(record["models"])  # a conversion did nothing
+        else ("compress", *of, "--conversions=bound,prefix+bound"),
     )  # fmt: skip
 
 
 def _converted(record: Record, methods: list[str]) -> dict[tuple[str, str], float]:
     """(conversion, method) -> the mean cost of the method in models so converted."""
-    models = [model for model in record["models"] if "trained" in model]
+    models = [model for model in record["models"] if model.get("kind") in CONVERTED]
     return {
         (way, method): _mean(found)
         for way in dict.fromkeys(model["conversion"] for model in models)

@@ -49,7 +49,9 @@ def _numbers(log: Path) -> Iterator[tuple[str, int, str, float]]:
         if "step" not in row:
             continue
         model = f"{Path(row['corpus']).name}-{row['variant']}"
-        per_seed = {name: row[name] for name in ("loss", "val_loss", "grad_norm") if name in row}
+        per_seed: dict[str, Any] = {
+            name: row[name] for name in ("loss", "val_loss", "grad_norm") if name in row
+        }
         per_seed |= {f"measures/{key}": value for key, value in row.get("measures", {}).items()}
         for tag, values in per_seed.items():
             for seed, value in zip(row["seeds"], values, strict=True):

@@ -122,13 +122,13 @@ def verdict(record: Record, directory: Path) -> Verdict:
     sinks = [(cell, _sinks(cell)) for cell in trained(record)]
     if not sinks:
         return Verdict("no cell is finished", "", "", ("runs",))
-    every, none = (sum(test(of) for _, of in sinks) for test in (np.all, _none))
+    every, some = (sum(bool(test(of)) for _, of in sinks) for test in (np.all, np.any))
     variants = dict.fromkeys(cell["variant"] for cell, _ in sinks)
-    without = [v for v in variants if all(_none(of) for cell, of in sinks if cell["variant"] == v)]
+    without = [v for v in variants if not any(of.any() for c, of in sinks if c["variant"] == v)]
     diverged = len(record["cells"]) - len(sinks)
     return Verdict(
         f"{len(sinks)} cells: sinks in every run of {every}, in some of "
-        f"{len(sinks) - every - none}, in none of {none}",
+        f"{some - every}, in none of {len(sinks) - some}",
         f"no sink in any cell: {few(without, LINE - 21)}" if without
         else "every variant has a sink in some run",
         f"{numbered(diverged, 'cell')} diverged" if diverged
@@ -136,10 +136,6 @@ def verdict(record: Record, directory: Path) -> Verdict:
         ("claims",) if given(record, "full")
         else ("laboratory", *again(record, f"--name={directory.name}", "--full")),
     )  # fmt: skip
-
-
-def _none(runs: np.ndarray) -> bool:
-    return not runs.any()
 
 
 REPORT = Report(sections, verdict)

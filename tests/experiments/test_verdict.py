@@ -15,7 +15,12 @@ from rich.console import Console
 from experiments import claims
 from experiments.cli.tables import Section
 from experiments.cli.verdict import LINE, Verdict, again, conclude, few, given
-from experiments.reports import claims_report, convert_report, variants_report
+from experiments.reports import (
+    claims_report,
+    compress_report,
+    convert_report,
+    variants_report,
+)
 from sysout_jax.report.tables import tables
 from sysout_jax.results import provenance, read_record
 from tests import usage
@@ -238,6 +243,22 @@ def test_convert_says_what_was_measured(before, after, says):
     model["check"] = model["check"] if says else None
     said = convert_report.verdict(record, RESULTS)
     assert (said.means, said.but) == (says, "")
+
+
+def test_compress_of_one_method_and_of_what_nothing_converted():
+    """One costs most of none; a model that is as it was has saved nothing."""
+    record, _ = verdict_of("compress/smollm2-135m-books")
+    record["methods"] = ["w8a8"]
+    for model in record["models"]:
+        model["methods"] = {"w8a8": model["methods"]["w8a8"]}
+        model |= {"kind": "none"} if "trained" in model else {}
+    (trained,) = [model for model in record["models"] if "trained" not in model]
+    said = compress_report.verdict(record, RESULTS)
+    assert said.found == f"w8a8 costs {trained['methods']['w8a8']['change'][0]:+.3f} nats"
+    assert said.means == ""
+    assert "converted" not in said.but
+    assert said.next[0] == "analyze"
+    check(said)
 
 
 def test_labels_of_a_terminal_are_plain():
