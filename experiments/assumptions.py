@@ -20,7 +20,7 @@ from sysout_jax.results import RunDirectory
 from .cli import grid, launch, showing
 from .cli.grid import Place
 from .inputs.evaluation_text import Text, Texts, length_of
-from .inputs.model_selection import Choice, Chosen, of_softmax
+from .inputs.model_selection import Choice, Chosen, of_softmax, origins
 from .reports.assumptions_report import REPORT
 
 # What --help explains.
@@ -65,7 +65,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     return grid.run(
         config, "assumptions", {each.cell: each for each in chosen}, found,
         grid.common(config, "variant", "seed"), lambda there: {"models": there.all()},
-        REPORT, console, described={"config": grid.told(config)},
+        REPORT, console, described={"config": grid.told(config), "origins": origins(chosen)},
         of=[each.name for each in chosen],
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from sysout_jax.results import RunDirectory
 from .cli import grid, launch, showing
 from .cli.grid import Place
 from .inputs.evaluation_text import length_of, read_corpus
-from .inputs.model_selection import Choice, Chosen, of_softmax
+from .inputs.model_selection import Choice, Chosen, of_softmax, origins
 from .reports.causal_report import REPORT
 
 # What --help explains.
@@ -72,7 +72,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     return grid.run(
         config, "causal", {each.cell: each for each in chosen}, found,
         grid.common(config, "variant", "seed"), lambda there: {"models": there.all()},
-        REPORT, console, described={"config": grid.told(config)},
+        REPORT, console, described={"config": grid.told(config), "origins": origins(chosen)},
         of=[each.name for each in chosen],
     )  # fmt: skip
 

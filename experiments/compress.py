@@ -39,7 +39,7 @@ from sysout_jax.results import RunDirectory
 from .cli import grid, launch, showing
 from .cli.grid import Cells, Place, check_values
 from .inputs.evaluation_text import SEQUENCES, WIKITEXT2, Text, Texts
-from .inputs.model_selection import Choice, Chosen, every
+from .inputs.model_selection import Choice, Chosen, every, origins
 from .reports.compress_report import REPORT
 
 # What --help explains.
@@ -181,7 +181,8 @@ def run(config: Config, console: Console) -> RunDirectory:
     about["conversions"] = "some" if config.conversions else "none"
     return grid.run(
         config, "compress", named, lambda cell, log: judge(*cell[:2]).found(cell[2]), about,
-        gathered, REPORT, console, described={"experiment": "compression"},
+        gathered, REPORT, console,
+        described={"experiment": "compression", "origins": origins(chosen)},
         of=[each.name for each in chosen],
     )  # fmt: skip
 

@@ -27,7 +27,7 @@ from sysout_jax.training.checkpoint import load, save
 from .cli import grid, launch, showing
 from .cli.grid import Place
 from .inputs.evaluation_text import Text, Texts, length_of
-from .inputs.model_selection import Choice, Chosen, choose
+from .inputs.model_selection import Choice, Chosen, choose, origins
 from .reports.convert_report import REPORT
 
 # What --help explains.
@@ -91,7 +91,8 @@ def run(config: Config, console: Console) -> RunDirectory:
     return grid.run(
         config, "convert", {chosen.cell: chosen}, found, grid.common(config),
         lambda there: {"models": there.all()}, REPORT, console,
-        described={"config": grid.common(config, "out")}, of=[chosen.name],
+        described={"config": grid.common(config, "out"), "origins": origins([chosen])},
+        of=[chosen.name],
     )  # fmt: skip
 
 

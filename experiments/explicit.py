@@ -42,7 +42,7 @@ from sysout_jax.training.step import TrainState, make_step, make_steps
 from .cli import grid, launch, showing
 from .cli.grid import Place
 from .inputs.evaluation_text import Text, Texts
-from .inputs.model_selection import Choice, Chosen, of_softmax
+from .inputs.model_selection import Choice, Chosen, of_softmax, origins
 from .reports.explicit_report import REPORT
 
 # What --help explains.
@@ -122,9 +122,10 @@ def run(config: Config, console: Console) -> RunDirectory:
     return grid.run(
         config, "explicit", named, lambda cell, log: judge(cell[0]).found(*cell[1:], say),
         grid.common(config, "variant", "seed"),
-        lambda there: {"models": _models(there)},
-        REPORT,
-        console, described={"methods": config.methods, "config": grid.told(config)},
+        lambda there: {"models": _models(there)}, REPORT, console,
+        described={
+            "methods": config.methods, "config": grid.told(config), "origins": origins(chosen)
+        },
         of=[each.name for each in chosen],
     )  # fmt: skip
 

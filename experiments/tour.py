@@ -35,7 +35,7 @@ from sysout_jax.results import RunDirectory
 from .cli import grid, launch, showing
 from .cli.grid import Place
 from .inputs.evaluation_text import Text, Texts
-from .inputs.model_selection import Choice, Chosen, choose
+from .inputs.model_selection import Choice, Chosen, choose, origins
 from .reports.tour_report import REPORT
 
 FLAGS = flags.FLAGS
@@ -74,7 +74,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     return grid.run(
         config, "tour", {chosen.cell: chosen}, lambda each, log: _found(config, each, text, say),
         grid.common(config), lambda there: {"models": there.all()}, REPORT, console,
-        described={"config": grid.told(config)}, of=[chosen.name],
+        described={"config": grid.told(config), "origins": origins([chosen])}, of=[chosen.name],
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders
 
-from sysout_jax.errors import printable
+from sysout_jax.errors import InputError, printable, reason
 from sysout_jax.files import write_text
 
 FORMAT = "sysout_jax tokenizer 1"  # of what `save` writes
@@ -153,10 +153,14 @@ class SubwordTokenizer:
         return AFTER_LINE if gpt2_split else None
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self.backend.encode(text, add_special_tokens=False).ids, np.int32)
+        return self.encode_many([text])[0]
 
     def encode_many(self, texts: list[str]) -> list[np.ndarray]:
-        encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # bare, as of a word that a vocabulary without unknowns lacks
+            accepted = "text that the model's tokenizer has tokens for"
+            raise InputError("text", None, accepted, reason(error)) from error
         return [np.array(one.ids, np.int32) for one in encoded]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:

@@ -15,7 +15,7 @@ MPT = Family(
     architecture="MptForCausalLM",
     covers="MPT 7B and 30B, their instruct and chat models",
     cite="MosaicML 2023, Introducing MPT-7B",
-    fixed={"position": "alibi", "mlp": "gelu_exact", "bias": False},
+    fixed={"norm": "layer", "position": "alibi", "mlp": "gelu_exact", "bias": False},
     config=(
         Field("vocab_size", "vocab"),
         Field("max_seq_len", "context"),
@@ -38,7 +38,7 @@ MPT = Family(
         Only("expansion_ratio", 4),
         Only("no_bias", True),
         Only("logit_scale", None),
-        Field("norm_type", "norm", {"low_precision_layernorm": "layer", "layernorm": "layer"}),
+        Only("norm_type", "low_precision_layernorm"),
         Only("embedding_fraction", 1.0),
     ),
     tensors=(

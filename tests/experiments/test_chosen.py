@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments.inputs.model_selection import Choice, choose, every
+from experiments.inputs.model_selection import Choice, choose, every, origins
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init
@@ -51,6 +51,15 @@ def test_attention_of_a_model_that_was_trained_in_blocks_of_queries_is_read_whol
     chosen = choose(Choice(model=str(tmp_path / "model")))
     assert chosen.model.config.execution.query_block is None
     assert (chosen.seed, chosen.model.config.context) == (2, 5)
+
+
+def test_a_record_says_where_published_weights_come_from(golden):
+    directory, _, _ = golden("llama")
+    chosen = choose(Choice(model=str(directory)))
+    ((name, told),) = origins([chosen]).items()
+    assert name == directory.name
+    assert told["place"] == str(directory)
+    assert told["weights"].startswith("safetensors (")
 
 
 def test_a_mesh_that_cannot_be_is_refused():

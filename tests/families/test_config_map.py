@@ -692,16 +692,6 @@ def test_a_damaged_count_is_refused_before_it_is_counted_up_to(name):
     assert f"{name}=2147483648 (accepted: an integer of at most 10000)" in refused
 
 
-def test_mpts_norm_by_its_other_name():
-    """The reference (modeling_mpt.py) makes a LayerNorm of either; RMS norms are another thing."""
-    mpt = PUBLISHED["mpt-7b"][0]
-    file = Path("config.json")
-    config = read_config(by_model_type("mpt", file), mpt | {"norm_type": "layernorm"})
-    assert config == read_config(by_model_type("mpt", file), mpt)
-    assert config.norm == "layer"
-    assert "norm_type='rmsnorm' (accepted" in refusal(mpt | {"norm_type": "rmsnorm"})
-
-
 def test_all_faults_are_named_at_once():
     change = {"hidden_act": "x", "is_causal": False, "quantization_config": {"bits": 4}}
     message = refusal(LLAMA2_7B | change | {"rope_scaling": {"type": "spiral"}})

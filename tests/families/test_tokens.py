@@ -188,6 +188,16 @@ def test_a_tokenizer_that_cannot_encode_is_refused_when_it_is_read(tmp_path, mod
         published_tokenizer(tmp_path)
 
 
+def test_text_that_a_vocabulary_has_no_token_for_is_refused(tmp_path):
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}
+    spec = {"version": "1.0", "added_tokens": [], "model": model}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    found = published_tokenizer(tmp_path)
+    assert found.encode("a").tolist() == [0]
+    with pytest.raises(InputError, match=r"^text: .*; accepted: text that the model's tokenizer"):
+        found.encode("b")
+
+
 @pytest.mark.parametrize("template", [None, "<s> $A", "$A </s>"])
 @pytest.mark.parametrize("adds", [True, False])
 def test_a_tokenizer_comes_back_from_what_is_written(tmp_path, template, adds):
