@@ -18,6 +18,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import ndtri
 
+from sysout_jax.core.layers import widened
+
 PER = ("tensor", "vector", "group")
 PERCENTILE = 99.999  # of magnitudes, the default of a calibrated range
 LARGEST_E4M3 = 448.0
@@ -298,7 +300,7 @@ def half_quadratic(
 def quantise(
     x: Float[Array, "... I"], fmt: Format, per: str = "tensor", group: int = 128
 ) -> Float[Array, "... I"]:
-    """AbsMax rounding of a tensor with its own largest magnitudes.
+    """AbsMax rounding of a tensor with its own largest magnitudes, at least in float32.
 
     Args:
       x: [..., I], the contracted axis last.
@@ -307,17 +309,18 @@ def quantise(
       group: consecutive entries of a group.
     """
     per, group = ("group", fmt.block) if fmt.block else (per, group)
-    shared = grouped(x, per, group)
-    return ungrouped(symmetric(shared, fmt, largest_magnitude(shared)), x.shape, per)
+    shared = grouped(widened(x), per, group)
+    rounded = symmetric(shared, fmt, largest_magnitude(shared))
+    return ungrouped(rounded, x.shape, per).astype(x.dtype)
 
 
 def quantise_zero_point(
     x: Float[Array, "... I"], bits: int, per: str = "tensor", group: int = 128
 ) -> Float[Array, "... I"]:
     """Asymmetric rounding of a tensor with its own ranges; arguments are those of `quantise`."""
-    shared = grouped(x, per, group)
+    shared = grouped(widened(x), per, group)
     low, high = (f(shared, axis=-1, keepdims=True) for f in (jnp.min, jnp.max))
-    return ungrouped(zero_point(shared, bits, low, high), x.shape, per)
+    return ungrouped(zero_point(shared, bits, low, high), x.shape, per).astype(x.dtype)
 
 
 def flushed(x: Float[Array, "..."], rounded: Float[Array, "..."]) -> Float[Array, ""]:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from sysout_jax.core.detectors import ratio_or_zero
 from sysout_jax.core.measures import rows_to_one
 
 
@@ -178,7 +179,7 @@ def scaling_factor(outliers: Bool[Array, "S"], normalised: bool) -> Blockwise:
         p = weights if normalised else rows_to_one(weights)
         sinks = jnp.where(jnp.broadcast_to(outliers, p.shape), p, 0.0)
         added, whole = (jnp.linalg.norm(_mix(v, w), axis=-1) for w in (sinks, p))
-        error = jnp.where(whole == 0.0, 0.0, added / jnp.where(whole == 0.0, 1.0, whole))
+        error = ratio_or_zero(added, whole)
         received = jnp.sum(sinks, axis=-1)
         rest = jnp.sum(p - sinks, axis=-1)
         return Partial(queries={"scale": rest, "error": error, "received": received})

@@ -113,6 +113,20 @@ def test_kurtoses_are_of_all_entries(compressor):
     assert stats.kurtosis(w, fisher=False) == pytest.approx(found["down"][3], rel=1e-4)
 
 
+def test_controls_share_what_they_control(compressor, monkeypatch):
+    """However many seeds there are, sensitivity is measured once."""
+    asked = []
+
+    def sensitivity(*_):
+        asked.append(1)
+        return dict.fromkeys(allocation.PARTS, np.arange(1.0, 7.0))
+
+    monkeypatch.setattr(allocation, "sensitivity", sensitivity)
+    kinds = ("random:0", "random:1", "sensitivity")
+    allocation.boosts(compressor, HOW, kinds, compressor.calibration, top=3)
+    assert len(asked) == 1
+
+
 def test_controls_have_the_bits_of_what_they_control(compressor):
     kinds = ("sensitivity", "kurtosis", "first_last", "random:0", "random:1")
     made = allocation.boosts(compressor, HOW, kinds, compressor.calibration, rungs=2, top=3)

@@ -408,8 +408,27 @@ def test_a_share_of_all_weights_counts_every_expert():
 
 
 def test_noise_of_a_mixture():
-    found = noise(MIXTURE, params(MIXTURE), ROWS[:2, :-1])
+    """Experts that a token goes to have rows of their own; so have their inputs, of which one
+    neuron of one expert is an outlier."""
+    p, tokens = jax.tree.map(np.array, params(MIXTURE)), ROWS[:2, :-1]
+    for layer in range(CONFIG.layers):
+        layer_params(p, layer)["mlp"]["up"][1, :, 5] *= 60.0
+    p = jax.tree.map(jnp.asarray, p)
+    found = noise(MIXTURE, p, tokens)
     assert all(np.isfinite(row.peak_over_rms).all() for row in found)
+    (row,) = (each for each in found if each.name == "down_in")
+    seen = forward(MIXTURE, p, jnp.asarray(tokens), dict.fromkeys(("experts", "down_in")))[1]
+    rows, experts = (np.asarray(seen[name]) for name in ("down_in", "experts"))
+    for layer in range(CONFIG.layers):
+        wanted = [
+            flushed_by_loop(np.float64(x).reshape(of.size, -1), of.ravel())
+            for x, of in zip(rows[layer], experts[layer], strict=True)
+        ]
+        for name in ("flushed", "flushed_rest", "flushed_without"):
+            mean = np.mean([each[name] for each in wanted])
+            assert getattr(row, name)["nvfp4"][layer] == pytest.approx(mean, abs=2e-3), name
+        count = np.mean([each["outlier_inputs"] for each in wanted])
+        assert row.outlier_inputs[layer] == count > 0
 
 
 # ------------------------------------------------------------------------------ noise
@@ -431,10 +450,14 @@ def test_noise_is_that_of_each_tensor():
     np.testing.assert_allclose(found["weight", "up"].measured[6][1], sqnr, atol=0.02)
 
 
-def flushed_by_loop(x):
-    """Shares of NVFP4's zeros by its definition, and the outlier inputs, of x [rows, inputs]."""
+def flushed_by_loop(x, expert=None):
+    """Shares of NVFP4's zeros by its definition, and the outlier inputs, of x [rows, inputs]; rows
+    of one expert share inputs."""
     deviation = np.sqrt(np.mean((x - x.mean()) ** 2))
-    outlier = [np.abs(x[:, i] - x.mean()).max() > 6 * deviation for i in range(x.shape[1])]
+    expert = np.zeros(len(x), int) if expert is None else expert
+    far = np.abs(x - x.mean()) > 6 * deviation
+    found = {(expert[row], i) for row, i in np.argwhere(far)}
+    outlier = np.array([[(e, i) in found for i in range(x.shape[1])] for e in expert])
     shares = {}
     for name, of in (("flushed", x), ("flushed_without", np.where(outlier, 0.0, x))):
         unit = np.abs(of).max() / (6 * 448)
@@ -445,9 +468,8 @@ def flushed_by_loop(x):
             lost[row, 16 * start : 16 * start + 16] = (block != 0) & (np.abs(block) <= step / 4)
         shares[name] = lost.sum() / (of != 0).sum()
         if name == "flushed":
-            kept = ~np.array(outlier)
-            shares["flushed_rest"] = lost[:, kept].sum() / (x[:, kept] != 0).sum()
-    return shares | {"outlier_inputs": sum(outlier)}
+            shares["flushed_rest"] = lost[~outlier].sum() / (x[~outlier] != 0).sum()
+    return shares | {"outlier_inputs": len(found)}
 
 
 def test_what_is_flushed_to_zero_is_counted_beside_outlier_inputs_and_without_them():

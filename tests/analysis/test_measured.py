@@ -9,7 +9,7 @@ import numpy as np
 from sysout_jax.analysis.locate.nulls import UNTRAINED, calibrated, outlying_states, untrained
 from sysout_jax.analysis.locate.scan import scan
 from sysout_jax.analysis.locate.weights import weight_scan
-from sysout_jax.analysis.measure.scorecard import MORE, gradient_sinks
+from sysout_jax.analysis.measure.scorecard import MORE, _with_gradient
 from sysout_jax.analysis.measure.summary import outlier_summary
 from sysout_jax.core.detectors import DETECTORS
 from sysout_jax.core.layers import cross_entropy
@@ -135,5 +135,5 @@ def test_gradient_sinks_by_finite_differences():
         up, down = (np.asarray(at(sites, h, sequence), np.float64) for h in (0.02, -0.02))
         norms = np.linalg.norm(((up - down) / 0.04).reshape(2, 5, 6), axis=-1)
         expected.append(norms[:, 0] / norms[:, 1:].mean(axis=1))
-    found = jax.jit(partial(gradient_sinks, config))(params, rows)
+    found, _ = jax.jit(partial(_with_gradient, config, taps={}))(params, rows)
     np.testing.assert_allclose(found, np.transpose(expected), rtol=2e-2)

@@ -192,6 +192,24 @@ def test_zero_point_by_loop(bits, moved):
         assert np.abs(levels[None] - out[:, None]).min(axis=1).max() < 1e-5
 
 
+def test_narrow_numbers_are_rounded_in_float32_and_stay_narrow():
+    """The nearest of 255 levels, by float64; only the result is brought to bfloat16's 8 bits."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((7, 64)), jnp.bfloat16)
+    wide = np.float64(x)
+    step = np.abs(wide).max(-1, keepdims=True) / 127
+    found = q.quantise(x, q.FORMATS["int8"], "vector")
+    assert found.dtype == jnp.bfloat16
+    expected = (np.round(wide / step) * step).astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(found, expected)
+    low, high = (f(wide, axis=-1, keepdims=True) for f in (np.min, np.max))
+    step = (high - low) / 255
+    found = q.quantise_zero_point(x, 8, "vector")
+    zero = np.round(-low / step)
+    expected = ((np.round(wide / step) + zero - zero) * step).astype(ml_dtypes.bfloat16)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_zero_point_beats_absmax_on_one_sided_tensors():
     x = jnp.abs(jnp.asarray(draw(8, 64)))
     both = (q.quantise(x, q.FORMATS["int4"]), q.quantise_zero_point(x, 4))

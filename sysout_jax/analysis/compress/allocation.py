@@ -8,6 +8,7 @@ Axes: L layers, B sequences, T tokens, D width.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -180,6 +181,7 @@ def boosts(
         made = {name: tuple(sorted(layers.get(name, ()))) for name in sizes}
         return Boost(kind, z, made, _bits(how, rungs, sizes, made))
 
+    @cache
     def measured(kind: str) -> Boost:
         ratio = kind == "sensitivity"
         values = sensitivity(compressor, how, rows) if ratio else kurtoses(compressor)
@@ -203,7 +205,7 @@ def boosts(
             ends = {0, compressor.config.layers - 1}
             made[kind] = boost(kind, {}, dict.fromkeys(sizes, ends))
         else:
-            like = made.get("sensitivity") or measured("sensitivity")
+            like = measured("sensitivity")
             rng = np.random.default_rng(int(kind.partition(":")[2]))
             depth = compressor.config.layers
             drawn = {

@@ -47,7 +47,8 @@ class Compressor:
     """A model, and the calibration text that schemes may learn from.
 
     Of a mixture every expert's matrix is one of its own, and so are the inputs of the experts that
-    a token goes to; the router's weights stay.
+    a token goes to; the router's weights stay. What it reads is the input of the MLP, so that
+    rounding `mlp_norm` rounds that too, and may send a token to other experts.
 
     sites: taps whose products are compressed, keys of `calibration.PRODUCTS`.
     alpha: of SmoothQuant.

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from scipy import stats
 
 from sysout_jax.analysis.compress.calibration import PRODUCTS
+from sysout_jax.analysis.locate import expert_neurons
 from sysout_jax.analysis.locate.scan import for_length, over_batches
 from sysout_jax.analysis.locate.weights import PROJECTIONS, layer_params, projection
 from sysout_jax.core import detectors, measures, quantise
@@ -40,7 +41,7 @@ class Noise:
     flushed: dict[str, np.ndarray]  # format -> [L], share of nonzero entries that become zero
     flushed_rest: dict[str, np.ndarray]  # the same of inputs without an entry beyond 6 sigma,
     flushed_without: dict[str, np.ndarray]  # and of these when the others are set to zero first
-    outlier_inputs: np.ndarray  # [L], how many the others are: of a matrix product's I
+    outlier_inputs: np.ndarray  # [L], how many the others are: of a product's I, of all experts
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def noise(
 
     Beside it, what the formats of `FLUSHING` set to zero, whose blocks run along the contracted
     axis: of all entries, and of the inputs beside those that have an outlier
-    (`detectors.six_sigma_outliers`, Bondarenko et al. 2023), with these and without.
+    (`detectors.six_sigma_outliers`, Bondarenko et al. 2023), with these and without. Of a mixture
+    each expert that a token goes to has a row of its own, and inputs of its own.
 
     Args:
       config: the architecture.
@@ -75,9 +77,10 @@ def noise(
       sites: keys of `calibration.PRODUCTS`.
       batch: sequences that are run together.
     """
-    reducer = _reducer(tuple(bits))
-    run = partial(recorded, for_length(config, tokens.shape[1]), taps=dict.fromkeys(sites, reducer))
-    found = over_batches(run, params, np.asarray(tokens), batch)
+    reducer = _reducer(tuple(bits), config.experts)
+    taps = {expert_neurons.key(config, site): reducer for site in sites}
+    run = partial(recorded, for_length(config, tokens.shape[1]), taps=taps)
+    found = expert_neurons.by_tap(config, over_batches(run, params, np.asarray(tokens), batch))
     rows = [
         _noise("activation", tap, {k: v.mean(axis=1) for k, v in found[tap].items()}, bits)
         for tap in sites
@@ -108,12 +111,19 @@ def _noise(kind: str, name: str, of: dict[str, np.ndarray], bits: Sequence[int])
 
 
 @lru_cache(maxsize=8)
-def _reducer(bits: tuple[int, ...]) -> Any:
-    """The same object for the same bits, which compiles once."""
+def _reducer(bits: tuple[int, ...], count: int) -> Any:
+    """The same object for the same bits, which compiles once; of down_in beside one of `count`
+    experts for each row."""
 
-    def reduce(x: Float[Array, "T ..."]) -> dict[str, Array]:
-        rows = x.reshape(x.shape[0], -1).astype(jnp.float32)
-        return _of_tensor(bits, rows) | _flushed(rows)
+    def reduce(*given: Array) -> dict[str, Array]:
+        *experts, x = given
+        rows = x.reshape(experts[0].size if experts else x.shape[0], -1).astype(jnp.float32)
+        if not experts:
+            return _of_tensor(bits, rows) | _flushed(rows, _outlier_inputs(rows))
+        flagged = detectors.six_sigma_outliers(rows).flagged.reshape(x.shape).astype(jnp.float32)
+        of = expert_neurons.peaks(experts[0], flagged, count).reshape(count, -1)
+        found = _of_tensor(bits, rows) | _flushed(rows, of[experts[0].ravel()] > 0.0)
+        return found | {"outlier_inputs": jnp.sum(of)}
 
     return reduce
 
@@ -133,8 +143,11 @@ def _of_tensor(bits: tuple[int, ...], rows: Float[Array, "T I"]) -> dict[str, Ar
     }
 
 
-def _flushed(rows: Float[Array, "T I"]) -> dict[str, Array]:
-    outlier = jnp.any(detectors.six_sigma_outliers(rows).flagged, axis=0)
+def _outlier_inputs(rows: Float[Array, "T I"]) -> Bool[Array, "I"]:
+    return jnp.any(detectors.six_sigma_outliers(rows).flagged, axis=0)
+
+
+def _flushed(rows: Float[Array, "T I"], outlier: Bool[Array, "*T I"]) -> dict[str, Array]:
     rest = jnp.where(outlier, 0.0, rows)  # zeros are in no share, and set no block's scale
     found: dict[str, list[Array]] = {"flushed": [], "flushed_rest": [], "flushed_without": []}
     for name in FLUSHING:
@@ -150,7 +163,7 @@ def _flushed(rows: Float[Array, "T I"]) -> dict[str, Array]:
 @partial(jax.jit, static_argnums=0)
 def _of_matrix(bits: tuple[int, ...], w: Float[Array, "I O"]) -> dict[str, Array]:
     wide = w.astype(jnp.float32)
-    return _of_tensor(bits, wide) | _flushed(wide.T)  # blocks are along the inputs
+    return _of_tensor(bits, wide) | _flushed(wide.T, _outlier_inputs(wide.T))  # blocks: along I
 
 
 def agreement(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> Agreement:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from sysout_jax.analysis.intervene.editing import changed_neuron, down_projections
 from sysout_jax.analysis.locate.scan import over_batches, whole_maps
+from sysout_jax.analysis.locate.sinks import at_first
 from sysout_jax.analysis.locate.weights import layer_params
 from sysout_jax.core.measures import residual_peak
 from sysout_jax.core.norms import PLAIN
@@ -222,10 +223,7 @@ def _to_first(weights: Float[Array, "N T S"]) -> Float[Array, "N"]:
 
 @jit_quickly(0)
 def _at_first(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
-    def first(x: Array) -> Array:
-        return x[0].astype(jnp.float32)
-
-    taps = {"down_in": first, "block_out": first, "attn_weights": _to_first}
+    taps = {"down_in": at_first, "block_out": at_first, "attn_weights": _to_first}
     return forward(config, params, tokens, taps)[1]
 
 

@@ -123,8 +123,7 @@ def interventions(
     forms = sink_forms(of_model, trained, sink, calibration)
     steps(5, 5)
     return Interventions(
-        bootstrap_interval(of_model.before),
-        float(np.exp(of_model.before.mean())),
+        bootstrap_interval(of_model.before), float(np.exp(of_model.before.mean())),
         (*activations, *attention, *of_weights),
         (*_silent(chosen), *silent_attention, *silent_weights),
         sink, forms, super_weight,

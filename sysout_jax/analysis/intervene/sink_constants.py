@@ -15,7 +15,7 @@ from scipy import optimize, special
 
 from sysout_jax.analysis.intervene.explicit_factor import Factors, Gates, fit_gates, inside
 from sysout_jax.analysis.locate.scan import QUERIES_AT_ONCE, over_batches
-from sysout_jax.analysis.locate.sinks import factor_of_first, sees_first
+from sysout_jax.analysis.locate.sinks import at_first, factor_of_first, sees_first
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.stream import entering, through
@@ -80,8 +80,8 @@ def constants(
 
 _MEASURED: Mapping[str, Any] = {
     "attn_norm": lambda x: x.astype(jnp.float32),
-    "key": lambda k: k[0].astype(jnp.float32),
-    "value": lambda v: v[0].astype(jnp.float32),
+    "key": at_first,
+    "value": at_first,
     "attn_logits+attn_weights": factor_of_first,
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sysout_jax.analysis.locate.scan import as_scan, fields, for_length, over_batches, reducers
-from sysout_jax.analysis.locate.sinks import Sink, first_token_sink, given_to_first
+from sysout_jax.analysis.locate.sinks import Sink, at_first, first_token_sink, given_to_first
 from sysout_jax.core.measures import top1
 from sysout_jax.errors import InputError
 from sysout_jax.model.compiling import jit_quickly
@@ -126,10 +126,6 @@ def _deviation(of: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return np.asarray(np.sqrt(np.mean(distance**2, axis=1)))
 
 
-def _first(x: Array) -> Array:
-    return x[0].astype(jnp.float32)
-
-
 def _largest(x: Array) -> Array:
     return top1(x[:1])
 
@@ -141,7 +137,7 @@ def _values(v: Float[Array, "T K H"]) -> dict[str, Array]:
 
 @cache
 def _taps(config: ModelConfig) -> Mapping[str, Any]:
-    own = {"key": _first, "value": _values, "down_out": _largest}
+    own = {"key": at_first, "value": _values, "down_out": _largest}
     return {**reducers(config), **own}
 
 

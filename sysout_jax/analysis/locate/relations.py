@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Int
 
-from sysout_jax.analysis.locate.scan import Progress, Scan, Thresholds, scan
+from sysout_jax.analysis.locate.scan import DETECTORS, Progress, Scan, Thresholds, scan
 from sysout_jax.analysis.locate.weights import WeightScan, down_outliers, weight_scan
 from sysout_jax.analysis.statistics import Interval, bootstrap_interval
 from sysout_jax.model.config import ModelConfig
@@ -71,13 +71,12 @@ def relations(
       progress: called with the sequences done and the sequences in all.
     """
     found = found or scan(config, params, tokens, thresholds, batch, progress)
-    ratio = found.thresholds.activation_ratio
     flags: dict[tuple[str, str], Any] = {}
-    for name in ("block_out", "down_in"):
-        site = found.site(name)
-        limit = (ratio * site.mean)[..., None]
-        flags[name, "tokens"] = (site.token_peak > limit).any(axis=0)
-        flags[name, "features"] = (site.feature_peak > limit).any(axis=0)
+    for detector in DETECTORS:
+        if detector.name.startswith("an_"):
+            site, limit = found.site(detector.site), detector.threshold(found)[..., None]
+            flags[detector.site, "tokens"] = (site.token_peak > limit).any(axis=0)
+            flags[detector.site, "features"] = (site.feature_peak > limit).any(axis=0)
     weights = weights or weight_scan(params, found.thresholds.weight_ratio)
     places = down_outliers(params, weights, found.thresholds.weight_ratio)
     of_neurons, of_channels = ([place[axis] for place in places] for axis in (1, 2))

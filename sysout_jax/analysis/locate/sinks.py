@@ -63,6 +63,11 @@ def first_token_sink(config: ModelConfig, found: Scan) -> Sink:
     )  # fmt: skip
 
 
+def at_first(x: Array) -> Array:
+    """A tap's reducer: what is at the first token, as float32."""
+    return x[0].astype(jnp.float32)
+
+
 def sees_first(config: ModelConfig, length: int) -> Bool[np.ndarray, "L T"]:
     """Which queries after the first see the first token: not those that a window ends before."""
     queries = np.arange(length)

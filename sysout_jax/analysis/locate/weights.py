@@ -9,7 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sysout_jax.core.detectors import WEIGHT_RATIO, calibrated_outliers, weight_outliers
+from sysout_jax.core.detectors import (
+    WEIGHT_RATIO,
+    calibrated_outliers,
+    ratio_or_zero,
+    weight_outliers,
+)
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.decoder import Params
 
@@ -48,7 +53,8 @@ class WeightScan:
     matrices: tuple[str, ...]  # [P]
     ratio: np.ndarray  # [L, P], max |W| / mean |W| (An et al. 2025)
     row_ratio: np.ndarray  # [L, P], the largest over rows (inputs) of max/mean in the row
-    column_ratio: np.ndarray  # [L, P], the same over columns (outputs)
+    column_ratio: np.ndarray  # [L, P], the same over columns (outputs); those of `gate` and `up` of
+    #   a mixture have the neurons of the same number of all experts
     calibrated: np.ndarray  # [L, P], entries beyond a normal null at false discovery rate 0.01
     evidence: np.ndarray  # [L, P], -log10 p of the largest entry beside that null
     largest: tuple[WeightOutlier, ...]  # of `down` in each layer, flagged or not
@@ -148,8 +154,7 @@ def _measure(w: Float[Array, "I O"]) -> dict[str, Any]:
     at = rows[among // w.shape[1]] * w.shape[1] + among % w.shape[1]
 
     def ratio(axis: int) -> Array:
-        mean = jnp.mean(size, axis=axis)
-        return jnp.max(jnp.max(size, axis=axis) / jnp.where(mean == 0.0, 1.0, mean))
+        return jnp.max(ratio_or_zero(jnp.max(size, axis=axis), jnp.mean(size, axis=axis)))
 
     return {
         "ratio": top[0],

@@ -167,12 +167,10 @@ def dimensions(
     peaks, massive = residual_peaks(found), massive_channels(found)
     return Dimensions(
         quantile, chosen, len(rows), int(2 * (1 - quantile) * len(flagged) + 1e-9),
-        of_draws(stable.sum(axis=1)),
-        _listed(x, scores, flagged, gains, peaks, massive, stable), scores, peaks,
-        float(np.sum(x[:, flagged] ** 2) / np.sum(x**2)),
-        float(neuron_rms_kurtosis(jnp.asarray(x))),
-        _overlaps(flagged, of_head, peaks, massive), made, split,
-        _vectors(config, params, flagged), _of_outliers(gains, flagged), tuple(stages),
+        of_draws(stable.sum(axis=1)), _listed(x, scores, flagged, gains, peaks, massive, stable),
+        scores, peaks, float(np.sum(x[:, flagged] ** 2) / np.sum(x**2)),
+        float(neuron_rms_kurtosis(jnp.asarray(x))), _overlaps(flagged, of_head, peaks, massive),
+        made, split, _vectors(config, params, flagged), _of_outliers(gains, flagged), tuple(stages),
     )  # fmt: skip
 
 

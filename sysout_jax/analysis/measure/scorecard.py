@@ -230,23 +230,11 @@ def _both(measure: Any, scanning: Any) -> Any:
     return lambda value: {**measure(value), "scan": scanning(value)}
 
 
-def gradient_sinks(
-    config: ModelConfig, params: Params, rows: Int[Array, "B S"]
-) -> Float[Array, "L B"]:
-    """`gradient_sink` of every layer: the loss' gradient at the attention input after its norm.
-
-    Args:
-      config: the architecture.
-      params: its parameters.
-      rows: [B, S], S = T + 1: inputs and next tokens.
-    """
-    return _with_gradient(config, params, rows, {})[0]
-
-
 def _with_gradient(
     config: ModelConfig, params: Params, rows: Int[Array, "B S"], taps: Mapping[str, Any]
 ) -> tuple[Float[Array, "L B"], dict[str, Any]]:
-    """The sinks of the gradient, and what taps record in the same forward pass."""
+    """`gradient_sink` of every layer, of the loss' gradient at the attention input after its norm;
+    and what taps record in the same forward pass."""
     taps = {key: _without_gradient(reducer) for key, reducer in taps.items()}
 
     def loss(sinks: Float[Array, "L B"]) -> tuple[Float[Array, ""], dict[str, Any]]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sysout_jax.analysis.locate.sinks import factor_of_first
+from sysout_jax.analysis.locate.sinks import at_first, factor_of_first
 from sysout_jax.analysis.measure.factor_features import Queries, errors
 from sysout_jax.analysis.measure.half_space import required_mass, side
 
@@ -23,19 +23,15 @@ def _wide(x: Array) -> Array:
     return x.astype(jnp.float32)
 
 
-def _at_first(x: Array) -> Array:
-    return _wide(x[0])
-
-
 def _of_sink(logits: Float[Array, "N T S"], weights: Float[Array, "N T S"]) -> dict[str, Array]:
     return {**factor_of_first(logits, weights), "sink": _wide(logits[:, :, 0])}
 
 
 TAPS: Mapping[str, Any] = {
-    "block_in": _at_first, "attn_norm": _wide, "query": _wide, "key": _wide, "value": _wide,
+    "block_in": at_first, "attn_norm": _wide, "query": _wide, "key": _wide, "value": _wide,
     "attn_mix": _wide, "attn_logits+attn_weights": _of_sink,
 }  # fmt: skip
-AT_FIRST: Mapping[str, Any] = {"key": _at_first, "value": _at_first}
+AT_FIRST: Mapping[str, Any] = {"key": at_first, "value": at_first}
 
 
 @dataclass(frozen=True)
