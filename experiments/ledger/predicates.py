@@ -1,7 +1,6 @@
 """The predicates that decide claims: each renders its threshold, and judges records by it.
 
-What forms or does not is counted, k of n units, by the exact binomial; what has a size is tested by
-its mean. Where a claim is of equal loss, every part of the task must be shown to be equal.
+What forms or does not is counted, k of n units; what has a size is tested by its mean.
 """
 
 from collections.abc import Sequence
@@ -198,7 +197,7 @@ class Level:
             for cell in self.cells:
                 found = pooled(records, cell, measure)
                 pieces.append(piece(found, bound, self.below))
-                names.append(f"{words(measure)}" if self.also else cell)
+                names.append(words(measure) if self.also else cell)
         return of_pieces(pieces, names, self.digits, by_chain(found).size)
 
 
@@ -236,7 +235,8 @@ class Paired:
                 a, b = (pooled(records, cell, measure) for cell in (one, other))
                 found = a / b if self.ratio else a - b
                 pieces.append(piece(found, self.bound, self.below))
-                names.append(f"{one} / {other}" if self.ratio else f"{one} - {other}")
+                of = f"{words(measure)} of " if self.also else ""
+                names.append(f"{of}{one} {'/' if self.ratio else '-'} {other}")
         return of_pieces(pieces, names, self.digits, by_chain(found).size)
 
 
