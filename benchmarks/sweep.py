@@ -146,6 +146,7 @@ def rows(ways: dict[str, list[float]], count: int, together: int) -> list[Row]:
 
 
 def main() -> None:
+    jax.config.update("jax_enable_compilation_cache", False)
     console = Console()
     config = Config(workdir=FLAGS.workdir, model=FLAGS.model)
     if FLAGS.quick:

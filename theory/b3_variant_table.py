@@ -8,7 +8,7 @@ needs
     (c) context_bias     impossible unless o || v': |o + p' v'| >= |o - <o, v'> v'/|v'|^2|
     (d) attention_bias   LSE gap >= log(T) + log((m - eps)/(|v'| + eps)) of a PARAMETER k' (A2, B2)
     (e) context_scale    z = w.x + b <= -log(2 m/eps - 1)                of parameters, no T in it
-    (f) sigmoid          s_ij <= log(T) - log(T m/eps - 1)               about log(eps/m), nor here
+    (f) sigmoid          min_j s_ij <= log(T) - log(T m/eps - 1)         about log(eps/m), nor here
 
 with |v_0| = 0 (a) and v' = 0 (d). As T or 1/eps grow by a factor e, the logit needed grows by
 
@@ -22,7 +22,8 @@ Prediction: (a), (b), (c) keep outliers, since only a token's own key can carry 
 Assumptions. Free parameters of bounded norm; unit query or input directions. Values of R of size m.
 
 Proof. (a), (d): B2 with O the sink or the extra key. (b): triangle inequality. (c): p' moves o
-along v' only. (e): g m <= eps with g = 2 sigma(z). (f): T sigma(s - log T) m <= eps.
+along v' only. (e): g m <= eps with g = 2 sigma(z). (f): sum_j sigma(s_j - log T) m
+<= eps, so the least term is at most eps/(T m); enough where all logits are equal.
 
 Source: this package, for the variants of An et al. 2025 (arXiv:2502.06415).
 """

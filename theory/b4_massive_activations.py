@@ -7,8 +7,8 @@ sqrt(D) x/|x|, without gain and eps. Then
           within delta in every context needs |a| >= r cot(delta);
     (ii)  |n(x) - sqrt(D) sign(a) u| = 2 sqrt(D) sin(delta/2) -> 0 as |a| grows, whatever y is;
     (iii) the Jacobian of n at x has operator norm sqrt(D)/|x|; with gains gamma, at most max|gamma|
-          times that, and exactly where channels j, k with |gamma_j| = |gamma_k| = max|gamma| have
-          x_j = x_k.
+          times that, with equality for instance where channels j, k with |gamma_j| = |gamma_k| =
+          max|gamma| have x_j = x_k.
 
 Let n be LayerNorm, without gain, bias and eps, and D >= 3. It is RMSNorm of the centred x: the same
 holds with x - mean(x) in place of x and the centred u, at unit length, in place of u. For a
@@ -16,8 +16,7 @@ coordinate axis e_k, with mu the mean of the other entries and r their norm abou
 
     tan(delta) = r / (|x_k - mu| sqrt(1 - 1/D)).
 
-In a published model (SmolLM2-135M) u is no axis: the sink's state is constant to tan(delta) = 0.008
-about a learned direction, 0.12 from its largest channel (a pilot, to be confirmed).
+In a published model (SmolLM2-135M) u is no axis, but a learned direction: README.md, section 8.
 
 Proof. (i) decomposes x, or the centred x, along u. (ii) is the chord of two vectors of length
 sqrt(D) at angle delta. (iii) The Jacobian is sqrt(D)/|x| times a projection of rank D - 1

@@ -176,8 +176,8 @@ def _under_adam(kind: str) -> Part:
         stopped = measure_adam(kind, b2, lrs, eps=1e-2)
         for lr, rate, with_eps in zip(lrs, found.tolist(), stopped.tolist(), strict=True):
             rho = adam_rate(kind, lr, 0.9, b2)
-            worst = max(worst, abs(rate / rho - 1))
-            broken = min(broken, abs(with_eps / rho - 1))
+            worst = float(np.maximum(worst, abs(rate / rho - 1)))
+            broken = float(np.minimum(broken, abs(with_eps / rho - 1)))
             rows.append({"lr": lr, "b2": b2, "predicted": rho, "measured": rate})
     return Part(f"Adam, {kind}", len(ADAM), worst, RATE, broken, {"rates": rows})
 

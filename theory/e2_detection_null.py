@@ -89,9 +89,7 @@ def control(n: float) -> float:
 def _largest() -> Part:
     counts = [1e3, 1e4, 1e5, 1e6, 1e7, 1e8]
     found, broken, closed = ([f(n) for n in counts] for f in (measure, control, predict))
-    errors = [
-        max(abs(x / y - 1) for x, y in zip(each, closed, strict=True)) for each in (found, broken)
-    ]
+    errors = [float(np.max(np.abs(np.divide(each, closed) - 1.0))) for each in (found, broken)]
     shorter = [
         math.sqrt((2 * math.log(2 * n) - math.log(math.log(2 * n) * math.pi)) * math.pi / 2)
         for n in counts

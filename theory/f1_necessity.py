@@ -45,7 +45,8 @@ from theory.descent import descend
 
 SHAPES = ((3, 4), (7, 5), (16, 16))  # (L, n)
 CLOSED = 8.0  # M
-# The stated setting: d = L = 16, Adam(0.9, 0.95) at 1e-3, batch 128, until no error exceeds 5e-3.
+# The stated setting: d = L = 16, Adam(0.9, 0.95) at 1e-3, batch 128, until no error exceeds 5e-3,
+# or to the last look, if that comes first.
 SIZE, BATCH, RATE, STEPS, LOOKS = 16, 128, 1e-3, 6000, 24
 STATED = 5e-3
 SEEDS, HELD_OUT = 3, 1000

@@ -62,6 +62,15 @@ def attention(logits: Float[Array, "*L T T"]) -> Float[Array, "*L T T"]:
     return softmax_weights(logits, jnp.tril(jnp.ones((length, length), bool)))[0]
 
 
+def beside_a_sink(logits: Float[Array, "*L T T"], left: Float[Array, ""]) -> Float[Array, "*L T T"]:
+    """Causal weights among the tokens beside a sink whose logit leaves them `left` of each row."""
+    seen = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+    total = jax.nn.logsumexp(jnp.where(seen, logits, -jnp.inf), axis=-1, keepdims=True)
+    sink = total + jnp.log1p(-left) - jnp.log(left)
+    visible = jnp.concatenate([jnp.ones((len(seen), 1), bool), seen], axis=1)
+    return softmax_weights(jnp.concatenate([sink, logits], axis=-1), visible)[0][..., 1:]
+
+
 def path_sum(a: Float[Array, "L T T"], norms: Float[Array, "L"]) -> Float[Array, "T T"]:
     """prod_l (I + |W_l| A_l), the last layer leftmost."""
     total = jnp.eye(a.shape[-1])
@@ -78,9 +87,8 @@ def predict(case: Instance) -> Quantities:
 
 
 def measure(case: Instance) -> Quantities:
-    """Operator norms of the blocks of the Jacobian; a sink takes its share of every row."""
-    a = attention(case.logits)
-    shared = case.left * a
+    """Operator norms of the blocks of the Jacobian, beside a sink that is a key of each row."""
+    a, shared = attention(case.logits), beside_a_sink(case.logits, case.left)
     return {
         "sensitivity": _norms(case, lambda h, layer: a[layer]),
         "with a sink": _norms(case, lambda h, layer: shared[layer]),

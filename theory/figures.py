@@ -99,7 +99,7 @@ def required_range(data: dict[str, Data]) -> "Figure":
             axes.plot(x, closed[at], color=colour, lw=1.0)
             axes.plot(x, measured[at], marker, color=colour, ms=4.5, mfc="white", label=name)
     eps, longest = part["eps"][middle], lengths[-1]
-    panels[0].set(xlabel="keys $T$", ylabel="logit range needed, nats")
+    panels[0].set(xlabel="keys $T$", ylabel="logit gap (a, d), −z (e), −s (f); nats")
     panels[0].set_title(f"$\\varepsilon = 10^{{{np.log10(eps):.1f}}}$, $m = 1$", loc="left")
     panels[1].set(xlabel="$1/\\varepsilon$")
     panels[1].set_title(f"$T = {longest}$, $m = 1$", loc="left")

@@ -6,7 +6,8 @@ Statement. Mask the first m keys of a causal decoder for all queries.
       learned positions, the rest keeps those it had). So if a text that begins with token m has its
       sink there, the sink is now there.
 (ii)  From layer l on: what enters layer l is what it was, and the weights of layer l are the old
-      ones of the rest, renormalised. A sink that layers before l make is gone and has no successor.
+      ones of the rest, renormalised. No other token's state has changed there; a key that was
+      second gets what the sink had in proportion. In the model below nobody does.
 
 For a model whose sink is the first visible token, masking all layers thus measures nothing but the
 move. Here is one: with one-hot tokens c_i, its first block averages over what token i sees, o_i,

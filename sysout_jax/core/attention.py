@@ -14,7 +14,7 @@ from math import log, sqrt
 import jax
 import jax.numpy as jnp
 
-from sysout_jax.core.layers import at_least_float32, linear
+from sysout_jax.core.layers import at_least_float32, linear, widened
 from sysout_jax.core.norms import rms_norm
 from sysout_jax.core.primitives import (
     Heads,
@@ -255,9 +255,9 @@ def elu_plus_one(heads: Heads, p: Params) -> Mixed:
     qk_gain=Param("N", 0.0),
 )
 def qk_norm(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
-    gain = (1.0 + p["qk_gain"].astype(heads.q.dtype))[:, None]
     q = rms_norm(heads.q)
-    return attend(heads._replace(q=q * jnp.broadcast_to(gain, q.shape), k=rms_norm(heads.k)))
+    gain = jnp.broadcast_to((1.0 + widened(p["qk_gain"]))[:, None], q.shape).astype(q.dtype)
+    return attend(heads._replace(q=q * gain, k=rms_norm(heads.k)))
 
 
 @variant(
@@ -267,9 +267,9 @@ def qk_norm(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
 )
 def head_norm(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
     mixed = attend(heads)
-    gain = 1.0 + p["norm_gain"].astype(mixed.out.dtype)
     normed = rms_norm(mixed.out)
-    return mixed._replace(out=normed * jnp.broadcast_to(gain, normed.shape))
+    gain = jnp.broadcast_to(1.0 + widened(p["norm_gain"]), normed.shape).astype(normed.dtype)
+    return mixed._replace(out=normed * gain)
 
 
 # ------------------------------------------------------- rows of 2025 and 2026

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from sysout_jax.core.layers import widened
+
 
 class Routing(NamedTuple):
     """Where every token goes."""
@@ -71,7 +73,10 @@ def expert_linear(
       routing: of `route`.
     """
     out = jax.lax.ragged_dot(x, weight.astype(x.dtype), routing.counts)
-    return out if bias is None else out + bias.astype(x.dtype)[routing.expert]
+    if bias is None:
+        return out
+    # The gradient of a bias is a sum over rows, which bfloat16 would lose.
+    return (widened(out) + widened(bias)[routing.expert]).astype(x.dtype)
 
 
 def gather(x: Float[Array, "T I"], routing: Routing) -> Float[Array, "A I"]:

@@ -78,8 +78,11 @@ def step_seconds(
         key = jax.random.key(config.seeds[0])
         shape = (steps, 1, config.batch_size, config.seq_len + 1)
         batches = jax.random.randint(key, shape, 0, vocab)
-        state = jax.vmap(partial(start, architecture, optimizer))(key[None])
-        step = make_steps(make_step(architecture, optimizer, config.accumulate))
+        begin = partial(start, architecture, optimizer, dtype=config.param_dtype)
+        step = make_steps(
+            make_step(architecture, optimizer, config.accumulate, objective=config.objective)
+        )
+        state = jax.vmap(begin)(key[None])
         calls[name] = Stepping(step, state, batches)
     seconds = alternated(calls, rounds)
     return {name: values / steps for name, values in seconds.items()}
@@ -97,6 +100,7 @@ def step_flops(config: TrainConfig, vocab: int) -> float:
     optimizer = make_optimizer(config.optimizer, config.steps, param_axes(architecture))
     state = jax.eval_shape(partial(start, architecture, optimizer), jax.random.key(0))
     batch = jax.ShapeDtypeStruct((config.batch_size, config.seq_len + 1), np.int32)
-    lowered = jax.jit(make_step(architecture, optimizer, accumulate=1)).lower(state, batch)
+    step = make_step(architecture, optimizer, accumulate=1, objective=config.objective)
+    lowered = jax.jit(step).lower(state, batch)
     counted: Any = lowered.cost_analysis()
     return float(counted["flops"])

@@ -42,8 +42,8 @@ def roles(record: Record, part: Record) -> "Figure":
     panels = {
         "scale": ("implicit scale S", 0.0, 1.0),
         "scale_sd": ("its sd over queries", 0.0, None),
-        "error": ("error |o − S o$^R$| / |o|", 0.0, 1.0),
-        "drain": ("value norm, O over the rest", 0.0, 1.0),
+        "error": ("error |o − S o$^R$| / |o|", 0.0, None),
+        "drain": ("value norm, O over the rest", 0.0, None),
     }
     layers, heads = array(part["scale"]).shape
     height = min(max(1.6, 0.28 * layers + 0.9), 6.0)

@@ -348,6 +348,8 @@ def _make_measure(
     Every seed is measured on the same validation batches, or on those of its own chain where
     chains differ, and the measures of batches averaged.
     """
+    # The measures hold whole maps; and what is compiled here is not told of the mesh.
+    architecture = architecture.with_execution(flash=False)
     own = isinstance(corpus, Backcopies)
     tasks = [corpus.of(seed) for seed in seeds] if isinstance(corpus, Backcopies) else [corpus]
     batches, noop = _held_out(config, tasks)

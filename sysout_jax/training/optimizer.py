@@ -167,8 +167,8 @@ def muon_dimensions(axes: str) -> contrib.MuonDimensionNumbers | None:
     """Muon's reading of a parameter, or None to leave it to Adam.
 
     Muon is for hidden matrices: vectors, embeddings, positions and the head go to Adam (Jordan et
-    al. 2024). The letters before the arrow are contracted; leading "L" and "E" stack layers and
-    experts.
+    al. 2024), here with Nesterov's momentum, as optax.contrib.muon has it. The letters before the
+    arrow are contracted; leading "L" and "E" stack layers and experts.
     """
     inputs, _, outputs = (side.split() for side in axes.partition("->"))
     if not outputs or {"V", "T"} & {*inputs, *outputs}:

@@ -15,7 +15,7 @@ import numpy as np
 from sysout_jax.data import Source
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params
+from sysout_jax.model.decoder import Params, stack_blocks, unstack_blocks
 from sysout_jax.model.execution import Execution
 from sysout_jax.model.stored import flat, from_record
 from sysout_jax.results import as_flag, leaves
@@ -264,7 +264,8 @@ def initial(
             "a model of the same tokenizer",
             "its tokenizer is not that of this corpus",
         )
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *(model.params for model in models))
+    params = [_laid_out(model.params, architecture.execution.scan_layers) for model in models]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *params)
 
     def put(new: Any, old: Any) -> Any:
         if new.shape != old.shape:
@@ -277,6 +278,13 @@ def initial(
         return jax.device_put(new.astype(old.dtype), old.sharding)
 
     return dict(jax.tree.map(put, dict(stacked), dict(fresh)))
+
+
+def _laid_out(params: Params, scanned: bool) -> Params:
+    """The parameters of layers one by one, or of all together as a run with --scan_layers has."""
+    if ("blocks" in params) == scanned:
+        return params
+    return stack_blocks(params) if scanned else unstack_blocks(params)
 
 
 def _shapes(state: TrainState) -> Any:

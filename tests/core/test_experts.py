@@ -47,6 +47,17 @@ def test_an_expert_that_nobody_chooses():
     assert (jnp.diff(routing.expert) >= 0).all()
 
 
+def test_the_gradient_of_a_bias_is_no_sum_in_bfloat16():
+    """4,096 tokens of one expert, a one from each: bfloat16 counts to 256."""
+    routing = route(jnp.zeros((4096, 1), jnp.int32), jnp.ones((4096, 1)), E)
+
+    def total(bias):
+        x = jnp.zeros((4096, D), jnp.bfloat16)
+        return jnp.sum(expert_linear(x, jnp.asarray(W), bias, routing).astype(jnp.float32))
+
+    np.testing.assert_array_equal(jax.grad(total)(jnp.zeros((E, F)))[0], 4096.0)
+
+
 def test_gradients_under_vmap_are_those_of_the_loop():
     """Several seeds are trained by vmap: the products by expert must have its rule."""
 

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import math
 import os
 import signal
 import subprocess
@@ -118,6 +119,18 @@ def test_an_unknown_statement_is_one_line(flag):
 
 def part(error, control):
     return check.Part("x", 1, error, 1e-3, control)
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_nan_of_any_shape_passes_nothing(broken):
+    def measure(case):
+        return {"x": jnp.where(case[0] == broken, jnp.nan, case[1])}
+
+    (found,) = check.compare(
+        lambda key, shape, scale: (jnp.asarray(shape), scale), lambda case: {"x": case[1]},
+        measure, lambda case: {"x": case[1] + 1.0}, jax.random.key(0), shapes=(0, 1), instances=2,
+    )  # fmt: skip
+    assert math.isnan(found.max_error)
 
 
 @pytest.mark.parametrize(

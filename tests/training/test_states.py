@@ -16,6 +16,7 @@ import pytest
 from sysout_jax.data import Backcopy
 from sysout_jax.errors import InputError, Preempted
 from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import stack_blocks
 from sysout_jax.training import states as training_states
 from sysout_jax.training.checkpoint import save as save_model
 from sysout_jax.training.config import TrainConfig
@@ -389,6 +390,18 @@ def test_a_model_of_one_seed_is_for_all(whole, tmp_path):
     save_model(place, whole.architecture, jax.tree.map(lambda x: x[:1], whole.params), [3])
     params = initial(place, whole.architecture, Backcopy(), (0, 9), whole.params)
     same(params, jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), dict(whole.params)))
+
+
+@pytest.mark.parametrize("scanned", [True, False])
+def test_a_model_whose_layers_are_laid_out_otherwise(whole, scanned, tmp_path):
+    one_by_one = whole.architecture, dict(whole.params)
+    together = (
+        whole.architecture.with_execution(scan_layers=True), jax.vmap(stack_blocks)(whole.params)
+    )  # fmt: skip
+    (saved, params), (run, wanted) = (one_by_one, together) if scanned else (together, one_by_one)
+    save_model(tmp_path / "model", saved, params, TINY.seeds)
+    fresh = jax.tree.map(jnp.zeros_like, wanted)
+    same(initial(tmp_path / "model", run, Backcopy(), TINY.seeds, fresh), wanted)
 
 
 @pytest.mark.parametrize(
