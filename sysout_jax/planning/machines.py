@@ -25,7 +25,7 @@ from sysout_jax.errors import InputError, reason
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init, param_axes, parameter_count
 from sysout_jax.planning import hlo
-from sysout_jax.planning.timing import step_flops
+from sysout_jax.planning.timing import laid_out, step_flops
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import make_optimizer
 from sysout_jax.training.parallel import mesh_steps, state_shapes
@@ -234,9 +234,8 @@ def analysis_flops(config: TrainConfig, vocab: int) -> float:
     """Operations of an analysis step, in the same way."""
 
     def of(layers: int) -> float:
-        flat = replace(config.model, layers=layers, window_layers=None).with_execution(
-            scan_layers=False, query_block=config.seq_len, flash=False
-        )
+        model = replace(config.model, layers=layers, window_layers=None)
+        flat = laid_out(model, query_block=config.seq_len)
         lowered = analysis_program(replace(config, model=flat, mesh="data=1"), vocab, None)
         return float(lowered.cost_analysis()["flops"])
 

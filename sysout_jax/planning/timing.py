@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import param_axes
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import make_optimizer
@@ -88,15 +89,26 @@ def step_seconds(
     return {name: values / steps for name, values in seconds.items()}
 
 
+def laid_out(model: ModelConfig, **execution: Any) -> ModelConfig:
+    """A model whose operations XLA can count: without loops over layers and fused kernels.
+
+    Of a mixture it has one expert as wide as those of a token: on a CPU, where operations are
+    counted, each expert would see every token.
+    """
+    if model.experts:
+        width = model.experts_per_token * model.sizes["F"]
+        model = replace(model, experts=1, experts_per_token=1, mlp_width=width)
+    return model.with_execution(scan_layers=False, flash=False, **execution)
+
+
 def step_flops(config: TrainConfig, vocab: int) -> float:
     """Floating-point operations of one optimiser step, as XLA counts them before it optimises.
 
     Loops are counted once whatever their length, so layers, queries, the loss and the parts of a
     batch are laid out without any; what a fused kernel does is not counted, so there is none.
     """
-    architecture = config.architecture(vocab).with_execution(
-        scan_layers=False, query_block=None, loss_block=config.seq_len, flash=False
-    )
+    model = config.architecture(vocab)
+    architecture = laid_out(model, query_block=None, loss_block=config.seq_len)
     optimizer = make_optimizer(config.optimizer, config.steps, param_axes(architecture))
     state = jax.eval_shape(partial(start, architecture, optimizer), jax.random.key(0))
     batch = jax.ShapeDtypeStruct((config.batch_size, config.seq_len + 1), np.int32)

@@ -97,6 +97,16 @@ def test_counted_operations_are_those_of_the_formula():
     assert 0.95 < ratio < 1.1
 
 
+def test_of_a_mixture_the_chosen_experts_are_counted():
+    """Against the same formula: eight experts, of which two see a token."""
+    model = replace(TINY, layers=1, width=128, heads=2, mlp_width=256, context=128, experts=8)
+    config = TrainConfig(batch_size=4, seq_len=128, model=model)
+    ratio = machines.train_flops(config, 13) / machines.model_flops(config, 13)
+    assert 0.95 < ratio < 1.15
+    passes = machines.analysis_flops(config, 13) / (machines.model_flops(config, 13) / 3)
+    assert 0.95 < passes < 1.3
+
+
 def test_deeper_is_counted_as_laid_out():
     """Three layers from one and two, against XLA's own count of three."""
     direct = machines.step_flops(RUN, 13)
