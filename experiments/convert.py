@@ -6,6 +6,7 @@ python -m experiments.convert --model=gpt2 --out=PLACE --weak=prefix --export=pr
 python -m experiments.convert --redraw=runs/convert/RUN
 """
 
+import os
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -68,7 +69,7 @@ class Config:
 
 def run(config: Config, console: Console) -> RunDirectory:
     """Convert a model, save it, and record what was found and done."""
-    out = Path(config.out).expanduser()
+    out = Path(os.path.expanduser(config.out))
     _check_out(config, out)
     chosen = choose(config.choice)
     if config.prefix:

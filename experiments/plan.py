@@ -8,6 +8,7 @@ python -m experiments.plan --model=gpt2-124m --topology=v5e:2x4 --batch_size=64 
 python -m experiments.plan --redraw=results/plan/gpt2-124m-v5e-8 --markdown
 """
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -115,7 +116,7 @@ def architecture(name: str) -> ModelConfig:
     """
     found = SHAPES.get(name)
     if found is None:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         if not path.exists():
             if not is_hub_id(name):
                 raise InputError("model", name, ACCEPTED)

@@ -37,10 +37,10 @@ def replacing(path: Path) -> Iterator[Path]:
 def existing(name: str | os.PathLike[str]) -> Path | None:
     """The path that a name has on this machine; None: nothing is there, or it can be none."""
     try:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         # An empty path would be the working directory.
         return path if os.fspath(name) and path.exists() else None
-    except (OSError, RuntimeError):  # too long, or of a user that is not known
+    except OSError:  # too long
         return None
 
 

@@ -148,7 +148,7 @@ def _point(link: Path, run: str) -> None:
 
 def named_run(path: str) -> str:
     """A path in which the run is named that `latest` stands for now: it will be another's."""
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))
     for place in (given, *given.parents):
         if place.name == LATEST and os.path.islink(place):
             run = os.readlink(place)

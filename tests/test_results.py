@@ -132,7 +132,8 @@ def test_latest_is_the_run_begun_last(tmp_path, open_run, monkeypatch, links):
 
 
 def test_what_latest_does_not_stand_for(tmp_path):
-    for path in ("latest", "", "gpt2", str(tmp_path / "latest"), "x" * 5000 + "/latest"):
+    gone = ("~nouser-of-this/latest", str(tmp_path / "latest"), "x" * 5000 + "/latest")
+    for path in ("latest", "", "gpt2", *gone):
         assert named_run(path) == path
     (tmp_path / "study" / "latest").mkdir(parents=True)
     assert named_run(str(tmp_path / "study" / "latest")) == str(tmp_path / "study" / "latest")

@@ -1,5 +1,6 @@
 """The model that --model means: of a run, published, of llama2.c, whole or one layer at a time."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,7 +148,7 @@ def choose(choice: Choice) -> Chosen:
 
 def every(choice: Choice) -> Iterator[Chosen]:
     """The models that the flags mean: without --variant and --seed, all of a run."""
-    path = Path(choice.model).expanduser()
+    path = Path(os.path.expanduser(choice.model))
     named = [path / "models" / name for name in models(path) if _fits(choice, name)]
     found = (loading.resolve(each, choice.revision, choice.file) for each in named)
     for located in found if named else (_resolve(choice),):
@@ -158,7 +159,7 @@ def every(choice: Choice) -> Iterator[Chosen]:
 
 def of_softmax(choice: Choice) -> Iterator[Chosen]:
     """The models that the flags mean; of a run, those of variant softmax unless one is named."""
-    a_run = bool(models(Path(choice.model).expanduser()))
+    a_run = bool(models(Path(os.path.expanduser(choice.model))))
     yield from every(replace(choice, variant=choice.variant or ("softmax" if a_run else None)))
 
 
@@ -166,7 +167,7 @@ def _resolve(choice: Choice) -> Located:
     """Where the model is; of a run, the one that --variant means, or the only one."""
     if not choice.model:
         raise InputError("model", None, ACCEPTED, "not given")
-    path = Path(choice.model).expanduser()
+    path = Path(os.path.expanduser(choice.model))
     if found := models(path):
         path = path / "models" / _pick(choice, sorted(found))
     elif (path / "result.json").exists():

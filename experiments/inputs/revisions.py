@@ -1,6 +1,7 @@
 """Checkpoints of a suite on the hub, each a revision of one id: step1000, step2000, ..."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -51,7 +52,7 @@ def of_last(choice: Choice, revisions: Sequence[str]) -> Choice:
     Raises:
       InputError: the model has no revisions, or there is none of that name.
     """
-    if Path(choice.model).expanduser().exists() or not is_hub_id(choice.model):
+    if Path(os.path.expanduser(choice.model)).exists() or not is_hub_id(choice.model):
         raise InputError("revisions", ",".join(revisions), "with the id of a model on the hub")
     if choice.stream:
         raise InputError("revisions", ",".join(revisions), "without --stream")

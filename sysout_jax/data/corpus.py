@@ -87,7 +87,7 @@ def find_source(spec: str) -> Source:
     """
     if spec == "stdlib":
         return Source(spec, _library_files(spec))
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     if not spec:
         _reject(spec, f"names nothing; accepted: {ACCEPTED}")
     if path.is_file():

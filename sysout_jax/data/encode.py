@@ -285,7 +285,7 @@ def _digest(source: Source, cache: Path) -> str:
 
 
 def _cache(cache_dir: str | os.PathLike[str] | None) -> Path:
-    return default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+    return default_cache_dir() if cache_dir is None else Path(os.path.expanduser(cache_dir))
 
 
 def _key(*parts: str) -> str:

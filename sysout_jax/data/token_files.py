@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, NoReturn
@@ -46,7 +47,7 @@ def open_token_files(spec: str, dtype: str | None = None) -> TokenFiles:
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError("token_dtype", dtype, ", ".join(DTYPES), "unknown")
-    directory = Path(spec.removeprefix("tokens:")).expanduser()
+    directory = Path(os.path.expanduser(spec.removeprefix("tokens:")))
     paths = [directory / f"{part}.bin" for part in PARTS]
     raw = [_bytes(spec, path) for path in paths]
     headers = [_header(spec, path, one) for path, one in zip(paths, raw, strict=True)]

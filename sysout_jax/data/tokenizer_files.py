@@ -52,11 +52,11 @@ def load_tokenizer(
     if spec == "bytes":
         return ByteTokenizer()
     if kind == "gpt2" and argument:
-        return _load_gpt2(spec, Path(argument).expanduser())
+        return _load_gpt2(spec, Path(os.path.expanduser(argument)))
     if kind == "bpe":
         return _train_bpe(spec, argument, train_on)
     if spec.endswith(".json"):
-        found = _load_json(spec, Path(spec).expanduser())
+        found = _load_json(spec, Path(os.path.expanduser(spec)))
         if found.eot is None:
             named = ", ".join(_EOT_NAMES + _BOS_NAMES)
             _reject(spec, f"{spec} has none of the special tokens {named}")
