@@ -6,7 +6,6 @@ R = 1 + resamples of texts, D width, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ from scipy import stats
 
 from sysout_jax.analysis.statistics import Interval, bootstrap_interval
 from sysout_jax.core.primitives import soft_cap
-from sysout_jax.model.compiling import jit_quickly
+from sysout_jax.model.compiling import jit_quickly, precisely
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
 
@@ -26,7 +25,6 @@ RANDOM_SETS = 5
 READOUTS = ("kl", "entropy", "surprisal", "accuracy", "slope", "spearman")
 OUTLIERS, RANDOM, OF_HEAD = "outlier dimensions", "random dimensions", "those of the head"
 DRAWS = 500  # resamples of texts for what is no mean over them
-_product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # parts are subtracted
 
 
 class Head(NamedTuple):
@@ -69,6 +67,7 @@ class Split:
     rest: Interval
 
 
+@precisely
 def head_of(config: ModelConfig, params: Params) -> Head:
     """The output head as one matrix, with the map back to the embedding's width in it.
 
@@ -79,7 +78,7 @@ def head_of(config: ModelConfig, params: Params) -> Head:
     table = params["embed"].T if config.tied else params["head"]
     weight = jnp.asarray(table, jnp.float32)
     if config.embed_width is not None:
-        weight = _product(jnp.asarray(params["embed_out"], jnp.float32), weight)
+        weight = jnp.asarray(params["embed_out"], jnp.float32) @ weight
     bias = params["head_bias"] if config.head_bias else jnp.zeros(weight.shape[1])
     return Head(weight, jnp.asarray(bias, jnp.float32))
 
@@ -111,8 +110,8 @@ def read(
 
     def one(given: tuple[Array, Array]) -> Any:
         x, target = given
-        z = _product(x, head.weight) + head.bias
-        parts = [_product(x[dims], head.weight[dims]) for dims in sets]
+        z = x @ head.weight + head.bias
+        parts = [x[dims] @ head.weight[dims] for dims in sets]
         whole = _capped(z, cap)
         top = jnp.argmax(z)
         each = [
