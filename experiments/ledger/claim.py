@@ -22,7 +22,7 @@ class Trial:
     """What decides a statement in one setting.
 
     held: the commit, and the name there, of a ledger that first held this bound, before claims.json
-      held thresholds; controls may have been added, which only withhold verdicts.
+      held thresholds; what was added since, or made stricter, only withholds verdicts.
     renews: the same of the threshold that this one takes the place of, where it differs.
     """
 

@@ -140,12 +140,12 @@ OUTLIERS = (
     Statement("factor_sees_the_context", "The explicit factor closes where there is nothing to do",
               f"{AN}, sections 4 and 5", {
         BACKCOPY: Trial(Level("gate_noop / gate_active", 0.5, True, ("context_scale",)), DEMO,
-                       held="b1e06f5 the_factor_sees_the_context"),
+                       renews="b1e06f5 the_factor_sees_the_context"),
     }),
     Statement("factor_and_bias_close", "With a bias beside it the factor closes as well",
               "theory T4", {
         BACKCOPY: Trial(Level("gate_noop / gate_active", 0.5, True, (GATE_AND_BIAS,)), SIX_SEEDS,
-                       held=PREDICTED),
+                       renews=PREDICTED),
     }),
     Statement("sink_value_has_no_sink", "A constant logit and a value per head take the sink's "
               "place", "theory T2, T4", {
@@ -189,9 +189,9 @@ OUTLIERS = (
     }),
     Statement("value_gates_shrink_spikes", "Gates on values remove large activations", QIU, {
         LABORATORY: Trial(than(LARGEST, "value_gate", ratio=0.5, control=Control(LARGE)), LAB,
-                         held="7a02250 value_gates"),
+                         renews="7a02250 value_gates"),
         BOOKS: Trial(than(LARGEST, "value_gate", ratio=0.5, control=Control(LARGE)), LEVERS,
-                    held="23a1401 text_value_gates"),
+                    renews="23a1401 text_value_gates"),
     }),
     # By attention, which a gate on values does not scale. What the first token adds to outputs is
     # above 0.1 of them where heads attend evenly, too (`sink_effect`).
@@ -214,13 +214,13 @@ OUTLIERS = (
               f"{AN}, section 5", {
         BOOKS: Trial(than(LARGEST, "context_scale setting=llama", "softmax setting=llama", 0.5,
                           control=Control(LARGE, "softmax setting=llama")), LEVERS,
-                    held="23a1401 llama_factor_removes_large_activations"),
+                    renews="23a1401 llama_factor_removes_large_activations"),
     }),
     Statement("attention_bias_fails_on_llama", "Attention bias (d) leaves large activations in "
               "LLaMA's style", "Owen et al. 2025 (arXiv:2503.22329)", {
         BOOKS: Trial(than(LARGEST, "attention_bias setting=llama", "softmax setting=llama", 0.5,
                           below=False, control=Control(LARGE, "softmax setting=llama")), LEVERS,
-                    held="23a1401 attention_bias_fails_on_llama"),
+                    renews="23a1401 attention_bias_fails_on_llama"),
     }),
     Statement("massive_without_sinks", "Large activations stay where sinks are gone (d, f)",
               f"Bondarenko et al. 2023; {QIU}", {

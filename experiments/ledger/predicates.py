@@ -75,8 +75,7 @@ class Control:
         if found.mean() > 0.5:
             return None
         numbers = f"control: {self.has.text} in {found.sum()} of {found.size} of {self.cell}"
-        says = INCONCLUSIVE if found.any() else INAPPLICABLE
-        return Judged(says, numbers, "", units=found.size)
+        return Judged(INCONCLUSIVE if found.any() else INAPPLICABLE, numbers, "", units=found.size)
 
 
 @dataclass(frozen=True)
@@ -289,10 +288,8 @@ class Cost:
         less = f" and less than {words(self.than)}" if self.than else ""
         form, removal = words(self.form), words(self.removal)
         what = "" if self.measure == "cost" else f"{words(self.measure)}: "
-        return (
-            f"{what}{form} costs less than {self.share:.0%} of what {removal} does{less}, pairs; "
-            f"where {removal} costs more than nothing"
-        )
+        told = f"{what}{form} costs less than {self.share:.0%} of what {removal} does{less}, pairs"
+        return f"{told}; where {removal} costs more than nothing"
 
     def judge(self, records: Records) -> Judged:
         cost, removal = (pooled(records, cell, self.measure) for cell in (self.form, self.removal))
@@ -322,17 +319,20 @@ class Equivalence:
     margin: float
     claimed: bool = False  # whether being equivalent is what is claimed
     mean: float | None = None  # that the mean itself must be within, for it to be
+    level: float = ALPHA  # of each test; 0.025 has the interval of 95% within the margin
 
     @property
     def threshold(self) -> str:
-        near = f"within {self.margin:g} of {self.other} (TOST)"
+        level = "" if self.level == ALPHA else f" at {self.level:g}"
+        near = f"within {self.margin:g} of {self.other} (TOST{level})"
         near += "" if self.mean is None else f", the mean within {self.mean:g}"
         text = near if self.claimed else f"below {self.other}; equivalent {near}"
         return f"{words(self.measure)}, pairs: {self.one} {text}"
 
     def judge(self, records: Records) -> Judged:
         found = pooled(records, self.one, self.measure) - pooled(records, self.other, self.measure)
-        differs, p = piece(found, 0.0, below=True), within(found, self.margin)
+        differs = piece(found, 0.0, below=True)
+        p = min(within(found, self.margin) * ALPHA / self.level, 1.0)
         numbers, short = f"{differs.interval:.4f}", f"{differs.interval.mean:.3f}"
         mean = differs.interval.mean
         far = self.mean is not None and abs(mean) >= self.mean

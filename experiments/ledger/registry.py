@@ -49,7 +49,8 @@ def registration(
       stored: what claims.json says of it.
 
     Raises:
-      InputError: the commit that a test names is not in the history.
+      InputError: the commit that a test names is not in the history, or its ledger has no such
+        claim.
     """
     if git("log", "-1", "--format=%h") is None:
         kept = {"commit": None, "written": None, "first": None, "predicted": False}
@@ -62,10 +63,13 @@ def registration(
 
 
 def _held(held: str) -> tuple[str, str]:
-    commit = held.split()[0]
+    commit, _, name = held.partition(" ")
     when = git("log", "-1", "--format=%aI", commit)
     if when is None:
         raise InputError("held", commit, "a commit of this history")
+    looked_for = ("grep", "--quiet", "--word-regexp", "--fixed-strings", name)
+    if name and git(*looked_for, commit, "--", "experiments", STORED) is None:
+        raise InputError("held", held, "a claim in the ledger of that commit")
     return commit, when.strip()
 
 

@@ -220,11 +220,16 @@ def test_a_threshold_counts_from_the_commit_that_changed_it(clone):
     clone(6, claims=HELD | {"b.books": {}})
     found = registry.registration("a.books", TEST, {"run": _begun(4, 1)}, {})
     assert (found["written"][:10], found["predicted"]) == ("2026-01-05", False)
-    held = Trial(TEST.predicate, "run", held=f"{found['commit']} its name")
-    assert registry.registration("c.books", held, {"run": _begun(6, 1)}, {})["predicted"]
-    gone = Trial(TEST.predicate, "run", held="0123456 its name")
+
+    def registered(held):
+        test = Trial(TEST.predicate, "run", held=held)
+        return registry.registration("c.books", test, {"run": _begun(6, 1)}, {})
+
+    assert registered(f"{found['commit']} a.books")["predicted"]
     with pytest.raises(InputError, match="a commit of this history"):
-        registry.registration("c.books", gone, {"run": _begun(6, 1)}, {})
+        registered("0123456 a.books")
+    with pytest.raises(InputError, match="a claim in the ledger of that commit"):
+        registered(f"{found['commit']} b.books")  # which came a commit later
 
 
 def test_without_git_the_stored_registration_holds(monkeypatch):

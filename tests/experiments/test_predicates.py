@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.special import betainc
+from scipy.special import betainc, stdtrit
 
 from experiments.ledger.evidence import (
     EQUIVALENT,
@@ -337,6 +337,15 @@ def test_equivalence_by_the_mean_too(change, says):
     assert Equivalence("loss", "a", "b", 0.05, True, mean=0.015).judge([made]).says == says
 
 
+@pytest.mark.parametrize(("share", "says"), [(0.97, INCONCLUSIVE), (1.03, SUPPORTED)])
+def test_equivalence_by_an_interval_of_95(share, says):
+    """It is within the margin, or not quite: then that of 90% is."""
+    made = record(a={"loss": 2.01 + NEAR}, b={"loss": [2.0] * 4})
+    margin = share * (0.01 + NEAR.mean() + stdtrit(3, 0.975) * NEAR.std(ddof=1) / 2)
+    assert Equivalence("loss", "a", "b", margin, True, level=0.025).judge([made]).says == says
+    assert Equivalence("loss", "a", "b", margin, True).judge([made]).says == SUPPORTED
+
+
 @pytest.mark.parametrize(
     ("precision", "recall", "p", "sequences", "says"),
     [
@@ -409,6 +418,8 @@ def test_what_falls_short_has_the_p_of_its_interval():
          "validation loss, pairs: a below b; equivalent within 0.005 of b (TOST)"),
         (Equivalence("loss", "a", "b", 0.02, claimed=True, mean=0.01),
          "validation loss, pairs: a within 0.02 of b (TOST), the mean within 0.01"),
+        (Equivalence("loss", "a", "b", 0.02, claimed=True, level=0.025),
+         "validation loss, pairs: a within 0.02 of b (TOST at 0.025)"),
         (Relation("weights", "activations"), "weights to activations: precision above 0.9, recall "
          "above chance, p < 0.001 by permutation; where both kinds are"),
     ],
