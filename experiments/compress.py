@@ -28,6 +28,7 @@ from sysout_jax.analysis.compress.compression import (
 )
 from sysout_jax.analysis.compress.noise import noise
 from sysout_jax.analysis.compress.schemes import Rounding
+from sysout_jax.analysis.locate.first_token import LEAST_TEXTS, enough
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.converting import Conversion
 from sysout_jax.core.attention import VARIANTS
@@ -56,7 +57,7 @@ METHODS = (
 )  # fmt: skip
 WORST, CONTEXT = 10, 12  # tokens that a record names of each method, and those before each
 SMOKE = {
-    "sequences": 2, "calibration": 2, "batch": 2, "methods": ("w8a8", "gptq-w4", "wanda-2:4"),
+    "sequences": 2, "calibration": 4, "batch": 2, "methods": ("w8a8", "gptq-w4", "wanda-2:4"),
 }  # fmt: skip
 
 
@@ -103,6 +104,7 @@ class Config:
             one_of("conversions", way, converting.WEAK)
         if self.conversions:
             check_values("conversions", self.conversions)
+            at_least(LEAST_TEXTS, "calibration", self.calibration)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -154,6 +156,9 @@ def run(config: Config, console: Console) -> RunDirectory:
         for method in config.methods:
             check_experts(each.model.config, schemes.scheme(method), config.sites)
     read = [texts.of(each) for each in chosen]  # before any work: text missing or too short
+    for each, text in zip(chosen, read, strict=True):
+        if config.conversions:
+            _check_convertible(config, each, text)
 
     @lru_cache(maxsize=1)  # cells of one model follow each other, and one at a time is in memory
     def converted(at: int) -> dict[str, Conversion]:
@@ -187,6 +192,14 @@ def run(config: Config, console: Console) -> RunDirectory:
     )  # fmt: skip
 
 
+def _check_convertible(config: Config, chosen: Chosen, text: Text) -> None:
+    """Refuse text on which a model and its conversions cannot be compared."""
+    enough(text.calibration)
+    if chosen.bos and config.protocol == WIKITEXT2:
+        why = f"windows of {WIKITEXT2} have no BOS, and a converted {chosen.name} always reads it"
+        raise InputError("conversions", None, f"with --protocol={SEQUENCES}", why)
+
+
 def _converted(chosen: Chosen, text: Text) -> dict[str, Conversion]:
     rows = text.calibration[: converting.TEXTS]
     return converting.conversions(chosen.model, rows, None if chosen.bos else ())
@@ -204,8 +217,7 @@ class _Judge:
     ) -> None:
         self.config, self.chosen, self.made = config, chosen, made
         self.model: Model = chosen.model if made is None else made[1].model
-        first = np.concatenate([text.evaluation, text.calibration])[:, 0]
-        begin = int(chosen.bos and bool(config.conversions) and (first == first[0]).all())
+        begin = int(bool(config.conversions) and text.begun_by_bos(chosen))
         cut = begin if made is not None and made[1].kind == "prefix" else 0
         self.rows, self.calibration = text.evaluation[:, cut:], text.calibration[:, cut:]
         self.skip = begin - cut

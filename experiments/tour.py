@@ -1,4 +1,4 @@
-"""A published model's outliers, what they do, and the model without them, in two minutes.
+"""A published model's outliers, what they do, and the model without them, in minutes.
 
 python -m experiments.tour                                          # SmolLM2-135M
 python -m experiments.tour --model=MODEL --corpus=PATH
@@ -85,14 +85,15 @@ def _found(config: Config, chosen: Chosen, text: Text, say: Any) -> dict[str, An
     say("  the model without its sink's state")
     made = conversions(model, text.calibration, None if chosen.bos else ())
     models = {"as trained": model} | {way: made[way].model for way in WAYS}
-    cut = {way: int(chosen.bos) for way in WAYS if made[way].kind == "prefix"}
+    begin = int(text.begun_by_bos(chosen))
+    cut = {way: begin for way in WAYS if made[way].kind == "prefix"}
     say("  weights and activations in 8 bits")
     return found | {
         "corpus": config.corpus or chosen.corpus or "stdlib",
         "tokens": text.evaluation[:, 1:].size,
         "kind": made[WAYS[0]].kind, "said": list(made[WAYS[0]].said),
         "ways": [
-            {"name": name, **_eight_bits(each, text, cut.get(name, 0), int(chosen.bos))}
+            {"name": name, **_eight_bits(each, text, cut.get(name, 0), begin)}
             for name, each in models.items()
         ],
         "drawn": _drawn(chosen, models[WAYS[-1]], text, cut.get(WAYS[-1], 0)),

@@ -10,7 +10,6 @@ from jaxtyping import Array, Int
 
 from sysout_jax.analysis.intervene.before_after import BeforeAfter, Reader, compared
 from sysout_jax.analysis.intervene.conversion import (
-    most_tokens,
     unrotated,
     with_constants,
     with_prefix,
@@ -278,12 +277,12 @@ def _weak_treated(
     before = run(trained.config, trained.params, trained.begin)
     table = [judged("as trained", before, before.losses)]
     initial = made.prefix or _initial(model, texts)
-    ids = carriers(before, trained.rows(texts), initial)[: most_tokens(model.config)]
-    found = {"leave": made, "prefix": made if ids == made.prefix else _prefixed(model, ids)}
+    ids = carriers(before, trained.rows(texts), initial)
+    found = {"leave": made, "prefix": _further(made, model, ids, texts.shape[1] - 1)}
     for name, start in tuple(found.items()):
         cut = {"leave": "bound", "prefix": "prefix+bound"}[name]
-        if name == "prefix" and start is made:
-            found[cut] = found["bound"]
+        if name == "prefix" and (start is made or start.kind == "left"):
+            found[cut] = found["bound"] if start is made else start
             continue
         say(f"weaker sinks: {name}")
         config, params = start.model.config, start.model.params
@@ -301,6 +300,17 @@ def _weak_treated(
         )
         for way, of in found.items()
     }
+
+
+def _further(made: Conversion, model: Model, ids: tuple[int, ...], length: int) -> Conversion:
+    """The model with a prefix of these tokens, where texts of a length leave room for it."""
+    longest = model.config.longest
+    if ids == made.prefix:
+        return made
+    if longest is None or len(ids) + length <= longest:
+        return _prefixed(model, ids)
+    why = f"{_count(len(ids), 'token')} before texts of {length}: learned positions end at"
+    return Conversion(model, "left", (f"{why} {longest}; the model is as it was",))
 
 
 def _cut(start: Conversion, best: Bounded | None) -> Conversion:

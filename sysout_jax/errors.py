@@ -74,11 +74,13 @@ def one_of(name: str, value: str, accepted: Collection[str]) -> None:
 
 
 class Diverged(ArithmeticError):
-    """A loss that is not finite, which ends a run."""
+    """A loss or a gradient that is not finite, which ends a run."""
 
-    def __init__(self, variant: str, step: int, seed: int, loss: float) -> None:
+    def __init__(
+        self, variant: str, step: int, seed: int, found: float, what: str = "loss"
+    ) -> None:
         super().__init__(
-            f"loss is {loss} at step {step} of seed {seed}, variant {variant}; "
+            f"{what} is {found} at step {step} of seed {seed}, variant {variant}; "
             "try a smaller lr, a longer warmup or a smaller clip"
         )
         self.step, self.seed = step, seed

@@ -106,6 +106,17 @@ def test_a_token_that_all_texts_begin_with_is_a_prefix():
     assert found.model.config.longest == planted.CONFIG.longest - 1
 
 
+def test_a_prefix_needs_room_before_the_text():
+    """Texts take all positions: other ways are as ever, and this one says why it is not."""
+    texts = planted.texts(6, 80)
+    found = so.convert(MODEL, texts, weak="leave")
+    assert found.kind == "constants"
+    for way in ("prefix", "prefix+bound"):
+        left = so.convert(MODEL, texts, weak=way)
+        assert (left.kind, left.model) == ("left", MODEL)
+        assert "before texts of 80: learned positions end at 80" in left.said[0]
+
+
 def test_a_prefix_that_texts_do_not_begin_with_is_added():
     """The model reads the text behind the prefix; before, it read the text alone."""
     texts = planted.texts()

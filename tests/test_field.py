@@ -16,6 +16,30 @@ CODE = re.findall(r"`([^`]+)`", FIELD.read_text())
 COMMANDS = sorted({code for code in CODE if code.startswith("experiments.")})
 
 
+PUBLISHED = [
+    ("sysout_jax.core.detectors", "ACTIVATION_RATIO", 1000.0, "An et al. 2025"),
+    ("sysout_jax.core.detectors", "WEIGHT_RATIO", 1000.0, "An et al. 2025"),
+    ("sysout_jax.core.detectors", "ATTENTION_SHARE", 0.1, "An et al. 2025"),
+    ("sysout_jax.core.detectors", "FEATURE_VALUE", 6.0, "Dettmers et al. 2022"),
+    ("sysout_jax.core.detectors", "SIGMAS", 6.0, "Bondarenko et al. 2023"),
+    ("sysout_jax.core.measures", "SINK_EPS", 0.3, "Gu et al. 2025"),
+    ("sysout_jax.core.measures", "VALUE_DRAINED", 0.2, "Fesser 2026"),
+    ("sysout_jax.core.compensate", "DAMPING", 0.01, "Frantar et al. 2022"),
+    ("sysout_jax.core.compensate", "BLOCK", 128, "Frantar et al. 2022"),
+    ("sysout_jax.core.quantise", "SPARING", 0.7, "Badri and Shaji 2023"),
+    ("sysout_jax.analysis.compress.compression", "ALPHA", 0.5, "Xiao et al. 2022, section 4"),
+    ("sysout_jax.analysis.intervene.interventions", "SPIKE", 50.0, "Yu et al. 2024"),
+    ("sysout_jax.analysis.intervene.weak_sinks", "CARRIES", 64.0, "PrefixQuant"),
+    ("sysout_jax.training.optimizer", "MUON_RMS", 0.2, "Liu et al. 2025"),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "value", "source"), PUBLISHED)
+def test_published_constants(module, name, value, source):
+    """Tests of what uses them take them from the module."""
+    assert getattr(importlib.import_module(module), name) == value, source
+
+
 def test_files_are_there():
     paths = [code for code in CODE if code.endswith(".py")]
     assert len(paths) >= 15

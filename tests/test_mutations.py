@@ -9,7 +9,8 @@ import pytest
 
 from tools.mutate import ROOT, read
 
-LISTS = [Path(__file__).parent / name / "mutations.toml" for name in ("core", "experiments")]
+HERE = Path(__file__).parent
+LISTS = [HERE / name / "mutations.toml" for name in ("core", "analysis", "experiments")]
 
 
 def test_the_lists_are_long_and_survivors_are_few():

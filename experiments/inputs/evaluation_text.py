@@ -1,7 +1,7 @@
 """Text to learn from and text to judge by, for the models of an experiment."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -30,6 +30,11 @@ class Text(NamedTuple):
     corpus: Corpus | None
     calibration: np.ndarray
     evaluation: np.ndarray
+
+    def begun_by_bos(self, chosen: Chosen) -> bool:
+        """Whether every row begins with the BOS of the model: one that is a key replaces it."""
+        first = np.concatenate([self.evaluation, self.calibration])[:, 0]
+        return bool(chosen.bos and (first == first[0]).all())
 
 
 def read_corpus(
@@ -107,7 +112,7 @@ def length_of(given: int | None, config: ModelConfig, usual: int = TOKENS) -> in
 
 @dataclass
 class Texts:
-    """The text of each model, every corpus read once."""
+    """The text of each model, read once for all that read it as the same tokens."""
 
     corpus: str | None  # None: what the model was trained on
     calibration: int  # sequences of the training part
@@ -117,7 +122,7 @@ class Texts:
     token_dtype: str | None = None  # of tokens:DIR
     protocol: str = SEQUENCES
     calibrate_on: str | None = None  # another corpus, of whose training part calibration text is
-    _read: dict[str, Text] = field(default_factory=dict)
+    _read: dict[tuple[Any, ...], Text] = field(default_factory=dict)
 
     def of(self, chosen: Chosen) -> Text:
         """The text for a model.
@@ -125,10 +130,15 @@ class Texts:
         Raises:
           InputError: no corpus, one that is too short, or one whose parts have text in common.
         """
-        spec = self.corpus or chosen.corpus or ""
-        if spec not in self._read:
-            self._read[spec] = self._open(chosen)
-        return self._read[spec]
+        known, config = chosen.model.tokenizer, chosen.model.config
+        spec = self.corpus or chosen.corpus or PUBLISHED
+        read = (spec, known and known.fingerprint, chosen.bos, config.longest)
+        if read not in self._read:
+            self._read[read] = self._open(chosen)
+        text = self._read[read]
+        _within(config.vocab, spec, text.evaluation)
+        _within(config.vocab, self.calibrate_on or spec, text.calibration)
+        return text
 
     def _open(self, chosen: Chosen) -> Text:
         model = chosen.model
@@ -140,13 +150,11 @@ class Texts:
             corpus, spec = read_corpus(self.corpus, chosen, self.console, self.token_dtype)
             length = length_of(self.seq_len, model.config)
             evaluation = corpus.distinct("val", self.sequences, length)
-        _within(model.config.vocab, spec, evaluation)
         if self.calibrate_on is not None:
             corpus, _ = read_corpus(self.calibrate_on, chosen, self.console, self.token_dtype)
         elif self.protocol == WIKITEXT2:
             return Text(None, evaluation[:0], evaluation)
         candidates = corpus.batch("train", 0, 0, 2 * self.calibration, length)
-        _within(model.config.vocab, self.calibrate_on or spec, candidates)
         return Text(corpus, apart(candidates, evaluation, self.calibration), evaluation)
 
 

@@ -196,6 +196,8 @@ def _read(choice: Choice, located: Located, seed: int | None) -> Chosen:
     # Blocks of queries are how it was trained; here attention is read whole.
     model = replace(model, config=model.config.with_execution(query_block=None))
     run = path.absolute().parent.parent if path.absolute().parent.name == "models" else None
+    if choice.bos == "auto" and model.tokenizer is None:  # rows of a task, as in its training
+        bos = _study(run, path.name).get("config", {}).get("bos", bos)
     return Chosen(model, path, path.name, saved_seeds(path)[0] if seed is None else seed, run, bos)
 
 

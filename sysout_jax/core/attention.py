@@ -274,6 +274,8 @@ def head_norm(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
 
 # ------------------------------------------------------- rows of 2025 and 2026
 
+SCALABLE_FROM = 32  # visible keys at which scalable softmax begins as softmax
+
 
 @variant(
     formula="softmax([s, b]) [v, v'], b per head: S = sigmoid(LSE(s) - b), and (1 - S) v'",
@@ -331,13 +333,13 @@ def v_scale(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
 
 
 @variant(
-    formula="softmax((1 + g) log(n)/log(S) s) v, n visible keys, g per head",
+    formula="softmax((1 + g)/log(32) log(n) s) v, n visible keys, g per head: softmax at 32 first",
     cite="Nakanishi 2025 (arXiv:2501.19399), scalable softmax",
     log_gain=Param("N", 0.0),
 )
 def scalable_softmax(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
     count = jnp.sum(heads.mask, axis=-1, dtype=at_least_float32(heads.q.dtype))
-    steep = jnp.log(jnp.maximum(count, 1.0)) / log(max(heads.length, 2))
+    steep = jnp.log(jnp.maximum(count, 1.0)) / log(SCALABLE_FROM)
     gain = jnp.outer(steep, 1.0 + p["log_gain"].astype(steep.dtype))[..., None]
     q = heads.q.astype(gain.dtype) * jnp.broadcast_to(gain, heads.q.shape)
     return attend(heads._replace(q=q.astype(heads.q.dtype)))

@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 from sysout_jax.core.flash import Past, flash_attention
 from sysout_jax.core.layers import at_least_float32
 
+Tap = Callable[[str, Array], Array]
+
 
 def no_tap(name: str, value: Array) -> Array:
     """The tap that neither records nor edits."""
@@ -31,7 +33,7 @@ class Heads(NamedTuple):
     x_q: Float[Array, "*B T D"]
     x_k: Float[Array, "*B S D"]
     mask: Bool[Array, "T S"]
-    tap: Callable[[str, Array], Array] = no_tap
+    tap: Tap = no_tap
     scale: float | None = None  # of q.k; None: 1/sqrt(H)
     softcap: float | None = None  # c: logits s become c tanh(s/c)
     bias: Float[Array, "N #T S"] | None = None  # added to the logits last

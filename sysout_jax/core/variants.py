@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from jaxtyping import Array
 
-from sysout_jax.core.primitives import Heads, Mixed
+from sysout_jax.core.primitives import Heads, Mixed, Tap
 
 Params = Mapping[str, Array]
 Attend = Callable[[Heads], Mixed]
@@ -50,8 +50,17 @@ class Variant:
 
     @property
     def gated(self) -> bool:
-        """Whether it has a gate, or a part of it does: parameters named "gate_..."."""
-        return any("_gate_" in f"_{name}" for name in self.params)
+        """Whether it or one part of it has a gate, parameters named "gate_...": a tap is of one."""
+        parts = self.name.split(JOIN)
+        begins = ["gate_"] if len(parts) == 1 else [f"{part}_gate_" for part in parts]
+        return sum(any(key.startswith(begin) for key in self.params) for begin in begins) == 1
+
+    @property
+    def gates_values(self) -> bool:
+        """Whether it has a gate per KV head, before the mixing."""
+        return any(
+            key.startswith("gate_") and "K" in of.axes.split() for key, of in self.params.items()
+        )
 
     @property
     def wraps(self) -> bool:
@@ -137,14 +146,22 @@ def variant(
 
 
 def composed(name: str, parts: list[Variant]) -> Variant:
-    """Each variant around the next; a parameter of one is called by both names."""
+    """Each variant around the next; a parameter of one is called by both names.
+
+    Gates on values are around all others, which see gated values; of several gates none is tapped.
+    """
+    outermost_first = sorted(parts, key=lambda part: not part.gates_values)
+    several = sum(part.gated for part in parts) > 1
 
     def attend(heads: Heads, params: Params) -> Mixed:
+        if several:
+            heads = heads._replace(tap=partial(_but_gates, heads.tap))
+
         def around(inner: Attend | None, part: Variant) -> Attend:
             own = {key: params[f"{part.name}_{key}"] for key in part.params}
             return partial(part.fn, p=own, **({} if inner is None else {"attend": inner}))
 
-        whole: Attend = reduce(around, reversed(parts), None)  # type: ignore[assignment]
+        whole: Attend = reduce(around, reversed(outermost_first), None)  # type: ignore[assignment]
         return whole(heads)
 
     def named(values: Mapping[str, Mapping[str, object]]) -> Mapping[str, object]:
@@ -163,3 +180,7 @@ def composed(name: str, parts: list[Variant]) -> Variant:
         identity=None if None in identities.values() else named(identities),  # type: ignore[arg-type]
         extra_key=any(part.extra_key for part in parts),
     )
+
+
+def _but_gates(tap: Tap, name: str, value: Array) -> Array:
+    return value if name == "attn_gate" else tap(name, value)

@@ -85,7 +85,8 @@ def load_corpus(
         known = tokenizer_for(spec, given, cache_dir) if isinstance(given, str) else given
         found = encode_corpus(spec, known, cache_dir, progress)
     if isinstance(known, ByteTokenizer | SubwordTokenizer):
-        known = replace(known, adds_bos=bos)  # what is saved beside a model says how it was trained
+        # What is saved beside a model says how it was trained.
+        known = replace(known, adds_bos=bos and known.bos is not None)
     return TextCorpus(
         name=spec,
         vocab=found.vocab,

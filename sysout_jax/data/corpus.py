@@ -79,8 +79,8 @@ def find_source(spec: str) -> Source:
     """The files named by `stdlib`, a file, a directory or a glob, sorted.
 
     A directory gives its .txt, .md, .py, .gz, .xz and .zst files at any depth, hidden ones left
-    out; a glob the files among its matches with those suffixes; a file named outright is read as
-    plain text whatever its suffix.
+    out; a glob the files among its matches with those suffixes; a file named outright is read
+    whatever its suffix, as plain text where that is of no archive.
 
     Raises:
       InputError: there is no such file.

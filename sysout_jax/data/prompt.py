@@ -15,7 +15,7 @@ def starts_with_bos(tokenizer: Tokenizer | None, bos: str = "auto") -> bool:
     """Whether prompts and rows of a corpus start with BOS.
 
     Args:
-      tokenizer: of the model; without one, rows are those of a task, which do where they can.
+      tokenizer: of the model; without one, rows are those of a task, which do unless "no" is said.
       bos: "yes", "no", or "auto": as the tokenizer of a published model does, and as a model that
         was trained here was trained.
 

@@ -1,7 +1,7 @@
 """Models written as a published family stores them."""
 
-import itertools
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,13 +65,18 @@ def _write_tensors(
     by_path: Mapping[tuple[str, ...], np.ndarray],
     shard_bytes: int,
 ) -> None:
-    sizes = [sum(by_path[p.path].nbytes for p in stored.parts) for stored in layout]
-    ends = itertools.accumulate(sizes)
-    shard_of = [max(0, end - 1) // shard_bytes for end in ends]
-    groups = [
-        [stored for stored, its in zip(layout, shard_of, strict=True) if its == shard]
-        for shard in sorted(set(shard_of))
+    sizes = [
+        math.prod(stored.shape) * max(by_path[part.path].itemsize for part in stored.parts)
+        for stored in layout
     ]
+    groups: list[list[Stored]] = []
+    held = 0  # by the last file
+    for stored, size in zip(layout, sizes, strict=True):
+        if not groups or held + size > shard_bytes:
+            groups.append([])
+            held = 0
+        groups[-1].append(stored)
+        held += size
     weight_map: dict[str, str] = {}
     for number, group in enumerate(groups, start=1):
         file = (

@@ -196,11 +196,12 @@ def analysis_program(
 
 
 def model_flops(config: TrainConfig, vocab: int) -> float:
-    """6ND and what attention adds: operations of a step that no implementation can leave out.
+    """6ND and what attention adds: operations of a step, as model FLOPs are counted.
 
     Per token 6 for each parameter that is not looked up, of experts for those of a token, and
     12 L N H T (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), which counts all T keys for
-    every query. N has norms and biases in it, which no matrix has: 0.1% of GPT-2's parameters.
+    every query, those behind a window too. N has norms and biases in it, which no matrix has: 0.1%
+    of GPT-2's parameters.
     """
     c = config.architecture(vocab)
     size = c.sizes

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
+LOWEST = -0.2  # R² that is drawn
 
 
 def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
@@ -68,10 +69,11 @@ def _size(axes: "Axes", model: Record) -> None:
 def _told(axes: "Axes", model: Record) -> None:
     names = list(model["explained"])
     for at, name in enumerate(names):
-        of = np.sort([max(head["explained"][name], -0.2) for head in model["heads"]])
+        of = np.sort([max(head["explained"][name], LOWEST) for head in model["heads"]])
         axes.plot(of, at + np.linspace(-0.3, 0.3, len(of)), ".", ms=2, color=COLOURS[0])
         axes.plot(model["explained"][name][0], at, "|", ms=14, color=COLOURS[3])
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlim(-0.2, 1.02)
+    axes.set_xlim(LOWEST, 1.02)
+    axes.set_xlabel(f"R², those below {LOWEST} at the edge")
     axes.set_title("R² of logit S, held out, by head", loc="left")

@@ -73,7 +73,7 @@ def _growth(cells: list[Record]) -> "Figure":
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set_xlabel("optimiser steps")
-    axes.set_ylabel("log odds of first token, best head")
+    axes.set_ylabel("log odds of first token\nagainst other tokens, best head")
     axes.set_title(
         f"{_name(cells[0], cells[0])}: mean over runs; a law of log(t) is a line", loc="left"
     )

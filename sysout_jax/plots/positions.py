@@ -69,23 +69,32 @@ def by_class(record: Record, part: Record) -> "Figure":
 
 
 def by_feature(record: Record, part: Record) -> "Figure":
-    """The features with the largest peaks in every layer; the larger, the larger."""
+    """The features with the largest peaks in every layer; the larger, the larger.
+
+    Where the median is zero, nothing says how far a peak stands out: such are grey.
+    """
     figure, panels = grid(len(part["sites"]), 4.2, 2.8)
     labels = {"block_out": "channel", "down_in": "neuron"}
     experts = ", expert after expert" if record["model"].get("experts") else ""
     for axes, (name, site) in zip(panels, part["sites"].items(), strict=True):
         features, ratio = array(site["features"]), array(site["over_median"])
         layer = np.broadcast_to(np.arange(len(features))[:, None], features.shape)
-        ratio = np.where(np.isfinite(ratio), ratio, 1.0)  # a median of zero gives none
-        size = 8 + 120 * ratio / max(float(ratio.max()), 1e-12)
+        told = np.isfinite(ratio)
+        axes.scatter(layer[~told], features[~told], s=40, color="#999999", lw=0)
+        size = 8 + 120 * ratio[told] / max(float(ratio[told].max(initial=0.0)), 1e-12)
         dots = axes.scatter(
-            layer, features, s=size, c=np.log10(np.maximum(ratio, 1e-12)), cmap="plasma_r", lw=0
-        )
+            layer[told], features[told], s=size, c=np.log10(np.maximum(ratio[told], 1e-12)),
+            cmap="plasma_r", lw=0,
+        )  # fmt: skip
         axes.set_title(f"largest {labels[name]}s of |{name}|", loc="left")
         axes.set(xlabel="layer", ylabel=f"{labels[name]} index{experts * (name == 'down_in')}")
         count_axis(axes.xaxis, len(features))
-        bar = figure.colorbar(dots, ax=axes, label="log$_{10}$ of peak/median")
-        bar.outline.set_visible(False)
+        if told.any():
+            bar = figure.colorbar(dots, ax=axes, label="log$_{10}$ of peak/median")
+            bar.outline.set_visible(False)
+        if not told.all():
+            axes.text(0.98, 0.02, "grey: the median is 0", transform=axes.transAxes, ha="right",
+                      fontsize=7)  # fmt: skip
     return figure
 
 

@@ -63,8 +63,8 @@ def draw_panel(
         count = (panel["rows"], panel["features"])[which]
         step = joined(count, size.shape[which])
         if step > 1:
-            ticks = np.linspace(0, size.shape[which], 4)[:-1]
-            axis.set_ticks(ticks, [f"{int(t) * step}" for t in ticks])
+            ticks = np.linspace(0, size.shape[which], 4, dtype=int)[:-1]
+            axis.set_ticks(ticks, [f"{at * step}" for at in ticks])
     for row, column in panel["marks"]:
         at = (
             row // joined(panel["rows"], size.shape[0]),

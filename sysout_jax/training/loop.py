@@ -122,7 +122,7 @@ def train(
 
     Raises:
       InputError: corpus and config do not fit together, or a fused kernel that is not here.
-      Diverged: a loss was not finite; rows up to there have been logged.
+      Diverged: a loss or a gradient was not finite; rows up to there have been logged.
       Preempted: it was asked to stop; its state is saved.
     """
     if corpus is None:
@@ -292,10 +292,15 @@ def _row(
         "loss": loss.mean(axis=0),
         "grad_norm": grad_norm.mean(axis=0),
     }
-    if np.isfinite(loss).all():
+    # A finite loss may have a gradient that is not: of the last step no other loss would tell.
+    finite = np.isfinite(loss) & np.isfinite(grad_norm)
+    if finite.all():
         return row, None
-    at, which = (int(i[0]) for i in np.nonzero(~np.isfinite(loss)))
-    return row, Diverged(config.variant, step + at + 1, seeds[which], float(loss[at, which]))
+    at, which = (int(i[0]) for i in np.nonzero(~finite))
+    found, what = float(loss[at, which]), "loss"
+    if np.isfinite(found):
+        found, what = float(grad_norm[at, which]), "gradient's norm"
+    return row, Diverged(config.variant, step + at + 1, seeds[which], found, what)
 
 
 def _periods(config: TrainConfig) -> list[int]:

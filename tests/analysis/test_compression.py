@@ -1,7 +1,7 @@
 """A compressed model against a NumPy pass, and against what a scheme must leave as it is."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -138,6 +138,37 @@ def test_gptq_of_the_identity_is_rounding_to_nearest(per, zero_point):
     np.testing.assert_allclose(by, nearest, atol=1e-6)
 
 
+def correlated(count):
+    """The Gram matrix of inputs that tell of each other."""
+    random = np.random.default_rng(4)
+    x = random.standard_normal((40, count)) @ random.standard_normal((count, count))
+    return x.T @ x
+
+
+def test_gptq_in_a_basis_is_gptq_of_what_is_rounded_there():
+    w, gram, basis = jnp.asarray(W), correlated(8), Basis(rotation=rotation("down_in", 8))
+    turn = np.asarray(basis.rotation, np.float64)
+    by = partial(round_weights, scheme("gptq-w3"), magnitude=jnp.ones(8))
+    found = by(w=w, basis=basis, gram=jnp.asarray(gram))
+    there = by(w=jnp.asarray(turn.T @ W), basis=Basis(), gram=jnp.asarray(turn.T @ gram @ turn))
+    np.testing.assert_allclose(found, turn @ np.asarray(there), rtol=1e-3, atol=1e-3)
+
+
+def test_ranges_of_gptqs_groups_are_of_weights_as_they_are_by_then():
+    """The loop of Frantar et al. 2023, algorithm 1, which takes a group's scale at its turn."""
+    gram = correlated(8)
+    upper = np.linalg.cholesky(np.linalg.inv(gram + 0.01 * np.diag(gram).mean() * np.eye(8))).T
+    rest, expected = np.array(W, np.float64), np.zeros(W.shape)
+    for at in range(8):
+        if at % 4 == 0:
+            step = np.abs(rest[at : at + 4]).max(axis=0) / 3
+        expected[at] = np.clip(np.round(rest[at] / step), -3, 3) * step
+        rest[at + 1 :] -= np.outer(upper[at, at + 1 :], (rest[at] - expected[at]) / upper[at, at])
+    how = Rounding("int3", per="group", group=4, by="gptq")
+    found = round_weights(how, jnp.asarray(W), Basis(), jnp.asarray(gram), jnp.ones(8))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_without_a_format_weights_stay_as_they_are():
     scales = jnp.linspace(0.5, 3.0, len(W))
     same = round_weights(Rounding(activations="int8"), jnp.asarray(W), Basis(scales))
@@ -270,6 +301,67 @@ def test_the_cache_is_of_keys_and_values():
     found = compressor().compress(scheme("kv3"))
     assert set(found.edits) == {"key", "value"}
     assert lost("kv3") != 0.0
+
+
+WIDE = replace(CONFIG, kv_heads=2)
+
+
+def seen(tap, config=CONFIG, tokens=CALIBRATION[:, :-1]):
+    """[L, B T, ...], of the model as it was."""
+    x = np.asarray(forward(config, params(config), jnp.asarray(tokens), {tap: None})[1][tap])
+    return np.float64(x.reshape(len(x), -1, *x.shape[3:]))
+
+
+def test_every_head_of_the_cache_has_a_scale_of_its_own():
+    found = Compressor(WIDE, params(WIDE), CALIBRATION).compress(scheme("kv4"))
+    for tap in ("key", "value"):
+        before = seen(tap, WIDE)[0].reshape(len(CALIBRATION), 11, 2, 6)
+        after = found.edits[tap](jnp.asarray(before, jnp.float32), jnp.asarray(0))
+        np.testing.assert_allclose(after, rounded(before, 7, -1), rtol=1e-4, atol=1e-6)
+
+
+def test_inputs_may_share_a_scale_where_weights_do_not():
+    found = compressor().compress(scheme("w8a4-atensor"))
+    x = seen("down_in")[1].reshape(len(CALIBRATION), 11, -1)
+    after = found.edits["down_in"](jnp.asarray(x, jnp.float32), jnp.asarray(1))
+    for of, sequence in zip(after, x, strict=True):
+        np.testing.assert_allclose(of, rounded(sequence, 7, None), rtol=1e-4, atol=1e-6)
+    w = np.float64(layer_params(params(), 1)["mlp"]["down"])
+    new = layer_params(found.params, 1)["mlp"]["down"]
+    np.testing.assert_allclose(new, rounded(w, 127, 0), rtol=1e-4, atol=1e-6)
+
+
+def test_smoothing_is_by_the_largest_of_inputs_and_of_all_matrices_that_read_them():
+    k = Compressor(CONFIG, params(), CALIBRATION, alpha=0.7)
+    found = k._basis(scheme("smooth-w8a8"), "mlp_norm", k._blocks()).scales
+    for layer, x in enumerate(seen("mlp_norm")):
+        mlp = layer_params(params(), layer)["mlp"]
+        both = np.abs(np.concatenate([mlp["gate"], mlp["up"]], axis=1)).max(axis=1)
+        expected = np.abs(x).max(axis=0) ** 0.7 / both**0.3
+        np.testing.assert_allclose(found[layer], expected, rtol=1e-4)
+
+
+def test_wanda_keeps_the_largest_of_weight_times_the_inputs_norm():
+    found = compressor().compress(scheme("wanda-0.5"))
+    for layer, x in enumerate(seen("down_in")):
+        w = np.float64(layer_params(params(), layer)["mlp"]["down"])
+        score = np.abs(w) * np.linalg.norm(x, axis=0)[:, None]
+        kept = score > np.sort(score, axis=0)[len(w) // 2 - 1]
+        new = np.asarray(layer_params(found.params, layer)["mlp"]["down"])
+        np.testing.assert_array_equal(new != 0, kept)
+
+
+def test_awq_goes_by_the_mean_of_inputs():
+    found = compressor().compress(scheme("awq-w3"))
+    x = seen("down_in")[1]
+    w, gram = layer_params(params(), 1)["mlp"]["down"], jnp.asarray(x.T @ x)
+    by = {
+        name: round_weights(scheme("awq-w3"), w, Basis(), gram, jnp.asarray(of))
+        for name, of in (("mean", np.abs(x).mean(axis=0)), ("peak", np.abs(x).max(axis=0)))
+    }
+    assert np.abs(by["mean"] - by["peak"]).max() > 1e-3
+    new = layer_params(found.params, 1)["mlp"]["down"]
+    np.testing.assert_allclose(new, by["mean"], rtol=1e-4, atol=1e-5)
 
 
 def test_sites_choose_what_is_compressed():

@@ -102,6 +102,23 @@ def test_the_evidence_tells_it_where_the_sinks_logit_is_constant():
     assert abs(found["the sink's logit"]).max() < 0.05
 
 
+def test_products_are_of_the_directions_in_which_queries_vary_most():
+    """Heads have more channels than products are taken of: of the others none is a feature."""
+    turn = np.linalg.qr(np.random.default_rng(2).normal(size=(40, 40)))[0]
+
+    def made(seed, one, other):
+        shape = TEXTS, 160
+        q = np.random.default_rng(seed).normal(size=(*shape, 1, 40)) * np.geomspace(4.0, 0.5, 40)
+        return Queries(
+            np.zeros(shape, int), np.arange(1, 161), np.zeros((*shape, 1)), q @ turn.T,
+            np.zeros((*shape, 1)), q[..., one] * q[..., other],
+        )  # fmt: skip
+
+    for one, other, told in ((0, 1, True), (-1, -2, False)):
+        found = r_squared(made(0, one, other), made(1, one, other))["quadratic in q"]
+        assert found.min() > 0.95 if told else found.max() < 0.3
+
+
 def test_errors_are_those_of_a_loop():
     """The token id's, in full: means of the texts to fit on, drawn to that of all."""
     fit, held_out = queries(0, ids=1.0, noise=0.5), queries(1, ids=1.0, noise=0.5)

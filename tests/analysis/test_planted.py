@@ -366,6 +366,15 @@ def test_roles():
     assert found.outliers == "outlier tokens"
 
 
+@pytest.mark.parametrize("window", [8, 30])
+def test_roles_are_of_queries_that_see_the_outlier_tokens(window):
+    """Those behind the window cannot attend to it: they dilute no share, and have no factor."""
+    found = roles(dataclasses.replace(p.CONFIG, window=window), p.params(), TOKENS)
+    np.testing.assert_array_equal(found.sink, roles(p.CONFIG, p.params(), TOKENS).sink)
+    assert found.scale[p.HEARD, 0] < 1e-3
+    np.testing.assert_allclose(found.scale + found.attention, 1, atol=1e-5)
+
+
 @pytest.mark.parametrize("trained", [True, False])
 def test_stable_ranks_against_singular_values(trained):
     """Of every head's outputs, per sequence; power iteration comes from below, so ranks from

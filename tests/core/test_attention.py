@@ -317,7 +317,7 @@ def v_scale_oracle(r):
 
 @oracle
 def scalable_softmax_oracle(r):
-    gain = (1 + float(r.p["log_gain"])) * log(len(r.keys)) / log(r.length)
+    gain = (1 + float(r.p["log_gain"])) * log(len(r.keys)) / log(32)
     return softmax_row(r._replace(keys=gain * r.keys))
 
 
@@ -589,6 +589,36 @@ def test_a_variant_around_another_is_either_where_the_other_is_softmax(outer, in
             assert_close(eager(name, arrays, mine | at).out, eager(other, arrays).out)
 
 
+def of_parts(*names):
+    return {f"{part}_{key}": v for part in names for key, v in parameters(part).items()}
+
+
+def test_of_gated_values_nothing_along_the_own_one_is_left():
+    """In either order of the name."""
+    arrays, mine = draw(), of_parts("exclusive", "value_gate")
+    one, other = (
+        eager(name, arrays, mine).out for name in ("exclusive+value_gate", "value_gate+exclusive")
+    )
+    assert_close(one, other)
+    kernel = mine["value_gate_gate_kernel"]
+    gate = 2.0 / (1.0 + np.exp(-np.einsum("bsd,dkh->bskh", arrays["x"], kernel)))
+    own = np.repeat(arrays["v"] * gate, N // K, axis=-2)
+    assert np.abs(np.sum(one * own, axis=-1)).max() < 1e-4
+    assert np.abs(np.sum(one * np.repeat(arrays["v"], N // K, axis=-2), axis=-1)).max() > 0.1
+
+
+def test_of_two_gates_no_tap_sees_one():
+    for name, seen in (("value_bias+head_gate", 1), ("context_scale+head_gate", 0)):
+        calls = []
+
+        def tap(tapped, value, calls=calls):
+            calls.append(tapped)
+            return value
+
+        eager(name, draw(), of_parts(*name.split("+")), tap=tap)
+        assert calls.count("attn_gate") == seen
+
+
 def test_a_factor_and_a_bias():
     """Theory T4: g(x) o + v', the two mechanisms of the paper in one."""
     arrays, gate, bias = draw(), parameters("context_scale"), parameters("value_bias")
@@ -622,6 +652,9 @@ def test_what_a_composition_is_follows_from_its_parts():
     assert VARIANTS["value_bias+context_scale"].gated
     assert VARIANTS["head_gate"].gated
     assert not VARIANTS["value_bias+key_bias"].gated
+    assert not VARIANTS["context_scale+head_gate"].gated  # no tap is of both
+    assert VARIANTS["value_gate"].gates_values
+    assert not VARIANTS["element_gate"].gates_values
     with pytest.raises(ValueError, match="variant softmax: there is one"):
         VARIANTS.enter(VARIANTS["softmax"])
 

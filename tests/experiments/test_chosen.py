@@ -4,16 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import pytest
+from rich.console import Console
 
-from experiments.inputs.model_selection import Choice, choose, every, origins
+from experiments.inputs.evaluation_text import Texts
+from experiments.inputs.model_selection import Choice, Chosen, choose, every, origins
+from sysout_jax.data.tokenizer import ByteTokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init
 from sysout_jax.model.execution import Execution
+from sysout_jax.model.model import Model
 from sysout_jax.training.checkpoint import save
 from tests import quick
 
@@ -69,6 +74,41 @@ def test_a_mesh_that_cannot_be_is_refused():
         Choice(mesh="data=2").shard()
     with pytest.raises(InputError, match="mesh=model=2"):
         Choice(mesh="model=2").shard()
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_rows_of_a_task_begin_as_in_training(tmp_path, trained):
+    """A model of a task has no tokenizer that would tell: the run's record does."""
+    config = ModelConfig(vocab=7, context=5, layers=1, width=4, heads=1)
+    params = jax.vmap(lambda key: init(config, key))(jax.random.split(jax.random.key(0), 1))
+    save(tmp_path / "models" / "backcopy-softmax", config, params, (2,), None)
+    study = {"name": "backcopy", "corpus": "backcopy", "config": {"bos": trained}}
+    (tmp_path / "result.json").write_text(json.dumps({"studies": [study]}))
+    found = {bos: choose(Choice(model=str(tmp_path), bos=bos)).bos for bos in ("auto", "yes", "no")}
+    assert found == {"auto": trained, "yes": True, "no": False}
+
+
+def test_models_that_read_otherwise_have_text_of_their_own(tmp_path):
+    """By tokenizer, BOS and positions; the same text is read once."""
+    (tmp_path / "text.txt").write_text("".join(f"Line {n} is not {n + 1}.\n" for n in range(400)))
+    texts = Texts(str(tmp_path / "text.txt"), 2, 3, None, Console(quiet=True))
+
+    def chosen(bos=True, context=64, vocab=258):
+        config = ModelConfig(vocab=vocab, context=context, layers=1, width=4, heads=1)
+        model = Model(config, {}, replace(ByteTokenizer(), adds_bos=bos))
+        return Chosen(model, tmp_path, "a", None, None, bos)
+
+    first = texts.of(chosen())
+    assert texts.of(chosen()) is first
+    assert (first.evaluation.shape, first.evaluation[0, 0]) == ((3, 65), 257)
+    assert first.begun_by_bos(chosen())
+    without = texts.of(chosen(bos=False))
+    assert without.evaluation.max() < 256
+    assert not without.begun_by_bos(chosen(bos=False))
+    assert not without.begun_by_bos(chosen())
+    assert texts.of(chosen(context=16)).evaluation.shape == (3, 17)
+    with pytest.raises(InputError, match="token id 257, and the model's vocabulary has 99"):
+        texts.of(chosen(vocab=99))
 
 
 def test_all_of_a_run_or_what_is_asked_for(tmp_path):

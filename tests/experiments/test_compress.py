@@ -286,9 +286,10 @@ def test_a_bos_among_the_keys_is_not_read_again(trained, monkeypatch, run_compre
         return {"prefix": so.convert(chosen.model, prefix=[bos])}
 
     monkeypatch.setattr(compress, "_converted", by_prefix)
+    monkeypatch.setattr(compress, "enough", lambda rows: None)  # to convert: none is
     done = run_compress(
         f"--model={trained}", "--variant=softmax", "--seed=5", "--methods=w4", "--sequences=6",
-        "--conversions=prefix", "--calibration=3", "--seq_len=13", f"--workdir={tmp_path}",
+        "--conversions=prefix", "--calibration=4", "--seq_len=13", f"--workdir={tmp_path}",
     )  # fmt: skip
     assert done.status == 0, done.err
     record = json.loads((tmp_path / "compress" / "latest" / "result.json").read_text())
@@ -304,6 +305,38 @@ def test_conversions_that_are_none_are_refused(given, trained, run_compress):
     done = run_compress(f"--model={trained}", f"--conversions={given}")
     assert done.status == 2
     assert done.err.startswith("error: --conversions=")
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--calibration=3"], "--calibration=3: accepted: an integer of at least 4"),
+        (["--seq_len=13"], "text: 32 of 13 tokens is too short; accepted: at least 4 texts of 32"),
+    ],
+)
+def test_text_on_which_nothing_can_be_converted(flags, said, trained, run_compress, tmp_path):
+    """It is refused before the model as trained is compressed."""
+    done = run_compress(
+        f"--model={trained}", "--conversions=leave", *flags, f"--workdir={tmp_path}"
+    )
+    assert done.status == 2
+    assert said in done.err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_conversion_that_reads_bos_is_not_compared_without_it(run_compress, tmp_path):
+    for name, word in (("split", "is not"), ("other", "comes before")):
+        lines = (f"Line {n} {word} {n + 1}.\n" for n in range(300))
+        (tmp_path / f"{name}.txt").write_text("".join(lines))
+    planted_text_model(tmp_path / "model", context=40)
+    done = run_compress(
+        f"--model={tmp_path}/model", f"--corpus={tmp_path}/split.txt", "--protocol=wikitext2",
+        f"--calibration_corpus={tmp_path}/other.txt", "--methods=w4", "--conversions=prefix",
+        "--calibration=4", f"--workdir={tmp_path}",
+    )  # fmt: skip
+    assert done.status == 2
+    assert "--conversions: windows of wikitext2 have no BOS" in done.err
     assert done.err.count("\n") == 1
 
 
@@ -335,10 +368,10 @@ def test_the_published_protocol(trained, run_compress, tmp_path):
     assert list(entry["methods"]) == ["w4", "kv4"]
 
 
-def planted_text_model(place):
+def planted_text_model(place, context=32):
     """A model of bytes with learned positions, as a run leaves it."""
     config = ModelConfig(
-        vocab=258, layers=2, width=16, heads=2, mlp_width=24, context=32, variant="softmax"
+        vocab=258, layers=2, width=16, heads=2, mlp_width=24, context=context, variant="softmax"
     )
     params = init(config, jax.random.key(0))
     save(place, config, jax.tree.map(lambda x: x[None], params), [3], ByteTokenizer())

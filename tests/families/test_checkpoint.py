@@ -1,5 +1,6 @@
 """Checkpoints on disk: whatever is wrong with one gets one line, and no model."""
 
+import itertools
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from sysout_jax.families.config_map import read_config
 from sysout_jax.families.llama import LLAMA
 from sysout_jax.families.table import FAMILIES
 from sysout_jax.families.tensors import INDEX, SINGLE
+from sysout_jax.model.decoder import init
 from tests import quick
 
 CONFIG = {
@@ -442,6 +444,27 @@ def test_export_writes_whole_or_nothing(place, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         so.export(model, tmp_path / "out", "llama")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+@pytest.mark.parametrize("most", [1, 1600, 3000])
+def test_files_of_an_export_hold_no_more_than_they_may(family, most, tmp_path):
+    """Bytes that the index names are those that are there, of each expert its own."""
+    experts = {"experts": 4, "experts_per_token": 2} if family == "mixtral" else {}
+    config = so.ModelConfig(
+        vocab=23, context=9, layers=2, width=8, heads=2, mlp_width=12, mlp="swiglu", norm="rms",
+        position="rope", **experts,
+    )  # fmt: skip
+    so.export(so.Model(config, init(config, jax.random.key(0))), tmp_path / "out", family, most)
+    index = json.loads((tmp_path / "out" / INDEX).read_text())
+    held = {path.name: load_file(path) for path in (tmp_path / "out").glob("*.safetensors")}
+    assert {name: file for file, of in held.items() for name in of} == index["weight_map"]
+    sizes = {name: [] for name in sorted(held)}
+    for name, file in index["weight_map"].items():  # as they were written
+        sizes[file].append(held[file][name].nbytes)
+    assert index["metadata"]["total_size"] == sum(map(sum, sizes.values()))
+    assert all(sum(of) <= most or len(of) == 1 for of in sizes.values())
+    assert all(sum(a) + b[0] > most for a, b in itertools.pairwise(sizes.values()))
 
 
 def test_a_model_trained_here_is_exported(tmp_path):

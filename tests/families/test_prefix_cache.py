@@ -1,5 +1,8 @@
 """The exported prefix is one that the reference implementation reads."""
 
+import re
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from tests.families import reference
 
 CASES = ("llama", "gpt2", "qwen3", "gemma2", "gpt_neox", "phi3", "mixtral", "gpt_oss", "falcon")
 COUNT = 2
+PAGE = Path(__file__).parents[2] / "docs" / "convert.md"
+(SNIPPET,) = re.findall(r"```python\n(from safetensors.*?)```", PAGE.read_text(), re.S)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -51,25 +56,24 @@ def test_other_models_have_no_prefix(golden, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-3), ("bfloat16", 0.1)])
 @pytest.mark.parametrize("case", CASES)
-def test_the_reference_reads_the_prefix(case, tmp_path):
-    """As docs/convert.md shows it."""
+def test_the_reference_reads_the_prefix(case, dtype, atol, tmp_path, monkeypatch):
+    """By the lines of docs/convert.md, in the dtype that a published model may have."""
     torch = pytest.importorskip("torch", reason="needs requirements-reference.txt")
     transformers = pytest.importorskip("transformers", reason="needs requirements-reference.txt")
-    from safetensors.torch import load_file as load_tensors
-
     reference.make(case, tmp_path)
     ids = reference.tokens(reference.CASES[case][2])[:1]
     ours = converted(tmp_path, ids)
-    export_prefix(ours, tmp_path / "prefix.cache")
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    stored = load_tensors(tmp_path / "prefix.cache")
-    cache = transformers.DynamicCache()
-    for layer in range(len(stored) // 2):
-        cache.update(stored[f"key.{layer}"], stored[f"value.{layer}"], layer)
-    rest = torch.tensor(ids[:, COUNT:], dtype=torch.long)
+    (tmp_path / "place").mkdir()
+    monkeypatch.chdir(tmp_path / "place")
+    export_prefix(ours, Path("prefix.safetensors"))
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    model = load(tmp_path, dtype=getattr(torch, dtype)).eval()
+    said = {"model": model, "ids": torch.tensor(ids[:, COUNT:], dtype=torch.long)}
     with torch.no_grad():
-        theirs = model(rest, past_key_values=cache).logits.numpy()
-        whole = model(torch.tensor(ids, dtype=torch.long)).logits.numpy()[:, COUNT:]
-    np.testing.assert_allclose(theirs, whole, rtol=0, atol=1e-3)
-    np.testing.assert_allclose(so.apply(ours, ids[:, COUNT:])[0], theirs, rtol=0, atol=1e-3)
+        exec(SNIPPET, said)
+        theirs = said["logits"].float().numpy()
+        whole = model(torch.tensor(ids, dtype=torch.long)).logits.float().numpy()[:, COUNT:]
+    np.testing.assert_allclose(theirs, whole, rtol=0, atol=atol)
+    np.testing.assert_allclose(so.apply(ours, ids[:, COUNT:])[0], theirs, rtol=0, atol=atol)

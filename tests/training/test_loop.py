@@ -16,7 +16,7 @@ from sysout_jax.training import loop
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import train
 from sysout_jax.training.optimizer import OptimizerConfig
-from sysout_jax.training.step import token_loss
+from sysout_jax.training.step import StepRecord, token_loss
 
 TINY = TrainConfig(
     corpus="backcopy",
@@ -190,6 +190,18 @@ def test_a_loss_that_is_not_finite_ends_the_run():
     assert [row["step"] for row in rows] == [0, 3, 5]
     assert np.isfinite(rows[1]["loss"]).all()
     assert np.isfinite(rows[2]["loss"]).tolist() == [True, False]
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run():
+    """Of a loss that is: no later one tells where the step is the last."""
+    loss, norm = np.ones((2, 3)), np.ones((2, 3))
+    norm[1, 2] = np.inf
+    config = dataclasses.replace(TINY, seeds=(4, 5, 6))
+    row, diverged = loop._row(config, config.seeds, 7, StepRecord(loss, norm), lambda: 1.0)
+    assert (diverged.step, diverged.seed) == (9, 6)
+    assert str(diverged).startswith("gradient's norm is inf at step 9 of seed 6, variant softmax;")
+    assert row["step"] == 9
+    assert loop._row(config, config.seeds, 7, StepRecord(loss, loss), lambda: 1.0)[1] is None
 
 
 def test_a_huge_learning_rate_diverges():

@@ -43,8 +43,8 @@ def with_prefix(
       prefix: C token ids.
 
     Raises:
-      InputError: no token, more than learned positions leave room for, several where logits depend
-        on the length, a model that has such keys, or a variant that can have none.
+      InputError: no token, more than learned positions leave room for, a model that has such keys,
+        or a variant that can have none.
     """
     ids = np.asarray(prefix, np.int32)
     _unconverted(config)
@@ -53,20 +53,10 @@ def with_prefix(
         raise InputError("prefix", ",".join(map(str, ids.ravel())), accepted)
     if config.longest is not None and ids.size >= config.longest:
         raise InputError("prefix", f"{ids.size} tokens", f"fewer than {config.longest}")
-    most = most_tokens(config)
-    if most is not None and ids.size > most:
-        why = "logits of scalable_softmax depend on the text's length, of several tokens their own"
-        raise InputError("prefix", f"{ids.size} tokens", "one", why)
     found = _prefix(config, params, jnp.asarray(ids)[None])
     changed = replace(_unfused(config), sink=ExplicitSink(keys=ids.size))
     own = {f"sink_{name}": found[name][:, 0] for name in ("key", "value")}
     return changed, with_own(params, "attn", own)
-
-
-def most_tokens(config: ModelConfig) -> int | None:
-    """How many tokens can be a prefix: one where logits depend on the text's length, which with one
-    key changes nothing; None: any number."""
-    return 1 if "scalable_softmax" in config.variant.split("+") else None
 
 
 @jit_quickly(0)

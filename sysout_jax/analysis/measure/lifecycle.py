@@ -187,7 +187,8 @@ def _form(mlp: Params, active: np.ndarray) -> Array:
 def _spread(config: ModelConfig, received: np.ndarray, taps: Any, up: int, token: int) -> Spread:
     """received [L, N, S]: a later layer, or the last one where there is none."""
     first = min(up + 1, len(received) - 1)
-    layer = first + int(np.argmax(received[first:, :, token].mean(axis=-1)))
+    given = given_by_seeing(config, received[:, None])[:, 0]
+    layer = first + int(np.argmax(given[first:, :, token].mean(axis=-1)))
     head = int(np.argmax(received[layer, :, token]))
     positions = jnp.arange(received.shape[-1])
     seen = np.asarray(causal_mask(positions, positions, config.window_of(layer)))

@@ -19,6 +19,7 @@ from sysout_jax.analysis.locate.scan import (
 )
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.detectors import ratio_or_zero
+from sysout_jax.core.layers import causal_mask
 from sysout_jax.core.measures import (
     SINK_EPS,
     VALUE_DRAINED,
@@ -36,7 +37,7 @@ JOINED = "value+attn_weights"
 
 @dataclass(frozen=True)
 class Roles:
-    """The heads of every layer: averages over sequences and over queries outside of O."""
+    """The heads of every layer: averages over sequences and over queries that see O, not in it."""
 
     outliers: str  # what O is: "outlier tokens", or "the first token" where no sequence has any
     sequences: int  # that have a token in O
@@ -72,6 +73,7 @@ def roles(
     is what the outlier tokens' values add. Rows of unnormalised variants are brought to one; where
     a variant gates values, they are measured before the gate. A sink whose value is not drained
     broadcasts it: then the head's outputs are nearly one vector (Fesser 2026, arXiv:2606.08105).
+    Means are over the queries outside O that see a token of O, before them and within the window.
 
     Args:
       config: the architecture.
@@ -106,6 +108,8 @@ def roles(
 def _run(config: ModelConfig, params: Params, tokens: Array, outliers: Array) -> dict[str, Any]:
     """[L, B, ...] of each sequence and its own set O."""
     normalised = VARIANTS[config.variant].normalised
+    at = jnp.arange(tokens.shape[1])
+    masks = jnp.stack([causal_mask(at, at, config.window_of(i)) for i in range(config.layers)])
 
     def one(sequence: tuple[Array, Array]) -> dict[str, Array]:
         ids, of = sequence
@@ -117,10 +121,10 @@ def _run(config: ModelConfig, params: Params, tokens: Array, outliers: Array) ->
         recorded = forward(config, params, ids[None], taps)[1]
         first = recorded["attn_mix"][:, 0]  # [L, N], sigma_1^2 / |O|_F^2
         scale, error = (recorded[JOINED][name][:, 0] for name in ("scale", "error"))  # [L, N, T]
-        queries = jnp.broadcast_to(~of, scale.shape)
-        mass = jnp.sum(jnp.where(queries, scale, 0.0), axis=-1)
+        see = jnp.any(masks & of[None, None], axis=-1) & ~of[None]  # [L, T]
+        queries = jnp.broadcast_to(see[:, None], scale.shape)
         count = jnp.maximum(jnp.sum(queries, axis=-1, dtype=jnp.float32), 1.0)
-        mean = mass / count
+        mean = 1.0 - jnp.sum(jnp.where(queries, 1.0 - scale, 0.0), axis=-1) / count
         spread = jnp.where(queries, jnp.square(scale - mean[..., None]), 0.0)
         received = recorded[JOINED]["received"][:, 0]
         return {
