@@ -152,9 +152,9 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "experiments.variants --preset=sinks --corpus=stdlib --variants=softmax --seeds=4",
             "experiments.assumptions --model=RUN --seq_len=64",
         ),
-        "assumptions/fruitfly": (  # of the 4,000 steps of the preset, whose rate is constant
+        "assumptions/fruitfly": (
             "experiments.variants --preset=fruitfly --corpus=.cache/books_train.txt.xz "
-            "--variants=softmax --seeds=0 --steps=1200",
+            "--variants=softmax --seeds=0",
             "experiments.assumptions --model=RUN --corpus=.cache/books_val.txt --seq_len=64",
         ),
         "compress/smollm2-135m-boosts": (
