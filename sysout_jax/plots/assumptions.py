@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 LOWEST = -0.2  # R² that is drawn
+NONE = 1e-6  # of the state that is found: rounding
 
 
 def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
@@ -56,13 +57,18 @@ def _size(axes: "Axes", model: Record) -> None:
     axes.set_xlabel("layer")
     layers = [layer for layer, _ in of]
     axes.plot(layers, [each["along"][0] for _, each in of], color=COLOURS[2], lw=1.3, label="found")
-    if of[0][1]["asked"]:
+    asked = [each for _, each in of if each["asked"]]
+    if asked and all(each["asked_most"] <= NONE * each["along"][0] for each in asked):
+        axes.plot([], [], " ", label="asked: 0, all texts have one state")
+        axes.set_ylim(bottom=0.0)
+    elif asked:
+        axes.set_yscale("log")
         for values, label, style in (
             ([each["asked"][0] for _, each in of], "asked, mean of texts", "-"),
             ([each["asked_most"] for _, each in of], "asked, largest", ":"),
         ):
             axes.plot(layers, values, style, color=COLOURS[3], lw=1.3, label=label)
-    axes.set_yscale("log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=7)
 
 
