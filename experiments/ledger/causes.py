@@ -243,10 +243,11 @@ CAUSES = (
     }),
     *(Statement(name, says, "theory T4", {
         setting: Trial(Equivalence("loss", form, "context_scale", 0.02, claimed=True, mean=0.01,
-                                   level=0.025), record, held=held, renews=f"c806a8f {name}")
-        for setting, record, held in (
-            (BACKCOPY, SIX_SEEDS, PREDICTED), (SOURCE, SINKS_AND_BIAS, ""),
-            (BOOKS, FLY_AND_BIAS, ""))
+                                   level=0.025), record, **was(old))
+        for setting, record, old in (
+            (BACKCOPY, SIX_SEEDS, f"held {PREDICTED}"),
+            (SOURCE, SINKS_AND_BIAS, f"renews c806a8f {name}"),
+            (BOOKS, FLY_AND_BIAS, f"renews c806a8f {name}"))
     }) for name, says, form in (
         ("factor_and_bias_do_as_well", "A bias beside the explicit factor changes no loss",
          GATE_AND_BIAS),
