@@ -126,7 +126,8 @@ def conversions(
       model, text, prefix, progress: as of `convert`.
 
     Returns:
-      A conversion for each of `WEAK`; the same for all where nothing was converted.
+      A conversion for each of `WEAK`; the same for all where nothing was converted. A prefix for
+      which texts leave no learned positions is none: the model as it was, of kind "left".
 
     Raises:
       InputError: as `convert`.
