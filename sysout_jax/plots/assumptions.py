@@ -68,7 +68,7 @@ def _size(axes: "Axes", model: Record) -> None:
             ([each["asked_most"] for _, each in of], "asked, largest", ":"),
         ):
             axes.plot(layers, values, style, color=COLOURS[3], lw=1.3, label=label)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.legend(fontsize=7)
 
 
