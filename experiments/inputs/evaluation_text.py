@@ -134,20 +134,19 @@ class Texts:
         spec = self.corpus or chosen.corpus or PUBLISHED
         read = (spec, known and known.fingerprint, chosen.bos, config.longest)
         if read not in self._read:
-            self._read[read] = self._open(chosen)
+            self._read[read] = self._open(chosen, spec)
         text = self._read[read]
         _within(config.vocab, spec, text.evaluation)
         _within(config.vocab, self.calibrate_on or spec, text.calibration)
         return text
 
-    def _open(self, chosen: Chosen) -> Text:
+    def _open(self, chosen: Chosen, spec: str) -> Text:
         model = chosen.model
-        spec = self.corpus or chosen.corpus or PUBLISHED
         if self.protocol == WIKITEXT2:
             evaluation = windows(spec, model.tokenizer, model.config.longest)
             length = evaluation.shape[1] - 1
         else:
-            corpus, spec = read_corpus(self.corpus, chosen, self.console, self.token_dtype)
+            corpus, _ = read_corpus(self.corpus, chosen, self.console, self.token_dtype)
             length = length_of(self.seq_len, model.config)
             evaluation = corpus.distinct("val", self.sequences, length)
         if self.calibrate_on is not None:
