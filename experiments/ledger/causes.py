@@ -25,6 +25,7 @@ from .claim import (
     LARGE,
     LARGEST,
     LEVERS,
+    MECHANISMS,
     NO_BEST,
     NO_RATE,
     ON_TEXTS,
@@ -253,6 +254,12 @@ CAUSES = (
          GATE_AND_BIAS),
         ("sink_value_does_as_well", "A constant logit and a value per head have the loss of an "
          "explicit factor", "sink_value"),
+    )),
+    *(Statement(f"{form}_lowers_loss", f"{says} lowers the loss", source, {
+        SOURCE: Trial(than("loss", form, digits=3), MECHANISMS),
+    }) for form, says, source in (
+        ("exclusive", "Exclusive self-attention", "Zhai 2026 (arXiv:2603.09078)"),
+        ("differential", "Differential attention", "Ye et al. 2025 (arXiv:2410.05258)"),
     )),
     Statement("conversion_is_exact", "The sink written as constants, its token masked, changes no "
               "loss", "theory T1", {

@@ -24,6 +24,7 @@ from .claim import (
     LARGEST,
     LEVERS,
     MASSIVE,
+    MECHANISMS,
     MOVES,
     NO_BEST,
     NO_MOVES,
@@ -162,7 +163,10 @@ OUTLIERS = (
                      renews="f4755e4 source_one_is_not_enough"),
     }),
     Statement("temperatures_keep_sinks", "A learned temperature by the number of keys keeps sinks",
-              "theory B1", {LABORATORY: Trial(forms(BEST, "scalable_softmax"), LAB)}),
+              "theory B1", {
+        LABORATORY: Trial(forms(BEST, "scalable_softmax"), LAB),
+        SOURCE: Trial(forms(RATED, "scalable_softmax"), MECHANISMS),
+    }),
     Statement("value_state_gates_keep_sinks", "Gates that see the value alone keep sinks",
               "theory A1; disputed by arXiv:2510.09017", {
         LABORATORY: Trial(forms(BEST, "value_state_gate"), LAB),
@@ -170,10 +174,12 @@ OUTLIERS = (
     Statement("exclusive_attention_has_no_sink", "Without its own value in the output a head needs "
               "no sink", "theory B5; Zhai 2026 (arXiv:2603.09078)", {
         LABORATORY: Trial(goes(NO_BEST, BEST, "exclusive"), LAB),
+        SOURCE: Trial(goes(NO_RATE, RATED, "exclusive"), MECHANISMS),
     }),
     Statement("differential_attention_has_no_sink", "A head that subtracts a second map needs no "
               "sink", "theory A1, T2; Ye et al. 2025 (arXiv:2410.05258)", {
         LABORATORY: Trial(goes(NO_BEST, BEST, "differential"), LAB_TWO),
+        SOURCE: Trial(goes(NO_RATE, RATED, "differential"), MECHANISMS),
     }),
     Statement("gates_as_published_have_no_sink", "With gates half open at first, "
               "the first token moves no output", f"{QIU}; theory T2", {
