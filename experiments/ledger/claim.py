@@ -63,7 +63,7 @@ BEST_WAY = "converted by=prefix+bound"
 
 SIX_SEEDS = "variants/factor-and-bias"
 SINKS_AND_BIAS, FLY_AND_BIAS = "variants/sinks-factor-and-bias", "variants/fruitfly-factor-and-bias"
-MECHANISMS = "variants/sinks-mechanisms"
+MECHANISMS, VALUES = "variants/sinks-mechanisms", "variants/sinks-values"
 GATE_AND_BIAS = "value_bias+context_scale"
 PREDICTED = "94c831f"  # by theory/README.md, section 6
 DISTILLED, GATED = "explicit/smollm2-135m", "gate_bias by=distilled"

@@ -44,6 +44,8 @@ from .claim import (
     SOURCE,
     SUN,
     TAKEN_APART,
+    VALID,
+    VALUES,
     Statement,
     Trial,
     forms,
@@ -170,6 +172,7 @@ OUTLIERS = (
     Statement("value_state_gates_keep_sinks", "Gates that see the value alone keep sinks",
               "theory A1; disputed by arXiv:2510.09017", {
         LABORATORY: Trial(forms(BEST, "value_state_gate"), LAB),
+        SOURCE: Trial(forms(RATED, "value_state_gate"), VALUES),
     }),
     Statement("exclusive_attention_has_no_sink", "Without its own value in the output a head needs "
               "no sink", "theory B5; Zhai 2026 (arXiv:2603.09078)", {
@@ -189,9 +192,11 @@ OUTLIERS = (
     Statement("v_scale_keeps_sinks", "Values that shrink where they are small (V-scale) keep "
               "sinks", f"theory A1; {CHEN}", {
         LABORATORY: Trial(forms(BEST, "v_scale", equal=COPIES), LAB_THREE),
+        SOURCE: Trial(forms(RATED, "v_scale", equal=VALID), VALUES),
     }),
     Statement("v_scale_shrinks_peaks", "With V-scale the first token's large states shrink", CHEN, {
         LABORATORY: Trial(than(PEAK, "v_scale", ratio=0.5, equal=COPIES), LAB_THREE),
+        SOURCE: Trial(than(PEAK, "v_scale", ratio=0.5, equal=VALID), VALUES),
     }),
     Statement("value_gates_shrink_spikes", "Gates on values remove large activations", QIU, {
         LABORATORY: Trial(than(LARGEST, "value_gate", ratio=0.5, control=Control(LARGE)), LAB,
