@@ -1,6 +1,7 @@
 """The layers of a decoder as array functions: linear maps, masks, MLPs, loss."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import prod
 from types import MappingProxyType
 from typing import NamedTuple
@@ -52,6 +53,42 @@ def linear(
     # Added in float32: the bias' gradient is a sum over rows, which bfloat16 would lose.
     wide = at_least_float32(x.dtype)
     return (out.astype(wide) + jnp.broadcast_to(bias.astype(wide), out.shape)).astype(x.dtype)
+
+
+def lookup(table: Float[Array, "V W"], indices: Int[Array, "..."]) -> Float[Array, "... W"]:
+    """Read rows of a table; its gradient is the sum over their uses, in float32 or wider.
+
+    y[..., w] = table[indices[...], w].
+
+    Args:
+      table: [V, W].
+      indices: [...] in [0, V); beyond it, rows are NaN.
+
+    Returns:
+      [..., W], in the dtype of `table`.
+    """
+    return _looked_up(table.shape[0], table.dtype, table, indices)
+
+
+# A sum of ones in bfloat16 ends at 256, and a token may stand in a batch far more often. A table
+# cast before it is read would have the same gradient, and a copy of it in every forward pass.
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _looked_up(count: int, dtype: jnp.dtype, table: Array, indices: Array) -> Array:
+    del count, dtype
+    return jnp.take(table, indices, axis=0)
+
+
+def _look_up(count: int, dtype: jnp.dtype, table: Array, indices: Array) -> tuple[Array, Array]:
+    return _looked_up(count, dtype, table, indices), indices
+
+
+def _add_up(count: int, dtype: jnp.dtype, indices: Array, above: Array) -> tuple[Array, None]:
+    wide = widened(above)
+    total = jnp.zeros((count, wide.shape[-1]), wide.dtype).at[indices].add(wide)
+    return total.astype(dtype), None
+
+
+_looked_up.defvjp(_look_up, _add_up)
 
 
 def causal_mask(

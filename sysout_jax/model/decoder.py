@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sysout_jax.core.layers import linear
+from sysout_jax.core.layers import linear, lookup
 from sysout_jax.core.primitives import soft_cap
 from sysout_jax.errors import InputError
 from sysout_jax.model.block import Axed, Block, Norm, Owner
@@ -36,7 +36,7 @@ def embed(config: ModelConfig, own: Own, tokens: Int[Array, "B T"]) -> Float[Arr
     table = own("embed", "V -> D" if c.embed_width is None else "V -> W")
     # Embeddings and positions are added at the greater precision of parameters and activations.
     wide = max(table.dtype, jnp.dtype(c.execution.dtype), key=lambda dtype: dtype.itemsize)
-    x = jnp.take(table, tokens, axis=0).astype(wide)
+    x = lookup(table, tokens).astype(wide)
     if c.embed_width is not None:
         x = linear(x, own("embed_in", "W -> D"))
     if c.position == "learned":

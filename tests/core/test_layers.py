@@ -13,6 +13,7 @@ from sysout_jax.core.layers import (
     causal_mask,
     cross_entropy,
     linear,
+    lookup,
 )
 
 
@@ -33,6 +34,37 @@ def wide(x):
 def test_at_least_float32():
     found = [at_least_float32(jnp.dtype(d)) for d in ("float64", "float32", "bfloat16", "float16")]
     assert found == [jnp.float64, jnp.float32, jnp.float32, jnp.float32]
+
+
+# ------------------------------------------------------------------------------- lookup
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("shape", [(), (7,), (3, 5)])
+def test_lookup_reads_rows_and_adds_up_what_their_uses_ask_for(dtype, shape):
+    table, above = draw(4, 6), draw(*shape, 6, seed=1)
+    ids = np.random.default_rng(2).integers(0, 4, shape)
+    found, pull = jax.vjp(lambda x: lookup(x, jnp.asarray(ids)), narrow(table, dtype))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, np.asarray(narrow(table, dtype))[ids])
+    (gradient,) = pull(narrow(above, dtype))
+    expected = np.zeros((4, 6))
+    np.add.at(expected, ids, wide(narrow(above, dtype)))
+    assert gradient.dtype == dtype
+    np.testing.assert_allclose(
+        wide(gradient), expected, rtol=float(jnp.finfo(dtype).eps), atol=1e-6
+    )
+
+
+def test_a_token_that_stands_everywhere_loses_nothing_in_bfloat16():
+    """The sum of 4,096 ones in bfloat16 itself is 256."""
+    ids = jnp.zeros((4, 1024), jnp.int32)
+
+    def total(table):
+        return jnp.sum(lookup(table, ids).astype(jnp.float32))
+
+    gradient = jax.jit(jax.grad(total))(jnp.ones((3, 2), jnp.bfloat16))
+    np.testing.assert_array_equal(wide(gradient), [[4096.0] * 2, [0.0] * 2, [0.0] * 2])
 
 
 # ------------------------------------------------------------------------------- linear
