@@ -26,6 +26,7 @@ from experiments.reports import (
     variants_report,
 )
 from sysout_jax.files import write_text
+from sysout_jax.report.tables import tables as tables_of
 from sysout_jax.results import read_record
 from sysout_jax.showing import Table
 from tests import usage
@@ -51,7 +52,7 @@ REPORTS: Mapping[str, Callable[[Record], Iterable[Section]]] = {
     "laboratory": laboratory_report.sections,
 }
 OTHERS: Mapping[str, Callable[[Record], Mapping[str, Table]]] = {
-    "analysis": analysis_report.tables,
+    "analysis": lambda record: {**tables_of(record), **analysis_report.tables(record)},
     "benchmarks.analysis": lambda record: {"passes": analysis.table(record)},
     "benchmarks.long_context": lengths.tables,
     "benchmarks.train": lambda record: {"steps": train.table(record)},

@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import sysout_jax
@@ -129,15 +130,16 @@ def test_explicit_forms_are_those_of_the_record():
         return {form: by_label[label] for form, label in FORMS.items() if label in by_label}
 
     page = " ".join(RESULTS.split())
-    found = changes("backcopy", "backcopy")
-    assert f"loses {found['dropped']} nats, with a gate fitted to S {found['gate']} (" in page
-    for record, text, verb in (("fruitfly-h100", "books", "costs"), ("sinks", "stdlib", "loses")):
-        found = {form: each.lstrip("+") for form, each in changes(record, text).items()}
-        says = f"{verb} {found['dropped']} nats, with S in its place {found['factor']}"
-        assert says in page
-    assert (
-        f"removal costs {found['dropped']} nats, with S in its place {found['factor']} |" in README
+    books, source = (
+        {form: each.lstrip("+") for form, each in changes(*of).items()}
+        for of in (("fruitfly-h100", "books"), ("sinks", "stdlib"))
     )
+    leaving = f"S itself costs {books['factor']} nats; leaving the sink out costs"
+    assert f"{leaving} {books['dropped']}" in page
+    says = f"S in its place costs {source['factor']} nats, of {source['dropped']} that leaving"
+    assert says in page
+    costs = f"removal costs {source['dropped']} nats, with S in its place {source['factor']} |"
+    assert costs in README
 
 
 def test_the_first_figure_is_described_by_its_record():
@@ -163,7 +165,7 @@ def test_what_the_conversion_buys_is_in_its_record():
     gone = re.search(r"\((.*)\)", of["w8a8-tensor"]["prefix+bound"])[1]
     assert f"| {gone} of what they add to the loss is gone" in README
     prefix = re.search(r"\((.*)\)", of["w8a8-tensor"]["prefix"])[1]
-    assert f"the prefix, takes away {prefix} (" in README
+    assert f"by the prefix alone, which `transformers` can take over, {prefix} (" in README
     page = " ".join((ROOT / "docs" / "convert.md").read_text().split())
     left = float(of["w8a8-atensor"]["prefix+bound"].split()[0])
     rotated, smoothed, by_token = (
@@ -173,7 +175,24 @@ def test_what_the_conversion_buys_is_in_its_record():
     assert f"takes away {gone.split()[0]} of the rise" in page
     assert f"{left:.2f} nats are left; the goal was 0.05" in page
     assert f"rotation leaves {rotated:.2f} nats and SmoothQuant {smoothed:.2f}" in page
-    assert f"The published model loses {by_token:.2f} nats, and a prefix makes that nothing" in page
+    assert f"The published model loses {by_token:.2f} nats. With a prefix its loss stays" in page
+    models = read_record(ROOT / "results" / "compress" / "smollm2-135m-books")["models"]
+    mine = {model.get("conversion"): model for model in models}
+
+    def rise(way, method):
+        """Over the model's own loss."""
+        return np.mean(np.subtract(mine[way]["methods"][method]["losses"], mine[way]["losses"]))
+
+    lower = np.mean(np.subtract(mine[None]["losses"], mine["prefix"]["losses"]))
+    by_token, rotated = (rise("prefix", name) for name in ("w8a8", "rotate-w8a8-tensor"))
+    by_tensor, before = (rise(way, "w8a8-tensor") for way in ("prefix+bound", None))
+    assert f"lower the unrounded loss, by {lower:.3f} nats" in page
+    pays = f"still pays {by_token:.3f} nats for a scale a token and {rotated:.3f} with a rotation"
+    assert pays in page
+    less = f"costs the model with prefix and bound {by_tensor:.3f} nats; that is"
+    assert (
+        f"{less} {1 - by_tensor / before:.0%} less, where the table says {gone.split()[0]}" in page
+    )
 
 
 def test_variants_are_counted():
