@@ -271,18 +271,18 @@ CAUSES = (
         PUBLISHED: Trial(Level("largest", 300.0, below=True, cells=("converted",), digits=0),
                          "convert/smollm2-135m-prefix"),
     }),
-    Statement("eight_bits_without_the_sink", "Of what W8A8 with a scale a tensor adds to the loss, "
-              "the conversion takes away 85%", "this project", {
+    Statement("eight_bits_without_the_sink", "After conversion at most 15% of what W8A8 with a "
+              "scale a tensor adds to the loss is left", "this project", {
         PUBLISHED: Trial(Cost(BEST_WAY, 0.15, removal="trained", measure="w8a8-tensor"),
                          COMPRESSED),
     }),
     *(Statement(name, says, "this project", {
         PUBLISHED: Trial(Level(method, bound, below=True, cells=(BEST_WAY,), digits=3), COMPRESSED),
     }) for name, says, method, bound in (
-        ("eight_bits_by_channel", "The converted model takes W8A8 with a scale an output channel "
-         "and an input tensor", "w8a8-atensor", 0.05),
-        ("eight_bits_by_token", "The converted model takes W8A8 with a scale an output channel and "
-         "a token", "w8a8", 0.01))),
+        ("eight_bits_by_channel", "W8A8 with a scale an output channel and an input tensor costs "
+         "the converted model less than 0.05 nats", "w8a8-atensor", 0.05),
+        ("eight_bits_by_token", "W8A8 with a scale an output channel and a token costs the "
+         "converted model less than 0.01 nats", "w8a8", 0.01))),
     *(Statement(name, says, "this project", {PUBLISHED: Trial(predicate, DISTILLED)})
       for name, says, predicate in (
         ("trained_gate_keeps_the_model", "A gate and a bias per head in the sink's place, trained "

@@ -96,7 +96,7 @@ def _tally(rows: Rows) -> str:
     told = ", ".join(f"{MARKS[status]} {status} {count[status]}" for status in MARKS)
     predicted = sum(row["predicted"] for row in rows.values() if row["p"] is not None)
     tested = sum(row["p"] is not None for row in rows.values())
-    return f"{told}. Of {tested} that were tested, {predicted} had their threshold before the run."
+    return f"{told}. Of {tested} with a p-value {predicted} had their threshold before the run."
 
 
 def markdown_summary(rows: Rows) -> str:
