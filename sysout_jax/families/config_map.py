@@ -19,7 +19,10 @@ from sysout_jax.model.stored import flat
 # Fields in which tools say that stored weights are quantised.
 QUANTISATION = ("quantization_config", "compression_config", "quantization", "quantize_config")
 UNQUANTISED = "accepted: the model that it was made from, or a GGUF file of it"
+_LOADED = ("load_in_4bit", "load_in_8bit")  # what bitsandbytes did, if anything
 _DRAFT = re.compile(r"(?i)draft|eagle|medusa|speculator")
+_LANGUAGE = re.compile(r"For(?:CausalLM|ConditionalGeneration)$|LMHeadModel$")
+_OTHER_HEAD = re.compile(r"For(?:Sequence|Token)Classification$|ForQuestionAnswering$|Custom")
 MOST = 10_000  # layers, and experts: a damaged number must not be counted up to
 _KINDS = {  # the types of ModelConfig's fields in words
     int: "an integer", float: "a number", bool: "true or false", str: "a string",
@@ -56,8 +59,9 @@ def read_within(family: Family, raw: Raw) -> Raw:
                 "the same",
                 (f"{name} is {_short(raw[name])}, and {_short(inner[name])} in {within.config}"),
             )
-    shared = {name: raw[name] for name in within.shared if name in raw}
-    return {**shared, **inner}
+    outer = (*within.shared, *QUANTISATION, "architectures")  # of the whole file
+    shared = {name: raw[name] for name in outer if raw.get(name) is not None}
+    return {**inner, **shared}
 
 
 def read_config(family: Family, raw: Raw) -> ModelConfig:
@@ -145,19 +149,25 @@ def _other_kinds(family: Family, raw: Raw) -> list[str]:
         said = raw.get(name)
         told = said if isinstance(said, Mapping) else {"quant_method": said}
         method = told.get("quant_method", told.get("quant_algo"))
-        if said and method not in family.quantised:
+        plain = [value for key, value in told.items() if key in _LOADED] == [False, False]
+        if said and method not in family.quantised and not plain:
             bits = told.get("bits", told.get("w_bit"))
             how = ", ".join(str(x) for x in (method, bits and f"{bits} bits") if x) or "quantised"
             faults.append(f"{name}: its weights are stored quantised ({how}); {UNQUANTISED}")
     architectures = raw.get("architectures")
     named = architectures if isinstance(architectures, list) else []
-    drafts = [name for name in named if isinstance(name, str) and _DRAFT.search(name)]
-    drafts += [name for name in raw if _DRAFT.match(name)]
+    named = [name for name in named if isinstance(name, str)]
+    drafts = [name for name in named if _DRAFT.search(name)]
+    drafts += [name for name, value in raw.items() if value is not None and _DRAFT.match(name)]
     if drafts:
         faults.append(
             f"{drafts[0]}: a draft head for speculative decoding, no language model; accepted: the "
             "model that it drafts for"
         )
+    others = [name for name in named if _OTHER_HEAD.search(name)]
+    if others and not any(_LANGUAGE.search(name) for name in named):
+        accepted = f"the language model under it, as {family.architecture}"
+        faults.append(f"{others[0]}: no language model's head; accepted: {accepted}")
     return faults
 
 

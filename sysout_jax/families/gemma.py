@@ -118,6 +118,7 @@ _SEEING = Within(
         ("language_model.model.", "model."),
         ("language_model.lm_head.", "lm_head."),
         ("model.language_model.", "model."),
+        ("language_model.", "model."),
     ),
     others=(r"(model\.)?vision_tower\..*", r"(model\.)?multi_modal_projector\..*"),
 )  # fmt: skip

@@ -54,9 +54,11 @@ def match(
             str(place), why=f"its weights are stored quantised ({packed}); {UNQUANTISED}"
         )
     by_name = _by_own_names(family, found, within)
-    heads = _heads(family) if config.tied else set()
+    names = _heads(family)
+    heads = names if config.tied else set()
     plan: dict[tuple[str, ...], list[tuple[Stored, Part, Source]]] = {path: [] for path in shapes}
-    wrong = _assign(_layout(family, config, by_name), by_name, heads, plan)
+    named = (("embed",) if config.tied else ("head",), names)
+    wrong = _assign(_layout(family, config, by_name), by_name, named, plan)
     tied = [by_name.pop(name) for name in heads if name in by_name]
     embedding = plan[("embed",)]
     if not any(wrong.values()):
@@ -88,15 +90,20 @@ def _layout(family: Family, config: ModelConfig, names: Container[str]) -> list[
 def _assign(
     layout: list[Stored],
     by_name: dict[str, Source],
-    heads: set[str],
+    named: tuple[tuple[str, ...], set[str]],
     plan: dict[tuple[str, ...], list[tuple[Stored, Part, Source]]],
 ) -> dict[str, list[str]]:
-    """Take from `by_name` what the layout asks for into `plan`; what is wrong, by its title."""
+    """Take from `by_name` what the layout asks for into `plan`; what is wrong, by its title.
+
+    Args:
+      named: a parameter, and what else it may be called.
+    """
+    served, others = named
     wrong: dict[str, list[str]] = {
         title: [] for title in ("missing", "of another shape", "of another dtype")
     }
     for stored in layout:
-        names = (stored.name, *(heads if stored.parts[0].path == ("embed",) else ()))
+        names = (stored.name, *(others if stored.parts[0].path == served else ()))
         source = next((by_name.pop(name) for name in names if name in by_name), None)
         if source is None:
             wrong["missing"].append(stored.name)

@@ -1,6 +1,7 @@
 """The tokenizer of a published checkpoint."""
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from sysout_jax.errors import InputError, reason
 from sysout_jax.families.hub import TOKENIZERS, note_unread
 from sysout_jax.files import read_json
 
+_LOG = logging.getLogger("sysout_jax")
+NO_BOS = "tokenizer.json puts no BOS in front, against tokenizer_config.json; bos=yes puts it"
 GPT2S = ("GPT2Tokenizer", "CodeGenTokenizer")  # of those that have a vocabulary and merges
 
 
@@ -45,6 +48,8 @@ def published_tokenizer(directory: Path) -> Tokenizer | None:
     eot = next(_specials(found, named, "eos"), found.eot)
     if whole.exists():
         adds = found.adds_bos if bos == found.bos else first_special(found.backend) == bos
+        if bos is not None and named[0].get("add_bos_token") is True and not adds:
+            _LOG.warning("%s: %s", directory, NO_BOS)
     else:
         adds = bool(named[0].get("add_bos_token"))
     return replace(found, bos=bos, eot=eot, adds_bos=bos is not None and adds)

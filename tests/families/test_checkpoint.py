@@ -289,6 +289,16 @@ def test_buffers_are_skipped_whatever_their_dtype(tmp_path, dtype):
         np.testing.assert_array_equal(one, other)
 
 
+def test_the_head_of_gpt_neox_by_either_name(tmp_path):
+    """As transformers 5 names it inside, and saves it where it is asked for its own names."""
+    config, tensors, _ = neox(np.float32)
+    other = {n.replace("embed_out.", "lm_head."): x for n, x in tensors.items()}
+    assert other.keys() != tensors.keys()
+    one, two = (write(tmp_path / n, x, config) for n, x in (("one", tensors), ("two", other)))
+    found = (load_checkpoint(place).params["head"] for place in (one, two))
+    np.testing.assert_array_equal(*found)
+
+
 def test_a_tie_of_which_the_head_alone_is_stored(tmp_path):
     """As safetensors' save_model writes it, and as an index of both names it."""
     tied = CONFIG | {"tie_word_embeddings": True}

@@ -365,6 +365,12 @@ def test_the_text_decoder_of_a_larger_model():
             {"text_config": {"is_causal": False}},
             "is_causal=false, which is not read here (accepted",
         ),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised (bitsandbytes)"),
+        ({"quantization": {"bits": 4}}, "stored quantised (4 bits)"),
+        (
+            {"architectures": ["Gemma3ForSequenceClassification"]},
+            "no language model's head; accepted: the language model under it, as Gemma3ForCausalLM",
+        ),
     ],
 )
 def test_what_a_larger_model_may_not_say(change, wanted):
@@ -372,6 +378,25 @@ def test_what_a_larger_model_may_not_say(change, wanted):
     with pytest.raises(InputError) as caught:
         read_config(family, read_within(family, GEMMA_4B | change))
     assert wanted in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"draft_model": None},
+        {"architectures": ["LlamaModel"]},
+        {"architectures": None},
+        {"architectures": ["MyHeadCustom", "LlamaForCausalLM"]},
+        {
+            "quantization_config": {
+                "quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": False
+            }
+        },
+    ],
+)  # fmt: skip
+def test_what_says_nothing_against_a_language_model(change):
+    raw = recorded(FAMILIES["llama"])
+    assert read_config(FAMILIES["llama"], raw | change) == read_config(FAMILIES["llama"], raw)
 
 
 def recorded(family):
@@ -609,6 +634,11 @@ def test_groups_say_which_fields_they_read(family):
         ({"quantization": {"group_size": 64, "bits": 4}}, "stored quantised (4 bits)"),
         ({"architectures": ["LlamaForCausalLMEagle3"]}, "LlamaForCausalLMEagle3: a draft head"),
         ({"draft_vocab_size": 32000}, "draft_vocab_size: a draft head for speculative decoding"),
+        (
+            {"architectures": ["LlamaForSequenceClassification"]},
+            "LlamaForSequenceClassification: no language model's head; accepted: the language",
+        ),
+        ({"architectures": ["GPT2LMHeadCustomModel"]}, "GPT2LMHeadCustomModel: no language model"),
         ({"rope_scaling": {"rope_type": "spiral"}}, "rope_type='spiral': accepted: default, lin"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rule linear without factor"),
         ({"rope_parameters": {"full_attention": {"factor": 2.0}}}, "of full_attention: accepted"),

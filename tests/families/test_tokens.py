@@ -10,7 +10,7 @@ from tokenizers import models, pre_tokenizers, processors, trainers
 from sysout_jax.data import load_saved, load_tokenizer
 from sysout_jax.data.prompt import encode_prompt
 from sysout_jax.errors import InputError
-from sysout_jax.families.tokens import published_tokenizer, write_tokenizer
+from sysout_jax.families.tokens import NO_BOS, published_tokenizer, write_tokenizer
 
 WORDS = {"<unk>": 0, "<s>": 1, "</s>": 2, "summer": 3, "is": 4, "warm": 5, "<pad>": 6}
 
@@ -46,6 +46,16 @@ def prompt(place, bos="auto"):
 )
 def test_auto_is_what_the_published_tokenizer_does(tmp_path, template, named, auto):
     assert prompt(write(tmp_path, template, **named)) == auto
+
+
+@pytest.mark.parametrize("front", [None, "<s> $A"])
+@pytest.mark.parametrize("said", [True, False, None])
+def test_two_files_that_disagree_on_a_bos_are_named(tmp_path, caplog, front, said):
+    """Which matters for who measured with one: the sink is there."""
+    published_tokenizer(write(tmp_path, front, tokenizer_config={"add_bos_token": said}))
+    told = [x.getMessage() for x in caplog.records]
+    expected = [f"{tmp_path}: {NO_BOS}"] if said and front is None else []
+    assert told == expected
 
 
 @pytest.mark.parametrize(
