@@ -21,6 +21,7 @@ from benchmarks import goals
 from benchmarks.goals import Row, print_rows, quartiles
 from experiments.cli import launch
 from sysout_jax.errors import at_least
+from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.decoder import forward
 from sysout_jax.model.model import Model
 from sysout_jax.results import RunDirectory, plain
@@ -119,7 +120,8 @@ def a_program_for_each(
             return patched(state, layer, donor, *map(jnp.asarray, place))
 
         edits = {"block_out": so.Edit(here)}
-        logits = jax.jit(partial(forward, model.config, taps={}, edits=edits))
+        here_alone = partial(forward, model.config, taps={}, edits=edits)
+        logits = jit_quickly()(here_alone)  # as `so.apply` compiles
         found.append(np.asarray(logits(model.params, jnp.asarray(tokens))[0][:, -1]))
     return np.concatenate(found)
 

@@ -27,15 +27,15 @@ from sysout_jax.families.table import by_model_type
 from sysout_jax.files import read_json
 from sysout_jax.model.config import SHAPES, ModelConfig
 from sysout_jax.planning import fitting, machines
-from sysout_jax.results import RunDirectory, plain, read_record
+from sysout_jax.results import RunDirectory, as_flag, plain, read_record
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import OptimizerConfig
-from sysout_jax.training.sharding import make_mesh
+from sysout_jax.training.sharding import check_fits, make_mesh
 
 from .cli import launch, showing
 from .cli.grid import check_values
 from .cli.tables import show
-from .reports.plan_report import REPORT, fits
+from .reports.plan_report import PARTS, PULLED, REPORT, fits
 
 FLAGS = flags.FLAGS
 # What --help explains.
@@ -64,7 +64,7 @@ HALF = ("dtype", "moment_dtype", "param_dtype")
 _SCANNED: Mapping[str, Mapping[str, Any]] = {
     "--remat=dots": {"remat": "dots"},
     "--remat=block": {"remat": "block"},
-    "--accumulate=4": {"accumulate": 4},
+    f"--accumulate={PARTS}": {"accumulate": PARTS},
     **{f"--{name}=bfloat16": {name: "bfloat16"} for name in HALF},
 }
 LEVERS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -76,7 +76,7 @@ LEVERS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             for lever, how in _SCANNED.items()
         },
         "all of them, remat=block": {
-            "scan_layers": True, "remat": "block", "accumulate": 4,
+            "scan_layers": True, "remat": "block", "accumulate": PARTS,
             **dict.fromkeys(HALF, "bfloat16"),
         },
     }
@@ -133,6 +133,8 @@ def run(config: Config, console: Console) -> RunDirectory:
     devices = machines.described(topology)
     vocab = config.train.model.vocab
     make_mesh(config.train.mesh_shape, devices)  # refused before anything is written
+    for pulled in levers(config.train).values() if config.levers else ():
+        check_fits(pulled.mesh_shape, pulled.model, pulled.batch_size, pulled.parts)
     directory = RunDirectory(config.workdir, "plan", of=[Path(config.model).name])
     directory.write("config.json", config)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
@@ -178,20 +180,19 @@ def needed(
         lowered = machines.analysis_program(config, vocab, mesh, topology.kind)
         flops, useful = machines.analysis_flops(config, vocab), None
     memory, moved = machines.compiled(lowered)
-    chip, count = topology.chip, len(devices)
-    of_one = None if useful is None else useful / count
+    chip = topology.chip
+    of_one = None if useful is None else useful / len(devices)
+    flops = machines.on_each(flops, config, vocab, name == "train")
     return {
         "config": _how(config),
         "compile_seconds": time.perf_counter() - begun,
         "memory": memory,
         "room": chip and chip.hbm,
         "fits": None if chip is None else memory.arguments is not None and memory.peak <= chip.hbm,
-        "flops": flops / count,
+        "flops": flops,
         "model_flops": of_one,
         "traffic": moved and machines.described_traffic(moved),
-        "roofline": machines.roofline(chip, flops / count, moved, of_one)
-        if chip and moved
-        else None,
+        "roofline": machines.roofline(chip, flops, moved, of_one) if chip and moved else None,
     }
 
 
@@ -250,6 +251,9 @@ def config_from_flags() -> Config:
     given = {name: FLAGS[name].value for name in FLAGS}
     own = {each.name: given[each.name] for each in fields(Config) if each.name != "train"}
     config = launch.override(Config(), own)
+    for name in PULLED if config.levers else ():
+        if given[name] is not None:
+            raise InputError(name, as_flag(given[name]), "without --levers", "no effect")
     if given["mesh"] is None:
         devices = machines.described(machines.parse_topology(config.topology))
         given["mesh"] = f"data={len(devices)}"

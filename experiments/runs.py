@@ -42,7 +42,7 @@ def rows(workdir: Path) -> list[tuple[str, ...]]:
     for log in sorted(workdir.glob(f"*/**/{LOG}")):
         run, kind = log.parent, log.relative_to(workdir).parts[0]
         record = _record(run)
-        status = record.get("status", "running" if _locked(log) else "killed")
+        status = "running" if _locked(log) else record.get("status", "killed")
         began = record.get("provenance", {}).get("started", "").replace("T", " ")[:16]
         size = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
         name = str(run.relative_to(workdir / kind))

@@ -82,16 +82,18 @@ class Place:
         """
         if self.name is None:
             directory = RunDirectory(self.workdir, experiment, of=of)
-            return directory, Cells(directory.path / "cells", about)
-        name = self.name
+            there = Cells(directory.path / "cells", about)
+        else:
+            there, name = Cells(self._cells(experiment), about), self.name
+            if self.shard:
+                index, count = self._shard
+                name = f"{name}/shard-{index}-of-{count}"
+            directory = RunDirectory(self.workdir, experiment, name)
         try:
-            there = Cells(self._cells(experiment), about)
+            there.begin()  # by now nobody else goes on in this directory
         except OSError as error:
             raise unwritable(self.workdir, error) from error
-        if self.shard:
-            index, count = self._shard
-            name = f"{name}/shard-{index}-of-{count}"
-        return RunDirectory(self.workdir, experiment, name), there
+        return directory, there
 
     def begun(self, experiment: str, about: Mapping[str, Any]) -> "Cells | None":
         """The cells of a run of this name that has begun before; None where none has.
@@ -169,7 +171,7 @@ class Cells:
     """A directory with a file for each finished cell, by its name as one of a file.
 
     Args:
-      place: the directory, made if missing.
+      place: the directory, made by `begin`.
       about: what determines a cell beside its name: all that write here agree on it.
 
     Raises:
@@ -178,17 +180,23 @@ class Cells:
 
     def __init__(self, place: Path, about: Mapping[str, Any]) -> None:
         self.place, self.about = place, about
-        place.mkdir(parents=True, exist_ok=True)
-        if not (place / ABOUT).exists():
-            write_json(place / ABOUT, about)
-        try:
+        if self.names() and (place / ABOUT).exists():
             self._check_same()
-        except InputError:
-            if self.names():
-                raise
-            write_json(place / ABOUT, about)  # that of a run that has made none
         for name in self.names():
             self.read(name)  # refused before anything is made
+
+    def begin(self) -> "Cells":
+        """Say what cells here are made with, in place of a run that has made none."""
+        self.place.mkdir(parents=True, exist_ok=True)
+        if (self.place / ABOUT).exists():
+            try:
+                self._check_same()
+                return self
+            except InputError:
+                if self.names():
+                    raise
+        write_json(self.place / ABOUT, self.about)
+        return self
 
     def _check_same(self) -> None:
         """Refuse what others that write here have begun with other settings."""

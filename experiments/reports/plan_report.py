@@ -6,6 +6,7 @@ from typing import Any
 
 from sysout_jax.planning.machines import GIB
 from sysout_jax.showing import Table
+from sysout_jax.training.sharding import parse_mesh
 
 from ..cli.showing import Report
 from ..cli.tables import Section
@@ -16,6 +17,11 @@ HEADINGS = (
     "model", "machine", "step", "mesh", "batch x T", "remat", "peak, GiB", "of", "fits",
     "TFLOP", "GB moved", "GB sent", "least ms", "bound by", "MFU at best", "MFU, no overlap",
 )  # fmt: skip
+# What --levers sets, and is refused beside it; the parts that one of them cuts a batch into.
+PULLED = (
+    "only", "flash", "remat", "scan_layers", "accumulate", "dtype", "moment_dtype", "param_dtype",
+)  # fmt: skip
+PARTS = 4
 OF_LEVERS = ("flags", "peak, GiB", "state", "temporaries", "TFLOP", "GB moved", "least ms")
 
 
@@ -113,7 +119,7 @@ def _row(record: Record, name: str) -> list[str]:
         record["model"],
         record["topology"],
         name,
-        how["mesh"].replace("data=1,", "").replace(",tensor=1", "").replace(",fsdp=1", ""),
+        divided(how["mesh"]),
         f"{how['batch_size']} x {how['seq_len']}",
         how["remat"] if name == "train" else "",
         f"{step['memory']['peak'] / GIB:.2f}",
@@ -127,6 +133,21 @@ def _row(record: Record, name: str) -> list[str]:
         f"{line['utilisation']:.2f}" if trained else "",
         f"{line['utilisation_without_overlap']:.2f}" if trained else "",
     ]
+
+
+def _can_pull(record: Record) -> bool:
+    """Whether the same command with --levers is one that is accepted."""
+    step = record["steps"].get("train")
+    if step is None or any(f"--{name}" in record["provenance"]["command"] for name in PULLED):
+        return False
+    mesh = parse_mesh(step["config"]["mesh"])
+    return bool(step["config"]["batch_size"] % (PARTS * mesh.data * mesh.fsdp) == 0)
+
+
+def divided(text: str) -> str:
+    """The axes of a mesh that divide anything."""
+    axes = [axis for axis in text.split(",") if not axis.endswith("=1")]
+    return ",".join(axes) or "data=1"
 
 
 def verdict(record: Record, directory: Path) -> Verdict:
@@ -144,12 +165,13 @@ def verdict(record: Record, directory: Path) -> Verdict:
             steps[next(iter(steps))],
         )
     line = first["roofline"]
-    means = f"at least {1e3 * line['step']:.1f} ms a step, bound by {bound(first)}" if line else ""
+    least = "at least" if (record["chip"] or {}).get("tpu") else "as a CPU's program about"
+    means = f"{least} {1e3 * line['step']:.1f} ms a step, bound by {bound(first)}" if line else ""
     suggestion = record.get("suggestion")
     return Verdict(
         found, means, "compiled, not run: no machine has to be as fast as its data sheet",
         ("plan", *again(record, *_how(suggestion))) if suggestion
-        else ("plan", *again(record, "--levers")) if not record.get("levers")
+        else ("plan", *again(record, "--levers")) if _can_pull(record)
         else ("plan", f"--redraw={directory}", "--markdown"),
     )  # fmt: skip
 

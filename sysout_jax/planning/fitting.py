@@ -51,8 +51,9 @@ def activation_bytes(config: TrainConfig, vocab: int) -> float:
 
 
 def alternatives(config: TrainConfig, devices: int) -> Iterator[TrainConfig]:
-    """Every mesh of so many devices with every remat and number of parts of the batch that fit it,
-    and smaller batches where none do; those nearest to what was asked for first."""
+    """Every mesh of so many devices, with the remat that was asked for and with that of blocks, and
+    every number of parts of the batch that fit it; smaller batches where none do; those nearest to
+    what was asked for first."""
     asked = config.model.execution.remat
     remats = [asked] + [r for r in ("block",) if r != asked]
     for batch in _divisors(config.batch_size)[::-1]:

@@ -175,9 +175,10 @@ def _visit(program: Program, name: str, times: int, found: Traffic, fused: bool 
         if op.kind == "while":
             count = _trips(program, op)
             found.unknown += count is None
-            found.loops.append(1 if count is None else count)
+            turns = 1 if count is None else count
+            found.loops.append(turns)
             for part in ("body", "condition"):
-                _visit(program, op.called[part][0], times * found.loops[-1], found, fused)
+                _visit(program, op.called[part][0], times * turns, found, fused)
             continue
         inside = op.kind == "fusion" or op.kind.endswith("-start")
         if inside or op.kind in ("call", "conditional"):

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from math import prod
 from types import MappingProxyType
 from typing import Any
 
@@ -32,6 +33,7 @@ from sysout_jax.training.parallel import mesh_steps, state_shapes
 from sysout_jax.training.sharding import batch_sharding, shard
 
 GIB = 2.0**30
+MIB = 2.0**20
 INSTALL = "pip install libtpu==0.0.52 (the extra tpu-plan)"
 # Without these libtpu looks for a TPU on the network, complains, and wants the machine to itself.
 NO_TPU_HERE = {
@@ -66,7 +68,7 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
         ),
         "h100": Chip(
             989.4e12,
-            80e9,
+            81559 * MIB,  # as its driver reports it
             3350e9,
             450e9,
             "NVIDIA H100 Tensor Core GPU datasheet, SXM5",
@@ -75,7 +77,7 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
         ),
         "h200": Chip(
             989.4e12,
-            141e9,
+            143771 * MIB,
             4800e9,
             450e9,
             "NVIDIA H200 Tensor Core GPU datasheet, SXM",
@@ -119,7 +121,8 @@ def parse_topology(text: str) -> Topology:
     """
     kind, _, layout = text.partition(":")
     chip = CHIPS.get(kind)
-    sizes = r"\d+x\d+(x\d+)?" if chip and chip.tpu else r"\d+"
+    size = r"[1-9]\d*"
+    sizes = f"{size}x{size}(x{size})?" if chip and chip.tpu else size
     if (chip is None and kind != "cpu") or not re.fullmatch(sizes, layout):
         raise InputError("topology", text, ACCEPTED)
     return Topology(kind, layout)
@@ -153,7 +156,7 @@ def _simulated(topology: Topology, count: int) -> list[jax.Device]:
     with contextlib.suppress(RuntimeError):  # devices are in use: as many as there are
         jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
-    if not 0 < count <= len(devices):
+    if count > len(devices):
         raise InputError(
             "topology",
             topology,
@@ -200,7 +203,8 @@ def model_flops(config: TrainConfig, vocab: int) -> float:
 
     Per token 6 for each parameter that is not looked up, of experts for those of a token, and
     12 L N H T (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), which counts all T keys for
-    every query, those behind a window too. N has norms and biases in it, which no matrix has: 0.1%
+    every query, those that it cannot see too. A program that leaves these out can have a
+    utilisation above 1 where T is long. N has norms and biases in it, which no matrix has: 0.1%
     of GPT-2's parameters.
     """
     c = config.architecture(vocab)
@@ -242,6 +246,25 @@ def analysis_flops(config: TrainConfig, vocab: int) -> float:
 
     one, two = of(1), of(2)
     return one + (config.model.layers - 1) * (two - one)
+
+
+def on_each(flops: float, config: TrainConfig, vocab: int, train: bool) -> float:
+    """Operations on each device, of so many on all together.
+
+    Vocabularies and KV heads that the mesh's tensor axis does not divide are whole on each of its
+    devices: what is computed of them is computed by each.
+
+    Args:
+      flops: of a step, each product once.
+      train: whether it has a backward pass, of twice the operations.
+    """
+    c = config.architecture(vocab)
+    size, mesh = c.sizes, config.mesh_shape
+    whole = {"V": size["V"], "K": 2 * size["L"] * size["K"] * size["H"]}
+    repeated = sum(count for letter, count in whole.items() if size[letter] % mesh.tensor)
+    tokens = config.batch_size * config.seq_len
+    again = (6 if train else 2) * tokens * size["D"] * repeated * (mesh.tensor - 1)
+    return (flops + again) / prod(mesh.sizes.values())
 
 
 # ------------------------------------------------------------------------- what it needs

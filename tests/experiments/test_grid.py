@@ -80,7 +80,7 @@ def test_more_methods_join_those_that_are_there(deep, run_compress, tmp_path, mo
 
 def test_a_part_waits_for_its_model(tmp_path):
     """Another process may not have made it yet."""
-    cells = Cells(tmp_path, {"batch": 2})
+    cells = Cells(tmp_path, {"batch": 2}).begin()
     cells.write("b-w4", {"name": "b", "seed": None, "part": "w4", "found": 1})
     cells.write("a-w8", {"name": "a", "seed": None, "part": "w8", "found": 2})
     cells.write("a-w2:4", {"name": "a", "seed": None, "part": "w2:4", "found": 3})
@@ -92,8 +92,8 @@ def test_a_part_waits_for_its_model(tmp_path):
 
 def test_settings_bind_once_a_cell_is_there(tmp_path):
     """Not those of a flag that was mistyped; whoever began with others writes none beside it."""
-    mistyped = Cells(tmp_path, {"batch": 2})
-    cells = Cells(tmp_path, {"batch": 3})
+    mistyped = Cells(tmp_path, {"batch": 2}).begin()
+    cells = Cells(tmp_path, {"batch": 3}).begin()
     with pytest.raises(ValueError, match=r"batch=2: the cells in .* have 3; accepted: that, or"):
         mistyped.write("a", {})
     assert cells.names() == []
@@ -107,3 +107,14 @@ def test_a_shard_needs_a_name():
     assert Place(name="a", shard="1/2").of("abcde") == ["b", "d"]
     with pytest.raises(ValueError, match="with a name that all share"):
         Place(shard="1/2")
+
+
+def test_a_refused_process_leaves_what_another_has_begun(tmp_path):
+    """The other has finished no cell yet: its settings hold, and its cell can be written."""
+    place = Place(str(tmp_path), "a")
+    directory, cells = place.opened("study", {"steps": 100})
+    with directory.record("study"):
+        with pytest.raises(ValueError, match="another run is writing to it"):
+            place.opened("study", {"steps": 200})
+        cells.write("first", {"loss": 4.0})
+    assert json.loads((cells.place / "about.json").read_text()) == {"steps": 100}

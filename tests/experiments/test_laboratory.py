@@ -169,7 +169,7 @@ from experiments.cli.grid import Cells
 def begin(barrier):
     for n in range(40):
         barrier.wait()
-        Cells(Path(sys.argv[1]) / str(n), {"steps": 4})
+        Cells(Path(sys.argv[1]) / str(n), {"steps": 4}).begin()
 
 fork = multiprocessing.get_context("fork")
 barrier = fork.Barrier(8)
@@ -194,9 +194,9 @@ def test_shards_may_start_at_once(tmp_path):
 
 
 def test_what_cells_have_in_common_is_written_once(tmp_path):
-    Cells(tmp_path, {"steps": 4, "seeds": (0, 1)})
+    Cells(tmp_path, {"steps": 4, "seeds": (0, 1)}).begin()
     before = (tmp_path / "about.json").stat()
-    Cells(tmp_path, {"steps": 4, "seeds": (0, 1)})
+    Cells(tmp_path, {"steps": 4, "seeds": (0, 1)}).begin()
     assert (tmp_path / "about.json").stat() == before
 
 

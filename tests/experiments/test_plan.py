@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments import plan
-from experiments.reports.plan_report import HEADINGS, fits, fitting, table
+from experiments.reports.plan_report import HEADINGS, divided, fits, fitting, table, verdict
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import SHAPES
 from sysout_jax.model.decoder import parameter_count
@@ -69,6 +69,7 @@ def test_two_devices_add_up_their_gradients(tmp_path):
         (("--topology=h100:1", "--mesh=data=3", "--batch_size=4"), "--batch_size=4: not divided"),
         (("--topology=h100:1", "--model=no/such/one"), "--model=no/such/one: accepted:"),
         (("--topology=h100:1", "--only=train,eat"), "--only='eat': unknown"),
+        (("--topology=cpu:1", "--levers"), "--dtype=float32: no effect; accepted: without --lev"),
     ],
 )  # fmt: skip
 def test_one_line_for_what_cannot_be(run_plan, tmp_path, flags, said):
@@ -108,7 +109,7 @@ def test_levers_are_compiled_one_by_one(run_plan, tmp_path, monkeypatch):
     two = {name: plan.LEVERS[name] for name in ("--scan_layers", HALF)}
     monkeypatch.setattr(plan, "LEVERS", two)
     outcome = run_plan(
-        *SMALL, "--topology=cpu:1", "--batch_size=2", "--levers", f"--workdir={tmp_path}"
+        *SMALL[:-1], "--topology=cpu:1", "--batch_size=2", "--levers", f"--workdir={tmp_path}"
     )
     assert outcome.status == 0, outcome.err
     directory = (tmp_path / "plan" / "latest").resolve()
@@ -119,6 +120,40 @@ def test_levers_are_compiled_one_by_one(run_plan, tmp_path, monkeypatch):
     rows = table(record).to_markdown().splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == ["`--scan_layers`", f"`{HALF}`"]
     assert all(f"{name}: needs 0.00 GiB" in outcome.out for name in two)
+
+
+@pytest.mark.parametrize(
+    ("flags", "batch_size", "mesh", "levers"),
+    [
+        ((), 8, "data=2,fsdp=1,tensor=1", True),
+        ((), 12, "data=2,fsdp=1,tensor=1", False),
+        ((), 8, "data=2,fsdp=2,tensor=4", False),
+        (("--flash", "--only=train"), 8, "data=2,fsdp=1,tensor=1", False),
+    ],
+)
+def test_the_next_command_is_one_that_is_accepted(tmp_path, flags, batch_size, mesh, levers):
+    how = {"mesh": mesh, "batch_size": batch_size}
+    line = {"compute": 1.0, "memory": 2.0, "network": 0.5, "step": 2.0}
+    step = {"memory": {"peak": GIB}, "room": 16 * GIB, "fits": True, "config": how,
+            "roofline": line}  # fmt: skip
+    command = " ".join(("python -m experiments.plan --topology=h100:2", *flags))
+    record = {"steps": {"train": step}, "provenance": {"command": command}, "chip": {"tpu": False}}
+    said = verdict(record, tmp_path)
+    assert ("--levers" in said.next) is levers
+    assert said.means.startswith("as a CPU's program about 2000.0 ms")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "said"),
+    [
+        ("data=2,fsdp=16,tensor=1", "data=2,fsdp=16"),
+        ("data=1,fsdp=16,tensor=16", "fsdp=16,tensor=16"),
+        ("data=16,fsdp=1,tensor=1", "data=16"),
+        ("data=1,fsdp=1,tensor=1", "data=1"),
+    ],
+)
+def test_axes_of_a_mesh(mesh, said):
+    assert divided(mesh) == said
 
 
 def test_words_of_a_verdict():

@@ -101,7 +101,7 @@ def test_summaries_are_those_of_each_revision_alone(tmp_path):
 
     tokens = np.random.default_rng(3).integers(0, 19, (5, 12)).astype(np.int32)
     choice = Choice(model=SUITE)
-    cells = Cells(tmp_path / "cells", revisions.about(choice, tokens))
+    cells = Cells(tmp_path / "cells", revisions.about(choice, tokens)).begin()
     config = so.load(SUITE, revision="step0").config
     found = dict(revisions.summaries(choice, ("step512", "step0"), config, tokens, 2, cells))
     assert list(found) == [0, 512]

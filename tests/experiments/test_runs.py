@@ -20,6 +20,7 @@ def test_what_became_of_each(run_runs, tmp_path, monkeypatch):
     killed._metrics.close()
     (killed.path / "result.json").write_text("{")
     goes_on = RunDirectory(tmp_path, "variants", "all/shard-0-of-2")
+    (goes_on.path / "result.json").write_text('{"status": "complete"}')  # of before
     (goes_on.path / "states").mkdir()
     (goes_on.path / "states" / "big").write_bytes(bytes(1_234_567))
     monkeypatch.setenv("COLUMNS", "120")

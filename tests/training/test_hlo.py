@@ -75,6 +75,26 @@ def test_bytes_by_hand():
     assert of(LOOP).bytes == 5 * (inside + condition) + GATHER + near
 
 
+def test_loops_in_loops():
+    """The condition of the outer one is met as often as that runs, whatever is inside of it."""
+    outer = """
+%around (t: (s32[], f32[5,7], f32[1,7])) -> (s32[], f32[5,7], f32[1,7]) {
+  %t.2 = (s32[], f32[5,7]{1,0}, f32[1,7]{1,0}) parameter(0)
+  ROOT %inner = (s32[], f32[5,7], f32[1,7]) while(%t.2), condition=%condition, body=%body
+}
+
+ENTRY"""
+    once, counted = (
+        "condition=%condition, body=%body\n  ROOT %result",
+        '"known_trip_count":{"n":"3"}',
+    )
+    twice = f"condition=%condition, body=%around, backend_config={{{counted}}}\n  ROOT %result"
+    nested = of(LOOP.replace(once, twice).replace("\nENTRY", outer))
+    assert sorted(nested.loops) == [3, 5]
+    condition, rest = 1 + 4 + 4, GATHER + 4
+    assert nested.bytes == 3 * (of(LOOP).bytes - rest) + 3 * condition + rest
+
+
 def test_a_count_that_the_loop_states_is_taken():
     said = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"3"}}')
     assert of(said).loops == [3]

@@ -88,6 +88,27 @@ def test_model_flops_without_learned_positions_and_idle_experts(chosen):
     )
 
 
+@pytest.mark.parametrize(
+    ("mesh", "vocab", "kv_heads", "expected"),
+    [
+        ("data=2", 7, 2, 500.0),
+        ("tensor=2", 8, 2, 500.0),
+        # 6 products of 30 tokens, 8 channels and 7 pieces, or of 3 layers' two projections of 1 x 4
+        ("tensor=2", 7, 2, 500.0 + 6 * 30 * 8 * 7 / 2),
+        ("tensor=2", 8, 1, 500.0 + 6 * 30 * 8 * 2 * 3 * 4 / 2),
+        ("data=3,tensor=2", 7, 2, (1000.0 + 6 * 30 * 8 * 7) / 6),
+        ("data=3,tensor=4", 7, 1, (1000.0 + 3 * 6 * 30 * 8 * (7 + 2 * 3 * 4)) / 12),
+    ],
+)
+def test_what_is_not_divided_is_computed_by_each(mesh, vocab, kv_heads, expected):
+    model = ModelConfig(layers=3, width=8, heads=4, head_dim=4, kv_heads=kv_heads)
+    run = TrainConfig(batch_size=6, seq_len=5, mesh=mesh, model=model)
+    assert machines.on_each(1000.0, run, vocab, train=True) == pytest.approx(expected)
+    less = (expected * run.mesh_shape.data * run.mesh_shape.tensor - 1000.0) / 3
+    found = machines.on_each(1000.0, run, vocab, train=False)
+    assert found * run.mesh_shape.data * run.mesh_shape.tensor == pytest.approx(1000.0 + less)
+
+
 def test_counted_operations_are_those_of_the_formula():
     """XLA's count of two depths laid out, against 6ND with attention: within a tenth."""
     model = replace(SHAPES["gpt2-124m"], context=512).with_execution(dtype="bfloat16")
@@ -178,7 +199,20 @@ def test_refusals_of_the_compiler(said, needed):
 
 
 @pytest.mark.parametrize(
-    "text", ["v5e", "v5e:", "v5e:8", "v7e:2x2", "h100:2x2", "cpu:x", "h100:", "tpu:4x4"]
+    "text",
+    [
+        "v5e",
+        "v5e:",
+        "v5e:8",
+        "v7e:2x2",
+        "h100:2x2",
+        "cpu:x",
+        "h100:",
+        "tpu:4x4",
+        "h100:0",
+        "cpu:00",
+        "v5e:0x4",
+    ],
 )
 def test_unknown_topologies(text):
     with pytest.raises(InputError, match=rf"topology={text}: accepted: a TPU slice"):
