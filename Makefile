@@ -11,7 +11,7 @@ demo: venv
 	$(RUN) experiments.tour --if_available
 
 test: lint
-	$(RUN) pytest -n 2
+	$(RUN) pytest -n 2 --dist worksteal
 
 docs: venv # writes build/site; a broken link or a public name that is not documented fails
 	$(RUN) pip --disable-pip-version-check install -qq -r requirements-docs.txt

@@ -33,6 +33,7 @@ from sysout_jax.analysis.measure.summary import summary_in_batches
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.core.measures import SINK_EPS
 from sysout_jax.errors import InputError, at_least, finite
+from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, param_axes
 from sysout_jax.results import RunDirectory, as_flag
 from sysout_jax.training.distil import Reads, added, distil
@@ -325,10 +326,16 @@ def _optimizer(config: Config) -> OptimizerConfig:
     return OptimizerConfig(lr=config.finetune_lr, schedule="constant", warmup=10, decay=0.0)
 
 
+@lru_cache(maxsize=16)  # of each form the models of all seeds have one
+def _steps(model: ModelConfig, how: OptimizerConfig, count: int) -> tuple[Any, Any]:
+    """The optimiser, and the program of some of its steps."""
+    optimizer = make_optimizer(how, count, param_axes(model))
+    return optimizer, make_steps(make_step(model, optimizer))
+
+
 def _finetuned(config: Config, form: Form, text: Text, draw: int) -> Form:
     """The form after some steps on its own kind of rows; every form sees the same text."""
-    optimizer = make_optimizer(_optimizer(config), config.finetune, param_axes(form.config))
-    steps = make_steps(make_step(form.config, optimizer))
+    optimizer, steps = _steps(form.config, _optimizer(config), config.finetune)
     width = text.evaluation.shape[1] - 1
 
     def begin(params: Params) -> TrainState:

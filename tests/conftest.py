@@ -49,7 +49,8 @@ from tests.families import reference  # noqa: E402
 ROOT = Path(__file__).parent.parent
 MEMORY = Path("/proc/self/statm")
 PAGE = os.sysconf("SC_PAGE_SIZE")
-MOST_MEMORY = 2**30  # bytes of a worker
+MAPS = Path("/proc/self/maps")
+MOST_MEMORY, MOST_MAPS = 2**31, 40_000  # bytes of a worker; Linux allows 65,530 maps
 SHARED = ROOT.parent / "shared" / "data"
 
 # Examples compile, and a machine may be busy: none is too slow.
@@ -72,6 +73,12 @@ jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def pytest_collection_finish() -> None:
+    """What there is by now stays: no collection has to look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoded corpora go to a directory of the test run, shared by its tests."""
@@ -80,12 +87,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs_let_go() -> Iterator[None]:
-    """Compiled programs took 5 GB of a worker, and more maps of memory than Linux allows (65,530).
+    """Compiled programs took 5 GB of a worker, and more maps of memory than Linux allows.
 
-    Letting them go leaves 0.4 GB, once the allocator gives back what they had.
+    Letting them go leaves 0.4 GB, once the allocator gives back what they had. What comes after has
+    to be traced and compiled anew.
     """
     yield
-    if MEMORY.exists() and int(MEMORY.read_text().split()[1]) * PAGE > MOST_MEMORY:
+    if not MEMORY.exists():
+        return
+    many = int(MEMORY.read_text().split()[1]) * PAGE > MOST_MEMORY
+    if many or MAPS.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
         getattr(ctypes.CDLL(None), "malloc_trim", int)(0)

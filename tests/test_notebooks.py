@@ -224,7 +224,7 @@ OF_SMOLLM2 = ("find", "remove", "convert_and_quantise")
 def test_it_runs(path, request):
     if path.stem in OF_SMOLLM2:
         request.getfixturevalue("smollm2")
-    book = notebooks.executed(path, SMALL | CACHE)
+    book = notebooks.executed(path, SMALL | CACHE | quick.ENVIRONMENT)
     drawn = 0
     for cell, before in zip(book.cells, nbformat.read(path, 4).cells, strict=True):
         if cell.cell_type == "code" and path != COLAB:

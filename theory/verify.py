@@ -32,7 +32,8 @@ def checks(chosen: Sequence[Statement], seed: int, quick: bool) -> Iterator[Chec
 
     In processes, since threads would trace and compile one after the other.
     """
-    with multiprocessing.get_context("spawn").Pool(PROCESSES, _leave_interrupts) as pool:
+    count = min(PROCESSES, len(chosen))
+    with multiprocessing.get_context("spawn").Pool(count, _leave_interrupts) as pool:
         yield from pool.imap(partial(_verify, seed=seed, quick=quick), [each.id for each in chosen])
 
 

@@ -72,10 +72,14 @@ def texts(config, begin, rows=3, length=12):
     return jnp.concatenate([first, drawn], axis=1)
 
 
+# What layers that are scanned do another way: windows and bases by layer, routers, blocks.
+SCANNED = ("rotary", "some windows, own base", "experts", "blocks of queries")
+
+
 @pytest.mark.parametrize(
-    ("scan", "count"), [(False, 3), (True, 1)], ids=["unrolled, three", "scanned, one"]
+    ("shape", "scan", "count"),
+    [*((name, False, 3) for name in SHAPES), *((name, True, 1) for name in SCANNED)],
 )
-@pytest.mark.parametrize("shape", SHAPES)
 def test_tokens_that_begin_every_text_are_parameters(shape, scan, count):
     config = replace(BASE, **SHAPES[shape]).with_execution(scan_layers=scan)
     params, begin = model(config.with_execution(scan_layers=False)), PREFIX[:count]
@@ -264,8 +268,10 @@ def test_a_silent_layer_adds_nothing_at_the_first_token(shape):
 # ------------------------------------------------------------------- constants of running text
 
 
-@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
-@pytest.mark.parametrize("shape", [name for name in SHAPES if name != "gates"])
+@pytest.mark.parametrize(
+    ("shape", "scan"),
+    [*((name, True) for name in SHAPES if name != "gates"), *((name, False) for name in SCANNED)],
+)
 def test_constants_stand_for_a_first_token_that_is_one(shape, scan):
     """Where all texts begin with one token its key and value are constants, and whatever that token
     becomes without its writes, the others are as they were."""

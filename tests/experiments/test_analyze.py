@@ -175,11 +175,14 @@ def test_a_run_leaves_a_whole_record(finished, record):
 
 
 def test_redraw_needs_the_record_alone(finished, run_analyze, tmp_path):
-    shutil.copy(finished[0] / "result.json", tmp_path)
+    record = json.loads((finished[0] / "result.json").read_text())
+    record["parts"] = {name: record["parts"][name] for name in ("existence", "dynamics")}
+    (tmp_path / "result.json").write_text(json.dumps(record))
     assert run_analyze(f"--redraw={tmp_path}").status == 0
-    for path in (finished[0] / "figures").glob("*.*"):
-        assert (tmp_path / "figures" / path.name).read_bytes() == path.read_bytes()
-    assert (tmp_path / "report.html").read_text() == (finished[0] / "report.html").read_text()
+    drawn = list((tmp_path / "figures").glob("*.*"))
+    assert {path.stem for path in drawn} >= {"existence", "dynamics"}
+    for path in drawn:
+        assert (finished[0] / "figures" / path.name).read_bytes() == path.read_bytes()
 
 
 # ------------------------------------------------------------------------- the page

@@ -1,5 +1,6 @@
 """Commands that go cell by cell: stopped, in shards and at once they leave the same record."""
 
+import importlib
 import json
 
 import pytest
@@ -36,6 +37,8 @@ def test_stopped_and_in_shards_or_at_once(command, deep, request, tmp_path, monk
         made.append(name)
 
     monkeypatch.setattr(Cells, "write", counted)
+    module = importlib.import_module(f"experiments.{command}")
+    monkeypatch.setattr(module, "REPORT", module.REPORT._replace(draw=lambda *_: {}))
     small = ("--sequences=3", "--seq_len=9", "--batch=3", f"--workdir={tmp_path}")
     given = (f"--model={deep}", *GIVEN[command], *small)
     place = tmp_path / command / "parts"
