@@ -42,6 +42,14 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "variants/sinks-factor-and-bias": (
             f"{ON_TEXT} --preset=sinks --corpus=stdlib --seeds=14,15,16",
         ),
+        "variants/sinks-mechanisms": (
+            "experiments.variants --preset=sinks --corpus=stdlib --seeds=17,18,19,20,21,22 "
+            "--variants=softmax,differential,exclusive,scalable_softmax",
+        ),
+        "variants/sinks-values": (
+            "experiments.variants --preset=sinks --corpus=stdlib --seeds=17,18,19,20,21,22 "
+            "--variants=softmax,value_state_gate,v_scale",
+        ),
         "variants/fruitfly-factor-and-bias": (
             f"{ON_TEXT} --preset=fruitfly --corpus=tokens:.cache/books "
             "--tokenizer=.cache/books/tokenizer.json --seeds=11,12,13",
