@@ -525,10 +525,10 @@ def test_published_coordinates_are_compared(published, run_analyze, tmp_path, mo
         run_analyze, tmp_path / "known", *published, "--only=positions", "--check_known"
     )
     assert [check["known"]["source"] for check in record["known"]] == ["nobody 2026"] * 2
-    for check in record["known"]:
-        wanted = {check["known"]["neuron"]} if check["known"]["channels"] == [] else None
-        if wanted:
-            assert check["agrees"] == (check["found"][0] in wanted)
+    neuron, channels = record["known"]
+    assert neuron["agrees"] == (neuron["found"][0] == 0)
+    assert not {*range(8)} <= {*channels["found"]}
+    assert channels["agrees"] is False
     assert "tiny, neuron 0: " in outcome.out
     directory = (tmp_path / "known" / "analyze" / "latest").resolve()
     assert "Published coordinates" in (directory / "report.html").read_text()

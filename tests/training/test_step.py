@@ -202,7 +202,6 @@ def test_seeds_together_equal_each_alone():
 
 
 def test_steps_in_one_call_equal_calls_of_one_step():
-    """To the bit: the same compiled loop body."""
     once, record = steps_fn()(stack([fresh(ADAMW, s) for s in range(3)]), jnp.asarray(ROWS))
     state, records = stack([fresh(ADAMW, s) for s in range(3)]), []
     for rows in ROWS:
