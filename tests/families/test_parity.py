@@ -3,6 +3,7 @@ modules say of the taps between; what is loaded is exported bit by bit."""
 
 import json
 import re
+import shutil
 from functools import cache
 
 import jax
@@ -76,12 +77,29 @@ def text_only(within, tensors):
     begins = dict(within.names) if within else {}
     if not any(name.startswith(tuple(begins)) for name in tensors):
         return tensors
-    return {
-        name.replace(there, here, 1): value
-        for name, value in tensors.items()
-        for there, here in begins.items()
-        if name.startswith(there)
-    }
+    found = {}
+    for name, value in tensors.items():
+        there = next((each for each in begins if name.startswith(each)), None)
+        if there is not None:
+            found[name.replace(there, begins[there], 1)] = value
+    return found
+
+
+def test_a_larger_model_without_its_head_is_read_as_well(golden, tmp_path):
+    """As `Gemma3Model` saves it: the decoder's names begin with "language_model." alone."""
+    directory, _, _ = golden("gemma3 with images")
+    expected = load_checkpoint(directory).params
+    bare = shutil.copytree(directory, tmp_path / "bare")
+    for file in bare.glob("*.safetensors"):
+        tensors = load_file(file)
+        begins = ("language_model.model.", "model.language_model.")
+        for name in [name for name in tensors if name.startswith(begins)]:
+            tail = name.removeprefix(begins[0]).removeprefix(begins[1])
+            tensors[f"language_model.{tail}"] = tensors.pop(name)
+        save_file(tensors, file)
+    (bare / "model.safetensors.index.json").unlink(missing_ok=True)
+    found = load_checkpoint(bare).params
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize("case", RECORDED)
