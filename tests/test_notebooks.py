@@ -19,7 +19,7 @@ import sysout_jax
 nbformat = pytest.importorskip("nbformat", reason="needs nbclient and ipykernel")
 nbclient = pytest.importorskip("nbclient", reason="needs nbclient and ipykernel")
 
-from tests import notebooks  # noqa: E402
+from tests import notebooks, quick  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 COLAB = notebooks.FOLDER / "colab_tpu.ipynb"
