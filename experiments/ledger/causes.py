@@ -7,6 +7,7 @@ from .claim import (
     BEST_WAY,
     BOOKS,
     CELLS,
+    CELLS_TWO,
     CHAINED,
     COMPRESSED,
     COPIES,
@@ -51,7 +52,8 @@ from .claim import (
 )
 from .predicates import Control, Cost, Dose, Equivalence, Has, Level, Paired, Relation
 
-QIU26 = "Qiu et al. 2026 (arXiv:2601.22966)"
+QIU26, LIANG = "Qiu et al. 2026 (arXiv:2601.22966)", "Liang et al. 2025 (arXiv:2511.23225)"
+TWEO = "softmax setting=tweo"
 NEW_NORMS = tuple(f"softmax norm={name}" for name in ("gated", "pre_affine", "tanh"))
 
 CAUSES = (
@@ -88,18 +90,25 @@ CAUSES = (
         BOOKS: Trial(than(LARGEST, "softmax norm=sandwich", ratio=0.5, equal=VALID), LEVERS,
                     held="23a1401 text_sandwich_norms_remove_large_states"),
     }),
-    *(Statement(name, says, source, {LABORATORY: Trial(predicate, LAB)})
-      for name, says, source, predicate in (
+    *(Statement(name, says, source, {
+        LABORATORY: Trial(on_chains, LAB), SOURCE: Trial(on_text, CELLS_TWO)
+    }) for name, says, source, on_chains, on_text in (
         ("gated_norms_keep_sinks", "A gate or a scale of the norm's own (GatedNorm, PreAffine) and "
-         "tanh in its place keep sinks", QIU26, forms(BEST, *NEW_NORMS, equal=COPIES)),
+         "tanh in its place keep sinks", QIU26,
+         forms(BEST, *NEW_NORMS, equal=COPIES), forms(RATED, *NEW_NORMS, equal=VALID)),
         ("gated_norms_shrink_peaks", "With GatedNorm and PreAffine large states shrink", QIU26,
-         Paired(PEAK, tuple((norm, "softmax") for norm in NEW_NORMS[:2]), equal=COPIES)),
+         *(Paired(PEAK, tuple((norm, "softmax") for norm in NEW_NORMS[:2]), equal=equal)
+           for equal in (COPIES, VALID))),
         ("penalties_keep_sinks", "A penalty on large states (TWEO) keeps sinks", "theory A1, T3",
-         forms(BEST, "softmax penalty=tweo", equal=COPIES)),
+         forms(BEST, "softmax penalty=tweo", equal=COPIES), forms(RATED, TWEO, equal=VALID)),
         ("penalties_shrink_peaks", "A penalty on large states (TWEO) shrinks the first token's",
-         "Liang et al. 2025 (arXiv:2511.23225)",
-         than(PEAK, "softmax penalty=tweo", ratio=0.5, equal=COPIES)),
+         LIANG, than(PEAK, "softmax penalty=tweo", ratio=0.5, equal=COPIES),
+         than(PEAK, TWEO, ratio=0.5, equal=VALID)),
     )),
+    Statement("penalties_quantise_better", "With a penalty on large states (TWEO) models quantise "
+              "better", LIANG, {
+        SOURCE: Trial(than("w4a4", TWEO, digits=4, control=Control(Has("w4a4", HARM))), CELLS_TWO),
+    }),
     Statement("unscaled_norms_remove_outlier_channels", "Norms without a scale for each channel "
               "make smaller outlier channels", "Park et al. 2025 (arXiv:2506.19697)", {
         LABORATORY: Trial(than(KURTOSIS, "softmax norm=unscaled", equal=COPIES), LAB,
@@ -108,10 +117,12 @@ CAUSES = (
     Statement("single_scale_norms_keep_sinks", "Norms with one scale for all channels keep sinks",
               "theory B1; Park et al. 2025 (arXiv:2506.19697)", {
         LABORATORY: Trial(forms(BEST, "softmax norm=single_scale", equal=COPIES), LAB_TWO),
+        SOURCE: Trial(forms(RATED, "softmax norm=single_scale", equal=VALID), CELLS_TWO),
     }),
     Statement("single_scale_norms_remove_outlier_channels", "Norms with one scale for all channels "
               "make smaller outlier channels", "Park et al. 2025 (arXiv:2506.19697)", {
         LABORATORY: Trial(than(KURTOSIS, "softmax norm=single_scale", equal=COPIES), LAB_TWO),
+        SOURCE: Trial(than(KURTOSIS, "softmax norm=single_scale", equal=VALID), CELLS_TWO),
     }),
     Statement("muon_makes_sinks", "Sinks are not Adam's work: Muon makes them too", GU, {
         LABORATORY: Trial(forms(BEST, "softmax optimizer=muon"), LAB),

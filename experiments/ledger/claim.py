@@ -51,6 +51,7 @@ DEMO, LAB, CHAINED = "variants/backcopy", "laboratory", "benchmark/sinks-context
 # Mechanisms that came later, each of seeds of its own.
 LAB_TWO, LAB_THREE = "laboratory/second", "laboratory/third"
 CELLS, SIX = "benchmark/sinks", "variants/sinks"
+CELLS_TWO = "benchmark/sinks-second"
 FLY, PAIR = "variants/fruitfly-h100", "variants/fruitfly-pair-h100"
 LEVERS = "benchmark/fruitfly-h100"
 TAKEN_APART = "analyze/fruitfly-h100, analyze/fruitfly-h100-seed2"

@@ -8,6 +8,7 @@ from .claim import (
     BEST,
     BOOKS,
     CELLS,
+    CELLS_TWO,
     CHEN,
     COPIES,
     DEMO,
@@ -188,6 +189,7 @@ OUTLIERS = (
               "the first token moves no output", f"{QIU}; theory T2", {
         LABORATORY: Trial(goes(NO_MOVES, MOVES, "plain_head_gate", "plain_element_gate"),
                           LAB_THREE),
+        SOURCE: Trial(goes(NO_MOVES, MOVES, "plain_head_gate", "plain_element_gate"), CELLS_TWO),
     }),
     Statement("v_scale_keeps_sinks", "Values that shrink where they are small (V-scale) keep "
               "sinks", f"theory A1; {CHEN}", {

@@ -145,6 +145,12 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "--settings=own,quarter_context,four_contexts --measure_seq_len=16 --val_batches=16 "
             "--bases=softmax --methods=w4a4",
         ),
+        "benchmark/sinks-second": (
+            "experiments.benchmark --preset=sinks --name=second --seeds=23,24,25,26,27,28 "
+            "--variants=softmax,plain_head_gate,plain_element_gate --optimizers=adamw "
+            "--norms=own,gated,pre_affine,tanh,single_scale --settings=own,tweo --bases=softmax "
+            "--methods=w8a8-tensor,w4a4,magnitude-0.5",
+        ),
         "variants/sinks": (SINKS,),
         "explicit/sinks": (SINKS, "experiments.explicit --model=RUN"),
         "causal/sinks": (SINKS, "experiments.causal --model=RUN"),

@@ -112,7 +112,8 @@ def _of_benchmark(record: Record, variant: str, where: Mapping[str, str], measur
     cell = benchmark.cell_of(record, variant=variant, **where)
     if cell is None or "diverged" in cell:
         return None
-    return cell["val_loss"][-1] if measure == "loss" else cell["measures"][measure]
+    found = cell["measures"] | cell["compressed"]  # what compression adds to the loss
+    return cell["val_loss"][-1] if measure == "loss" else found[measure]
 
 
 def _of_laboratory(record: Record, variant: str, where: Mapping[str, str], measure: str) -> Any:

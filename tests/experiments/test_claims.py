@@ -23,6 +23,7 @@ from experiments.ledger.evidence import (
 )
 from experiments.ledger.predicates import Has, Share
 from experiments.ledger.table import STATEMENTS, TESTS
+from experiments.records import units
 from experiments.records.commands import COMMANDS
 from experiments.reports import claims_report
 from sysout_jax.errors import InputError
@@ -110,12 +111,19 @@ def test_what_was_tested_is_what_is_corrected_for(rows):
 
 
 def _benchmark(*rates):
-    cell = {"variant": "softmax", "measures": {"sink": list(rates)}}
+    cell = {"variant": "softmax", "measures": {"sink": list(rates)}, "compressed": {"w4a4": [0.5]}}
     return {
         "experiment": "benchmark", "train": {"seeds": list(range(len(rates)))},
         "provenance": {"started": "2026-01-02T00:00:00Z"},
         "cells": [{"optimizer": "adamw", "norm": "own", "setting": "own", **cell}],
     }  # fmt: skip
+
+
+def test_what_compression_costs_a_cell_is_read_by_its_method():
+    made = _benchmark(1.0)
+    assert units.values(made, "softmax", "w4a4").tolist() == [0.5]
+    with pytest.raises(units.Unmeasured, match="w8a8 of softmax"):
+        units.values(made, "softmax", "w8a8")
 
 
 def test_a_record_that_is_not_there_leaves_a_claim_not_measured():
@@ -177,7 +185,7 @@ def clone(tmp_path, monkeypatch):
 
 def _begun(day, *seeds, measure="sink"):
     cell = {"variant": "softmax", "optimizer": "adamw", "norm": "own", "setting": "own",
-            "measures": {measure: [1.0] * len(seeds)}}  # fmt: skip
+            "measures": {measure: [1.0] * len(seeds)}, "compressed": {}}  # fmt: skip
     return {"experiment": "benchmark", "train": {"seeds": list(seeds)}, "cells": [cell],
             "provenance": {"started": f"2026-01-{day:02d}T00:00:00Z"}}  # fmt: skip
 
