@@ -35,7 +35,7 @@ from sysout_jax.training.sharding import check_fits, make_mesh
 from .cli import launch, showing
 from .cli.grid import check_values
 from .cli.tables import show
-from .reports.plan_report import PARTS, PULLED, REPORT, fits
+from .reports.plan_report import PARTS, PLAIN, PULLED, REPORT, fits
 
 FLAGS = flags.FLAGS
 # What --help explains.
@@ -55,12 +55,8 @@ NO_FLAG = (
 )  # `variant` is in two dataclasses
 ACCEPTED = f"a shape ({', '.join(SHAPES)}), a directory with config.json, or a hub id"
 TRIES = 2  # suggestions that are compiled, at most
-# What saves memory in training: flags in words -> what they change of a run without any of them.
-PLAIN = {
-    "remat": "none", "scan_layers": False, "accumulate": 1, "dtype": "float32",
-    "moment_dtype": "float32", "param_dtype": "float32",
-}  # fmt: skip
 HALF = ("dtype", "moment_dtype", "param_dtype")
+# What saves memory in training: flags in words -> what they change of a run without any of them.
 _SCANNED: Mapping[str, Mapping[str, Any]] = {
     "--remat=dots": {"remat": "dots"},
     "--remat=block": {"remat": "block"},

@@ -17,11 +17,13 @@ HEADINGS = (
     "model", "machine", "step", "mesh", "batch x T", "remat", "peak, GiB", "of", "fits",
     "TFLOP", "GB moved", "GB sent", "least ms", "bound by", "MFU at best", "MFU, no overlap",
 )  # fmt: skip
-# What --levers sets, and is refused beside it; the parts that one of them cuts a batch into.
-PULLED = (
-    "only", "flash", "remat", "scan_layers", "accumulate", "dtype", "moment_dtype", "param_dtype",
-)  # fmt: skip
-PARTS = 4
+# A run with nothing that saves memory in training; what --levers sets, and is refused beside it.
+PLAIN = {
+    "remat": "none", "scan_layers": False, "accumulate": 1, "dtype": "float32",
+    "moment_dtype": "float32", "param_dtype": "float32",
+}  # fmt: skip
+PULLED = ("only", "flash", *PLAIN)
+PARTS = 4  # that a lever cuts a batch into
 OF_LEVERS = ("flags", "peak, GiB", "state", "temporaries", "TFLOP", "GB moved", "least ms")
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,6 +31,16 @@ from sysout_jax.training.step import StepRecord, TrainState, token_loss
 Corpus = Backcopy | TextCorpus
 Log = Callable[[Row], None]
 Keep = Callable[[int, tuple[int, ...], Params], None]  # step, seeds, their parameters stacked
+
+
+@dataclass(frozen=True)
+class _Programs:
+    """What a run compiles, once for all its groups of seeds."""
+
+    architecture: ModelConfig
+    devices: Devices
+    # (parameters, validation batches, queries without a thing to copy) -> loss and measures of each
+    measure: Callable[[Params, np.ndarray, np.ndarray | None], dict[str, Any]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,10 +148,11 @@ def train(
 
     if states and states.asked_to_stop():
         raise Preempted(f"asked to stop before variant {config.variant}")
+    programs = _programs(config, architecture, corpus)
     params, seconds = [], 0.0
     for first in range(0, len(config.seeds), config.seeds_at_once):
         group = config.seeds[first : first + config.seeds_at_once]
-        trained, spent = _train_group(config, architecture, corpus, group, record, keep, states)
+        trained, spent = _train_group(config, programs, corpus, group, record, keep, states)
         params.append(trained)
         seconds += spent
     stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *params)
@@ -150,7 +161,7 @@ def train(
 
 def _train_group(
     config: TrainConfig,
-    architecture: ModelConfig,
+    programs: _Programs,
     corpus: Source,
     seeds: tuple[int, ...],
     record: Log,
@@ -158,14 +169,13 @@ def _train_group(
     states: States | None,
 ) -> tuple[Params, float]:
     """The parameters of one group of seeds after the last step, and the seconds they took."""
-    devices = _devices(config, architecture)
-    measure = _make_measure(config, architecture, corpus, seeds, devices)
+    devices, held_out = programs.devices, _held_out(config, corpus, seeds)
     clock, rows = time.perf_counter(), list[Row]()
 
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(states.of(config, corpus, seeds)) if states else None
         start = partial(_start, devices, seeds)
-        begun = own.begin(architecture, start) if own else Begun(start())
+        begun = own.begin(programs.architecture, start) if own else Begun(start())
         state = devices.placed(begun.state)
 
         def logged(row: Row) -> None:
@@ -184,7 +194,8 @@ def _train_group(
             """Measure, log and keep what is due after a step."""
             step = row["step"]
             if _due(config.measure_every, step, config):
-                row |= measure(devices.params(state))
+                found = programs.measure(devices.params(state), *held_out)
+                row |= jax.device_get(gathered(found))
             logged(row)
             if _due(config.checkpoint_every, step, config):
                 params = gathered(devices.params(state))  # by all processes, whoever keeps it
@@ -213,19 +224,6 @@ def _train_group(
 def _start(devices: Devices, seeds: tuple[int, ...]) -> TrainState:
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     return devices.whole(devices.start(keys))
-
-
-def _devices(config: TrainConfig, architecture: ModelConfig) -> Devices:
-    return make_devices(
-        config.parallel,
-        config.mesh_shape,
-        architecture,
-        make_optimizer(config.optimizer, config.steps, param_axes(architecture)),
-        config.batch_size,
-        config.accumulate,
-        config.param_dtype,
-        config.objective,
-    )
 
 
 def _steps(
@@ -341,30 +339,24 @@ def _batches(
     )
 
 
-def _make_measure(
-    config: TrainConfig,
-    architecture: ModelConfig,
-    corpus: Source,
-    seeds: tuple[int, ...],
-    devices: Devices,
-) -> Callable[[Params], dict[str, Any]]:
-    """A function from stacked parameters to validation loss and outlier measures, per seed.
-
-    Every seed is measured on the same validation batches, or on those of its own chain where
-    chains differ, and the measures of batches averaged.
-    """
+def _programs(config: TrainConfig, architecture: ModelConfig, corpus: Source) -> _Programs:
+    devices = make_devices(
+        config.parallel,
+        config.mesh_shape,
+        architecture,
+        make_optimizer(config.optimizer, config.steps, param_axes(architecture)),
+        config.batch_size,
+        config.accumulate,
+        config.param_dtype,
+        config.objective,
+    )
     # The measures hold whole maps; and what is compiled here is not told of the mesh.
-    architecture = architecture.with_execution(flash=False)
-    own = isinstance(corpus, Backcopies)
-    tasks = [corpus.of(seed) for seed in seeds] if isinstance(corpus, Backcopies) else [corpus]
-    batches, noop = _held_out(config, tasks)
-    if not own:
-        batches, noop = jax.tree.map(lambda x: x[0], (batches, noop))
+    measured = architecture.with_execution(flash=False)
 
     def of_batch(params: Params, batch: Array, noop: Array | None) -> dict[str, Any]:
         batch = devices.spread(batch)
-        losses = token_loss(architecture, params, batch, devices.parts)
-        measures = outlier_summary(architecture, params, batch[:, :-1], noop)
+        losses = token_loss(measured, params, batch, devices.parts)
+        measures = outlier_summary(measured, params, batch[:, :-1], noop)
         if noop is not None:
             measures |= losses_by_query(losses, noop)
         return {"val_loss": jnp.mean(losses), "measures": measures}
@@ -373,21 +365,24 @@ def _make_measure(
         found = jax.lax.map(lambda b: of_batch(params, *b), (batches, noop))
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
 
-    # The batches are arguments, so that all runs of an architecture share one compiled function.
-    each = 0 if own else None
+    # Chains that differ have batches of their own; all seeds are measured on those of a text.
+    each = 0 if isinstance(corpus, Backcopies) else None
     measure = jax.jit(jax.vmap(of_seed, in_axes=(0, each, each)))
-    return lambda params: jax.device_get(gathered(measure(params, batches, noop)))
+    return _Programs(architecture, devices, measure)
 
 
 def _held_out(
-    config: TrainConfig, tasks: Sequence[Backcopy | TextCorpus]
+    config: TrainConfig, corpus: Source, seeds: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Validation batches [tasks, n, B, T+1], and which of their queries have nothing to copy."""
+    """Validation batches [n, B, T+1], and which of their queries have nothing to copy; of
+    `Backcopies` with a leading axis over seeds."""
     shape, numbers = (config.batch_size, config.measured_len), range(config.val_batches)
-    batches = np.array([[task.batch("val", 0, n, *shape) for n in numbers] for task in tasks])
-    noop = [
-        ~task.trigger_queries(rows[..., :-1])
-        for task, rows in zip(tasks, batches, strict=True)
-        if isinstance(task, Backcopy)
-    ]
-    return batches, np.array(noop) if noop else None
+
+    def of(task: Source) -> tuple[np.ndarray, np.ndarray | None]:
+        batches = np.array([task.batch("val", 0, n, *shape) for n in numbers])
+        noop = ~task.trigger_queries(batches[..., :-1]) if isinstance(task, Backcopy) else None
+        return batches, noop
+
+    if not isinstance(corpus, Backcopies):
+        return of(corpus)
+    return jax.tree.map(lambda *x: np.stack(x), *(of(corpus.of(seed)) for seed in seeds))

@@ -156,6 +156,20 @@ def test_a_model_for_each_seed():
     assert str(caught.value) == "seed 0: not in this run; accepted: 3, 1"
 
 
+def test_groups_of_seeds_share_what_is_compiled(monkeypatch):
+    traced = []
+
+    def counted(*args):
+        traced.append(args)
+        return summary(*args)
+
+    summary = loop.outlier_summary
+    monkeypatch.setattr(loop, "outlier_summary", counted)
+    config = dataclasses.replace(TINY, seeds=(3, 1, 2), seeds_at_once=1, steps=3)
+    train(config)
+    assert len(traced) == 1
+
+
 def test_loss_falls():
     fast = OptimizerConfig(lr=0.03, schedule="constant", warmup=0)
     run = trained(steps=60, measure_every=60, steps_per_call=20, optimizer=fast)
