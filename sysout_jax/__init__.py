@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from sysout_jax.errors import Diverged as Diverged
     from sysout_jax.errors import InputError as InputError
     from sysout_jax.families.export import export as export
+    from sysout_jax.loading import init as init
     from sysout_jax.loading import load as load
+    from sysout_jax.loading import save as save
     from sysout_jax.model.config import ModelConfig as ModelConfig
     from sysout_jax.model.execution import Execution as Execution
     from sysout_jax.model.model import Model as Model
@@ -55,10 +57,12 @@ _HOMES = {
     "encode": "sysout_jax.running",
     "export": "sysout_jax.families.export",
     "gradient": "sysout_jax.running",
+    "init": "sysout_jax.loading",
     "load": "sysout_jax.loading",
     "logit_lens": "sysout_jax.running",
     "massive_dimensions": "sysout_jax.running",
     "measures": "sysout_jax.core.measures",
+    "save": "sysout_jax.loading",
     "train": "sysout_jax.training.loop",
     "variant": "sysout_jax.core.attention",
     "variants": "sysout_jax.core.attention",

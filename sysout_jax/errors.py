@@ -1,13 +1,19 @@
 """The exceptions that mean something to a user, one line each, and checks that raise them."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import cache
 from math import inf
-from numbers import Integral
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 # Of another argument that a text speaks of: not within a path, a longer word or `a command`.
 _NAMED = re.compile(r"`[^`]*`|(?<![\w/.-])--([a-z]\w*)(?![\w-])")
 _WORD, _LINE = 500, 4000  # characters that a line shows of a word, and all that it has
+_kinds: Callable[[type], dict[str, Any]] = cache(get_type_hints)
 _LONG = re.compile(rf"(\S{{{_WORD}}})\S+?(?=[:;,]?(?:\s|$))")
 
 
@@ -65,6 +71,44 @@ def finite(name: str, value: float | None, or_zero: bool = False) -> None:
 def is_integer(value: object) -> bool:
     """Whether a value is an integer, of Python or numpy, which a bool is not meant to be."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def of_kinds(config: Any, named: Callable[[str], str] = str) -> None:
+    """Refuse a field of a dataclass that is of another kind than it is declared as: text, a number,
+    true or false, none. Lists become the tuples that are meant.
+
+    Raises:
+      InputError: names the field, as `named` calls it.
+    """
+    for name, kind in _kinds(type(config)).items():
+        value = getattr(config, name)
+        if isinstance(value, (list, range)):
+            value = tuple(value)
+            object.__setattr__(config, name, value)
+        if not _is(value, kind):
+            raise InputError(named(name), repr(value), _said(kind))
+
+
+def _is(value: object, kind: Any) -> bool:
+    parts = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is(value, part) for part in parts)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is(each, parts[0]) for each in value)
+    if kind is int:
+        return is_integer(value)
+    if kind is float:
+        return isinstance(value, Real) and not isinstance(value, bool)
+    return isinstance(value, (bool, np.bool_) if kind is bool else kind)
+
+
+def _said(kind: Any) -> str:
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(_said, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"several, each {_said(get_args(kind)[0])}"
+    known = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+    return known.get(kind, "none" if kind is NoneType else f"of class {kind.__name__}")
 
 
 def one_of(name: str, value: str, accepted: Collection[str]) -> None:

@@ -1,11 +1,12 @@
-"""One `load` for every kind of model: trained here, published, or of llama2.c."""
+"""One `load` for every kind of model: trained here, published, or of llama2.c; and their begin,
+and what `load` reads again."""
 
 import logging
 import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,8 @@ from sysout_jax.families.hub import WANTED, fetch, is_hub_id
 from sysout_jax.families.llama2c import load_llama2c
 from sysout_jax.families.tensors import CONVERT, DTYPES, PICKLES
 from sysout_jax.files import existing, read_json
-from sysout_jax.model.decoder import param_axes
+from sysout_jax.model import decoder
+from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.model import Model
 from sysout_jax.model.origin import Origin
 from sysout_jax.training import checkpoint
@@ -258,8 +260,39 @@ def _is_pickle(path: Path) -> bool:
     return start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] in b"\x01\x02\x03\x04\x05")
 
 
+def init(config: ModelConfig, seed: int = 0, tokenizer: Any = None) -> Model:
+    """A model with its initial parameters, as a training run of that seed starts with.
+
+    Args:
+      config: the architecture.
+      seed: of the key that they are drawn with.
+      tokenizer: of `sysout_jax.data`, or None.
+    """
+    return Model(config, decoder.init(config, jax.random.key(seed)), tokenizer)
+
+
+def save(model: Model, directory: str | os.PathLike[str]) -> None:
+    """Write a model where `load` reads it; the directory appears whole or not at all.
+
+    Args:
+      model: trained, loaded or converted.
+      directory: must not exist yet.
+
+    Raises:
+      InputError: the directory is there, or the model is one that is read layer by layer.
+      OSError: it cannot be written.
+    """
+    target = Path(directory)
+    if target.exists():
+        raise InputError("directory", str(target), "one that is not there yet", "exists")
+    if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(model.params)):
+        raise InputError("model", None, "a model in memory", "its file is read layer by layer")
+    stacked = jax.tree.map(lambda leaf: leaf[None], model.params)
+    checkpoint.save(target, model.config, stacked, (0,), model.tokenizer)
+
+
 def _placed(model: Model, shard: Shard) -> Model:
-    axes = param_axes(model.config)
+    axes = decoder.param_axes(model.config)
     params = jax.tree.map(
         lambda x, letters: jax.device_put(x, shard(letters, x.shape)), model.params, axes
     )

@@ -46,7 +46,9 @@ def encode(model: Model, text: str | Sequence[str], bos: str = "auto") -> Int[np
     Raises:
       InputError: a model without a tokenizer, no text, texts of different lengths, or no token.
     """
-    texts = [text] if isinstance(text, str) else list(text)
+    texts = [text] if isinstance(text, str) else text
+    if not _is_text(texts) or not all(isinstance(each, str) for each in texts):
+        raise InputError("text", None, "a text, or a list of texts", f"{type(text).__name__}")
     if model.tokenizer is None:
         raise InputError("tokens", None, "token ids", "text, and the model has no tokenizer")
     rows = [encode_prompt(model.tokenizer, each, bos) for each in texts]
@@ -203,13 +205,15 @@ def massive_dimensions(
       The dimensions, the largest first; none where the model has none.
 
     Raises:
-      InputError: as `apply`, or a share of no layers.
+      InputError: as `apply`, a share of no layers, or states that are no numbers.
     """
     if not 0 < layers <= 1:
         raise InputError("layers", layers, "a share above 0, at most 1")
     ids = jnp.asarray(_ids(model, tokens, bos))
     found = recorded(model.config, model.params, ids, {"block_out": _massive})["block_out"]
     flagged, over, value = (np.asarray(each) for each in found)  # [L, B, D]
+    if np.isnan(value).any():
+        raise InputError("model", why="its states are no numbers (NaN)")
     here = np.asarray(flagged.any(axis=1))  # [L, D]
     over, value = (np.where(flagged, each, 0.0) for each in (over, value))
 

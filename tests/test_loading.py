@@ -18,7 +18,8 @@ from sysout_jax.families import hub
 from sysout_jax.families.verdict import would_load
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init
-from sysout_jax.model.stream import streamed
+from sysout_jax.model.model import Model
+from sysout_jax.model.stream import Layers, streamed
 from sysout_jax.training.checkpoint import save
 from tests import quick
 from tests.families.gguf_writing import write_gguf
@@ -366,3 +367,25 @@ def test_of_a_hub_id_only_the_file_and_its_parts_are_fetched(written, monkeypatc
         loading.resolve("some/model", file="Q8/big-00002-of-00003.gguf")
     parts = [f"Q8/big-{i:05d}-of-00003.gguf" for i in (1, 2, 3)]
     assert asked == [(["model.gguf"], ["*/*"]), (parts, [])]
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    """Untrained and converted models too; what is there is not written over."""
+    config = ModelConfig(vocab=9, layers=1, width=8, heads=2)
+    model = so.init(config, seed=7)
+    same = init(config, jax.random.key(7))
+    jax.tree.map(np.testing.assert_array_equal, model.params, same)
+    converted = so.convert(model, prefix=[3]).model
+    for name, each in (("one", model), ("two", converted)):
+        so.save(each, tmp_path / name)
+        again = so.load(tmp_path / name)
+        assert again.config == each.config
+        jax.tree.map(np.testing.assert_array_equal, again.params, each.params)
+    with pytest.raises(InputError, match="one: exists; accepted: one that is not there yet"):
+        so.save(model, tmp_path / "one")
+
+
+def test_a_model_that_is_read_layer_by_layer_is_not_saved(tmp_path):
+    lazy = Model(ModelConfig(), Layers(lambda name: None, ("embed",)), None)
+    with pytest.raises(InputError, match="model: its file is read layer by layer"):
+        so.save(lazy, tmp_path / "lazy")

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -299,6 +300,39 @@ def test_a_gradient_at_no_numbers():
     said = refusal(so.gradient, mixture, TOKENS, at="experts")
     assert said == "at=experts: its values are int32; accepted: a tap of real numbers"
     assert "unknown" in refusal(so.gradient, mixture, TOKENS, at="block_ou")
+
+
+def test_a_gradient_of_no_number():
+    said = refusal(so.gradient, model_of(), TOKENS[:, :1])
+    assert said == "tokens: one token, and the loss is of the next; accepted: two or more"
+    said = refusal(so.gradient, model_of(), TOKENS, lambda logits, tokens: logits[-1])
+    accepted = "accepted: a function that returns one number"
+    assert said == f"metric: an array of shape (11,) of a sequence; {accepted}"
+
+
+@pytest.mark.parametrize("layers", [0.9, [0.0, 1.0], True, "0"])
+def test_layers_of_an_edit_are_whole_numbers(layers):
+    unchecked = inspect.unwrap(so.Edit.__init__)  # as it is without the tests' check of types
+    edit = object.__new__(so.Edit)
+    said = refusal(unchecked, edit, lambda x, layer: x, layers=layers)
+    assert said == f"layers={layers}: accepted: a whole number, or several"
+
+
+def test_states_that_are_no_numbers_are_told():
+    """And not that no dimension of them is massive."""
+    model = model_of()
+    broken = model.params["block_1"]["mlp"]["down"].at[0].set(jnp.nan)
+    block = model.params["block_1"]
+    params = {**model.params, "block_1": {**block, "mlp": {**block["mlp"], "down": broken}}}
+    said = refusal(so.massive_dimensions, so.Model(CONFIG, params), TOKENS)
+    assert said == "model: its states are no numbers (NaN)"
+
+
+@pytest.mark.parametrize("text", [[], (), None, b"abc", ["a", None]])
+def test_what_is_no_text(text):
+    model = so.Model(dataclasses.replace(CONFIG, vocab=258), {}, ByteTokenizer())
+    said = refusal(inspect.unwrap(so.encode), model, text)
+    assert said == f"text: {type(text).__name__}; accepted: a text, or a list of texts"
 
 
 # ------------------------------------------------------------------------- the lens

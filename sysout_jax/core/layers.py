@@ -1,10 +1,9 @@
 """The layers of a decoder as array functions: linear maps, masks, MLPs, loss."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from math import prod
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,14 @@ def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
 def widened(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """`x` in the dtype for sums: no narrower than float32."""
     return x.astype(at_least_float32(x.dtype))
+
+
+def one_widened(x: Float[Array, "..."], axes: str) -> Float[Array, "..."]:
+    """`widened`, of one sequence or matrix: a batch would be taken for something else."""
+    if x.ndim != len(axes.split()):
+        accepted = f"[{', '.join(axes.split())}], of one sequence or matrix"
+        raise ValueError(f"an array of shape {x.shape}; accepted: {accepted}")
+    return widened(x)
 
 
 def linear(
@@ -67,28 +74,23 @@ def lookup(table: Float[Array, "V W"], indices: Int[Array, "..."]) -> Float[Arra
     Returns:
       [..., W], in the dtype of `table`.
     """
-    return _looked_up(table.shape[0], table.dtype, table, indices)
+    return _looked_up(table, indices)
 
 
 # A sum of ones in bfloat16 ends at 256, and a token may stand in a batch far more often. A table
 # cast before it is read would have the same gradient, and a copy of it in every forward pass.
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _looked_up(count: int, dtype: jnp.dtype, table: Array, indices: Array) -> Array:
-    del count, dtype
+@jax.custom_jvp
+def _looked_up(table: Array, indices: Array) -> Array:
     return jnp.take(table, indices, axis=0)
 
 
-def _look_up(count: int, dtype: jnp.dtype, table: Array, indices: Array) -> tuple[Array, Array]:
-    return _looked_up(count, dtype, table, indices), indices
-
-
-def _add_up(count: int, dtype: jnp.dtype, indices: Array, above: Array) -> tuple[Array, None]:
-    wide = widened(above)
-    total = jnp.zeros((count, wide.shape[-1]), wide.dtype).at[indices].add(wide)
-    return total.astype(dtype), None
-
-
-_looked_up.defvjp(_look_up, _add_up)
+@_looked_up.defjvp
+def _looked_up_moves(
+    primals: tuple[Array, Array], tangents: tuple[Array, Any]
+) -> tuple[Array, Array]:
+    table, indices = primals
+    moved = jnp.take(widened(tangents[0]), indices, axis=0)
+    return _looked_up(table, indices), moved.astype(table.dtype)
 
 
 def causal_mask(

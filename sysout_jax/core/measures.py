@@ -21,7 +21,7 @@ from sysout_jax.core.detectors import (
     ratio_or_infinity,
     ratio_or_zero,
 )
-from sysout_jax.core.layers import widened
+from sysout_jax.core.layers import one_widened, widened
 from sysout_jax.core.ordering import median_magnitude, row_medians
 
 SINK_EPS = 0.3  # Gu et al. 2025
@@ -38,28 +38,28 @@ VALUE_DRAINED, VALUE_KEPT = 0.2, 0.8  # value drain of no-op sinks; near 1 a sin
 
 def top1(h: Float[Array, "T D"]) -> Float[Array, ""]:
     """The largest magnitude: max |h|, in units of h."""
-    return jnp.max(jnp.abs(widened(h)))
+    return jnp.max(jnp.abs(one_widened(h, "T D")))
 
 
 def top1_over_median(h: Float[Array, "T D"]) -> Float[Array, ""]:
     """The largest magnitude over the median one: max |h| / median |h| (Sun et al. 2024)."""
-    size = jnp.abs(widened(h))
+    size = jnp.abs(one_widened(h, "T D"))
     return ratio_or_infinity(jnp.max(size), median_magnitude(size))
 
 
 def top1_over_mean(h: Float[Array, "T D"]) -> Float[Array, ""]:
     """The score of An et al. 2025 at its largest token: max |h| / mean |h|."""
-    return jnp.max(activation_outliers(h).score)
+    return jnp.max(activation_outliers(one_widened(h, "T D")).score)
 
 
 def top_dimension(x: Float[Array, "P D"], quantile: float = DIMENSION_QUANTILE) -> Float[Array, ""]:
     """The largest score of `outlier_dimensions` (Macocco et al. 2025): above 1 there is one."""
-    return jnp.max(outlier_dimensions(x, quantile).score)
+    return jnp.max(outlier_dimensions(one_widened(x, "P D"), quantile).score)
 
 
 def max_median_ratio(x: Float[Array, "T D"]) -> Float[Array, ""]:
     """MMR: mean_t max_j |x_tj - mean_j x_t| / median_j |x_tj - mean_j x_t| (He et al. 2024)."""
-    x = widened(x)
+    x = one_widened(x, "T D")
     size = jnp.abs(x - jnp.mean(x, axis=-1, keepdims=True))
     return jnp.mean(ratio_or_zero(jnp.max(size, axis=-1), row_medians(size)))
 
@@ -71,13 +71,13 @@ def neuron_rms_kurtosis(x: Float[Array, "T D"]) -> Float[Array, ""]:
 
     Source: He et al. 2024 (arXiv:2405.19279), with s_j their squared neuron RMS.
     """
-    energy = jnp.mean(jnp.square(widened(x)), axis=0)
+    energy = jnp.mean(jnp.square(one_widened(x, "T D")), axis=0)
     return jnp.mean(jnp.square(ratio_or_zero(energy, jnp.mean(energy))))
 
 
 def tensor_kurtosis(x: Float[Array, "T D"]) -> Float[Array, ""]:
     """mean((x - mu)^4) / std^4 over all T*D entries: 3 for a normal (Bondarenko et al. 2023)."""
-    x = widened(x)
+    x = one_widened(x, "T D")
     centred = _to_one(x - jnp.mean(x), None)
     return ratio_or_zero(jnp.mean(centred**4), jnp.square(jnp.mean(centred**2)))
 
@@ -89,7 +89,7 @@ def token_kurtosis(x: Float[Array, "T D"]) -> Float[Array, "T"]:
 
     Source: Kaul et al. 2024 (arXiv:2410.17174).
     """
-    x = widened(x)
+    x = one_widened(x, "T D")
     centred = _to_one(x - jnp.mean(x, axis=-1, keepdims=True), -1)
     fourth, second = (jnp.mean(centred**power, axis=-1) for power in (4, 2))
     return ratio_or_zero(fourth, jnp.square(second))
@@ -119,7 +119,7 @@ def spectral_dominance(x: Float[Array, "R C"]) -> Float[Array, ""]:
 
     Source: Queipo de Llano et al. 2025, for token states; D1 of theory/ for the form of a SwiGLU.
     """
-    x = _to_one(widened(x), None)
+    x = _to_one(one_widened(x, "R C"), None)
 
     def step(_: Array, v: Array) -> Array:
         v = x.T @ (x @ v)
@@ -138,7 +138,7 @@ def matrix_entropy(x: Float[Array, "R C"]) -> Float[Array, ""]:
 
     Source: Queipo de Llano et al. 2025, for token states.
     """
-    x = _to_one(widened(x), None)
+    x = _to_one(one_widened(x, "R C"), None)
     x = x.T if x.shape[0] > x.shape[1] else x
     gram = x @ x.T
     shares = jnp.maximum(_eigenvalues(gram), 0.0)  # rounding makes some of zero negative
@@ -157,7 +157,7 @@ def residual_peak(h: Float[Array, "T D"], sink: int = 0) -> Float[Array, ""]:
 
     Source: Guo et al. 2024 (arXiv:2410.13835).
     """
-    return _sink_over_rest(h, sink)
+    return _sink_over_rest(one_widened(h, "T D"), sink)
 
 
 def value_drain(v: Float[Array, "T K H"], sink: int = 0) -> Float[Array, "K"]:
@@ -167,7 +167,7 @@ def value_drain(v: Float[Array, "T K H"], sink: int = 0) -> Float[Array, "K"]:
 
     Source: Guo et al. 2024 (arXiv:2410.13835); Fesser 2026 for the reading.
     """
-    return _sink_over_rest(v, sink)
+    return _sink_over_rest(one_widened(v, "T K H"), sink)
 
 
 def gradient_sink(gradient: Float[Array, "T D"], sink: int = 0) -> Float[Array, ""]:
@@ -181,7 +181,7 @@ def gradient_sink(gradient: Float[Array, "T D"], sink: int = 0) -> Float[Array, 
 
     Source: Chen 2026; F3 of theory/.
     """
-    return _sink_over_rest(gradient, sink)
+    return _sink_over_rest(one_widened(gradient, "T D"), sink)
 
 
 def norm_over_rest(x: Float[Array, "T *C D"], outliers: Bool[Array, "T"]) -> Float[Array, "*C"]:
@@ -200,7 +200,7 @@ def norm_over_rest(x: Float[Array, "T *C D"], outliers: Bool[Array, "T"]) -> Flo
 def _sink_over_rest(x: Array, sink: int) -> Array:
     if not 0 <= sink < x.shape[0]:
         raise ValueError(f"sink={sink}: {x.shape[0]} tokens; accepted: 0 to {x.shape[0] - 1}")
-    norms = jnp.linalg.norm(widened(x), axis=-1)
+    norms = jnp.linalg.norm(x, axis=-1)
     # Not the sum of all less the sink's: a massive sink would swallow the rest in float32.
     rest = jnp.sum(norms.at[sink].set(0.0), axis=0) / max(x.shape[0] - 1, 1)
     return ratio_or_zero(norms[sink], rest)
@@ -221,7 +221,7 @@ def expert_peaks(
     Source: Su et al. 2025 (arXiv:2507.23279), max |down_proj output|; `super_experts` of
     core/detectors.py says which stand out.
     """
-    peak = jnp.max(jnp.abs(widened(out)), axis=-1)
+    peak = jnp.max(jnp.abs(one_widened(out, "T J D")), axis=-1)
     return jnp.zeros(count, peak.dtype).at[experts].max(peak)
 
 
@@ -245,9 +245,10 @@ def sink_strength(weights: Float[Array, "N T S"], key: int = 0) -> Float[Array, 
 
     Source: Gu et al. 2025 (arXiv:2410.10781), the score under Sink_k(eps).
     """
-    if weights.ndim != 3 or not 0 <= key < min(weights.shape[1:]):
-        raise ValueError(f"key={key} of weights {weights.shape}; accepted: a key of one [N, T, S]")
-    return jnp.mean(widened(weights[:, key:, key]), axis=-1)
+    weights = one_widened(weights, "N T S")
+    if not 0 <= key < min(weights.shape[1:]):
+        raise ValueError(f"key={key}: not there; accepted: 0 to {min(weights.shape[1:]) - 1}")
+    return jnp.mean(weights[:, key:, key], axis=-1)
 
 
 def sink_rate(
@@ -258,7 +259,7 @@ def sink_rate(
     Average it over layers and sequences for Sink_k(eps) of Gu et al. 2025 (arXiv:2410.10781).
     """
     strength = sink_strength(weights, key)
-    return jnp.mean(strength > eps, dtype=strength.dtype)
+    return jnp.mean(_above(strength, eps))
 
 
 def sink_sweep(
@@ -277,7 +278,11 @@ def sink_sweep(
     kept = range(min(keys, weights.shape[-1]))
     strength = jnp.stack([sink_strength(weights, key) for key in kept])[:, :, None]  # [K, N, 1]
     limits = jnp.asarray(eps, strength.dtype)[None, None]
-    return jnp.mean(strength > limits, axis=1, dtype=strength.dtype)
+    return jnp.mean(_above(strength, limits), axis=1)
+
+
+def _above(strength: Array, limit: Array | float) -> Array:
+    return jnp.where(jnp.isnan(strength), strength, (strength > limit).astype(strength.dtype))
 
 
 def sink_effect(first: Float[Array, "T N H"], mix: Float[Array, "T N H"]) -> Float[Array, "N"]:
@@ -295,7 +300,7 @@ def sink_effect(first: Float[Array, "T N H"], mix: Float[Array, "T N H"]) -> Flo
 
     Source: this project; Qiu et al. 2025 (arXiv:2505.06708) for sinks behind gates.
     """
-    added, put_out = (jnp.linalg.norm(widened(x)[1:], axis=-1) for x in (first, mix))
+    added, put_out = (jnp.linalg.norm(one_widened(x, "T N H")[1:], axis=-1) for x in (first, mix))
     count = max(added.shape[0], 1)
     usual = jnp.sqrt(jnp.sum(jnp.square(put_out)) / (count * added.shape[1]))
     return ratio_or_zero(jnp.sum(added, axis=0) / count, usual)
@@ -308,9 +313,10 @@ def first_token_argmax(weights: Float[Array, "N T S"]) -> Float[Array, ""]:
     on the first key. The first query, which sees nothing else, is left out; 0 where there is no
     other.
     """
-    weights = widened(weights[:, 1:])
-    first = (jnp.argmax(weights, axis=-1) == 0) & (weights[:, :, 0] > 0.0)
-    return jnp.sum(first, dtype=weights.dtype) / max(first.size, 1)
+    weights = one_widened(weights, "N T S")[:, 1:]
+    largest = jnp.max(weights, axis=-1)  # NaN, where one of the row is
+    first = _above(largest, 0.0) * (jnp.argmax(weights, axis=-1) == 0).astype(largest.dtype)
+    return jnp.sum(first) / max(first.size, 1)
 
 
 def implicit_scale(
@@ -330,7 +336,7 @@ def implicit_scale(
 
     Source: the identity A1 of theory/; An et al. 2025 (arXiv:2502.06415), section 5.
     """
-    weights = widened(weights)
+    weights = one_widened(weights, "N T S")
     return jnp.sum(jnp.where(jnp.broadcast_to(outliers, weights.shape), 0.0, weights), axis=-1)
 
 

@@ -1,5 +1,7 @@
 """Order statistics of many numbers by counting, without sorting them."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -16,17 +18,16 @@ def median_magnitude(h: Float[Array, "..."]) -> Float[Array, ""]:
 
     Non-negative floats are ordered as their bits are, so the smallest bit pattern that half of the
     entries do not exceed is found in as many counts as it has bits: exact, and some thirty times
-    faster than sorting 10^6 entries on a CPU. It has no gradient.
+    faster than sorting 10^6 entries on a CPU. Its gradient is shared by the entries of that size.
 
     Args:
       h: any shape; narrower than float32 it is widened, which is exact.
     """
     size = jnp.abs(widened(h))
-    bits = _bits(size)
     rank = (size.size - 1) // 2  # of the lower middle one, counted from 0
     if size.size % 2:
-        return jax.lax.bitcast_convert_type(_ranked(bits, rank), size.dtype)
-    lower, upper = _neighbours(size, bits, rank)
+        return _of_rank(size, rank)
+    lower, upper = _neighbours(size, rank)
     return (lower + upper) / 2.0
 
 
@@ -42,7 +43,7 @@ def quantile_magnitude(h: Float[Array, "..."], quantile: float) -> Float[Array, 
     """
     size = jnp.abs(widened(h))
     at = quantile * (size.size - 1)
-    lower, upper = _neighbours(size, _bits(size), int(at))
+    lower, upper = _neighbours(size, int(at))
     return lower + (at - int(at)) * jnp.where(jnp.isinf(upper), 0.0, upper - lower)
 
 
@@ -52,29 +53,65 @@ def _bits(size: Float[Array, "..."]) -> Array:
     return jax.lax.bitcast_convert_type(size, unsigned)
 
 
-def _neighbours(size: Array, bits: Array, rank: int) -> tuple[Array, Array]:
+def _neighbours(size: Array, rank: int) -> tuple[Array, Array]:
     """The magnitude with that many below it, and the next; infinity where there is none."""
-    low = _ranked(bits, rank)
-    lower = jax.lax.bitcast_convert_type(low, size.dtype)
+    lower, bits = _of_rank(size, rank), _bits(size)
+    low = _bits(lower)
     tied = jnp.sum(bits <= low, dtype=jnp.int32) > rank + 1
     return lower, jnp.where(tied, lower, jnp.min(size, where=bits > low, initial=jnp.inf))
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _of_rank(size: Float[Array, "..."], rank: int) -> Float[Array, ""]:
+    """The magnitude with that many below it."""
+    return jax.lax.bitcast_convert_type(_ranked(_bits(size), rank), size.dtype)
+
+
+@_of_rank.defjvp
+def _of_rank_moves(rank: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    found = _of_rank(*primals, rank)
+    return found, _mean_where(primals[0] == found, tangents[0], None)
+
+
+def _mean_where(chosen: Array, moved: Array, axis: int | None) -> Array:
+    """As numbers of one size move, the mean of them does."""
+    count = jnp.maximum(jnp.sum(chosen, axis=axis), 1)
+    return jnp.sum(jnp.where(chosen, moved, 0.0), axis=axis) / count.astype(moved.dtype)
+
+
 def row_medians(h: Float[Array, "*B D"]) -> Float[Array, "*B"]:
     """median |h| of each row, the bits of the numbers sorted: some five times as fast on a CPU as
-    sorting the numbers. It has no gradient.
+    sorting the numbers. Its gradient is shared by the entries of that size.
 
     Args:
       h: [..., D]; narrower than float32 it is widened, which is exact.
     """
-    size = jnp.abs(widened(h))
+    lower, upper = _middles(jnp.abs(widened(h)))
+    return (lower + upper) / 2.0
+
+
+@jax.custom_jvp
+def _middles(size: Float[Array, "*B D"]) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+    """The two middle numbers of each row; of an odd number of them one, twice."""
     ordered = jnp.sort(_bits(size), axis=-1)
     last = size.shape[-1] - 1
     lower, upper = (
         jax.lax.bitcast_convert_type(ordered[..., at], size.dtype)
         for at in (last // 2, (last + 1) // 2)
     )
-    return (lower + upper) / 2.0
+    return lower, upper
+
+
+@_middles.defjvp
+def _middles_move(
+    primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    lower, upper = _middles(*primals)
+
+    def moves(found: Array) -> Array:
+        return _mean_where(primals[0] == found[..., None], tangents[0], -1)
+
+    return (lower, upper), (moves(lower), moves(upper))
 
 
 def shuffled_rows(key: Array, shape: tuple[int, ...]) -> Int[Array, "T D"]:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from functools import partial, reduce
 from inspect import signature
 from types import MappingProxyType
+from typing import SupportsFloat
 
+import jax
 from jaxtyping import Array
 
 from sysout_jax.core.primitives import Heads, Mixed, Tap
@@ -18,15 +20,35 @@ from sysout_jax.core.primitives import Heads, Mixed, Tap
 Params = Mapping[str, Array]
 Attend = Callable[[Heads], Mixed]
 JOIN = "+"
+AXES = ("D", "N", "K", "H", "F", "V", "R")  # of parameters
 
 
 @dataclass(frozen=True)
 class Param:
     """A parameter of a variant: axis letters ("D -> N" maps D to N, "N" is a vector over heads),
-    and its initial value, a constant or "normal" (the model's initial standard deviation)."""
+    and its initial value, a constant or "normal" (the model's initial standard deviation).
+
+    Letters: D width, N query heads, K KV heads, H head channels, F the MLP's width, V vocabulary,
+    R the rank of the norms' gates.
+
+    Raises:
+      ValueError: another letter, or another initial value.
+    """
 
     axes: str
-    init: float | str
+    init: SupportsFloat | str
+
+    def __post_init__(self) -> None:
+        letters = self.axes.replace("->", " ").split()
+        if not set(letters) <= set(AXES):
+            raise ValueError(f"axes={self.axes!r}: unknown; accepted: letters of {' '.join(AXES)}")
+        if self.init == "normal":
+            return
+        try:
+            value = float(self.init)
+        except (TypeError, ValueError):
+            raise ValueError(f"init={self.init!r}; accepted: a number, or 'normal'") from None
+        object.__setattr__(self, "init", value)
 
 
 @dataclass(frozen=True)
@@ -68,8 +90,17 @@ class Variant:
         return "attend" in signature(self.fn).parameters
 
     def __call__(self, heads: Heads, params: Params) -> Mixed:
-        """Attend: `params` holds one array for each entry of `self.params`."""
-        return self.fn(heads, params)
+        """Attend: `params` holds one array for each entry of `self.params`.
+
+        Raises:
+          ValueError: the function returns something else.
+        """
+        mixed = self.fn(heads, params)
+        if not isinstance(mixed, Mixed):
+            accepted = "a Mixed, as softmax_mix(heads) is"
+            found = type(mixed).__name__
+            raise ValueError(f"variant {self.name}: returns a {found}; accepted: {accepted}")
+        return mixed
 
 
 class Table(Mapping[str, Variant]):
@@ -79,14 +110,18 @@ class Table(Mapping[str, Variant]):
         self._rows: dict[str, Variant] = {}
 
     def enter(self, row: Variant) -> None:
-        """Add a row.
+        """Add a row. A function that is defined anew, as in a notebook, takes its own place: what
+        was compiled of any variant is let go.
 
         Raises:
-          ValueError: the table has that name, by which configs and compiled programs know a
-            variant, or the name has a plus sign.
+          ValueError: another function has that name, by which configs and compiled programs know
+            a variant.
         """
-        if row.name in self._rows:
-            raise ValueError(f"variant {row.name}: there is one; accepted: a name of its own")
+        before = self._rows.get(row.name)
+        if before is not None:
+            if _home(before.fn) != _home(row.fn):
+                raise ValueError(f"variant {row.name}: there is one; accepted: a name of its own")
+            jax.clear_caches()
         self._rows[row.name] = row
 
     def __getitem__(self, name: str) -> Variant:
@@ -110,6 +145,10 @@ class Table(Mapping[str, Variant]):
         return rows[0] if len(rows) == 1 else len(self._rows) * len(rows) + rows[0]
 
 
+def _home(fn: Callable[..., Mixed]) -> tuple[str, str]:
+    return fn.__module__, fn.__qualname__
+
+
 VARIANTS = Table()  # filled by core/attention.py
 
 
@@ -129,7 +168,7 @@ def variant(
     call `softmax_mix`.
 
     Raises:
-      ValueError: the table has that name.
+      ValueError: the table has that name, of another function.
     """
 
     def enter(fn: Callable[..., Mixed]) -> Callable[..., Mixed]:

@@ -21,10 +21,13 @@ class TextCorpus:
       name: the `--corpus` value.
       vocab: embedding rows the ids need, specials included.
       bos: id put in column 0 of every row, or None for rows of text only.
-      train, val: one-dimensional token arrays, usually memory-mapped.
+      train, val: one-dimensional arrays of ids, usually memory-mapped.
       tokenizer: the one that made them, None if unknown.
       documents: number of documents, None if unknown.
       split: in words, how the validation part was chosen.
+
+    Raises:
+      InputError: a part that is no array of ids.
     """
 
     name: str
@@ -35,6 +38,13 @@ class TextCorpus:
     tokenizer: Tokenizer | None = None
     documents: int | None = None
     split: str = "as given"
+
+    def __post_init__(self) -> None:
+        for part in SPLITS:
+            found = getattr(self, part)
+            if found.ndim != 1 or found.dtype.kind not in "iu":
+                said = f"{found.dtype} of shape {found.shape}"
+                raise InputError(part, None, "integer ids [tokens]", said)
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -67,7 +77,7 @@ class TextCorpus:
           follow.
 
         Raises:
-          InputError: a part shorter than one row; a size below 1.
+          InputError: a part shorter than one row; a size below 1; an id beyond the vocabulary.
         """
         check_request(split, seed, index, batch_size, seq_len)
         blocks, phases = self._blocks(split, seq_len)
@@ -81,6 +91,9 @@ class TextCorpus:
         width = seq_len + (self.bos is None)
         part = np.asarray(self.train if split == "train" else self.val)
         text = part[starts[:, None] + np.arange(width)].astype(np.int32)
+        for found in (text.min(), text.max()):
+            if not 0 <= found < self.vocab:
+                raise InputError(split, None, f"0 to {self.vocab - 1}", f"token id {found}")
         if self.bos is None:
             return text
         return np.concatenate([np.full((samples.size, 1), self.bos, np.int32), text], axis=1)

@@ -6,7 +6,7 @@ Axes: B batch, T position, D width, N heads, K KV heads, H head dim, F MLP width
 from collections.abc import Callable
 from functools import partial
 from math import inf
-from typing import Any, cast
+from typing import Any, SupportsFloat, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -65,12 +65,12 @@ class Owner(nn.Module):
 
     config: ModelConfig
 
-    def own(self, name: str, axes: str, init: float | str = "normal") -> Array:
+    def own(self, name: str, axes: str, init: SupportsFloat | str = "normal") -> Array:
         """A float32 parameter: `init` is a constant, "normal", or "residual" for projections into
         the residual stream."""
         c = self.config
         shape = tuple(c.sizes[letter] for letter in axes.replace("->", " ").split())
-        constant = init if isinstance(init, float) else None
+        constant = None if isinstance(init, str) else float(init)
         residual = init == "residual" and c.scaled_residual_init
         std = c.init_std / (2 * c.layers) ** 0.5 if residual else c.init_std
         # Linen unboxes: the module sees the array, its tree of variables holds the declaration.

@@ -9,7 +9,7 @@ from sysout_jax.core import flash
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import MLPS
 from sysout_jax.core.norms import NORMS
-from sysout_jax.errors import InputError, at_least, finite, is_integer, one_of
+from sysout_jax.errors import InputError, at_least, finite, is_integer, of_kinds, one_of
 from sysout_jax.model.execution import Execution
 from sysout_jax.model.rope import Rope, flag
 from sysout_jax.model.sink import ExplicitSink
@@ -77,6 +77,7 @@ class ModelConfig:
     execution: Execution = field(default_factory=Execution)  # how it is run
 
     def __post_init__(self) -> None:
+        of_kinds(self)
         self._check_ranges()
         self._check_choices()
         self._check_norms()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sysout_jax.core import flash
-from sysout_jax.errors import InputError, at_least, one_of
+from sysout_jax.errors import InputError, at_least, of_kinds, one_of
 
 REMATS = ("none", "block", "dots")
 DTYPES = ("float32", "bfloat16")
@@ -25,6 +25,7 @@ class Execution:
     dtype: str = "float32"  # float32 or bfloat16 activations; parameters are as they were loaded
 
     def __post_init__(self) -> None:
+        of_kinds(self)
         one_of("remat", self.remat, REMATS)
         one_of("dtype", self.dtype, DTYPES)
         at_least(1, "query_block", self.query_block)

@@ -20,7 +20,13 @@ Metric = Callable[[Array, Array], Array]  # (logits [T, V], tokens [T]) of one s
 
 
 def next_token_loss(logits: Float[Array, "T V"], tokens: Int[Array, "T"]) -> Float[Array, ""]:
-    """The mean cross-entropy of a sequence's tokens from the second on, in nats."""
+    """The mean cross-entropy of a sequence's tokens from the second on, in nats.
+
+    Raises:
+      InputError: there is no second.
+    """
+    if len(tokens) < 2:
+        raise InputError("tokens", None, "two or more", "one token, and the loss is of the next")
     return jnp.mean(cross_entropy(logits[:-1], tokens[1:]))
 
 
@@ -47,7 +53,7 @@ def gradient(
       [L, B] or [n, B] (only [B] for `final_norm`).
 
     Raises:
-      InputError: as `forward`, or a tap whose values are no real numbers.
+      InputError: as `forward`, a tap whose values are no real numbers, or a metric that is not one.
     """
 
     def run(taps: Any, edits: Any) -> Any:
@@ -67,6 +73,9 @@ def gradient(
     def total(added: Array) -> tuple[Array, Array]:
         edit = Edit(add, added.astype(value.dtype), in_axes=0 if once else 1)
         metrics = jax.vmap(metric)(run(None, {at: edit})[0], tokens)
+        if metrics.ndim != 1:
+            said = f"an array of shape {metrics.shape[1:]} of a sequence"
+            raise InputError("metric", None, "a function that returns one number", said)
         return jnp.sum(metrics), metrics
 
     grads, metrics = jax.grad(total, has_aux=True)(jnp.zeros(value.shape, jnp.float32))

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from sysout_jax.core import positions
 from sysout_jax.core.positions import Rotation
-from sysout_jax.errors import InputError, at_least, finite, one_of
+from sysout_jax.errors import InputError, at_least, finite, of_kinds, one_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Rope:
     local_theta: float | None = None  # base in layers with a window, no rule; None: the same
 
     def __post_init__(self) -> None:
+        of_kinds(self, flag)
         for each in fields(self):
             name, value = flag(each.name), getattr(self, each.name)
             if isinstance(value, tuple):

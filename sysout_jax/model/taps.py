@@ -115,7 +115,12 @@ class Edit:
         layers: int | Sequence[int] | Int[Array | np.ndarray, "..."] | None = None,
         in_axes: Any = None,
     ) -> None:
-        chosen = None if layers is None else jnp.atleast_1d(jnp.asarray(layers, jnp.int32))
+        chosen = None
+        if layers is not None:
+            given = layers if isinstance(layers, jax.Array) else np.asarray(layers)
+            if given.dtype.kind not in "iu":
+                raise InputError("layers", layers, "a whole number, or several")
+            chosen = jnp.atleast_1d(jnp.asarray(given, jnp.int32))
         each = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(arrays)
         self._set(function, jax.tree.map(jnp.asarray, arrays), chosen, each)
 

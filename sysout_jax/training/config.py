@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.errors import InputError, at_least, is_integer, one_of
+from sysout_jax.errors import InputError, at_least, is_integer, of_kinds, one_of
 from sysout_jax.model.config import SHAPES, ModelConfig
 from sysout_jax.model.execution import DTYPES
 from sysout_jax.training.objective import Objective
@@ -48,6 +48,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
+        of_kinds(self)
         one_of("variant", self.variant, VARIANTS)
         one_of("param_dtype", self.param_dtype, DTYPES)
         for name in (

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -47,7 +47,7 @@ class _Programs:
 class Run:
     """A finished training run."""
 
-    config: TrainConfig
+    config: TrainConfig  # with the name of the corpus that was given
     architecture: ModelConfig
     params: Params  # a leading axis over config.seeds on every leaf
     tokenizer: Any
@@ -119,7 +119,8 @@ def train(
       corpus: what `corpus_of` returned for the config; None loads it. Of `Backcopies` every
         seed has its own chain.
       log: called with each row as it is made: {"variant", "seeds", "step", "tokens_per_second",
-        "loss": [per seed], "grad_norm": [per seed]} after every call, and with "val_loss" and
+        "loss": [per seed], "grad_norm": [per seed]} after every call, both the means over its
+        steps, and with "val_loss" and
         "measures" {name: [per seed]} besides at step 0, every `measure_every` steps and the last.
         A run that goes on logs the rows before its interruption again.
       keep: called with the parameters of each group of seeds at step 0, every
@@ -156,7 +157,8 @@ def train(
         params.append(trained)
         seconds += spent
     stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *params)
-    return Run(config, architecture, stacked, corpus.tokenizer, rows, seconds)
+    told = replace(config, corpus=corpus.name)
+    return Run(told, architecture, stacked, corpus.tokenizer, rows, seconds)
 
 
 def _train_group(

@@ -8,7 +8,7 @@ import jax
 import optax
 from optax import contrib
 
-from sysout_jax.errors import InputError, at_least, finite, one_of
+from sysout_jax.errors import InputError, at_least, finite, of_kinds, one_of
 from sysout_jax.model.execution import DTYPES
 
 OPTIMIZERS = ("adamw", "sgd", "lion", "muon")
@@ -39,6 +39,7 @@ class OptimizerConfig:
     moment_dtype: str = "float32"  # of the first moment: float32, bfloat16
 
     def __post_init__(self) -> None:
+        of_kinds(self)
         one_of("optimizer", self.optimizer, OPTIMIZERS)
         one_of("schedule", self.schedule, SCHEDULES)
         one_of("moment_dtype", self.moment_dtype, DTYPES)

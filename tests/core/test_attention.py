@@ -1,6 +1,7 @@
 """Every row of the table of attention variants: against a float64 oracle, against theory, and
 against one another. All tests run over `VARIANTS`; a new row only needs its oracle here."""
 
+import dataclasses
 import re
 import zlib
 from collections.abc import Callable
@@ -14,14 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sysout_jax as so
 from sysout_jax.core import attention
 from sysout_jax.core.attention import PAPER, VARIANTS, variants
 from sysout_jax.core.layers import causal_mask
 from sysout_jax.core.measures import implicit_scale
-from sysout_jax.core.primitives import Heads, no_tap
-from sysout_jax.core.variants import Table
+from sysout_jax.core.primitives import Heads, no_tap, softmax_mix
+from sysout_jax.core.variants import Param, Table, variant
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
+from sysout_jax.model.decoder import init
+from sysout_jax.model.model import Model
 
 B, T, N, K, H, D = 2, 7, 6, 3, 5, 11
 CAUSAL = np.tri(T, dtype=bool)
@@ -656,7 +660,58 @@ def test_what_a_composition_is_follows_from_its_parts():
     assert VARIANTS["value_gate"].gates_values
     assert not VARIANTS["element_gate"].gates_values
     with pytest.raises(ValueError, match="variant softmax: there is one"):
-        VARIANTS.enter(VARIANTS["softmax"])
+        VARIANTS.enter(dataclasses.replace(VARIANTS["sigmoid"], name="softmax"))
+
+
+def _defined(scale):
+    @variant(formula="c softmax(s) v", cite="a test", gain=Param("N", np.float32(1)))
+    def again(heads, p):
+        mixed = softmax_mix(heads)
+        return mixed._replace(out=scale * p["gain"].reshape(1, 1, -1, 1) * mixed.out)
+
+    return again
+
+
+@pytest.mark.usefixtures("own_variants")
+def test_a_function_that_is_defined_anew_takes_its_own_place():
+    """As a cell of a notebook that runs again; no program of before is used."""
+    config = ModelConfig(layers=1, width=16, heads=2)
+    found = []
+    for scale in (1.0, 3.0):
+        _defined(scale)
+        mine = dataclasses.replace(config, variant="again")
+        params = init(mine, jax.random.key(0))
+        np.testing.assert_array_equal(params["block_0"]["attn"]["variant_gain"], np.ones(2))
+        model = Model(mine, jax.tree.map(lambda x: 20 * x if x.ndim > 1 else x, params), None)
+        found.append(so.apply(model, np.arange(5)[None], {"attn_mix": None})[1]["attn_mix"])
+    np.testing.assert_allclose(found[1], 3 * found[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", ["zeros", "norml", ""])
+def test_a_parameter_begins_as_a_number_or_normal(value):
+    with pytest.raises(ValueError, match=r"init=.*; accepted: a number, or 'normal'"):
+        Param("N", value)
+
+
+@pytest.mark.parametrize("value", [1, 1.0, np.float32(1), np.int64(1), jnp.float32(1), True])
+def test_any_number_is_a_constant(value):
+    assert Param("D -> N", value) == Param("D -> N", 1.0)
+
+
+@pytest.mark.parametrize("axes", ["Z", "D -> Z", "d", "N,H"])
+def test_an_unknown_axis_is_refused(axes):
+    with pytest.raises(ValueError, match="unknown; accepted: letters of D N K H F V R"):
+        Param(axes, 0.0)
+
+
+@pytest.mark.usefixtures("own_variants")
+def test_a_variant_that_returns_the_output_alone_is_told_so():
+    @variant(formula="softmax(s) v", cite="a test")
+    def bare(heads, p):
+        return softmax_mix(heads).out
+
+    with pytest.raises(ValueError, match=r"variant bare: returns a .*; accepted: a Mixed, as"):
+        attend("bare", cast(draw(), jnp.float32), {}, jnp.asarray(CAUSAL))
 
 
 def test_the_order_of_variants():

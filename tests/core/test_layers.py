@@ -67,6 +67,22 @@ def test_a_token_that_stands_everywhere_loses_nothing_in_bfloat16():
     np.testing.assert_array_equal(wide(gradient), [[4096.0] * 2, [0.0] * 2, [0.0] * 2])
 
 
+def test_lookup_goes_forward_too():
+    """As products of a Hessian and a vector do: forward over reverse."""
+    table, moved = narrow(draw(4, 6)), narrow(draw(4, 6, seed=1))
+    ids = jnp.asarray([[1, 3, 1]])
+
+    def cube(table):
+        return jnp.sum(lookup(table, ids) ** 3)
+
+    assert float(jax.jvp(cube, (table,), (moved,))[1]) == pytest.approx(
+        float(jnp.sum(jax.grad(cube)(table) * moved)), rel=1e-5
+    )
+    found = jax.jvp(jax.grad(cube), (table,), (moved,))[1]
+    uses = np.array([0.0, 2.0, 0.0, 1.0])[:, None]
+    np.testing.assert_allclose(found, uses * 6 * np.asarray(table * moved), rtol=1e-5)
+
+
 # ------------------------------------------------------------------------------- linear
 
 

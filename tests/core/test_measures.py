@@ -296,15 +296,50 @@ def test_a_sink_that_is_no_token_is_refused(sink):
         with pytest.raises(ValueError, match=f"sink={sink}: 7 tokens; accepted: 0 to 6"):
             measure(narrow(draw(*shape)), sink)
     for measure in (m.sink_strength, m.sink_rate):
-        with pytest.raises(ValueError, match=rf"key={sink} of weights \(3, 7, 7\); accepted"):
+        with pytest.raises(ValueError, match=f"key={sink}: not there; accepted: 0 to 6"):
             measure(narrow(attention()), sink)
 
 
-def test_attention_of_several_sequences_is_refused():
-    """Of a user without type checks: it would be a mean over the wrong axes."""
-    unchecked = inspect.unwrap(m.sink_strength)
-    with pytest.raises(ValueError, match=r"key=0 of weights \(1, 3, 7, 7\); accepted: a key"):
-        unchecked(narrow(attention())[None])
+@pytest.mark.parametrize(
+    ("measure", "shapes"),
+    [
+        (m.top1_over_median, [(T, D)]), (m.top1_over_mean, [(T, D)]), (m.top_dimension, [(T, D)]),
+        (m.max_median_ratio, [(T, D)]), (m.neuron_rms_kurtosis, [(T, D)]),
+        (m.token_kurtosis, [(T, D)]), (m.spectral_dominance, [(T, D)]),
+        (m.residual_peak, [(T, D)]), (m.value_drain, [(T, K, H)]), (m.sink_strength, [(3, T, T)]),
+        (m.first_token_argmax, [(3, T, T)]), (m.sink_effect, [(T, K, H), (T, K, H)]),
+    ],
+    ids=lambda each: getattr(each, "__name__", ""),
+)  # fmt: skip
+def test_a_batch_is_refused(measure, shapes):
+    """Of a user without type checks: it would be a number of something else."""
+    unchecked = inspect.unwrap(measure)
+    arrays = [narrow(draw(*shape)) for shape in shapes]
+    assert np.isfinite(unchecked(*arrays)).all()
+    with pytest.raises(ValueError, match=r"an array of shape \(1, .*\); accepted: \[.*\], of one"):
+        unchecked(*[array[None] for array in arrays])
+
+
+def test_what_is_no_number_is_no_sink_and_not_none():
+    weights = attention()
+    weights[1, 3, 0] = np.nan
+    for found in (m.sink_rate, m.first_token_argmax):
+        assert np.isnan(found(narrow(weights)))
+    swept = np.asarray(m.sink_sweep(narrow(weights)))
+    assert np.isnan(swept[0]).all()
+    np.testing.assert_array_equal(swept[1:], m.sink_sweep(narrow(attention()))[1:])
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (4, 6), (7, 5)])
+@pytest.mark.parametrize("measure", [m.top1_over_median, m.top_dimension, m.max_median_ratio])
+def test_measures_by_order_have_their_gradient(measure, shape):
+    """Against central differences, in float64."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(draw(*shape))
+        found = jax.grad(inspect.unwrap(measure))(x)
+        step = 1e-6 * jnp.eye(x.size).reshape(-1, *shape)
+        expected = [(measure(x + each) - measure(x - each)) / 2e-6 for each in step]
+        np.testing.assert_allclose(found.ravel(), expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("eps", [0.2, 0.3, 0.8])

@@ -19,6 +19,22 @@ def counting(train=1009, val=211, bos=None):
     )
 
 
+@pytest.mark.parametrize("part", [np.zeros(50), np.zeros((5, 10), int), np.zeros(50, bool)])
+def test_a_part_that_is_no_row_of_ids_is_refused(part):
+    with pytest.raises(InputError, match=rf"val: {part.dtype} of .*; accepted: integer ids"):
+        TextCorpus("mine", 7, None, np.zeros(50, int), part)
+
+
+@pytest.mark.parametrize("bad", [-1, 7])
+def test_an_id_beyond_the_vocabulary_is_refused(bad):
+    """An embedding would take the first from the end, or be NaN."""
+    ids = np.arange(50) % 7
+    corpus = TextCorpus("mine", 7, None, np.where(ids == 3, bad, ids), ids)
+    assert corpus.batch("val", 0, 0, 2, 9).max() == 6
+    with pytest.raises(InputError, match=f"train: token id {bad}; accepted: 0 to 6"):
+        corpus.batch("train", 0, 0, 2, 9)
+
+
 @pytest.mark.parametrize("bos", [None, 7000])
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_shape_dtype_and_text(bos, split):

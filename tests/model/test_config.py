@@ -105,7 +105,7 @@ def test_floats_have_a_range(row):
 
 
 NO_INTEGERS = """
-import sys
+import dataclasses, sys, typing
 import numpy as np
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
@@ -130,9 +130,27 @@ def check(made, name, value, told, **rest):
 for row in sys.argv[1:]:
     for bad in (2.5, 2.0, "10", True, float("nan")):
         check(*row.split("."), bad, f"{bad!r}")
-for bad, told in ((1.0, "1.0"), (True, "True"), ("3", "3")):
-    check("TrainConfig", "seeds", (bad,), told)
-    check("ModelConfig", "window_layers", (bad,), told, window=3)
+for bad in (1.0, True, "3"):
+    check("TrainConfig", "seeds", (bad,), f"({bad!r},)")
+    check("ModelConfig", "window_layers", (bad,), f"({bad!r},)", window=3)
+
+# Whatever a field is, the others are not: text for numbers, "no" for False, None, a name for what
+# it names.
+for made, kind in TYPES.items():
+    hints = typing.get_type_hints(kind)
+    for each in dataclasses.fields(kind):
+        if not each.init:
+            continue
+        for bad in ("no", None, 1.5, ("no", None)):
+            parts = typing.get_args(hints[each.name]) or (hints[each.name],)
+            fits = (isinstance(bad, str) and str in parts, bad is None and type(None) in parts,
+                    bad == 1.5 and float in parts)
+            if not any(fits):
+                check(made, each.name, bad, repr(bad))
+assert TrainConfig(seeds=[4, 5]).seeds == (4, 5) == TrainConfig(seeds=range(4, 6)).seeds
+assert hash(ModelConfig(window=3, window_layers=[0])) == hash(
+    ModelConfig(window=3, window_layers=(0,))
+)
 """
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.data import Backcopy
+from sysout_jax.data import Backcopy, TextCorpus
 from sysout_jax.errors import Diverged, InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.training import loop
@@ -154,6 +154,13 @@ def test_a_model_for_each_seed():
     with pytest.raises(InputError) as caught:
         run.model(0)
     assert str(caught.value) == "seed 0: not in this run; accepted: 3, 1"
+
+
+def test_a_run_tells_the_corpus_it_was_given():
+    text = TextCorpus("mine", 9, None, np.arange(200) % 9, np.arange(90) % 9)
+    run = train(dataclasses.replace(TINY, corpus="stdlib", steps=1, seeds=(1,)), text)
+    assert run.config.corpus == "mine"
+    assert "corpus mine;" in repr(run)
 
 
 def test_groups_of_seeds_share_what_is_compiled(monkeypatch):
