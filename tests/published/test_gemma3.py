@@ -48,11 +48,11 @@ def test_the_first_token_is_massive_in_one_channel(seen):
 
 
 def test_other_tokens_are_massive_too(seen):
-    """In the same two channels the largest of them is beyond 500 medians in layers 1 to 8."""
+    """In the same two channels the largest of them is beyond 400 medians in layers 1 to 8."""
     others = np.abs(seen[1])[:, 1:]
     assert set(others.max(axis=1).argmax(axis=-1)) == {FIRST, LATER}
     median = np.median(np.abs(seen[1]), axis=(1, 2))
-    assert (others.max(axis=(1, 2))[1:9] > 500 * median[1:9]).all()
+    assert (others.max(axis=(1, 2))[1:9] > 400 * median[1:9]).all()
 
 
 def test_most_heads_have_a_sink(seen):
