@@ -4,27 +4,15 @@ python -m tests.pages     # writes them
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from benchmarks import analysis, goals, lengths, train
 from experiments import claims, models
-from experiments.cli.tables import Section, markdown
-from experiments.reports import (
-    analysis_report,
-    assumptions_report,
-    benchmark_report,
-    causal_report,
-    compress_report,
-    convergence_report,
-    convert_report,
-    explicit_report,
-    laboratory_report,
-    plan_report,
-    tour_report,
-    variants_report,
-)
+from experiments.cli.tables import markdown
+from experiments.reports import plan_report, variants_report
 from sysout_jax.files import write_text
 from sysout_jax.report.tables import tables as tables_of
 from sysout_jax.results import read_record
@@ -39,20 +27,8 @@ TABLES = re.compile(r"<!-- (claims|models|variants|table: \S+ \S+) -->\n.*?\n?<!
 Record = dict[str, Any]
 
 
-REPORTS: Mapping[str, Callable[[Record], Iterable[Section]]] = {
-    "variants": variants_report.sections,
-    "assumptions": assumptions_report.sections,
-    "benchmark": benchmark_report.sections,
-    "causal": causal_report.sections,
-    "compression": compress_report.sections,
-    "convergence": convergence_report.sections,
-    "convert": convert_report.sections,
-    "tour": tour_report.sections,
-    "explicit": explicit_report.sections,
-    "laboratory": laboratory_report.sections,
-}
 OTHERS: Mapping[str, Callable[[Record], Mapping[str, Table]]] = {
-    "analysis": lambda record: {**tables_of(record), **analysis_report.tables(record)},
+    "analysis": tables_of,
     "benchmarks.analysis": lambda record: {"passes": analysis.table(record)},
     "benchmarks.long_context": lengths.tables,
     "benchmarks.train": lambda record: {"steps": train.table(record)},
@@ -64,10 +40,13 @@ def table(directory: str, name: str) -> str:
     """A table of the record below a directory, in Markdown."""
     record = read_record(ROOT / directory)
     experiment = record["experiment"]
-    if experiment in REPORTS:
-        return markdown(REPORTS[experiment](record))[name]
-    of_rows = {"rows": goals.table("", record["rows"])} if name == "rows" else {}
-    return (of_rows or OTHERS[experiment](record))[name].to_markdown()
+    if name == "rows":
+        return goals.table("", record["rows"]).to_markdown()
+    if experiment in OTHERS:
+        return OTHERS[experiment](record)[name].to_markdown()
+    command = {"compression": "compress"}.get(experiment, experiment)
+    report = import_module(f"experiments.reports.{command}_report").REPORT
+    return markdown(report.sections(record))[name]
 
 
 def written(path: Path) -> str:

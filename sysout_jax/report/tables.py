@@ -77,6 +77,10 @@ def tables(record: Record) -> dict[str, Table]:
     }
 
 
+READOUTS = {
+    "kl": "KL, nats", "surprisal": "surprisal", "entropy": "entropy", "accuracy": "accuracy",
+    "slope": "slope on frequencies", "spearman": "Spearman",
+}  # fmt: skip
 Tables = dict[str, Table]  # "" is a part's main one
 
 
@@ -212,17 +216,6 @@ def _dimensions(part: Record, record: Record) -> Tables:
         "dimension", "score", "in resamples", "median |x|", "|mean|/rms", "final gain over mean",
         "peak over median |h|", "massive",
     )  # fmt: skip
-    of_tokens = ("kl", "entropy", "surprisal", "accuracy")
-    predicted = [
-        [ablated(each), each["count"],
-         *(Interval.of(each["values"][name]) for name in of_tokens), each["distinct"],
-         *(Interval.of(each["values"][name]) for name in ("slope", "spearman"))]
-        for each in part["ablations"]
-    ]  # fmt: skip
-    readouts = (
-        "read from", "dimensions", "KL, nats [95%]", "entropy", "surprisal", "accuracy",
-        "different predictions", "slope on frequencies", "Spearman",
-    )  # fmt: skip
     beside = [
         [each["other"], len(each["dimensions"]), each["shared"], each["expected"], each["p_value"]]
         for each in part["overlaps"]
@@ -235,7 +228,7 @@ def _dimensions(part: Record, record: Record) -> Tables:
     of_stages = ("step", "dimensions", "largest score", "kurtosis", "Jaccard with the last", "KL")
     vectors = [[at, v["share"], v["on_outliers"]] for at, v in enumerate(part["vectors"])]
     made = {
-        "": Table.of("Predictions", readouts, predicted),
+        "": _readouts(part["ablations"]),
         "list": Table.of("Outlier dimensions", of_listed, listed),
         "overlaps": Table.of(
             "Beside other dimensions", ("other", "number", "shared", "at random", "p"), beside
@@ -247,12 +240,38 @@ def _dimensions(part: Record, record: Record) -> Tables:
     return made | ({"steps": Table.of("Over checkpoints", of_stages, stages)} if stages else {})
 
 
-def ablated(ablation: Record) -> str:
-    """What predictions are read from."""
-    if not ablation["of"]:
-        return "all dimensions"
-    which = ablation["of"] + ("" if ablation["draw"] is None else f" {ablation['draw']}")
-    return f"{which} alone" if ablation["kept"] else f"all but {which}"
+def _readouts(ablations: Sequence[Record]) -> Table:
+    """A row for each way to read the final state; random sets together, lowest to highest."""
+    headings = (
+        "read from", "dimensions", *READOUTS.values(), "different predictions"
+    )  # fmt: skip
+    groups: dict[tuple[str, bool], list[Record]] = {}
+    for each in ablations:
+        groups.setdefault((each["of"], each["kept"]), []).append(each)
+    rows = []
+    for (of, kept), members in groups.items():
+        which = f"{of}, {len(members)} sets" if len(members) > 1 else of
+        named = f"{which} alone" if kept else f"all but {which}" if of else "all dimensions"
+        rows.append([
+            named, members[0]["count"] or None,
+            *(_range([each["values"][name] for each in members], name) for name in READOUTS),
+            _span([float(each["distinct"]) for each in members], 0),
+        ])  # fmt: skip
+    return Table.of("Predictions", headings, rows)
+
+
+def _range(intervals: Sequence[Sequence[float | None]], name: str) -> str:
+    """A value with its bootstrap interval; of several sets the range of their values."""
+    digits = 3 if name == "accuracy" else 2
+    if len(intervals) == 1:
+        return f"{Interval.of(intervals[0]):.{digits}f}"
+    return _span([each[0] for each in intervals], digits)
+
+
+def _span(values: Sequence[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    ends = [f"{end:,.{digits}f}" for end in (min(known), max(known))] if known else [""]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _places(places: Sequence[Sequence[int]]) -> str:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from experiments.reports.analysis_report import tables
 from sysout_jax.analysis.locate.scan import Thresholds
 from sysout_jax.errors import InputError
 from sysout_jax.report.findings import publish
 from sysout_jax.report.page import page
+from sysout_jax.report.tables import tables as tables_of
 from sysout_jax.report.words import headline
 from tests.analysis import planted as p
 from tests.images import ink
@@ -79,12 +79,22 @@ def test_tables():
     assert rows[:3] == [
         "all dimensions", "all but outlier dimensions", "outlier dimensions alone"
     ]  # fmt: skip
-    assert "all but random dimensions 4" in rows
+    kls = [
+        each["values"]["kl"][0]
+        for each in found().record["parts"]["dimensions"]["ablations"]
+        if each["draw"] is not None and not each["kept"]
+    ]
+    (random,) = (row for row in tables["dimensions"].rows if row[0].startswith("all but random"))
+    assert random[0] == f"all but random dimensions, {len(kls)} sets"
+    ends = [f"{end:.2f}" for end in (min(kls), max(kls))]
+    assert random[2] == (ends[0] if ends[0] == ends[1] else " to ".join(ends))
     listed = {row[0]: row for row in tables["dimensions-list"].rows}
     assert listed[4][-1] == "no"
     assert len(tables["dimensions-overlaps"].rows) == 3
     with pytest.raises(InputError, match="dimensions-steps"):
         found().table("dimensions-steps")
+    steps = tables_of(with_stages())["dimensions-steps"].to_markdown().splitlines()
+    assert len(steps) == 4
 
 
 def test_the_figure_and_the_page(tmp_path):
@@ -95,28 +105,6 @@ def test_the_figure_and_the_page(tmp_path):
     assert '<section id="dimensions"><h2>Outlier dimensions</h2>' in text
     assert "Over checkpoints" in text
     assert text == page(record, tmp_path / "figures")
-
-
-def test_markdown():
-    made = {name: made.to_markdown() for name, made in tables(with_stages()).items()}
-    headings, rule, whole, without, alone, *others = made["dimensions"].splitlines()
-    assert headings.startswith("| read from | dimensions | KL, nats | surprisal | entropy |")
-    assert rule.count("---:") == 8
-    assert whole.startswith("| all dimensions |  | 0.00 [0.00, 0.00] | ")
-    assert without.startswith("| all but outlier dimensions | ")
-    assert alone.startswith("| outlier dimensions alone | ")
-    assert others[0].startswith("| all but random dimensions, 5 sets | ")
-    kls = [
-        e["values"]["kl"][0]
-        for e in found().record["parts"]["dimensions"]["ablations"]
-        if e["draw"] is not None and not e["kept"]
-    ]
-    assert f"| {min(kls):.2f} to {max(kls):.2f} |" in others[0]
-    assert made["steps"].splitlines()[2:] == [
-        "| 0 | none | 0.30 | 1.00 |  |", "| 50 | 4 | 1.50 | 7.25 | 0.25 [0.12, 0.38] |"
-    ]  # fmt: skip
-    assert "steps" not in tables(found().record)
-    assert tables({"parts": {}}) == {}
 
 
 @pytest.mark.parametrize("given", [(101,), ()])
