@@ -346,7 +346,10 @@ def _finetuned(config: Config, form: Form, text: Text, draw: int) -> Form:
     for done in range(0, config.finetune, STEPS_PER_CALL):
         numbers = range(done, min(done + STEPS_PER_CALL, config.finetune))
         rows = [text.corpus.batch("train", draw, n, config.finetune_batch, width) for n in numbers]
-        state, _ = steps(state, jnp.asarray(np.stack([form.rows(each)[None] for each in rows])))
+        state, told = steps(state, jnp.asarray(np.stack([form.rows(each)[None] for each in rows])))
+        if not np.isfinite(told.loss).all():
+            said = f"not finite after {done} steps of finetuning"
+            raise InputError("finetune_lr", config.finetune_lr, "a smaller one", said)
     return replace(form, params=jax.tree.map(lambda x: x[0], state.params))
 
 

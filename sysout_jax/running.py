@@ -4,30 +4,31 @@ Everything here is compiled. A program is found again by the model's config, the
 arguments and the function objects that are passed: define functions once, outside of loops.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sysout_jax.core.detectors import MASSIVE_LAYERS
 from sysout_jax.core.detectors import massive_dimensions as detected
+from sysout_jax.core.layers import cross_entropy
 from sysout_jax.data.prompt import encode_prompt
 from sysout_jax.errors import InputError
-from sysout_jax.model import reading
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params, forward, taps_of
+from sysout_jax.model.decoder import Params, forward, read_out, taps_of
 from sysout_jax.model.model import Model, token_ids
-from sysout_jax.model.reading import Metric, next_token_loss
 from sysout_jax.model.stream import recorded
 from sysout_jax.model.taps import Edit, Reducer, Tap, check_asked, check_layers
 
 Tokens = str | Sequence[str] | Array | np.ndarray | Sequence[Sequence[int]]
 Taps = Mapping[str, Reducer | Tap | None]
 Layers = int | Sequence[int] | None
+Metric = Callable[[Array, Array], Array]  # (logits [T, V], tokens [T]) of one sequence -> []
 EVERY = "all"
 
 
@@ -104,6 +105,17 @@ def _apply(config: ModelConfig, taps: Any, edits: Any, params: Params, tokens: A
     return forward(config, params, tokens, dict(taps), edits)
 
 
+def next_token_loss(logits: Float[Array, "T V"], tokens: Int[Array, "T"]) -> Float[Array, ""]:
+    """The mean cross-entropy of a sequence's tokens from the second on, in nats.
+
+    Raises:
+      InputError: there is no second.
+    """
+    if len(tokens) < 2:
+        raise InputError("tokens", None, "two or more", "one token, and the loss is of the next")
+    return jnp.mean(cross_entropy(logits[:-1], tokens[1:]))
+
+
 def gradient(
     model: Model,
     tokens: Tokens,
@@ -128,7 +140,7 @@ def gradient(
       [L, B], or behind the layers that were asked for (only [B] for `final_norm`).
 
     Raises:
-      InputError: as `apply`, or a tap whose values are no real numbers.
+      InputError: as `apply`, a tap whose values are no real numbers, or a metric that is not one.
     """
     chosen = _chosen(model, at, layers)
     return _gradient(model.config, metric, at, chosen, model.params, _ids(model, tokens, bos))
@@ -138,7 +150,30 @@ def gradient(
 def _gradient(
     config: ModelConfig, metric: Metric, at: str, layers: Any, params: Params, tokens: Array
 ) -> Any:
-    return reading.gradient(config, params, tokens, metric, at, layers)
+    def run(taps: Any, edits: Any) -> Any:
+        return forward(config, params, tokens, taps, edits)
+
+    value = jax.eval_shape(lambda: run({at: Tap(None, layers)}, None)[1][at])
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise InputError("at", at, "a tap of real numbers", f"its values are {value.dtype}")
+    once = at == "final_norm"
+    chosen = jnp.asarray(range(config.layers) if layers is None else layers, jnp.int32)
+
+    def add(old: Array, layer: Array, added: Array) -> Array:
+        if once:
+            return old + added
+        return old + jnp.where(jnp.any(chosen == layer), added[jnp.argmax(chosen == layer)], 0.0)
+
+    def total(added: Array) -> tuple[Array, Array]:
+        edit = Edit(add, added.astype(value.dtype), in_axes=0 if once else 1)
+        metrics = jax.vmap(metric)(run(None, {at: edit})[0], tokens)
+        if metrics.ndim != 1:
+            said = f"an array of shape {metrics.shape[1:]} of a sequence"
+            raise InputError("metric", None, "a function that returns one number", said)
+        return jnp.sum(metrics), metrics
+
+    grads, metrics = jax.grad(total, has_aux=True)(jnp.zeros(value.shape, jnp.float32))
+    return metrics, grads
 
 
 def logit_lens(
@@ -174,7 +209,13 @@ def logit_lens(
 def _logit_lens(
     config: ModelConfig, layers: Any, reducer: Any, params: Params, tokens: Array
 ) -> Any:
-    return reading.logit_lens(config, params, tokens, layers, reducer)
+    states = forward(config, params, tokens, {"block_out": Tap(None, layers)})[1]["block_out"]
+
+    def of(state: Array) -> Any:
+        logits = read_out(config, params, state)
+        return logits if reducer is None else jax.vmap(reducer)(logits)
+
+    return jax.lax.map(of, states)
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,7 @@ MAY_IMPORT = {
     ),
     # a model and text in, arrays out: what notebooks call
     "sysout_jax.running": (
-        "sysout_jax.core.detectors", "sysout_jax.model", "sysout_jax.data.prompt",
-        "sysout_jax.errors",
+        "sysout_jax.core", "sysout_jax.model", "sysout_jax.data.prompt", "sysout_jax.errors",
     ),
     "sysout_jax.results": ("sysout_jax.errors", "sysout_jax.files"),
     "sysout_jax.plots": (

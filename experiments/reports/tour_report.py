@@ -11,7 +11,7 @@ from sysout_jax.showing import Interval, Table
 
 from ..cli.showing import Report
 from ..cli.tables import Section
-from ..cli.verdict import Verdict
+from ..cli.verdict import Verdict, given
 
 Record = dict[str, Any]
 
@@ -78,13 +78,14 @@ def verdict(record: Record, directory: Path) -> Verdict:
     massive, trained, rest = model["massive"], model["ways"][0], model["ways"][1:]
     best = min(rest, key=lambda way: way["rise"][0])
     layers = ", ".join(map(str, model["rows"]["layers"])) or "none"
+    of = [*(given(record, "model") or [f"--model={model['name']}"]), *given(record, "corpus")]
     return Verdict(
         f"|h| {massive['size']:,.0f} after layer {massive['layer']}, "
         f"{massive['over_median']:,.0f} medians; {model['sink']['heads']:.0%} of heads are sinks",
         f"8 bits cost {trained['rise'][0]:+.3f} nats; converted ({best['name']}) "
         f"{best['rise'][0]:+.3f}",
         f"its loss is {best['loss'] - trained['loss']:+.3f}; rows of W_down stand out: {layers}",
-        ("convert", f"--model={model['name']}", f"--weak={best['name']}", "--out=converted"),
+        ("convert", *of, f"--weak={best['name']}", "--out=converted"),
     )  # fmt: skip
 
 

@@ -115,7 +115,8 @@ def distil(
         own, opt, loss = step(own, opt, rest, teacher.params, jnp.asarray(rows(done)))
         found[done] = float(loss)
         if not np.isfinite(found[done]):
-            raise InputError("lr", optimizer.lr, "a smaller one", f"diverged at step {done}")
+            said = f"diverged at step {done} with a learning rate of {optimizer.lr:g}"
+            raise InputError("loss", found[done], "a smaller rate", said)
         if progress is not None:
             progress(done + 1, found[done])
     return unflatten_dict({**rest, **own}), found

@@ -18,7 +18,7 @@ from sysout_jax.analysis.measure.sink_state import (
     split,
     value_gain,
 )
-from sysout_jax.analysis.statistics import bootstrap_interval, statistic_interval
+from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.core.norms import NORMS
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
@@ -187,13 +187,6 @@ def test_split_about_a_direction_and_a_channel():
     np.testing.assert_allclose(found.along, 5.0)
     np.testing.assert_allclose(found.across, [0.0, 1.0], atol=1e-12)
     np.testing.assert_allclose(found.axis, [0.75, np.sqrt(10) / 4])
-
-
-def test_a_statistic_of_texts():
-    x = np.random.default_rng(0).normal(size=20)
-    found = statistic_interval(lambda texts: float(x[texts].mean()), 20)
-    assert found == pytest.approx(bootstrap_interval(x))
-    assert np.isnan(statistic_interval(lambda texts: 1.0, 1).low)
 
 
 def test_hulls_of_as_many_keys_as_a_query_sees():

@@ -27,7 +27,6 @@ from sysout_jax.analysis.locate.weights import (
     weight_scan,
 )
 from sysout_jax.analysis.measure.dynamics import KINDS, dynamics, emergence
-from sysout_jax.analysis.statistics import fit_growth
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init, stack_blocks
@@ -268,24 +267,6 @@ def test_pool_keeps_the_largest(columns):
 # ------------------------------------------------------------------------------ dynamics
 
 STEPS = np.array([0, 10, 20, 40, 80, 160, 320])
-
-
-@pytest.mark.parametrize(
-    ("law", "curve"),
-    [("logarithmic", np.log), ("linear", lambda t: t), ("square root", np.sqrt)],
-)
-def test_the_law_of_a_curve_is_recognised(law, curve):
-    values = np.concatenate([[0.0], 0.5 + 2.0 * curve(STEPS[1:])])
-    best, *others = fit_growth(STEPS, values)
-    assert best.law == law
-    assert (best.intercept, best.slope) == pytest.approx((0.5, 2.0))
-    assert best.residual < 1e-9
-    assert best.r_squared == pytest.approx(1)
-    assert all(other.residual > 0.1 for other in others)
-
-
-def test_growth_of_two_points_is_not_fitted():
-    assert fit_growth(np.array([0, 1, 2]), np.array([0.0, 1.0, 2.0])) == ()
 
 
 def test_emergence_is_where_half_of_the_way_is_gone():

@@ -22,7 +22,6 @@ from sysout_jax.analysis.locate.sinks import (
     given_to_first,
     sees_first,
 )
-from sysout_jax.analysis.statistics import bootstrap_interval, ratio_interval
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init
@@ -262,17 +261,6 @@ def test_interventions_on_attention_begin_after_the_emergence():
         assert each.edited <= (v.CONFIG.layers - found.sink.first) * v.WORDS
         assert each.relocation is not None
         assert not each.relocation.relocated
-
-
-def test_a_share_of_nothing_is_none():
-    rng = np.random.default_rng(0)
-    cost, removal = rng.normal(0.1, 0.02, 40), rng.normal(0.8, 0.05, 40)
-    mean, low, high = ratio_interval(cost, removal)
-    assert mean == pytest.approx(cost.mean() / removal.mean())
-    assert low < mean < high < 0.2
-    assert ratio_interval(cost, removal - 0.8) is None
-    assert ratio_interval(removal, removal) == (1.0, 1.0, 1.0)
-    assert bootstrap_interval(cost).low > 0.0
 
 
 def test_edits_that_change_nothing():

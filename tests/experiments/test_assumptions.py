@@ -12,7 +12,6 @@ from experiments.reports.assumptions_report import sections
 from sysout_jax.model.decoder import init
 from sysout_jax.training.checkpoint import save
 from tests.analysis import first_sink as planted
-from tests.images import ink
 
 LENGTH = 40
 USUAL = ("--sequences=5", "--calibration=6", f"--seq_len={LENGTH}", "--bos=no")
@@ -75,13 +74,6 @@ def test_the_tables_show_the_record(finished):
     assert tables["planted-3-layers"].count("\n") == 1 + len(model["layers"])
     assert tables["planted-3-factor"].count("\n") == 1 + len(model["explained"])
     assert "layer 2 makes its state" in finished[0].out
-
-
-def test_a_record_is_drawn_again(finished, run_assumptions):
-    figure = finished[1] / "figures" / "planted-3.png"
-    figure.unlink()
-    assert run_assumptions(f"--redraw={finished[1]}").status == 0
-    assert 0.02 < ink(figure) < 0.8
 
 
 def test_a_model_without_a_sink_is_one_line(place, run_assumptions, tmp_path):

@@ -60,14 +60,6 @@ def test_the_table_shows_the_record(record, finished):
     assert 0.02 < ink(finished[1] / "figures" / "backcopy-softmax.png") < 0.8
 
 
-def test_a_record_is_drawn_again(run_causal, finished):
-    figure = finished[1] / "figures" / "backcopy-softmax.pdf"
-    before = figure.read_bytes()
-    figure.unlink()
-    assert run_causal(f"--redraw={finished[1]}").status == 0
-    assert figure.read_bytes() == before
-
-
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

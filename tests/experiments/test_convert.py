@@ -67,15 +67,6 @@ def test_the_tables_show_the_record(finished):
     assert 0.02 < ink(finished[1] / "figures" / "model.png") < 0.8
 
 
-def test_a_record_is_drawn_again(finished, run_convert):
-    drawn = {path: path.read_bytes() for path in (finished[1] / "figures").glob("*.png")}
-    for path in drawn:
-        path.unlink()
-    assert run_convert(f"--redraw={finished[1]}").status == 0
-    assert drawn
-    assert all(path.read_bytes() == content for path, content in drawn.items())
-
-
 def test_a_prefix_is_exported(place, run_convert):
     out = place / "prefixed"
     done = run_convert(

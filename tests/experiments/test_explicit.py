@@ -105,14 +105,6 @@ def test_a_change_of_one_sequence_has_no_interval(record):
     assert "backcopy-softmax" in dict(figures(one))
 
 
-def test_a_record_is_drawn_again(run_explicit, finished):
-    figure = finished[1] / "figures" / "backcopy-softmax.pdf"
-    before = figure.read_bytes()
-    figure.unlink()
-    assert run_explicit(f"--redraw={finished[1]}").status == 0
-    assert figure.read_bytes() == before
-
-
 def test_what_is_asked_for_goes_to_stdout(run_explicit, finished, record):
     """All else goes to stderr, so that another program can read it."""
     told = run_explicit(f"--redraw={finished[1]}", "--json")

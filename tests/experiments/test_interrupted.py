@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from experiments import variants
-from sysout_jax.results import RunDirectory
 from sysout_jax.training.checkpoint import load
 from sysout_jax.training.states import saved_steps
 from tests import quick
@@ -373,33 +372,3 @@ def test_bad_flags_are_one_line(run_variants, tmp_path, monkeypatch, arguments, 
     outcome = run_variants(*arguments, "--corpus=backcopy")
     assert (outcome.status, outcome.err.count("\n")) == (2, 1)
     assert all(part in outcome.err for part in told), outcome.err
-
-
-HOLDS_IT = """
-import sys
-from sysout_jax.results import RunDirectory
-
-run = RunDirectory(sys.argv[1], "variants", name="a")
-run.log({"step": 0})
-print("open", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_two_runs_in_one_directory(run_variants, stopped, tmp_path):
-    """The second is refused in a line, what the first has written stays; a dead one locks none."""
-    directory = shutil.copytree(stopped, tmp_path / "variants" / "a")
-    holding = [sys.executable, "-c", HOLDS_IT, str(tmp_path)]
-    with subprocess.Popen(
-        holding, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout.readline() == b"open\n"
-        outcome = run_variants("--name=a", f"--workdir={tmp_path}")
-        process.kill()
-    assert outcome.status == 2
-    assert outcome.err == (
-        f"error: {directory}: another run is writing to it; accepted: a directory of its own\n"
-    )
-    assert (directory / "metrics.jsonl").read_text() == '{"step": 0}\n'
-    with RunDirectory(tmp_path, "variants", name="a").record("study"):
-        assert (directory / "metrics.jsonl").read_text() == '{"step": 0}\n'

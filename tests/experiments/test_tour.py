@@ -64,15 +64,6 @@ def test_tables_and_figure_are_of_the_record(finished, model):
     assert peaks[0] > 10 * peaks[1]
 
 
-def test_a_record_is_drawn_again(finished, run_tour):
-    drawn = {path: path.read_bytes() for path in (finished[1] / "figures").glob("*.png")}
-    for path in drawn:
-        path.unlink()
-    assert run_tour(f"--redraw={finished[1]}").status == 0
-    assert drawn
-    assert all(path.read_bytes() == content for path, content in drawn.items())
-
-
 def test_without_the_model_there_is_one_line(monkeypatch, run_tour, tmp_path):
     def refused(name):
         raise InputError("model", name, "a wheel", "no network")

@@ -107,5 +107,5 @@ def test_without_anything_to_train_or_too_large_a_rate():
     with pytest.raises(InputError, match="parameters that the teacher has not"):
         distil(teacher, teacher, lambda n: rows(), 1, ADAM)
     # Two steps of it are beyond float32 whatever the order of sums.
-    with pytest.raises(InputError, match="lr=3e\\+38: diverged at step"):
+    with pytest.raises(InputError, match=r"diverged at step .* rate of 3e\+38; acc"):
         distil(gated(-1.0), teacher, lambda n: rows(), 5, replace(ADAM, lr=3e38, clip=0.0))
