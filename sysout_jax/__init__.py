@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sysout_jax.checking import check as check
+    from sysout_jax.compressing import compress as compress
     from sysout_jax.converting import convert as convert
     from sysout_jax.core import measures as measures
     from sysout_jax.core.attention import Param as Param
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from sysout_jax.running import encode as encode
     from sysout_jax.running import gradient as gradient
     from sysout_jax.running import logit_lens as logit_lens
+    from sysout_jax.running import losses as losses
     from sysout_jax.running import massive_dimensions as massive_dimensions
     from sysout_jax.training.config import TrainConfig as TrainConfig
     from sysout_jax.training.loop import train as train
@@ -53,6 +55,7 @@ _HOMES = {
     "analyze": "sysout_jax.report.findings",
     "apply": "sysout_jax.running",
     "check": "sysout_jax.checking",
+    "compress": "sysout_jax.compressing",
     "convert": "sysout_jax.converting",
     "encode": "sysout_jax.running",
     "export": "sysout_jax.families.export",
@@ -60,6 +63,7 @@ _HOMES = {
     "init": "sysout_jax.loading",
     "load": "sysout_jax.loading",
     "logit_lens": "sysout_jax.running",
+    "losses": "sysout_jax.running",
     "massive_dimensions": "sysout_jax.running",
     "measures": "sysout_jax.core.measures",
     "save": "sysout_jax.loading",

@@ -20,7 +20,8 @@ from sysout_jax.data.prompt import encode_prompt
 from sysout_jax.errors import InputError
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import Params, forward, read_out, taps_of
+from sysout_jax.model.decoder import Params, final_states, forward, read_out, taps_of
+from sysout_jax.model.loss import token_losses
 from sysout_jax.model.model import Model, token_ids
 from sysout_jax.model.stream import recorded
 from sysout_jax.model.taps import Edit, Reducer, Tap, check_asked, check_layers
@@ -89,7 +90,7 @@ def apply(
     Raises:
       InputError: what the model cannot read, an unknown tap, or one that it does not have.
     """
-    config, ids = model.config, _ids(model, tokens, bos)
+    config, ids = model.config, ids_of(model, tokens, bos)
     if isinstance(taps, str):
         if taps != EVERY:
             raise InputError("taps", repr(taps), f"{EVERY!r}, or a dict of names and reducers")
@@ -105,6 +106,29 @@ def _apply(config: ModelConfig, taps: Any, edits: Any, params: Params, tokens: A
     return forward(config, params, tokens, dict(taps), edits)
 
 
+def losses(
+    model: Model, tokens: Tokens, edits: Mapping[str, Edit] | None = None, bos: str = "auto"
+) -> Float[Array, "B"]:
+    """The mean cross-entropy of each sequence's tokens from the second on, in nats.
+
+    Args:
+      model, tokens, edits, bos: as for `apply`; logits are made for some positions at a time.
+
+    Raises:
+      InputError: as `apply`, or sequences of one token.
+    """
+    ids, edits = ids_of(model, tokens, bos, least=2), edits or {}
+    check_asked({}, edits)
+    check_layers(model.config.layers, {}, edits)
+    return _losses(model.config, dict(edits), model.params, ids)
+
+
+@jit_quickly(0)
+def _losses(config: ModelConfig, edits: Any, params: Params, tokens: Array) -> Array:
+    states, _ = final_states(config, params, tokens[:, :-1], edits=edits)
+    return jnp.mean(token_losses(config, params, states, tokens[:, 1:]), axis=1)
+
+
 def next_token_loss(logits: Float[Array, "T V"], tokens: Int[Array, "T"]) -> Float[Array, ""]:
     """The mean cross-entropy of a sequence's tokens from the second on, in nats.
 
@@ -112,7 +136,7 @@ def next_token_loss(logits: Float[Array, "T V"], tokens: Int[Array, "T"]) -> Flo
       InputError: there is no second.
     """
     if len(tokens) < 2:
-        raise InputError("tokens", None, "two or more", "one token, and the loss is of the next")
+        raise InputError("tokens", None, "2 or more", "1 in a sequence")
     return jnp.mean(cross_entropy(logits[:-1], tokens[1:]))
 
 
@@ -143,7 +167,7 @@ def gradient(
       InputError: as `apply`, a tap whose values are no real numbers, or a metric that is not one.
     """
     chosen = _chosen(model, at, layers)
-    return _gradient(model.config, metric, at, chosen, model.params, _ids(model, tokens, bos))
+    return _gradient(model.config, metric, at, chosen, model.params, ids_of(model, tokens, bos))
 
 
 @jit_quickly(0, 1, 2, 3)
@@ -202,7 +226,7 @@ def logit_lens(
       InputError: as `apply`.
     """
     chosen = _chosen(model, "block_out", layers)
-    return _logit_lens(model.config, chosen, reducer, model.params, _ids(model, tokens, bos))
+    return _logit_lens(model.config, chosen, reducer, model.params, ids_of(model, tokens, bos))
 
 
 @jit_quickly(0, 1, 2)
@@ -250,7 +274,7 @@ def massive_dimensions(
     """
     if not 0 < layers <= 1:
         raise InputError("layers", layers, "a share above 0, at most 1")
-    ids = jnp.asarray(_ids(model, tokens, bos))
+    ids = jnp.asarray(ids_of(model, tokens, bos))
     found = recorded(model.config, model.params, ids, {"block_out": _massive})["block_out"]
     flagged, over, value = (np.asarray(each) for each in found)  # [L, B, D]
     if np.isnan(value).any():
@@ -275,8 +299,12 @@ def _massive(h: Float[Array, "T D"]) -> tuple[Array, Array, Array]:
     return flagged, over, jnp.take_along_axis(h, at[None], axis=0)[0].astype(jnp.float32)
 
 
-def _ids(model: Model, tokens: Tokens, bos: str) -> Any:
-    """What a model reads, as ids [B, T]."""
+def ids_of(model: Model, tokens: Tokens, bos: str, least: int = 1) -> Any:
+    """What a model reads, as ids [B, T], of which there must be so many in a sequence.
+
+    Raises:
+      InputError: as `apply`, or fewer.
+    """
     config = model.config
     if isinstance(tokens, str) or _is_text(tokens):
         tokens = encode(model, tokens, bos)  # type: ignore[arg-type]
@@ -284,6 +312,8 @@ def _ids(model: Model, tokens: Tokens, bos: str) -> Any:
         raise InputError("bos", repr(bos), "'auto', as ids are read as they are")
     ids = token_ids("tokens", tokens, "B T", config.vocab)
     length = ids.shape[1]
+    if length < least:
+        raise InputError("tokens", None, f"{least} or more", f"{length} in a sequence")
     if config.longest is not None and length > config.longest:
         raise InputError(
             "tokens",

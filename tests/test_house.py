@@ -60,6 +60,10 @@ MAY_IMPORT = {
     "sysout_jax.converting": (
         "sysout_jax.core", "sysout_jax.model", "sysout_jax.analysis", "sysout_jax.errors",
     ),
+    # the same, quantised or pruned
+    "sysout_jax.compressing": (
+        "sysout_jax.analysis", "sysout_jax.model", "sysout_jax.running", "sysout_jax.errors",
+    ),
     # a model and text in, arrays out: what notebooks call
     "sysout_jax.running": (
         "sysout_jax.core", "sysout_jax.model", "sysout_jax.data.prompt", "sysout_jax.errors",

@@ -304,7 +304,7 @@ def test_a_gradient_at_no_numbers():
 
 def test_a_gradient_of_no_number():
     said = refusal(so.gradient, model_of(), TOKENS[:, :1])
-    assert said == "tokens: one token, and the loss is of the next; accepted: two or more"
+    assert said == "tokens: 1 in a sequence; accepted: 2 or more"
     said = refusal(so.gradient, model_of(), TOKENS, lambda logits, tokens: logits[-1])
     accepted = "accepted: a function that returns one number"
     assert said == f"metric: an array of shape (11,) of a sequence; {accepted}"

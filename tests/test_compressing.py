@@ -1,0 +1,66 @@
+"""Compression from Python: the command's methods, on a model and text."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import sysout_jax as so
+from sysout_jax.analysis.compress import compression, schemes
+from sysout_jax.errors import InputError
+from sysout_jax.model.stream import Layers
+
+CONFIG = so.ModelConfig(vocab=31, context=16, layers=2, width=16, heads=2, mlp="swiglu")
+TOKENS = np.random.default_rng(0).integers(0, 31, (3, 12))
+
+
+@pytest.fixture(scope="module")
+def model():
+    drawn = so.init(CONFIG, seed=3)
+    large = jax.tree.map(lambda x: 12.0 * x if x.ndim > 1 else x, drawn.params)
+    return dataclasses.replace(drawn, params=large)
+
+
+def test_losses_are_those_of_the_logits(model):
+    logits = np.float64(so.apply(model, TOKENS)[0])[:, :-1]
+    picked = np.take_along_axis(logits, TOKENS[:, 1:, None], -1)[..., 0]
+    expected = (np.log(np.exp(logits).sum(-1)) - picked).mean(axis=1)
+    np.testing.assert_allclose(so.losses(model, TOKENS), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["w4", "w8a8-tensor", "gptq-w3", "kv4", "wanda-0.5"])
+def test_a_method_is_that_of_the_command(model, method):
+    """With and without edits, and with calibration that counts."""
+    small, edits = so.compress(model, method, TOKENS)
+    compressor = compression.Compressor(CONFIG, model.params, TOKENS)
+    found = compressor.compress(schemes.scheme(method))
+    jax.tree.map(np.testing.assert_array_equal, small.params, found.params)
+    assert set(edits) == set(found.edits)
+    expected = compression.losses(CONFIG, found, TOKENS)
+    np.testing.assert_allclose(so.losses(small, TOKENS, edits), expected, rtol=1e-5)
+    assert np.abs(expected - np.asarray(so.losses(model, TOKENS))).max() > 1e-4
+    logits, _ = so.apply(small, TOKENS, edits=edits)
+    assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "tokens", "said"),
+    [
+        ("w9", TOKENS, "is none of the words; accepted: formats as w8"),
+        ("w8a8", TOKENS[:, :1], "tokens: 1 in a sequence; accepted: 2 or more"),
+        ("w8a8", TOKENS + 31, "token id"),
+        ("wanda-0.5", "text", "the model has no tokenizer"),
+    ],
+)
+def test_what_cannot_be_is_one_line(model, method, tokens, said):
+    with pytest.raises(InputError) as caught:
+        so.compress(model, method, tokens)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_is_read_layer_by_layer_is_refused():
+    lazy = so.Model(CONFIG, Layers(lambda name: None, ("embed",)), None)
+    with pytest.raises(InputError, match="model: its file is read layer by layer"):
+        so.compress(lazy, "w8a8", TOKENS)
