@@ -71,7 +71,7 @@ MAY_IMPORT = {
     "sysout_jax.results": ("sysout_jax.errors", "sysout_jax.files"),
     "sysout_jax.plots": (
         "sysout_jax.results", "sysout_jax.analysis.statistics", "sysout_jax.plots",
-        "sysout_jax.errors", "sysout_jax.files",
+        "sysout_jax.analysis.intervene.relocation", "sysout_jax.errors", "sysout_jax.files",
     ),
     # a model and text in; record, figures and page out
     "sysout_jax.report": (

@@ -1,8 +1,11 @@
 """Where the weights of a model come from: for records, and never part of what a model is."""
 
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+CACHE = "XDG_CACHE_HOME"
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,12 @@ class Origin:
 
     @property
     def told(self) -> dict[str, Any]:
-        """For a record; as those are shown to others, a place in the home begins with ~."""
-        place, home = Path(self.place), Path.home()
-        shown = Path("~", place.relative_to(home)) if place.is_relative_to(home) else place
-        return asdict(self) | {"place": str(shown)}
+        """For a record; as those are shown to others, a place in the cache or the home begins with
+        its name."""
+        place, roots = Path(self.place), {"~": Path.home()}
+        if os.environ.get(CACHE):
+            roots = {f"${CACHE}": Path(os.environ[CACHE])} | roots
+        for name, root in roots.items():
+            if place.is_relative_to(root):
+                return asdict(self) | {"place": str(Path(name, place.relative_to(root)))}
+        return asdict(self)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sysout_jax.analysis.intervene.relocation import relocated
 from sysout_jax.plots.style import COLOURS, array, grid
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def forms(record: Record, part: Record) -> "Figure | None":
     places = np.arange(len(rows))[::-1]
     for place, row in zip(places, rows, strict=True):
         mean, low, high = array(row["change"])
-        moved = row["relocation"]["relocated"]
+        moved = relocated(row["relocation"])
         costs.barh(place, mean, color="#bbbbbb" if moved else COLOURS[3], height=0.6)
         costs.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color="#222222", lw=0.9)
     costs.set_yticks(places, [row["label"].removeprefix("in its place: ") for row in rows])

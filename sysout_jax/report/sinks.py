@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sysout_jax.analysis.intervene.relocation import relocated
+
 
 def sink_lines(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     """What a record of interventions says of the sink at the first token and of its forms."""
@@ -49,7 +51,7 @@ def _guard(moved: Mapping[str, Any]) -> str:
     """What the other tokens are after an intervention on a sink."""
     verdict = (
         "the sink relocates: the cost is not that of a model without one"
-        if moved["relocated"]
+        if relocated(moved)
         else "it does not relocate"
     )
     return (

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sysout_jax.analysis.intervene.relocation import relocated
+
 Record = Mapping[str, Any]
 
 
@@ -78,7 +80,7 @@ def _not(record: Record) -> str:
         return f"not finished: {', '.join(unfinished)}"
     forms = parts.get("interventions", {}).get("forms", {"forms": ()})["forms"]
     dropped = next((form for form in forms if form["name"] == "dropped"), None)
-    if dropped and dropped["relocation"]["relocated"]:
+    if dropped and relocated(dropped["relocation"]):
         return "the sink relocates: the cost is not that of a model without one"
     if "existence" in parts and not parts["existence"]["weights"]["outliers"]:
         top = max(max(row) for row in parts["existence"]["weights"]["ratio"])

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sysout_jax.analysis.intervene.relocation import relocated
 from sysout_jax.report.dynamics import growth_table
 from sysout_jax.report.experts import expert_table
 from sysout_jax.report.words import neuron, row_of
@@ -301,7 +302,7 @@ def _forms(part: Record) -> Tables:
         rows.append(
             [form["label"], form["loss"], Interval.of(form["change"]),
              form["share"] and Interval.of(form["share"]), moved["peak"], moved["attention"],
-             "yes" if moved["relocated"] else "no"]
+             "yes" if relocated(moved) else "no"]
         )  # fmt: skip
     headings = (
         "the sink", "loss", "change [95%]", "of what taking it away costs [95%]",

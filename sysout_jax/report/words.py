@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sysout_jax.analysis.intervene.relocation import relocated
 from sysout_jax.plots.stems import of_expert
 from sysout_jax.report.dynamics import dynamics_lines
 from sysout_jax.report.experts import expert_lines
@@ -330,7 +331,7 @@ def _interventions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[s
             lines.append(
                 f"{effect['kind']}, {effect['detector']}, {effect['treatment']}: loss "
                 f"{effect['change'][0]:+.3f}, perplexity {effect['perplexity']:.1f}"
-                + ("; the sink relocates" if moved and moved["relocated"] else "")
+                + ("; the sink relocates" if moved and relocated(moved) else "")
             )
     if part.get("super_weight"):  # older records have none
         layer, row, channel = part["super_weight"]

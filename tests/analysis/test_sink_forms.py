@@ -1,5 +1,6 @@
 """What takes a sink's place, query by query against NumPy; and a sink that comes back."""
 
+import dataclasses
 from dataclasses import replace
 from functools import cache
 
@@ -12,7 +13,7 @@ from scipy import special
 from sysout_jax.analysis.intervene.explicit_factor import FORMS, Gates
 from sysout_jax.analysis.intervene.interventions import interventions
 from sysout_jax.analysis.intervene.passes import passes
-from sysout_jax.analysis.intervene.relocation import TAPS
+from sysout_jax.analysis.intervene.relocation import TAPS, Relocation, relocated
 from sysout_jax.analysis.intervene.sink_constants import Constants, constants
 from sysout_jax.analysis.intervene.sink_forms import all_forms, edits, sink_forms
 from sysout_jax.analysis.locate.scan import scan
@@ -269,3 +270,20 @@ def test_edits_that_change_nothing():
     whole, _ = forward(config, model(config), ids)
     same, _ = forward(config, model(config), ids, edits=edits(config, T, 0))
     np.testing.assert_allclose(same, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("peaks", "shares", "expected"),
+    [
+        ((1000.0, 10.0, 990.0), (0.5, 0.01, 0.02), True),  # |h| as the sink's
+        ((1000.0, 10.0, 20.0), (0.5, 0.01, 0.4), True),  # attention
+        ((1000.0, 10.0, 504.0), (0.5, 0.01, 0.25), False),  # not half of the way
+        ((1000.0, 470.0, 570.0), (0.5, 0.02, 0.06), False),  # large as trained: Gemma 3's others
+        ((1000.0, 470.0, 740.0), (0.5, 0.02, 0.06), True),
+        ((1000.0, 1200.0, 1300.0), (0.0, 0.0, 0.0), False),  # no sink by either
+    ],
+)
+def test_a_sink_relocates_where_another_token_goes_half_of_the_way(peaks, shares, expected):
+    numbers = (peaks[0], shares[0], *peaks[1:], *shares[1:])
+    found = Relocation(*numbers, token=1)
+    assert found.relocated == expected == relocated(dataclasses.asdict(found))

@@ -229,13 +229,17 @@ def test_attention_in_blocks_changes_no_finding():
         assert blocked["model"]["execution"]["query_block"] == 4
 
 
-@pytest.mark.parametrize("inside", [True, False])
-def test_a_record_does_not_name_the_home(monkeypatch, tmp_path, inside):
+@pytest.mark.parametrize(
+    ("inside", "expected"),
+    [("someone", "~/a.gguf"), ("someone/cache", "$XDG_CACHE_HOME/a.gguf"), ("else", None)],
+)
+def test_a_record_names_neither_home_nor_cache(monkeypatch, tmp_path, inside, expected):
     monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path / "someone")
-    place = tmp_path / ("someone" if inside else "else") / "a.gguf"
-    model = so.Model(p.CONFIG, p.params(), origin=Origin(str(place), "float32"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "someone" / "cache"))
+    place = str(tmp_path / inside / "a.gguf")
+    model = so.Model(p.CONFIG, p.params(), origin=Origin(place, "float32"))
     shown = header(Material(model, p.rows()[0, :-1], p.rows()))["origin"]["place"]
-    assert shown == ("~/a.gguf" if inside else str(place))
+    assert shown == (expected or place)
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

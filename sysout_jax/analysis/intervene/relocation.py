@@ -8,7 +8,7 @@ Axes: L layers, B sequences, T tokens, S keys, N heads.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.core.streaming import Blockwise, Partial
 
-RELOCATED = 0.5  # of what the sink had, |h| or attention, where another token has it afterwards
+RELOCATED = 0.5  # of the way from the other tokens to the sink, |h| or attention
 
 
 def _peaks(h: Float[Array, "T D"]) -> Float[Array, "T"]:
@@ -70,7 +70,27 @@ class Relocation:
     attention_before: float  # largest share of another token
     attention: float
     token: int  # the one that most often has the largest |h| of the others afterwards
-    relocated: bool  # another token has `RELOCATED` of what the sink had, and had not
+
+    @property
+    def relocated(self) -> bool:
+        """As `relocated` says of it."""
+        return relocated(asdict(self))
+
+
+def relocated(found: Mapping[str, Any]) -> bool:
+    """Whether another token has become a sink: it has gone `RELOCATED` of the way to what the sink
+    had, in |h| or attention. Where other tokens are large as trained, half of the sink's |h| alone
+    would say nothing.
+
+    Args:
+      found: what a record has of a `Relocation`.
+    """
+    return any(
+        0.0
+        < RELOCATED * (found[f"sink_{what}"] - found[f"{what}_before"])
+        <= found[what] - found[f"{what}_before"]
+        for what in ("peak", "attention")
+    )
 
 
 def relocation(before: Tokens, after: Tokens, sink: Bool[np.ndarray, "B T"]) -> Relocation:
@@ -94,7 +114,6 @@ def relocation(before: Tokens, after: Tokens, sink: Bool[np.ndarray, "B T"]) -> 
         largest(after.attention, ~sink),
     )  # fmt: skip
     places = np.where(sink, -np.inf, after.peak[some]).argmax(axis=1)
-    moved = any(was < RELOCATED * of <= now for of, was, now in (peaks, shares))
     return Relocation(
-        peaks[0], shares[0], *peaks[1:], *shares[1:], int(np.bincount(places).argmax()), moved
+        peaks[0], shares[0], *peaks[1:], *shares[1:], int(np.bincount(places).argmax())
     )
