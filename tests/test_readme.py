@@ -152,9 +152,17 @@ def test_the_first_figure_is_described_by_its_record():
 
 def test_what_stands_in_for_the_published_models_sink_is_in_its_record():
     claims = read_json(ROOT / "results" / "claims.json")
-    factor, removal = claims["factor_replaces_the_sink.smollm2"]["numbers"].split(" of ")
-    removal = removal.removesuffix(" nats")
-    assert f"removal costs {removal} nats, with S in its place {factor} |" in README
+
+    def told(form, model):
+        numbers = claims[f"{form}_the_sink.{model}"]["numbers"]
+        return numbers.removesuffix(" nats").split(" of ")
+
+    factor, removal = told("factor_replaces", "smollm2")
+    assert f"removal costs {removal} nats, S in its place {factor}; Gemma" in README
+    factor, removal = (each.split()[0] for each in told("factor_replaces", "gemma"))
+    assert f"Gemma 3 270M: {removal} and {factor} |" in README
+    left = [told("factor_and_bias_replace", m)[0].split()[0] for m in ("smollm2", "gemma")]
+    assert f"| {left[0]} and {left[1]} nats are left |" in README
 
 
 def test_what_the_conversion_buys_is_in_its_record():
@@ -163,9 +171,12 @@ def test_what_the_conversion_buys_is_in_its_record():
     rows = [row.strip("| ").split(" | ") for row in rows.splitlines()]
     of = {row[0]: dict(zip(rows[0][1:], row[1:], strict=False)) for row in rows[2:]}
     gone = re.search(r"\((.*)\)", of["w8a8-tensor"]["prefix+bound"])[1]
-    assert f"| {gone} of what they add to the loss is gone" in README
-    prefix = re.search(r"\((.*)\)", of["w8a8-tensor"]["prefix"])[1]
-    assert f"by the prefix alone, which `transformers` can take over, {prefix} (" in README
+    assert f"| SmolLM2: {gone} of what they add to the loss is gone" in README
+    rows = pages.table("results/compress/gemma3-270m-books", ".cache/books_train_2.txt.xz-bought")
+    of_other = next(row for row in rows.splitlines() if row.startswith("| w8a8-tensor "))
+    assert f"Gemma 3: {re.search(r'[(](.*?) ', of_other)[1]} |" in README
+    prefix = re.search(r"\((.*?) ", of["w8a8-tensor"]["prefix"])[1]
+    assert f"by the prefix alone, for `transformers`, {prefix} (" in README
     page = " ".join((ROOT / "docs" / "convert.md").read_text().split())
     left = float(of["w8a8-atensor"]["prefix+bound"].split()[0])
     rotated, smoothed, by_token = (
