@@ -177,13 +177,6 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             for text, corpus in texts
             for record, command in of_model.items()
         },
-        **{
-            f"analyze/dimensions-{model}": (
-                f"experiments.analyze --model={model} --only=dimensions --sequences=120 "
-                "--seq_len=128 --corpus=.cache/wikitext2_test.txt",
-            )
-            for model in ("smollm2-135m", "gemma3-270m")
-        },
         "assumptions/smollm2-135m": (
             "experiments.assumptions --model=smollm2-135m --corpus=.cache/books_val.txt",
         ),
