@@ -73,6 +73,8 @@ def load(
     Raises:
       InputError: none of these, or one that cannot be read; in one line, and nothing is left over.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise InputError("model", repr(source)[:60], "a name or a path")
     return read(resolve(source, revision, file), seed, dtype, shard)
 
 

@@ -305,6 +305,8 @@ def ids_of(model: Model, tokens: Tokens, bos: str, least: int = 1) -> Any:
     Raises:
       InputError: as `apply`, or fewer.
     """
+    if not isinstance(model, Model):
+        raise InputError("model", repr(model)[:60], "what load returns, or the model of a run")
     config = model.config
     if isinstance(tokens, str) or _is_text(tokens):
         tokens = encode(model, tokens, bos)  # type: ignore[arg-type]

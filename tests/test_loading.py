@@ -1,5 +1,6 @@
 """One `load` for every kind of model, and what it says of what is none."""
 
+import inspect
 import os
 import shutil
 import subprocess
@@ -154,13 +155,17 @@ def test_of_a_run_directory_one_model_is_asked_for(run, tmp_path):
 
 
 def test_what_is_no_model(tmp_path):
-    assert "no such file or directory; accepted: smollm2-135m, a run's model" in refusal(
-        tmp_path / "nosuch"
+    assert (
+        "no such file or directory; accepted: smollm2-135m, gemma3-270m, a run's model"
+        in refusal(tmp_path / "nosuch")
     )
     for name in ("../nosuch", "~nouser-of-this/model", "a" * 5000):
         assert "no such file or directory" in refusal(name)
         assert "no such file or directory" in would_load(name).message
-    assert "model=: no such file or directory; accepted: smollm2-135m, a run's" in refusal("")
+    assert (
+        "model=: no such file or directory; accepted: smollm2-135m, gemma3-270m, a run's"
+        in refusal("")
+    )
     assert "accepted: a directory that a training run wrote" in refusal(tmp_path)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "model.safetensors").write_bytes(b"")
@@ -367,6 +372,12 @@ def test_of_a_hub_id_only_the_file_and_its_parts_are_fetched(written, monkeypatc
         loading.resolve("some/model", file="Q8/big-00002-of-00003.gguf")
     parts = [f"Q8/big-{i:05d}-of-00003.gguf" for i in (1, 2, 3)]
     assert asked == [(["model.gguf"], ["*/*"]), (parts, [])]
+
+
+@pytest.mark.parametrize("source", [None, 3, ["gpt2"]])
+def test_what_is_no_name(source):
+    with pytest.raises(InputError, match="model=.*; accepted: a name or a path|model=.*: accepted"):
+        inspect.unwrap(so.load)(source)
 
 
 def test_what_is_saved_is_loaded(tmp_path):

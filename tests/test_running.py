@@ -328,6 +328,11 @@ def test_states_that_are_no_numbers_are_told():
     assert said == "model: its states are no numbers (NaN)"
 
 
+def test_a_name_is_no_model():
+    said = refusal(inspect.unwrap(so.apply), "smollm2-135m", TOKENS)
+    assert said == "model='smollm2-135m': accepted: what load returns, or the model of a run"
+
+
 @pytest.mark.parametrize("text", [[], (), None, b"abc", ["a", None]])
 def test_what_is_no_text(text):
     model = so.Model(dataclasses.replace(CONFIG, vocab=258), {}, ByteTokenizer())

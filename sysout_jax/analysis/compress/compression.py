@@ -32,7 +32,7 @@ Blocks = list[dict[str, Any]]
 class Compressed:
     """A model under a scheme.
 
-    params: with the changed weights.
+    params: with the changed weights, in the dtype they had: bfloat16 rounds them once more.
     edits: of the taps whose values are rounded.
     zeros: projection -> [L], the share of its weights that is zero.
     """
