@@ -90,7 +90,8 @@ def apply(
     Raises:
       InputError: what the model cannot read, an unknown tap, or one that it does not have.
     """
-    config, ids = model.config, ids_of(model, tokens, bos)
+    ids = ids_of(model, tokens, bos)
+    config = model.config
     if isinstance(taps, str):
         if taps != EVERY:
             raise InputError("taps", repr(taps), f"{EVERY!r}, or a dict of names and reducers")

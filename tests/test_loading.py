@@ -376,7 +376,7 @@ def test_of_a_hub_id_only_the_file_and_its_parts_are_fetched(written, monkeypatc
 
 @pytest.mark.parametrize("source", [None, 3, ["gpt2"]])
 def test_what_is_no_name(source):
-    with pytest.raises(InputError, match="model=.*; accepted: a name or a path|model=.*: accepted"):
+    with pytest.raises(InputError, match="accepted: a name or a path"):
         inspect.unwrap(so.load)(source)
 
 

@@ -14,6 +14,7 @@ import pytest
 import tokenizers
 
 import sysout_jax as so
+from sysout_jax import running
 from sysout_jax.core.norms import NORMS
 from sysout_jax.data.tokenizer import ByteTokenizer, SubwordTokenizer
 from sysout_jax.errors import InputError
@@ -329,7 +330,7 @@ def test_states_that_are_no_numbers_are_told():
 
 
 def test_a_name_is_no_model():
-    said = refusal(inspect.unwrap(so.apply), "smollm2-135m", TOKENS)
+    said = refusal(inspect.unwrap(running.ids_of), "smollm2-135m", TOKENS, "auto")
     assert said == "model='smollm2-135m': accepted: what load returns, or the model of a run"
 
 
