@@ -161,6 +161,9 @@ def test_what_stands_in_for_the_published_models_sink_is_in_its_record():
     assert f"removal costs {removal} nats, S in its place {factor}; Gemma" in README
     factor, removal = (each.split()[0] for each in told("factor_replaces", "gemma"))
     assert f"Gemma 3 270M: {removal} and {factor} |" in README
+    more, less = (claims[f"converted_prunes_better.{m}"]["numbers"] for m in ("smollm2", "gemma"))
+    assert f"| {less.split()[0].lstrip('-')} nats less; {more.split()[0]} more |" in README
+    assert less.startswith("-")
     left = [told("factor_and_bias_replace", m)[0].split()[0] for m in ("smollm2", "gemma")]
     assert f"| {left[0]} and {left[1]} nats are left |" in README
 
