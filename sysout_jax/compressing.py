@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from sysout_jax.analysis.compress import schemes
 from sysout_jax.analysis.compress.compression import Compressor
 from sysout_jax.errors import InputError
 from sysout_jax.model.model import Model
+from sysout_jax.model.stream import Layers
 from sysout_jax.model.taps import Edit
 from sysout_jax.running import Tokens, ids_of
 
@@ -41,8 +41,8 @@ def compress(model: Model, method: str, tokens: Tokens, bos: str = "auto") -> Co
         token, or a model that is read layer by layer.
     """
     how = schemes.scheme(method)
-    if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(model.params)):
-        raise InputError("model", None, "a model in memory", "its file is read layer by layer")
     rows = np.asarray(ids_of(model, tokens, bos, least=2))
+    if isinstance(model.params, Layers):
+        raise InputError("model", None, "a model in memory", "its file is read layer by layer")
     found = Compressor(model.config, model.params, rows).compress(how)
     return Compression(replace(model, params=found.params), found.edits)

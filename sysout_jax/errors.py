@@ -75,15 +75,16 @@ def is_integer(value: object) -> bool:
 
 def of_kinds(config: Any, named: Callable[[str], str] = str) -> None:
     """Refuse a field of a dataclass that is of another kind than it is declared as: text, a number,
-    true or false, none. Lists become the tuples that are meant.
+    true or false, none. Lists and arrays become the tuples and numbers that are meant.
 
     Raises:
       InputError: names the field, as `named` calls it.
     """
     for name, kind in _kinds(type(config)).items():
         value = getattr(config, name)
-        if isinstance(value, (list, range)):
-            value = tuple(value)
+        plain = value.tolist() if hasattr(value, "tolist") else value  # of arrays and their scalars
+        if plain is not value or isinstance(plain, list | range):
+            value = tuple(plain) if isinstance(plain, list | range) else plain
             object.__setattr__(config, name, value)
         if not _is(value, kind):
             raise InputError(named(name), repr(value), _said(kind))

@@ -24,6 +24,7 @@ from sysout_jax.model import decoder
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.model import Model
 from sysout_jax.model.origin import Origin
+from sysout_jax.model.stream import Layers
 from sysout_jax.training import checkpoint
 
 _LOG = logging.getLogger("sysout_jax")
@@ -274,7 +275,8 @@ def init(config: ModelConfig, seed: int = 0, tokenizer: Any = None) -> Model:
 
 
 def save(model: Model, directory: str | os.PathLike[str]) -> None:
-    """Write a model where `load` reads it; the directory appears whole or not at all.
+    """Write a model where `load` reads it, in float32 unless its `dtype` says otherwise; where the
+    weights came from is not kept. The directory appears whole or not at all.
 
     Args:
       model: trained, loaded or converted.
@@ -287,9 +289,11 @@ def save(model: Model, directory: str | os.PathLike[str]) -> None:
     target = Path(directory)
     if target.exists():
         raise InputError("directory", str(target), "one that is not there yet", "exists")
-    if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(model.params)):
+    if not isinstance(model, Model):
+        raise InputError("model", repr(model)[:60], "what load returns, or the model of a run")
+    if isinstance(model.params, Layers):
         raise InputError("model", None, "a model in memory", "its file is read layer by layer")
-    stacked = jax.tree.map(lambda leaf: leaf[None], model.params)
+    stacked = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], model.params)
     checkpoint.save(target, model.config, stacked, (0,), model.tokenizer)
 
 

@@ -4,7 +4,7 @@ Everything here is compiled. A program is found again by the model's config, the
 arguments and the function objects that are passed: define functions once, outside of loops.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +48,10 @@ def encode(model: Model, text: str | Sequence[str], bos: str = "auto") -> Int[np
     Raises:
       InputError: a model without a tokenizer, no text, texts of different lengths, or no token.
     """
-    texts = [text] if isinstance(text, str) else text
-    if not _is_text(texts) or not all(isinstance(each, str) for each in texts):
-        raise InputError("text", None, "a text, or a list of texts", f"{type(text).__name__}")
+    several = isinstance(text, Iterable) and not isinstance(text, str | bytes)
+    texts: list[Any] = list(text) if several else [text]
+    if not texts or not all(isinstance(each, str) for each in texts):
+        raise InputError("text", None, "a text, or several", f"{type(text).__name__}")
     if model.tokenizer is None:
         raise InputError("tokens", None, "token ids", "text, and the model has no tokenizer")
     rows = [encode_prompt(model.tokenizer, each, bos) for each in texts]
@@ -126,8 +127,8 @@ def losses(
 
 @jit_quickly(0)
 def _losses(config: ModelConfig, edits: Any, params: Params, tokens: Array) -> Array:
-    states, _ = final_states(config, params, tokens[:, :-1], edits=edits)
-    return jnp.mean(token_losses(config, params, states, tokens[:, 1:]), axis=1)
+    states, _ = final_states(config, params, tokens, edits=edits)
+    return jnp.mean(token_losses(config, params, states[:, :-1], tokens[:, 1:]), axis=1)
 
 
 def next_token_loss(logits: Float[Array, "T V"], tokens: Int[Array, "T"]) -> Float[Array, ""]:
@@ -192,9 +193,10 @@ def _gradient(
     def total(added: Array) -> tuple[Array, Array]:
         edit = Edit(add, added.astype(value.dtype), in_axes=0 if once else 1)
         metrics = jax.vmap(metric)(run(None, {at: edit})[0], tokens)
-        if metrics.ndim != 1:
-            said = f"an array of shape {metrics.shape[1:]} of a sequence"
-            raise InputError("metric", None, "a function that returns one number", said)
+        found = getattr(metrics, "shape", (0,))[1:], str(getattr(metrics, "dtype", type(metrics)))
+        if found[0] or not jnp.issubdtype(getattr(metrics, "dtype", int), jnp.floating):
+            said = f"{found[1]} of shape {found[0]} of a sequence"
+            raise InputError("metric", None, "a function that returns one real number", said)
         return jnp.sum(metrics), metrics
 
     grads, metrics = jax.grad(total, has_aux=True)(jnp.zeros(value.shape, jnp.float32))

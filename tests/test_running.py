@@ -307,8 +307,10 @@ def test_a_gradient_of_no_number():
     said = refusal(so.gradient, model_of(), TOKENS[:, :1])
     assert said == "tokens: 1 in a sequence; accepted: 2 or more"
     said = refusal(so.gradient, model_of(), TOKENS, lambda logits, tokens: logits[-1])
-    accepted = "accepted: a function that returns one number"
-    assert said == f"metric: an array of shape (11,) of a sequence; {accepted}"
+    accepted = "accepted: a function that returns one real number"
+    assert said == f"metric: float32 of shape (11,) of a sequence; {accepted}"
+    for metric in (lambda logits, tokens: (logits[0, 0], 1.0), lambda logits, tokens: tokens[0]):
+        assert accepted in refusal(so.gradient, model_of(), TOKENS, metric)
 
 
 @pytest.mark.parametrize("layers", [0.9, [0.0, 1.0], True, "0"])
@@ -338,7 +340,14 @@ def test_a_name_is_no_model():
 def test_what_is_no_text(text):
     model = so.Model(dataclasses.replace(CONFIG, vocab=258), {}, ByteTokenizer())
     said = refusal(inspect.unwrap(so.encode), model, text)
-    assert said == f"text: {type(text).__name__}; accepted: a text, or a list of texts"
+    assert said == f"text: {type(text).__name__}; accepted: a text, or several"
+
+
+@pytest.mark.parametrize("texts", [np.array(["ab", "cd"]), iter(["ab", "cd"]), ("ab", "cd")])
+def test_several_texts_may_be_any_that_can_be_gone_through(texts):
+    model = so.Model(dataclasses.replace(CONFIG, vocab=258), {}, ByteTokenizer())
+    found = inspect.unwrap(so.encode)(model, texts)
+    np.testing.assert_array_equal(found, so.encode(model, ["ab", "cd"]))
 
 
 # ------------------------------------------------------------------------- the lens

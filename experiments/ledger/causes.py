@@ -228,8 +228,8 @@ CAUSES = (
                     renews="8fb1673 massive_activations_are_critical"),
         **models(Level("set to zero", HARM, digits=3), ON_TEXTS),
     }),
-    # Gemma 3's texts begin with BOS, whose state is the same in all: there this is an identity, and
-    # so is a conversion that writes it as constants.
+    # Gemma 3's texts begin with BOS, whose state is the same in all: there this is an identity, as
+    # a conversion is that writes it as constants; and what removes it is read of one prompt.
     Statement("set_to_mean", "A massive activation set to its mean over texts is harmless", SUN, {
         PUBLISHED: Trial(Level("set to mean", HARM, below=True, digits=3), ON_TEXTS),
     }),
@@ -237,7 +237,7 @@ CAUSES = (
               f"{AN}, section 3", {
         BOOKS: Trial(Level("removed", -0.9, below=True, control=Control(Has("outlier", 0.5))),
                     TAKEN_APART, renews="b1e06f5 last_layers_remove_them"),
-        **models(Level("removed", -0.9, below=True), ON_TEXTS),
+        PUBLISHED: Trial(Level("removed", -0.9, below=True), ON_TEXTS),
     }),
     *(Statement(name, says, f"{AN}, table 1", {
         BOOKS: Trial(Relation(given, found), TAKEN_APART, renews=f"b1e06f5 {old}"),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from inspect import signature
+from math import isfinite, nan
 from types import MappingProxyType
 from typing import SupportsFloat
 
@@ -45,9 +46,11 @@ class Param:
         if self.init == "normal":
             return
         try:
-            value = float(self.init)
+            value = nan if isinstance(self.init, str) else float(self.init)
         except (TypeError, ValueError):
-            raise ValueError(f"init={self.init!r}; accepted: a number, or 'normal'") from None
+            value = nan
+        if not isfinite(value):
+            raise ValueError(f"init={self.init!r}; accepted: a number, or 'normal'")
         object.__setattr__(self, "init", value)
 
 
@@ -110,8 +113,8 @@ class Table(Mapping[str, Variant]):
         self._rows: dict[str, Variant] = {}
 
     def enter(self, row: Variant) -> None:
-        """Add a row. A function that is defined anew, as in a notebook, takes its own place: what
-        was compiled of any variant is let go.
+        """Add a row. A function that is defined anew, as in a notebook, takes its own place: all
+        that is compiled is let go. Models that have other parameters of it cannot be run any more.
 
         Raises:
           ValueError: another function has that name, by which configs and compiled programs know

@@ -27,7 +27,7 @@ class TextCorpus:
       split: in words, how the validation part was chosen.
 
     Raises:
-      InputError: a part that is no array of ids.
+      InputError: a part that is no array of ids, or a BOS beyond the vocabulary.
     """
 
     name: str
@@ -40,8 +40,13 @@ class TextCorpus:
     split: str = "as given"
 
     def __post_init__(self) -> None:
+        if self.bos is not None and not 0 <= self.bos < self.vocab:
+            raise InputError(
+                "bos", self.bos, f"0 to {self.vocab - 1}", f"a vocabulary of {self.vocab}"
+            )
         for part in SPLITS:
-            found = getattr(self, part)
+            found = np.asanyarray(getattr(self, part))
+            object.__setattr__(self, part, found)
             if found.ndim != 1 or found.dtype.kind not in "iu":
                 said = f"{found.dtype} of shape {found.shape}"
                 raise InputError(part, None, "integer ids [tokens]", said)

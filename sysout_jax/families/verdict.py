@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sysout_jax.errors import InputError
-from sysout_jax.families.catalogue import CATALOGUE, from_wheel, kept
+from sysout_jax.families.catalogue import CATALOGUE, kept
 from sysout_jax.families.checkpoint import Checkpoint, open_checkpoint
 from sysout_jax.families.config_map import ignored_fields, read_config, read_within
 from sysout_jax.families.gguf_files.header import is_gguf
@@ -69,8 +69,10 @@ def _found(name: str) -> Path:
     entry = CATALOGUE.get(name)
     if entry is not None:
         here, hub = kept(name), entry.hub
-        if here is not None or hub is None:
-            return here or from_wheel(name)
+        if here is not None:
+            return here
+        if hub is None:
+            raise InputError(name, None, "`so.load` first, which fetches it", "not on this machine")
         return fetch(hub.repository, hub.revision, ("config.json",))
     if is_hub_id(name):
         return fetch(name, wanted=("config.json",))

@@ -31,8 +31,9 @@ def _found(record: Record) -> str:
         size = ""
         if "lifecycle" in parts:
             size = f", |h| {abs(parts['lifecycle']['peak']):,.0f}"
-        tokens, channels = (_few(massive[name]) for name in ("tokens", "features"))
-        return f"massive activations: {where}, token {tokens}, channel {channels}{size}"
+        tokens = _one_or_several("token", massive["tokens"])
+        channels = _one_or_several("channel", massive["features"])
+        return f"massive activations: {where}, {tokens}, {channels}{size}"
     if "positions" in parts:
         kind, of = parts["positions"]["kinds"]["sun"], parts["positions"]["sequences"]
         return f"massive activations in {kind['sequences']} of {of} sequences of text"
@@ -98,6 +99,5 @@ def _detected(record: Record, name: str) -> Record:
     return next(each for each in found if each["detector"] == name)
 
 
-def _few(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:2]))
-    return shown + (f" and {len(numbers) - 2} more" if len(numbers) > 2 else "")
+def _one_or_several(noun: str, numbers: list[int]) -> str:
+    return f"{noun} {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} {noun}s"

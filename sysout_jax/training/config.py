@@ -1,6 +1,5 @@
 """What determines a training run."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from sysout_jax.core.attention import VARIANTS
@@ -80,8 +79,6 @@ class TrainConfig:
         self._agree("variant", self.variant, "variant")
         check_parallel(self.parallel, self.mesh_shape)
         check_fits(self.mesh_shape, self.model, self.batch_size, self.parts)
-        if not isinstance(self.seeds, Sequence):
-            raise InputError("seeds", self.seeds, "several, such as (0, 1)")
         in_range = all(is_integer(seed) and 0 <= seed < 2**32 for seed in self.seeds)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not in_range:
             raise InputError(

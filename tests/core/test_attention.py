@@ -687,7 +687,7 @@ def test_a_function_that_is_defined_anew_takes_its_own_place():
     np.testing.assert_allclose(found[1], 3 * found[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("value", ["zeros", "norml", ""])
+@pytest.mark.parametrize("value", ["zeros", "norml", "", "nan", "1e3", float("nan")])
 def test_a_parameter_begins_as_a_number_or_normal(value):
     with pytest.raises(ValueError, match=r"init=.*; accepted: a number, or 'normal'"):
         Param("N", value)

@@ -25,6 +25,11 @@ def test_a_part_that_is_no_row_of_ids_is_refused(part):
         TextCorpus("mine", 7, None, np.zeros(50, int), part)
 
 
+def test_a_bos_beyond_the_vocabulary_is_refused():
+    with pytest.raises(InputError, match=r"bos=7: .*; accepted: 0 to 6"):
+        TextCorpus("mine", 7, 7, np.zeros(50, int), np.zeros(50, int))
+
+
 @pytest.mark.parametrize("bad", [-1, 7])
 def test_an_id_beyond_the_vocabulary_is_refused(bad):
     """An embedding would take the first from the end, or be NaN."""

@@ -25,6 +25,7 @@ from sysout_jax.report.tables import tables
 from sysout_jax.results import provenance, read_record
 from tests import usage
 from tests.experiments.conftest import _binary
+from tests.images import ink
 from tests.pages import ROOT
 
 RESULTS = ROOT / "results"
@@ -52,6 +53,17 @@ def check(verdict):
 def test_of_every_record(directory):
     report = importlib.import_module(f"experiments.{MADE[directory]}").REPORT
     check(report.verdict(read_record(directory), directory))
+
+
+@pytest.mark.parametrize("name", ["assumptions", "causal", "convert", "explicit", "tour"])
+def test_a_record_alone_is_drawn_again(name, tmp_path):
+    """Those whose own tests do not."""
+    shutil.copy(ONE_OF_EACH[name] / "result.json", tmp_path)
+    done = _binary(importlib.import_module(f"experiments.{name}"))(f"--redraw={tmp_path}")
+    assert (done.status, done.err) == (0, "")
+    drawn = sorted((tmp_path / "figures").glob("*.png"))
+    assert drawn
+    assert all(0.02 < ink(each) < 0.8 for each in drawn)
 
 
 def test_of_what_has_no_record():

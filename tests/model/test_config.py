@@ -148,6 +148,8 @@ for made, kind in TYPES.items():
             if not any(fits):
                 check(made, each.name, bad, repr(bad))
 assert TrainConfig(seeds=[4, 5]).seeds == (4, 5) == TrainConfig(seeds=range(4, 6)).seeds
+assert TrainConfig(seeds=np.arange(4, 6)).seeds == (4, 5)
+assert OptimizerConfig(lr=np.float64(0.5)).lr == 0.5 == OptimizerConfig(lr=np.array(0.5)).lr
 assert hash(ModelConfig(window=3, window_layers=[0])) == hash(
     ModelConfig(window=3, window_layers=(0,))
 )

@@ -29,6 +29,12 @@ def test_what_there_is_what_it_does_and_what_is_not(smollm2):
     assert f"the largest is {ratios.max():.3g} means" in third
 
 
+def test_several_tokens_and_channels_are_counted():
+    record = read_record(ROOT / "results/analyze/gemma3-270m-stdlib")
+    said = "massive activations: layers 0 to 14, 9 tokens, 2 channels, |h| 2,984"
+    assert summary(record)[0] == said
+
+
 def test_the_sentences_follow_the_record(smollm2):
     parts = smollm2["parts"]
     (sun,) = (each for each in parts["existence"]["found"] if each["detector"] == "sun")
