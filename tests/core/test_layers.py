@@ -14,6 +14,7 @@ from sysout_jax.core.layers import (
     cross_entropy,
     linear,
     lookup,
+    one_widened,
 )
 
 
@@ -65,6 +66,12 @@ def test_a_token_that_stands_everywhere_loses_nothing_in_bfloat16():
 
     gradient = jax.jit(jax.grad(total))(jnp.ones((3, 2), jnp.bfloat16))
     np.testing.assert_array_equal(wide(gradient), [[4096.0] * 2, [0.0] * 2, [0.0] * 2])
+
+
+def test_a_batch_is_not_one_sequence():
+    with pytest.raises(ValueError, match=r"of shape \(1, 4, 6\); accepted: \[T, D\], of one"):
+        one_widened(narrow(draw(1, 4, 6)), "T D")
+    assert one_widened(narrow(draw(4, 6), jnp.bfloat16), "T D").dtype == jnp.float32
 
 
 def test_lookup_goes_forward_too():
