@@ -123,3 +123,10 @@ def test_rows_are_shuffled_each_by_itself_and_evenly():
     counts = np.unique(orders @ [9, 3, 1], return_counts=True)[1]
     assert len(counts) == 6
     assert np.abs(counts - 1000).max() < 4 * np.sqrt(6000 / 6 * 5 / 6)
+
+
+@pytest.mark.parametrize("of", [median_magnitude, lambda h: row_medians(h[None])[0]])
+def test_a_gradient_is_shared_by_ties(of):
+    """And has the sign of what it is of."""
+    h = jnp.asarray([1.0, -2.0, 2.0, 2.0, 9.0])
+    np.testing.assert_allclose(jax.grad(of)(h), np.array([0, -1, 1, 1, 0]) / 3, rtol=1e-6)
