@@ -37,7 +37,7 @@ def matrix(rows: Rows) -> Table:
          *(_cell(by_setting.get(setting)) for setting in settings)]
         for by_setting in _claims(rows).values()
     ]  # fmt: skip
-    return Table.of("", ["claim", *settings], lines, "l")
+    return Table.of("", ["claim", *settings], lines)
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:

@@ -1,6 +1,7 @@
 """The ledger: statuses are what records say, corrected for their number and kept in claims.json."""
 
 import copy
+import io
 import json
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from experiments import claims
+from experiments.cli.tables import print_table
 from experiments.ledger import registry, table
 from experiments.ledger.claim import SETTINGS, Trial
 from experiments.ledger.evidence import (
@@ -319,6 +321,15 @@ def test_the_matrix_has_every_claim_and_setting(rows):
     assert max(map(len, lines)) <= 120
     told = " ".join(lines)
     assert f"supported {[row['status'] for row in rows.values()].count(SUPPORTED)}," in told
+
+
+def test_the_matrix_can_be_read_at_80_columns(rows):
+    """In parts, rather than with claims a few letters wide."""
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_table(console, claims_report.matrix(rows))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum("Softmax attention develops" in line for line in lines) > 1
 
 
 # ----------------------------------------------------------------------------- the command
