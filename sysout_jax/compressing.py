@@ -8,9 +8,8 @@ import numpy as np
 
 from sysout_jax.analysis.compress import schemes
 from sysout_jax.analysis.compress.compression import Compressor
-from sysout_jax.errors import InputError
 from sysout_jax.model.model import Model
-from sysout_jax.model.stream import Layers
+from sysout_jax.model.stream import check_in_memory
 from sysout_jax.model.taps import Edit
 from sysout_jax.running import Tokens, ids_of
 
@@ -42,7 +41,6 @@ def compress(model: Model, method: str, tokens: Tokens, bos: str = "auto") -> Co
     """
     how = schemes.scheme(method)
     rows = np.asarray(ids_of(model, tokens, bos, least=2))
-    if isinstance(model.params, Layers):
-        raise InputError("model", None, "a model in memory", "its file is read layer by layer")
+    check_in_memory(model.params)
     found = Compressor(model.config, model.params, rows).compress(how)
     return Compression(replace(model, params=found.params), found.edits)

@@ -32,7 +32,7 @@ from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model, token_ids
 from sysout_jax.model.rope import Dynamic, LongRope
-from sysout_jax.model.stream import Layers
+from sysout_jax.model.stream import check_in_memory
 
 TEXTS, LENGTH = 8, 256  # that a long text is cut into, and next tokens of each
 CONVERTED = ("prefix", "constants")  # kinds of conversions that are one
@@ -159,8 +159,7 @@ def _prefix_of(model: Model, prefix: Any) -> tuple[int, ...] | None:
     """The ids of a prefix, for a model that can be converted."""
     if not (prefix is None or (np.ndim(prefix) == 1 and all(map(is_integer, prefix)))):
         raise InputError("prefix", prefix, "ids of tokens, such as [1]")
-    if isinstance(model.params, Layers):
-        raise InputError("model", None, "a model in memory", "it is read layer by layer")
+    check_in_memory(model.params)
     if model.config.sink is not None:
         raise InputError("model", None, "one that was not converted", "its sink is explicit")
     return None if prefix is None else tuple(map(int, prefix))

@@ -22,9 +22,9 @@ from sysout_jax.families.tensors import CONVERT, DTYPES, PICKLES
 from sysout_jax.files import existing, read_json
 from sysout_jax.model import decoder
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.model import Model
+from sysout_jax.model.model import Model, check_model
 from sysout_jax.model.origin import Origin
-from sysout_jax.model.stream import Layers
+from sysout_jax.model.stream import check_in_memory
 from sysout_jax.training import checkpoint
 
 _LOG = logging.getLogger("sysout_jax")
@@ -289,10 +289,8 @@ def save(model: Model, directory: str | os.PathLike[str]) -> None:
     target = Path(directory)
     if target.exists():
         raise InputError("directory", str(target), "one that is not there yet", "exists")
-    if not isinstance(model, Model):
-        raise InputError("model", repr(model)[:60], "what load returns, or the model of a run")
-    if isinstance(model.params, Layers):
-        raise InputError("model", None, "a model in memory", "its file is read layer by layer")
+    check_model(model)
+    check_in_memory(model.params)
     stacked = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], model.params)
     checkpoint.save(target, model.config, stacked, (0,), model.tokenizer)
 

@@ -22,7 +22,7 @@ from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, final_states, forward, read_out, taps_of
 from sysout_jax.model.loss import token_losses
-from sysout_jax.model.model import Model, token_ids
+from sysout_jax.model.model import Model, check_model, token_ids
 from sysout_jax.model.stream import recorded
 from sysout_jax.model.taps import Edit, Reducer, Tap, check_asked, check_layers
 
@@ -193,10 +193,11 @@ def _gradient(
     def total(added: Array) -> tuple[Array, Array]:
         edit = Edit(add, added.astype(value.dtype), in_axes=0 if once else 1)
         metrics = jax.vmap(metric)(run(None, {at: edit})[0], tokens)
-        found = getattr(metrics, "shape", (0,))[1:], str(getattr(metrics, "dtype", type(metrics)))
-        if found[0] or not jnp.issubdtype(getattr(metrics, "dtype", int), jnp.floating):
-            said = f"{found[1]} of shape {found[0]} of a sequence"
-            raise InputError("metric", None, "a function that returns one real number", said)
+        numbers = isinstance(metrics, Array) and jnp.issubdtype(metrics.dtype, jnp.floating)
+        if not numbers or metrics.ndim != 1:
+            found = jax.tree.map(lambda x: f"{x.dtype} of shape {x.shape[1:]}", metrics)
+            accepted = "a function that returns one real number"
+            raise InputError("metric", None, accepted, f"{found} of a sequence")
         return jnp.sum(metrics), metrics
 
     grads, metrics = jax.grad(total, has_aux=True)(jnp.zeros(value.shape, jnp.float32))
@@ -308,8 +309,7 @@ def ids_of(model: Model, tokens: Tokens, bos: str, least: int = 1) -> Any:
     Raises:
       InputError: as `apply`, or fewer.
     """
-    if not isinstance(model, Model):
-        raise InputError("model", repr(model)[:60], "what load returns, or the model of a run")
+    check_model(model)
     config = model.config
     if isinstance(tokens, str) or _is_text(tokens):
         tokens = encode(model, tokens, bos)  # type: ignore[arg-type]

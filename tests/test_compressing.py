@@ -75,5 +75,5 @@ def test_what_cannot_be_is_one_line(model, method, tokens, said):
 
 def test_a_model_that_is_read_layer_by_layer_is_refused():
     lazy = so.Model(CONFIG, Layers(lambda name: None, ("embed",)), None)
-    with pytest.raises(InputError, match="model: its file is read layer by layer"):
+    with pytest.raises(InputError, match="model: it is read layer by layer"):
         so.compress(lazy, "w8a8", TOKENS)

@@ -400,5 +400,5 @@ def test_a_model_that_is_read_layer_by_layer_is_not_saved(tmp_path):
     lazy = Model(ModelConfig(), Layers(lambda name: None, ("embed",)), None)
     with pytest.raises(InputError, match="model='gpt2': accepted: what load returns"):
         inspect.unwrap(so.save)("gpt2", tmp_path / "lazy")
-    with pytest.raises(InputError, match="model: its file is read layer by layer"):
+    with pytest.raises(InputError, match="model: it is read layer by layer"):
         so.save(lazy, tmp_path / "lazy")

@@ -36,8 +36,6 @@ GEMMA3: Mapping[str, str] = MappingProxyType(
     {
         "analyze/gemma3-270m": "experiments.analyze --model=gemma3-270m --sequences=64 "
         "--seq_len=64 --only=existence,positions,relations,lifecycle,interventions",
-        "convert/gemma3-270m-leave": "experiments.convert --model=gemma3-270m --weak=leave "
-        "--sequences=64 --out=.cache/converted-gemma-leave-{text}",
         "compress/gemma3-270m": "experiments.compress --model=gemma3-270m --sequences=64 "
         "--seq_len=64 --conversions=bound,prefix+bound --methods=w8a8-tensor,w8a8-atensor,w8a8,"
         "magnitude-0.5",

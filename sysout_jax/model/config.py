@@ -9,7 +9,7 @@ from sysout_jax.core import flash
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import MLPS
 from sysout_jax.core.norms import NORMS
-from sysout_jax.errors import InputError, at_least, finite, is_integer, of_kinds, one_of
+from sysout_jax.errors import InputError, at_least, finite, of_kinds, one_of
 from sysout_jax.model.execution import Execution
 from sysout_jax.model.rope import Rope, flag
 from sysout_jax.model.sink import ExplicitSink
@@ -161,7 +161,7 @@ class ModelConfig:
     def _check_positions(self) -> None:
         if self.window_layers is not None and (
             self.window is None
-            or not all(is_integer(x) and 0 <= x < self.layers for x in self.window_layers)
+            or not all(0 <= x < self.layers for x in self.window_layers)
             or list(self.window_layers) != sorted(set(self.window_layers))
         ):
             raise InputError(

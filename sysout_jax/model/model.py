@@ -46,6 +46,16 @@ class Model:
         ]
 
 
+def check_model(model: object) -> None:
+    """Refuse what is no model, as its name.
+
+    Raises:
+      InputError: it is none.
+    """
+    if not isinstance(model, Model):
+        raise InputError("model", repr(model)[:60], "what load returns, or the model of a run")
+
+
 def token_ids(name: str, ids: Any, axes: str, vocab: int) -> Any:
     """Ids as an int32 array that a model can read: what it would do with others has no meaning.
 

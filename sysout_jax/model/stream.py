@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sysout_jax.errors import InputError
 from sysout_jax.model.block import Block, Norm
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
@@ -38,6 +39,16 @@ class Layers(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def check_in_memory(params: Params) -> None:
+    """Refuse parameters that are read layer by layer.
+
+    Raises:
+      InputError: they are.
+    """
+    if isinstance(params, Layers):
+        raise InputError("model", None, "a model in memory", "it is read layer by layer")
 
 
 def recorded(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.errors import InputError, at_least, is_integer, of_kinds, one_of
+from sysout_jax.errors import InputError, at_least, of_kinds, one_of
 from sysout_jax.model.config import SHAPES, ModelConfig
 from sysout_jax.model.execution import DTYPES
 from sysout_jax.training.objective import Objective
@@ -79,7 +79,7 @@ class TrainConfig:
         self._agree("variant", self.variant, "variant")
         check_parallel(self.parallel, self.mesh_shape)
         check_fits(self.mesh_shape, self.model, self.batch_size, self.parts)
-        in_range = all(is_integer(seed) and 0 <= seed < 2**32 for seed in self.seeds)
+        in_range = all(0 <= seed < 2**32 for seed in self.seeds)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not in_range:
             raise InputError(
                 "seeds", ",".join(map(str, self.seeds)), "different integers from 0 to 2**32 - 1"
