@@ -315,7 +315,7 @@ def first_token_argmax(weights: Float[Array, "N T S"]) -> Float[Array, ""]:
     """
     weights = one_widened(weights, "N T S")[:, 1:]
     largest = jnp.max(weights, axis=-1)  # NaN, where one of the row is
-    first = _above(largest, 0.0) * (jnp.argmax(weights, axis=-1) == 0).astype(largest.dtype)
+    first = _above(largest, 0.0) * (weights[..., 0] == largest).astype(largest.dtype)
     return jnp.sum(first) / max(first.size, 1)
 
 

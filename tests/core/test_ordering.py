@@ -18,12 +18,73 @@ def test_median_magnitude_is_exact(shape, scale):
     np.testing.assert_allclose(o.median_magnitude(jnp.asarray(x)), expected, rtol=1e-7)
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-def test_median_magnitude_of_several_tables(monkeypatch, rows):
-    """Columns longer than a count can be are cut, and the last table filled up."""
-    monkeypatch.setattr(o, "ROWS", rows)
-    x = np.random.default_rng(0).standard_normal(3 * o.COLUMNS + 1).astype(np.float32)
-    assert o.median_magnitude(jnp.asarray(x)) == np.median(np.abs(x))
+def drawn(kind, size=5003):
+    """Magnitudes of a kind, more than are sorted to begin with."""
+    rng = np.random.default_rng(len(kind))
+    x = np.abs(rng.standard_normal(size))
+    return np.float32({
+        "normal": x,
+        "wide": np.exp(30 * rng.standard_normal(size).clip(-2.5, 2.5)),
+        "mostly zero": x * (rng.random(size) < 0.3),
+        "few values": np.ceil(x * 3),
+        "all one value": np.full(size, 2.0),
+        "tiny": x * 1e-41,
+        "one far off": np.where(np.arange(size) == 7, 1e30, x),
+        "infinite": np.where(rng.random(size) < 0.6, np.inf, x),
+        "rising": np.sort(x),
+        "the sample is far off": np.where(np.arange(size) % (size // o.SAMPLE | 1), x, 1e6 * x),
+        "the sample is near zero": np.where(np.arange(size) % (size // o.SAMPLE | 1), x, 1e-6 * x),
+    }[kind])  # fmt: skip
+
+
+KINDS = (
+    "normal", "wide", "mostly zero", "few values", "all one value", "tiny", "one far off",
+    "infinite", "rising", "the sample is far off", "the sample is near zero",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_rank_is_that_of_the_sorted_numbers(kind):
+    x = drawn(kind)
+    ranked = jax.jit(o._ranked, static_argnums=1)
+    ordered = np.sort(x.view(np.int32))
+    for rank in (0, 1, 700, len(x) // 2, len(x) - 2, len(x) - 1):
+        assert ranked(jnp.asarray(x.view(np.int32)), rank) == ordered[rank]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guesses_are_few(kind, monkeypatch):
+    """At most two a bit, of what has no ties about a third of one."""
+    counted, real = [], o._count
+
+    def count(flags):
+        jax.debug.callback(lambda: counted.append(1))
+        return real(flags)
+
+    monkeypatch.setattr(o, "_count", count)
+    jax.block_until_ready(o._ranked(jnp.asarray(drawn(kind).view(np.int32)), 2501))
+    jax.effects_barrier()
+    assert 1 <= len(counted) <= (20 if kind in ("normal", "rising", "one far off") else 64)
+
+
+def test_a_median_may_be_no_number():
+    x = jnp.asarray([np.nan, 1.0, np.nan, np.nan, -2.0])
+    assert np.isnan(o.median_magnitude(x))
+    assert o.median_magnitude(x.at[2].set(0.5)) == 2.0  # what is no number is above all
+
+
+def test_more_numbers_than_float32_counts(monkeypatch):
+    monkeypatch.setattr(o, "EXACT", 100)
+    x = drawn("normal")
+    assert o.median_magnitude(jnp.asarray(x)) == np.median(x)
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (5, 1), (3, 4, 9)])
+def test_the_first_of_the_largest(shape):
+    x = np.random.default_rng(1).integers(-3, 3, shape).astype(np.float32)
+    np.testing.assert_array_equal(o.first_largest(jnp.asarray(x)), x.argmax(axis=-1))
+    x[..., 0] = np.nan
+    np.testing.assert_array_equal(o.first_largest(jnp.asarray(x)), shape[-1] - 1)
 
 
 def test_median_magnitude_by_vmap():

@@ -14,7 +14,7 @@ from sysout_jax.analysis.locate import expert_neurons
 from sysout_jax.core import detectors as d
 from sysout_jax.core import measures as m
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.ordering import median_magnitude
+from sysout_jax.core.ordering import first_largest, median_magnitude
 from sysout_jax.core.streaming import attention_received
 from sysout_jax.errors import InputError, finite
 from sysout_jax.model.config import ModelConfig
@@ -297,7 +297,7 @@ def _magnitudes(h: Array) -> dict[str, Array]:
         "median": median_magnitude(h),
         "top": _top(size, token_peak),
         "token_peak": token_peak,
-        "token_feature": jnp.argmax(size, axis=-1),
+        "token_feature": first_largest(size),
         "feature_peak": jnp.max(size, axis=0),
     }
 

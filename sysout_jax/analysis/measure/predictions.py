@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from scipy import stats
 
 from sysout_jax.analysis.statistics import Interval, bootstrap_interval
+from sysout_jax.core.ordering import first_largest
 from sysout_jax.core.primitives import soft_cap
 from sysout_jax.model.compiling import jit_quickly, precisely
 from sysout_jax.model.config import ModelConfig
@@ -113,7 +114,7 @@ def read(
         z = x @ head.weight + head.bias
         parts = [x[dims] @ head.weight[dims] for dims in sets]
         whole = _capped(z, cap)
-        top = jnp.argmax(z)
+        top = first_largest(z)
         each = [
             [_read(whole, _capped(kept, cap), target) for kept in (z - part, part + head.bias)]
             for part in parts
@@ -138,7 +139,7 @@ def _read(whole: Float[Array, "V"], part: Float[Array, "V"], target: Int[Array, 
     p, q = jax.nn.log_softmax(whole), jax.nn.log_softmax(part)
     kl = jnp.sum(jnp.exp(p) * (p - q))
     entropy = -jnp.sum(jnp.exp(q) * q)
-    return Read(kl, entropy, -q[target], jnp.argmax(part))
+    return Read(kl, entropy, -q[target], first_largest(part))
 
 
 # --------------------------------------------------------------------- frequencies of tokens
