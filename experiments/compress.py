@@ -22,12 +22,14 @@ from sysout_jax.analysis.compress.compression import (
     ALPHA,
     Compressed,
     Compressor,
-    check_experts,
+    check_alpha,
+    check_scheme,
     losses_by_token,
     present,
+    wide,
 )
 from sysout_jax.analysis.compress.noise import noise
-from sysout_jax.analysis.compress.schemes import Rounding
+from sysout_jax.analysis.compress.schemes import Rounding, Scheme
 from sysout_jax.analysis.locate.first_token import LEAST_TEXTS, enough
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.converting import Conversion
@@ -87,10 +89,9 @@ class Config:
     def __post_init__(self) -> None:
         for name, least in (("sequences", 1), ("calibration", 1), ("seq_len", 2), ("batch", 1)):
             at_least(least, name, getattr(self, name))
-        if not 0.0 <= self.alpha <= 1.0:
-            raise InputError("alpha", self.alpha, "a number from 0 to 1")
-        made = map(schemes.scheme, self.methods)
-        smooth = any(isinstance(how, Rounding) and how.basis == "smooth" for how in made)
+        check_alpha(self.alpha)
+        made = self.schemes.values()
+        smooth = any(isinstance(how, Rounding) and how.basis in schemes.SMOOTH for how in made)
         if self.alpha != ALPHA and not smooth:
             raise InputError("alpha", self.alpha, "with a smooth method in --methods", "no effect")
         self._check_protocol()
@@ -98,13 +99,16 @@ class Config:
         self.choice.in_memory()
         present(self.sites)
         check_values("methods", self.methods)
-        for method in self.methods:
-            schemes.scheme(method)
         for way in self.conversions:
             one_of("conversions", way, converting.WEAK)
         if self.conversions:
             check_values("conversions", self.conversions)
             at_least(LEAST_TEXTS, "calibration", self.calibration)
+
+    @property
+    def schemes(self) -> dict[str, Scheme]:
+        """What the methods name."""
+        return {method: schemes.scheme(method) for method in self.methods}
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -125,8 +129,8 @@ class Config:
                 raise InputError(name, getattr(self, name), "with --boost", "no effect")
         if self.boost:
             check_values("boost", self.boost)
-        for method in self.methods if self.boost else ():
-            allocation.on_ladder(method, schemes.scheme(method))
+        for method, how in self.schemes.items() if self.boost else ():
+            allocation.check_climbs(method, how, self.budget)
 
     def _check_protocol(self) -> None:
         one_of("protocol", self.protocol, (SEQUENCES, WIKITEXT2))
@@ -138,8 +142,9 @@ class Config:
                 raise InputError(name, getattr(self, name), "without it", why)
         if self.corpus is None:
             raise InputError("corpus", None, "PATH of the split's text", "not given")
-        calibrated = [method for method in self.methods if schemes.scheme(method).calibrated]
-        needing = [*calibrated, *self.conversions]
+        calibrated = [method for method, how in self.schemes.items() if how.calibrated]
+        measured = [kind for kind in self.boost if kind not in allocation.OF_WEIGHTS]
+        needing = [*calibrated, *self.conversions, *measured]
         if needing and self.calibration_corpus is None:
             why = f"not given, and {', '.join(needing)} learn from text"
             raise InputError("calibration_corpus", None, "text that is not of the split", why)
@@ -153,9 +158,11 @@ def run(config: Config, console: Console) -> RunDirectory:
         config.token_dtype, config.protocol, config.calibration_corpus,
     )  # fmt: skip
     for each in chosen:
-        for method in config.methods:
-            check_experts(each.model.config, schemes.scheme(method), config.sites)
+        for how in config.schemes.values():
+            check_scheme(each.model.config, how, config.sites)
     read = [texts.of(each) for each in chosen]  # before any work: text missing or too short
+    if any(how.compensated for how in config.schemes.values()):
+        _say_few(config, chosen, read, console)
     for each, text in zip(chosen, read, strict=True):
         if config.conversions:
             _check_convertible(config, each, text)
@@ -190,6 +197,18 @@ def run(config: Config, console: Console) -> RunDirectory:
         described={"experiment": "compression", "origins": origins(chosen)},
         of=[each.name for each in chosen],
     )  # fmt: skip
+
+
+def _say_few(config: Config, chosen: list[Chosen], read: list[Text], console: Console) -> None:
+    """Say so where calibration has fewer tokens than what it tells apart."""
+    most = max(wide(each.model.config, site) for each in chosen for site in config.sites)
+    tokens = min(text.calibration[:, :-1].size for text in read)
+    if tokens < most:
+        console.print(
+            f"note     {tokens:,} calibration tokens cannot tell {most:,} inputs of a product "
+            "apart: more with --calibration, --seq_len",
+            soft_wrap=True, markup=False, highlight=False,
+        )  # fmt: skip
 
 
 def _check_convertible(config: Config, chosen: Chosen, text: Text) -> None:
@@ -255,7 +274,7 @@ class _Judge:
             return self.compressor.compress(how), {}
         assert isinstance(how, Rounding)  # as the config has checked
         if not kind:
-            return self.compressor.compress(how), {"bits": allocation.bits_of(how)}
+            return self.compressor.compress(how), {"bits": schemes.bits(how)}
         if method not in self.boosts:
             self.boosts[method] = allocation.boosts(
                 self.compressor, how, config.boost, self.calibration, config.rungs, config.top,

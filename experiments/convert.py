@@ -7,7 +7,7 @@ python -m experiments.convert --redraw=runs/convert/RUN
 """
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,10 @@ def run(config: Config, console: Console) -> RunDirectory:
         )  # fmt: skip
         if made.kind in converting.CONVERTED:
             _write(config, each, made, out)
+        sink = made.model.config.sink
+        if config.export == "prefix" and sink is not None and sink.bounded:
+            without = f"{CACHE} leaves the bound on down_in out; what is checked here has it"
+            made = replace(made, said=(*made.said, without))
         said = out if out.exists() else "not written, as nothing was converted"
         console.print(f"model    {said}", soft_wrap=True, markup=False)
         return _recorded(config, each, text, made)

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from sysout_jax.analysis.compress import schemes
 from sysout_jax.analysis.compress.calibration import PRODUCTS
-from sysout_jax.analysis.compress.compression import Compressor, check_experts
+from sysout_jax.analysis.compress.compression import Compressor, check_scheme
 from sysout_jax.analysis.intervene import explicit_factor
 from sysout_jax.analysis.intervene.explicit_factor import FORMS, Form
 from sysout_jax.analysis.intervene.explicit_models import explicit_models
@@ -101,7 +101,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     for each in chosen:
         explicit_factor.check(each.model.config)
         for method in config.methods:
-            check_experts(each.model.config, schemes.scheme(method), tuple(PRODUCTS))
+            check_scheme(each.model.config, schemes.scheme(method), tuple(PRODUCTS))
     texts = Texts(
         config.corpus, config.calibration, config.sequences, config.seq_len, console,
         config.token_dtype,

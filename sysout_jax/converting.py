@@ -106,6 +106,7 @@ def convert(
         if not begin:
             raise InputError("text", None, "text to calibrate on, or a prefix", "neither is given")
         made = _prefixed(model, begin)
+        made = replace(made, said=(*made.said, "weaker sinks are left: no text tells of them"))
     else:
         ways, begin = _conversions(model, text, prefix, say)
         made = ways[weak]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.analysis.compress import compression, schemes
+from sysout_jax.analysis.compress import calibration, compression, schemes
 from sysout_jax.errors import InputError
 from sysout_jax.model.stream import Layers
 
@@ -64,6 +64,7 @@ def test_a_method_is_that_of_the_command(model, method):
         ("w8a8", TOKENS[:, :1], "tokens: 1 in a sequence; accepted: 2 or more"),
         ("w8a8", TOKENS + 31, "token id"),
         ("wanda-0.5", "text", "the model has no tokenizer"),
+        ("gptq-w4", None, "tokens: accepted: text or ids, which gptq-w4 learns from"),
     ],
 )
 def test_what_cannot_be_is_one_line(model, method, tokens, said):
@@ -71,6 +72,24 @@ def test_what_cannot_be_is_one_line(model, method, tokens, said):
         so.compress(model, method, tokens)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_learns_from_no_text_needs_none(model):
+    without, edits = so.compress(model, "w4a8")
+    given, _ = so.compress(model, "w4a8", TOKENS)
+    jax.tree.map(np.testing.assert_array_equal, without.params, given.params)
+    assert set(edits) == set(calibration.PRODUCTS)
+
+
+def test_sites_and_the_share_of_the_scale_are_those_of_the_command(model):
+    small, edits = so.compress(model, "smooth-w8a8", TOKENS, sites=("attn_norm",), alpha=0.8)
+    made = compression.Compressor(CONFIG, model.params, TOKENS, ("attn_norm",), 0.8)
+    found = made.compress(schemes.scheme("smooth-w8a8"))
+    jax.tree.map(np.testing.assert_array_equal, small.params, found.params)
+    assert set(edits) == {"attn_norm"}
+    for wrong in ({"sites": ("nowhere",)}, {"alpha": 1.5}):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))}=.*accepted: "):
+            so.compress(model, "smooth-w8a8", TOKENS, **wrong)
 
 
 def test_a_model_that_is_read_layer_by_layer_is_refused():

@@ -184,11 +184,11 @@ def test_what_the_conversion_buys_is_in_its_record():
     left = float(of["w8a8-atensor"]["prefix+bound"].split()[0])
     rotated, smoothed, by_token = (
         float(of[name]["as trained"].split()[0])
-        for name in ("rotate-w8a8-tensor", "smooth-w8a8-tensor-minmax", "w8a8")
+        for name in ("rotate-w8a8-tensor", "smoothall-w8a8-tensor-minmax", "w8a8")
     )
     assert f"takes away {gone.split()[0]} of the rise" in page
     assert f"{left:.2f} nats are left; the goal was 0.05" in page
-    assert f"rotation leaves {rotated:.2f} nats and SmoothQuant {smoothed:.2f}" in page
+    assert f"rotation leaves {rotated:.2f} nats and smoothing of all inputs {smoothed:.2f}" in page
     assert f"The published model loses {by_token:.2f} nats. With a prefix its loss stays" in page
     models = read_record(ROOT / "results" / "compress" / "smollm2-135m-books")["models"]
     mine = {model.get("conversion"): model for model in models}

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from sysout_jax import plots
+from sysout_jax.analysis.compress import schemes
 from sysout_jax.analysis.compress.noise import Agreement, agreement
+from sysout_jax.analysis.compress.schemes import Rounding
 from sysout_jax.analysis.statistics import (
     bootstrap_interval,
     over_seeds,
@@ -24,6 +26,8 @@ from .compress_page import details, write_page
 Record = dict[str, Any]
 BEFORE = "as trained"
 E1 = "theory E1"
+NOT_FINITE = "not finite"
+FEW = 6.0  # bits a weight, below which it matters that a file had few
 
 
 def sections(record: Record) -> Iterator[Section]:
@@ -40,31 +44,62 @@ def sections(record: Record) -> Iterator[Section]:
             groups.setdefault(model["name"], []).append(model)
         labels = {name: of[0]["label"] for name, of in groups.items()}
         distinct = len(set(labels.values())) == len(labels)
-        headings = ["method", *(labels[name] if distinct else name for name in groups)]
-        rows = [[BEFORE, *(_perplexity([m["loss"] for m in of]) for of in groups.values())]]
+        headings = ["method", "bits", *(labels[name] if distinct else name for name in groups)]
+        rows = [[BEFORE, "", *(_perplexity([m["loss"] for m in of]) for of in groups.values())]]
         for method in record["methods"]:
             if any(method in model["methods"] for model in mine):
-                rows.append([method, *(_cell(of, method) for of in groups.values())])
+                bits = _bits(mine, method)
+                rows.append([method, bits, *(_cell(of, method) for of in groups.values())])
         seeds = max(map(len, groups.values()))
         title = (
             f"{corpus}: perplexity (change of the loss in nats, 95% over "
             f"{'seeds' if seeds > 1 else 'sequences'}); {seeds} seed{'s' * (seeds > 1)}, "
-            f"{mine[0]['tokens']['evaluation']:,} tokens"
+            f"{mine[0]['tokens']['evaluation']:,} tokens; bits a weight"
         )
-        yield Section(corpus, Table.of(title, headings, rows), apart=True)
+        table = Table.of(title, headings, rows, "lr")
+        yield Section(corpus, table, list(_rounded_before(record)), apart=True)
         boosted = [model for model in mine if any("bits" in of for of in model["methods"].values())]
         if boosted:
             yield _allocated(corpus, boosted, record["methods"])
         if any("trained" in model for model in mine):
             yield _bought(corpus, mine, record["methods"])
     yield Section("noise", None, list(_agreement_lines(record)))
-    flushed = [
-        each for model in record["models"] for each in model.get("noise", ()) if "flushed" in each
-    ]
+    flushed = [each for each in _noise(record) if "flushed" in each]
     if flushed:  # older records have none
         yield _flushed(flushed)
     for model in record["models"]:
         yield from (Section(name, table, asked=True) for name, table in details(model))
+
+
+def _bits(models: list[Record], method: str) -> str:
+    """Bits a weight: what a record says of a boost, or else what the method's name does."""
+    said = {f"{of['bits']:.2f}" for m in models if "bits" in (of := m["methods"].get(method, {}))}
+    if said:
+        return " to ".join(sorted(said)[:: max(len(said) - 1, 1)])
+    how = schemes.scheme(method)
+    bits = schemes.bits(how) if isinstance(how, Rounding) else None
+    return "" if bits is None else f"{bits:.2f}"
+
+
+def _rounded_before(record: Record) -> Iterator[str]:
+    """A line for each model whose weights are of a file of few bits, where methods are too."""
+    hows = (schemes.scheme(method.partition("+")[0]) for method in record["methods"])
+    if not any(isinstance(how, Rounding) and (schemes.bits(how) or 16.0) < FEW for how in hows):
+        return
+    for name, origin in (record.get("origins") or {}).items():  # older records have none
+        if origin["weights"].startswith("GGUF"):
+            yield (
+                f"{name} was rounded before, to {origin['weights']}: weights of few bits cost less "
+                "here than of the model it was made from, and nothing on the same grid"
+            )
+
+
+def _noise(record: Record) -> list[Record]:
+    """The tensors of the models as trained: a conversion leaves their weights."""
+    return [
+        each for model in record["models"] if "trained" not in model
+        for each in model.get("noise", ())
+    ]  # fmt: skip
 
 
 def _allocated(corpus: str, models: list[Record], methods: list[str]) -> Section:
@@ -146,11 +181,12 @@ def _rise(pairs: list[tuple[Record, Record]], method: str | None) -> str:
             continue
         if method not in model["methods"] or method not in base["methods"]:
             continue
-        one, other = (
-            np.asarray(of["methods"][method]["losses"], np.float64) - before for of in (model, base)
-        )
+        own, its = (of["methods"][method] for of in (model, base))
+        if own["loss"] is None:
+            return NOT_FINITE
+        one, other = (np.asarray(of["losses"], np.float64) - before for of in (own, its))
         rises.append(bootstrap_interval(one))
-        left = ratio_interval(one, other)
+        left = None if its["loss"] is None else ratio_interval(one, other)
         if left is not None and model is not base:
             gone.append(Interval(1.0 - left.mean, 1.0 - left.high, 1.0 - left.low))
     if not rises:
@@ -165,7 +201,7 @@ def _cell(models: list[Any], method: str) -> str:
     if not found:
         return ""
     if any(each["loss"] is None for each in found):
-        return "not finite"
+        return NOT_FINITE
     change = over_seeds([each["change"] for each in found])
     return f"{_perplexity([each['loss'] for each in found])} ({change:±+.3f})"
 
@@ -179,7 +215,7 @@ def agreements(record: Record) -> Iterator[tuple[str, str, str, Agreement]]:
     all layers and models."""
     for kind in ("activation", "weight"):
         rows = [
-            each for model in record["models"] for each in model.get("noise", ())
+            each for each in _noise(record)
             if each["kind"] == kind
         ]  # fmt: skip
         if not rows:
@@ -255,7 +291,9 @@ def verdict(record: Record, directory: Path) -> Verdict:
     """What methods cost models as trained; what conversion saves, or which variants lose most."""
     of = given(record, "model", "variant", "seed", "corpus")
     trained = [model for model in record["models"] if "trained" not in model]
-    cost = {method: each for method in record["methods"] if (each := _costs(trained, method))}
+    cost = {
+        method: each for method in record["methods"] if (each := _costs(trained, trained, method))
+    }
     if not cost:
         return Verdict("no method is finished with a finite loss", "", "", ("runs",))
     mean = {method: _mean(each) for method, each in cost.items()}
@@ -284,11 +322,12 @@ def verdict(record: Record, directory: Path) -> Verdict:
 def _converted(record: Record, methods: list[str]) -> dict[tuple[str, str], float]:
     """(conversion, method) -> the mean cost of the method in models so converted."""
     models = [model for model in record["models"] if model.get("kind") in CONVERTED]
+    trained = [model for model in record["models"] if "trained" not in model]
     return {
         (way, method): _mean(found)
         for way in dict.fromkeys(model["conversion"] for model in models)
         for method in methods
-        if (found := _costs([m for m in models if m["conversion"] == way], method))
+        if (found := _costs([m for m in models if m["conversion"] == way], trained, method))
     }
 
 
@@ -296,10 +335,15 @@ def _mean(found: list[tuple[str, float]]) -> float:
     return float(np.mean([change for _, change in found]))
 
 
-def _costs(models: list[Record], method: str) -> list[tuple[str, float]]:
-    """The label and the change of the loss of each model that has a finite one."""
-    found = [(m["label"], m["methods"][method]) for m in models if method in m["methods"]]
-    return [(label, each["change"][0]) for label, each in found if each["loss"] is not None]
+def _costs(models: list[Record], trained: list[Record], method: str) -> list[tuple[str, float]]:
+    """The label of each model whose loss is finite, and the loss beyond that of the same model as
+    trained."""
+    before = {(m["name"], m["seed"]): m["loss"] for m in trained}
+    return [
+        (m["label"], loss - before[m.get("trained", m["name"]), m["seed"]])
+        for m in models
+        if method in m["methods"] and (loss := m["methods"][method]["loss"]) is not None
+    ]
 
 
 def _off(record: Record) -> str:

@@ -152,14 +152,14 @@ def awq(
     """
     safe = jnp.maximum(magnitude, jnp.finfo(magnitude.dtype).tiny)
 
-    def at(share: Array) -> tuple[Array, Array]:
+    def at(share: Array) -> Float[Array, "I O"]:
         log = share * jnp.log(safe)
         s = jnp.exp(log - (jnp.max(log) + jnp.min(log)) / 2.0)[:, None]
-        changed = quantise(w * s) / s
-        return output_error(w, changed, gram), changed
+        return quantise(w * s) / s
 
-    errors, found = jax.lax.map(at, jnp.asarray(SHARES, w.dtype))
-    return found[jnp.argmin(errors)]
+    shares = jnp.asarray(SHARES, w.dtype)
+    errors = jax.lax.map(lambda share: output_error(w, at(share), gram), shares)
+    return at(shares[jnp.argmin(errors)])
 
 
 def smooth_scales(

@@ -7,6 +7,7 @@ Here the contracted axis is the LAST one: an activation [T, I] as it is, a weigh
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -50,8 +51,8 @@ class Format:
 
     @property
     def bits(self) -> int:
-        """Of an integer format."""
-        return int(self.name.removeprefix("int"))
+        """Of one number."""
+        return int(re.findall(r"\d+", self.name)[0])
 
 
 def _integers(bits: int) -> Format:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.analysis.compress import compression
 from sysout_jax.analysis.compress.calibration import PRODUCTS, apart, inputs, limits, rotation
 from sysout_jax.analysis.compress.compression import Compressed, Compressor, losses
 from sysout_jax.analysis.compress.noise import agreement, noise
@@ -190,6 +191,7 @@ def test_inputs_are_those_of_the_taps():
     for tap, of in found.items():
         x = np.asarray(seen[tap], np.float64).reshape(CONFIG.layers, -1, of.mean.shape[-1])
         np.testing.assert_allclose(of.gram, np.swapaxes(x, 1, 2) @ x, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(of.square, np.square(x).sum(axis=1), rtol=1e-4)
         np.testing.assert_allclose(of.mean, np.abs(x).mean(axis=1), rtol=1e-5)
         np.testing.assert_allclose(of.peak, np.abs(x).max(axis=1), rtol=1e-5)
         np.testing.assert_allclose(of.low, x.min(axis=1), rtol=1e-5, atol=1e-6)
@@ -199,7 +201,7 @@ def test_inputs_are_those_of_the_taps():
 def test_static_ranges_by_hand(ranges):
     tokens, tap = CALIBRATION[:, :-1], "down_in"
     how = Rounding("int4", "int4", ranges=ranges)
-    found = limits(CONFIG, params(), tokens, how, tap, Basis(), compressor().known[tap])
+    found = limits(CONFIG, params(), tokens, how, [tap])[tap]
     seen = forward(CONFIG, params(), jnp.asarray(tokens), {tap: None})[1][tap]
     x = np.asarray(seen, np.float64).reshape(CONFIG.layers, len(tokens), -1)
     if ranges == "minmax":
@@ -225,7 +227,7 @@ def test_ranges_after_a_rotation_are_of_rotated_inputs():
     tokens, tap = CALIBRATION[:, :-1], "mlp_norm"
     basis = Basis(rotation=rotation(tap, CONFIG.width))
     how = Rounding("int8", "int8", basis="rotate", ranges="minmax")
-    found = limits(CONFIG, params(), tokens, how, tap, basis, compressor().known[tap])
+    found = limits(CONFIG, params(), tokens, how, [tap])[tap]
     seen = forward(CONFIG, params(), jnp.asarray(tokens), {tap: None})[1][tap]
     x = np.asarray(seen) @ np.asarray(basis.rotation)
     expected = np.stack([x.min(axis=(1, 2, 3)), x.max(axis=(1, 2, 3))], axis=1)
@@ -252,7 +254,7 @@ def test_sixteen_bits_change_nothing():
     np.testing.assert_array_equal(losses(CONFIG, found, ROWS), before())
 
 
-@pytest.mark.parametrize("basis", ["rotate", "smooth"])
+@pytest.mark.parametrize("basis", ["rotate", "smoothall"])
 def test_a_basis_alone_leaves_the_logits(basis):
     """Exact before rounding: nothing but float32 rounding is left, of weights of usual size."""
     usual = init(CONFIG, jax.random.key(0))
@@ -339,6 +341,35 @@ def test_smoothing_is_by_the_largest_of_inputs_and_of_all_matrices_that_read_the
         both = np.abs(np.concatenate([mlp["gate"], mlp["up"]], axis=1)).max(axis=1)
         expected = np.abs(x).max(axis=0) ** 0.7 / both**0.3
         np.testing.assert_allclose(found[layer], expected, rtol=1e-4)
+
+
+def test_smoothing_of_smoothquant_is_of_inputs_behind_norms():
+    """Mixes of values and neurons are rounded as they are; `smoothall` rescales them too."""
+    k = compressor()
+    smooth, everywhere, plain = (
+        k.compress(scheme(f"{basis}w8a8-minmax")) for basis in ("smooth-", "smoothall-", "")
+    )
+    for tap in PRODUCTS:
+        scaled = tap in ("attn_norm", "mlp_norm")
+        assert (smooth.edits[tap].arrays[0].scales is not None) == scaled
+        assert everywhere.edits[tap].arrays[0].scales is not None
+        like = everywhere if scaled else plain
+        np.testing.assert_array_equal(smooth.edits[tap].arrays[1], like.edits[tap].arrays[1])
+    for module, name in (("mlp", "down"), ("attn", "out")):
+        of = (layer_params(found.params, 1)[module][name] for found in (smooth, plain))
+        np.testing.assert_array_equal(*of)
+
+
+def test_gram_matrices_are_measured_for_what_compensates(monkeypatch):
+    asked, real = [], compression.inputs
+    monkeypatch.setattr(compression, "inputs", lambda *of: asked.append(of[-1]) or real(*of))
+    k = Compressor(CONFIG, params(), CALIBRATION)
+    for method in ("smooth-w8a8", "w8a8-minmax", "wanda-0.5", "w8a8-mse"):
+        k.compress(scheme(method))
+    assert asked == [False]
+    for method in ("gptq-w4", "sparsegpt-0.5", "awq-w4", "wanda-2:4"):
+        k.compress(scheme(method))
+    assert asked == [False, True]
 
 
 def test_wanda_keeps_the_largest_of_weight_times_the_inputs_norm():

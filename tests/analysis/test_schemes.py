@@ -31,6 +31,9 @@ from sysout_jax.errors import InputError
             "smooth-w8a8-tensor-minmax",
             Rounding("int8", "int8", per="tensor", basis="smooth", ranges="minmax"),
         ),
+        ("smoothall-w8a8", Rounding("int8", "int8", basis="smoothall")),
+        ("w4-a8-kv4", Rounding("int4", "int8", "int4")),
+        ("w8-vector", Rounding("int8")),
         ("magnitude-0.5", Pruning("magnitude", 0.5)),
         ("global-.25", Pruning("global", 0.25)),
         ("wanda-2:4", Pruning("wanda", (2, 4))),
@@ -64,6 +67,8 @@ def test_the_default_methods_are_methods(method):
         "wanda-4:2", "wanda-2:2", "wanda-0:4", "global-2:4", "magnitude-0.5-0.5", "magnitude-w8",
         "rotate-kv8", "kv4-tensor", "kv4-g32", "a8-g32", "wnf4-tensor", "gptq-wnf4-tensor",
         "wmxfp4-g128", "wnvfp4anf4-tensor", "w16a16-tensor", "w8-atensor", "w8a8-atensor-atensor",
+        "smooth-w8a8-mse", "smoothall-w8a8-percentile", "smoothall-w8", "smooth-smoothall-w8a8",
+        "w4amxfp4-atensor", "w8a8-atensor-minmax", "wmxfp4-vector", "kv4-vector",
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_one_line(method):

@@ -1,6 +1,7 @@
 """Compression as a user meets it: a run in; tables, record and figures, or one line out."""
 
 import json
+import re
 from dataclasses import replace
 
 import jax
@@ -89,7 +90,7 @@ def test_a_change_of_one_sequence_has_no_interval(record):
         for name, found in record["models"][0]["methods"].items()
     }
     _, _, *rows = next(iter(sections(one))).table.texts
-    assert all(row[1].endswith("(+0.250)") for row in rows)
+    assert all(row[2].endswith("(+0.250)") for row in rows)
     assert "loss" in dict(compression.figures(one))
 
 
@@ -142,7 +143,7 @@ def test_figures_and_redraw_need_the_record_alone(finished, run_compress, tmp_pa
     (tmp_path / "result.json").write_text((finished[1] / "result.json").read_text())
     done = run_compress(f"--redraw={tmp_path}", "--markdown")
     assert done.status == 0, done.err
-    assert done.out.startswith("| method | (a) softmax | (e) context_scale |\n| --- | ---: |")
+    assert done.out.startswith("| method | bits | (a) softmax | (e) context_scale |\n| --- | ---: |")
     assert len(list((tmp_path / "figures").glob("*.*"))) == 6
 
 
@@ -190,8 +191,16 @@ def test_the_page_names_tensors_layers_and_tokens(finished, record):
     [
         (("--methods=w8,w8",), "--methods=w8,w8: accepted: at least one, none of them twice"),
         (("--methods=w1",), "--methods=w1: 'w1' is none of the words; accepted: formats as"),
-        (("--methods=wanda-3:7",), "--methods: 3:7 of the 16 inputs of query; accepted: N:M"),
+        (("--methods=wanda-3:7",), "--methods: 3:7 of the 16 inputs at attn_norm; accepted: N:M"),
         (("--sites=attn_norm,nowhere",), "--sites=attn_norm,nowhere: accepted: some of attn_norm"),
+        (
+            ("--methods=w8-g32", "--boost=first_last"),
+            "--boost: w8-g32 is the ladder's last rung; accepted: a lower one",
+        ),
+        (
+            ("--methods=hqq-w3-g64", "--boost=kurtosis", "--budget=3"),
+            "--budget=3.0: accepted: more than the 3.254 bits a weight of hqq-w3-g64",
+        ),
         (("--alpha=2",), "--alpha=2.0: accepted: a number from 0 to 1"),
         (("--sequences=0",), "--sequences=0: accepted: an integer of at least 1"),
         (("--stream",), "--stream: accepted: without it"),
@@ -275,6 +284,69 @@ def test_what_a_conversion_buys_by_hand(converted):
     assert rounded[3].endswith("(90% [90%, 90%])")
     assert any("are constants in layers 3 to 5" in line for line in section.lines)
     assert "how much of what the method adds is gone" in " ".join(converted[0].split())
+
+
+def test_a_loss_that_is_not_finite_is_said(converted):
+    """Of the model as trained it is the best case of a conversion, and no empty cell."""
+    record = json.loads(json.dumps(converted[1]))
+    models = {model["name"]: model for model in record["models"]}
+    for name in ("planted", "planted+bound"):
+        models[name]["methods"]["w4a4-tensor"] |= {"loss": None, "losses": [None] * 4}
+    section = next(s for s in sections(record) if s.name.endswith("-bought"))
+    trained, bound, leave = section.table.texts[-1][1:]
+    assert trained == bound == "not finite"
+    assert re.fullmatch(r"[+-]\d\.\d{3} ±\d\.\d{3}", leave)
+
+
+def test_noise_is_of_the_models_as_trained(converted):
+    """A conversion leaves the weights, so that they would be counted again for each."""
+    record = converted[1]
+    (trained,) = [model for model in record["models"] if "trained" not in model]
+    alone = record | {"models": [trained]}
+    np.testing.assert_equal(list(agreements(record)), list(agreements(alone)))
+    of_noise = [s for s in sections(record) if s.name in ("noise", "flushed")]
+    assert of_noise == [s for s in sections(alone) if s.name in ("noise", "flushed")]
+
+
+@pytest.mark.parametrize(
+    ("method", "bits"),
+    [
+        ("w8a8", "8.00"), ("w4-g32", "4.51"), ("wmxfp4", "4.25"), ("wnvfp4anvfp4", "4.50"),
+        ("wnf4", "4.12"), ("we4m3ae4m3", "8.00"), ("kv4", ""), ("wanda-0.5", ""),
+        ("hqq-w3-g64+kurtosis", "3.10 to 3.70"),
+    ],
+)  # fmt: skip
+def test_bits_a_weight_are_shown(finished, method, bits):
+    record = json.loads((finished[1] / "result.json").read_text())
+    record["methods"] = [method]
+    for at, model in enumerate(record["models"]):
+        (found, *_) = model["methods"].values()
+        model["methods"] = {method: found | ({"bits": 3.1 + 0.2 * at} if "+" in method else {})}
+    heading, _, row = next(iter(sections(record))).table.texts
+    assert (heading[1], row[1]) == ("bits", bits)
+
+
+def test_a_file_of_few_bits_is_named_beside_methods_of_few(finished):
+    """Rounded again to the grid that it was on, a model loses nothing."""
+    record = json.loads((finished[1] / "result.json").read_text())
+    assert "w4" in record["methods"]
+
+    def said(origin, methods):
+        made = record | {"origins": origin, "methods": methods}
+        return " ".join(next(iter(sections(made))).lines)
+
+    file = {"m": {"weights": "GGUF Q4_1 (210 Q4_1)"}}
+    assert said(file, ["w4"]).startswith("m was rounded before, to GGUF Q4_1 (210 Q4_1): weights")
+    assert said(file, ["w8a8", "kv4", "wanda-2:4"]) == ""
+    assert said({"m": {"weights": "bfloat16"}}, ["w4"]) == said({}, ["w4"]) == ""
+
+
+def test_calibration_with_fewer_tokens_than_inputs_is_said(trained, run_compress, tmp_path):
+    given = (f"--model={trained}", "--seq_len=13", "--calibration=1", f"--workdir={tmp_path}")
+    few = run_compress(*given, "--methods=gptq-w4", "--name=few")
+    assert "13 calibration tokens cannot tell 64 inputs of a product apart" in few.out
+    enough = run_compress(*given, "--methods=smooth-w8a8", "--name=enough")
+    assert "cannot tell" not in enough.out
 
 
 def test_a_bos_among_the_keys_is_not_read_again(trained, monkeypatch, run_compress, tmp_path):
@@ -386,6 +458,10 @@ def planted_text_model(place, context=32):
         (["--methods=w4", "--corpus=x", "--seq_len=64"], "no effect with --protocol=wikitext2"),
         (["--methods=w4", "--corpus=x", "--sequences=9"], "no effect with --protocol=wikitext2"),
         (["--methods=w4,gptq-w4", "--corpus=x"], "--calibration_corpus: not given, and gptq-w4"),
+        (
+            ["--methods=hqq-w3-g32", "--boost=kurtosis,random:1", "--corpus=x"],
+            "--calibration_corpus: not given, and random:1 learn from text",
+        ),
         (["--methods=w4", "--corpus=backcopy"], "--corpus=backcopy: accepted: PATH of a text"),
         (["--methods=w4", "--corpus=SHORT"], "6 tokens; accepted: text of at least 32 tokens"),
     ],

@@ -17,7 +17,7 @@ from tests.families import reference
 CASES = ("llama", "gpt2", "qwen3", "gemma2", "gpt_neox", "phi3", "mixtral", "gpt_oss", "falcon")
 COUNT = 2
 PAGE = Path(__file__).parents[2] / "docs" / "convert.md"
-(SNIPPET,) = re.findall(r"```python\n(from safetensors.*?)```", PAGE.read_text(), re.S)
+(SNIPPET,) = re.findall(r"```python\n(import torch\n.*?)```", PAGE.read_text(), re.S)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -55,6 +55,16 @@ def test_other_models_have_no_prefix(golden, tmp_path):
         export_prefix(load_checkpoint(directory), tmp_path / "prefix.safetensors")
 
 
+def generates(model, said, ids):
+    """The page's mask and a new cache give the tokens that come after the whole text."""
+    new = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    whole = model.generate(ids, **new)[:, ids.shape[1] :]
+    exec(SNIPPET.rpartition("logits = ")[0], said)  # a cache that no call has added to
+    mask, cache = said["mask"], said["cache"]
+    found = model.generate(said["ids"], attention_mask=mask, past_key_values=cache, **new)
+    np.testing.assert_array_equal(found[:, said["ids"].shape[1] :], whole)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", CASES)
@@ -76,6 +86,8 @@ def test_the_reference_reads_the_prefix(case, dtype, tmp_path, monkeypatch):
         exec(SNIPPET, said)
         theirs = said["logits"].float().numpy()
         whole = model(torch.tensor(ids, dtype=torch.long)).logits.float().numpy()[:, COUNT:]
+        if dtype == "float32":
+            generates(model, said, torch.tensor(ids, dtype=torch.long))
     for found in (whole, so.apply(ours, ids[:, COUNT:])[0]):
         off = np.abs(theirs - found)
         assert off.max() < 1e-3 if dtype == "float32" else np.median(off) < 0.03

@@ -17,14 +17,15 @@ from jaxtyping import Array, Float, Int
 from scipy import stats
 
 from sysout_jax.analysis.compress.compression import Compressor
-from sysout_jax.analysis.compress.schemes import Rounding, Scheme
+from sysout_jax.analysis.compress.schemes import Rounding, Scheme, bits
 from sysout_jax.analysis.intervene.passes import passes
 from sysout_jax.analysis.locate.scan import for_length
 from sysout_jax.errors import InputError
 
 # (bits, entries that share a scale), from few bits a weight to many
-LADDER = tuple((bits, group) for bits in (2, 3, 4, 8) for group in (128, 64, 32))
+LADDER = tuple((width, group) for width in (2, 3, 4, 8) for group in (128, 64, 32))
 KINDS = ("sensitivity", "kurtosis", "first_last", "random")
+OF_WEIGHTS = ("kurtosis", "first_last")  # those that are told without calibration text
 STANDS_OUT = 3.0  # z of a step along depth, theirs
 TRIMMED = 0.05  # of the steps, at either end, that mean and deviation leave out
 # part -> (tap of its output, its matrices)
@@ -60,29 +61,32 @@ def on_ladder(method: str, how: Scheme) -> int:
       InputError: it is none.
     """
     if isinstance(how, Rounding) and how.weights is not None and how.per == "group":
-        for rung, (bits, group) in enumerate(LADDER):
-            if (how.weights, how.group) == (f"int{bits}", group):
+        for rung, (width, group) in enumerate(LADDER):
+            if (how.weights, how.group) == (f"int{width}", group):
                 return rung
     accepted = "methods with weights of 2, 3, 4 or 8 bits in groups of 128, 64 or 32, as hqq-w3-g64"
     raise InputError("boost", None, accepted, f"{method} has no rung")
 
 
+def check_climbs(method: str, how: Scheme, budget: float | None) -> None:
+    """Refuse a method that no boost can change.
+
+    Raises:
+      InputError: it is not on the ladder, or on its last rung, or has the bits of the budget.
+    """
+    if on_ladder(method, how) == len(LADDER) - 1:
+        raise InputError("boost", None, "a lower one", f"{method} is the ladder's last rung")
+    assert isinstance(how, Rounding)  # as it is on the ladder
+    usual = bits(how)
+    if budget is not None and usual is not None and budget <= usual:
+        least = f"more than the {usual:.3f} bits a weight of {method}"
+        raise InputError("budget", budget, least)
+
+
 def climbed(how: Rounding, rungs: int) -> Rounding:
     """A method so many rungs higher, or on the last one."""
-    bits, group = LADDER[min(on_ladder("", how) + rungs, len(LADDER) - 1)]
-    return replace(how, weights=f"int{bits}", group=group)
-
-
-def bits_of(how: Rounding) -> float:
-    """Bits a weight: b + 16/g + 32/(128 g).
-
-    Scale and zero point of a group take 8 bits each, and of 128 groups 16 bits each. A shorter last
-    group counts by its length, and a zero point where there is none.
-
-    Source: Zhang et al. 2025, section 3.
-    """
-    bits, group = LADDER[on_ladder("", how)]
-    return bits + 16.0 / group + 32.0 / (128.0 * group)
+    width, group = LADDER[min(on_ladder("", how) + rungs, len(LADDER) - 1)]
+    return replace(how, weights=f"int{width}", group=group)
 
 
 # --------------------------------------------------------------------------- what stands out
@@ -174,6 +178,7 @@ def boosts(
       rungs: that a matrix climbs.
       top: the parts that climb, those that stand out most; None: those whose z is above 3.
       budget: bits a weight that are not exceeded, instead: as many as it allows, the first first.
+        The ends of the depth climb whatever it is.
     """
     sizes = {name: [w.size for w in of] for name, of in compressor.matrices().items()}
 
@@ -242,7 +247,7 @@ def _bits(
     how: Rounding, rungs: int, sizes: Mapping[str, Sequence[int]],
     layers: Mapping[str, tuple[int, ...]],
 ) -> float:  # fmt: skip
-    usual, more = bits_of(how), bits_of(climbed(how, rungs))
+    usual, more = (bits(each) or 0.0 for each in (how, climbed(how, rungs)))
     total = sum(size for of in sizes.values() for size in of)
     raised = sum(sizes[name][layer] for name, of in layers.items() for layer in of)
     return usual + (more - usual) * raised / total

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sysout_jax.analysis.compress.rounding import Basis
 from sysout_jax.analysis.compress.schemes import Rounding
 from sysout_jax.analysis.locate.scan import for_length, over_batches
 from sysout_jax.core import quantise
@@ -40,7 +39,8 @@ class Inputs:
     The Gram matrix is of the model as it was: that earlier layers will be changed too is left out.
     """
 
-    gram: np.ndarray  # [L, I, I], X^T X
+    gram: np.ndarray | None  # [L, I, I], X^T X, where it was asked for
+    square: np.ndarray  # [L, I], sum of x^2, the diagonal of the Gram matrix
     mean: np.ndarray  # [L, I], mean |x|
     low: np.ndarray  # [L, I], the lowest value
     high: np.ndarray  # [L, I], the highest
@@ -56,6 +56,7 @@ def inputs(
     params: Params,
     tokens: np.ndarray,
     taps: Sequence[str] = tuple(PRODUCTS),
+    gram: bool = True,
 ) -> dict[str, Inputs]:
     """Measure the inputs of the matrix products, one sequence after the other.
 
@@ -64,23 +65,24 @@ def inputs(
       params: its parameters.
       tokens: [B, T] of calibration text.
       taps: keys of `PRODUCTS`.
+      gram: whether Gram matrices are measured, which take 8 L I^2 bytes of the host's memory.
 
     Raises:
       InputError: the inputs are not finite.
     """
     config = for_length(config, tokens.shape[1])
-    reducers = dict.fromkeys(taps, _moments)
+    reducers = dict.fromkeys(taps, _with_gram if gram else _moments)
     total: dict[str, Any] = {}
     for row in tokens:
         one = jax.device_get(recorded(config, params, jnp.asarray(row[None]), reducers))
         one = jax.tree.map(lambda x: np.asarray(x[:, 0], np.float64), one)
         total = jax.tree_util.tree_map_with_path(_join, total, one) if total else one
     found = {
-        tap: Inputs(of["gram"], of["mean"] / len(tokens), of["low"], of["high"])
+        tap: Inputs(of.get("gram"), of["square"], of["mean"] / len(tokens), of["low"], of["high"])
         for tap, of in total.items()
     }
     for tap, of in found.items():
-        if not np.isfinite(of.gram).all():
+        if not np.isfinite(of.square).all():
             raise InputError(
                 f"{tap} of the calibration text is not finite",
                 accepted="a model whose activations are",
@@ -91,11 +93,16 @@ def inputs(
 def _moments(x: Float[Array, "T ..."]) -> dict[str, Array]:
     rows = x.reshape(x.shape[0], -1).astype(jnp.float32)
     return {
-        "gram": rows.T @ rows,
+        "square": jnp.sum(jnp.square(rows), axis=0),
         "mean": jnp.mean(jnp.abs(rows), axis=0),
         "low": jnp.min(rows, axis=0),
         "high": jnp.max(rows, axis=0),
     }
+
+
+def _with_gram(x: Float[Array, "T ..."]) -> dict[str, Array]:
+    rows = x.reshape(x.shape[0], -1).astype(jnp.float32)
+    return {**_moments(x), "gram": rows.T @ rows}
 
 
 def _join(path: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -115,29 +122,25 @@ def limits(
     params: Params,
     tokens: np.ndarray,
     how: Rounding,
-    tap: str,
-    basis: Basis,
-    known: Inputs,
+    taps: Sequence[str],
     batch: int = 8,
-) -> Float[np.ndarray, "L 2"]:
-    """The static range of a tap's inputs in each layer: the lowest and the highest value.
+) -> dict[str, Float[np.ndarray, "L 2"]]:
+    """The static range of each tap's inputs in each layer, rotated if they are rotated before
+    rounding: the lowest and the highest value.
 
     minmax is over all calibration tokens; percentile and mse are means over sequences of what each
     sequence gives, since no step sees all tokens at once.
-
-    Raises:
-      InputError: percentile or mse of inputs that are scaled by layer.
     """
-    if how.ranges == "minmax" and basis.rotation is None:
-        scales = 1.0 if basis.scales is None else np.asarray(basis.scales)
-        return np.stack([(known.low / scales).min(-1), (known.high / scales).max(-1)], axis=-1)
-    if basis.scales is not None:
-        raise InputError("methods", None, "smooth with minmax", f"smooth with {how.ranges}")
-    run = partial(recorded, for_length(config, tokens.shape[1]), taps={tap: _range(how, tap)})
-    found = np.asarray(over_batches(run, params, tokens, batch)[tap], np.float64)  # [L, B, 2]
-    if how.ranges == "minmax":
-        return np.stack([found[..., 0].min(axis=1), found[..., 1].max(axis=1)], axis=-1)
-    return found.mean(axis=1)
+    reducers = {tap: _range(how, tap) for tap in taps}
+    run = partial(recorded, for_length(config, tokens.shape[1]), taps=reducers)
+    found = {}
+    for tap, of in over_batches(run, params, tokens, batch).items():
+        ends = np.asarray(of, np.float64)  # [L, B, 2]
+        if how.ranges == "minmax":
+            found[tap] = np.stack([ends[..., 0].min(axis=1), ends[..., 1].max(axis=1)], axis=-1)
+        else:
+            found[tap] = ends.mean(axis=1)
+    return found
 
 
 @lru_cache(maxsize=64)

@@ -24,6 +24,8 @@ from sysout_jax.model.loss import token_losses
 from sysout_jax.model.taps import Edit
 
 ALPHA = 0.5  # of SmoothQuant, its authors' choice (Xiao et al. 2022, section 4)
+BEHIND_NORMS = ("attn_norm", "mlp_norm")  # what SmoothQuant rescales: the rest of the scale goes
+#   into the norm before; mixes of values and neurons it leaves (Xiao et al. 2022, section 4)
 CACHE = ("key", "value")
 Blocks = list[dict[str, Any]]
 
@@ -60,15 +62,20 @@ class Compressor:
     sites: tuple[str, ...] = tuple(PRODUCTS)
     alpha: float = ALPHA
     batch: int = 8
-    _known: dict[str, Inputs] = field(default_factory=dict, init=False)
+    _known: dict[bool, dict[str, Inputs]] = field(default_factory=dict, init=False)
 
-    @property
-    def known(self) -> dict[str, Inputs]:
-        """The inputs of the products, measured once."""
-        if not self._known:
+    def known(self, gram: bool = False) -> dict[str, Inputs]:
+        """The inputs of the products, measured when they are asked for first."""
+        gram = gram or True in self._known
+        if gram not in self._known:
             tokens = self.calibration[:, :-1]
-            self._known.update(inputs(self.config, self.params, tokens, self.sites))
-        return self._known
+            self._known[gram] = inputs(self.config, self.params, tokens, self.sites, gram)
+        return self._known[gram]
+
+    def _gram(self, tap: str, layer: int) -> Float[Array, "I I"]:
+        measured = self.known(gram=True)[tap].gram
+        assert measured is not None  # as it was asked for
+        return _f32(measured[layer])
 
     def compress(
         self,
@@ -84,9 +91,9 @@ class Compressor:
           only: the matrices that are rounded; None: all.
 
         Raises:
-          InputError: `check_experts`, or N:M that does not divide the inputs.
+          InputError: `check_scheme`.
         """
-        check_experts(self.config, scheme, self.sites)
+        check_scheme(self.config, scheme, self.sites)
         blocks = self._blocks()
         if isinstance(scheme, Pruning):
             self._prune(scheme, blocks)
@@ -98,10 +105,9 @@ class Compressor:
                     continue
                 basis, mine = bases[tap].at(layer), (boosted or {}).get((name, layer), scheme)
                 change = partial(round_weights, mine, basis=basis)
-                if scheme.by not in ("nearest", "hqq"):
-                    known = self.known[tap]
-                    gram, magnitude = _f32(known.gram[layer]), _f32(known.mean[layer])
-                    change = partial(change, gram=gram, magnitude=magnitude)
+                if scheme.compensated:
+                    gram, mean = self._gram(tap, layer), _f32(self.known()[tap].mean[layer])
+                    change = partial(change, gram=gram, magnitude=mean)
                 changed = self._each(blocks, layer, module, name, change)
                 self._put(blocks, layer, module, name, changed)
         return Compressed(self._joined(blocks), self._edits(scheme, bases))
@@ -109,21 +115,13 @@ class Compressor:
     def _edits(self, how: Rounding, bases: Mapping[str, Basis]) -> dict[str, Edit]:
         edits = {}
         if how.activations is not None:
+            fixed = self._ranges(how, bases)
             for tap, basis in bases.items():
-                fixed = None
-                if how.ranges is not None:
-                    tokens = self.calibration[:, :-1]
-                    fixed = _f32(
-                        limits(
-                            self.config, self.params, tokens, how, tap, basis, self.known[tap],
-                            self.batch,
-                        )
-                    )  # fmt: skip
                 per = how.inputs_per or ("vector" if how.per == "group" else how.per)
                 of_experts = self.config.experts and tap == "down_in"
                 parts = self.config.experts_per_token if of_experts else 1
                 rounded = RoundInputs(how.activations, per, how.zero_point, parts)
-                edits[tap] = Edit(rounded, basis, fixed)
+                edits[tap] = Edit(rounded, basis, fixed.get(tap))
         if how.cache is not None:
             for tap in CACHE:
                 heads = self.config.sizes["K"]
@@ -131,8 +129,24 @@ class Compressor:
                 edits[tap] = Edit(rounded, Basis(), None)
         return edits
 
+    def _ranges(self, how: Rounding, bases: Mapping[str, Basis]) -> dict[str, Float[Array, "L 2"]]:
+        """The static ranges of the inputs in their bases, if they are to be static."""
+        if how.ranges is None:
+            return {}
+        if how.ranges == "minmax" and how.basis != "rotate":
+            found = {}
+            for tap, basis in bases.items():
+                scales = 1.0 if basis.scales is None else np.asarray(basis.scales)
+                of = self.known()[tap]
+                ends = (of.low / scales).min(-1), (of.high / scales).max(-1)
+                found[tap] = np.stack(ends, axis=-1)
+        else:
+            tokens = self.calibration[:, :-1]
+            found = limits(self.config, self.params, tokens, how, tuple(bases), self.batch)
+        return {tap: _f32(each) for tap, each in found.items()}
+
     def _basis(self, how: Rounding, tap: str, blocks: Blocks) -> Basis:
-        if how.basis == "given":
+        if how.basis == "given" or (how.basis == "smooth" and tap not in BEHIND_NORMS):
             return Basis()
         if how.basis == "rotate":
             first = next(place for place in self._products(blocks) if place[0] == tap)
@@ -143,30 +157,24 @@ class Compressor:
         ]
         peaks = [jnp.max(jnp.abs(jnp.concatenate(row, axis=1)), axis=1) for row in matrices]
         scales = jax.vmap(partial(compensate.smooth_scales, alpha=self.alpha))
-        return Basis(scales=scales(_f32(self.known[tap].peak), jnp.stack(peaks)))
+        return Basis(scales=scales(_f32(self.known()[tap].peak), jnp.stack(peaks)))
 
     def _prune(self, how: Pruning, blocks: Blocks) -> None:
         places = self._products(blocks)
-        if isinstance(how.sparsity, tuple):
-            n, m = how.sparsity
-            for _, layer, module, name in places:
-                width = self._experts(blocks, layer, module, name).shape[1]
-                if width % m:
-                    raise InputError(
-                        "methods",
-                        None,
-                        "N:M with an M that divides them",
-                        f"{n}:{m} of the {width} inputs of {name}",
-                    )
-        elif how.criterion == "global":
+        if how.criterion == "global":
+            assert isinstance(how.sparsity, float)  # as its name has
             weights = [self._matrix(blocks, *place[1:]) for place in places]
             masks = prune.global_magnitude_masks(weights, how.sparsity)
             for place, w, mask in zip(places, weights, masks, strict=True):
                 self._put(blocks, *place[1:], jnp.where(mask, w, 0.0))
             return
         for tap, layer, module, name in places:
-            gram = _f32(self.known[tap].gram[layer]) if how.calibrated else None
-            change = partial(_pruned, how, gram=gram)
+            gram = square = None
+            if how.compensated:
+                gram = self._gram(tap, layer)
+            elif how.calibrated:
+                square = _f32(self.known()[tap].square[layer])
+            change = partial(_pruned, how, gram=gram, square=square)
             changed = self._each(blocks, layer, module, name, change)
             self._put(blocks, layer, module, name, changed)
 
@@ -230,12 +238,19 @@ class Compressor:
         return {name: np.array(shares) for name, shares in zeros.items()}
 
 
-def check_experts(config: ModelConfig, scheme: Scheme, sites: Sequence[str]) -> None:
-    """Refuse to learn from the inputs of experts, which calibration does not tell apart.
+def wide(config: ModelConfig, site: str) -> int:
+    """I, the inputs of the products at a site."""
+    size = config.sizes
+    return {"attn_mix": size["N"] * size["H"], "down_in": size["F"]}.get(site, size["D"])
+
+
+def check_scheme(config: ModelConfig, scheme: Scheme, sites: Sequence[str]) -> None:
+    """Refuse a scheme that the model cannot have.
 
     Raises:
-      InputError: the model is a mixture, the scheme learns from calibration text, and products of
-        experts are among those that are compressed.
+      InputError: the model is a mixture, the scheme learns from calibration text, which does not
+        tell experts apart, and products of experts are among those that are compressed; or N:M
+        with an M that does not divide their inputs.
     """
     of_experts = [site for site in sites if site in ("mlp_norm", "down_in")]
     if config.experts and scheme.calibrated and of_experts:
@@ -243,6 +258,12 @@ def check_experts(config: ModelConfig, scheme: Scheme, sites: Sequence[str]) -> 
             "methods", None, "methods without calibration, or --sites=attn_norm,attn_mix",
             f"the inputs of the {config.experts} experts are not told apart in calibration text",
         )  # fmt: skip
+    if isinstance(scheme, Pruning) and isinstance(scheme.sparsity, tuple):
+        n, m = scheme.sparsity
+        for site in sites:
+            if wide(config, site) % m:
+                why = f"{n}:{m} of the {wide(config, site)} inputs at {site}"
+                raise InputError("methods", None, "N:M with an M that divides them", why)
 
 
 def _f32(x: np.ndarray) -> Array:
@@ -251,13 +272,12 @@ def _f32(x: np.ndarray) -> Array:
 
 @precisely
 @partial(jax.jit, static_argnums=0)
-def _pruned(how: Pruning, w: Float[Array, "I O"], gram: Array | None) -> Float[Array, "I O"]:
-    if gram is None:
-        score = jnp.abs(w)
-    elif how.criterion == "sparsegpt":
+def _pruned(
+    how: Pruning, w: Float[Array, "I O"], gram: Array | None, square: Array | None
+) -> Float[Array, "I O"]:
+    if gram is not None:
         return prune.sparsegpt(w, gram, how.sparsity)
-    else:
-        score = prune.wanda_score(w, jnp.sqrt(jnp.diagonal(gram)))
+    score = jnp.abs(w) if square is None else prune.wanda_score(w, jnp.sqrt(square))
     if isinstance(how.sparsity, tuple):
         mask = prune.n_of_m_mask(score, *how.sparsity)
     elif how.criterion == "wanda":
@@ -310,6 +330,16 @@ def _losses(
 ) -> Float[Array, "B T"]:
     states, _ = final_states(config, params, rows[:, :-1], edits=edits)
     return token_losses(config, params, states, rows[:, 1:])[:, skip:]
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuse a share of the scale that is none.
+
+    Raises:
+      InputError: it is not from 0 to 1.
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise InputError("alpha", alpha, "a number from 0 to 1")
 
 
 def present(sites: Sequence[str]) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ A method is words joined by "-". To round:
                                                  16 or nothing leaves them as they are
     gptq, awq                                    weights are rounded with the help of calibration
     hqq                                          zero points are fitted to weights without any
-    smooth, rotate                               inputs are rescaled, or rotated, before rounding
+    smooth, smoothall                            inputs behind norms, or all, are rescaled before
+    rotate                                       rounding; or rotated
     zero                                         ranges with a zero point instead of symmetric ones
     tensor, vector, g32                          what shares a scale: a tensor; an output channel
                                                  and a token (if nothing is said); 32 inputs.
@@ -26,6 +27,7 @@ from sysout_jax.core.quantise import FORMATS
 from sysout_jax.errors import InputError
 
 RANGES = ("minmax", "percentile", "mse")
+SMOOTH = ("smooth", "smoothall")
 CRITERIA = ("magnitude", "global", "wanda", "sparsegpt")
 # as a method names them -> as `core.quantise` does; "16" is what is not rounded
 NAMES: Mapping[str, str | None] = MappingProxyType(
@@ -55,14 +57,19 @@ class Rounding:
     inputs_per: str | None = None  # the same of activations, if they differ: tensor
     group: int = 128  # inputs that share a scale of a weight, if per is group
     by: str = "nearest"  # nearest, gptq, awq, hqq
-    basis: str = "given"  # given, smooth, rotate
+    basis: str = "given"  # given, smooth, smoothall, rotate
     zero_point: bool = False
     ranges: str | None = None  # of activations: one of RANGES, or None for their own (dynamic)
 
     @property
     def calibrated(self) -> bool:
         """Whether it needs calibration text."""
-        return self.by in ("gptq", "awq") or self.basis == "smooth" or self.ranges is not None
+        return self.compensated or self.basis in SMOOTH or self.ranges is not None
+
+    @property
+    def compensated(self) -> bool:
+        """Whether it needs the products of all pairs of inputs."""
+        return self.by in ("gptq", "awq")
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,31 @@ class Pruning:
         """Whether it needs calibration text."""
         return self.criterion in ("wanda", "sparsegpt")
 
+    @property
+    def compensated(self) -> bool:
+        """Whether it needs the products of all pairs of inputs."""
+        return self.criterion == "sparsegpt"
+
 
 Scheme = Rounding | Pruning
+
+
+def bits(how: Rounding) -> float | None:
+    """Bits a weight with its scales, None where weights are not rounded.
+
+    Of b bits in groups of g: b + 16/g + 32/(128 g). Scale and zero point of a group take 8 bits
+    each, and of 128 groups 16 bits each; a shorter last group counts by its length, and a zero
+    point where there is none. In a format's own blocks of g, b + 8/g. A scale of a channel or
+    tensor counts as nothing.
+
+    Source: Zhang et al. 2025 (arXiv:2503.06518), section 3, of groups.
+    """
+    if how.weights is None:
+        return None
+    fmt = FORMATS[how.weights]
+    if fmt.block:
+        return fmt.bits + 8.0 / fmt.block
+    return fmt.bits + (16.0 + 32.0 / 128.0) / how.group * (how.per == "group")
 
 
 def scheme(method: str) -> Scheme:
@@ -120,10 +150,11 @@ def _rounding(method: str, words: list[str]) -> Rounding:
             for field, name in zip(
                 ("weights", "activations", "cache"), formats.groups(), strict=True
             ):
-                say(field, None if name is None else NAMES[name])
+                if name is not None:
+                    say(field, NAMES[name])
         elif word in ("gptq", "awq", "hqq"):
             say("by", word)
-        elif word in ("smooth", "rotate"):
+        elif word in (*SMOOTH, "rotate"):
             say("basis", word)
         elif word == "zero":
             say("zero_point", True)
@@ -140,17 +171,17 @@ def _rounding(method: str, words: list[str]) -> Rounding:
             raise _refused(
                 method,
                 f"formats as w8, a8, kv4, w8a8 (of {', '.join(NAMES)}), gptq, awq, hqq, smooth, "
-                f"rotate, zero, tensor, vector, g32, atensor, {', '.join(RANGES)}; or one of "
-                f"{', '.join(CRITERIA)} first, as in wanda-0.5",
+                f"smoothall, rotate, zero, tensor, vector, g32, atensor, {', '.join(RANGES)}; or "
+                f"one of {', '.join(CRITERIA)} first, as in wanda-0.5",
                 f"{word!r} is none of the words",
             )
     made = Rounding(**found)  # type: ignore[arg-type]
-    _check(method, made)
+    _check(method, made, "per" in found)
     return made
 
 
-def _check(method: str, made: Rounding) -> None:
-    """Refuse words that do not go together."""
+def _check(method: str, made: Rounding, shared: bool) -> None:
+    """Refuse words that do not go together; `shared`: whether one says what shares a scale."""
     used = [name for name in (made.weights, made.activations, made.cache) if name is not None]
     if not used and made != Rounding():
         raise _refused(method, "a format, as w8 or w8a8, beside other words")
@@ -164,14 +195,20 @@ def _check(method: str, made: Rounding) -> None:
         raise _refused(method, "hqq with integers, whose zero points it makes itself")
     if made.ranges is not None and made.activations is None:
         raise _refused(method, f"{made.ranges} with a format of activations")
-    if made.inputs_per is not None and made.activations is None:
-        raise _refused(method, "atensor with a format of activations")
-    if made.basis == "smooth" and made.activations is None:
-        raise _refused(method, "smooth with a format of activations")
+    if made.inputs_per is not None and (
+        made.activations is None or made.ranges or FORMATS[made.activations].block
+    ):
+        raise _refused(
+            method, "atensor with a format of activations that has no blocks, without static ranges"
+        )
+    if made.basis in SMOOTH and made.activations is None:
+        raise _refused(method, f"{made.basis} with a format of activations")
+    if made.basis in SMOOTH and made.ranges not in (None, "minmax"):
+        raise _refused(method, f"{made.basis} with minmax")
     if made.basis == "rotate" and made.weights is made.activations is None:
         raise _refused(method, "rotate with a format of weights or activations")
-    if made.per != Rounding.per:
-        word = made.per if made.per == "tensor" else f"g{made.group}"
+    if shared:
+        word = f"g{made.group}" if made.per == "group" else made.per
         share = [made.weights] if made.per == "group" else [made.weights, made.activations]
         if not any(name and not FORMATS[name].block for name in share):
             which = "weights" if made.per == "group" else "weights or activations"
