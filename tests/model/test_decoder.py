@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.errors import InputError
 from sysout_jax.model import block as block_module
 from sysout_jax.model.config import PLACEMENTS, ModelConfig
 from sysout_jax.model.decoder import (
@@ -23,6 +22,7 @@ from sysout_jax.model.decoder import (
 from sysout_jax.model.execution import DTYPES, Execution
 from sysout_jax.model.rope import RULES, Dynamic, Linear, Llama3, LongRope, Rope, Yarn, by_rule
 from sysout_jax.model.sink import ExplicitSink
+from tests.refusing import refusal
 
 BASE = ModelConfig(
     vocab=17, context=7, layers=2, width=13, heads=4, kv_heads=2, head_dim=6, mlp_width=19
@@ -610,9 +610,7 @@ def test_dtype_of_logits(dtype):
 
 def test_learned_positions_end():
     tokens = jnp.zeros((2, 8), jnp.int32)
-    with pytest.raises(InputError) as caught:
-        forward(GPT2, noisy(GPT2), tokens)
-    message = str(caught.value)
+    message = refusal(forward, GPT2, noisy(GPT2), tokens)
     assert message == "seq_len=8: learned positions end at 7; accepted: at most 7"
     assert logits(GPT2, noisy(GPT2), TOKENS[:, :7]).shape == (3, 7, 17)
     longer = jax.eval_shape(partial(forward, LLAMA), shapes(LLAMA), tokens)
