@@ -1,4 +1,7 @@
-"""Binaries run in this process: parse flags, run, and give back what a user would see."""
+"""Binaries run in this process: parse flags, run, and give back what a user would see.
+
+Figures take seconds: where another test sees the same ones, a run has drawn=False.
+"""
 
 import contextlib
 import io
@@ -63,11 +66,16 @@ class Outcome(NamedTuple):
 
 
 def _binary(module: ModuleType) -> Callable[..., Outcome]:
-    def run(*arguments: str) -> Outcome:
+    def run(*arguments: str, drawn: bool = True) -> Outcome:
         usage.define(module)
         rest = FLAGS([module.__name__, *launch.named_runs(arguments)])
         out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
+            pytest.MonkeyPatch.context() as patch,
+        ):  # fmt: skip
+            if not drawn:
+                patch.setattr(module, "REPORT", module.REPORT._replace(draw=lambda *_: {}))
             status = launch.guarded(module.main, rest)
         workdir, run_name = (FLAGS[n].value if n in FLAGS else None for n in ("workdir", "name"))
         place = Path(workdir or "", module.__name__.rpartition(".")[2], run_name or "latest")

@@ -86,7 +86,7 @@ def test_a_name_is_free_while_nothing_is_found(finished, trained, run_analyze, t
     (mine / "result.json").write_text(json.dumps(record | {"status": "failed", "parts": {}}))
     done = run_analyze(
         f"--model={trained}", "--variant=softmax", "--seed=5", "--sequences=12", "--only=existence",
-        f"--workdir={tmp_path}", "--name=mine",
+        f"--workdir={tmp_path}", "--name=mine", drawn=False,
     )  # fmt: skip
     assert list(done.record["parts"]) == ["existence"]
 
@@ -464,7 +464,8 @@ def test_streaming_finds_what_a_model_in_memory_shows(of_family, case, run_analy
     published = of_family(case)
     parts = "--only=existence,positions,relations,dimensions"
     whole, _ = analysed(run_analyze, tmp_path / "whole", *published, parts)
-    streamed, outcome = analysed(run_analyze, tmp_path / "streamed", *published, "--stream")
+    run = partial(run_analyze, drawn=False)
+    streamed, outcome = analysed(run, tmp_path / "streamed", *published, "--stream")
     assert "lifecycle left out: takes a model in memory" in outcome.out
     assert list(streamed["parts"]) == list(whole["parts"])
     assert streamed["parameters"] == whole["parameters"] > 0

@@ -275,6 +275,7 @@ def test_a_bos_among_the_keys_is_not_read_again(trained, monkeypatch, run_compre
     done = run_compress(
         f"--model={trained}", "--variant=softmax", "--seed=5", "--methods=w4", "--sequences=6",
         "--conversions=prefix", "--calibration=4", "--seq_len=13", f"--workdir={tmp_path}",
+        drawn=False,
     )  # fmt: skip
     model = load(trained / "models" / "backcopy-softmax", 5)
     expected = losses(model.config, Compressed(model.params), rows, skip=1)
@@ -381,7 +382,7 @@ def test_what_the_protocol_refuses(flags, said, trained, run_compress, tmp_path)
 def test_more_bits_for_some_matrices(planted_run, run_compress, tmp_path):
     done = run_compress(
         *planted_run, "--methods=hqq-w3-g32", "--boost=kurtosis,random:1,first_last", "--top=1",
-        "--calibration=3", "--seq_len=13", f"--workdir={tmp_path}",
+        "--calibration=3", "--seq_len=13", f"--workdir={tmp_path}", drawn=False,
     )  # fmt: skip
     record = done.record
     (model,) = record["models"]

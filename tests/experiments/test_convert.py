@@ -105,7 +105,7 @@ def test_a_run_that_goes_on_writes_its_own_model_alone(place, run_convert, tmp_p
         return run_convert(
             f"--model={place}/model", f"--corpus=tokens:{place}/text", f"--out={to}", "--nocheck",
             "--calibration=4", "--sequences=2", "--seq_len=32", "--weak=leave", "--bos=no",
-            "--name=mine", f"--workdir={tmp_path}/runs",
+            "--name=mine", f"--workdir={tmp_path}/runs", drawn=False,
         )  # fmt: skip
 
     monkeypatch.setattr(Cells, "write", stopped)

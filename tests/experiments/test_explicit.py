@@ -71,6 +71,7 @@ def test_measures_are_of_all_sequences(record, trained, run_explicit, tmp_path):
     done = run_explicit(
         f"--model={trained}", "--methods=", "--sequences=6", "--calibration=3", "--seq_len=13",
         "--variant=softmax", "--seed=3", "--finetune=0", "--batch=4", f"--workdir={tmp_path}",
+        drawn=False,
     )  # fmt: skip
     for each in (record, done.record):
         measures = each["models"][0]["forms"]["trained"]["measures"]
@@ -164,7 +165,7 @@ def on_text(run_explicit, running, tmp_path_factory):
         f"--model={running}/model", f"--corpus=tokens:{running}/text", "--bos=no",
         "--methods=", "--sequences=4", "--calibration=6", "--seq_len=48",
         "--distil=4", "--finetune=2", "--finetune_batch=2", "--finetune_lr=1e-2", "--draws=1,2",
-        f"--workdir={place}",
+        f"--workdir={place}", drawn=False,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Commands that go cell by cell: stopped, in shards and at once they leave the same record."""
 
-import importlib
 import json
+from functools import partial
 
 import pytest
 
@@ -27,7 +27,8 @@ def record_of(directory):
 @pytest.mark.parametrize("command", GIVEN)
 def test_stopped_and_in_shards_or_at_once(command, deep, request, tmp_path, monkeypatch):
     """Each cell is made once, whichever process makes it, and the records are the same."""
-    run, write, made = request.getfixturevalue(f"run_{command}"), Cells.write, []
+    run = partial(request.getfixturevalue(f"run_{command}"), drawn=False)
+    write, made = Cells.write, []
 
     def counted(cells, name, found):
         if len(made) == 1 and not (tmp_path / "stopped").exists():
@@ -37,8 +38,6 @@ def test_stopped_and_in_shards_or_at_once(command, deep, request, tmp_path, monk
         made.append(name)
 
     monkeypatch.setattr(Cells, "write", counted)
-    module = importlib.import_module(f"experiments.{command}")
-    monkeypatch.setattr(module, "REPORT", module.REPORT._replace(draw=lambda *_: {}))
     small = ("--sequences=3", "--seq_len=9", "--batch=3", f"--workdir={tmp_path}")
     given = (f"--model={deep}", *GIVEN[command], *small)
     place = tmp_path / command / "parts"
@@ -64,7 +63,7 @@ def test_more_methods_join_those_that_are_there(deep, run_compress, tmp_path, mo
     monkeypatch.setattr(compress, "enough", lambda rows: None)  # to convert: none is
     small = ("--sequences=3", "--calibration=4", "--seq_len=9", f"--workdir={tmp_path}", "--name=a")
     for methods in ("w4,w8", "w6"):
-        done = run_compress(f"--model={deep}", f"--methods={methods}", *small)
+        done = run_compress(f"--model={deep}", f"--methods={methods}", *small, drawn=False)
         assert done.status == 0, done.err
     record = record_of(tmp_path / "compress" / "a")
     assert record["methods"] == ["w6", "w4", "w8"]

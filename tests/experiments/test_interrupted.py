@@ -76,7 +76,7 @@ def trained(directory):
 def whole(run_variants, tmp_path_factory):
     """A run that nothing interrupts, and what it found."""
     workdir = tmp_path_factory.mktemp("whole")
-    directory = run_variants(*TINY, f"--workdir={workdir}", "--name=a").directory
+    directory = run_variants(*TINY, f"--workdir={workdir}", "--name=a", drawn=False).directory
     assert not (directory / "states").exists()
     return directory
 
@@ -129,7 +129,7 @@ def test_killed_and_preempted(whole, run_variants, tmp_path):
     states = max(map(saved_steps, directory.glob("states/backcopy/*")), key=len)
     damaged = states[max(states)]  # of a group that has another: a finished one has its last alone
     (damaged / "about.json").write_text("")
-    outcome = run_variants("--name=a", f"--workdir={tmp_path}")
+    outcome = run_variants("--name=a", f"--workdir={tmp_path}", drawn=False)
     assert (outcome.status, outcome.err) == (0, "")
     assert outcome.out.count("cannot be used (about.json is missing or not as it was written)") == 1
     same(directory, whole)
@@ -167,7 +167,7 @@ def test_resuming_from_a_relative_path(whole, run_variants, tmp_path, monkeypatc
     ended(process)
     monkeypatch.chdir(tmp_path)
     begun = max(saved_steps(Path("runs/variants/a/states/backcopy/softmax-seed-0")))
-    outcome = run_variants("--resume_from=runs/variants/latest", "--name=b")
+    outcome = run_variants("--resume_from=runs/variants/latest", "--name=b", drawn=False)
     assert (outcome.status, outcome.err) == (0, "")
     assert "cannot be used" not in outcome.out
     assert begun > 0

@@ -125,7 +125,7 @@ def test_what_is_measured_is_not_measured_again(place, tmp_path, run_analyze, mo
     assert "goes on  " in stopped.out
     cells = tmp_path / "runs" / "analyze" / "mine" / "cells"
     assert sorted(x.name for x in cells.glob("step*")) == ["step0.json", "step512.json"]
-    record = run_analyze(*asked(place, tmp_path, "--name=mine")).record
+    record = run_analyze(*asked(place, tmp_path, "--name=mine"), drawn=False).record
     assert loaded == ["step0", "step512", "stop", "step8000"]
     assert (record["status"], record["parts"]["dynamics"]["steps"]) == ("complete", list(STEPS))
     changed = run_analyze(*asked(place, tmp_path, "--name=mine", "--seq_len=11"))

@@ -74,12 +74,11 @@ def test_of_what_has_no_record():
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_end_fits_and_comes_last(name, monkeypatch, tmp_path):
     module = importlib.import_module(f"experiments.{name}")
-    monkeypatch.setattr(module, "REPORT", module.REPORT._replace(draw=lambda *_: {}))
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     shutil.copy(ONE_OF_EACH[name] / "result.json", "run")
-    done = _binary(module)("--redraw=run")
+    done = _binary(module)("--redraw=run", drawn=False)
     assert (done.status, done.err) == (0, "")
     lines = done.out.splitlines()
     assert max(map(cell_len, lines)) <= 80
@@ -120,17 +119,15 @@ def test_flags_beside_redraw_are_refused(run_tour, tmp_path):
     assert done.refusal == "--sequences: no effect; accepted: without --redraw"
 
 
-def test_analyze_prints_the_tables_of_its_findings(monkeypatch, tmp_path, run_analyze):
-    module = importlib.import_module("experiments.analyze")
-    monkeypatch.setattr(module, "REPORT", module.REPORT._replace(draw=lambda *_: {}))
+def test_analyze_prints_the_tables_of_its_findings(tmp_path, run_analyze):
     shutil.copy(ONE_OF_EACH["analyze"] / "result.json", tmp_path)
     record = read_record(tmp_path)
     made = tables(record)
-    whole = run_analyze(f"--redraw={tmp_path}", "--markdown")
+    whole = run_analyze(f"--redraw={tmp_path}", "--markdown", drawn=False)
     assert whole.out == "\n\n".join(each.to_markdown() for each in made.values()) + "\n"
-    rows = run_analyze(f"--redraw={tmp_path}", "--csv").out
+    rows = run_analyze(f"--redraw={tmp_path}", "--csv", drawn=False).out
     assert all(f"# {each.title or name}\n{each.to_csv()}" in rows for name, each in made.items())
-    assert json.loads(run_analyze(f"--redraw={tmp_path}", "--json").out) == record
+    assert json.loads(run_analyze(f"--redraw={tmp_path}", "--json", drawn=False).out) == record
     assert "found  " in whole.err
 
 
