@@ -22,6 +22,7 @@ from sysout_jax.model.decoder import (
 from sysout_jax.model.execution import DTYPES, Execution
 from sysout_jax.model.rope import RULES, Dynamic, Linear, Llama3, LongRope, Rope, Yarn, by_rule
 from sysout_jax.model.sink import ExplicitSink
+from tests.model.noise import noisy, shapes
 from tests.refusing import refusal
 
 BASE = ModelConfig(
@@ -32,23 +33,6 @@ GPT2 = dataclasses.replace(
 )
 LLAMA = dataclasses.replace(BASE, norm="rms", position="rope", mlp="swiglu", tied=False)
 TOKENS = np.random.default_rng(1).integers(0, 17, (3, 7)).astype(np.int32)
-
-
-def noisy(config, seed=0):
-    """Parameters that are all random, so that none is without effect: biases and gates too."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        return jnp.asarray(
-            0.4 * rng.standard_normal(leaf.shape) + (path[-1].key in ("scale", "gain")), jnp.float32
-        )
-
-    return jax.tree_util.tree_map_with_path(draw, shapes(config))
-
-
-@cache
-def shapes(config):
-    return jax.eval_shape(partial(init, config), jax.random.key(0))
 
 
 @cache

@@ -12,9 +12,10 @@ import pytest
 import sysout_jax as so
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import forward, init, stack_blocks
+from sysout_jax.model.decoder import forward, stack_blocks
 from sysout_jax.model.taps import TAPS
 from tests import quick
+from tests.model.noise import noisy
 from tests.refusing import refusal
 
 B, T, D, N, K, H, F, L = 3, 7, 13, 4, 2, 6, 19, 2
@@ -28,17 +29,6 @@ TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 17, (B, T)), jnp.int32
 # What one sequence's value measures, from the letters that a tap's text starts with.
 SIZES = {"T": T, "S": T, "D": D, "N": N, "K": K, "H": H, "F": F}
 GATES = {"context_scale": (T, N, 1), "element_gate": (T, N, H), "value_gate": (T, K, H)}
-
-
-def noisy(config, seed=0):
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        centre = float(path[-1].key == "scale")
-        return jnp.asarray(centre + 0.4 * rng.standard_normal(leaf.shape), jnp.float32)
-
-    tree = jax.eval_shape(partial(init, config), jax.random.key(0))
-    return jax.tree_util.tree_map_with_path(draw, tree)
 
 
 def present(config):
