@@ -32,6 +32,7 @@ from experiments import (
 )
 from experiments.cli import launch
 from tests import usage
+from tests.analysis import first_sink as planted
 
 FLAGS = flags.FLAGS
 COMMANDS = (
@@ -118,6 +119,23 @@ def deep(run_variants: Callable[..., Outcome], tmp_path_factory: pytest.TempPath
     place = tmp_path_factory.mktemp("deep")
     deep = ("--variants=softmax", "--layers=2", "--steps=4", "--measure_every=4")
     return _few_steps(run_variants, place, *deep)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The planted model as a training run writes one, and text of its ids."""
+    place = tmp_path_factory.mktemp("planted")
+    planted.write(place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few documents of two sentences."""
+    path = tmp_path_factory.mktemp("text") / "some text.txt"
+    words = "Summer is warm. Winter is cold.\n"
+    path.write_text("<|endoftext|>".join(words * n for n in range(1, 9)))
+    return path
 
 
 @pytest.fixture(scope="module")

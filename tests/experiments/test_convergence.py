@@ -19,14 +19,6 @@ TINY = (
 
 
 @pytest.fixture(scope="module")
-def text_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "some text.txt"
-    words = "Summer is warm. Winter is cold.\n"
-    path.write_text("<|endoftext|>".join(words * n for n in range(1, 9)))
-    return path
-
-
-@pytest.fixture(scope="module")
 def finished(run_convergence, tmp_path_factory, text_file):
     """A run that was interrupted in its second cell, and then went on with one more rate."""
     place = tmp_path_factory.mktemp("runs")

@@ -19,14 +19,6 @@ from tests.images import ink
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """The planted model as a training run writes one, and text of its ids."""
-    place = tmp_path_factory.mktemp("planted")
-    planted.write(place)
-    return place
-
-
-@pytest.fixture(scope="module")
 def finished(place, run_convert):
     return run_convert(
         f"--model={place}/model", f"--corpus=tokens:{place}/text", f"--out={place}/out",

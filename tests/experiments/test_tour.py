@@ -12,14 +12,6 @@ from tests.analysis import first_sink as planted
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """The planted model as a training run writes one, and text of its ids."""
-    place = tmp_path_factory.mktemp("planted")
-    planted.write(place)
-    return place
-
-
-@pytest.fixture(scope="module")
 def finished(place, run_tour):
     return run_tour(
         f"--model={place}/model", f"--corpus=tokens:{place}/text", "--calibration=5",

@@ -37,14 +37,6 @@ TINY = (
 
 
 @pytest.fixture(scope="module")
-def text_file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "some text.txt"
-    words = "Summer is warm. Winter is cold.\n"
-    path.write_text("<|endoftext|>".join(words * n for n in range(1, 9)))
-    return path
-
-
-@pytest.fixture(scope="module")
 def finished(run_variants, tmp_path_factory, text_file):
     """A complete tiny run on two corpora with two seeds."""
     workdir = tmp_path_factory.mktemp("runs")

@@ -679,17 +679,6 @@ def test_groups_say_which_fields_they_read(family):
             },
             "accepted: a list of numbers",
         ),
-        (
-            {
-                "rope_scaling": {
-                    "rope_type": "longrope",
-                    "factor": 2.0,
-                    "short_factor": [None, 1.0],
-                    "long_factor": [1.0, 1.0],
-                }
-            },
-            "accepted: a list of numbers",
-        ),
     ],
 )
 def test_values_that_are_refused(change, wanted):

@@ -19,6 +19,7 @@ from sysout_jax.model.decoder import init
 from sysout_jax.training import checkpoint
 from sysout_jax.training.checkpoint import load, save
 from tests.refusing import refusal
+from tests.training.test_states import same_bits
 
 CONFIG = ModelConfig(
     vocab=258, context=7, layers=2, width=13, heads=4, kv_heads=2, head_dim=6, mlp_width=19,
@@ -47,13 +48,6 @@ def noisy(config=CONFIG, seeds=3):
         return jnp.asarray(bits.view(np.float32))
 
     return jax.tree.map(draw, tree)
-
-
-def same_bits(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert a.dtype == b.dtype == jnp.float32
-        np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32))
 
 
 @pytest.fixture(scope="module")

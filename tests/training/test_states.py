@@ -25,6 +25,7 @@ from sysout_jax.training.optimizer import OptimizerConfig
 from sysout_jax.training.resume import States, initial
 from sysout_jax.training.states import Saving, StateStore, restore, saved_steps
 from tests.refusing import refusal
+from tests.training.test_loop import same, without_timing
 
 TINY = TrainConfig(
     corpus="backcopy", seq_len=8, batch_size=4, steps=7, seeds=(3, 1), steps_per_call=2,
@@ -224,14 +225,6 @@ def test_a_write_that_the_system_refuses_is_one_line(tmp_path):
 # ------------------------------------------------------------------------- training goes on
 
 
-def same(found, expected):
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
-def untimed(rows):
-    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
-
-
 @pytest.fixture(scope="module")
 def whole():
     return train(TINY)
@@ -281,8 +274,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(whole, copy):
 
     again = train(TINY, Watched(), heard.append, states=states(copy))
     same(again.params, whole.params)
-    same(untimed(again.rows), untimed(whole.rows))
-    same(untimed(heard), untimed(whole.rows))
+    same(without_timing(again.rows), without_timing(whole.rows))
+    same(without_timing(heard), without_timing(whole.rows))
     steps = {index for split, index in trained if split == "train"}
     assert steps == {0, 4, 5, 6}  # batches are made one call ahead; 0 is compared
     finished = train(TINY, Interrupted(), states=states(copy))  # nothing left to train
@@ -297,7 +290,7 @@ def test_groups_of_seeds_go_on_one_by_one(tmp_path):
     again = train(grouped, states=states(interrupted(tmp_path, seeds_at_once=1)))
     expected = train(grouped)
     same(again.params, expected.params)
-    same(untimed(again.rows), untimed(expected.rows))
+    same(without_timing(again.rows), without_timing(expected.rows))
 
 
 def test_another_run_goes_on_from_it(whole, copy, tmp_path):
@@ -318,7 +311,7 @@ def test_a_damaged_state_costs_time_and_no_bits(whole, copy):
     again = train(TINY, states=states(copy, say=said.append))
     assert [line.startswith(f"{newest}: cannot be used (about.json is") for line in said] == [True]
     same(again.params, whole.params)
-    same(untimed(again.rows), untimed(whole.rows))
+    same(without_timing(again.rows), without_timing(whole.rows))
 
 
 def test_asked_to_stop(whole, tmp_path):
@@ -332,7 +325,7 @@ def test_asked_to_stop(whole, tmp_path):
         train(TINY, states=asked)
     again = train(TINY, states=states(tmp_path, saving=seldom))
     same(again.params, whole.params)
-    same(untimed(again.rows), untimed(whole.rows))
+    same(without_timing(again.rows), without_timing(whole.rows))
 
 
 # ------------------------------------------------------------------------- refusals
