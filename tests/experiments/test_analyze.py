@@ -26,8 +26,7 @@ from sysout_jax.training.checkpoint import save
 from tests.site import chromium
 
 CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-    None,
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 BROWSER = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",

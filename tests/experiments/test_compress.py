@@ -10,12 +10,7 @@ import pytest
 import sysout_jax as so
 from experiments import compress
 from experiments.reports.compress_report import BEFORE, agreements, sections
-from sysout_jax.analysis.compress.compression import (
-    Compressed,
-    Compressor,
-    losses,
-    losses_by_token,
-)
+from sysout_jax.analysis.compress.compression import Compressed, Compressor, losses, losses_by_token
 from sysout_jax.analysis.compress.schemes import scheme
 from sysout_jax.data import load_corpus
 from sysout_jax.data.tokenizer import ByteTokenizer
@@ -401,16 +396,10 @@ def test_more_bits_for_some_matrices(planted_run, run_compress, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (
-            ["--boost=size"],
-            "--boost=size: accepted: sensitivity, kurtosis,",
-        ),
+        (["--boost=size"], "--boost=size: accepted: sensitivity, kurtosis,"),
         (["--boost=kurtosis"], "w8-tensor has no rung"),
         (["--boost=kurtosis", "--methods=w3-g64", "--top=1", "--budget=3"], "both say how many"),
-        (
-            ["--boost=kurtosis", "--methods=w3-g64", "--budget=0"],
-            "--budget=0.0: accepted:",
-        ),
+        (["--boost=kurtosis", "--methods=w3-g64", "--budget=0"], "--budget=0.0: accepted:"),
         (["--boost=random:1,random:1", "--methods=w3-g64"], "none of them twice"),
     ],
 )

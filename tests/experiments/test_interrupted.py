@@ -352,10 +352,7 @@ def test_a_damaged_config_is_one_line(run_variants, stopped, tmp_path, content):
         (["--name=../a"], ("--name=../a: accepted: letters",)),
         (["--name=latest"], ("--name=latest: accepted: letters", "not latest")),
         (["--keep_last=0"], ("--keep_last=0: accepted: ",)),
-        (
-            ["--init_from=nowhere", "--smoke"],
-            ("nowhere/config.json: No such file", "RUN/models"),
-        ),
+        (["--init_from=nowhere", "--smoke"], ("nowhere/config.json: No such file", "RUN/models")),
     ],
 )
 def test_bad_flags_are_one_line(run_variants, tmp_path, monkeypatch, arguments, told):

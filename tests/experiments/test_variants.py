@@ -132,12 +132,7 @@ def test_bad_flags_are_one_line(run_variants, tmp_path, monkeypatch, arguments, 
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [
-        (b"", "empty"),
-        (b" \n", "empty"),
-        (b"ab\xff\xfecd", "byte"),
-        (b"abc", "--seq_len"),
-    ],
+    [(b"", "empty"), (b" \n", "empty"), (b"ab\xff\xfecd", "byte"), (b"abc", "--seq_len")],
 )
 def test_bad_text_is_one_line(run_variants, tmp_path, content, told):
     path = tmp_path / "text.txt"

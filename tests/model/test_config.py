@@ -263,24 +263,12 @@ def test_the_same_model_run_otherwise():
             "no effect; accepted",
         ),
         ({"execution": FUSED, "sink": ExplicitSink()}, "flash=True", "no effect with the keys"),
-        (
-            {"execution": FUSED, "attn_softcap": 3.0},
-            "flash=True",
-            "no effect with attn_soft",
-        ),
+        ({"execution": FUSED, "attn_softcap": 3.0}, "flash=True", "no effect with attn_soft"),
         ({"execution": FUSED, "position": "alibi"}, "flash=True", "no effect with position=alibi"),
-        (
-            {"execution": FUSED, "head_dim": 12},
-            "flash=True",
-            "on heads of 12 channels; acc",
-        ),
+        ({"execution": FUSED, "head_dim": 12}, "flash=True", "on heads of 12 channels; acc"),
         ({"execution": FUSED, "head_dim": 136}, "flash=True", "on heads of 136 channels"),
         (
-            {
-                "position": "rope",
-                "head_dim": 2,
-                "rope": LongRope(short=(1.0,), long=(1.0, 2.0)),
-            },
+            {"position": "rope", "head_dim": 2, "rope": LongRope(short=(1.0,), long=(1.0, 2.0))},
             "rope_long",
             "2 numbers; accepted: 1, one",
         ),
