@@ -29,14 +29,7 @@ TINY = (
     "--steps_per_call=10", "--measure_every=200", "--save_every=40",
 )  # fmt: skip
 # Runs are begun in children and ended in this process: both have to compile alike.
-ENV = (
-    os.environ
-    | quick.ENVIRONMENT
-    | {
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
-)
+ENV = os.environ | quick.ENVIRONMENT | quick.CACHE
 
 
 def command(workdir, *arguments):

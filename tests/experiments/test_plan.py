@@ -17,14 +17,11 @@ from sysout_jax.model.decoder import parameter_count
 from sysout_jax.model.execution import Execution
 from sysout_jax.planning.machines import GIB
 from sysout_jax.results import read_record
+from tests import quick
 from tests.refusing import refusal
 
 ROOT = Path(__file__).parents[2]
-QUICK = {
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-}
+QUICK = quick.CACHE | {"XLA_FLAGS": quick.UNOPTIMISED}
 SMALL = ("--model=backcopy", "--vocab=16", "--seq_len=8", "--dtype=float32")
 
 
