@@ -1,6 +1,7 @@
 """One `load` for every kind of model, and what it says of what is none."""
 
 import inspect
+import json
 import os
 import shutil
 import subprocess
@@ -54,31 +55,40 @@ def test_a_run_of_this_project(run):
 
 
 SHARDED = """
-import sys
+import json, sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sysout_jax.loading import load
+directory, letter, path, given = json.loads(sys.argv[1])
 mesh = Mesh(np.array(jax.devices()), ("model",))
 def shard(axes, shape):
     letters = axes.replace("-> ", "").split()
-    return NamedSharding(mesh, PartitionSpec(*("model" if x == "D" else None for x in letters)))
-model = load(sys.argv[1], seed=5, dtype="float16", shard=shard)
-up = model.params["block_0"]["mlp"]["up"]
-print(up.dtype, [part.data.shape for part in up.addressable_shards], float(np.asarray(up).sum()))
+    return NamedSharding(mesh, PartitionSpec(*("model" if x == letter else None for x in letters)))
+leaf = load(directory, shard=shard, **given).params
+for name in path:
+    leaf = leaf[name]
+shapes = [part.data.shape for part in leaf.addressable_shards]
+print(json.dumps([str(leaf.dtype), shapes, float(np.asarray(leaf).sum())]))
 """
+
+
+def on_two_devices(directory, letter, *path, **given):
+    """Of a tensor that is divided along an axis: its type, its shards, and the sum of all."""
+    asked = json.dumps([str(directory), letter, path, given])
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED, asked], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | quick.TWO_DEVICES, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)
 
 
 def test_a_mesh_gets_the_shards_of_a_run(run):
     """Each of two devices holds half of the width; the values are those of the seed."""
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED, str(run)], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | quick.TWO_DEVICES, check=True,
-    )  # fmt: skip
-    dtype, _, rest = done.stdout.partition(" ")
-    shapes, _, total = rest.rpartition(" ")
-    assert (dtype, shapes) == ("float16", "[(3, 7), (3, 7)]")
+    path = ("block_0", "mlp", "up")
+    dtype, shapes, total = on_two_devices(run, "D", *path, seed=5, dtype="float16")
+    assert (dtype, shapes) == ("float16", [[3, 7], [3, 7]])
     up = np.asarray(so.load(run, seed=5).params["block_0"]["mlp"]["up"])
-    assert float(total) == pytest.approx(up.sum(), abs=1e-2)
+    assert total == pytest.approx(up.sum(), abs=1e-2)
 
 
 def test_a_published_directory(golden):

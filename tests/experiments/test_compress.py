@@ -185,11 +185,22 @@ def test_the_page_names_tensors_layers_and_tokens(finished, record):
         (("--variant=relu",), "--variant=relu: fits 0 of the models"),
         (("--seed=4",), "seed 4"),
         (("--model=nowhere",), "--model=nowhere"),
+        (("--conversions=bound,bound",), "--conversions=bound,bound: accepted: at least one, "),
+        (("--conversions=bond",), "--conversions="),
+        # before the model as trained is compressed
+        (("--conversions=leave", "--calibration=3"), "--calibration=3: accepted: an integer of at"),
+        (("--conversions=leave",), "text: 32 of 13 tokens is too short; accepted: at least 4 tex"),
+        (("--boost=size",), "--boost=size: accepted: sensitivity, kurtosis,"),
+        (("--boost=kurtosis",), "w8 has no rung"),
+        (("--boost=kurtosis", "--methods=w3-g64", "--top=1", "--budget=3"), "both say how many"),
+        (("--boost=kurtosis", "--methods=w3-g64", "--budget=0"), "--budget=0.0: accepted:"),
+        (("--boost=random:1,random:1", "--methods=w3-g64"), "none of them twice"),
     ],
 )
 def test_one_clear_line(trained, run_compress, tmp_path, arguments, told):
     given = (f"--model={trained}", "--methods=w8", "--seq_len=13", f"--workdir={tmp_path}")
     assert told in run_compress(*given, *arguments).refusal
+    assert not any(tmp_path.iterdir()) or "3:7" in told  # which is of a size that a model has
 
 
 def test_a_tensor_of_zeros_is_left_out(finished):
@@ -277,28 +288,6 @@ def test_a_bos_among_the_keys_is_not_read_again(trained, monkeypatch, run_compre
     for of in done.record["models"]:
         assert of["tokens"]["evaluation"] == 6 * 12
         np.testing.assert_allclose(of["losses"], expected, atol=2e-5)
-
-
-@pytest.mark.parametrize("given", ["bound,bound", "bond"])
-def test_conversions_that_are_none_are_refused(given, trained, run_compress):
-    done = run_compress(f"--model={trained}", f"--conversions={given}")
-    assert done.refusal.startswith("--conversions=")
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--calibration=3"], "--calibration=3: accepted: an integer of at least 4"),
-        (["--seq_len=13"], "text: 32 of 13 tokens is too short; accepted: at least 4 texts of 32"),
-    ],
-)
-def test_text_on_which_nothing_can_be_converted(flags, said, trained, run_compress, tmp_path):
-    """It is refused before the model as trained is compressed."""
-    done = run_compress(
-        f"--model={trained}", "--conversions=leave", *flags, f"--workdir={tmp_path}"
-    )
-    assert said in done.refusal
-    assert not any(tmp_path.iterdir())
 
 
 def test_a_conversion_that_reads_bos_is_not_compared_without_it(run_compress, tmp_path):
@@ -391,20 +380,6 @@ def test_more_bits_for_some_matrices(planted_run, run_compress, tmp_path):
     assert section.table.texts[2][4].count(" ") == 1  # a matrix and its layer
     drawn = [name for name, _ in compression.figures(record)]
     assert "boost-planted-hqq-w3-g32+kurtosis" in drawn
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--boost=size"], "--boost=size: accepted: sensitivity, kurtosis,"),
-        (["--boost=kurtosis"], "w8-tensor has no rung"),
-        (["--boost=kurtosis", "--methods=w3-g64", "--top=1", "--budget=3"], "both say how many"),
-        (["--boost=kurtosis", "--methods=w3-g64", "--budget=0"], "--budget=0.0: accepted:"),
-        (["--boost=random:1,random:1", "--methods=w3-g64"], "none of them twice"),
-    ],
-)
-def test_boosts_that_are_refused(flags, said, trained, run_compress):
-    assert said in run_compress(f"--model={trained}", *flags).refusal
 
 
 def test_a_mixture_is_compressed_by_what_learns_nothing(run_compress, tmp_path):

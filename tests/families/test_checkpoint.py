@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import random
 import struct
 import subprocess
@@ -26,8 +25,8 @@ from sysout_jax.families.llama import LLAMA
 from sysout_jax.families.table import FAMILIES
 from sysout_jax.families.tensors import INDEX, SINGLE
 from sysout_jax.model.decoder import init
-from tests import quick
 from tests.refusing import refusal
+from tests.test_loading import on_two_devices
 
 CONFIG = {
     "model_type": "llama", "vocab_size": 19, "hidden_size": 22, "intermediate_size": 29,
@@ -552,23 +551,6 @@ def test_loading_holds_the_model_and_one_tensor(tmp_path, kind):
     assert peak("twice") > allowed
 
 
-SHARDED = """
-import sys
-import jax, numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from sysout_jax.loading import load
-mesh = Mesh(np.array(jax.devices()), ("model",))
-def shard(axes, shape):
-    letters = axes.replace("-> ", "").split()
-    return NamedSharding(mesh, PartitionSpec(*("model" if x == "K" else None for x in letters)))
-key = load(sys.argv[1], shard=shard).params["blocks"]["attn"]["key"]
-print(len(jax.devices()), [part.data.shape for part in key.addressable_shards])
-"""
-
-
 def test_a_mesh_gets_its_shards(place):
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED, str(place)], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | quick.TWO_DEVICES, check=True,
-    )  # fmt: skip
-    assert done.stdout == "2 [(2, 22, 1, 6), (2, 22, 1, 6)]\n"
+    _, shapes, _ = on_two_devices(place, "K", "blocks", "attn", "key")
+    assert shapes == [[2, 22, 1, 6], [2, 22, 1, 6]]
