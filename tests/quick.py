@@ -6,6 +6,7 @@ One part per program: with several, the same arithmetic in two programs may diff
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 
@@ -16,17 +17,24 @@ XLA_FLAGS = " ".join([*_EMITTERS, "--xla_cpu_parallel_codegen_split_count=1"])
 # For a child whose bits are compared with those of the suite's process.
 ENVIRONMENT = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": XLA_FLAGS}
 
+# For a child that compiles what children of other runs of the tests have compiled.
+CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parent.parent / ".cache" / "xla"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+}
+
+# For a child of short programs, whose compiling is all the time.
+UNOPTIMISED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
 # For a child that divides a model over two devices, whatever devices there are.
 TWO_DEVICES = {
     "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"
 }  # fmt: skip
 
-# For a child that trains on a mesh of eight: short programs, whose compiling is all the time.
-EIGHT_DEVICES = {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true",
-}
+# For a child that trains on a mesh of eight.
+EIGHT_DEVICES = CACHE | {
+    "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {UNOPTIMISED}"
+}  # fmt: skip
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """One `load` for every kind of model, and what it says of what is none."""
 
 import inspect
+import json
 import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -24,6 +26,7 @@ from sysout_jax.model.stream import Layers, streamed
 from sysout_jax.training.checkpoint import save
 from tests import quick
 from tests.families.gguf_writing import write_gguf
+from tests.refusing import refusal
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,12 +40,7 @@ def run(tmp_path_factory):
     return place
 
 
-def refusal(source, **arguments):
-    with pytest.raises(InputError) as caught:
-        so.load(source, **arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+refused = partial(refusal, so.load)
 
 
 def test_a_run_of_this_project(run):
@@ -51,37 +49,46 @@ def test_a_run_of_this_project(run):
     half = so.load(run, dtype="bfloat16")
     assert half.config.execution.dtype == "bfloat16"
     assert {str(x.dtype) for x in jax.tree.leaves(half.params)} == {"bfloat16"}
-    assert "param_dtype='int8': unknown" in refusal(run, dtype="int8")
+    assert "param_dtype='int8': unknown" in refused(run, dtype="int8")
     with pytest.raises(InputError, match=r"stream: .* has no safetensors"):
         loading.open_layers(run)
 
 
 SHARDED = """
-import sys
+import json, sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sysout_jax.loading import load
+directory, letter, path, given = json.loads(sys.argv[1])
 mesh = Mesh(np.array(jax.devices()), ("model",))
 def shard(axes, shape):
     letters = axes.replace("-> ", "").split()
-    return NamedSharding(mesh, PartitionSpec(*("model" if x == "D" else None for x in letters)))
-model = load(sys.argv[1], seed=5, dtype="float16", shard=shard)
-up = model.params["block_0"]["mlp"]["up"]
-print(up.dtype, [part.data.shape for part in up.addressable_shards], float(np.asarray(up).sum()))
+    return NamedSharding(mesh, PartitionSpec(*("model" if x == letter else None for x in letters)))
+leaf = load(directory, shard=shard, **given).params
+for name in path:
+    leaf = leaf[name]
+shapes = [part.data.shape for part in leaf.addressable_shards]
+print(json.dumps([str(leaf.dtype), shapes, float(np.asarray(leaf).sum())]))
 """
+
+
+def on_two_devices(directory, letter, *path, **given):
+    """Of a tensor that is divided along an axis: its type, its shards, and the sum of all."""
+    asked = json.dumps([str(directory), letter, path, given])
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED, asked], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | quick.TWO_DEVICES, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)
 
 
 def test_a_mesh_gets_the_shards_of_a_run(run):
     """Each of two devices holds half of the width; the values are those of the seed."""
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED, str(run)], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | quick.TWO_DEVICES, check=True,
-    )  # fmt: skip
-    dtype, _, rest = done.stdout.partition(" ")
-    shapes, _, total = rest.rpartition(" ")
-    assert (dtype, shapes) == ("float16", "[(3, 7), (3, 7)]")
+    path = ("block_0", "mlp", "up")
+    dtype, shapes, total = on_two_devices(run, "D", *path, seed=5, dtype="float16")
+    assert (dtype, shapes) == ("float16", [[3, 7], [3, 7]])
     up = np.asarray(so.load(run, seed=5).params["block_0"]["mlp"]["up"])
-    assert float(total) == pytest.approx(up.sum(), abs=1e-2)
+    assert total == pytest.approx(up.sum(), abs=1e-2)
 
 
 def test_a_published_directory(golden):
@@ -89,8 +96,8 @@ def test_a_published_directory(golden):
     model = so.load(directory, dtype="float32")
     logits, _ = so.apply(model, jnp.asarray(ids))
     np.testing.assert_allclose(logits, expected["logits"], atol=1e-4)
-    assert "is no training run; accepted: no seed" in refusal(directory, seed=0)
-    assert "revision=main: " in refusal(directory, revision="main")
+    assert "is no training run; accepted: no seed" in refused(directory, seed=0)
+    assert "revision=main: " in refused(directory, revision="main")
     with pytest.raises(InputError, match="revision=main: "):
         loading.open_layers(directory, revision="main")
 
@@ -147,36 +154,36 @@ def test_of_a_run_directory_one_model_is_asked_for(run, tmp_path):
     shutil.copytree(run, tmp_path / "models" / "a-softmax")
     shutil.copytree(run, tmp_path / "models" / "b-sigmoid")
     (tmp_path / "config.json").write_text('{"studies": []}')
-    assert refusal(tmp_path) == (
+    assert refused(tmp_path) == (
         f"{tmp_path}: a run, of several models; accepted: models/a-softmax, models/b-sigmoid"
     )
     shutil.rmtree(tmp_path / "models")
-    assert "accepted: one that has ended" in refusal(tmp_path)
+    assert "accepted: one that has ended" in refused(tmp_path)
 
 
 def test_what_is_no_model(tmp_path):
     assert (
         "no such file or directory; accepted: smollm2-135m, gemma3-270m, a run's model"
-        in refusal(tmp_path / "nosuch")
+        in refused(tmp_path / "nosuch")
     )
     for name in ("../nosuch", "~nouser-of-this/model", "a" * 5000):
-        assert "no such file or directory" in refusal(name)
+        assert "no such file or directory" in refused(name)
         assert "no such file or directory" in would_load(name).message
     assert (
         "model=: no such file or directory; accepted: smollm2-135m, gemma3-270m, a run's"
-        in refusal("")
+        in refused("")
     )
-    assert "accepted: a directory that a training run wrote" in refusal(tmp_path)
+    assert "accepted: a directory that a training run wrote" in refused(tmp_path)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "model.safetensors").write_bytes(b"")
-    assert "model.safetensors but no config.json; accepted" in refusal(tmp_path / "weights")
-    assert ": weights alone; accepted: the directory" in refusal(
+    assert "model.safetensors but no config.json; accepted" in refused(tmp_path / "weights")
+    assert ": weights alone; accepted: the directory" in refused(
         tmp_path / "weights" / "model.safetensors"
     )
     (tmp_path / "config.json").write_text("{}")
-    assert "no model_type; accepted: a config.json with one of llama" in refusal(tmp_path)
+    assert "no model_type; accepted: a config.json with one of llama" in refused(tmp_path)
     (tmp_path / "model.pt").write_bytes(b"\x80\x02}q\x00.")
-    assert "pickle files can run code" in refusal(tmp_path / "model.pt")
+    assert "pickle files can run code" in refused(tmp_path / "model.pt")
 
 
 # ------------------------------------------------------------------------- the hub
@@ -219,7 +226,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    message = refusal("openai-community/gpt2", revision="abc")
+    message = refused("openai-community/gpt2", revision="abc")
     assert message.startswith("model=openai-community/gpt2 at revision abc: not fetched (")
     assert message.endswith("the id of a model on the hub that this machine can reach")
 
@@ -251,7 +258,7 @@ def test_a_hub_id_without_safetensors_is_told_from_its_list_of_files(listed, fil
     listed(*files)
     verdict = would_load("some/model")
     assert not verdict.accepted
-    assert said in refusal("some/model")
+    assert said in refused("some/model")
     assert said in verdict.message
 
 
@@ -259,7 +266,7 @@ def test_a_list_of_files_that_cannot_be_had_changes_nothing(listed, monkeypatch)
     listed("config.json")
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: 1 / 0)
     assert would_load("some/model").accepted
-    assert "no model.safetensors and no" in refusal("some/model")
+    assert "no model.safetensors and no" in refused("some/model")
 
 
 def test_a_tokenizer_that_is_not_read_is_said_once(golden, tmp_path, listed, caplog):
@@ -282,7 +289,7 @@ def test_an_error_of_the_hubs_http_library_is_one_line(monkeypatch):
         raise ProxyError("407 Proxy Authentication Required")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    assert "some/model: not fetched (407 Proxy Auth" in refusal("some/model")
+    assert "some/model: not fetched (407 Proxy Auth" in refused("some/model")
 
 
 @pytest.mark.parametrize(
@@ -328,13 +335,13 @@ def test_one_of_several_gguf_files(written):
     shutil.copy(file, other)
     assert loading.resolve(place, file="below/other.gguf").path == other
     shutil.copy(file, place / "second.gguf")
-    assert "2 GGUF files; accepted: file= one of model.gguf, second.gguf" in refusal(place)
+    assert "2 GGUF files; accepted: file= one of model.gguf, second.gguf" in refused(place)
     assert so.load(place, file="second.gguf").config.layers == 2
     for name in ("../model.gguf", "/model.gguf", "x/../../model.gguf", ".gguf", "", "~"):
-        assert f"file={name}: accepted: the name of a .gguf file" in refusal(place, file=name)
-    assert "file=model.bin: not in" in refusal(place, file="model.bin")
-    assert "file=third.gguf: not in" in refusal(place, file="third.gguf")
-    assert "file=model.gguf: not in" in refusal(file, file="model.gguf")
+        assert f"file={name}: accepted: the name of a .gguf file" in refused(place, file=name)
+    assert "file=model.bin: not in" in refused(place, file="model.bin")
+    assert "file=third.gguf: not in" in refused(place, file="third.gguf")
+    assert "file=model.gguf: not in" in refused(file, file="model.gguf")
 
 
 def test_one_of_several_folders(golden, tmp_path, monkeypatch):
@@ -342,11 +349,11 @@ def test_one_of_several_folders(golden, tmp_path, monkeypatch):
     directory, ids, expected = golden("qwen3 gates by head")
     shutil.copytree(directory, tmp_path / "1B_gate_headwise")
     shutil.copytree(golden("qwen3")[0], tmp_path / "1B_baseline")
-    message = refusal(tmp_path)
+    message = refused(tmp_path)
     assert "in folders; accepted: file= one of 1B_baseline, 1B_gate_headwise" in message
     model = so.load(tmp_path, file="1B_gate_headwise")
     np.testing.assert_allclose(so.apply(model, ids)[0], expected["logits"], atol=1e-4)
-    assert "file=1B: not in" in refusal(tmp_path, file="1B")
+    assert "file=1B: not in" in refused(tmp_path, file="1B")
     asked = []
 
     def snapshot(name, revision, allow_patterns, ignore_patterns):

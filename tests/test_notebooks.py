@@ -206,8 +206,7 @@ SMALL = {
     "SYSOUT_TEXTS": "4", "SYSOUT_TOKENS": "32",
 }  # fmt: skip
 CACHE = {
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    **quick.CACHE,
     "XDG_CACHE_HOME": str(ROOT / ".cache"),  # where the fixture `smollm2` keeps the model
 }
 QUICK = ("train_variants", "prove")

@@ -17,11 +17,11 @@ import sysout_jax as so
 from sysout_jax import running
 from sysout_jax.core.norms import NORMS
 from sysout_jax.data.tokenizer import ByteTokenizer, SubwordTokenizer
-from sysout_jax.errors import InputError
 from sysout_jax.model.decoder import forward, init, stack_blocks, taps_of, unstack_blocks
 from sysout_jax.model.stream import Layers, streamed
 from sysout_jax.model.taps import check_asked
 from tests.analysis import planted
+from tests.refusing import refusal
 
 B, T, D, L, V = 2, 5, 6, 3, 11
 CONFIG = so.ModelConfig(vocab=V, context=7, layers=L, width=D, heads=2, mlp="swiglu")
@@ -47,13 +47,6 @@ def by(way, **given):
 
 def close(found, expected, tolerance=1e-5):
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
-
-
-def refusal(function, *arguments, **named):
-    with pytest.raises(InputError) as caught:
-        function(*arguments, **named)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # ------------------------------------------------------------------------- text

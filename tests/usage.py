@@ -48,27 +48,27 @@ def table(module: ModuleType) -> str:
     """The flags of one binary in Markdown."""
     define(module)
     config = getattr(module, "Config", None)
-    fields = dict(_fields(config())) if config else {}
+    defaults = dict(fields(config(), tuple(RULES.values()))) if config else {}
     rows = ["| flag | takes | default | |", "| --- | --- | --- | --- |"]
     for name in sorted(flags.FLAGS):
         if not str(flags.FLAGS.find_module_defining_flag(name)).startswith("experiments"):
             continue
         flag = flags.FLAGS[name]
-        default = _shown(fields.get(name) if flag.default is None else flag.default)
+        default = _shown(defaults.get(name) if flag.default is None else flag.default)
         said = " ".join(flag.help.split()).replace("|", r"\|")
         rows.append(f"| `--{name}` | {TAKES[flag.flag_type()]} | {default} | {said} |")
     return "\n".join(rows)
 
 
-def _fields(config: Any) -> Any:
-    """(name, value) of every field, at any depth."""
+def fields(config: Any, rules: tuple[type[Rope], ...] = ()) -> Any:
+    """(name, value) of every field, at any depth; of rotary rules that it has not, the defaults."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if isinstance(value, Rope):
-            for of_rule in (*(rule() for rule in RULES.values()), value):
+            for of_rule in (*(rule() for rule in rules), value):
                 yield from ((rope_flag(k), v) for k, v in dataclasses.asdict(of_rule).items())
         elif dataclasses.is_dataclass(value):
-            yield from _fields(value)
+            yield from fields(value, rules)
         else:
             yield field.name, value
 

@@ -20,11 +20,11 @@ from sysout_jax.analysis.measure.sink_state import (
 )
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.core.norms import NORMS
-from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init
 from sysout_jax.model.sink import ExplicitSink
 from tests.analysis import first_sink as planted
+from tests.refusing import refusal
 
 TEXTS, FIT = planted.texts(5, 40, seed=2), planted.texts(8, 40, seed=1)
 LAYERS = (3, 4, 5)  # that read the planted state
@@ -286,6 +286,5 @@ def test_what_cannot_be_measured_is_one_line(config, texts, line):
         planted.texts(texts.get("count", 5), length),
         planted.texts(texts.get("fit", 4), length),
     )
-    with pytest.raises(InputError) as raised:
-        assumptions(replace(planted.CONFIG, **config), planted.params(), fit, rows, 3)
-    assert str(raised.value).startswith(line)
+    of_model = replace(planted.CONFIG, **config), planted.params()
+    assert refusal(assumptions, *of_model, fit, rows, 3).startswith(line)

@@ -547,11 +547,7 @@ def test_noise_of_a_mixture():
             flushed_by_loop(np.float64(x).reshape(of.size, -1), of.ravel())
             for x, of in zip(rows[layer], experts[layer], strict=True)
         ]
-        for name in ("flushed", "flushed_rest", "flushed_without"):
-            mean = np.mean([each[name] for each in wanted])
-            assert getattr(row, name)["nvfp4"][layer] == pytest.approx(mean, abs=2e-3), name
-        count = np.mean([each["outlier_inputs"] for each in wanted])
-        assert row.outlier_inputs[layer] == count > 0
+        flushed_as(wanted, row, layer)
 
 
 # ------------------------------------------------------------------------------ noise
@@ -595,6 +591,13 @@ def flushed_by_loop(x, expert=None):
     return shares | {"outlier_inputs": len(found)}
 
 
+def flushed_as(wanted, row, layer):
+    for name in ("flushed", "flushed_rest", "flushed_without"):
+        mean = np.mean([each[name] for each in wanted])
+        assert getattr(row, name)["nvfp4"][layer] == pytest.approx(mean, abs=2e-3), name
+    assert row.outlier_inputs[layer] == np.mean([each["outlier_inputs"] for each in wanted]) > 0
+
+
 def test_what_is_flushed_to_zero_is_counted_beside_outlier_inputs_and_without_them():
     """A large channel, and a last block that is not full; rows of a weight are its inputs, so that
     blocks run down the columns."""
@@ -614,11 +617,7 @@ def test_what_is_flushed_to_zero_is_counted_beside_outlier_inputs_and_without_th
             (("weight", "up"), [flushed_by_loop(up.T)]), (("activation", "mlp_norm"), texts),
         ):  # fmt: skip
             row = found[key]
-            for name in ("flushed", "flushed_rest", "flushed_without"):
-                mean = np.mean([each[name] for each in wanted])
-                assert getattr(row, name)["nvfp4"][layer] == pytest.approx(mean, abs=2e-3), name
-            count = np.mean([each["outlier_inputs"] for each in wanted])
-            assert row.outlier_inputs[layer] == count > 0
+            flushed_as(wanted, row, layer)
             assert row.flushed_rest["nvfp4"][layer] > row.flushed_without["nvfp4"][layer]
             assert row.flushed_rest["mxfp4"][layer] > row.flushed_without["mxfp4"][layer]
 

@@ -5,13 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sysout_jax.analysis.measure.factor_features import (
-    PENALTIES,
-    Queries,
-    errors,
-    explained,
-    ridge,
-)
+from sysout_jax.analysis.measure.factor_features import PENALTIES, Queries, errors, explained, ridge
 
 TEXTS, LENGTH, WIDTH, HEADS, DIM = 12, 40, 6, 2, 3
 POSITIONS = np.arange(1, LENGTH + 1)

@@ -138,8 +138,7 @@ def test_experts_that_no_token_goes_to_are_counted():
 
 
 @pytest.mark.parametrize(
-    ("name", "bad"),
-    [("expert_quantile", 1.0), ("expert_quantile", 0.0), ("expert_share", -0.1)],
+    ("name", "bad"), [("expert_quantile", 1.0), ("expert_quantile", 0.0), ("expert_share", -0.1)]
 )
 def test_bounds_of_super_experts_that_are_none(name, bad):
     with pytest.raises(InputError, match=name):

@@ -22,6 +22,8 @@ from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.measures import MEASURES
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init, stack_blocks
+from tests.core import test_measures as measures
+from tests.core.test_detectors import activation_scores
 
 B, T = 3, 67  # T * D > 1000: fewer numbers cannot be 1000 times their mean
 CHANNEL, NEURON = 5, 23
@@ -101,89 +103,47 @@ def has_gate(name):
 # ------------------------------------------------------------------------- recomputation
 
 
-def top_over_mean(x):
-    return np.abs(x).max() / np.abs(x).mean()
+# Of a measure: the loop over one sequence in one layer; how layers and heads are summarised.
+LOOPS = {**measures.DEFINITIONS, **measures.APART, **measures.OF_VALUES, **measures.OF_WEIGHTS}
+OVER = {
+    "sink_rate@attn_weights": np.mean,
+    "first_token_argmax@attn_weights": np.mean,
+    "sink_strength@attn_weights": np.max,
+    "value_drain@value": np.min,
+    "top1_over_mean@down_in": np.max,
+    **{f"{name}@block_out": np.max for name in (
+        "residual_peak", "top1", "top1_over_median", "top1_over_mean", "max_median_ratio",
+        "neuron_rms_kurtosis", "tensor_kurtosis", "first_token_kurtosis", "other_token_kurtosis",
+        "spectral_dominance",
+    )},
+}  # fmt: skip
+top_over_mean = LOOPS["top1_over_mean"][1]
 
 
-def mmr(x):
-    size = np.abs(x - x.mean(-1, keepdims=True))
-    return np.mean(size.max(-1) / np.median(size, axis=-1))
+def flagged(score, threshold):
+    return np.sum(np.asarray(score) > threshold)
 
 
-def rms_kurtosis(x):
-    energy = (x**2).mean(0)
-    return np.mean((energy / energy.mean()) ** 2)
-
-
-def kurtosis(x):
-    return np.mean((x - x.mean()) ** 4) / x.var() ** 2
-
-
-def token_kurtosis(x):
-    return np.array([kurtosis(row) for row in x])
-
-
-def dominance(x):
-    shares = np.linalg.svd(x, compute_uv=False) ** 2
-    return shares[0] / shares.sum()
-
-
-def first_over_rest(x):
-    lengths = np.sqrt((x**2).sum(-1))
-    return lengths[0] / lengths[1:].mean(0)
-
-
-def column(weights):
-    return weights[:, :, 0].mean(-1)
-
-
-def outlier_tokens(x):
-    return np.sum(np.abs(x).max(-1) > 1000 * np.abs(x).mean())
-
-
-# name -> (tap, function of one sequence in one layer, how layers and heads are summarised)
-DEFINITIONS = {
-    "sink_rate@attn_weights": ("attn_weights", lambda w: np.mean(column(w) > 0.3), np.mean),
-    "sink_strength@attn_weights": ("attn_weights", column, np.max),
-    "first_token_argmax@attn_weights": (
-        "attn_weights",
-        lambda w: np.mean(w[:, 1:, 0] >= w[:, 1:].max(-1)),
-        np.mean,
-    ),
-    "value_drain@value": ("value", first_over_rest, np.min),
-    "residual_peak@block_out": ("block_out", first_over_rest, np.max),
-    "top1@block_out": ("block_out", lambda h: np.abs(h).max(), np.max),
-    "top1_over_median@block_out": (
-        "block_out",
-        lambda h: np.abs(h).max() / np.median(np.abs(h)),
-        np.max,
-    ),
-    "top1_over_mean@block_out": ("block_out", top_over_mean, np.max),
-    "top1_over_mean@down_in": ("down_in", top_over_mean, np.max),
-    "max_median_ratio@block_out": ("block_out", mmr, np.max),
-    "neuron_rms_kurtosis@block_out": ("block_out", rms_kurtosis, np.max),
-    "tensor_kurtosis@block_out": ("block_out", kurtosis, np.max),
-    "first_token_kurtosis@block_out": ("block_out", lambda h: token_kurtosis(h)[0], np.max),
-    "other_token_kurtosis@block_out": ("block_out", lambda h: token_kurtosis(h)[1:].mean(), np.max),
-    "spectral_dominance@block_out": ("block_out", dominance, np.max),
-    "six_sigma_outliers": (
-        "block_out",
-        lambda h: np.sum(np.abs(h - h.mean()) > 6 * h.std()),
-        np.max,
-    ),
-    "attention_outliers": (
-        "attn_weights",
-        lambda w: np.sum(w.mean((0, 1)) >= 0.1),
-        np.max,
-    ),
-    "activation_outliers@block_out": ("block_out", outlier_tokens, np.max),
-    "activation_outliers@down_in": ("down_in", outlier_tokens, np.max),
+# Of a detector: the tap, and how many it flags in one sequence in one layer.
+FLAGGED = {
+    "six_sigma_outliers": ("block_out", lambda h: flagged(abs(h - h.mean()) / h.std(), 6)),
+    "attention_outliers": ("attn_weights", lambda w: np.sum(w.mean((0, 1)) >= 0.1)),
+    "activation_outliers@block_out": ("block_out", lambda h: flagged(activation_scores(h), 1000)),
+    "activation_outliers@down_in": ("down_in", lambda h: flagged(activation_scores(h), 1000)),
     "massive_activations": (
         "block_out",
         lambda h: np.sum((np.abs(h) > 100) & (np.abs(h) > 1000 * np.median(np.abs(h)))),
-        np.max,
     ),
 }
+
+
+def definitions():
+    """name -> (tap, function of one sequence in one layer, how layers and heads are summarised)"""
+    for name, over in OVER.items():
+        fn, tap = name.split("@")
+        yield name, (tap, LOOPS[fn][1], over)
+    for name, found in FLAGGED.items():
+        yield name, (*found, np.max)
 
 
 def recomputed(name):
@@ -195,7 +155,7 @@ def recomputed(name):
         rows = rows / np.where(total == 0, 1, total)
     taps = raw | {"attn_weights": rows}
     found = {}
-    for key, (tap, of_sequence, over) in DEFINITIONS.items():
+    for key, (tap, of_sequence, over) in definitions():
         layers = [np.mean([of_sequence(x) for x in layer], axis=0) for layer in taps[tap]]
         found[key] = over(layers)
     large = np.abs(raw["attn_norm"]) >= 6

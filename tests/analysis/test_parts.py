@@ -20,12 +20,7 @@ from sysout_jax.analysis.locate.existence import pool
 from sysout_jax.analysis.locate.relations import relate, relations
 from sysout_jax.analysis.locate.scan import QUERIES_AT_ONCE, Thresholds, scan, together
 from sysout_jax.analysis.locate.tokens import NAMES, token_class, token_classes
-from sysout_jax.analysis.locate.weights import (
-    PROJECTIONS,
-    down_outliers,
-    layer_params,
-    weight_scan,
-)
+from sysout_jax.analysis.locate.weights import PROJECTIONS, down_outliers, layer_params, weight_scan
 from sysout_jax.analysis.measure.dynamics import KINDS, dynamics, emergence
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig

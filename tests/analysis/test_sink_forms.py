@@ -17,12 +17,7 @@ from sysout_jax.analysis.intervene.relocation import TAPS, Relocation, relocated
 from sysout_jax.analysis.intervene.sink_constants import Constants, constants
 from sysout_jax.analysis.intervene.sink_forms import all_forms, edits, sink_forms
 from sysout_jax.analysis.locate.scan import scan
-from sysout_jax.analysis.locate.sinks import (
-    Sink,
-    first_token_sink,
-    given_to_first,
-    sees_first,
-)
+from sysout_jax.analysis.locate.sinks import Sink, first_token_sink, given_to_first, sees_first
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init

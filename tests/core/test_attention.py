@@ -860,11 +860,7 @@ def test_taps_are_called_once_with_the_documented_shapes(name):
         return value
 
     eager(name, draw(t=t, k=N), parameters(name, k=N), LAST_THREE, tap)
-    shapes = {
-        "attn_logits": (B, N, t, s),
-        "attn_weights": (B, N, t, s),
-        "attn_extra": (B, N, t),
-    }
+    shapes = {"attn_logits": (B, N, t, s), "attn_weights": (B, N, t, s), "attn_extra": (B, N, t)}
     if has_gate(name):
         shapes["attn_gate"] = {
             "element_gate": (B, t, N, H),

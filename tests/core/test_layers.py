@@ -16,12 +16,7 @@ from sysout_jax.core.layers import (
     lookup,
     one_widened,
 )
-
-
-def draw(*shape, seed=0, scale=1.0):
-    """Random float64 numbers that float32 represents."""
-    x = scale * np.random.default_rng(seed).standard_normal(shape)
-    return x.astype(np.float32).astype(np.float64)
+from tests.core.test_measures import draw
 
 
 def narrow(x, dtype=jnp.float32):

@@ -162,7 +162,7 @@ def test_measures_of_states(name, shape):
 
 @pytest.mark.parametrize("name", APART)
 @pytest.mark.parametrize("shape", [(T, D), (D, T), (2, 2)], ids=["wide", "tall", "square"])
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 def test_measures_of_order_and_spectrum(name, shape, scale):
     """The first token is heavy in one feature, and the spectrum is steep."""
     h = draw(*shape) * np.logspace(1, 0, shape[0])[:, None]
@@ -623,14 +623,6 @@ def test_norm_over_rest():
     np.testing.assert_allclose(m.norm_over_rest(jnp.asarray(x), first), drained, rtol=1e-5)
     for nobody in (jnp.zeros(11, bool), jnp.ones(11, bool)):
         np.testing.assert_array_equal(m.norm_over_rest(jnp.asarray(x), nobody), np.zeros(3))
-
-
-@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
-def test_spectral_dominance(scale):
-    x = np.random.default_rng(0).standard_normal((7, 13)) * np.logspace(0, 2, 7)[:, None] * scale
-    s = np.linalg.svd(x, compute_uv=False)
-    found = m.spectral_dominance(jnp.asarray(x, jnp.float32))
-    np.testing.assert_allclose(found, s[0] ** 2 / np.sum(s**2), rtol=1e-3)
 
 
 def test_spectral_dominance_of_rank_one_and_of_nothing():

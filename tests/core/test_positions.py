@@ -8,20 +8,7 @@ import pytest
 
 from sysout_jax.core import positions as p
 from sysout_jax.core.positions import Rotation, rope, rotate
-
-
-def draw(*shape, seed=0):
-    """Random float64 numbers that float32 represents."""
-    x = np.random.default_rng(seed).standard_normal(shape)
-    return x.astype(np.float32).astype(np.float64)
-
-
-def narrow(x, dtype=jnp.float32):
-    return jnp.asarray(x, dtype)
-
-
-def wide(x):
-    return np.asarray(x, np.float64)
+from tests.core.test_layers import draw, narrow, wide
 
 
 def turned(x, positions, theta):

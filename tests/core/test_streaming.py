@@ -1,7 +1,7 @@
 """Attention in blocks of queries equals attention at once: outputs, statistics, refusals."""
 
 import dataclasses
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ from sysout_jax.core.streaming import (
 )
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import forward, init, stack_blocks
+from sysout_jax.model.decoder import forward, stack_blocks
+from tests.model.noise import noisy
 
 B, T, N, K, H = 2, 13, 4, 2, 6
 BASE = ModelConfig(
@@ -30,17 +31,6 @@ BASE = ModelConfig(
 )  # fmt: skip
 TOKENS = jnp.asarray(np.random.default_rng(3).integers(0, 17, (B, T)), jnp.int32)
 OUTLIERS = jnp.arange(T) % 5 == 0
-
-
-def noisy(config):
-    rng = np.random.default_rng(11)
-
-    def draw(path, leaf):
-        centre = float(path[-1].key == "scale")
-        return jnp.asarray(centre + 0.5 * rng.standard_normal(leaf.shape), jnp.float32)
-
-    tree = jax.eval_shape(partial(init, config), jax.random.key(0))
-    return jax.tree_util.tree_map_with_path(draw, tree)
 
 
 @cache

@@ -13,7 +13,7 @@ import pytest
 
 from sysout_jax.data import corpus as corpus_module
 from sysout_jax.data.corpus import documents, find_source
-from sysout_jax.errors import InputError
+from tests.refusing import refusal
 
 zstd = import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
 SEPARATOR = "<|endoftext|>"
@@ -31,10 +31,7 @@ def write(path, content):
 
 
 def reject(spec, *wanted):
-    with pytest.raises(InputError) as caught:
-        list(documents(str(spec)))
-    message = str(caught.value)
-    assert "\n" not in message
+    message = refusal(lambda: list(documents(str(spec))))
     for part in ("corpus", *wanted):
         assert str(part) in message
 

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -17,14 +16,6 @@ TINY = (
     "--width=8", "--heads=1", "--layers=1", "--steps=6", "--steps_per_call=2", "--measure_every=2",
     "--batch_size=3", "--val_batches=1", "--seq_len=9", "--rounds=2", "--seeds=3,5",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def text_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "some text.txt"
-    words = "Summer is warm. Winter is cold.\n"
-    path.write_text("<|endoftext|>".join(words * n for n in range(1, 9)))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -223,47 +214,21 @@ def test_a_loss_that_is_not_reached(record):
         (["--lrs="], "--lrs=: accepted: at least one"),
         (["--lrs=1e-3,0.001"], "--lrs=0.001,0.001: accepted: at least one, none of them twice"),
         (["--lrs=a"], "--lrs=a: accepted: numbers"),
-        (["--lrs=nan"], "--lrs=nan: accepted: finite numbers above 0"),
         (["--lrs=-1"], "--lrs=-1: accepted: finite numbers above 0"),
         (["--rounds=0"], "--rounds=0: accepted: an integer of at least 1"),
-        (["--steps=0"], "--steps=0: accepted: an integer of at least 1"),
-        (["--seeds=1,1"], "--seeds=1,1: accepted: different integers"),
         (["--model=foo"], "--model='foo': unknown"),
         (["--corpus=nowhere.txt"], "nowhere.txt"),
-        (["--shard=0/2"], "--shard=0/2: accepted: with a --name that all share"),
-        (["--redraw=nowhere"], "nowhere/result.json"),
-        (["--redraw="], "--redraw=: empty; accepted: a value, or no --redraw"),
-        (["--corpus="], "--corpus=: empty"),
     ],
 )
 def test_bad_flags_are_one_line(run_convergence, tmp_path, monkeypatch, arguments, told):
     monkeypatch.chdir(tmp_path)
-    done = run_convergence(*arguments)
-    assert done.status == 2, done.out
-    assert done.err.startswith("error: ")
-    assert told in done.err
-    assert done.err.count("\n") == 1
+    assert told in run_convergence(*arguments).refusal
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("content", ["", "{}", "[]"])
-@pytest.mark.parametrize("file", ["timing-*", "context_scale-0.01.json"])
-def test_a_damaged_file_is_one_line(finished, run_convergence, tmp_path, file, content):
-    directory = shutil.copytree(finished[0], tmp_path / "convergence" / "rates")
-    (damaged,) = (directory / "cells").glob(file)
-    damaged.write_text(content)
-    result = (directory / "result.json").read_bytes()
-    done = run_convergence(*finished[-1], "--lrs=0.001", f"--workdir={tmp_path}")
-    assert (done.status, done.err.count("\n")) == (2, 1), done.err
-    assert done.err.startswith(f"error: {damaged}: ")
-    assert done.err.endswith("; accepted: remove it, and it is made again\n")
-    assert (directory / "result.json").read_bytes() == result
 
 
 def test_flags_that_would_change_the_cells_are_refused(finished, run_convergence):
     done = run_convergence(*finished[-1], "--steps=7")
-    assert (done.status, done.err.count("\n")) == (2, 1)
-    assert done.err.startswith("error: --steps=7: the cells in ")
+    assert done.refusal.startswith("--steps=7: the cells in ")
 
 
 def test_smoke_takes_two_variants_and_rates(run_convergence):

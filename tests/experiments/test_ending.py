@@ -45,8 +45,7 @@ def run(command, **how):
 
 
 @pytest.mark.parametrize(
-    ("name", "status", "said"),
-    [("SIGINT", 130, INTERRUPTED), ("SIGTERM", 143, TERMINATED)],
+    ("name", "status", "said"), [("SIGINT", 130, INTERRUPTED), ("SIGTERM", 143, TERMINATED)]
 )
 def test_a_signal_in_a_callback_is_not_lost(name, status, said):
     done = run([sys.executable, "-c", LOST % name])

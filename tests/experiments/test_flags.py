@@ -6,8 +6,8 @@ import pytest
 from absl import flags
 
 from experiments.records.commands import COMMANDS
-from sysout_jax.errors import InputError
 from tests import usage
+from tests.refusing import refusal
 
 SHORT = "--variants=softmax,sigmoid"
 
@@ -42,9 +42,7 @@ def test_commands_of_records_are_accepted(command):
     ],
 )
 def test_flags_without_effect_are_refused(command, line):
-    with pytest.raises(InputError) as refused:
-        config_of(f"experiments.{command}")
-    assert str(refused.value).startswith(line)
+    assert refusal(config_of, f"experiments.{command}").startswith(line)
 
 
 @pytest.mark.parametrize(

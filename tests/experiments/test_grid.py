@@ -1,7 +1,7 @@
 """Commands that go cell by cell: stopped, in shards and at once they leave the same record."""
 
-import importlib
 import json
+from functools import partial
 
 import pytest
 
@@ -27,7 +27,8 @@ def record_of(directory):
 @pytest.mark.parametrize("command", GIVEN)
 def test_stopped_and_in_shards_or_at_once(command, deep, request, tmp_path, monkeypatch):
     """Each cell is made once, whichever process makes it, and the records are the same."""
-    run, write, made = request.getfixturevalue(f"run_{command}"), Cells.write, []
+    run = partial(request.getfixturevalue(f"run_{command}"), drawn=False)
+    write, made = Cells.write, []
 
     def counted(cells, name, found):
         if len(made) == 1 and not (tmp_path / "stopped").exists():
@@ -37,8 +38,6 @@ def test_stopped_and_in_shards_or_at_once(command, deep, request, tmp_path, monk
         made.append(name)
 
     monkeypatch.setattr(Cells, "write", counted)
-    module = importlib.import_module(f"experiments.{command}")
-    monkeypatch.setattr(module, "REPORT", module.REPORT._replace(draw=lambda *_: {}))
     small = ("--sequences=3", "--seq_len=9", "--batch=3", f"--workdir={tmp_path}")
     given = (f"--model={deep}", *GIVEN[command], *small)
     place = tmp_path / command / "parts"
@@ -54,9 +53,8 @@ def test_stopped_and_in_shards_or_at_once(command, deep, request, tmp_path, monk
     gathered = run(*given, "--name=parts")
     assert gathered.status == 0, gathered.err
     assert len(made) == 2 * CELLS[command]
-    assert run(*given).status == 0
+    whole = run(*given).directory
     assert len(made) == 4 * CELLS[command]
-    whole = (tmp_path / command / "latest").resolve()
     assert record_of(place) == record_of(whole)
     assert [model["seed"] for model in record_of(whole)["models"]] == [3, 5]
 
@@ -65,20 +63,18 @@ def test_more_methods_join_those_that_are_there(deep, run_compress, tmp_path, mo
     monkeypatch.setattr(compress, "enough", lambda rows: None)  # to convert: none is
     small = ("--sequences=3", "--calibration=4", "--seq_len=9", f"--workdir={tmp_path}", "--name=a")
     for methods in ("w4,w8", "w6"):
-        done = run_compress(f"--model={deep}", f"--methods={methods}", *small)
+        done = run_compress(f"--model={deep}", f"--methods={methods}", *small, drawn=False)
         assert done.status == 0, done.err
     record = record_of(tmp_path / "compress" / "a")
     assert record["methods"] == ["w6", "w4", "w8"]
     assert [list(model["methods"]) for model in record["models"]] == [["w6", "w4", "w8"]] * 2
     refused = run_compress(f"--model={deep}", *small, "--alpha=0.25")
-    assert refused.status == 2
-    assert refused.err.startswith("error: --alpha=0.25: the cells in ")
+    assert refused.refusal.startswith("--alpha=0.25: the cells in ")
     # With conversions, losses are of other tokens where texts begin with a BOS.
     refused = run_compress(f"--model={deep}", *small, "--methods=w8", "--conversions=leave")
-    assert refused.status == 2
     where = f"the cells in {tmp_path}/compress/a/cells have none"
-    said = f"error: --conversions=some: {where}; accepted: that, or another --name\n"
-    assert refused.err == said
+    said = f"--conversions=some: {where}; accepted: that, or another --name"
+    assert refused.refusal == said
 
 
 def test_a_part_waits_for_its_model(tmp_path):
@@ -104,12 +100,6 @@ def test_settings_bind_once_a_cell_is_there(tmp_path):
     with pytest.raises(ValueError, match=r"batch=2: the cells in .* have 3; accepted: that, or"):
         Cells(tmp_path, {"batch": 2})
     assert Cells(tmp_path, {"batch": 3}).all() == [{"loss": 4.0}]
-
-
-def test_a_shard_needs_a_name():
-    assert Place(name="a", shard="1/2").of("abcde") == ["b", "d"]
-    with pytest.raises(ValueError, match="with a name that all share"):
-        Place(shard="1/2")
 
 
 def test_a_refused_process_leaves_what_another_has_begun(tmp_path):

@@ -59,14 +59,13 @@ def finished(run_laboratory, tmp_path_factory):
         assert rest.status == 0, rest.err
         assert trained == [("softmax", 0), ("context_scale", 0)]
         whole = run_laboratory(*arguments)
-    assert whole.status == 0, whole.err
     assert trained == [("softmax", 0), ("context_scale", 0), ("softmax", 1)]
-    return place / "laboratory" / "cells", whole, runs
+    return whole, runs
 
 
 @pytest.fixture(scope="module")
 def record(finished):
-    return json.loads((finished[0] / "result.json").read_text())
+    return finished[0].record
 
 
 def test_the_record_has_the_cells_of_all_shards(finished, record):
@@ -75,7 +74,7 @@ def test_the_record_has_the_cells_of_all_shards(finished, record):
         ("softmax", "all"), ("context_scale", "all"), ("softmax", "masked"),
     ]  # fmt: skip
     assert record["runs"] == [list(each) for each in ORDER]
-    files = sorted(path.name for path in (finished[0] / "cells").iterdir())
+    files = sorted(path.name for path in (finished[0].directory / "cells").iterdir())
     assert "softmax-adamw-1-masked-bos-0.0001-1e-08-own-none.json" in files
     assert len(files) == 3 + 1
     assert all(set(cell["code"]) == {"commit", "dirty"} for cell in record["cells"])
@@ -140,13 +139,13 @@ def test_tables_show_the_record(finished, record):
     assert next(iter(sections(made))).table.rows[-1][0] == "adamw, 1 layer, decay 3"
     made["cells"][-1] |= {"decay": 0.1, "eps": 1e-4, "norm": "qk", "penalty": "tweo"}
     assert next(iter(sections(made))).table.rows[-1][0].endswith(", eps 0.0001, qk norms, tweo")
-    assert "(e) context_scale" in finished[1].out
+    assert "(e) context_scale" in finished[0].out
 
 
 def test_figures_and_redraw_need_the_record_alone(finished, run_laboratory, tmp_path):
-    drawn = {path.name for path in (finished[0] / "figures").iterdir()}
+    drawn = {path.name for path in (finished[0].directory / "figures").iterdir()}
     assert drawn == {f"{s}{e}" for s in ("sinks", "growth") for e in (".png", ".pdf")}
-    (tmp_path / "result.json").write_text((finished[0] / "result.json").read_text())
+    shutil.copy(finished[0].directory / "result.json", tmp_path)
     done = run_laboratory(f"--redraw={tmp_path}", "--markdown")
     assert done.status == 0, done.err
     assert done.out.startswith("| setting | variant |")
@@ -154,10 +153,9 @@ def test_figures_and_redraw_need_the_record_alone(finished, run_laboratory, tmp_
 
 
 def test_other_settings_do_not_join_cells_that_are_there(finished, run_laboratory):
-    place = finished[0].parents[1]
+    place = finished[0].directory.parents[1]
     done = run_laboratory(*TINY, "--steps=7", f"--workdir={place}")
-    assert done.status == 2
-    assert done.err.startswith("error: --steps=7: the cells in ")
+    assert done.refusal.startswith("--steps=7: the cells in ")
 
 
 RACE = """
@@ -211,14 +209,13 @@ def test_what_cells_have_in_common_is_written_once(tmp_path):
 def test_a_damaged_file_of_cells_is_one_line(
     finished, run_laboratory, tmp_path, file, accepted, content
 ):
-    shutil.copytree(finished[0], tmp_path / "laboratory" / "cells")
+    shutil.copytree(finished[0].directory, tmp_path / "laboratory" / "cells")
     path = tmp_path / "laboratory" / "cells" / "cells" / file
     path.write_text(content)
-    result = (finished[0] / "result.json").read_bytes()
+    result = (finished[0].directory / "result.json").read_bytes()
     done = run_laboratory(*TINY, "--optimizers=adamw,sgd", f"--workdir={tmp_path}")
-    assert (done.status, done.err.count("\n")) == (2, 1), done.err
-    assert done.err.startswith(f"error: {path}: ")
-    assert done.err.endswith(f"; accepted: {accepted}\n")
+    assert done.refusal.startswith(f"{path}: ")
+    assert done.refusal.endswith(f"; accepted: {accepted}")
     assert (tmp_path / "laboratory" / "cells" / "result.json").read_bytes() == result
 
 
@@ -228,7 +225,7 @@ def test_a_work_directory_that_cannot_be_written(run_laboratory, tmp_path):
     for named in ((), ("--name=x",), ("--name=x", "--shard=0/2")):
         done = run_laboratory("--smoke", *named, f"--workdir={workdir}")
         told = f"--workdir={workdir}: Not a directory; accepted: a directory that is writable"
-        assert (done.status, done.err) == (2, f"error: {told}\n")
+        assert done.refusal == told
 
 
 def test_a_cell_that_diverges_is_a_result(run_laboratory, tmp_path, monkeypatch):
@@ -265,6 +262,8 @@ def test_shards_share_all_items():
     for text in ("3/3", "a", "1", "-1/2", "0/0"):
         with pytest.raises(InputError, match="accepted: i/n"):
             Place(name="x", shard=text)
+    with pytest.raises(InputError, match="with a name that all share"):
+        Place(shard="1/2")
 
 
 @pytest.mark.parametrize(
@@ -279,22 +278,14 @@ def test_shards_share_all_items():
         (["--layers=a"], "--layers=a: accepted: integers"),
         (["--decays=-0.1"], "--decays=-0.1: accepted: numbers of at least 0"),
         (["--epsilons=0"], "--epsilons=0.0: accepted: numbers above 0"),
-        (["--epsilons=inf"], "--epsilons=inf: accepted: numbers above 0"),
         (["--norms=batch"], "--norms='batch': unknown; accepted: own, layer"),
         (["--penalties=l2"], "--penalties='l2': unknown; accepted: none, tweo"),
-        (["--decays=nan"], "--decays=nan: accepted: numbers of at least 0"),
         (["--name=../x"], "--name=../x: accepted: letters"),
-        (["--shard=0/2"], "--shard=0/2: accepted: with a --name"),
-        (["--shard=2/2", "--name=x"], "--shard=2/2: accepted: i/n"),
-        (["--redraw=nowhere"], "nowhere/result.json"),
     ],
 )
 def test_bad_flags_are_one_line(run_laboratory, tmp_path, monkeypatch, arguments, told):
     monkeypatch.chdir(tmp_path)
-    done = run_laboratory(*arguments)
-    assert done.status == 2, done.out
-    assert told in done.err
-    assert done.err.count("\n") == 1
+    assert told in run_laboratory(*arguments).refusal
     assert not list(tmp_path.iterdir())
 
 

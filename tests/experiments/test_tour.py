@@ -1,7 +1,5 @@
 """The tour as a user meets it: a model in; three tables, a figure and a record out."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -14,26 +12,16 @@ from tests.analysis import first_sink as planted
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """The planted model as a training run writes one, and text of its ids."""
-    place = tmp_path_factory.mktemp("planted")
-    planted.write(place)
-    return place
-
-
-@pytest.fixture(scope="module")
 def finished(place, run_tour):
-    done = run_tour(
+    return run_tour(
         f"--model={place}/model", f"--corpus=tokens:{place}/text", "--calibration=5",
         "--sequences=4", "--seq_len=64", "--bos=no", f"--workdir={place}/runs",
     )  # fmt: skip
-    assert done.status == 0, done.err
-    return done.out, (place / "runs" / "tour" / "latest").resolve()
 
 
 @pytest.fixture(scope="module")
-def model(finished):
-    (model,) = json.loads((finished[1] / "result.json").read_text())["models"]
+def model(record):
+    (model,) = record["models"]
     return model
 
 
@@ -49,14 +37,13 @@ def test_the_planted_sink_is_found_and_gone(model):
     assert names[:2] == ["dropped", "factor"]
 
 
-def test_tables_and_figure_are_of_the_record(finished, model):
-    record = json.loads((finished[1] / "result.json").read_text())
+def test_tables_and_figure_are_of_the_record(finished, record, model):
     tables = markdown(sections(record))
     assert set(tables) == {"model-outliers", "model-forms", "model-ways"}
     trained = model["ways"][0]
     rise = np.mean(np.subtract(trained["rounded"], trained["losses"]))
     assert f"{rise:+.3f}" in tables["model-ways"]
-    assert f"{trained['over_median']:,.0f}" in finished[0]
+    assert f"{trained['over_median']:,.0f}" in finished.out
     assert [name for name, _ in figures(record)] == ["model"]
     before, after = model["drawn"].values()
     assert [p["layer"] for p in before["panels"]] == [p["layer"] for p in after["panels"]]
@@ -84,7 +71,4 @@ def test_without_the_model_there_is_one_line(monkeypatch, run_tour, tmp_path):
     ],
 )
 def test_what_is_refused_is_one_line(flag, said, place, run_tour):
-    done = run_tour(f"--model={place}/model", flag)
-    assert done.status == 2
-    assert said in done.err
-    assert done.err.count("\n") == 1
+    assert said in run_tour(f"--model={place}/model", flag).refusal

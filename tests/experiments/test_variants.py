@@ -23,10 +23,11 @@ from sysout_jax.core.attention import VARIANTS
 from sysout_jax.data import load_corpus
 from sysout_jax.errors import InputError
 from sysout_jax.model.rope import Dynamic, Linear, Llama3, LongRope, Rope, Yarn
-from sysout_jax.model.rope import flag as rope_flag
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.step import token_loss
 from tests.images import ink
+from tests.refusing import refusal
+from tests.usage import fields
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = (
@@ -36,30 +37,18 @@ TINY = (
 
 
 @pytest.fixture(scope="module")
-def text_file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "some text.txt"
-    words = "Summer is warm. Winter is cold.\n"
-    path.write_text("<|endoftext|>".join(words * n for n in range(1, 9)))
-    return path
-
-
-@pytest.fixture(scope="module")
 def finished(run_variants, tmp_path_factory, text_file):
-    """A complete tiny run on two corpora with two seeds: its directory and what was printed."""
+    """A complete tiny run on two corpora with two seeds."""
     workdir = tmp_path_factory.mktemp("runs")
-    outcome = run_variants(
+    return run_variants(
         *TINY, "--seeds=0,3", f"--corpus=backcopy,{text_file}",
         "--variants=softmax,context_scale", f"--workdir={workdir}",
     )  # fmt: skip
-    assert outcome.status == 0, outcome.err
-    directory = (workdir / "variants" / "latest").resolve()
-    return directory, outcome
 
 
-def test_a_run_leaves_a_whole_record(finished, text_file):
+def test_a_run_leaves_a_whole_record(finished, record, text_file):
     """Record, log, models and figures agree with each other, and nothing temporary is left."""
-    directory, outcome = finished
-    record = json.loads((directory / "result.json").read_text())
+    directory = finished.directory
     assert record["status"] == "complete"
     assert record["provenance"]["libraries"]["jax"]
     assert [study["corpus"] for study in record["studies"]] == ["backcopy", str(text_file)]
@@ -77,17 +66,16 @@ def test_a_run_leaves_a_whole_record(finished, text_file):
     assert len(drawn) == 10
     assert all(path.suffix == ".png" and 0.02 < ink(path) < 0.8 for path in drawn)
     assert not [path for path in directory.rglob(".*")]
-    assert "(e) context_scale" in outcome.out
+    assert "(e) context_scale" in finished.out
 
 
-def test_saved_models_reproduce_the_recorded_loss(finished, text_file):
+def test_saved_models_reproduce_the_recorded_loss(finished, record, text_file):
     """The validation loss of a loaded model is the last one of the record, for each seed."""
-    directory, _ = finished
-    study = json.loads((directory / "result.json").read_text())["studies"][1]
+    study = record["studies"][1]
     corpus = load_corpus(str(text_file))
     batches = [jnp.asarray(corpus.batch("val", 0, n, 3, 7)) for n in range(2)]
     for at, seed in enumerate((0, 3)):
-        model = so.load(directory / "models" / "some-text-txt-context_scale", seed)
+        model = so.load(finished.directory / "models" / "some-text-txt-context_scale", seed)
         loss = np.mean([token_loss(model.config, model.params, batch) for batch in batches])
         recorded = study["variants"]["context_scale"]["measured"]["val_loss"][-1][at]
         assert loss == pytest.approx(recorded, rel=1e-5)
@@ -96,7 +84,7 @@ def test_saved_models_reproduce_the_recorded_loss(finished, text_file):
 
 def test_redraw_needs_the_record_alone(finished, run_variants, tmp_path):
     """The same table and the same figures come from result.json without a run."""
-    directory, outcome = finished
+    directory = finished.directory
     elsewhere = tmp_path / "copy"
     elsewhere.mkdir()
     shutil.copy(directory / "result.json", elsewhere)
@@ -104,7 +92,7 @@ def test_redraw_needs_the_record_alone(finished, run_variants, tmp_path):
     assert again.status == 0
     table = [line for line in again.out.splitlines() if "softmax" in line and "±" in line]
     assert table
-    assert all(line in outcome.out for line in table)
+    assert all(line in finished.out for line in table)
     for path in (directory / "figures").iterdir():
         assert (elsewhere / "figures" / path.name).read_bytes() == path.read_bytes()
 
@@ -122,25 +110,13 @@ def test_redraw_needs_the_record_alone(finished, run_variants, tmp_path):
         (["--preset=foo"], ("--preset=", "foo", "fruitfly")),
         (["--preset=sinks", "--corpus=backcopy"], ("--preset=sinks: ", "backcopy", "text")),
         (["--steps=0"], ("--steps=0", "at least 1")),
-        (["--seq_len=0"], ("--seq_len=0", "at least 1")),
-        (["--batch_size=-2"], ("--batch_size=-2", "at least 1")),
         (["--heads=3"], ("--heads=3", "--width=64", "divisor")),
-        (["--heads=4", "--kv_heads=3"], ("--kv_heads=3", "--heads=4", "divisor")),
         (["--seeds=a,b"], ("--seeds=a,b", "integers")),
-        (["--seeds=1,1"], ("--seeds=1,1", "different")),
-        (["--lr=nan"], ("--lr=nan", "above 0")),
         (["--optimizer=adm"], ("--optimizer=", "adm", "muon")),
-        (["--schedule=step"], ("--schedule=", "cosine")),
-        (["--norm=batch"], ("--norm=", "rms")),
-        (["--accumulate=7"], ("--accumulate=7", "--batch_size=16")),
         (["--jobs=0"], ("--jobs=0", "at least 1")),
         (["--jobs=2", "--mesh=data=2"], ("--jobs=2: with --mesh=data=2", "accepted: 1")),
         (["--mesh=data=3"], ("--batch_size=16: not divided by data*fsdp=3", "a multiple of 3")),
-        (
-            ["--mesh=data=2"],
-            ("--mesh=data=2,fsdp=1", "2 devices, but there are 1"),
-        ),
-        (["--mesh=model=2"], ("--mesh=model=2: 'model=2'", "accepted: data, fsdp, tensor")),
+        (["--mesh=data=2"], ("--mesh=data=2,fsdp=1", "2 devices, but there are 1")),
         (["--parallel=pmap", "--mesh=fsdp=2"], ("--parallel=pmap: --mesh=data=1,fsdp=2", "data=2")),
         (["--redraw=nowhere"], ("nowhere", "result.json")),
         (["extra"], ("extra", "--name=value")),
@@ -149,45 +125,34 @@ def test_redraw_needs_the_record_alone(finished, run_variants, tmp_path):
 def test_bad_flags_are_one_line(run_variants, tmp_path, monkeypatch, arguments, told):
     """The line names the flag and what is accepted; nothing is written."""
     monkeypatch.chdir(tmp_path)
-    outcome = run_variants(*arguments)
-    assert outcome.status == 2
-    assert outcome.err.startswith("error: ")
-    assert outcome.err.count("\n") == 1
-    assert all(part in outcome.err for part in told), outcome.err
+    said = run_variants(*arguments).refusal
+    assert all(part in said for part in told), said
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [
-        (b"", "empty"),
-        (b" \n", "empty"),
-        (b"ab\xff\xfecd", "byte"),
-        (b"abc", "--seq_len"),
-    ],
+    [(b"", "empty"), (b" \n", "empty"), (b"ab\xff\xfecd", "byte"), (b"abc", "--seq_len")],
 )
 def test_bad_text_is_one_line(run_variants, tmp_path, content, told):
     path = tmp_path / "text.txt"
     path.write_bytes(content)
     outcome = run_variants(f"--corpus={path}", f"--workdir={tmp_path / 'runs'}", "--smoke")
-    assert (outcome.status, outcome.err.count("\n")) == (2, 1)
-    assert told in outcome.err
+    assert told in outcome.refusal
     assert not (tmp_path / "runs").exists()
 
 
 def test_work_directory_that_cannot_be_written(run_variants, tmp_path):
     (tmp_path / "file").write_text("")
     outcome = run_variants("--smoke", "--corpus=backcopy", f"--workdir={tmp_path / 'file' / 'x'}")
-    assert (outcome.status, outcome.err.count("\n")) == (2, 1)
-    assert "--workdir=" in outcome.err
+    assert "--workdir=" in outcome.refusal
 
 
 def test_disk_without_room_for_the_models(run_variants, tmp_path, monkeypatch):
     monkeypatch.setattr(variants.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
     outcome = run_variants("--smoke", "--corpus=backcopy", f"--workdir={tmp_path}")
-    assert (outcome.status, outcome.err.count("\n")) == (2, 1)
-    assert "--workdir=" in outcome.err
-    assert "0.0 MB free" in outcome.err
+    assert "--workdir=" in outcome.refusal
+    assert "0.0 MB free" in outcome.refusal
     assert not list(tmp_path.iterdir())
 
 
@@ -202,7 +167,7 @@ def test_disk_that_fills_up(run_variants, tmp_path, monkeypatch):
         *TINY, "--corpus=backcopy", "--variants=softmax", f"--workdir={tmp_path}"
     )
     assert outcome.status == 1
-    directory = (tmp_path / "variants" / "latest").resolve()
+    directory = outcome.place
     model = directory / "models" / "backcopy-softmax"
     assert outcome.err == f"error: {model}: model not written: No space left on device\n"
     assert not list((directory / "models").iterdir())
@@ -217,7 +182,7 @@ def test_divergence_names_step_and_seed_and_keeps_the_record(run_variants, tmp_p
     assert outcome.status == 1
     found = r"(loss|gradient's norm) is (nan|inf) at step [2345] of seed 4, variant softmax"
     assert re.search(found, outcome.err)
-    directory = (tmp_path / "variants" / "latest").resolve()
+    directory = outcome.place
     record = json.loads((directory / "result.json").read_text())
     assert record["status"] == "failed"
     assert "seed 4" in record["reason"]
@@ -244,8 +209,7 @@ def test_interruption_keeps_what_was_finished(run_variants, tmp_path, monkeypatc
     )
     assert outcome.status == 130
     assert outcome.err == "error: interrupted\n"
-    directory = (tmp_path / "variants" / "latest").resolve()
-    record = json.loads((directory / "result.json").read_text())
+    record = json.loads((outcome.place / "result.json").read_text())
     assert record["status"] == "interrupted"
     assert list(record["studies"][0]["variants"]) == ["softmax"]
 
@@ -301,9 +265,7 @@ def test_a_preset_says_again_what_a_run_was_trained_with(run_variants, monkeypat
     (place / "config.json").write_text(json.dumps(dataclasses.asdict(asked[0])))
     assert run_variants(*flags).status == 0
     assert asked[0] == asked[1]
-    outcome = run_variants(*flags[:-1], "--preset=sinks")
-    assert (outcome.status, outcome.err.count("\n")) == (2, 1)
-    assert "was trained with" in outcome.err
+    assert "was trained with" in run_variants(*flags[:-1], "--preset=sinks").refusal
 
 
 def test_list_shows_the_whole_table(run_variants):
@@ -311,17 +273,6 @@ def test_list_shows_the_whole_table(run_variants):
     assert outcome.status == 0
     for variant in VARIANTS.values():
         assert variant.name in outcome.out
-
-
-def _leaves(config):
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, Rope):
-            yield from ((rope_flag(k), v) for k, v in dataclasses.asdict(value).items())
-        elif dataclasses.is_dataclass(value):
-            yield from _leaves(value)
-        else:
-            yield field.name, value
 
 
 OTHER = {
@@ -350,19 +301,19 @@ NEEDED = {
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, _ in _leaves(TrainConfig()) if n not in ("corpus", "rope_rule", "sink")]
+    "name", [n for n, _ in fields(TrainConfig()) if n not in ("corpus", "rope_rule", "sink")]
 )
 @pytest.mark.usefixtures("run_variants")
 def test_every_field_has_a_flag_that_sets_it(name, run_variants):
     """`override` reaches every field at any depth, and a flag of that name exists."""
     run_variants("--list")  # defines them
     config = launch.override(TrainConfig(), NEEDED.get(name, {}))
-    before = dict(_leaves(config))
+    before = dict(fields(config))
     value = OTHER.get(name)
     if value is None:
         value = (not before[name]) if isinstance(before[name], bool) else before[name] + 1
     given = list(map(str, value)) if isinstance(value, tuple) else value
-    after = dict(_leaves(launch.override(config, {name: given})))
+    after = dict(fields(launch.override(config, {name: given})))
     assert after == {**before, name: value}
     assert (name in variants.FLAGS) != (name in ("variant", "vocab", "context"))
 
@@ -409,9 +360,7 @@ def test_a_fused_kernel_that_is_not_here_is_refused():
     ],
 )
 def test_a_rotary_flag_without_effect_is_refused(given, said):
-    with pytest.raises(InputError) as caught:
-        launch.override(TrainConfig(), given)
-    assert str(caught.value).startswith(said)
+    assert refusal(launch.override, TrainConfig(), given).startswith(said)
 
 
 def _study(sink, drain, measure="noop_sink"):

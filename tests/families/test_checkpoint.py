@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import random
 import struct
 import subprocess
@@ -26,7 +25,8 @@ from sysout_jax.families.llama import LLAMA
 from sysout_jax.families.table import FAMILIES
 from sysout_jax.families.tensors import INDEX, SINGLE
 from sysout_jax.model.decoder import init
-from tests import quick
+from tests.refusing import refusal
+from tests.test_loading import on_two_devices
 
 CONFIG = {
     "model_type": "llama", "vocab_size": 19, "hidden_size": 22, "intermediate_size": 29,
@@ -56,11 +56,8 @@ def place(tmp_path):
     return write(tmp_path / "model")
 
 
-def refusal(directory, **arguments):
-    with pytest.raises(InputError) as caught:
-        load_checkpoint(directory, **arguments)
-    message = str(caught.value)
-    assert "\n" not in message
+def refused(directory, **arguments):
+    message = refusal(load_checkpoint, directory, **arguments)
     assert len(message) < 4000
     return message
 
@@ -100,7 +97,7 @@ def test_dtypes(tmp_path, stored, wanted):
 
 
 def test_an_unknown_dtype(place):
-    assert "param_dtype='int8': unknown; accepted: float32" in refusal(place, dtype="int8")
+    assert "param_dtype='int8': unknown; accepted: float32" in refused(place, dtype="int8")
 
 
 def shard(directory, parts=3):
@@ -152,7 +149,7 @@ def test_prefix_and_buffers_may_vary(tmp_path):
     model = load_checkpoint(write(tmp_path / "model", bare, tied))
     assert ("head",) not in leaves(model.params)
     bare["lm_head.weight"] = bare["embed_tokens.weight"] + 1
-    said = refusal(write(tmp_path / "model", bare, tied))
+    said = refused(write(tmp_path / "model", bare, tied))
     assert "not the embedding that it is tied to (accepted: tie_word_embeddings=false" in said
 
 
@@ -176,7 +173,7 @@ def test_every_fault_is_named_at_once(tmp_path):
     del wrong["model.norm.weight"], wrong["model.layers.1.mlp.up_proj.weight"]
     wrong["model.layers.0.mlp.down_proj.weight"] = np.zeros((29, 22), np.float32)
     wrong["model.layers.7.extra.weight"] = np.zeros(3, np.float32)
-    message = refusal(write(tmp_path / "model", wrong))
+    message = refused(write(tmp_path / "model", wrong))
     assert "missing: model.norm.weight, model.layers.1.mlp.up_proj.weight" in message
     assert "left over: model.layers.7.extra.weight" in message
     assert "of another shape: model.layers.0.mlp.down_proj.weight [29, 22] for [22, 29]" in message
@@ -184,7 +181,7 @@ def test_every_fault_is_named_at_once(tmp_path):
 
 def test_many_faults_stay_one_line(tmp_path):
     config = CONFIG | {"num_hidden_layers": 20}
-    message = refusal(write(tmp_path / "model", config=config))
+    message = refused(write(tmp_path / "model", config=config))
     assert "and 142 more" in message
 
 
@@ -192,7 +189,7 @@ def test_many_faults_stay_one_line(tmp_path):
     "change", [{"num_hidden_layers": 10**12}, {"vocab_size": 10**12}, {"num_hidden_layers": 22}]
 )
 def test_sizes_that_no_checkpoint_has(tmp_path, change):
-    message = refusal(write(tmp_path / "model", config=CONFIG | change))
+    message = refused(write(tmp_path / "model", config=CONFIG | change))
     assert "than the 21 stored tensors" in message or "integer of at most 10000)" in message
 
 
@@ -201,7 +198,7 @@ def test_a_tensor_in_two_shards(place):
     file = place / weight_map["model.norm.weight"]
     other = next(place / f for f in set(weight_map.values()) if f != file.name)
     save_file(load_file(other) | {"model.norm.weight": values()["model.norm.weight"]}, other)
-    assert "wrongly stored: model.norm.weight is stored twice" in refusal(place)
+    assert "wrongly stored: model.norm.weight is stored twice" in refused(place)
 
 
 def test_a_tensor_in_another_shard_than_the_index_says(place):
@@ -209,7 +206,7 @@ def test_a_tensor_in_another_shard_than_the_index_says(place):
     at = weight_map["model.norm.weight"]
     weight_map["model.norm.weight"] = next(f for f in weight_map.values() if f != at)
     (place / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    assert "model.norm.weight is not in " in refusal(place)
+    assert "model.norm.weight is not in " in refused(place)
 
 
 @pytest.mark.parametrize(
@@ -220,19 +217,19 @@ def test_an_index_cannot_leave_the_directory(place, file):
     weight_map = shard(place)
     weight_map["model.norm.weight"] = file
     (place / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    assert "accepted: the name of a file in the directory" in refusal(place)
+    assert "accepted: the name of a file in the directory" in refused(place)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
 def test_pickles_are_refused_and_never_opened(place, name):
     (place / SINGLE).rename(place / name)
-    message = refusal(place)
+    message = refused(place)
     assert name in message
     assert "save_file" in message
     shard(place)
     weight_map = dict.fromkeys(values(), name)
     (place / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    assert "pickle files can run code" in refusal(place)
+    assert "pickle files can run code" in refused(place)
 
 
 @pytest.mark.parametrize(
@@ -243,14 +240,14 @@ def test_pickles_are_refused_and_never_opened(place, name):
 def test_an_index_that_is_none(place, index, wanted):
     shard(place)
     (place / INDEX).write_text(index)
-    assert wanted in refusal(place)
+    assert wanted in refused(place)
 
 
 def test_no_weights_and_no_config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    assert f"no {SINGLE} and no {INDEX}" in refusal(tmp_path)
+    assert f"no {SINGLE} and no {INDEX}" in refused(tmp_path)
     (tmp_path / "config.json").unlink()
-    assert "config.json: No such file or directory" in refusal(tmp_path)
+    assert "config.json: No such file or directory" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -259,7 +256,7 @@ def test_values_that_are_not_finite(tmp_path, bad, kind):
     kind = np.dtype(getattr(ml_dtypes, kind, None) or kind)
     tensors = {k: v.astype(kind) for k, v in values().items()}
     tensors["model.norm.weight"][7] = bad
-    message = refusal(write(tmp_path / "model", tensors))
+    message = refused(write(tmp_path / "model", tensors))
     assert message.endswith("tensor model.norm.weight holds NaN or infinity")
 
 
@@ -315,7 +312,7 @@ def test_a_tie_of_which_the_head_alone_is_stored(tmp_path):
     np.testing.assert_array_equal(load_checkpoint(place).params["embed"], expected)
     names["model.layers.0.nosuch"] = "model-1.safetensors"
     (place / INDEX).write_text(json.dumps({"weight_map": names}))
-    assert "wrongly stored: model.layers.0.nosuch is not in model-1" in refusal(place)
+    assert "wrongly stored: model.layers.0.nosuch is not in model-1" in refused(place)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +329,7 @@ def test_a_tie_of_which_the_head_alone_is_stored(tmp_path):
 )
 def test_quantised_weights_are_called_what_they_are(tmp_path, extra, dtype, said):
     place = write(tmp_path / "model", values() | {extra: np.zeros(22, dtype)})
-    message = refusal(place)
+    message = refused(place)
     assert f"its weights are stored quantised ({said}); accepted: the model that" in message
 
 
@@ -340,12 +337,12 @@ def test_git_lfs_pointers(place):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     for name in (SINGLE, "config.json"):
         (place / name).write_text(pointer)
-        assert f"{name}: a Git LFS pointer, not the file itself; accepted" in refusal(place)
+        assert f"{name}: a Git LFS pointer, not the file itself; accepted" in refused(place)
 
 
 def test_integers_are_refused(tmp_path):
     tensors = values() | {"model.norm.weight": np.zeros(22, np.int32)}
-    assert "model.norm.weight is I32 (accepted: F32, F16, BF16)" in refusal(
+    assert "model.norm.weight is I32 (accepted: F32, F16, BF16)" in refused(
         write(tmp_path / "model", tensors)
     )
 
@@ -358,7 +355,7 @@ def test_a_name_declared_twice(place):
     entry = header[1 : header.index(b"}") + 1]
     doubled = b"{" + entry + b"," + header[1:]
     (place / SINGLE).write_bytes(struct.pack("<Q", len(doubled)) + doubled + raw[8 + length :])
-    assert "declared twice in the header" in refusal(place)
+    assert "declared twice in the header" in refused(place)
 
 
 # ------------------------------------------------------------------------- fuzz
@@ -554,23 +551,6 @@ def test_loading_holds_the_model_and_one_tensor(tmp_path, kind):
     assert peak("twice") > allowed
 
 
-SHARDED = """
-import sys
-import jax, numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from sysout_jax.loading import load
-mesh = Mesh(np.array(jax.devices()), ("model",))
-def shard(axes, shape):
-    letters = axes.replace("-> ", "").split()
-    return NamedSharding(mesh, PartitionSpec(*("model" if x == "K" else None for x in letters)))
-key = load(sys.argv[1], shard=shard).params["blocks"]["attn"]["key"]
-print(len(jax.devices()), [part.data.shape for part in key.addressable_shards])
-"""
-
-
 def test_a_mesh_gets_its_shards(place):
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED, str(place)], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | quick.TWO_DEVICES, check=True,
-    )  # fmt: skip
-    assert done.stdout == "2 [(2, 22, 1, 6), (2, 22, 1, 6)]\n"
+    _, shapes, _ = on_two_devices(place, "K", "blocks", "attn", "key")
+    assert shapes == [[2, 22, 1, 6], [2, 22, 1, 6]]

@@ -30,6 +30,7 @@ from sysout_jax.model.rope import RULES, Linear, Rope
 from sysout_jax.model.sink import ExplicitSink
 from sysout_jax.model.stored import flat
 from tests.families.reference import GOLDEN
+from tests.refusing import refusal
 
 LLAMA2_7B = {
     "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
@@ -296,11 +297,8 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def refusal(raw):
-    with pytest.raises(InputError) as caught:
-        read_config(by_model_type(raw["model_type"], Path("config.json")), raw)
-    message = str(caught.value)
-    assert "\n" not in message
+def refused(raw):
+    message = refusal(read_config, by_model_type(raw["model_type"], Path("config.json")), raw)
     assert "accepted" in message
     return message
 
@@ -375,9 +373,8 @@ def test_the_text_decoder_of_a_larger_model():
 )
 def test_what_a_larger_model_may_not_say(change, wanted):
     family = by_model_type("gemma3", Path("config.json"))
-    with pytest.raises(InputError) as caught:
-        read_config(family, read_within(family, GEMMA_4B | change))
-    assert wanted in str(caught.value)
+    said = refusal(lambda: read_config(family, read_within(family, GEMMA_4B | change)))
+    assert wanted in said
 
 
 @pytest.mark.parametrize(
@@ -419,7 +416,7 @@ def test_what_the_reference_does_not_read_is_ignored_and_listed(family):
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_what_the_reference_reads_and_no_row_does_is_refused(family):
     raw = recorded(family)
-    message = refusal(raw | {"is_causal": False, "per_layer_config": {"0": {"hidden_size": 3}}})
+    message = refused(raw | {"is_causal": False, "per_layer_config": {"0": {"hidden_size": 3}}})
     assert "is_causal=false, which is not read here (accepted: true)" in message
     assert 'per_layer_config={"0": {"hidden_size": 3}}, which is not read here' in message
     assert read_config(family, raw | {"is_causal": True}) == read_config(family, raw)
@@ -434,7 +431,7 @@ def test_everything_the_reference_reads_is_read_harmless_or_refused(family):
     named = (row.names if isinstance(row, Group) else (row.name,) for row in family.config)
     rows = {name for names in named for name in names}
     for name in sorted(theirs.reads - rows - HARMLESS - {"attn_config", "n_embed"}):
-        assert f"{name}=" in refusal(raw | {name: "another value"}), name
+        assert f"{name}=" in refused(raw | {name: "another value"}), name
 
 
 def test_a_field_by_two_names_is_read_as_the_reference_does():
@@ -476,7 +473,7 @@ def test_the_first_falcons():
 def test_gates_of_qwen3_that_are_refused(change, wanted):
     raw = recorded(FAMILIES["qwen3"]) | {"headwise_attn_output_gate": True}
     assert read_config(FAMILIES["qwen3"], raw).variant == "plain_head_gate"
-    assert wanted in refusal(raw | change)
+    assert wanted in refused(raw | change)
 
 
 def test_a_null_fraction_is_none_where_the_code_turns_whole_heads():
@@ -484,7 +481,7 @@ def test_a_null_fraction_is_none_where_the_code_turns_whole_heads():
     assert read_config(FAMILIES["llama"], raw) == read_config(FAMILIES["llama"], LLAMA2_7B)
     partly = recorded(FAMILIES["stablelm"])
     partly["rope_parameters"]["partial_rotary_factor"] = None
-    assert "fraction" in refusal(partly)
+    assert "fraction" in refused(partly)
 
 
 def test_rope_scaling_wins_over_rope_parameters():
@@ -511,7 +508,7 @@ def test_yarns_truncation_where_it_is_null(said, truncate):
 def test_gemma3s_rule_by_its_older_name_is_refused():
     """Code of rotary positions reads it, the config of transformers 5.24 then says "default"."""
     raw = PUBLISHED["gemma-3-1b"][0] | {"rope_scaling": {"type": "linear", "factor": 8.0}}
-    assert "rope_scaling: versions of the published code disagree" in refusal(raw)
+    assert "rope_scaling: versions of the published code disagree" in refused(raw)
     raw["rope_scaling"]["rope_type"] = "linear"
     assert read_config(FAMILIES["gemma3"], raw).rope.factor == 8.0
 
@@ -682,21 +679,10 @@ def test_groups_say_which_fields_they_read(family):
             },
             "accepted: a list of numbers",
         ),
-        (
-            {
-                "rope_scaling": {
-                    "rope_type": "longrope",
-                    "factor": 2.0,
-                    "short_factor": [None, 1.0],
-                    "long_factor": [1.0, 1.0],
-                }
-            },
-            "accepted: a list of numbers",
-        ),
     ],
 )
 def test_values_that_are_refused(change, wanted):
-    assert wanted in refusal(LLAMA2_7B | change)
+    assert wanted in refused(LLAMA2_7B | change)
 
 
 def with_each_number(raw, value):
@@ -718,13 +704,13 @@ def test_a_number_beyond_every_float_is_read_or_refused(name):
 
 @pytest.mark.parametrize("name", ["num_hidden_layers", "num_local_experts"])
 def test_a_damaged_count_is_refused_before_it_is_counted_up_to(name):
-    refused = refusal(PUBLISHED["Mixtral-8x7B"][0] | {name: 1 << 31})
-    assert f"{name}=2147483648 (accepted: an integer of at most 10000)" in refused
+    said = refused(PUBLISHED["Mixtral-8x7B"][0] | {name: 1 << 31})
+    assert f"{name}=2147483648 (accepted: an integer of at most 10000)" in said
 
 
 def test_all_faults_are_named_at_once():
     change = {"hidden_act": "x", "is_causal": False, "quantization_config": {"bits": 4}}
-    message = refusal(LLAMA2_7B | change | {"rope_scaling": {"type": "spiral"}})
+    message = refused(LLAMA2_7B | change | {"rope_scaling": {"type": "spiral"}})
     for part in ("'x'", "is_causal=false", "4 bits", "spiral"):
         assert part in message
 
@@ -739,14 +725,13 @@ def test_what_a_family_cannot_say():
     config = read_config(FAMILIES["mistral"], PUBLISHED["Mistral-7B"][0])
     with pytest.raises(InputError, match=r"the llama family has no window=4096 \(accepted: None\)"):
         write_config(FAMILIES["llama"], config)
-    with pytest.raises(InputError) as caught:
-        write_config(FAMILIES["gpt2"], config)
+    message = refusal(write_config, FAMILIES["gpt2"], config)
     for said in (
         "the gpt2 family has no mlp='swiglu' (accepted: 'gelu', 'gelu_exact', 'relu'), ",
         "norm='rms' (accepted: 'layer'), position='rope' (accepted: 'learned'), ",
         "kv_heads=8 (accepted: 32)",
     ):
-        assert said in str(caught.value)
+        assert said in message
     with pytest.raises(InputError, match=r"no variant='sigmoid' \(accepted: 'softmax'\)"):
         write_config(FAMILIES["llama"], ModelConfig(
             norm="rms", position="rope", mlp="swiglu", variant="sigmoid"))  # fmt: skip
@@ -778,7 +763,7 @@ def test_gpt_oss_without_windows_and_with_the_plain_rule_comes_back():
 
 def test_phi3_has_no_rule_but_its_own():
     raw = PUBLISHED["Phi-3-mini-128k"][0] | {"rope_scaling": {"type": "linear", "factor": 4.0}}
-    assert "rope_type='linear': accepted: default, longrope" in refusal(raw)
+    assert "rope_type='linear': accepted: default, longrope" in refused(raw)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "olmoe"])

@@ -13,6 +13,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.families.checkpoint import load_checkpoint
 from sysout_jax.families.llama2c import load_llama2c, load_tokens
 from sysout_jax.model.rope import Rope
+from tests.refusing import refusal
 
 D, F, L, N, K, V, S, H = 12, 17, 2, 3, 1, 19, 7, 4
 SHAPES = (
@@ -62,19 +63,16 @@ def test_tensors_are_found_in_their_order(tmp_path, untied):
 )  # fmt: skip
 def test_files_that_are_none(tmp_path, damaged):
     (tmp_path / "model.bin").write_bytes(damaged)
-    with pytest.raises(InputError, match=r"model\.bin: ") as caught:
-        load_llama2c(tmp_path / "model.bin")
-    assert "\n" not in str(caught.value)
+    assert "model.bin: " in refusal(load_llama2c, tmp_path / "model.bin")
 
 
 @pytest.mark.parametrize(("version", "what"), [(1, "a header of its own"), (2, "to 8 bits")])
 def test_later_versions_are_called_what_they_are(tmp_path, version, what):
     (tmp_path / "model.bin").write_bytes(struct.pack("<2I", 0x616B3432, version) + bytes(300))
-    with pytest.raises(InputError) as caught:
-        load_llama2c(tmp_path / "model.bin")
-    assert f"llama2.c of version {version}, " in str(caught.value)
-    assert what in str(caught.value)
-    assert str(caught.value).endswith("which its `export.py --version 0` writes")
+    message = refusal(load_llama2c, tmp_path / "model.bin")
+    assert f"llama2.c of version {version}, " in message
+    assert what in message
+    assert message.endswith("which its `export.py --version 0` writes")
 
 
 def test_values_that_are_not_finite(tmp_path):

@@ -57,8 +57,8 @@ def test_other_models_have_no_prefix(golden, tmp_path):
 
 def generates(model, said, ids):
     """The page's mask and a new cache give the tokens that come after the whole text."""
-    new = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
-    whole = model.generate(ids, **new)[:, ids.shape[1] :]
+    new = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    whole = model.generate(ids, attention_mask=ids.new_ones(ids.shape), **new)[:, ids.shape[1] :]
     exec(SNIPPET.rpartition("logits = ")[0], said)  # a cache that no call has added to
     mask, cache = said["mask"], said["cache"]
     found = model.generate(said["ids"], attention_mask=mask, past_key_values=cache, **new)

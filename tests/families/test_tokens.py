@@ -151,14 +151,8 @@ def test_tokens_that_are_added_to_gpt2s(shared_data, tmp_path):
         ({"tokenizer_config": {"added_tokens_decoder": ["x"]}}, "added tokens: 'list' object"),
         ({"tokenizer_config": {"added_tokens_decoder": "x"}}, "added tokens: 'str' object"),
         ({"tokenizer_config": {"added_tokens_decoder": {"x": {}}}}, "added tokens: invalid lit"),
-        (
-            {"tokenizer_config": {"added_tokens_decoder": {"50257": "x"}}},
-            "tokens: .* mapping",
-        ),
-        (
-            {"tokenizer_config": {"added_tokens_decoder": {"50257": {}}}},
-            "token ''=50257: acc",
-        ),
+        ({"tokenizer_config": {"added_tokens_decoder": {"50257": "x"}}}, "tokens: .* mapping"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"50257": {}}}}, "token ''=50257: acc"),
     ],
 )
 def test_a_vocabulary_and_merges_that_are_not_gpt2s(shared_data, tmp_path, files, wanted):

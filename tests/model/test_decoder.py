@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.errors import InputError
 from sysout_jax.model import block as block_module
 from sysout_jax.model.config import PLACEMENTS, ModelConfig
 from sysout_jax.model.decoder import (
@@ -23,6 +22,8 @@ from sysout_jax.model.decoder import (
 from sysout_jax.model.execution import DTYPES, Execution
 from sysout_jax.model.rope import RULES, Dynamic, Linear, Llama3, LongRope, Rope, Yarn, by_rule
 from sysout_jax.model.sink import ExplicitSink
+from tests.model.noise import noisy, shapes
+from tests.refusing import refusal
 
 BASE = ModelConfig(
     vocab=17, context=7, layers=2, width=13, heads=4, kv_heads=2, head_dim=6, mlp_width=19
@@ -32,23 +33,6 @@ GPT2 = dataclasses.replace(
 )
 LLAMA = dataclasses.replace(BASE, norm="rms", position="rope", mlp="swiglu", tied=False)
 TOKENS = np.random.default_rng(1).integers(0, 17, (3, 7)).astype(np.int32)
-
-
-def noisy(config, seed=0):
-    """Parameters that are all random, so that none is without effect: biases and gates too."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        return jnp.asarray(
-            0.4 * rng.standard_normal(leaf.shape) + (path[-1].key in ("scale", "gain")), jnp.float32
-        )
-
-    return jax.tree_util.tree_map_with_path(draw, shapes(config))
-
-
-@cache
-def shapes(config):
-    return jax.eval_shape(partial(init, config), jax.random.key(0))
 
 
 @cache
@@ -610,9 +594,7 @@ def test_dtype_of_logits(dtype):
 
 def test_learned_positions_end():
     tokens = jnp.zeros((2, 8), jnp.int32)
-    with pytest.raises(InputError) as caught:
-        forward(GPT2, noisy(GPT2), tokens)
-    message = str(caught.value)
+    message = refusal(forward, GPT2, noisy(GPT2), tokens)
     assert message == "seq_len=8: learned positions end at 7; accepted: at most 7"
     assert logits(GPT2, noisy(GPT2), TOKENS[:, :7]).shape == (3, 7, 17)
     longer = jax.eval_shape(partial(forward, LLAMA), shapes(LLAMA), tokens)

@@ -14,6 +14,7 @@ from sysout_jax.model.config import SHAPES, ModelConfig
 from sysout_jax.model.decoder import final_states, forward, head_names, init, logits_of
 from sysout_jax.model.execution import Execution
 from sysout_jax.model.loss import LOGITS, block_of, mean_loss, token_losses
+from tests.model.noise import noisy
 
 CONFIG = ModelConfig(vocab=37, context=9, layers=1, width=12, heads=2, mlp_width=19, mlp="relu")
 HEADS = {
@@ -28,11 +29,7 @@ HEADS = {
 
 def given_head(config, sequences=3, length=10, seed=0):
     """Parameters far from zero, states and targets."""
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
-    params = jax.tree.map(
-        lambda x: jnp.asarray(0.5 * rng.standard_normal(x.shape), jnp.float32), shapes
-    )
+    rng, params = np.random.default_rng(seed + 9), noisy(config, seed, 0.5)
     head = {name: params[name] for name in head_names(config)}
     states = rng.standard_normal((sequences, length, config.width))
     targets = rng.integers(0, config.vocab, (sequences, length))

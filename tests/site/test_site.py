@@ -114,9 +114,7 @@ def spoilt(page: Path, *changes: tuple[str, str]) -> None:
 
 def test_a_broken_link_fails(copy, tmp_path):
     spoilt(
-        copy / "docs/start.md",
-        ("(all.md)", "(al.md)"),
-        ("(claims.md)", "(claims.md#no-heading)"),
+        copy / "docs/start.md", ("(all.md)", "(al.md)"), ("(claims.md)", "(claims.md#no-heading)")
     )
     status, said = build(tmp_path / "built", copy)
     assert status != 0

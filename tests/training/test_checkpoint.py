@@ -14,11 +14,12 @@ import pytest
 
 import sysout_jax as so
 from sysout_jax.data import load_tokenizer
-from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init
 from sysout_jax.training import checkpoint
 from sysout_jax.training.checkpoint import load, save
+from tests.refusing import refusal
+from tests.training.test_states import same_bits
 
 CONFIG = ModelConfig(
     vocab=258, context=7, layers=2, width=13, heads=4, kv_heads=2, head_dim=6, mlp_width=19,
@@ -49,13 +50,6 @@ def noisy(config=CONFIG, seeds=3):
     return jax.tree.map(draw, tree)
 
 
-def same_bits(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert a.dtype == b.dtype == jnp.float32
-        np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32))
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     path = tmp_path_factory.mktemp("a run") / "models" / "of softmax"
@@ -68,12 +62,7 @@ def copy(written, tmp_path):
     return shutil.copytree(written, tmp_path / "models" / "of softmax")
 
 
-def refusal(path, **arguments):
-    with pytest.raises(InputError) as caught:
-        load(path, **arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+refused = partial(refusal, load)
 
 
 # ------------------------------------------------------------------------- there and back
@@ -168,20 +157,20 @@ def test_a_model_that_exists_is_kept(copy):
 
 
 def test_an_unknown_seed(written):
-    assert refusal(written, seed=1) == f"seed 1: not in {written}; accepted: 7, 0, 3"
+    assert refused(written, seed=1) == f"seed 1: not in {written}; accepted: 7, 0, 3"
 
 
 def test_not_a_directory(tmp_path):
     (tmp_path / "file").write_text("")
     for name in ("nosuch", "file"):
-        message = refusal(tmp_path / name)
+        message = refused(tmp_path / name)
         assert message.startswith(f"{tmp_path / name / 'config.json'}: ")
         assert "accepted: a directory that a training run wrote" in message
 
 
 def test_no_config(copy):
     (copy / "config.json").unlink()
-    assert "config.json: No such file or directory; accepted: a directory" in refusal(copy)
+    assert "config.json: No such file or directory; accepted: a directory" in refused(copy)
 
 
 def edited(record, **changes):
@@ -227,14 +216,14 @@ def edited(record, **changes):
 def test_a_config_that_is_none(copy, change, wanted):
     file = copy / "config.json"
     file.write_text(change(json.loads(file.read_text())))
-    assert wanted in refusal(copy)
+    assert wanted in refused(copy)
 
 
 def test_a_config_out_of_range(copy):
     file = copy / "config.json"
     record = json.loads(file.read_text())
     file.write_text(edited(record, model=record["model"] | {"variant": "softer"}))
-    assert "'softer': unknown; accepted: " in refusal(copy)
+    assert "'softer': unknown; accepted: " in refused(copy)
 
 
 def test_a_config_of_another_model(copy):
@@ -243,12 +232,12 @@ def test_a_config_of_another_model(copy):
     record = json.loads(file.read_text())
     for model in ({"mlp_width": 23}, {"layers": 3}, {"bias": False}):
         file.write_text(edited(record, model=record["model"] | model))
-        assert "params: cannot be read (" in refusal(copy)
+        assert "params: cannot be read (" in refused(copy)
 
 
 def test_no_parameters(copy):
     shutil.rmtree(copy / "params")
-    assert "params: cannot be read (" in refusal(copy)
+    assert "params: cannot be read (" in refused(copy)
 
 
 def test_parameters_cut_short_flipped_or_missing(copy):
@@ -258,9 +247,9 @@ def test_parameters_cut_short_flipped_or_missing(copy):
         flipped = bytes([whole[0] ^ 1]) + whole[1:] if whole else b"0"
         for damaged in {whole[: len(whole) // 2], whole[:-1], flipped} - {whole}:
             file.write_bytes(damaged)
-            assert f"params: cannot be read ({file.relative_to(copy / 'params')} " in refusal(copy)
+            assert f"params: cannot be read ({file.relative_to(copy / 'params')} " in refused(copy)
         file.unlink()
-        assert "is missing or not as it was written" in refusal(copy)
+        assert "is missing or not as it was written" in refused(copy)
         file.write_bytes(whole)
     load(copy)
 
@@ -268,7 +257,7 @@ def test_parameters_cut_short_flipped_or_missing(copy):
 def test_a_corrupt_tokenizer(copy):
     file = copy / "tokenizer.json"
     file.write_text(file.read_text()[:10])
-    assert "tokenizer.json" in refusal(copy)
+    assert "tokenizer.json" in refused(copy)
 
 
 # ------------------------------------------------------------------------- the models of a run

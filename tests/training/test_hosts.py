@@ -21,9 +21,9 @@ from sysout_jax.errors import InputError
 from sysout_jax.training import hosts
 from sysout_jax.training.checkpoint import load
 from sysout_jax.training.states import saved_steps
+from tests import quick
 
 ROOT = Path(__file__).parents[2]
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def begin(processes, mesh, parallel="jit", devices=1, steps=4, **more):
@@ -40,7 +40,7 @@ def begin(processes, mesh, parallel="jit", devices=1, steps=4, **more):
             [sys.executable, "-m", "tests.training.on_hosts",
              json.dumps(asked | ({"process": n} if processes > 1 else {}))],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {"XLA_FLAGS": QUICK},
+            env=os.environ | {"XLA_FLAGS": quick.UNOPTIMISED},
         )
         for n in range(processes)
     ]  # fmt: skip
@@ -213,7 +213,7 @@ def study(workdir, *arguments, where=(ROOT, ROOT)):
              "--steps_per_call=5", "--measure_every=200", "--processes=2", f"--process={n}",
              f"--coordinator=127.0.0.1:{port}", f"--workdir={workdir}"],
             cwd=where[n], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {"XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT)},
+            env=os.environ | {"XLA_FLAGS": quick.UNOPTIMISED, "PYTHONPATH": str(ROOT)},
         )
         for n in range(2)
     ]  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.decoder import init, param_axes, stack_blocks
+from sysout_jax.model.decoder import param_axes, stack_blocks
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import (
     MUON_RMS,
@@ -24,6 +24,7 @@ from sysout_jax.training.optimizer import (
     make_optimizer,
     muon_dimensions,
 )
+from tests.model.noise import noisy
 
 PLAIN = OptimizerConfig(schedule="constant", warmup=0, clip=0.0, lr=0.03)
 DECODER = ModelConfig(
@@ -32,12 +33,6 @@ DECODER = ModelConfig(
 )  # fmt: skip
 HIDDEN = {"query", "key", "value", "out", "up", "gate", "down", "variant_gate_kernel"}
 DECAYED = HIDDEN | {"embed", "positions", "head"}
-
-
-def noisy(config, seed=0):
-    rng = np.random.default_rng(seed)
-    tree = jax.eval_shape(partial(init, config), jax.random.key(0))
-    return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), tree)
 
 
 def steps_of(config, axes, params, grads, steps=100):

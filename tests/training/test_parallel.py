@@ -29,10 +29,7 @@ def run(*cases, module="on_devices"):
     done = subprocess.run(
         [sys.executable, "-m", f"tests.training.{module}", *cases],
         cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | quick.EIGHT_DEVICES | {
-            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        },
+        env=os.environ | quick.EIGHT_DEVICES,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Involuntary full rematerialization" not in done.stderr

@@ -9,26 +9,19 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import param_axes
 from sysout_jax.training import sharding
 from sysout_jax.training.optimizer import OPTIMIZERS, OptimizerConfig, make_optimizer
 from sysout_jax.training.sharding import MESH_AXES, MeshShape, parse_mesh, spec
 from sysout_jax.training.step import start
+from tests.refusing import refusal
 
 MESH = AbstractMesh((2, 3, 5), MESH_AXES)
 CONFIG = ModelConfig(
     vocab=23, context=7, layers=2, width=12, heads=10, kv_heads=2, head_dim=2, mlp_width=15,
     mlp="swiglu", bias=True,
 )  # fmt: skip
-
-
-def refusal(call, *args, **kwargs):
-    with pytest.raises(InputError) as refused:
-        call(*args, **kwargs)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
 
 
 # ------------------------------------------------------------------------- the flag

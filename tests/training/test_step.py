@@ -15,6 +15,7 @@ from sysout_jax.training import step
 from sysout_jax.training.objective import Objective
 from sysout_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sysout_jax.training.step import TrainState, make_step, make_steps, start, token_loss
+from tests.model.noise import noisy
 
 CONFIG = ModelConfig(
     vocab=17, context=7, layers=1, width=12, heads=2, mlp_width=19, variant="context_scale"
@@ -29,20 +30,12 @@ ROWS = (
 )  # steps, seeds, B, T+1
 
 
-def noisy(seed=0):
-    rng = np.random.default_rng(seed)
-    tree = jax.eval_shape(partial(init, CONFIG), jax.random.key(0))
-    return jax.tree.map(
-        lambda x: jnp.asarray(0.5 * rng.standard_normal(x.shape), jnp.float32), tree
-    )
-
-
 def optimizer(config):
     return make_optimizer(config, 4, param_axes(CONFIG))
 
 
 def fresh(config, seed):
-    params = noisy(seed)
+    params = noisy(CONFIG, seed)
     return TrainState(params, optimizer(config).init(params))
 
 
@@ -62,9 +55,9 @@ def close(found, expected, tolerance=1e-6):
 
 
 def test_token_loss_is_the_cross_entropy_of_the_next_token():
-    rows = jnp.asarray(ROWS[0, 0])
-    logits = np.asarray(jax.jit(partial(forward, CONFIG))(noisy(), rows[:, :-1])[0], np.float64)
-    found = jax.jit(partial(token_loss, CONFIG))(noisy(), rows)
+    params, rows = noisy(CONFIG), jnp.asarray(ROWS[0, 0])
+    logits = np.asarray(jax.jit(partial(forward, CONFIG))(params, rows[:, :-1])[0], np.float64)
+    found = jax.jit(partial(token_loss, CONFIG))(params, rows)
     assert found.shape == (6, 7)
     for b in range(6):
         for t in range(7):
@@ -74,7 +67,7 @@ def test_token_loss_is_the_cross_entropy_of_the_next_token():
 
 def test_positions_before_loss_from_are_not_trained():
     """The loss is that of the others, and what only they would move stays."""
-    params, rows = noisy(), jnp.asarray(ROWS[0, 0])
+    params, rows = noisy(CONFIG), jnp.asarray(ROWS[0, 0])
     step = make_step(CONFIG, optimizer(UNIT), objective=Objective(loss_from=6))
     after, record = jax.jit(step)(TrainState(params, optimizer(UNIT).init(params)), rows)
     losses = jax.jit(partial(token_loss, CONFIG))(params, rows)
@@ -86,7 +79,7 @@ def test_positions_before_loss_from_are_not_trained():
 
 
 def test_gradient_equals_a_finite_difference():
-    params, rows = noisy(), jnp.asarray(ROWS[0, 0])
+    params, rows = noisy(CONFIG, size=0.3), jnp.asarray(ROWS[0, 0])
     step = make_step(CONFIG, optimizer(UNIT))
     after, record = jax.jit(step)(TrainState(params, optimizer(UNIT).init(params)), rows)
     gradient = jax.tree.map(jnp.subtract, params, after.params)
@@ -132,8 +125,8 @@ def test_a_loss_in_blocks_trains_alike(accumulate, loss_from):
         for c in (config, CONFIG)
     )
     close(found, expected)
-    losses = jax.jit(partial(token_loss, config))(noisy(), rows[0, 0])
-    close(losses, jax.jit(partial(token_loss, CONFIG))(noisy(), rows[0, 0]))
+    losses = jax.jit(partial(token_loss, config))(noisy(CONFIG), rows[0, 0])
+    close(losses, jax.jit(partial(token_loss, CONFIG))(noisy(CONFIG), rows[0, 0]))
 
 
 BLOCKS = Execution(query_block=2**6)
@@ -177,7 +170,7 @@ def test_parts_that_nobody_chose(monkeypatch):
 def test_the_gradient_norm_is_that_before_clipping():
     rows = jnp.asarray(ROWS[:1])
     clipped = dataclasses.replace(UNIT, clip=1e-3)
-    params = stack([noisy(seed) for seed in range(3)])
+    params = stack([noisy(CONFIG, seed) for seed in range(3)])
     _, record = steps_fn(UNIT)(stack([fresh(UNIT, seed) for seed in range(3)]), rows)
     state = stack([fresh(clipped, seed) for seed in range(3)])
     after, record_clipped = steps_fn(clipped)(state, rows)
