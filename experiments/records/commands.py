@@ -203,6 +203,11 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "--sequences=64 --seq_len=256 --conversions=prefix+bound "
             "--methods=w8a8-tensor-minmax,w6a6,w4a8-g64,rotate-w4a4,wanda-0.5,sparsegpt-0.5",
         ),
+        "compress/smollm2-135m-books-smooth": (
+            "experiments.compress --model=smollm2-135m --corpus=.cache/books_val.txt "
+            "--sequences=64 --seq_len=256 --conversions=prefix+bound "
+            "--methods=smooth-w8a8-tensor-minmax",
+        ),
         "explicit/smollm2-135m": (
             "experiments.explicit --model=smollm2-135m --corpus=.cache/books_val.txt "
             "--sequences=32 --calibration=32 --seq_len=256 --methods=w8a8-tensor,w8a8 "
