@@ -1,9 +1,8 @@
 """Statistics of attention over blocks of queries, so that no T x S map is ever stored.
 
 A block holds a few queries and all keys, so each row of weights is complete in it: sums over
-queries add up over blocks, maxima are taken over blocks, and what belongs to single queries is put
-one after the other. Axes: N query heads, T query position, t queries of one block, S key position,
-K KV heads, H head dim.
+queries add up over blocks, and what belongs to single queries is put one after the other. Axes: N
+query heads, T query position, t queries of one block, S key position, K KV heads, H head dim.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +19,9 @@ from sysout_jax.core.measures import rows_to_one
 
 
 class Partial(NamedTuple):
-    """What one block of queries contributes, or all of them: three trees of arrays."""
+    """What one block of queries contributes, or all of them: two trees of arrays."""
 
     total: Any = ()  # summed over queries
-    largest: Any = ()  # the maximum over queries
     queries: Any = ()  # [..., t], one number for each query
 
 
@@ -47,7 +45,7 @@ class Blockwise:
 def over_blocks(
     of_block: Callable[[Any], tuple[Any, dict[str, Partial]]], blocks: Any, queries: int
 ) -> tuple[Any, dict[str, Partial]]:
-    """Blocks of queries one after the other; sums and maxima are carried from one to the next.
+    """Blocks of queries one after the other; sums are carried from one to the next.
 
     A sum for each key of each block would be T/t of them: memory that grows with T^2.
 
@@ -61,21 +59,14 @@ def over_blocks(
     """
     shapes = jax.eval_shape(of_block, jax.tree.map(lambda x: x[0], blocks))[1]
     nothing = {
-        name: (
-            jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), of.total),
-            jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf, x.dtype), of.largest),
-        )
+        name: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), of.total)
         for name, of in shapes.items()
     }
 
     def add(whole: dict[str, Any], block: Any) -> tuple[dict[str, Any], Any]:
         out, partials = of_block(block)
         added = {
-            name: (
-                jax.tree.map(jnp.add, whole[name][0], of.total),
-                jax.tree.map(jnp.maximum, whole[name][1], of.largest),
-            )
-            for name, of in partials.items()
+            name: jax.tree.map(jnp.add, whole[name], of.total) for name, of in partials.items()
         }
         return added, (out, {name: of.queries for name, of in partials.items()})
 
@@ -84,7 +75,7 @@ def over_blocks(
         return x.reshape(*x.shape[:-2], -1)[..., :queries]
 
     whole, (out, single) = jax.lax.scan(add, nothing, blocks)
-    return out, {name: Partial(*whole[name], jax.tree.map(join, single[name])) for name in whole}
+    return out, {name: Partial(whole[name], jax.tree.map(join, single[name])) for name in whole}
 
 
 def join_partials(parts: Sequence[dict[str, Partial]]) -> dict[str, Partial]:
@@ -93,7 +84,6 @@ def join_partials(parts: Sequence[dict[str, Partial]]) -> dict[str, Partial]:
     def joined(*of: Partial) -> Partial:
         return Partial(
             jax.tree.map(lambda *x: sum(x[1:], x[0]), *(each.total for each in of)),
-            jax.tree.map(lambda *x: jnp.stack(x).max(axis=0), *(each.largest for each in of)),
             jax.tree.map(lambda *x: jnp.concatenate(x, -1), *(each.queries for each in of)),
         )
 
@@ -121,39 +111,26 @@ def join_queries(x: Float[Array, "blocks *B t N C"], queries: int) -> Float[Arra
 
 @cache
 def attention_received(normalised: bool) -> Blockwise:
-    """How much attention each key receives, and what each query gives.
+    """How much attention each key receives.
 
     received[n, k] = (1/T) sum_q A[n, q, k], whose mean over heads is the score of An et al. 2025
     and whose first entry is the sink strength of Gu et al. 2025 (times T/(T - k) for key k);
-    first_key[n, q] = A[n, q, 0];  mass[n, q] = sum_k A[n, q, k];  largest[n] = max A;
     first_own[n] = A[n, 0, 0], which is below 1 where a row has mass on keys of no token.
 
     Args:
-      normalised: whether the variant's rows sum to at most one; if not, "received", "largest" and
-        "first_own" are of rows brought to one, "first_key" and "mass" of the rows as they are.
+      normalised: whether the variant's rows sum to at most one; if not, they are brought to one.
 
     Returns:
-      A reducer of [N, T, S] to {"received": [N, S], "largest": [N], "first_own": [N],
-      "first_key": [N, T], "mass": [N, T]}.
+      A reducer of [N, T, S] to {"received": [N, S], "first_own": [N]}.
     """
 
     def of_block(weights: Float[Array, "N t S"], positions: Int[Array, "t"]) -> Partial:
         shown = weights if normalised else rows_to_one(weights)
-        return Partial(
-            total={
-                "received": jnp.sum(shown, axis=1),
-                "first_own": jnp.sum(
-                    jnp.where((positions == 0)[None], shown[:, :, 0], 0.0), axis=1
-                ),
-            },
-            largest={"largest": jnp.max(shown, axis=(1, 2))},
-            queries={"first_key": weights[:, :, 0], "mass": jnp.sum(weights, axis=-1)},
-        )
+        return Partial(total=jnp.sum(shown, axis=1), queries=shown[:, :, 0])
 
     def finish(whole: Partial) -> dict[str, Array]:
-        received = whole.total["received"] / whole.queries["mass"].shape[-1]
-        own = {"first_own": whole.total["first_own"]}
-        return {"received": received, **own, **whole.largest, **whole.queries}
+        to_first = whole.queries  # [N, T]
+        return {"received": whole.total / to_first.shape[-1], "first_own": to_first[:, 0]}
 
     return Blockwise(of_block, finish)
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sysout_jax.analysis.locate.scan import as_scan, fields, for_length, over_batches, reducers
+from sysout_jax.analysis.locate import expert_neurons
+from sysout_jax.analysis.locate.scan import as_scan, for_length, over_batches, reducers
 from sysout_jax.analysis.locate.sinks import Sink, at_first, first_token_sink, given_to_first
 from sysout_jax.core.measures import top1
 from sysout_jax.errors import InputError
@@ -145,4 +146,4 @@ def _taps(config: ModelConfig) -> Mapping[str, Any]:
 def _pass(config: ModelConfig, params: Params, rows: Array) -> dict[str, Any]:
     states, found = final_states(config, params, rows[:, :-1], _taps(config))
     loss = jnp.mean(token_losses(config, params, states, rows[:, 1:]), axis=1)
-    return fields(config, found) | {"loss": loss[None]}
+    return expert_neurons.by_tap(config, found) | {"loss": loss[None]}

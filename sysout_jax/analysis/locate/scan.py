@@ -211,7 +211,7 @@ def scan(
 def as_scan(
     config: ModelConfig, taps: Mapping[str, Any], thresholds: Thresholds | None = None
 ) -> Scan:
-    """The scan of what `fields` returned, of all sequences.
+    """The scan of what `one_pass` returned, of all sequences.
 
     Raises:
       InputError: activations are not finite.
@@ -226,14 +226,15 @@ def as_scan(
                 "not finite",
             )
     received = taps["attn_weights"]["received"]
-    length = received.shape[-1]
+    windows = [config.window_of(layer) for layer in range(config.layers)]
+    uniform = {window: m.uniform_share(received.shape[-1], window) for window in set(windows)}
     return Scan(
         Site(**taps["block_out"]),
         Site(**taps["down_in"]),
         received,
         taps["attn_weights"]["first_own"],
         thresholds or Thresholds(),
-        np.stack([m.uniform_share(length, config.window_of(i)) for i in range(config.layers)]),
+        np.stack([uniform[window] for window in windows]),
         taps[EXPERT_OUT]["peak"] if EXPERT_OUT in taps else None,
     )
 
@@ -264,7 +265,8 @@ def over_batches(
 
 def one_pass(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Any]:
     """What a batch of sequences shows, as arrays: the fields of a `Scan` by tap."""
-    return fields(config, recorded(config, params, tokens, reducers(config)))
+    records = recorded(config, params, tokens, reducers(config))
+    return expert_neurons.by_tap(config, records)
 
 
 @cache  # the same objects again, so that the compiled program is used again
@@ -278,13 +280,6 @@ def reducers(config: ModelConfig) -> Mapping[str, Reducer]:
     if config.experts:
         taps[EXPERT_OUT] = lambda of, out: {"peak": m.expert_peaks(of, out, config.experts)}
     return taps
-
-
-def fields(config: ModelConfig, records: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `Scan` by tap, of what its `reducers` recorded."""
-    found = expert_neurons.by_tap(config, records)
-    kept = {name: found["attn_weights"][name] for name in ("received", "first_own")}
-    return found | {"attn_weights": kept}
 
 
 def _magnitudes(h: Array) -> dict[str, Array]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sysout_jax.analysis.locate import expert_neurons
 from sysout_jax.analysis.locate.nulls import (
     SHUFFLED,
     UNTRAINED,
@@ -24,7 +25,6 @@ from sysout_jax.analysis.locate.scan import (
     Scan,
     Thresholds,
     as_scan,
-    fields,
     over_batches,
 )
 from sysout_jax.analysis.locate.scan import reducers as reducers_of_scan
@@ -201,10 +201,11 @@ def _measure(config: ModelConfig, params: Params, rows: Int[Array, "B S"]) -> di
     values = {each.name: taps[each.tap][each.name] for each in m.MEASURES}
     values["matrix_entropy@block_out"] = taps["block_out"]["matrix_entropy"]
     values["gradient_sink@attn_norm"] = sinks
+    of_scan = {key: scanned[key] for key in reducers_of_scan(config)}
     return {
         "measures": values, "counts": counts, "places": places,
         "sweep": taps["attn_weights"]["sweep"],
-        "scan": fields(config, {key: scanned[key] for key in reducers_of_scan(config)}),
+        "scan": expert_neurons.by_tap(config, of_scan),
     }  # fmt: skip
 
 
