@@ -1,6 +1,6 @@
 """Passes over a model that is looked at: compiled with less effort, their products precise."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -9,10 +9,7 @@ import jax.numpy as jnp
 
 # Loops over elements are laid out more simply: a few percent slower, compiled in half of the time.
 # What takes a pass its time are products of matrices, which XLA's CPU library computes either way.
-_LESS_EFFORT: Mapping[str, Any] = {
-    "xla_backend_optimization_level": 1,
-    "xla_cpu_use_fusion_emitters": False,
-}
+_LESS_EFFORT = (("xla_backend_optimization_level", 1), ("xla_cpu_use_fusion_emitters", False))
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -45,7 +42,8 @@ def jit_quickly(*static_argnums: int) -> Callable[[Callable[P, R]], Callable[P, 
 
         @cache
         def alone() -> Any:
-            return jax.jit(function, static_argnums=static_argnums, compiler_options=_known())
+            options = supported(_LESS_EFFORT)
+            return jax.jit(function, static_argnums=static_argnums, compiler_options=options)
 
         @wraps(function)
         def call(*given: P.args, **named: P.kwargs) -> R:
@@ -65,12 +63,16 @@ def _staged() -> bool:
 
 
 @cache
-def _known() -> dict[str, Any]:
-    """The options that this version of XLA has; none where JAX is told to do least by itself."""
+def supported(options: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """Those of XLA's options that this version has; none where JAX is told to do least by itself.
+
+    Args:
+      options: name and value of each.
+    """
     known: dict[str, Any] = {}
     if jax.config.read("jax_disable_most_optimizations"):
         return known
-    for name, value in _LESS_EFFORT.items():
+    for name, value in options:
         try:
             jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
         except jax.errors.JaxRuntimeError:
