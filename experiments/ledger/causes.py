@@ -125,12 +125,13 @@ CAUSES = (
         LABORATORY: Trial(than(KURTOSIS, "softmax norm=single_scale", equal=COPIES), LAB_TWO),
         SOURCE: Trial(than(KURTOSIS, "softmax norm=single_scale", equal=VALID), CELLS_TWO),
     }),
-    Statement("muon_makes_sinks", "Sinks are not Adam's work: Muon makes them too", GU, {
+    Statement("muon_makes_sinks", "Sinks form where Muon trains the hidden matrices, Adam the rest",
+              GU, {
         LABORATORY: Trial(forms(BEST, "softmax optimizer=muon"), LAB),
         SOURCE: Trial(forms(RATED, "softmax optimizer=muon"), CELLS,
                      renews="f4755e4 source_muon_makes_sinks"),
     }),
-    Statement("adam_makes_peaks", "Adam makes large states, SGD and Muon do not",
+    Statement("adam_makes_peaks", "Adam makes large states; SGD, and Muon on hidden matrices, not",
               "Kaul et al. 2024 (arXiv:2410.17174); Guo et al. 2024 (arXiv:2410.13835)", {
         LABORATORY: Trial(Paired(PEAK, tuple((f"softmax optimizer={name}", "softmax")
                                             for name in ("sgd", "muon")), equal=COPIES), LAB,

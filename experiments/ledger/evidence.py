@@ -1,8 +1,9 @@
 """What numbers say of a bound: a verdict, its p-value, its interval.
 
 Units are seeds, chains or texts. A continuous measure is tested by Student's t over units, in which
-a laboratory's chain is one unit: its seeds agree more than chains do. All p-values are two-sided.
-Where parts must all hold, the largest p supports; the smallest, times their number, refutes.
+a laboratory's chain is one unit: its seeds agree more than chains do. P-values are two-sided, but
+for equality and for where a relation is. Where parts must all hold, the largest p supports; the
+smallest, times their number, refutes.
 """
 
 from collections.abc import Sequence
@@ -102,3 +103,11 @@ def of_pieces(pieces: Sequence[Piece], names: Sequence[str], digits: int, units:
     worst = min(pieces, key=lambda each: (each.towards, -each.p if each.towards else each.p))
     short = f"{worst.interval.mean:.{digits}f}"
     return Judged(says, ", ".join(texts), short, None if isnan(p) else p, units)
+
+
+def p_below(found: Interval, bound: float) -> float:
+    """Two-sided, that a mean is below a bound, by the normal law that its interval assumes."""
+    if found.mean >= bound:
+        return 1.0
+    spread = (found.high - found.low) / (2.0 * stats.norm.ppf(0.975))
+    return float(2.0 * stats.norm.sf((bound - found.mean) / spread)) if spread else 0.0

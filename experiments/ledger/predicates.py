@@ -26,6 +26,7 @@ from .evidence import (
     Records,
     by_chain,
     of_pieces,
+    p_below,
     piece,
     together,
     within,
@@ -350,14 +351,6 @@ class Equivalence:
         return Judged(says, numbers, short, None if isnan(p) else p, by_chain(found).size)
 
 
-def _p_below(found: Interval, bound: float) -> float:
-    """Two-sided, that a mean is below a bound, by the normal law that its interval assumes."""
-    if found.mean >= bound:
-        return 1.0
-    spread = (found.high - found.low) / (2.0 * stats.norm.ppf(0.975))
-    return float(2.0 * stats.norm.sf((bound - found.mean) / spread)) if spread else 0.0
-
-
 @dataclass(frozen=True)
 class Relation:
     """Outliers of one kind are where those of another are: precision and recall."""
@@ -384,12 +377,16 @@ class Relation:
             chance = row["null_precision"] * row["mean_given"] / row["mean_found"]
             told.append(f"precision {precision:.2f}, recall {recall:.2f} (chance {chance:.2f})")
             beyond &= precision.low > self.precision and recall.low > chance
-            short_of += [_p_below(precision, self.precision), _p_below(recall, chance)]
+            short_of += [p_below(precision, self.precision), p_below(recall, chance)]
         # The permutations test that there is a relation; what falls short does so by its interval.
         p, against = max(row["p_value"] for row in rows), min(1.0, len(short_of) * min(short_of))
         says = SUPPORTED if beyond and p < self.level else INCONCLUSIVE
+        places = min(row["items"] for row in rows)
         if says == INCONCLUSIVE and against < ALPHA:
             says, p = REFUTED, against
+        elif beyond and says == INCONCLUSIVE and 1.0 / places >= self.level:  # one place, always
+            few = f"{places} places are too few for p < {self.level:g}"
+            return Judged(INCONCLUSIVE, "; ".join([*told, few]), "", units=len(rows))
         worst = min(row["precision"][0] for row in rows)
         return Judged(says, "; ".join(told), f"{worst:.2f}", p, min(r["sequences"] for r in rows))
 

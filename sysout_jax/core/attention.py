@@ -90,7 +90,7 @@ def attention_bias(heads: Heads, p: Params) -> Mixed:
 @variant(
     letter="e",
     formula="2 sigmoid(w.x + b) softmax(s) v, per head",
-    cite=AN,
+    cite=f"{AN}, where w begins at N(0, 0.02)",
     identity={"gate_kernel": 0.0, "gate_bias": 0.0},
     gate_kernel=Param("D -> N", 0.0),
     gate_bias=Param("N", 0.0),
@@ -147,7 +147,8 @@ def key_bias(heads: Heads, p: Params) -> Mixed:
 
 @variant(
     formula="sigmoid(w.x + b) softmax(s) v, per head, b = 5 at first",
-    cite="Bondarenko et al. 2023 (arXiv:2306.12929); Qiu et al. 2025 (arXiv:2505.06708)",
+    cite="after Bondarenko et al. 2023 (arXiv:2306.12929), of all channels; Qiu et al. 2025 "
+    "(arXiv:2505.06708)",
     identity={"gate_kernel": 0.0, "gate_bias": 1e3},
     gate_kernel=Param("D -> N", 0.0),
     gate_bias=Param("N", 5.0),
@@ -302,7 +303,7 @@ def exclusive(heads: Heads, p: Params, attend: Attend = softmax_mix) -> Mixed:
 
 
 @variant(
-    formula="softmax(s) (2 sigmoid(w.v' + b) v), per KV head: a gate that sees the value alone",
+    formula="softmax(s) (2 sigmoid(w.v_j + b) v_j), per KV head: a gate that sees the value alone",
     cite="after arXiv:2510.09017, value-state gate",
     identity={"gate_kernel": 0.0, "gate_bias": 0.0},
     gate_kernel=Param("K H", 0.0),

@@ -360,6 +360,7 @@ def test_relation_by_precision_and_recall(precision, recall, p, sequences, says)
 
     row = {
         "given": "weights", "found": "activations", "sequences": sequences, "mean_given": 2.0,
+        "items": 2000,
         "mean_found": 4.0, "precision": around(precision), "recall": around(recall),
         "null_precision": 0.2, "p_value": p,
     }  # fmt: skip
@@ -374,10 +375,28 @@ def test_relation_by_precision_and_recall(precision, recall, p, sequences, says)
         assert Relation("weights", "activations").judge(records).says == says
 
 
+@pytest.mark.parametrize(
+    ("items", "precision", "tested"), [(1001, 0.97, True), (1000, 0.97, False), (64, 0.91, True)]
+)
+def test_few_places_cannot_show_a_relation(items, precision, tested):
+    """What both kinds share by chance once in n draws has no p below 1/n; and is no test then."""
+    row = {
+        "given": "weights", "found": "activations", "sequences": 8, "items": items,
+        "mean_given": 1.0, "mean_found": 1.0, "recall": [1.0, 1.0, 1.0], "null_precision": 0.01,
+        "precision": [precision, precision - 0.02, precision + 0.02], "p_value": 0.0165,
+    }  # fmt: skip
+    found = Relation("weights", "activations").judge([{"parts": {"relations": {"rows": [row]}}}])
+    assert found.says == INCONCLUSIVE
+    assert (found.p, "are too few" in found.numbers) == (
+        (0.0165, False) if tested else (None, True)
+    )
+
+
 def test_what_falls_short_has_the_p_of_its_interval():
     """The interval is 1.96 standard errors wide on each side; of four, the least decides."""
     row = {
         "given": "weights", "found": "activations", "sequences": 8, "mean_given": 2.0,
+        "items": 2000,
         "mean_found": 4.0, "precision": [0.95, 0.94, 0.96], "recall": [0.5, 0.48, 0.52],
         "null_precision": 0.2, "p_value": 0.0005,
     }  # fmt: skip
