@@ -81,8 +81,9 @@ def load_corpus(
         known = None if tokenizer == "bytes" else known
         found = _token_files(spec, known, token_dtype)
     else:
-        given = tokenizer
-        known = tokenizer_for(spec, given, cache_dir) if isinstance(given, str) else given
+        known = (
+            tokenizer_for(spec, tokenizer, cache_dir) if isinstance(tokenizer, str) else tokenizer
+        )
         found = encode_corpus(spec, known, cache_dir, progress)
     if isinstance(known, ByteTokenizer | SubwordTokenizer):
         # What is saved beside a model says how it was trained.

@@ -243,7 +243,7 @@ def _jit(
         whole=_same,
         placed=_same,
         spread=lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh)),
-        parts=batch_parts(mesh),
+        parts=batch_parts(mesh.shape),
     )
 
 
@@ -279,7 +279,7 @@ def _shard_map(
         whole=_same,
         placed=_same,
         spread=lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh)),
-        parts=batch_parts(mesh),
+        parts=batch_parts(mesh.shape),
     )
 
 
