@@ -69,7 +69,7 @@ def encode_corpus(
       InputError: unreadable text, a cache directory that cannot be written.
     """
     source = find_source(spec)
-    cache = _cache(cache_dir)
+    cache = cache_of(cache_dir)
     entry = cache / _key(_digest(source, cache), tokenizer.fingerprint)
     found = _open_entry(entry)
     if found is not None:
@@ -94,7 +94,7 @@ def tokenizer_for(
     """
     if not spec.startswith("bpe:"):
         return load_tokenizer(spec)
-    source, cache = find_source(corpus), _cache(cache_dir)
+    source, cache = find_source(corpus), cache_of(cache_dir)
     kept = cache / f"{_key(_digest(source, cache), spec, tokenizers.__version__)}.json"
     with contextlib.suppress(InputError):  # absent or damaged
         return load_saved(kept)
@@ -280,7 +280,8 @@ def _digest(source: Source, cache: Path) -> str:
         reject(source.spec, f"cannot read {error.filename}: {error.strerror}")
 
 
-def _cache(cache_dir: str | os.PathLike[str] | None) -> Path:
+def cache_of(cache_dir: str | os.PathLike[str] | None) -> Path:
+    """The directory that is meant: `default_cache_dir()` if None."""
     return default_cache_dir() if cache_dir is None else Path(os.path.expanduser(cache_dir))
 
 

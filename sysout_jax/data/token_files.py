@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sysout_jax.data.corpus import reject
+from sysout_jax.data.encode import cache_of
+from sysout_jax.data.unchanged import remembered
 from sysout_jax.errors import InputError
 from sysout_jax.files import read_json
 
@@ -32,7 +34,9 @@ class TokenFiles(NamedTuple):
     dtype: str
 
 
-def open_token_files(spec: str, dtype: str | None = None) -> TokenFiles:
+def open_token_files(
+    spec: str, dtype: str | None = None, cache_dir: str | os.PathLike[str] | None = None
+) -> TokenFiles:
     """`train.bin` and `val.bin` under `tokens:DIR`: raw little-endian ids, memory-mapped.
 
     The type of the ids is what `dtype` says, else llm.c's header, else `meta.json` beside the
@@ -41,6 +45,7 @@ def open_token_files(spec: str, dtype: str | None = None) -> TokenFiles:
     Args:
       spec: `tokens:DIR`.
       dtype: a name in `DTYPES`, or None.
+      cache_dir: where the largest id is remembered; `default_cache_dir()` if None.
 
     Raises:
       InputError: a missing, empty or cut file; a type that is unknown, that the two files do not
@@ -64,7 +69,14 @@ def open_token_files(spec: str, dtype: str | None = None) -> TokenFiles:
         if ids.size % np.dtype(DTYPES[dtype]).itemsize:
             reject(spec, f"{path}: {one.size} bytes are no whole number of {dtype}; {_accepted()}")
         arrays.append(ids.view(DTYPES[dtype]))
-    largest = max(int(array.max()) for array in arrays)
+    largest = int(
+        remembered(
+            paths,
+            cache_of(cache_dir),
+            lambda: str(max(int(array.max()) for array in arrays)),
+            f"the largest of {dtype}",
+        )
+    )
     if largest >= 1 << 31:
         reject(spec, f"{directory}: token {largest} if its ids are {dtype}; {_accepted()}")
     train, val = arrays
