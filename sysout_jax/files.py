@@ -46,10 +46,10 @@ def existing(name: str | os.PathLike[str]) -> Path | None:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text, in UTF-8, that a reader never sees half of, nor finds after a loss of power."""
-    with replacing(path) as partial, partial.open("wb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    with replacing(path) as partial:
+        partial.write_bytes(text.encode())
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
     return path
 
 
