@@ -91,6 +91,7 @@ def run(config: Config, console: Console) -> RunDirectory | None:
     corpora = [_open(study, console) for study in config.studies]
     names = study_names([study.corpus for study in config.studies])
     studies = list(zip(names, config.studies, corpora, strict=True))
+    hosts.agree(repr((config.studies, config.variants)))
     if not hosts.first():
         _help(config, studies, console)
         return None

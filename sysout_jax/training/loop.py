@@ -21,11 +21,12 @@ from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, param_axes
 from sysout_jax.model.model import Model
 from sysout_jax.showing import facts
+from sysout_jax.training import hosts
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.hosts import gathered
 from sysout_jax.training.optimizer import make_optimizer
 from sysout_jax.training.parallel import Devices, make_devices
-from sysout_jax.training.resume import Begun, Row, States
+from sysout_jax.training.resume import Begun, Row, States, fingerprint
 from sysout_jax.training.step import StepRecord, TrainState, token_loss
 
 Corpus = Backcopy | TextCorpus
@@ -132,7 +133,8 @@ def train(
       A `Run`.
 
     Raises:
-      InputError: corpus and config do not fit together, or a fused kernel that is not here.
+      InputError: corpus and config do not fit together, a fused kernel that is not here, or
+        several processes of which one has another config or text.
       Diverged: a loss or a gradient was not finite; rows up to there have been logged.
       Preempted: it was asked to stop; its state is saved.
     """
@@ -140,6 +142,8 @@ def train(
         corpus = corpus_of(config)
     architecture = config.architecture(corpus.vocab)
     check_kernel(architecture)
+    if hosts.several():
+        hosts.agree(repr((config, fingerprint(config, corpus, config.seeds))))
     rows: list[Row] = []
 
     def record(row: Row) -> None:
@@ -156,7 +160,8 @@ def train(
         trained, spent = _train_group(config, programs, corpus, group, record, keep, states)
         params.append(trained)
         seconds += spent
-    stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *params)
+    join = np.concatenate if hosts.several() else jnp.concatenate
+    stacked = jax.tree.map(lambda *x: join(x), *params)
     told = replace(config, corpus=corpus.name)
     return Run(told, architecture, stacked, corpus.tokenizer, rows, seconds)
 
@@ -200,7 +205,7 @@ def _train_group(
                 row |= jax.device_get(gathered(found))
             logged(row)
             if _due(config.checkpoint_every, step, config):
-                params = gathered(devices.params(state))  # by all processes, whoever keeps it
+                params = gathered(devices.params(state), wanted=keep is not None)
                 if keep:
                     keep(step, seeds, params)
             seconds = begun.seconds + time.perf_counter() - clock
