@@ -21,7 +21,7 @@ from sysout_jax.training import hosts
 
 FLAGS = flags.FLAGS
 OUTPUT = Path("standard output")
-NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")  # in what XLA says
+NO_MEMORY = ("resource_exhausted", "out of memory")  # in what XLA says
 LESS = (
     "remat", "accumulate", "seeds_at_once", "measure_seq_len", "batch_size", "stream", "batch",
     "seq_len",
@@ -45,7 +45,7 @@ def ended(error: BaseException, signals: Sequence[int]) -> int:
         print(error)
         return 0
     if isinstance(error, jax.errors.JaxRuntimeError):
-        if any(words in str(error) for words in NO_MEMORY):
+        if any(words in str(error).lower() for words in NO_MEMORY):
             ways = ", ".join(f"--{name}" for name in LESS if name in FLAGS)
             said = f"less at a time, by {ways}, as docs/errors.md says"
             return _say(f"out of memory on the device; accepted: {said}", 1)

@@ -184,6 +184,7 @@ def _train_group(
         start = partial(_start, devices, seeds)
         begun = own.begin(programs.architecture, start) if own else Begun(start())
         state = devices.placed(begun.state)
+        begun = replace(begun, state=state)  # what was placed is not held beside it
 
         def logged(row: Row) -> None:
             rows.append(row)

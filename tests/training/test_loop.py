@@ -1,11 +1,13 @@
 """The loop: reproducible, measured when it says, the seeds independent of their company."""
 
 import dataclasses
+import weakref
 from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import sysout_jax as so
@@ -16,7 +18,8 @@ from sysout_jax.training import loop
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import train
 from sysout_jax.training.optimizer import OptimizerConfig
-from sysout_jax.training.step import StepRecord, token_loss
+from sysout_jax.training.parallel import make_devices
+from sysout_jax.training.step import StepRecord, TrainState, token_loss
 
 TINY = TrainConfig(
     corpus="backcopy",
@@ -327,3 +330,36 @@ def test_the_device_has_its_next_call_before_the_last_one_is_read(monkeypatch):
     assert happened == [
         0, "call", "call", 1, "call", 2, "call", 3, 4, "call", "call", 5, 6, "call", "call", 7, 8,
     ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------- what devices hold
+
+
+def test_the_state_that_was_placed_is_not_held(monkeypatch):
+    """Under pmap it would lie beside its copy on the first device, for all of the run."""
+    begun, held = [], []
+    make = loop.make_devices
+
+    def watched(*arguments):
+        devices = make(*arguments)
+
+        def whole(state):
+            found = devices.whole(state)
+            begun.extend(map(weakref.ref, jax.tree.leaves(found)) if not begun else ())
+            return found
+
+        placed = partial(jax.tree.map, jnp.copy)
+        return dataclasses.replace(devices, whole=whole, placed=placed)
+
+    monkeypatch.setattr(loop, "make_devices", watched)
+    train(TINY, log=lambda row: held.append(sum(ref() is not None for ref in begun)))
+    assert len(begun) > 10
+    assert held[-1] == 0
+
+
+def test_parameters_are_made_whole_without_the_optimisers_state():
+    asked = []
+    devices = make_devices("jit", TINY.mesh_shape, TINY.architecture(65), optax.sgd(1.0), 4)
+    devices = dataclasses.replace(devices, whole=lambda tree: asked.append(tree) or tree)
+    assert devices.params(TrainState({"w": 1}, {"m": 2})) == {"w": 1}
+    assert asked == [{"w": 1}]
