@@ -148,7 +148,7 @@ class GroupStates:
 
     def _is_time(self, step: int) -> bool:
         every = self.states.saving.save_every
-        return reaches(every, self._saved, step) or (step == self.config.steps and every > 0)
+        return reaches(every, self._saved, step) or step == self.config.steps
 
     def save(
         self, step: int, state: Callable[[], TrainState], rows: list[Row], seconds: float

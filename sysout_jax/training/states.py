@@ -43,7 +43,7 @@ class Saving:
       InputError: a value is out of range.
     """
 
-    save_every: int = 1000  # steps between training states; 0: only when asked to stop
+    save_every: int = 1000  # steps between training states; 0: the last, and when asked to stop
     keep_last: int = 2  # newest training states that are kept
     keep_every: int = 0  # steps between training states that are kept for good; 0: none
 

@@ -361,6 +361,15 @@ def test_asked_to_stop(whole, tmp_path):
     same(untimed(again.rows), untimed(whole.rows))
 
 
+@pytest.mark.parametrize("every", [0, 1000])
+def test_what_has_ended_is_not_trained_again(whole, tmp_path, every):
+    """Where a later variant or group of seeds was asked to stop."""
+    saving = Saving(save_every=every)
+    train(TINY, states=states(tmp_path, saving=saving))
+    again = train(TINY, Interrupted(), states=states(tmp_path, saving=saving))
+    same(again.params, whole.params)
+
+
 # ------------------------------------------------------------------------- refusals
 
 
