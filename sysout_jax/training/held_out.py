@@ -16,7 +16,9 @@ from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.parallel import Devices
 from sysout_jax.training.step import parts_of, token_loss
 
-# (parameters, parts of held-out batches, queries without a thing to copy) -> loss and measures
+# Parts of validation batches, and which of their queries have nothing to copy.
+HeldOut = tuple[np.ndarray, np.ndarray | None]
+# Of parameters on them: the loss, and the measures.
 Measure = Callable[[Params, np.ndarray, np.ndarray | None], dict[str, Any]]
 
 
@@ -29,14 +31,12 @@ def rows_at_once(config: TrainConfig, architecture: ModelConfig, devices: Device
     return config.batch_size // ((parts or 1) * shape.batch_parts) * devices.parts
 
 
-def held_out(
-    config: TrainConfig, corpus: Source, seeds: tuple[int, ...], rows: int
-) -> tuple[np.ndarray, np.ndarray | None]:
+def held_out(config: TrainConfig, corpus: Source, rows: int, seeds: tuple[int, ...]) -> HeldOut:
     """Validation batches in parts of so many rows [parts, rows, T+1], and which of their queries
     have nothing to copy; of `Backcopies` with a leading axis over seeds."""
     shape, numbers = (config.batch_size, config.measured_len), range(config.val_batches)
 
-    def of(task: Source) -> tuple[np.ndarray, np.ndarray | None]:
+    def of(task: Source) -> HeldOut:
         batches = np.array([task.batch("val", 0, n, *shape) for n in numbers])
         parts = batches.reshape(-1, rows, batches.shape[-1])
         noop = ~task.trigger_queries(parts[..., :-1]) if isinstance(task, Backcopy) else None

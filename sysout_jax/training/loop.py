@@ -19,8 +19,9 @@ from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, param_axes
 from sysout_jax.model.model import Model
 from sysout_jax.showing import facts
-from sysout_jax.training import held_out, hosts
+from sysout_jax.training import hosts
 from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.held_out import HeldOut, Measure, held_out, measuring, rows_at_once
 from sysout_jax.training.hosts import gathered
 from sysout_jax.training.optimizer import make_optimizer
 from sysout_jax.training.parallel import Devices, make_devices
@@ -38,8 +39,8 @@ class _Programs:
 
     architecture: ModelConfig
     devices: Devices
-    rows: int  # of held-out batches, that are measured together
-    measure: held_out.Measure
+    held_out: Callable[[tuple[int, ...]], HeldOut]  # of seeds
+    measure: Measure
 
 
 @dataclass(frozen=True, repr=False)
@@ -174,10 +175,8 @@ def _train_group(
     states: States | None,
 ) -> tuple[Params, float]:
     """The parameters of one group of seeds after the last step, and the seconds they took."""
-    devices = programs.devices
-    measured_on = held_out.held_out(config, corpus, seeds, programs.rows)
+    devices, measured_on = programs.devices, programs.held_out(seeds)
     clock, rows = time.perf_counter(), list[Row]()
-
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(states.of(config, corpus, seeds)) if states else None
         start = partial(_start, devices, seeds)
@@ -357,6 +356,6 @@ def _programs(config: TrainConfig, architecture: ModelConfig, corpus: Source) ->
         config.param_dtype,
         config.objective,
     )
-    rows = held_out.rows_at_once(config, architecture, devices)
-    measure = held_out.measuring(architecture, corpus, devices)
-    return _Programs(architecture, devices, rows, measure)
+    rows = rows_at_once(config, architecture, devices)
+    validation = partial(held_out, config, corpus, rows)
+    return _Programs(architecture, devices, validation, measuring(architecture, corpus, devices))

@@ -120,7 +120,7 @@ def measured_in(parts, variant="context_scale"):
     architecture = dataclasses.replace(TINY, variant=variant).architecture(65)
     devices = make_devices("jit", TINY.mesh_shape, architecture, optax.sgd(1.0), 32)
     config = dataclasses.replace(TINY, batch_size=32, val_batches=1)
-    rows, noop = held_out.held_out(config, Backcopy(), TINY.seeds, 32 // parts)
+    rows, noop = held_out.held_out(config, Backcopy(), 32 // parts, TINY.seeds)
     assert rows.shape == (parts, 32 // parts, 9)
     params = devices.start(jnp.stack([jax.random.key(seed) for seed in TINY.seeds])).params
     # Heads and channels that stand out in some sequences alone.
