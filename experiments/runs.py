@@ -5,7 +5,9 @@ python -m experiments.runs --workdir=PATH
 python -m experiments.runs --tensorboard=DIR      # what training logged, for `tensorboard --logdir`
 """
 
+import contextlib
 import fcntl
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from sysout_jax.errors import InputError
-from sysout_jax.results import read_record
+from sysout_jax.results import UNLOCKED, read_record
 from sysout_jax.showing import Table
 
 from .cli import launch, showing
@@ -44,9 +46,8 @@ def rows(workdir: Path) -> list[tuple[str, ...]]:
         record = _record(run)
         status = "running" if _locked(log) else record.get("status", "killed")
         began = record.get("provenance", {}).get("started", "").replace("T", " ")[:16]
-        size = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
         name = str(run.relative_to(workdir / kind))
-        found.append((kind, name, status, began, f"{size / 1e6:.1f}"))
+        found.append((kind, name, status, began, f"{_size(run) / 1e6:.1f}"))
     return found
 
 
@@ -71,13 +72,26 @@ def _record(run: Path) -> dict[str, Any]:
 
 
 def _locked(log: Path) -> bool:
-    """Whether a run is writing."""
+    """Whether a run is writing; not known, and so not said, on a file system without locks."""
     with log.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError as error:
+            if error.errno not in UNLOCKED:
+                raise
     return False
+
+
+def _size(run: Path) -> int:
+    """The bytes of a run's files, but of those that it removes meanwhile, as old states are."""
+    size = 0
+    for folder, _, names in os.walk(run):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                size += os.stat(os.path.join(folder, name)).st_size
+    return size
 
 
 # ----------------------------------------------------------------------------- the binary

@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -91,6 +91,7 @@ def run(config: Config, console: Console) -> RunDirectory | None:
     corpora = [_open(study, console) for study in config.studies]
     names = study_names([study.corpus for study in config.studies])
     studies = list(zip(names, config.studies, corpora, strict=True))
+    hosts.agree(repr((config.studies, config.variants)))
     if not hosts.first():
         _help(config, studies, console)
         return None
@@ -155,7 +156,10 @@ def _train_all(
     described: dict[str, Any],
     states: States | None,
 ) -> None:
-    """Train every variant of the study, `config.jobs` at a time, and describe them in order."""
+    """Train every variant of the study, `config.jobs` at a time, and describe them in order.
+
+    Each is saved, and leaves the devices, as soon as it has ended; the first to fail ends all.
+    """
     stop, lock = threading.Event(), threading.Lock()
 
     def train_one(name: str) -> Run:
@@ -173,15 +177,20 @@ def _train_all(
         one = dataclasses.replace(study, variant=name)
         return train(one, corpus, log, keep, states)
 
+    def finish(name: str, trained: Run) -> None:
+        ended[name] = entry(trained, corpus)
+        described["variants"] = {each: ended[each] for each in config.variants if each in ended}
+        place = directory.path / "models" / f"{described['name']}-{name}"
+        _save(place, trained.architecture, trained.params, study.seeds, trained.tokenizer)
+
+    ended: dict[str, Any] = {}
     progress = Progress(console, study, config.variants)
     with progress, ThreadPoolExecutor(config.jobs) as pool:
         try:
-            futures = {name: pool.submit(train_one, name) for name in config.variants}
-            for name, future in futures.items():
-                trained = future.result()
-                described["variants"][name] = entry(trained, corpus)
-                place = directory.path / "models" / f"{described['name']}-{name}"
-                _save(place, trained.architecture, trained.params, study.seeds, trained.tokenizer)
+            names = {pool.submit(train_one, name): name for name in config.variants}
+            for future in as_completed(names):
+                finish(names.pop(future), future.result())
+                del future  # which holds the parameters, while the next one is waited for
         except Preempted:
             pool.shutdown(cancel_futures=True)  # what runs is asked to stop too, and saves
             raise

@@ -45,10 +45,22 @@ def existing(name: str | os.PathLike[str]) -> Path | None:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a text, in UTF-8, that a reader never sees half of."""
+    """Write a text, in UTF-8, that a reader never sees half of, nor finds after a loss of power."""
     with replacing(path) as partial:
         partial.write_bytes(text.encode())
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
     return path
+
+
+def settle(directory: Path) -> None:
+    """Have the names in a directory outlast a loss of power, where the file system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def read_json(path: Path, accepted: str = "a JSON object") -> dict[str, Any]:

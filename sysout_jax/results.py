@@ -2,8 +2,10 @@
 
 import contextlib
 import datetime
+import errno
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import re
@@ -22,8 +24,10 @@ import numpy as np
 from sysout_jax.errors import InputError, Preempted, Terminated
 from sysout_jax.files import naming, read_json, replacing, write_text
 
+_LOG = logging.getLogger("sysout_jax")
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 DIGITS = 6  # significant digits of a float in a record: float32 has seven
+UNLOCKED = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # of a file system without locks
 LATEST = "latest"  # beside the runs of an experiment: the one begun last
 
 
@@ -79,6 +83,10 @@ class RunDirectory:
             raise InputError(
                 str(self.path), None, "a directory of its own", "another run is writing to it"
             ) from None
+        except OSError as error:
+            if error.errno not in UNLOCKED:
+                raise
+            _LOG.warning("%s: no lock on this file system: let one run alone write to it", path)
         self._metrics.truncate(path.read_bytes().rfind(b"\n") + 1)
 
     def forget_log(self) -> None:

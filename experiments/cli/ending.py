@@ -21,6 +21,11 @@ from sysout_jax.training import hosts
 
 FLAGS = flags.FLAGS
 OUTPUT = Path("standard output")
+NO_MEMORY = ("resource_exhausted", "out of memory")  # in what XLA says
+LESS = (
+    "remat", "accumulate", "seeds_at_once", "measure_seq_len", "batch_size", "stream", "batch",
+    "seq_len",
+)  # fmt: skip
 
 
 def ended(error: BaseException, signals: Sequence[int]) -> int:
@@ -39,8 +44,13 @@ def ended(error: BaseException, signals: Sequence[int]) -> int:
     if isinstance(error, Preempted):
         print(error)
         return 0
-    if isinstance(error, jax.errors.JaxRuntimeError) and hosts.several():
-        hosts.leave(error)
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        if any(words in str(error).lower() for words in NO_MEMORY):
+            ways = ", ".join(f"--{name}" for name in LESS if name in FLAGS)
+            said = f"less at a time, by {ways}, as docs/errors.md says"
+            return _say(f"out of memory on the device; accepted: {said}", 1)
+        if hosts.several():
+            hosts.leave(error)
     if isinstance(error, OSError):
         if error.filename == str(OUTPUT):  # what is left of it must not fail again at the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

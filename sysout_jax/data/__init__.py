@@ -79,10 +79,11 @@ def load_corpus(
     if spec.startswith("tokens:"):
         known = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         known = None if tokenizer == "bytes" else known
-        found = _token_files(spec, known, token_dtype)
+        found = _token_files(spec, known, token_dtype, cache_dir)
     else:
-        given = tokenizer
-        known = tokenizer_for(spec, given, cache_dir) if isinstance(given, str) else given
+        known = (
+            tokenizer_for(spec, tokenizer, cache_dir) if isinstance(tokenizer, str) else tokenizer
+        )
         found = encode_corpus(spec, known, cache_dir, progress)
     if isinstance(known, ByteTokenizer | SubwordTokenizer):
         # What is saved beside a model says how it was trained.
@@ -99,8 +100,13 @@ def load_corpus(
     )
 
 
-def _token_files(spec: str, known: Tokenizer | None, dtype: str | None) -> EncodedCorpus:
-    files = open_token_files(spec, dtype)
+def _token_files(
+    spec: str,
+    known: Tokenizer | None,
+    dtype: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+) -> EncodedCorpus:
+    files = open_token_files(spec, dtype, cache_dir)
     vocab = files.largest + 1 if known is None else known.vocab
     if files.largest >= vocab:
         raise InputError(

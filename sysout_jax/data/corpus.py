@@ -72,7 +72,7 @@ class Source:
             done += path.stat().st_size
         if blank:
             where = self.files[0] if len(self.files) == 1 else f"all {len(self.files)} files"
-            _reject(self.spec, f"{where}: empty or only white space; wanted text")
+            reject(self.spec, f"{where}: empty or only white space; wanted text")
 
 
 def find_source(spec: str) -> Source:
@@ -89,21 +89,21 @@ def find_source(spec: str) -> Source:
         return Source(spec, _library_files(spec))
     path = Path(os.path.expanduser(spec))
     if not spec:
-        _reject(spec, f"names nothing; accepted: {ACCEPTED}")
+        reject(spec, f"names nothing; accepted: {ACCEPTED}")
     if path.is_file():
         return Source(spec, (path,))
     wanted = " ".join(PLAIN + PACKED)
     if path.is_dir():
         files = tuple(p for p in _walk(spec, path) if p.suffix in PLAIN + PACKED)
         if not files:
-            _reject(spec, f"directory {path} has no file ending in {wanted}")
+            reject(spec, f"directory {path} has no file ending in {wanted}")
         return Source(spec, files)
     matches = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(spec) else []
     files = tuple(p for p in map(Path, matches) if p.is_file() and p.suffix in PLAIN + PACKED)
     if matches and not files:
-        _reject(spec, f"none of its {len(matches)} matches is a file ending in {wanted}")
+        reject(spec, f"none of its {len(matches)} matches is a file ending in {wanted}")
     if not files:
-        _reject(spec, f"no such file, directory or match; accepted: {ACCEPTED}")
+        reject(spec, f"no such file, directory or match; accepted: {ACCEPTED}")
     return Source(spec, files)
 
 
@@ -121,7 +121,7 @@ def documents(spec: str) -> Iterator[str]:
 
 def _walk(spec: str, top: Path, skip: frozenset[str] = frozenset()) -> list[Path]:
     def unreadable(error: OSError) -> NoReturn:
-        _reject(spec, f"cannot list {error.filename}: {error.strerror}")
+        reject(spec, f"cannot list {error.filename}: {error.strerror}")
 
     found = []
     for folder, folders, names in os.walk(top, onerror=unreadable):
@@ -135,7 +135,7 @@ def _library_files(spec: str) -> tuple[Path, ...]:
     found = _walk(spec, top, _NOT_LIBRARY) if top.is_dir() else []
     files = tuple(p for p in found if p.suffix == ".py" and _is_utf8(p))
     if not files:
-        _reject(spec, f"no .py files in {top} (a zipped library?); give a PATH of text instead")
+        reject(spec, f"no .py files in {top} (a zipped library?); give a PATH of text instead")
     return files
 
 
@@ -179,10 +179,10 @@ def _file_text(spec: str, path: Path) -> Iterator[tuple[str, int]]:
         except UnicodeDecodeError as error:
             found = f"0x{error.object[error.start]:02x}"
             where = f"byte {start + error.start}" + _unpacked_note(path)
-            _reject(spec, f"{path}: not UTF-8, {found} at {where}; convert it to UTF-8")
+            reject(spec, f"{path}: not UTF-8, {found} at {where}; convert it to UTF-8")
         if b"\0" in block:
             where = f"byte {offset + block.index(0)}" + _unpacked_note(path)
-            _reject(spec, f"{path}: not text, a NUL at {where}; wanted UTF-8 text")
+            reject(spec, f"{path}: not text, a NUL at {where}; wanted UTF-8 text")
         offset += len(block)
         if first and text:
             text, first = text.removeprefix("\ufeff"), False
@@ -203,8 +203,8 @@ def _unpacked(spec: str, path: Path) -> Iterator[tuple[bytes, int]]:
                 block = stream.read(_BLOCK)
             except Exception as error:  # each format has its own; an error of the disk has a number
                 if isinstance(error, OSError) and error.errno:
-                    _reject(spec, f"cannot read {path}: {error.strerror}")
-                _reject(spec, f"{path}: truncated or corrupt archive ({error})")
+                    reject(spec, f"cannot read {path}: {error.strerror}")
+                reject(spec, f"{path}: truncated or corrupt archive ({error})")
             yield block, file.tell()
 
 
@@ -219,7 +219,7 @@ def _unpacker(spec: str, path: Path, file: io.BufferedReader) -> io.BufferedIOBa
     try:
         zstd = import_module(f"{home}.zstd")
     except ImportError:
-        _reject(spec, f"{path}: a .zst file needs backports.zstd; pip install backports.zstd")
+        reject(spec, f"{path}: a .zst file needs backports.zstd; pip install backports.zstd")
     return zstd.ZstdFile(file, options={zstd.DecompressionParameter.window_log_max: 31})
 
 
@@ -227,8 +227,13 @@ def _opened(spec: str, path: Path) -> io.BufferedReader:
     try:
         return path.open("rb")
     except OSError as error:
-        _reject(spec, f"cannot read {path}: {error.strerror}")
+        reject(spec, f"cannot read {path}: {error.strerror}")
 
 
-def _reject(spec: str, problem: str) -> NoReturn:
+def reject(spec: str, problem: str) -> NoReturn:
+    """Refuse the corpus that a `--corpus` value names.
+
+    Raises:
+      InputError: says the problem.
+    """
     raise InputError("corpus", repr(spec), why=problem)

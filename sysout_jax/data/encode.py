@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 import tokenizers
 
-from sysout_jax.data.corpus import Progress, Source, find_source
+from sysout_jax.data.corpus import Progress, Source, find_source, reject
 from sysout_jax.data.tokenizer import Tokenizer, chunks
 from sysout_jax.data.tokenizer_files import load_saved, load_tokenizer
 from sysout_jax.data.unchanged import remembered
@@ -69,7 +69,7 @@ def encode_corpus(
       InputError: unreadable text, a cache directory that cannot be written.
     """
     source = find_source(spec)
-    cache = _cache(cache_dir)
+    cache = cache_of(cache_dir)
     entry = cache / _key(_digest(source, cache), tokenizer.fingerprint)
     found = _open_entry(entry)
     if found is not None:
@@ -94,7 +94,7 @@ def tokenizer_for(
     """
     if not spec.startswith("bpe:"):
         return load_tokenizer(spec)
-    source, cache = find_source(corpus), _cache(cache_dir)
+    source, cache = find_source(corpus), cache_of(cache_dir)
     kept = cache / f"{_key(_digest(source, cache), spec, tokenizers.__version__)}.json"
     with contextlib.suppress(InputError):  # absent or damaged
         return load_saved(kept)
@@ -200,7 +200,7 @@ def _write_entry(
             if end:
                 ends.append(position)
     if position == len(log.digests):
-        _reject(source.spec, "the tokenizer gives no tokens for its text")
+        reject(source.spec, "the tokenizer gives no tokens for its text")
     tokens = np.memmap(work / "all.bin", dtype, mode="r")
     spans, split = _split(np.array(log.digests, np.uint64), np.array(ends))
     (work / "new").mkdir()
@@ -268,10 +268,6 @@ def _open_entry(entry: Path) -> EncodedCorpus | None:
         return None
 
 
-def _reject(spec: str, problem: str) -> NoReturn:
-    raise InputError("corpus", repr(spec), why=problem)
-
-
 def _digest(source: Source, cache: Path) -> str:
     """`source.digest()`, of files that are as they were without reading them.
 
@@ -281,10 +277,11 @@ def _digest(source: Source, cache: Path) -> str:
     try:
         return remembered(source.files, cache, source.digest)
     except OSError as error:
-        _reject(source.spec, f"cannot read {error.filename}: {error.strerror}")
+        reject(source.spec, f"cannot read {error.filename}: {error.strerror}")
 
 
-def _cache(cache_dir: str | os.PathLike[str] | None) -> Path:
+def cache_of(cache_dir: str | os.PathLike[str] | None) -> Path:
+    """The directory that is meant: `default_cache_dir()` if None."""
     return default_cache_dir() if cache_dir is None else Path(os.path.expanduser(cache_dir))
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 
+from sysout_jax.data.corpus import reject
+from sysout_jax.data.encode import cache_of
+from sysout_jax.data.unchanged import remembered
 from sysout_jax.errors import InputError
 from sysout_jax.files import read_json
 
@@ -31,7 +34,9 @@ class TokenFiles(NamedTuple):
     dtype: str
 
 
-def open_token_files(spec: str, dtype: str | None = None) -> TokenFiles:
+def open_token_files(
+    spec: str, dtype: str | None = None, cache_dir: str | os.PathLike[str] | None = None
+) -> TokenFiles:
     """`train.bin` and `val.bin` under `tokens:DIR`: raw little-endian ids, memory-mapped.
 
     The type of the ids is what `dtype` says, else llm.c's header, else `meta.json` beside the
@@ -40,6 +45,7 @@ def open_token_files(spec: str, dtype: str | None = None) -> TokenFiles:
     Args:
       spec: `tokens:DIR`.
       dtype: a name in `DTYPES`, or None.
+      cache_dir: where the largest id is remembered; `default_cache_dir()` if None.
 
     Raises:
       InputError: a missing, empty or cut file; a type that is unknown, that the two files do not
@@ -56,16 +62,23 @@ def open_token_files(spec: str, dtype: str | None = None) -> TokenFiles:
         dtype = told[0] or told[1]
         if dtype is None or (told[1] or dtype) != dtype:
             found = "cannot be told from their ids" if dtype is None else "differs"
-            _reject(spec, f"{directory}: the type of train.bin and val.bin {found}; {_accepted()}")
+            reject(spec, f"{directory}: the type of train.bin and val.bin {found}; {_accepted()}")
     arrays: list[np.ndarray] = []
     for path, one, header in zip(paths, raw, headers, strict=True):
         ids = one[4 * _HEADER :] if header else one
         if ids.size % np.dtype(DTYPES[dtype]).itemsize:
-            _reject(spec, f"{path}: {one.size} bytes are no whole number of {dtype}; {_accepted()}")
+            reject(spec, f"{path}: {one.size} bytes are no whole number of {dtype}; {_accepted()}")
         arrays.append(ids.view(DTYPES[dtype]))
-    largest = max(int(array.max()) for array in arrays)
+    largest = int(
+        remembered(
+            paths,
+            cache_of(cache_dir),
+            lambda: str(max(int(array.max()) for array in arrays)),
+            f"the largest of {dtype}",
+        )
+    )
     if largest >= 1 << 31:
-        _reject(spec, f"{directory}: token {largest} if its ids are {dtype}; {_accepted()}")
+        reject(spec, f"{directory}: token {largest} if its ids are {dtype}; {_accepted()}")
     train, val = arrays
     return TokenFiles(train, val, largest, dtype)
 
@@ -102,10 +115,10 @@ def _bytes(spec: str, path: Path) -> np.ndarray:
     try:
         size = path.stat().st_size
     except OSError as error:
-        _reject(spec, f"cannot read {path}: {error.strerror}; wanted raw ids, such as uint16")
+        reject(spec, f"cannot read {path}: {error.strerror}; wanted raw ids, such as uint16")
     if size == 0 or size % 2:
         found = f"{size} bytes, an odd number" if size else "empty"
-        _reject(spec, f"{path}: {found}; wanted raw little-endian ids, such as uint16")
+        reject(spec, f"{path}: {found}; wanted raw little-endian ids, such as uint16")
     return np.memmap(path, np.uint8, mode="r")
 
 
@@ -118,7 +131,7 @@ def _header(spec: str, path: Path, raw: np.ndarray) -> str | None:
     if dtype is not None:
         size = (raw.size - 4 * _HEADER) / np.dtype(DTYPES[dtype]).itemsize
         if size != count:
-            _reject(spec, f"{path}: its header says {count} tokens, and {size:g} follow")
+            reject(spec, f"{path}: its header says {count} tokens, and {size:g} follow")
     return dtype
 
 
@@ -129,15 +142,11 @@ def _beside(spec: str, directory: Path) -> str | None:
     try:
         dtype = read_json(path).get("dtype")
     except InputError as error:
-        _reject(spec, f"{path}: {error.why}; {_accepted()}")
+        reject(spec, f"{path}: {error.why}; {_accepted()}")
     if dtype is not None and dtype not in DTYPES:
-        _reject(spec, f"{path}: dtype {dtype!r}; {_accepted()}")
+        reject(spec, f"{path}: dtype {dtype!r}; {_accepted()}")
     return dtype
 
 
 def _accepted() -> str:
     return f"accepted: --token_dtype={'|'.join(DTYPES)}, as they were written"
-
-
-def _reject(spec: str, problem: str) -> NoReturn:
-    raise InputError("corpus", repr(spec), why=problem)

@@ -16,7 +16,9 @@ FOLDER = "unchanged"  # in the cache directory
 _TICK = 2 * 10**9  # ns
 
 
-def remembered(files: Iterable[Path], cache: Path, compute: Callable[[], str]) -> str:
+def remembered(
+    files: Iterable[Path], cache: Path, compute: Callable[[], str], what: str = ""
+) -> str:
     """What `compute` finds in the files, without reading them where they are as they were.
 
     They are where each has the same path, device, inode, size, and times of its last change to the
@@ -27,12 +29,13 @@ def remembered(files: Iterable[Path], cache: Path, compute: Callable[[], str]) -
       files: what `compute` reads.
       cache: the directory that notes are kept in; where it cannot be written, nothing is kept.
       compute: gives a word, such as a digest.
+      what: which of the words that are found in the same files.
 
     Raises:
       OSError: a file is not there.
     """
     paths = [path.resolve() for path in files]
-    name = hashlib.blake2b("\0".join(map(str, paths)).encode(), digest_size=16).hexdigest()
+    name = hashlib.blake2b("\0".join([what, *map(str, paths)]).encode(), digest_size=16).hexdigest()
     note = cache / FOLDER / f"{name}.json"
     before, newest = _as_they_are(paths)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

@@ -55,9 +55,8 @@ def alternatives(config: TrainConfig, devices: int) -> Iterator[TrainConfig]:
     every number of parts of the batch that fit it; smaller batches where none do; those nearest to
     what was asked for first."""
     asked = config.model.execution.remat
-    remats = [asked] + [r for r in ("block",) if r != asked]
     for batch in _divisors(config.batch_size)[::-1]:
-        for remat in remats:
+        for remat in dict.fromkeys((asked, "block")):
             for parts in _divisors(batch):
                 if parts >= config.parts:
                     for mesh in _meshes(devices):

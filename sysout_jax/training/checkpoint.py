@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sysout_jax.data import load_saved
 from sysout_jax.errors import InputError, reason
@@ -94,12 +95,15 @@ def _failed_write(error: OSError | ValueError) -> tuple[int, str]:
     return errno.EIO, reason(error)[:200]
 
 
-def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
+def load(
+    directory: str | os.PathLike[str], seed: int | None = None, on_host: bool = False
+) -> Model:
     """Read a model that `save` wrote.
 
     Args:
       directory: a model directory, e.g. runs/variants/<run>/models/softmax.
       seed: which of the saved seeds; None for the first.
+      on_host: leave the parameters in this process's memory, as NumPy arrays.
 
     Raises:
       InputError: not a model directory, another format, parameters that are not those written, or
@@ -114,8 +118,7 @@ def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
     shapes = jax.eval_shape(
         jax.vmap(partial(init, config)), jnp.stack([jax.random.key(s) for s in seeds])
     )
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
     try:
         # The storage library does not notice every file that was cut short.
         found = digests(path / "params")
@@ -124,13 +127,16 @@ def load(directory: str | os.PathLike[str], seed: int | None = None) -> Model:
             raise ValueError(f"{changed[0]} is missing or not as it was written")
         with ocp.StandardCheckpointer() as checkpointer:
             stacked = checkpointer.restore(path / "params", target)
+        if jax.tree.map(np.shape, stacked) != jax.tree.map(np.shape, target):
+            raise ValueError("its parameters are of other shapes than its config.json says")
     except Exception as error:  # damaged files: the storage library raises what it meets
         said = reason(error)
         raise InputError(str(path / "params"), why=f"cannot be read ({said})") from error
     at = 0 if seed is None else seeds.index(seed)
     saved = path / "tokenizer.json"
     tokenizer = load_saved(saved) if saved.exists() else None
-    return Model(config, jax.tree.map(lambda x: x[at], stacked), tokenizer)
+    put = np.asarray if on_host else jnp.array
+    return Model(config, jax.tree.map(lambda x: put(x[at]), stacked), tokenizer)
 
 
 def checkpoint_path(run: Path, name: str, step: int, seed: int) -> Path:

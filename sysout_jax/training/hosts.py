@@ -8,6 +8,7 @@ whoever does not by the heartbeat, `HEARTBEAT` seconds later.
 
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import signal
@@ -24,9 +25,9 @@ from sysout_jax.errors import InputError, reason
 from sysout_jax.training.sharding import batch_sharding
 
 AUTO = "auto"
-CONNECTING = 60  # seconds to wait for the others at the start
+CONNECTING = 300  # seconds to wait for the others at the start
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
-LEAVING = 60  # seconds that those who are done wait for the others
+LEAVING = 86_400  # seconds that those who are done wait for the others, who may be saving
 LETTER = 4096  # bytes that process 0 can tell the others at once
 
 
@@ -42,13 +43,16 @@ def connect(coordinator: str | None, processes: int | None, process: int | None)
       process: which of them this is, from 0.
 
     Raises:
-      InputError: the three do not go together, or the others are not there in time.
+      InputError: the three do not go together, the others are not there in time, or there are
+        others and no coordinator.
     """
     if coordinator in (None, AUTO):
         for name, value in (("processes", processes), ("process", process)):
             if value is not None:
                 raise InputError(name, f"{value}", "with --coordinator=HOST:PORT")
         if coordinator is None:
+            if (count := jax.process_count()) > 1:
+                raise InputError("coordinator", None, AUTO, f"none for a machine of {count} hosts")
             return
     elif ":" not in str(coordinator) or not str(coordinator).rpartition(":")[2].isdecimal():
         raise InputError("coordinator", f"{coordinator}", f"HOST:PORT, or {AUTO}")
@@ -110,6 +114,23 @@ def of_all(flag: bool) -> list[bool]:
     if not several():
         return [flag]
     return [bool(said) for said in multihost_utils.process_allgather(np.array(flag))]
+
+
+def agree(said: str) -> None:
+    """Refuse a run whose processes were told different things; all of them have to ask together.
+
+    Raises:
+      InputError: in all of them; names those that differ from process 0.
+    """
+    digest = hashlib.sha256(said.encode()).hexdigest()
+    same = of_all(told(digest) == digest)
+    if not all(same):
+        raise InputError(
+            "process",
+            ",".join(str(n) for n, each in enumerate(same) if not each),
+            "the same command, code and text for all",
+            "its config or text is not that of process 0",
+        )
 
 
 def leave(why: object) -> None:
@@ -179,16 +200,22 @@ def put_rows(mesh: Mesh, batch_size: int, rows: np.ndarray | None, batches: np.n
     return jax.make_array_from_callback((steps, seeds, batch_size, width), where, of)
 
 
-def gathered(tree: Any) -> Any:
-    """Arrays that are divided over processes, whole in each; all of them have to ask together."""
+def gathered(tree: Any, wanted: bool = True) -> Any:
+    """Arrays of all processes whole in the memory of each host, one after the other through its
+    devices; all of them have to ask together.
 
-    def of(x: Any) -> Array:
+    Args:
+      tree: of arrays; those of this process alone stay as they are.
+      wanted: whether this process keeps them; else None is in their place.
+    """
+
+    def of(x: Any) -> Any:
         if x.is_fully_addressable:
             return x
         if x.is_fully_replicated:
-            return x.addressable_data(0)
-        whole = NamedSharding(x.sharding.mesh, PartitionSpec())
-        return jax.jit(lambda x: x, out_shardings=whole)(x).addressable_data(0)
+            return np.asarray(x.addressable_data(0)) if wanted else None
+        whole = multihost_utils.process_allgather(x, tiled=True)
+        return whole if wanted else None
 
     return jax.tree.map(of, tree)
 

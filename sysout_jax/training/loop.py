@@ -10,23 +10,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from sysout_jax.analysis.measure.summary import losses_by_query, outlier_summary
 from sysout_jax.core import flash
-from sysout_jax.data import Backcopies, Backcopy, Source, TextCorpus, load_corpus
+from sysout_jax.data import Backcopy, Source, TextCorpus, load_corpus
 from sysout_jax.data.corpus import Progress
 from sysout_jax.errors import Diverged, InputError, Preempted
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, param_axes
 from sysout_jax.model.model import Model
 from sysout_jax.showing import facts
+from sysout_jax.training import hosts
 from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.held_out import HeldOut, Measure, held_out, measuring, rows_at_once
 from sysout_jax.training.hosts import gathered
 from sysout_jax.training.optimizer import make_optimizer
 from sysout_jax.training.parallel import Devices, make_devices
-from sysout_jax.training.resume import Begun, Row, States
-from sysout_jax.training.step import StepRecord, TrainState, token_loss
+from sysout_jax.training.resume import Begun, Row, States, fingerprint
+from sysout_jax.training.step import StepRecord, TrainState
 
 Corpus = Backcopy | TextCorpus
 Log = Callable[[Row], None]
@@ -39,8 +39,8 @@ class _Programs:
 
     architecture: ModelConfig
     devices: Devices
-    # (parameters, validation batches, queries without a thing to copy) -> loss and measures of each
-    measure: Callable[[Params, np.ndarray, np.ndarray | None], dict[str, Any]]
+    held_out: Callable[[tuple[int, ...]], HeldOut]  # of seeds
+    measure: Measure
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,7 +132,8 @@ def train(
       A `Run`.
 
     Raises:
-      InputError: corpus and config do not fit together, or a fused kernel that is not here.
+      InputError: corpus and config do not fit together, a fused kernel that is not here, or
+        several processes of which one has another config or text.
       Diverged: a loss or a gradient was not finite; rows up to there have been logged.
       Preempted: it was asked to stop; its state is saved.
     """
@@ -140,6 +141,8 @@ def train(
         corpus = corpus_of(config)
     architecture = config.architecture(corpus.vocab)
     check_kernel(architecture)
+    if hosts.several():
+        hosts.agree(repr((config, fingerprint(config, corpus, config.seeds))))
     rows: list[Row] = []
 
     def record(row: Row) -> None:
@@ -156,7 +159,8 @@ def train(
         trained, spent = _train_group(config, programs, corpus, group, record, keep, states)
         params.append(trained)
         seconds += spent
-    stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *params)
+    join = np.concatenate if hosts.several() else jnp.concatenate
+    stacked = jax.tree.map(lambda *x: join(x), *params)
     told = replace(config, corpus=corpus.name)
     return Run(told, architecture, stacked, corpus.tokenizer, rows, seconds)
 
@@ -171,14 +175,14 @@ def _train_group(
     states: States | None,
 ) -> tuple[Params, float]:
     """The parameters of one group of seeds after the last step, and the seconds they took."""
-    devices, held_out = programs.devices, _held_out(config, corpus, seeds)
+    devices, measured_on = programs.devices, programs.held_out(seeds)
     clock, rows = time.perf_counter(), list[Row]()
-
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(states.of(config, corpus, seeds)) if states else None
         start = partial(_start, devices, seeds)
         begun = own.begin(programs.architecture, start) if own else Begun(start())
         state = devices.placed(begun.state)
+        begun = replace(begun, state=state)  # what was placed is not held beside it
 
         def logged(row: Row) -> None:
             rows.append(row)
@@ -196,11 +200,11 @@ def _train_group(
             """Measure, log and keep what is due after a step."""
             step = row["step"]
             if _due(config.measure_every, step, config):
-                found = programs.measure(devices.params(state), *held_out)
+                found = programs.measure(devices.params(state), *measured_on)
                 row |= jax.device_get(gathered(found))
             logged(row)
             if _due(config.checkpoint_every, step, config):
-                params = gathered(devices.params(state))  # by all processes, whoever keeps it
+                params = gathered(devices.params(state), wanted=keep is not None)
                 if keep:
                     keep(step, seeds, params)
             seconds = begun.seconds + time.perf_counter() - clock
@@ -352,39 +356,6 @@ def _programs(config: TrainConfig, architecture: ModelConfig, corpus: Source) ->
         config.param_dtype,
         config.objective,
     )
-    # The measures hold whole maps; and what is compiled here is not told of the mesh.
-    measured = architecture.with_execution(flash=False)
-
-    def of_batch(params: Params, batch: Array, noop: Array | None) -> dict[str, Any]:
-        batch = devices.spread(batch)
-        losses = token_loss(measured, params, batch, devices.parts)
-        measures = outlier_summary(measured, params, batch[:, :-1], noop)
-        if noop is not None:
-            measures |= losses_by_query(losses, noop)
-        return {"val_loss": jnp.mean(losses), "measures": measures}
-
-    def of_seed(params: Params, batches: Array, noop: Array | None) -> dict[str, Any]:
-        found = jax.lax.map(lambda b: of_batch(params, *b), (batches, noop))
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
-
-    # Chains that differ have batches of their own; all seeds are measured on those of a text.
-    each = 0 if isinstance(corpus, Backcopies) else None
-    measure = jax.jit(jax.vmap(of_seed, in_axes=(0, each, each)))
-    return _Programs(architecture, devices, measure)
-
-
-def _held_out(
-    config: TrainConfig, corpus: Source, seeds: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Validation batches [n, B, T+1], and which of their queries have nothing to copy; of
-    `Backcopies` with a leading axis over seeds."""
-    shape, numbers = (config.batch_size, config.measured_len), range(config.val_batches)
-
-    def of(task: Source) -> tuple[np.ndarray, np.ndarray | None]:
-        batches = np.array([task.batch("val", 0, n, *shape) for n in numbers])
-        noop = ~task.trigger_queries(batches[..., :-1]) if isinstance(task, Backcopy) else None
-        return batches, noop
-
-    if not isinstance(corpus, Backcopies):
-        return of(corpus)
-    return jax.tree.map(lambda *x: np.stack(x), *(of(corpus.of(seed)) for seed in seeds))
+    rows = rows_at_once(config, architecture, devices)
+    validation = partial(held_out, config, corpus, rows)
+    return _Programs(architecture, devices, validation, measuring(architecture, corpus, devices))

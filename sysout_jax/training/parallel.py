@@ -58,14 +58,15 @@ class Devices:
     put: Callable[[np.ndarray], Array]  # batches [steps, seeds, B, T+1] to the devices
     rows: np.ndarray | None  # of B that this process reads and puts; None: all
     steps: Step
-    whole: Callable[[TrainState], TrainState]  # [seeds, ...], to measure and to keep
+    whole: Callable[[Any], Any]  # a state, or a part of it: [seeds, ...], to measure and to keep
     placed: Callable[[TrainState], TrainState]  # the other way: what `whole` gave, to go on
     spread: Callable[[Array], Array]  # inside jit, where params are used: rows [B, T] over devices
     parts: int = 1  # into which `spread` divides them
 
     def params(self, state: TrainState) -> Params:
         """[seeds, ...], to measure and to keep."""
-        return self.whole(state).params
+        params: Params = self.whole(state.params)
+        return params
 
 
 def check_parallel(parallel: str, shape: MeshShape) -> None:
@@ -116,7 +117,7 @@ def make_devices(
     return make(mesh, config, optimizer, batch_size, accumulate or 1, dtype, objective)
 
 
-def _same(state: TrainState) -> TrainState:
+def _same(state: Any) -> Any:
     return state
 
 
@@ -243,7 +244,7 @@ def _jit(
         whole=_same,
         placed=_same,
         spread=lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh)),
-        parts=batch_parts(mesh),
+        parts=batch_parts(mesh.shape),
     )
 
 
@@ -279,7 +280,7 @@ def _shard_map(
         whole=_same,
         placed=_same,
         spread=lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh)),
-        parts=batch_parts(mesh),
+        parts=batch_parts(mesh.shape),
     )
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sysout_jax.data import Source
@@ -22,6 +21,7 @@ from sysout_jax.results import as_flag, leaves
 from sysout_jax.training import hosts
 from sysout_jax.training.checkpoint import load, saved_seeds
 from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.sharding import place
 from sysout_jax.training.states import (
     NO_STATE,
     Saving,
@@ -89,7 +89,7 @@ class GroupStates:
         self.states, self.config, self.corpus, self.seeds = states, config, corpus, seeds
         self._name = f"{config.variant}-seed-{seeds[0]}"
         self._store = StateStore(states.directory / self._name, states.saving, states.say)
-        self._data = _fingerprint(config, corpus, seeds)
+        self._data = fingerprint(config, corpus, seeds)
         self._saved = 0
 
     def __enter__(self) -> "GroupStates":
@@ -148,7 +148,7 @@ class GroupStates:
 
     def _is_time(self, step: int) -> bool:
         every = self.states.saving.save_every
-        return reaches(every, self._saved, step) or (step == self.config.steps and every > 0)
+        return reaches(every, self._saved, step) or step == self.config.steps
 
     def save(
         self, step: int, state: Callable[[], TrainState], rows: list[Row], seconds: float
@@ -245,7 +245,7 @@ def initial(
       InputError: no model directory, or of another shape, tokenizer or other seeds.
     """
     several = len(saved_seeds(path)) > 1
-    models = [load(path, seed if several else None) for seed in seeds]
+    models = [load(path, seed if several else None, on_host=True) for seed in seeds]
     there, here = flat(models[0].config), flat(architecture)
     for name in dict.fromkeys((*here, *there)):
         was, asked = there.get(name), here.get(name)
@@ -265,7 +265,7 @@ def initial(
             "its tokenizer is not that of this corpus",
         )
     params = [_laid_out(model.params, architecture.execution.scan_layers) for model in models]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *params)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *params)
 
     def put(new: Any, old: Any) -> Any:
         if new.shape != old.shape:
@@ -275,7 +275,7 @@ def initial(
                 "a model of the same shape",
                 f"a parameter of shape {new.shape[1:]}, but the run has {old.shape[1:]}",
             )
-        return jax.device_put(new.astype(old.dtype), old.sharding)
+        return place(new.astype(old.dtype), old.sharding)
 
     return dict(jax.tree.map(put, dict(stacked), dict(fresh)))
 
@@ -293,7 +293,7 @@ def _shapes(state: TrainState) -> Any:
     )
 
 
-def _fingerprint(config: TrainConfig, corpus: Source, seeds: tuple[int, ...]) -> str:
+def fingerprint(config: TrainConfig, corpus: Source, seeds: tuple[int, ...]) -> str:
     """The SHA-256 of the first batches: other text, tokenizer or code that cuts it gives others."""
     shape = (config.batch_size, config.seq_len)
     digest = hashlib.sha256()

@@ -66,7 +66,7 @@ class MeshShape:
     @property
     def batch_parts(self) -> int:
         """Into how many parts a batch is divided."""
-        return prod(self.sizes[name] for name in TABLE["B"].over)
+        return batch_parts(self.sizes)
 
 
 def parse_mesh(text: str) -> MeshShape:
@@ -221,9 +221,9 @@ def batch_sharding(mesh: Mesh | AbstractMesh, leading: int = 0) -> NamedSharding
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, TABLE["B"].over))
 
 
-def batch_parts(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts the devices of a mesh divide a batch."""
-    return prod(mesh.shape[name] for name in TABLE["B"].over)
+def batch_parts(sizes: Mapping[str, int]) -> int:
+    """Into how many parts a mesh of these sizes divides a batch."""
+    return prod(sizes[name] for name in TABLE["B"].over)
 
 
 def place(tree: Any, where: Any) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from sysout_jax.errors import InputError, at_least, reason
-from sysout_jax.files import read_json
+from sysout_jax.files import read_json, settle, write_text
 from sysout_jax.results import write_json
 from sysout_jax.training import hosts
 from sysout_jax.training.checkpoint import STORAGE, digests, said_of
@@ -43,7 +43,7 @@ class Saving:
       InputError: a value is out of range.
     """
 
-    save_every: int = 1000  # steps between training states; 0: only when asked to stop
+    save_every: int = 1000  # steps between training states; 0: the last, and when asked to stop
     keep_last: int = 2  # newest training states that are kept
     keep_every: int = 0  # steps between training states that are kept for good; 0: none
 
@@ -134,10 +134,12 @@ class StateStore:
             self._checkpointer.wait_until_finished()
             if not hosts.first():
                 return
-            (partial / "about.json").write_text(json.dumps(record))
+            write_text(partial / "about.json", json.dumps(record))
             write_json(partial / "sha256.json", digests(partial))
+            settle(partial)
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
+            settle(self.directory)  # before the states that this one replaces are gone
         steps = saved_steps(self.directory)
         for step in set(steps) - self.saving.kept(list(steps), finished):
             shutil.rmtree(steps[step], ignore_errors=True)

@@ -1,12 +1,13 @@
 """Ids that others have written: read as they were written, or refused; never as other ids."""
 
 import json
+import os
 import pickle
 
 import numpy as np
 import pytest
 
-from sysout_jax.data import load_corpus
+from sysout_jax.data import load_corpus, token_files, unchanged
 from sysout_jax.data.token_files import DTYPES, open_token_files, told_by_ids
 from sysout_jax.data.tokenizer import ByteTokenizer
 from sysout_jax.errors import InputError
@@ -141,3 +142,22 @@ def test_the_corpus(tmp_path):
     with pytest.raises(InputError, match="corpus 'backcopy' has no ids; accepted: with tokens:DIR"):
         load_corpus("backcopy", token_dtype="uint16")
     assert set(DTYPES) == set(TYPES.values())
+
+
+def test_ids_are_read_once_for_the_largest(tmp_path, monkeypatch):
+    """Files of terabytes, at each start of each process; another type has another largest."""
+    cache, read = tmp_path / "cache", []
+    spec = write(tmp_path, "<u4", ids(50_257, 1000), ids(50_257, 1000))
+
+    def watched(files, place, compute, what):
+        return unchanged.remembered(files, place, lambda: read.append(what) or compute(), what)
+
+    monkeypatch.setattr(token_files, "remembered", watched)
+    found = open_token_files(spec, "uint32", cache).largest
+    (note,) = (cache / unchanged.FOLDER).iterdir()
+    later = (tmp_path / "val.bin").stat().st_mtime_ns + 5 * 10**9
+    os.utime(note, ns=(later, later))
+    assert open_token_files(spec, "uint32", cache).largest == found
+    assert len(read) == 1
+    halves = np.fromfile(tmp_path / "train.bin", "<u2"), np.fromfile(tmp_path / "val.bin", "<u2")
+    assert open_token_files(spec, "uint16", cache).largest == max(map(np.max, halves))

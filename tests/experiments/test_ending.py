@@ -7,7 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
+
+from experiments import variants
+from experiments.cli import ending
 
 ROOT = Path(__file__).parents[2]
 TABLE = [sys.executable, "-m", "experiments.variants", "--list", "--markdown"]
@@ -138,6 +142,28 @@ def test_no_file_takes_the_place_of_a_closed_stream():
     prepared = f"import sys; sys.argv = ['-m']; {script}"
     done = run(["sh", "-c", '"$@" >&- <&-', "sh", sys.executable, "-c", prepared])
     assert int(done.stderr) > 2
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize(
+    "said",
+    ["RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\n...",
+     "INTERNAL: Failed to load. Out of memory."],
+)  # fmt: skip
+def test_a_device_without_room(run_variants, monkeypatch, said, several):
+    """Of several processes too: none is gone."""
+
+    def full(*_):
+        raise jax.errors.JaxRuntimeError(said)
+
+    monkeypatch.setattr(variants, "run", full)
+    monkeypatch.setattr(ending.hosts, "several", lambda: several)
+    done = run_variants("--smoke", "--corpus=backcopy")
+    assert (done.status, done.err) == (
+        1,
+        "error: out of memory on the device; accepted: less at a time, by --remat, --accumulate, "
+        "--seeds_at_once, --measure_seq_len, --batch_size, --seq_len, as docs/errors.md says\n",
+    )
 
 
 @pytest.mark.parametrize("platform", ["cuda", "nonesuch"])

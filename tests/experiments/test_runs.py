@@ -1,6 +1,10 @@
 """The list of runs: what became of each, told from what is on disk."""
 
+import errno
+import fcntl
 import json
+import os
+import shutil
 import struct
 import sys
 from types import SimpleNamespace
@@ -40,6 +44,42 @@ def test_what_became_of_each(run_runs, tmp_path, monkeypatch):
     ]  # fmt: skip
     assert found[0][3:] == [*began, "0.0"]
     assert found[2][-1] == "1.2"
+
+
+def test_files_that_are_gone_before_they_are_counted(run_runs, tmp_path, monkeypatch):
+    """A run that goes on removes its older states."""
+    goes_on = RunDirectory(tmp_path, "variants", "long")
+    old = goes_on.path / "states" / "step-000000001"
+    old.mkdir(parents=True)
+    for name in "abc":
+        (old / name).write_bytes(bytes(600_000))
+    stat = os.stat
+
+    def late(path, **how):
+        if str(path).endswith(("/a", "/b")):
+            shutil.rmtree(old, ignore_errors=True)
+        return stat(path, **how)
+
+    monkeypatch.setattr(os, "stat", late)
+    outcome = run_runs(f"--workdir={tmp_path}", "--csv")
+    goes_on._metrics.close()
+    assert (outcome.status, outcome.out.count("variants,long,running")) == (0, 1)
+    assert outcome.out.splitlines()[-1].endswith(",0.0")
+
+
+def test_a_file_system_without_locks(run_runs, tmp_path, monkeypatch, caplog):
+    """A run goes on there, after a line that says what nobody sees to."""
+
+    def none(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with RunDirectory(tmp_path, "variants", "mine").record("study"):
+        pass
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith("no lock on this file system: let one run alone write to it")
+    outcome = run_runs(f"--workdir={tmp_path}", "--csv")
+    assert (outcome.status, outcome.out.count("variants,mine,complete")) == (0, 1)
 
 
 def test_no_such_place(run_runs, tmp_path):

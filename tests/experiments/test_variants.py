@@ -7,22 +7,26 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import weakref
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 import sysout_jax as so
 from experiments import variants
 from experiments.cli import launch
-from experiments.cli.presets import PRESETS
+from experiments.cli.presets import BACKCOPY, PRESETS
 from experiments.reports.variants_report import findings, section
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.data import load_corpus
+from sysout_jax.data import Backcopy, load_corpus
 from sysout_jax.errors import InputError
 from sysout_jax.model.rope import Dynamic, Linear, Llama3, LongRope, Rope, Yarn
+from sysout_jax.results import RunDirectory
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.step import token_loss
 from tests.images import ink
@@ -428,3 +432,85 @@ def test_the_papers_pattern_forms(variant, sink):
     assert (last["noop_sink"][0] > 0.6) == sink
     assert (last["noop_sink"][0] < 0.2) == (not sink)
     assert (last["value_drain@value"][0] < 0.4) == sink
+
+
+# ------------------------------------------------------------------------- one after the other
+
+THREE = ("softmax", "sigmoid", "context_scale")
+
+
+def stand_in(monkeypatch, train, jobs, tmp_path):
+    """A study of three variants that `train` stands for; what they are described as and saved."""
+    monkeypatch.setattr(variants, "train", train)
+    monkeypatch.setattr(variants, "entry", lambda trained, corpus: {"curve": trained.variant})
+    saved = []
+    monkeypatch.setattr(variants, "_save", lambda place, *model: saved.append(place.name))
+    described = {"name": "study", "variants": {}}
+    study = dataclasses.replace(BACKCOPY, steps=1)
+    config = variants.Config((study,), THREE, jobs)
+    directory = RunDirectory(tmp_path, "variants", "mine")
+    console = Console(quiet=True)
+    try:
+        variants._train_all(config, study, Backcopy(), directory, console, described, None)
+    finally:
+        directory._metrics.close()
+    return list(described["variants"]), saved
+
+
+class Trained:
+    """A run that can be missed."""
+
+    architecture = params = tokenizer = None
+
+    def __init__(self, variant):
+        self.variant = variant
+
+
+def test_a_variant_that_is_saved_leaves_the_devices(monkeypatch, tmp_path):
+    """Of all that are trained, one set of parameters at a time."""
+    before = []
+
+    def train(config, *_):
+        for _ in range(500):
+            if not before or before[-1]() is None:
+                break
+            time.sleep(0.01)
+        else:
+            raise AssertionError(f"{config.variant}: the one before is still held")
+        made = Trained(config.variant)
+        before.append(weakref.ref(made))
+        return made
+
+    expected = list(THREE), [f"study-{name}" for name in THREE]
+    assert stand_in(monkeypatch, train, 1, tmp_path) == expected
+
+
+def test_a_failure_is_heard_of_before_longer_variants_end(monkeypatch, tmp_path):
+    rows = []
+
+    def train(config, corpus, log, *_):
+        if config.variant == "sigmoid":
+            raise ArithmeticError("diverged")
+        for step in range(500):
+            time.sleep(0.01)
+            log({"variant": config.variant, "seeds": [0], "step": 1, "loss": np.ones(1)})
+            rows.append(step)
+        return Trained(config.variant)
+
+    with pytest.raises(ArithmeticError, match="diverged"):
+        stand_in(monkeypatch, train, 2, tmp_path)
+    assert len(rows) < 400
+
+
+def test_variants_that_end_in_another_order_are_described_in_that_asked(monkeypatch, tmp_path):
+    second = threading.Event()
+
+    def train(config, *_):
+        if config.variant == "softmax":
+            assert second.wait(10)
+        else:
+            second.set()
+        return Trained(config.variant)
+
+    order, _ = stand_in(monkeypatch, train, 2, tmp_path)
+    assert order == list(THREE)

@@ -14,13 +14,12 @@ if __name__ == "__main__":
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={ASKED['devices']}"
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.cli import launch
 from sysout_jax.data.backcopy import Backcopy
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.training import hosts, loop
+from sysout_jax.training import held_out, hosts, loop
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import OptimizerConfig
 from sysout_jax.training.resume import States
@@ -32,7 +31,7 @@ class Watched(Backcopy):
 
     def batch(self, split, seed, index, batch_size, seq_len, rows=None):
         found = super().batch(split, seed, index, batch_size, seq_len, rows)
-        if split == "train":
+        if split == "train" and index:  # the first are compared, whole
             READ.append(len(found))
         return found
 
@@ -61,7 +60,7 @@ def main():
     )  # fmt: skip
 
     if not ASKED["measures"]:  # whose compiling takes most of the time
-        loop.outlier_summary = lambda *_: {"nothing": jnp.zeros(())}
+        held_out.outlier_sums = lambda *_: {}
 
     task = Poisoned() if ASKED["poison"] else Watched()
     seen: list[int] = []

@@ -279,3 +279,19 @@ def test_models_and_checkpoints_of_a_run(tmp_path):
     assert checkpoint.checkpoints(run, "b", 5) == []
     for _, path in checkpoint.checkpoints(run, "a", 0):
         assert load(path, 0).config == tiny
+
+
+def test_seeds_that_nobody_asked_for_stay_off_the_devices(written, monkeypatch):
+    """And all do, where a run puts the parameters in places of its own."""
+    put = []
+    monkeypatch.setattr(
+        checkpoint.jnp, "array", lambda x: put.append(x.nbytes) or jax.device_put(x)
+    )
+    whole = sum(x.nbytes for x in jax.tree.leaves(noisy()))
+    load(written, 3)
+    assert sum(put) * len(SEEDS) == whole
+    put.clear()
+    held = load(written, 3, on_host=True)
+    assert not put
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(dict(held.params)))
+    same_bits(dict(held.params), dict(load(written, 3).params))

@@ -12,16 +12,19 @@ from functools import cache
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sysout_jax.data import load_corpus
 from sysout_jax.data.backcopy import Backcopy
 from sysout_jax.errors import InputError
+from sysout_jax.model.decoder import init
 from sysout_jax.training import hosts
-from sysout_jax.training.checkpoint import load
+from sysout_jax.training.checkpoint import load, save
 from sysout_jax.training.states import saved_steps
 from tests import quick
+from tests.training.test_states import TINY
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,7 +129,7 @@ def test_processes_that_were_stopped_go_on_together_and_alone(tmp_path, parallel
     agree(together)
     assert together[0]["params"] == together[1]["params"]
     (last,) = saved_steps(tmp_path / "states" / "context_scale-seed-3")
-    assert last == 2  # with save_every=0 only what was asked for
+    assert last == 4  # of a run that has ended, its last alone
     agree(end(begin(1, "data=1", states=str(tmp_path / "copy"))))
 
 
@@ -172,6 +175,79 @@ def test_the_others_stop_when_one_is_lost(victim, how):
     assert seconds < hosts.HEARTBEAT + 10  # usually at once: the connection tells
     assert status == 1
     assert err.splitlines()[-1].startswith("error: another process of this run is gone")
+
+
+# ------------------------------------------------------------------------- what all do together
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What came of it in each of two processes, and the model that they began with."""
+    model = tmp_path_factory.mktemp("run") / "softmax"
+    architecture = TINY.architecture(65)
+    keys = jnp.stack([jax.random.key(seed) for seed in (7, 8)])
+    params = jax.vmap(lambda key: init(architecture, key))(keys)
+    save(model, architecture, params, TINY.seeds)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.training.on_two", str(port), str(n), str(model)],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    return end(started), params
+
+
+def test_arrays_are_gathered_on_the_hosts(two):
+    """One after the other, by a program that is compiled once for all leaves of a shape."""
+    for process, found in enumerate(each["gathered"] for each in two[0]):
+        assert found["host"] == {"cut": True, "all": True, "too": True, "own": False}
+        assert found["sums"] == {"cut": 276.0, "all": 300.0, "too": 276.0, "own": 0.0}
+        assert found["compiled"] == 1
+        kept = ["own"] if process else ["all", "cut", "own", "too"]
+        assert sorted(found["left"]) == kept
+
+
+def test_a_model_to_begin_with_is_divided_over_processes(two):
+    results, params = two
+    wanted = sum(float(np.abs(x).sum()) for x in jax.tree.leaves(params))
+    for found in results:
+        assert found["begun"]["placed"]
+        assert found["begun"]["sum"] == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("what", ["config", "text"])
+def test_processes_that_were_told_different_things(two, what):
+    """All refuse to train, before the first step."""
+    for found in two[0]:
+        assert found[what] == (
+            "process=1: its config or text is not that of process 0; "
+            "accepted: the same command, code and text for all"
+        )
+
+
+def test_those_who_are_done_wait_for_who_saves(monkeypatch):
+    """Process 0 writes models and draws after the others have nothing left to do: for hours."""
+    asked = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **how: asked.update(how))
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(hosts, "_end_in_words", lambda: None)
+    hosts.connect("auto", None, None)
+    assert asked["shutdown_timeout_seconds"] >= 24 * 3600
+    assert asked["initialization_timeout"] >= 300
+    assert asked["heartbeat_timeout_seconds"] <= 60
+
+
+def test_hosts_that_nobody_brought_together(monkeypatch):
+    """A TPU's runtime knows of all its hosts, though JAX was not told to connect them."""
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(
+        InputError, match=r"^coordinator: none for a machine of 4 hosts; accepted: auto"
+    ):
+        hosts.connect(None, None, None)
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,26 @@
 """The loop: reproducible, measured when it says, the seeds independent of their company."""
 
 import dataclasses
+import weakref
 from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import sysout_jax as so
 from sysout_jax.data import Backcopy, TextCorpus
 from sysout_jax.errors import Diverged, InputError
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.training import loop
+from sysout_jax.training import held_out, loop
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import train
 from sysout_jax.training.optimizer import OptimizerConfig
-from sysout_jax.training.step import StepRecord, token_loss
+from sysout_jax.training.parallel import make_devices
+from sysout_jax.training.sharding import MeshShape
+from sysout_jax.training.step import StepRecord, TrainState, token_loss
 from tests.refusing import refusal
 
 TINY = TrainConfig(
@@ -112,6 +116,65 @@ def test_rows_to_measure_on_may_be_shorter_than_those_trained_on():
         dataclasses.replace(TINY, measure_seq_len=9)
 
 
+def measured_in(parts, variant="context_scale"):
+    """What is measured of two seeds on 32 rows in so many parts."""
+    architecture = dataclasses.replace(TINY, variant=variant).architecture(65)
+    devices = make_devices("jit", TINY.mesh_shape, architecture, optax.sgd(1.0), 32)
+    config = dataclasses.replace(TINY, batch_size=32, val_batches=1)
+    rows, noop = held_out.held_out(config, Backcopy(), 32 // parts, TINY.seeds)
+    assert rows.shape == (parts, 32 // parts, 9)
+    params = devices.start(jnp.stack([jax.random.key(seed) for seed in TINY.seeds])).params
+    # Heads and channels that stand out in some sequences alone.
+    params = jax.tree.map(lambda x: 3 * x, params)
+    return held_out.measuring(architecture, Backcopy(), devices)(params, rows, noop)
+
+
+@cache
+def measured_whole():
+    return measured_in(1)
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_what_is_measured_does_not_depend_on_the_parts(parts):
+    """Sequences are averaged over before layers and heads are compared."""
+    whole, found = measured_whole(), measured_in(parts)
+    assert found["measures"].keys() == whole["measures"].keys()
+    assert {"noop_sink_best", "sink_gap", "gate_active", "loss_copy"} < whole["measures"].keys()
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6), found, whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "divided", "rows"),
+    [
+        ({"batch_size": 24}, 1, 24),
+        ({"batch_size": 24, "accumulate": 3}, 1, 8),
+        ({"batch_size": 24, "accumulate": 3, "mesh": "data=2,fsdp=2"}, 4, 8),  # two on each device
+        ({"batch_size": 24, "mesh": "tensor=2"}, 1, 24),
+        ({"batch_size": 24, "accumulate": 3, "mesh": "data=4", "parallel": "pmap"}, 1, 2),
+        ({"batch_size": 24, "seq_len": 3000, "measure_seq_len": 2000}, 1, 1),  # as parts_of says
+    ],
+)
+def test_as_many_rows_are_measured_at_once_as_a_part_of_a_step_has(changes, divided, rows):
+    """Whole maps of a batch that a step has in parts would not fit."""
+    shape = dataclasses.replace(TINY.model, heads=2, mlp_width=8)
+    config = dataclasses.replace(TINY, model=shape, **changes)
+    devices = make_devices("jit", MeshShape(), config.architecture(65), optax.sgd(1.0), 24)
+    devices = dataclasses.replace(devices, parts=divided)
+    assert held_out.rows_at_once(config, config.architecture(65), devices) == rows
+
+
+def test_a_run_measures_in_its_parts(monkeypatch):
+    seen, sums = set(), held_out.outlier_sums
+
+    def watched(config, params, tokens, noop):
+        seen.add(tokens.shape)
+        return sums(config, params, tokens, noop)
+
+    monkeypatch.setattr(held_out, "outlier_sums", watched)
+    train(dataclasses.replace(TINY, accumulate=2, steps=1))
+    assert seen == {(2, 8)}
+
+
 # ------------------------------------------------------------------------- reproducible
 
 
@@ -169,8 +232,8 @@ def test_groups_of_seeds_share_what_is_compiled(monkeypatch):
         traced.append(args)
         return summary(*args)
 
-    summary = loop.outlier_summary
-    monkeypatch.setattr(loop, "outlier_summary", counted)
+    summary = held_out.outlier_sums
+    monkeypatch.setattr(held_out, "outlier_sums", counted)
     config = dataclasses.replace(TINY, seeds=(3, 1, 2), seeds_at_once=1, steps=3)
     train(config)
     assert len(traced) == 1
@@ -324,3 +387,36 @@ def test_the_device_has_its_next_call_before_the_last_one_is_read(monkeypatch):
     assert happened == [
         0, "call", "call", 1, "call", 2, "call", 3, 4, "call", "call", 5, 6, "call", "call", 7, 8,
     ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------- what devices hold
+
+
+def test_the_state_that_was_placed_is_not_held(monkeypatch):
+    """Under pmap it would lie beside its copy on the first device, for all of the run."""
+    begun, held = [], []
+    make = loop.make_devices
+
+    def watched(*arguments):
+        devices = make(*arguments)
+
+        def whole(state):
+            found = devices.whole(state)
+            begun.extend(map(weakref.ref, jax.tree.leaves(found)) if not begun else ())
+            return found
+
+        placed = partial(jax.tree.map, jnp.copy)
+        return dataclasses.replace(devices, whole=whole, placed=placed)
+
+    monkeypatch.setattr(loop, "make_devices", watched)
+    train(TINY, log=lambda row: held.append(sum(ref() is not None for ref in begun)))
+    assert len(begun) > 10
+    assert held[-1] == 0
+
+
+def test_parameters_are_made_whole_without_the_optimisers_state():
+    asked = []
+    devices = make_devices("jit", TINY.mesh_shape, TINY.architecture(65), optax.sgd(1.0), 4)
+    devices = dataclasses.replace(devices, whole=lambda tree: asked.append(tree) or tree)
+    assert devices.params(TrainState({"w": 1}, {"m": 2})) == {"w": 1}
+    assert asked == [{"w": 1}]

@@ -177,6 +177,31 @@ def test_what_a_killed_run_left_is_cleared_away(tmp_path):
     assert list(saved_steps(tmp_path)) == [4, 8]
 
 
+def test_a_state_outlasts_a_loss_of_power_before_others_are_removed(tmp_path, monkeypatch):
+    """The storage library sees to its arrays; names and digests are nobody else's."""
+    done = []
+    sync, remove = os.fsync, shutil.rmtree
+
+    def synced(handle):
+        done.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+        sync(handle)
+
+    def removed(path, **how):
+        done.append(f"removed {os.path.basename(path)}")
+        remove(path, **how)
+
+    store(tmp_path, (4,), keep_last=1)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    store(tmp_path, (8,), keep_last=1)
+    last = done.index("removed step-000000004")
+    assert done[last - 1] == tmp_path.name
+    before = " ".join(done[:last])
+    assert all(f".{name}." in before for name in ("about.json", "sha256.json"))
+    assert ".step-000000008.partial" in done[:last]
+    assert list(saved_steps(tmp_path)) == [8]
+
+
 def test_a_full_disk_leaves_the_states_before(tmp_path, monkeypatch):
     store(tmp_path, (4,))
 
@@ -326,6 +351,15 @@ def test_asked_to_stop(whole, tmp_path):
     again = train(TINY, states=states(tmp_path, saving=seldom))
     same(again.params, whole.params)
     same(without_timing(again.rows), without_timing(whole.rows))
+
+
+@pytest.mark.parametrize("every", [0, 1000])
+def test_what_has_ended_is_not_trained_again(whole, tmp_path, every):
+    """Where a later variant or group of seeds was asked to stop."""
+    saving = Saving(save_every=every)
+    train(TINY, states=states(tmp_path, saving=saving))
+    again = train(TINY, Interrupted(), states=states(tmp_path, saving=saving))
+    same(again.params, whole.params)
 
 
 # ------------------------------------------------------------------------- refusals

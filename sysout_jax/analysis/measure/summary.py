@@ -23,6 +23,7 @@ from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
 
+Sum = tuple[Float[Array, "..."], Float[Array, ""]]  # of what is counted, and its count
 LEAST = 1e-6  # attention that is none: where a variant's weights are exactly zero, odds are not
 # What `outlier_summary` adds to the measures of core: how it is labelled, and its unit or rule.
 SUMMARY_LABELS: Mapping[str, str] = {
@@ -78,11 +79,39 @@ def outlier_summary(
       name -> scalar; the names are keys of `SUMMARY_LABELS`, those of a gate only where there is
       one, those of no-op queries only with `noop`. `losses_by_query` has those of the loss.
     """
+    return summarised(params, outlier_sums(config, params, tokens, noop))
+
+
+def outlier_sums(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    noop: Bool[Array, "B T"] | None = None,
+) -> dict[str, Sum]:
+    """What `outlier_summary` takes means of: those of several batches add up to those of all.
+
+    Args:
+      config, params, tokens, noop: as there.
+    """
     taps = _taps(config, params, tokens, reducers(config) | EFFECT)
-    summary = _summarised(_by_sequence(taps))
-    if noop is not None:
-        summary |= _of_noops(noop, taps)
-    summary["weight_ratio@down"] = weight_ratio(params, "down")
+    count = jnp.asarray(float(len(tokens)))
+    sums = {name: (jnp.sum(x, axis=1), count) for name, x in _by_sequence(taps).items()}
+    return sums if noop is None else sums | _of_noops(noop, taps)
+
+
+def summarised(params: Params, sums: Mapping[str, Sum]) -> dict[str, Float[Array, ""]]:
+    """The `outlier_summary` of sequences by their sums, with those of `losses_by_query` if given.
+
+    Args:
+      params: of the model.
+      sums: of all sequences.
+    """
+    means = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in sums.items()}
+    summary = _over_layers(means) | {"weight_ratio@down": weight_ratio(params, "down")}
+    if "noop_sink" in means:
+        best = jnp.argmax(means["noop_sink"])
+        summary["noop_sink_best"] = means["noop_sink"].ravel()[best]
+        summary["sink_gap"] = means["sink_gap"].ravel()[best]
     return summary
 
 
@@ -101,7 +130,8 @@ def summary_in_batches(
       batch: sequences that are run together; the summary does not depend on it.
     """
     found = over_batches(partial(_measure, config), params, tokens, batch)
-    summary = _summarised(found) | {"weight_ratio@down": _weight_ratio(params, "down")}
+    means = {name: np.mean(values, axis=1) for name, values in found.items()}
+    summary = _over_layers(means) | {"weight_ratio@down": _weight_ratio(params, "down")}
     return {name: float(value) for name, value in summary.items()}
 
 
@@ -134,26 +164,24 @@ def _by_sequence(taps: Mapping[str, Any]) -> dict[str, Float[Array, "L B *rest"]
     return found
 
 
-def _summarised(found: Mapping[str, Float[Array | np.ndarray, "..."]]) -> dict[str, Array]:
-    """The scalars of what `_by_sequence` found."""
-    return {name: _over(OVER.get(name, "mean"), values) for name, values in found.items()}
+def _over_layers(means: Mapping[str, Float[Array | np.ndarray, "..."]]) -> dict[str, Array]:
+    """The scalars of means over sequences, of each layer and head."""
+    reduce: dict[str, Any] = {"max": jnp.max, "min": jnp.min, "mean": jnp.mean}
+    return {name: reduce[OVER.get(name, "mean")](x) for name, x in means.items()}
 
 
-def _of_noops(noop: Bool[Array, "B T"], taps: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
-    """What `outlier_summary` says of queries that have nothing to attend to.
+def _of_noops(noop: Bool[Array, "B T"], taps: Mapping[str, Any]) -> dict[str, Sum]:
+    """What `outlier_summary` says of queries that have nothing to attend to, by layer and head.
 
-    "sink_gap" is the mean of log(p_0 / sum_{j > 0} p_j), of the head that gives the first token
-    most: the logit whose growth theory C2 and F2 state. The first query sees one key and has none.
+    "sink_gap" is the mean of log(p_0 / sum_{j > 0} p_j), in the end of the head that gives the
+    first token most: the logit whose growth theory C2 and F2 state. The first query sees one key
+    and has none.
     """
     attention = taps["attn_weights"]
-    heads = _at_heads(noop, attention["first_key"])
-    best = jnp.argmax(heads)
-    gaps = _at_heads(noop & (jnp.arange(noop.shape[1]) > 0)[None], attention["gap"])
     found = {
         "noop_sink": _at(noop, attention["first_key"]),
         "noop_mass": _at(noop, attention["mass"]),
-        "noop_sink_best": heads.ravel()[best],
-        "sink_gap": gaps.ravel()[best],
+        "sink_gap": _at(noop & (jnp.arange(noop.shape[1]) > 0)[None], attention["gap"]),
     }
     if "attn_gate" in taps:
         found["gate_noop"] = _at(noop, taps["attn_gate"])
@@ -161,10 +189,8 @@ def _of_noops(noop: Bool[Array, "B T"], taps: Mapping[str, Any]) -> dict[str, Fl
     return found
 
 
-def losses_by_query(
-    losses: Float[Array, "B T"], noop: Bool[Array, "B T"]
-) -> dict[str, Float[Array, ""]]:
-    """The mean loss of predictions that copy, and of the others but the first of each row.
+def losses_by_query(losses: Float[Array, "B T"], noop: Bool[Array, "B T"]) -> dict[str, Sum]:
+    """The loss of predictions that copy, and of the others but the first of each row, as sums.
 
     Args:
       losses: [B, T], of each position's prediction.
@@ -172,8 +198,8 @@ def losses_by_query(
     """
     later = jnp.broadcast_to(jnp.arange(losses.shape[1]) > 0, losses.shape)
     return {
-        "loss_copy": _mean_where(~noop, losses),
-        "loss_bigram": _mean_where(noop & later, losses),
+        "loss_copy": _sum_where(~noop, losses),
+        "loss_bigram": _sum_where(noop & later, losses),
     }
 
 
@@ -221,24 +247,15 @@ def _in_float32(fn: Callable[[Array], Any], x: Array) -> Any:
     return fn(x.astype(jnp.float32))
 
 
-def _over(how: str, per_layer: Float[Array | np.ndarray, "L B *rest"]) -> Float[Array, ""]:
-    reduce: Any = {"max": jnp.max, "min": jnp.min, "mean": jnp.mean}[how]
-    return reduce(jnp.mean(per_layer, axis=1))
+def _at(queries: Bool[Array, "B T"], x: Float[Array, "L B N T"]) -> Sum:
+    """The sum over the chosen queries, of each layer and head."""
+    sums, counts = jax.vmap(jax.vmap(partial(_sum_where, queries)))(jnp.swapaxes(x, 1, 2))
+    return sums, counts[0, 0]
 
 
-def _at(queries: Bool[Array, "B T"], x: Float[Array, "L B N T"]) -> Float[Array, ""]:
-    """The mean over the chosen queries, layers and heads."""
-    return _mean_where(jnp.broadcast_to(queries[None, :, None, :], x.shape), x)
-
-
-def _at_heads(queries: Bool[Array, "B T"], x: Float[Array, "L B N T"]) -> Float[Array, "L N"]:
-    """The mean over the chosen queries, of each layer and head."""
-    return jax.vmap(jax.vmap(partial(_mean_where, queries)))(jnp.swapaxes(x, 1, 2))
-
-
-def _mean_where(chosen: Bool[Array, "*n"], x: Float[Array, "*n"]) -> Float[Array, ""]:
-    """The mean of what is chosen; 0 where nothing is."""
-    return jnp.sum(jnp.where(chosen, x, 0.0)) / jnp.maximum(jnp.sum(chosen, dtype=x.dtype), 1.0)
+def _sum_where(chosen: Bool[Array, "*n"], x: Float[Array, "*n"]) -> Sum:
+    """The sum of what is chosen, and how many there are."""
+    return jnp.sum(jnp.where(chosen, x, 0.0)), jnp.sum(chosen, dtype=x.dtype)
 
 
 def _log_odds(first: Array, rest: Array) -> Array:
