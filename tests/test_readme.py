@@ -163,7 +163,7 @@ def test_what_stands_in_for_the_published_models_sink_is_in_its_record():
     assert f"Gemma 3 270M: {removal} and {factor} |" in README
     more, less = (claims[f"converted_prunes_better.{m}"]["numbers"] for m in ("smollm2", "gemma"))
     assert (
-        f"| {less.split()[0].lstrip('-')} nats less; {more.split()[0]} more; by a bound alone |"
+        f"| {less.split()[0].lstrip('-')} nats less; {more.split()[0]} more (bound alone) |"
         in README
     )
     assert less.startswith("-")
@@ -177,7 +177,7 @@ def test_what_the_conversion_buys_is_in_its_record():
     rows = [row.strip("| ").split(" | ") for row in rows.splitlines()]
     of = {row[0]: dict(zip(rows[0][1:], row[1:], strict=False)) for row in rows[2:]}
     gone = re.search(r"\((.*)\)", of["w8a8-tensor"]["prefix+bound"])[1]
-    assert f"| SmolLM2: {gone} of what they add to the loss of books is gone" in README
+    assert f"| SmolLM2: {gone} of what they add on books is gone" in README
     rows = pages.table("results/compress/gemma3-270m-books", ".cache/books_train_2.txt.xz-bought")
     of_other = next(row for row in rows.splitlines() if row.startswith("| w8a8-tensor "))
     assert f"Gemma 3: {re.search(r'[(](.*?) ', of_other)[1]} |" in README
