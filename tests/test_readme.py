@@ -192,6 +192,16 @@ def test_what_the_conversion_buys_is_in_its_record():
     assert f"takes away {gone.split()[0]} of the rise" in page
     assert f"{left:.2f} nats are left; the goal was 0.05" in page
     assert f"rotation leaves {rotated:.2f} nats and smoothing of all inputs {smoothed:.2f}" in page
+    smooth, more = (
+        pages.table(f"results/compress/smollm2-135m-books-{name}", ".cache/books_val.txt-bought")
+        for name in ("smooth", "more")
+    )
+    (left, own), (cost, _) = (
+        re.search(rf"[|] {name} [|] [+](\d\.\d+) .*?[(](\d+%) [^(]*$", table, re.M).groups()
+        for name, table in (("smooth-w8a8-tensor-minmax", smooth), ("w8a8-tensor-minmax", more))
+    )
+    assert f"leaves {float(left):.2f} of the {float(cost):.2f} nats that static ranges" in page
+    assert f"Conversion takes {own} of what is left" in page
     assert f"The published model loses {by_token:.2f} nats. With a prefix its loss stays" in page
     models = read_record(ROOT / "results" / "compress" / "smollm2-135m-books")["models"]
     mine = {model.get("conversion"): model for model in models}
