@@ -143,7 +143,6 @@ def _costs(config: Config, corpus: Corpus) -> dict[str, Any]:
     costs = {
         name: {
             "label": VARIANTS[name].label,
-            "order": VARIANTS.order(name),
             "parameters": parameter_count(cell.architecture(corpus.vocab)),
             "flops": step_flops(cell, corpus.vocab),
             "seconds": seconds[name],

@@ -7,7 +7,7 @@ import numpy as np
 
 from sysout_jax.analysis.statistics import over_seeds
 from sysout_jax.plots.forest import Mark, forest
-from sysout_jax.plots.style import COLOURS, DARK, array, grid
+from sysout_jax.plots.style import COLOURS, DARK, array, grid, looks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,13 +49,14 @@ def _figure(name: str, models: list[Record]) -> "Figure":
 def _gates(axes: Any, models: list[Record]) -> None:
     """The mean of S where the gate has a value, on held-out text, one line per seed."""
     axes.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls="--")
-    for model, colour in zip(models, _colours(len(models)), strict=True):
+    names = [f"seed {model['seed']}" for model in models]
+    for model, name, look in zip(models, names, looks(names), strict=True):
         binned = model["factors"]["binned"]
         mean, count = array(binned["mean"]), array(binned["count"])
         centres = (np.arange(len(mean)) + 0.5) / len(mean)
         sizes = 4 + 60 * count / count.sum()
-        axes.plot(centres, mean, color=colour, lw=0.8)
-        axes.scatter(centres, mean, s=sizes, color=colour, label=f"seed {model['seed']}")
+        axes.plot(centres, mean, look.line, color=look.colour, lw=0.8)
+        axes.scatter(centres, mean, s=sizes, color=look.colour, label=name)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="fitted gate", ylabel="implicit factor S, mean")
     axes.set_aspect("equal")
     if models[0]["seed"] is not None:
@@ -84,7 +85,3 @@ def _costs(axes: Any, models: list[Record]) -> None:
     axes.set_xlabel(f"change of the loss, nats (linear below {LINEAR})")
     axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     axes.set_title("what each form costs", loc="left")
-
-
-def _colours(count: int) -> list[str]:
-    return [COLOURS[(3 + n) % len(COLOURS)] for n in range(count)]

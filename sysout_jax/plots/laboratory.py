@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sysout_jax.plots.forest import Mark, forest
-from sysout_jax.plots.style import COLOURS, array, grid
+from sysout_jax.plots.style import array, grid, looks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +39,8 @@ def _sinks(record: Record, cells: list[Record]) -> "Figure":
     chains = np.array([chain for _, chain in record["runs"]])
     panels = {"noop_sink_best": sink, "value_drain@value": drain}
     names = [f"{cell['variant']}: {_name(cell, cells[0])}" for cell in cells]
-    colours = [COLOURS[(at + 1) % len(COLOURS)] for at in range(len(record["chains"]))]
+    chained = [f"chain {chain}" for chain in record["chains"]]
+    colours = [look.colour for look in looks(chained)]
     for name, axes in panels.items():
         marks = [
             Mark(row, (None,) * 3, colours[at], APART * ((len(colours) - 1) / 2 - at),
@@ -48,8 +49,8 @@ def _sinks(record: Record, cells: list[Record]) -> "Figure":
             for at, chain in enumerate(record["chains"])
         ]  # fmt: skip
         forest(axes, names, marks, fontsize=7)
-    for chain, colour in zip(record["chains"], colours, strict=True):
-        drain.plot([], [], "o", ms=3, color=colour, label=f"chain {chain}")
+    for name, colour in zip(chained, colours, strict=True):
+        drain.plot([], [], "o", ms=3, color=colour, label=name)
     sink.set_xlim(-0.03, 1.03)
     sink.set_xlabel("no-op queries: attention to first token, best head")
     drain.set_xlabel("norm of its value over the others' mean")
@@ -63,11 +64,14 @@ def _growth(cells: list[Record]) -> "Figure":
 
     figure, (axes,) = grid(1, 5.4, 3.4)
     first = [cells[0][key] for key in SETTING]
-    for at, cell in enumerate(c for c in cells if [c[key] for key in SETTING] == first):
+    usual = [cell for cell in cells if [cell[key] for key in SETTING] == first]
+    for cell, look in zip(usual, looks([cell["variant"] for cell in usual]), strict=True):
         steps, gaps = array(cell["step"]), array(cell["curves"]["sink_gap"])
         after = steps > 0
-        colour = COLOURS[at % len(COLOURS)]
-        axes.plot(steps[after], gaps[after].mean(axis=1), color=colour, label=cell["variant"])
+        axes.plot(
+            steps[after], gaps[after].mean(axis=1), look.line, color=look.colour,
+            label=cell["variant"],
+        )  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")

@@ -8,7 +8,7 @@ import numpy as np
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.plots.forest import Mark, forest
 from sysout_jax.plots.stems import draw_stems
-from sysout_jax.plots.style import COLOURS, array, grid
+from sysout_jax.plots.style import array, grid, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,21 +51,18 @@ def _lines(
     series: Callable[[Mapping[str, Any]], tuple[list[int], np.ndarray]],
 ) -> None:
     """One line per variant, its mean over seeds, in a band from the lowest to the highest seed."""
-    for colour, entry in zip(_colours(study), study["variants"].values(), strict=True):
+    for look, entry in zip(looks(list(study["variants"])), study["variants"].values(), strict=True):
         steps, values = series(entry)
         marker = "." if len(steps) == 1 else None
-        mean = np.nanmean(values, axis=1)
-        axes.plot(steps, mean, marker=marker, color=colour, label=entry["label"], lw=1.3)
+        axes.plot(
+            steps, np.nanmean(values, axis=1), look.line, marker=marker, color=look.colour,
+            label=entry["label"], lw=1.3,
+        )  # fmt: skip
         axes.fill_between(
-            steps, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.15, lw=0
+            steps, values.min(axis=1), values.max(axis=1), color=look.colour, alpha=0.15, lw=0
         )
     axes.set_xlabel("optimiser steps")
     axes.set_xlim(left=0)
-
-
-def _colours(study: Mapping[str, Any]) -> list[str]:
-    """One colour per variant, the same in every figure."""
-    return [COLOURS[entry["order"] % len(COLOURS)] for entry in study["variants"].values()]
 
 
 def _loss(study: Mapping[str, Any]) -> "Figure":
@@ -136,8 +133,8 @@ def _bars(study: Mapping[str, Any], labels: Mapping[str, str]) -> "Figure":
             [mean_interval(each[-1]) for each in values], 0, 1 if name in SHARES else None
         )
         marks = [
-            Mark(row, found[row].tolist(), colour, height=0.66, dots=values[row][-1].tolist())
-            for row, colour in enumerate(_colours(study))
+            Mark(row, found[row].tolist(), look.colour, height=0.66, dots=values[row][-1].tolist())
+            for row, look in enumerate(looks(list(study["variants"])))
         ]
         forest(axes, rows, marks)
         before = np.mean([each[0].mean() for each in values])
