@@ -20,6 +20,7 @@ from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data import Backcopies, Backcopy
 from sysout_jax.errors import InputError, at_least, one_of
 from sysout_jax.model.decoder import parameter_count
+from sysout_jax.plots.laboratory import DEFAULT_CELL
 from sysout_jax.results import RunDirectory
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Run, train
@@ -28,7 +29,6 @@ from sysout_jax.training.optimizer import OPTIMIZERS
 from .cli import grid, launch, showing
 from .cli.grid import Cells, Place, check_bases, check_values, crossed
 from .cli.presets import BACKCOPY, FILLED_IN, NORMS, PENALTIES, SMOKE
-from .records.laboratory import DEFAULT_CELL
 from .records.study import history
 from .reports.laboratory_report import REPORT
 

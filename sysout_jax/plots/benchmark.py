@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.plots.forest import Mark, forest
-from sysout_jax.plots.style import grid, looks
+from sysout_jax.plots.style import grid, looks, note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,4 +57,5 @@ def _cells(cells: list[Record]) -> "Figure":
         forest(axis, labels, marks, fontsize=7)
         axis.set_xlabel(text)
         axis.locator_params(axis="x", nbins=4)
+    note(figure, "bars: mean, whiskers: Student's 95% interval over seeds, dots: seeds")
     return figure

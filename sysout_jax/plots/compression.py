@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sysout_jax.analysis.statistics import over_seeds
-from sysout_jax.plots.forest import Mark, forest
-from sysout_jax.plots.style import DARK, Look, array, count_axis, grid, looks
+from sysout_jax.plots.forest import Mark, costs
+from sysout_jax.plots.style import DARK, Look, array, count_axis, grid, looks, note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
-LINEAR = 0.01  # nats: below it the axis of a change of loss is linear
 SHAPES = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -52,19 +51,15 @@ def _loss(methods: list[str], corpus: str, groups: Mapping[str, list[Record]]) -
             found = [m["methods"][method] for m in models if method in m["methods"]]
             changes = [each["change"] for each in found if each["change"][0] is not None]
             if changes:
-                marks.append(Mark(row, over_seeds(changes), look.colour, float(at)))
-    forest(axes, methods, marks)
-    axes.set_xscale("symlog", linthresh=LINEAR)
-    axes.axvline(0, color=DARK, lw=0.8)
+                label = models[0]["label"]
+                marks.append(Mark(row, over_seeds(changes), look.colour, float(at), label=label))
+    costs(axes, methods, marks)
     for place in range(len(methods) - 2, -1, -2):
         axes.axhspan(place - 0.5, place + 0.5, color="#f4f4f4", lw=0, zorder=0)
-    axes.set_xlabel(f"change of the loss, nats per token (linear below {LINEAR})")
-    handles = [
-        axes.plot([], [], "o", ms=4, color=look.colour, label=models[0]["label"])[0]
-        for models, look in _looked(groups)
-    ]
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.set_title(corpus, loc="left")
+    several = any(len(models) > 1 for models in groups.values())
+    note(figure, f"points: mean, whiskers: 95% interval over {'seeds' if several else 'sequences'}")
     return figure
 
 

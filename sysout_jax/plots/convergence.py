@@ -7,7 +7,7 @@ import numpy as np
 
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.plots.forest import Mark, forest
-from sysout_jax.plots.style import DARK, Look, array, grid, looks
+from sysout_jax.plots.style import DARK, Look, array, grid, looks, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +67,7 @@ def _loss(record: Record) -> "Figure":
     losses.legend(fontsize=7.5)
     differences.axhline(0, color=DARK, lw=0.8)
     differences.set_ylabel(f"minus that of {record['variants'][record['baseline']]['label']}")
-    differences.set_title("mean and 95% interval over seeds", loc="left")
+    note(figure, "lines: mean, bands: Student's 95% interval over seeds")
     for axes in (losses, differences):
         axes.set_xlabel("optimiser steps")
     return figure
@@ -91,7 +91,8 @@ def _rates(record: Record) -> "Figure":
     axes.minorticks_off()
     axes.set_xlabel("learning rate")
     axes.set_ylabel("validation loss at the last step")
-    axes.set_title(f"{record['corpus']}, mean and 95% interval over seeds", loc="left")
+    axes.set_title(record["corpus"], loc="left")
+    note(figure, "points: mean, whiskers: Student's 95% interval over seeds")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     return figure
 
@@ -110,4 +111,5 @@ def _speed(record: Record) -> "Figure":
         axes.axvline(1, color=DARK, lw=0.8)
         axes.set_title(title, loc="left")
         axes.set_xlabel("speed-up to the baseline's last loss (0: not reached)")
+    note(figure, "points: of all seeds, whiskers: middle 95% of resamples of seeds")
     return figure

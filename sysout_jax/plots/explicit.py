@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sysout_jax.analysis.statistics import over_seeds
-from sysout_jax.plots.forest import Mark, forest
-from sysout_jax.plots.style import COLOURS, DARK, array, grid, looks
+from sysout_jax.plots.forest import Mark, costs
+from sysout_jax.plots.style import COLOURS, array, grid, legend_below, looks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
-LINEAR = 0.01  # nats: below it the axis of a change of loss is linear
 KINDS = (  # of a form's numbers, None: its own
     (None, "at once", 0.2, "o", COLOURS[3]),
     ("distilled", "what it adds trained", 0.0, "^", COLOURS[2]),
@@ -61,7 +60,7 @@ def _gates(axes: Any, models: list[Record]) -> None:
     axes.set_aspect("equal")
     if models[0]["seed"] is not None:
         axes.legend(loc="lower right", fontsize=7)
-    axes.set_title("gates on held-out text (area: share of queries)", loc="left")
+    axes.set_title("held-out gates (area: queries)", loc="left")
 
 
 def _costs(axes: Any, models: list[Record]) -> None:
@@ -69,19 +68,17 @@ def _costs(axes: Any, models: list[Record]) -> None:
     forms = list(dict.fromkeys(form for model in models for form in model["forms"]))
     marks: list[Mark] = []
     for kind, label, offset, marker, colour in KINDS:
-        before = len(marks)
         for row, form in enumerate(forms):
             found = [model["forms"][form] for model in models if form in model["forms"]]
             if kind:
                 found = [after for each in found for after in trained_on(each, kind)]
             if found:
                 change = over_seeds([each["change"] for each in found])
-                marks.append(Mark(row, change, colour, offset, marker=marker))
-        if len(marks) > before:
-            axes.plot([], [], marker, ms=4, color=colour, label=label)
-    forest(axes, [form.replace("_", " ") for form in forms], marks)
-    axes.axvline(0, color=DARK, lw=0.8)
-    axes.set_xscale("symlog", linthresh=LINEAR)
-    axes.set_xlabel(f"change of the loss, nats (linear below {LINEAR})")
-    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+                marks.append(Mark(row, change, colour, offset, marker=marker, label=label))
+    costs(axes, [form.replace("_", " ") for form in forms], marks)
     axes.set_title("what each form costs", loc="left")
+    over = "seeds" if len(models) > 1 else "sequences"
+    says = f"points: mean, whiskers: 95% interval over {over}"
+    if any("draws" in form for model in models for form in model["forms"].values()):
+        says += ",\nof what is trained over draws of text"
+    legend_below(axes.figure, *axes.get_legend_handles_labels(), says, columns=3)

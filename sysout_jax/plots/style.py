@@ -85,6 +85,21 @@ def grid(panels: int, width: float, height: float, **kwargs: Any) -> tuple["Figu
     return figure, list(axes[:panels])
 
 
+def note(figure: "Figure", says: str) -> None:
+    """What the marks of a figure stand for, under it."""
+    figure.supxlabel(says, fontsize=8, color="#555555")
+
+
+def legend_below(
+    figure: "Figure", handles: Sequence[Any], labels: Sequence[str], says: str, columns: int
+) -> None:
+    """One legend of all panels under a figure, below what its marks stand for."""
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(len(labels), columns), fontsize=8,
+        title=says, title_fontproperties={"size": 8},
+    )  # fmt: skip
+
+
 def array(rows: Any) -> np.ndarray:
     """Rows of a record as floats; null, which stands for what is not finite, is NaN."""
     return np.array(rows, dtype=np.float64)

@@ -16,11 +16,12 @@ from experiments.cli.grid import Cells, Place
 from experiments.cli.presets import BACKCOPY
 from experiments.cli.tables import markdown
 from experiments.laboratory import Cell, Config, found_in
-from experiments.records.laboratory import DEFAULT_CELL, cell_of
+from experiments.records.laboratory import cell_of
 from experiments.reports.laboratory_report import sections, sentences
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.data import Backcopy
 from sysout_jax.errors import Diverged, InputError
+from sysout_jax.plots.laboratory import DEFAULT_CELL
 from sysout_jax.training.loop import train
 from sysout_jax.training.step import token_loss
 
