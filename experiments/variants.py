@@ -281,7 +281,9 @@ def _as_given(study: TrainConfig) -> TrainConfig:
     if FLAGS.smoke:
         study = launch.override(study, SMOKE)
     given = {name: FLAGS[name].value for name in FLAGS if name not in ("corpus", "variant")}
-    return launch.override(study, given)
+    study = launch.override(study, given)
+    launch.check_optimizer([study.optimizer.optimizer], study.optimizer.schedule)
+    return study
 
 
 def _with_places(studies: tuple[TrainConfig, ...], variants: tuple[str, ...]) -> Config:
