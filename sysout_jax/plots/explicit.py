@@ -81,4 +81,5 @@ def _costs(axes: Any, models: list[Record]) -> None:
     says = f"points: mean, whiskers: 95% interval over {over}"
     if any("draws" in form for model in models for form in model["forms"].values()):
         says += ",\nof what is trained over draws of text"
-    legend_below(axes.figure, *axes.get_legend_handles_labels(), says, columns=3)
+    handles, labels = axes.get_legend_handles_labels()
+    legend_below(axes.figure, handles, labels, says, columns=3)
