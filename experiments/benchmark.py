@@ -235,7 +235,8 @@ def config_from_flags() -> Config:
         if FLAGS[name].value is not None:
             given[name] = FLAGS[name].value
     config = Config(base, FLAGS.preset, full=FLAGS.full, place=grid.place_from_flags(), **given)
-    launch.check_optimizer(config.optimizers, base.optimizer.schedule)
+    before = PRESETS[FLAGS.preset].optimizer
+    launch.check_optimizer(before, config.optimizers, base.optimizer.schedule)
     return config
 
 

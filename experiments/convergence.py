@@ -226,8 +226,8 @@ def config_from_flags() -> Config:
         lrs = launch.numbers("lrs", FLAGS.lrs, float)
     if FLAGS.variants is not None:
         variants = tuple(VARIANTS) if FLAGS.variants == ["all"] else tuple(FLAGS.variants)
-    base = launch.override(base, given)
-    launch.check_optimizer([base.optimizer.optimizer], base.optimizer.schedule)
+    before, base = base.optimizer, launch.override(base, given)
+    launch.check_optimizer(before, [base.optimizer.optimizer], base.optimizer.schedule)
     return Config(base, variants, lrs, FLAGS.baseline, rounds, grid.place_from_flags())
 
 

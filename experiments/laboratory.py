@@ -256,7 +256,7 @@ def config_from_flags() -> Config:
     if FLAGS.variants == ["all"]:
         given["variants"] = tuple(VARIANTS)
     config = Config(base, full=FLAGS.full, place=grid.place_from_flags(), **given)
-    launch.check_optimizer(config.optimizers, base.optimizer.schedule)
+    launch.check_optimizer(BASE.optimizer, config.optimizers, base.optimizer.schedule)
     return config
 
 

@@ -79,15 +79,20 @@ def override(config: C, flag_values: dict[str, Any]) -> C:
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
-def check_optimizer(optimizers: Sequence[str], schedule: str) -> None:
+def check_optimizer(before: OptimizerConfig, optimizers: Sequence[str], schedule: str) -> None:
     """Refuse the flag of a number that none of the optimisers has, nor the schedule.
+
+    Args:
+      before: what is trained by without flags, whose numbers may be given.
+      optimizers: those of all trainings.
+      schedule: that of all.
 
     Raises:
       InputError: names the flag, and what has such a number.
     """
     for field, names in unused(optimizers, [schedule]).items():
         given = FLAGS[field].value if field in FLAGS else None
-        if given not in (None, getattr(OptimizerConfig, field)):
+        if given not in (None, getattr(before, field), getattr(OptimizerConfig, field)):
             raise InputError(field, as_flag(given), f"with {' or '.join(names)}", "no effect")
 
 

@@ -63,6 +63,7 @@ def test_flags_without_effect_are_refused(command, line):
         "variants --optimizer=sgd --momentum=0.5 --beta2=0.95",
         "variants --schedule=wsd --cooldown=0.5 --lr_floor=0",
         "laboratory --momentum=0.5 --beta1=0.8",
+        "laboratory --optimizers=sgd --beta2=0.99",
         "benchmark --momentum=0.5 --schedule=cosine --lr_floor=0",
     ],
 )
