@@ -26,7 +26,7 @@ from sysout_jax.model.decoder import parameter_count
 from sysout_jax.results import RunDirectory
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run, corpus_of, train
-from sysout_jax.training.optimizer import OPTIMIZERS
+from sysout_jax.training.optimizer import OPTIMIZERS, effective
 
 from .cli import grid, launch, showing
 from .cli.grid import Cells, Place, check_bases, check_values, crossed
@@ -87,10 +87,22 @@ class Config:
     @property
     def cells(self) -> list[dict[str, str]]:
         """All variants with the first optimiser, norm and setting, and of `bases` those with one
-        of the three at another value; every combination if `full`."""
+        of the three at another value; every combination if `full`. Of settings that train the
+        same with an optimiser, only the first."""
         axes = (self.optimizers, self.norms, self.settings)
         made = crossed(self.variants, axes, self.bases, self.full)
-        return [dict(zip(AXES, each, strict=True)) for each in made]
+        same = {(o, s): self._first(o, s) for o in self.optimizers for s in self.settings}
+        kept = dict.fromkeys((*each[:3], same[each[1], each[3]]) for each in made)
+        return [dict(zip(AXES, each, strict=True)) for each in kept]
+
+    def _first(self, optimizer: str, setting: str) -> str:
+        """The first setting that an optimiser trains as it trains another."""
+
+        def trained(name: str) -> TrainConfig:
+            base = SETTINGS[name](self.train)
+            return replace(base, optimizer=effective(replace(base.optimizer, optimizer=optimizer)))
+
+        return next(name for name in self.settings if trained(name) == trained(setting))
 
     def training(self, variant: str, optimizer: str, norm: str, setting: str) -> TrainConfig:
         """The training of a cell."""
@@ -222,7 +234,10 @@ def config_from_flags() -> Config:
     for name in ("sequences", "calibration"):
         if FLAGS[name].value is not None:
             given[name] = FLAGS[name].value
-    return Config(base, FLAGS.preset, full=FLAGS.full, place=grid.place_from_flags(), **given)
+    config = Config(base, FLAGS.preset, full=FLAGS.full, place=grid.place_from_flags(), **given)
+    before = PRESETS[FLAGS.preset].optimizer
+    launch.check_optimizer(before, config.optimizers, base.optimizer.schedule)
+    return config
 
 
 def define_flags() -> None:

@@ -143,7 +143,6 @@ def _costs(config: Config, corpus: Corpus) -> dict[str, Any]:
     costs = {
         name: {
             "label": VARIANTS[name].label,
-            "order": VARIANTS.order(name),
             "parameters": parameter_count(cell.architecture(corpus.vocab)),
             "flops": step_flops(cell, corpus.vocab),
             "seconds": seconds[name],
@@ -227,7 +226,8 @@ def config_from_flags() -> Config:
         lrs = launch.numbers("lrs", FLAGS.lrs, float)
     if FLAGS.variants is not None:
         variants = tuple(VARIANTS) if FLAGS.variants == ["all"] else tuple(FLAGS.variants)
-    base = launch.override(base, given)
+    before, base = base.optimizer, launch.override(base, given)
+    launch.check_optimizer(before, [base.optimizer.optimizer], base.optimizer.schedule)
     return Config(base, variants, lrs, FLAGS.baseline, rounds, grid.place_from_flags())
 
 

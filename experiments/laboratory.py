@@ -20,15 +20,15 @@ from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data import Backcopies, Backcopy
 from sysout_jax.errors import InputError, at_least, one_of
 from sysout_jax.model.decoder import parameter_count
+from sysout_jax.plots.laboratory import DEFAULT_CELL
 from sysout_jax.results import RunDirectory
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Run, train
-from sysout_jax.training.optimizer import OPTIMIZERS
+from sysout_jax.training.optimizer import OPTIMIZERS, USES
 
 from .cli import grid, launch, showing
 from .cli.grid import Cells, Place, check_bases, check_values, crossed
 from .cli.presets import BACKCOPY, FILLED_IN, NORMS, PENALTIES, SMOKE
-from .records.laboratory import DEFAULT_CELL
 from .records.study import history
 from .reports.laboratory_report import REPORT
 
@@ -129,9 +129,14 @@ class Config:
     @property
     def cells(self) -> list[Cell]:
         """Every combination if `full`; else all variants with the first value of each other factor,
-        and of `bases` those with one other factor at another value; the most shared first."""
+        and of `bases` those with one other factor at another value; the most shared first. An
+        optimiser without an eps has cells with the first alone."""
         axes = [getattr(self, flag) for flag in AXES]
-        return [Cell(*each) for each in crossed(self.variants, axes, self.bases, self.full)]
+        made = [Cell(*each) for each in crossed(self.variants, axes, self.bases, self.full)]
+        return list(dict.fromkeys(
+            each if "eps" in USES[each.optimizer] else replace(each, eps=self.epsilons[0])
+            for each in made
+        ))  # fmt: skip
 
     @property
     def runs(self) -> list[tuple[int, int]]:
@@ -250,7 +255,9 @@ def config_from_flags() -> Config:
             given[name] = launch.numbers(name, texts, kind)
     if FLAGS.variants == ["all"]:
         given["variants"] = tuple(VARIANTS)
-    return Config(base, full=FLAGS.full, place=grid.place_from_flags(), **given)
+    config = Config(base, full=FLAGS.full, place=grid.place_from_flags(), **given)
+    launch.check_optimizer(BASE.optimizer, config.optimizers, base.optimizer.schedule)
+    return config
 
 
 def define_flags() -> None:

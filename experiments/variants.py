@@ -281,7 +281,10 @@ def _as_given(study: TrainConfig) -> TrainConfig:
     if FLAGS.smoke:
         study = launch.override(study, SMOKE)
     given = {name: FLAGS[name].value for name in FLAGS if name not in ("corpus", "variant")}
-    return launch.override(study, given)
+    found = launch.override(study, given)
+    made = found.optimizer
+    launch.check_optimizer(study.optimizer, [made.optimizer], made.schedule)
+    return found
 
 
 def _with_places(studies: tuple[TrainConfig, ...], variants: tuple[str, ...]) -> Config:

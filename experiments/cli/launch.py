@@ -26,6 +26,7 @@ from sysout_jax.model.rope import flag as rope_flag
 from sysout_jax.model.stored import from_record
 from sysout_jax.results import as_flag, named_run
 from sysout_jax.training import hosts
+from sysout_jax.training.optimizer import OptimizerConfig, unused
 
 from . import ending, help
 
@@ -76,6 +77,23 @@ def override(config: C, flag_values: dict[str, Any]) -> C:
                 given = tuple(given) if kind is str else numbers(name, given, kind)
             changes[field.name] = given
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def check_optimizer(before: OptimizerConfig, optimizers: Sequence[str], schedule: str) -> None:
+    """Refuse the flag of a number that none of the optimisers has, nor the schedule.
+
+    Args:
+      before: what is trained by without flags, whose numbers may be given.
+      optimizers: those of all trainings.
+      schedule: that of all.
+
+    Raises:
+      InputError: names the flag, and what has such a number.
+    """
+    for field, names in unused(optimizers, [schedule]).items():
+        given = FLAGS[field].value if field in FLAGS else None
+        if given not in (None, getattr(before, field), getattr(OptimizerConfig, field)):
+            raise InputError(field, as_flag(given), f"with {' or '.join(names)}", "no effect")
 
 
 def from_flags(config: C, smoke: dict[str, Any]) -> C:

@@ -52,7 +52,6 @@ def entry(trained: Run, corpus: Corpus) -> dict[str, Any]:
     variant = VARIANTS[trained.config.variant]
     return {
         "label": variant.label,
-        "order": VARIANTS.order(variant.name),
         "normalised": variant.normalised,
         "parameters": sum(x.size for x in jax.tree.leaves(trained.model().params)),
         "seconds": trained.seconds,

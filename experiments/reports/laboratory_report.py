@@ -9,12 +9,13 @@ import numpy as np
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.measures import SINK_EPS
+from sysout_jax.plots.laboratory import setting
 from sysout_jax.showing import Table
 
 from ..cli.showing import Report
 from ..cli.tables import Section
 from ..cli.verdict import LINE, Verdict, again, few, given, numbered
-from ..records.laboratory import setting, trained
+from ..records.laboratory import trained
 
 Record = dict[str, Any]
 COLUMNS = {

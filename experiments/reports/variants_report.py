@@ -181,7 +181,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
         if not massive
         else "one seed: nothing is said of others"
         if seeds == 1
-        else f"{seeds} seeds: what lies within the intervals is no difference",
+        else f"{seeds} seeds: what lies within the intervals is not told from chance",
         ("analyze", f"--model={directory}", f"--variant={study['name']}-{largest}"),
     )
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.plots.forest import Mark, forest
-from sysout_jax.plots.style import COLOURS, grid
+from sysout_jax.plots.style import grid, looks, note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,13 +48,14 @@ def _cells(cells: list[Record]) -> "Figure":
     figure, axes = grid(len(panels), 3.4, 1.0 + 0.2 * len(cells), sharey=True)
     labels = [f"{cell['variant']}: {_way(cell)}" for cell in cells]
     ways = list(dict.fromkeys(map(_way, cells)))
+    look = dict(zip(ways, looks(ways), strict=True))
     for axis, (name, text) in zip(axes, panels.items(), strict=True):
         marks = [
-            Mark(row, mean_interval(values), COLOURS[ways.index(_way(cell)) % len(COLOURS)],
-                 marker="|", dots=values)
+            Mark(row, mean_interval(values), look[_way(cell)].colour, marker="|", dots=values)
             for row, cell in enumerate(cells) if (values := _values(cell, name)) is not None
         ]  # fmt: skip
         forest(axis, labels, marks, fontsize=7)
         axis.set_xlabel(text)
         axis.locator_params(axis="x", nbins=4)
+    note(figure, "bars: mean, whiskers: Student's 95% interval over seeds, dots: seeds")
     return figure

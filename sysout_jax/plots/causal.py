@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sysout_jax.analysis.statistics import mean_interval
-from sysout_jax.plots.style import COLOURS, grid
+from sysout_jax.plots.style import COLOURS, grid, note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,4 +54,6 @@ def _figure(record: Record, name: str) -> "Figure":
     panels[0].set_yscale("log")
     panels[0].legend(fontsize=7)
     figure.suptitle(name, x=0.01, ha="left", fontsize=9.5)
+    if len(models) > 1:
+        note(figure, "lines: mean, bands: Student's 95% interval over seeds")
     return figure

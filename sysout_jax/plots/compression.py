@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sysout_jax.analysis.statistics import over_seeds
-from sysout_jax.plots.forest import Mark, forest
-from sysout_jax.plots.style import COLOURS, DARK, array, count_axis, grid
+from sysout_jax.plots.forest import Mark, costs
+from sysout_jax.plots.style import DARK, Look, array, count_axis, grid, looks, note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
-LINEAR = 0.01  # nats: below it the axis of a change of loss is linear
 SHAPES = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -47,24 +46,20 @@ def _loss(methods: list[str], corpus: str, groups: Mapping[str, list[Record]]) -
     figure, (axes,) = grid(1, 7.2, 0.9 + 0.26 * len(methods))
     offsets = np.linspace(0.3, -0.3, len(groups)) if len(groups) > 1 else [0.0]
     marks = []
-    for at, models, colour in zip(offsets, groups.values(), _colours(len(groups)), strict=True):
+    for at, (models, look) in zip(offsets, _looked(groups), strict=True):
         for row, method in enumerate(methods):
             found = [m["methods"][method] for m in models if method in m["methods"]]
             changes = [each["change"] for each in found if each["change"][0] is not None]
             if changes:
-                marks.append(Mark(row, over_seeds(changes), colour, float(at)))
-    forest(axes, methods, marks)
-    axes.set_xscale("symlog", linthresh=LINEAR)
-    axes.axvline(0, color=DARK, lw=0.8)
+                label = models[0]["label"]
+                marks.append(Mark(row, over_seeds(changes), look.colour, float(at), label=label))
+    costs(axes, methods, marks)
     for place in range(len(methods) - 2, -1, -2):
         axes.axhspan(place - 0.5, place + 0.5, color="#f4f4f4", lw=0, zorder=0)
-    axes.set_xlabel(f"change of the loss, nats per token (linear below {LINEAR})")
-    handles = [
-        axes.plot([], [], "o", ms=4, color=colour, label=models[0]["label"])[0]
-        for models, colour in zip(groups.values(), _colours(len(groups)), strict=True)
-    ]
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.set_title(corpus, loc="left")
+    several = any(len(models) > 1 for models in groups.values())
+    note(figure, f"points: mean, whiskers: 95% interval over {'seeds' if several else 'sequences'}")
     return figure
 
 
@@ -72,9 +67,9 @@ def _boost(model: str, method: str, found: Record) -> "Figure":
     """How far each layer's step stands out, by part or matrix; circles are those that climb."""
     figure, (axes,) = grid(1, 6.4, 2.8)
     names = list(found["stands_out"])
-    for name, colour in zip(names, _colours(len(names)), strict=True):
+    for name, (colour, line) in zip(names, looks(names), strict=True):
         z = array(found["stands_out"][name])  # null of the first layer, which has no step
-        axes.plot(np.arange(len(z)), z, lw=1.2, color=colour, label=name)
+        axes.plot(np.arange(len(z)), z, line, lw=1.2, color=colour, label=name)
         climbing = [n for n in found["boosted"].get(name, ()) if np.isfinite(z[n])]
         if name in found["boosted"]:
             axes.plot(climbing, z[climbing], "o", ms=5, mfc="none", color=colour)
@@ -86,8 +81,10 @@ def _boost(model: str, method: str, found: Record) -> "Figure":
     return figure
 
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+def _looked(groups: Mapping[str, list[Record]]) -> list[tuple[list[Record], Look]]:
+    """The models of each name, and the look of their variant."""
+    found = looks([models[0]["label"] for models in groups.values()])
+    return list(zip(groups.values(), found, strict=True))
 
 
 def _layers(groups: Mapping[str, list[Record]]) -> "Figure":
@@ -99,7 +96,7 @@ def _layers(groups: Mapping[str, list[Record]]) -> "Figure":
     ]
     figure, panels = grid(len(taps), 3.0, 2.3, sharey=True)
     for axes, tap in zip(panels, taps, strict=True):
-        for models, colour in zip(groups.values(), _colours(len(groups)), strict=True):
+        for models, look in _looked(groups):
             found = [
                 array(row["measured"]["8"])
                 for model in models
@@ -110,10 +107,11 @@ def _layers(groups: Mapping[str, list[Record]]) -> "Figure":
             axes.plot(
                 np.arange(len(mean)),
                 mean,
-                "o-",
+                marker="o",
+                ls=look.line,
                 ms=3,
                 lw=1.2,
-                color=colour,
+                color=look.colour,
                 label=models[0]["label"],
             )
         axes.set_title(tap, loc="left")
@@ -130,7 +128,8 @@ def _noise(rows: list[Record]) -> "Figure":
     figure, panels = grid(len(widths), 2.9, 2.9)
     names = list(dict.fromkeys((row["kind"], row["name"]) for row in rows))
     for axes, bits in zip(panels, widths, strict=True):
-        for (kind, name), colour in zip(names, _colours(len(names)), strict=True):
+        found = looks([name for _, name in names])
+        for (kind, name), (colour, _) in zip(names, found, strict=True):
             mine = [row for row in rows if (row["kind"], row["name"]) == (kind, name)]
             predicted, measured = (
                 np.concatenate([array(row[key][bits]) for row in mine])

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sysout_jax.analysis.statistics import over_seeds
-from sysout_jax.plots.forest import Mark, forest
-from sysout_jax.plots.style import COLOURS, DARK, array, grid
+from sysout_jax.plots.forest import Mark, costs
+from sysout_jax.plots.style import COLOURS, array, grid, legend_below, looks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
-LINEAR = 0.01  # nats: below it the axis of a change of loss is linear
 KINDS = (  # of a form's numbers, None: its own
     (None, "at once", 0.2, "o", COLOURS[3]),
     ("distilled", "what it adds trained", 0.0, "^", COLOURS[2]),
@@ -49,18 +48,19 @@ def _figure(name: str, models: list[Record]) -> "Figure":
 def _gates(axes: Any, models: list[Record]) -> None:
     """The mean of S where the gate has a value, on held-out text, one line per seed."""
     axes.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls="--")
-    for model, colour in zip(models, _colours(len(models)), strict=True):
+    names = [f"seed {model['seed']}" for model in models]
+    for model, name, look in zip(models, names, looks(names), strict=True):
         binned = model["factors"]["binned"]
         mean, count = array(binned["mean"]), array(binned["count"])
         centres = (np.arange(len(mean)) + 0.5) / len(mean)
         sizes = 4 + 60 * count / count.sum()
-        axes.plot(centres, mean, color=colour, lw=0.8)
-        axes.scatter(centres, mean, s=sizes, color=colour, label=f"seed {model['seed']}")
+        axes.plot(centres, mean, look.line, color=look.colour, lw=0.8)
+        axes.scatter(centres, mean, s=sizes, color=look.colour, label=name)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="fitted gate", ylabel="implicit factor S, mean")
     axes.set_aspect("equal")
     if models[0]["seed"] is not None:
         axes.legend(loc="lower right", fontsize=7)
-    axes.set_title("gates on held-out text (area: share of queries)", loc="left")
+    axes.set_title("held-out gates (area: queries)", loc="left")
 
 
 def _costs(axes: Any, models: list[Record]) -> None:
@@ -68,23 +68,18 @@ def _costs(axes: Any, models: list[Record]) -> None:
     forms = list(dict.fromkeys(form for model in models for form in model["forms"]))
     marks: list[Mark] = []
     for kind, label, offset, marker, colour in KINDS:
-        before = len(marks)
         for row, form in enumerate(forms):
             found = [model["forms"][form] for model in models if form in model["forms"]]
             if kind:
                 found = [after for each in found for after in trained_on(each, kind)]
             if found:
                 change = over_seeds([each["change"] for each in found])
-                marks.append(Mark(row, change, colour, offset, marker=marker))
-        if len(marks) > before:
-            axes.plot([], [], marker, ms=4, color=colour, label=label)
-    forest(axes, [form.replace("_", " ") for form in forms], marks)
-    axes.axvline(0, color=DARK, lw=0.8)
-    axes.set_xscale("symlog", linthresh=LINEAR)
-    axes.set_xlabel(f"change of the loss, nats (linear below {LINEAR})")
-    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+                marks.append(Mark(row, change, colour, offset, marker=marker, label=label))
+    costs(axes, [form.replace("_", " ") for form in forms], marks)
     axes.set_title("what each form costs", loc="left")
-
-
-def _colours(count: int) -> list[str]:
-    return [COLOURS[(3 + n) % len(COLOURS)] for n in range(count)]
+    over = "seeds" if len(models) > 1 else "sequences"
+    says = f"points: mean, whiskers: 95% interval over {over}"
+    if any("draws" in form for model in models for form in model["forms"].values()):
+        says += ",\nof what is trained over draws of text"
+    handles, labels = axes.get_legend_handles_labels()
+    legend_below(axes.figure, handles, labels, says, columns=3)

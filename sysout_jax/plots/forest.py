@@ -8,6 +8,8 @@ import numpy as np
 
 from sysout_jax.plots.style import DARK, array
 
+LINEAR = 0.01  # nats: below it the axis of a change of loss is linear
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -20,6 +22,7 @@ class Mark:
     height: float = 0.0  # of a bar up to the mean; 0: a point there
     marker: str = "o"  # of that point
     dots: Sequence[float | None] = ()  # what the mean is of
+    label: str = ""  # of its series, where the figure has a legend
 
 
 def forest(axes: Any, labels: Sequence[str], marks: Iterable[Mark], fontsize: int = 8) -> None:
@@ -48,3 +51,14 @@ def forest(axes: Any, labels: Sequence[str], marks: Iterable[Mark], fontsize: in
     axes.set_yticks(np.arange(len(labels))[::-1], labels, fontsize=fontsize)
     axes.set_ylim(-0.6, len(labels) - 0.4)
     axes.grid(axis="y", visible=False)
+
+
+def costs(axes: Any, labels: Sequence[str], marks: Sequence[Mark]) -> None:
+    """Draw changes of a loss in rows, on an axis that is linear about zero, with what a legend
+    says of each series."""
+    forest(axes, labels, marks)
+    for label, marker, colour in dict.fromkeys((m.label, m.marker, m.colour) for m in marks):
+        axes.plot([], [], marker, ms=4, color=colour, label=label)
+    axes.axvline(0, color=DARK, lw=0.8)
+    axes.set_xscale("symlog", linthresh=LINEAR)
+    axes.set_xlabel(f"change of the loss, nats (linear below {LINEAR})")

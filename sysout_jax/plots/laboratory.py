@@ -1,20 +1,26 @@
 """Cells of the laboratory: sinks of every run by variant and setting, and how their logits grow."""
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sysout_jax.plots.forest import Mark, forest
-from sysout_jax.plots.style import COLOURS, array, grid
+from sysout_jax.plots.style import array, grid, looks, note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
-SETTING = ("optimizer", "layers", "loss", "start", "decay", "eps", "norm", "penalty")
 APART = 0.16  # of the chains' points in a row
-WORDS = {"masked": "BOS not trained", "none": "no BOS"}  # of the values that are not the usual
+# What a cell is beside its variant, where nothing is said.
+DEFAULT_CELL: Mapping[str, Any] = MappingProxyType(
+    {
+        "optimizer": "adamw", "layers": 1, "loss": "all", "start": "bos", "decay": 1e-4,
+        "eps": 1e-8, "norm": "own", "penalty": "none",
+    }
+)  # fmt: skip
 
 
 def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
@@ -25,12 +31,15 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
         yield "growth", _growth(cells)
 
 
-def _name(cell: Record, first: Record) -> str:
-    """What a cell is beside its variant; decay and what follows only where it changes."""
-    words = [cell["optimizer"], str(cell["layers"])]
-    words += [WORDS[cell[key]] for key in ("loss", "start") if cell[key] in WORDS]
-    others = [key for key in SETTING[SETTING.index("decay") :] if cell[key] != first[key]]
-    return ", ".join(words + [f"{key} {cell[key]}" for key in others])
+def setting(cell: Record) -> str:
+    """What a cell is beside its variant, in words."""
+    words = [cell["optimizer"], f"{cell['layers']} layer{'s' * (cell['layers'] > 1)}"]
+    words += ["BOS not trained"] if cell["loss"] == "masked" else []
+    words += ["no BOS"] if cell["start"] == "none" else []
+    words += [f"{n} {cell[n]:g}" for n in ("decay", "eps") if cell[n] != DEFAULT_CELL[n]]
+    words += [f"{cell['norm']} norms"] if cell["norm"] != DEFAULT_CELL["norm"] else []
+    words += [cell["penalty"]] if cell["penalty"] != DEFAULT_CELL["penalty"] else []
+    return ", ".join(words)
 
 
 def _sinks(record: Record, cells: list[Record]) -> "Figure":
@@ -38,8 +47,9 @@ def _sinks(record: Record, cells: list[Record]) -> "Figure":
     figure, (sink, drain) = grid(2, 4.6, 1.0 + 0.24 * len(cells), sharey=True)
     chains = np.array([chain for _, chain in record["runs"]])
     panels = {"noop_sink_best": sink, "value_drain@value": drain}
-    names = [f"{cell['variant']}: {_name(cell, cells[0])}" for cell in cells]
-    colours = [COLOURS[(at + 1) % len(COLOURS)] for at in range(len(record["chains"]))]
+    names = [f"{cell['variant']}: {setting(cell)}" for cell in cells]
+    chained = [f"chain {chain}" for chain in record["chains"]]
+    colours = [look.colour for look in looks(chained)]
     for name, axes in panels.items():
         marks = [
             Mark(row, (None,) * 3, colours[at], APART * ((len(colours) - 1) / 2 - at),
@@ -48,12 +58,13 @@ def _sinks(record: Record, cells: list[Record]) -> "Figure":
             for at, chain in enumerate(record["chains"])
         ]  # fmt: skip
         forest(axes, names, marks, fontsize=7)
-    for chain, colour in zip(record["chains"], colours, strict=True):
-        drain.plot([], [], "o", ms=3, color=colour, label=f"chain {chain}")
+    for name, colour in zip(chained, colours, strict=True):
+        drain.plot([], [], "o", ms=3, color=colour, label=name)
     sink.set_xlim(-0.03, 1.03)
     sink.set_xlabel("no-op queries: attention to first token, best head")
     drain.set_xlabel("norm of its value over the others' mean")
     drain.legend(fontsize=7)
+    note(figure, "a point: a run, in the colour of its chain")
     return figure
 
 
@@ -62,20 +73,21 @@ def _growth(cells: list[Record]) -> "Figure":
     from matplotlib.ticker import LogLocator
 
     figure, (axes,) = grid(1, 5.4, 3.4)
-    first = [cells[0][key] for key in SETTING]
-    for at, cell in enumerate(c for c in cells if [c[key] for key in SETTING] == first):
+    usual = [cell for cell in cells if setting(cell) == setting(cells[0])]
+    for cell, look in zip(usual, looks([cell["variant"] for cell in usual]), strict=True):
         steps, gaps = array(cell["step"]), array(cell["curves"]["sink_gap"])
         after = steps > 0
-        colour = COLOURS[at % len(COLOURS)]
-        axes.plot(steps[after], gaps[after].mean(axis=1), color=colour, label=cell["variant"])
+        axes.plot(
+            steps[after], gaps[after].mean(axis=1), look.line, color=look.colour,
+            label=cell["variant"],
+        )  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel("log odds of first token\nagainst other tokens, best head")
-    axes.set_title(
-        f"{_name(cells[0], cells[0])}: mean over runs; a law of log(t) is a line", loc="left"
-    )
+    axes.set_title(f"Bigram-Backcopy: {setting(cells[0])}", loc="left")
+    note(figure, "lines: mean over runs; a logarithm of the steps is a straight line")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     return figure

@@ -1,8 +1,10 @@
 """What all figures share: style, colours, a grid of axes, files."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from itertools import cycle, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -32,8 +34,42 @@ COLOURS = (
     "#7A3500", "#003F63", "#00543D", "#7F4666",
 )  # fmt: skip
 
+PAPER = (  # variants (a) to (f), which have the first colours in every figure
+    "softmax", "value_bias", "context_bias", "attention_bias", "context_scale", "sigmoid",
+)  # fmt: skip
+LINES = ("-", "--", ":", "-.")  # one after the other, as colours run out
 GAP = 12  # pixels above and below a panel that is stacked
 DARK = "#222222"  # of zero, and of whiskers on bars
+
+
+class Look(NamedTuple):
+    """What tells one series of a figure from others."""
+
+    colour: str
+    line: str  # its style
+
+
+def looks(names: Sequence[str]) -> list[Look]:
+    """The look of each series of a figure: that of (a) to (f) is the same in all figures.
+
+    Args:
+      names: of variants, with or without their letter, or of other series, which get what is free
+        by their position; beside (a) to (f), colours of those that are absent come last.
+    """
+    plain = [re.sub(r"^\([a-z]\) ", "", name) for name in names]
+    fixed = {name: COLOURS[at] for at, name in enumerate(PAPER) if name in plain}
+    free = [colour for colour in COLOURS if colour not in fixed.values()]
+    if fixed:
+        free.sort(key=COLOURS[: len(PAPER)].__contains__)
+    others = cycle(product(LINES, free))
+    made = []
+    for name in plain:
+        if name in fixed:  # a second model of that name is another series
+            made.append(Look(fixed.pop(name), LINES[0]))
+        else:
+            line, colour = next(others)
+            made.append(Look(colour, line))
+    return made
 
 
 def grid(panels: int, width: float, height: float, **kwargs: Any) -> tuple["Figure", list[Any]]:
@@ -47,6 +83,21 @@ def grid(panels: int, width: float, height: float, **kwargs: Any) -> tuple["Figu
     for spare in axes[panels:]:
         spare.remove()
     return figure, list(axes[:panels])
+
+
+def note(figure: "Figure", says: str) -> None:
+    """What the marks of a figure stand for, under it."""
+    figure.supxlabel(says, fontsize=8, color="#555555")
+
+
+def legend_below(
+    figure: "Figure", handles: Sequence[Any], labels: Sequence[str], says: str, columns: int
+) -> None:
+    """One legend of all panels under a figure, below what its marks stand for."""
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(len(labels), columns), fontsize=8,
+        title=says, title_fontproperties={"size": 8},
+    )  # fmt: skip
 
 
 def array(rows: Any) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.plots.forest import Mark, forest
 from sysout_jax.plots.stems import draw_stems
-from sysout_jax.plots.style import COLOURS, array, grid
+from sysout_jax.plots.style import array, grid, legend_below, looks, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +22,7 @@ BARS = (
     "noop_sink", "first_token_attention", "sink_rate@attn_weights", "value_drain@value",
     "residual_peak@block_out", "top1_over_median@block_out", "implicit_scale",
 )  # fmt: skip
+BANDS = "lines: mean, bands: lowest to highest seed"
 PANELS = 6  # of the measures that a study has
 SHARES = ("noop_sink", "first_token_attention", "sink_rate@attn_weights", "implicit_scale")
 SMOOTHED = 5  # recorded points in the running mean of a loss curve
@@ -51,21 +52,18 @@ def _lines(
     series: Callable[[Mapping[str, Any]], tuple[list[int], np.ndarray]],
 ) -> None:
     """One line per variant, its mean over seeds, in a band from the lowest to the highest seed."""
-    for colour, entry in zip(_colours(study), study["variants"].values(), strict=True):
+    for look, entry in zip(looks(list(study["variants"])), study["variants"].values(), strict=True):
         steps, values = series(entry)
         marker = "." if len(steps) == 1 else None
-        mean = np.nanmean(values, axis=1)
-        axes.plot(steps, mean, marker=marker, color=colour, label=entry["label"], lw=1.3)
+        axes.plot(
+            steps, np.nanmean(values, axis=1), look.line, marker=marker, color=look.colour,
+            label=entry["label"], lw=1.3,
+        )  # fmt: skip
         axes.fill_between(
-            steps, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.15, lw=0
+            steps, values.min(axis=1), values.max(axis=1), color=look.colour, alpha=0.15, lw=0
         )
     axes.set_xlabel("optimiser steps")
     axes.set_xlim(left=0)
-
-
-def _colours(study: Mapping[str, Any]) -> list[str]:
-    """One colour per variant, the same in every figure."""
-    return [COLOURS[entry["order"] % len(COLOURS)] for entry in study["variants"].values()]
 
 
 def _loss(study: Mapping[str, Any]) -> "Figure":
@@ -86,6 +84,7 @@ def _loss(study: Mapping[str, Any]) -> "Figure":
     axes.set_ylabel("training loss, nats per token")
     axes.set_title(_title(study), loc="left")
     axes.legend(fontsize=8)
+    note(figure, BANDS)
     return figure
 
 
@@ -107,8 +106,7 @@ def _training(study: Mapping[str, Any], labels: Mapping[str, str]) -> "Figure":
         axes.set_title(labels[name], loc="left")
         axes.set_ylim(bottom=0)
     handles, legend = panels[0].get_legend_handles_labels()
-    columns = min(len(legend), 6)
-    figure.legend(handles, legend, loc="outside lower center", ncols=columns, fontsize=8)
+    legend_below(figure, handles, legend, BANDS, columns=6)
     return figure
 
 
@@ -136,18 +134,21 @@ def _bars(study: Mapping[str, Any], labels: Mapping[str, str]) -> "Figure":
             [mean_interval(each[-1]) for each in values], 0, 1 if name in SHARES else None
         )
         marks = [
-            Mark(row, found[row].tolist(), colour, height=0.66, dots=values[row][-1].tolist())
-            for row, colour in enumerate(_colours(study))
+            Mark(row, found[row].tolist(), look.colour, height=0.66, dots=values[row][-1].tolist())
+            for row, look in enumerate(looks(list(study["variants"])))
         ]
         forest(axes, rows, marks)
         before = np.mean([each[0].mean() for each in values])
         axes.axvline(before, color="grey", lw=0.9, ls="--")
         axes.set_title(labels[name], loc="left")
         axes.set_xlim(left=0)
-    note = "bars: mean, whiskers: 95% interval over seeds, dots: seeds, dashed: before training"
+    says = (
+        "bars: mean, whiskers: Student's 95% interval over seeds, dots: seeds, "
+        "dashed: before training"
+    )
     if not all(entry["normalised"] for entry in entries):
-        note += "; †: Sink$_0$ of rows brought to one"
-    figure.supxlabel(note, fontsize=8, color="#555555")
+        says += "; †: Sink$_0$ of rows brought to one"
+    note(figure, says)
     return figure
 
 

@@ -1,7 +1,9 @@
 """Optimisers and schedules, from a config and the axes of the parameters."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import takewhile
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -13,6 +15,18 @@ from sysout_jax.model.execution import DTYPES
 
 OPTIMIZERS = ("adamw", "sgd", "lion", "muon")
 SCHEDULES = ("constant", "cosine", "wsd")
+# Optimiser or schedule -> the fields of the config that it has and some other has not.
+USES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "adamw": ("beta1", "beta2", "eps"),
+        "sgd": ("momentum",),
+        "lion": ("beta1", "beta2"),
+        "muon": ("beta1", "beta2", "momentum", "eps"),
+        "constant": (),
+        "cosine": ("lr_floor",),
+        "wsd": ("lr_floor", "cooldown"),
+    }
+)
 MUON_RMS = 0.2  # Liu et al. 2025 (arXiv:2502.16982): updates matched to AdamW's RMS
 
 
@@ -54,6 +68,20 @@ class OptimizerConfig:
         for name in ("lr_floor", "cooldown"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(name, getattr(self, name), "a number from 0 to 1")
+
+
+def unused(optimizers: Iterable[str], schedules: Iterable[str]) -> dict[str, list[str]]:
+    """The fields without effect on any of these, and for each field those on which it has one."""
+    chosen = {*optimizers, *schedules}
+    fields = dict.fromkeys(field for of in USES.values() for field in of)
+    using = {field: [name for name, of in USES.items() if field in of] for field in fields}
+    return {field: names for field, names in using.items() if chosen.isdisjoint(names)}
+
+
+def effective(config: OptimizerConfig) -> OptimizerConfig:
+    """The config with each field that has no effect at its default."""
+    without = unused([config.optimizer], [config.schedule])
+    return replace(config, **{field: getattr(OptimizerConfig, field) for field in without})
 
 
 def cooldown_steps(config: OptimizerConfig, steps: int) -> int:
@@ -120,18 +148,14 @@ def make_optimizer(config: OptimizerConfig, steps: int, axes: Any) -> optax.Grad
     lr = learning_rate(config, steps)
     decayed = jax.tree.map(is_matrix, axes)
     moment = None if config.moment_dtype == "float32" else config.moment_dtype
-    adam = {"b1": config.beta1, "b2": config.beta2, "eps": config.eps}
+    adam: dict[str, Any] = {
+        "b1": config.beta1, "b2": config.beta2, "mu_dtype": moment,
+        "weight_decay": config.decay, "mask": decayed,
+    }  # fmt: skip
     if config.optimizer == "adamw":
-        update = optax.adamw(lr, **adam, mu_dtype=moment, weight_decay=config.decay, mask=decayed)
+        update = optax.adamw(lr, eps=config.eps, **adam)
     elif config.optimizer == "lion":
-        update = optax.lion(
-            lr,
-            b1=config.beta1,
-            b2=config.beta2,
-            mu_dtype=moment,
-            weight_decay=config.decay,
-            mask=decayed,
-        )
+        update = optax.lion(lr, **adam)
     elif config.optimizer == "sgd":
         update = optax.chain(
             optax.trace(decay=config.momentum, accumulator_dtype=moment),

@@ -198,3 +198,15 @@ def test_bad_flags_are_one_line(run_benchmark, tmp_path, flags, told):
 def test_other_settings_do_not_join_cells_that_are_there(finished, run_benchmark):
     done = run_benchmark(*TINY, "--calibration=4", f"--workdir={finished[0].directory.parents[1]}")
     assert done.refusal.startswith("--calibration=4: the cells in ")
+
+
+def test_settings_that_train_the_same_are_one_cell():
+    of = {"variants": ("softmax",), "norms": ("own",)}
+    some = Config(**of, optimizers=("adamw", "lion"), settings=("own", "eps_1e-4"), full=True)
+    assert [tuple(cell.values())[1::2] for cell in some.cells] == [
+        ("adamw", "own"), ("adamw", "eps_1e-4"), ("lion", "own"),
+    ]  # fmt: skip
+    trained = [some.training(**cell) for cell in some.cells]
+    assert len(set(trained)) == len(trained)
+    every = Config(**of, optimizers=tuple(RATES), settings=tuple(SETTINGS), full=True)
+    assert len(every.cells) == 4 * len(SETTINGS) - 2  # sgd's and lion's

@@ -39,6 +39,13 @@ def test_commands_of_records_are_accepted(command):
         (f"benchmark {SHORT} --bases=sink_logit", "bases=sink_logit: no effect; accepted: of var"),
         (f"laboratory {SHORT} --bases=sigmoid,sigmoid", "bases=sigmoid,sigmoid: accepted: at"),
         (f"laboratory {SHORT} --bases=sink_logit", "bases=sink_logit: no effect; accepted: of "),
+        ("variants --momentum=0.5", "momentum=0.5: no effect; accepted: with sgd or muon"),
+        ("variants --optimizer=sgd --eps=1e-6", "eps=1e-06: no effect; accepted: with adamw or m"),
+        ("variants --optimizer=sgd --beta2=0.9", "beta2=0.9: no effect; accepted: with adamw or "),
+        ("convergence --optimizer=lion --eps=1e-6", "eps=1e-06: no effect; accepted: with adamw o"),
+        ("convergence --schedule=constant --lr_floor=0", "lr_floor=0.0: no effect; accepted: with"),
+        ("benchmark --optimizers=adamw --momentum=0.5", "momentum=0.5: no effect; accepted: with"),
+        ("laboratory --cooldown=0.5", "cooldown=0.5: no effect; accepted: with wsd"),
     ],
 )
 def test_flags_without_effect_are_refused(command, line):
@@ -53,6 +60,11 @@ def test_flags_without_effect_are_refused(command, line):
         "explicit --finetune=0 --distil=5 --draws=2",
         f"benchmark {SHORT}",
         f"laboratory {SHORT} --bases=",
+        "variants --optimizer=sgd --momentum=0.5 --beta2=0.95",
+        "variants --schedule=wsd --cooldown=0.5 --lr_floor=0",
+        "laboratory --momentum=0.5 --beta1=0.8",
+        "laboratory --optimizers=sgd --beta2=0.99",
+        "benchmark --momentum=0.5 --schedule=cosine --lr_floor=0",
     ],
 )
 def test_flags_at_their_defaults_or_with_effect_are_not(command):

@@ -16,11 +16,12 @@ from experiments.cli.grid import Cells, Place
 from experiments.cli.presets import BACKCOPY
 from experiments.cli.tables import markdown
 from experiments.laboratory import Cell, Config, found_in
-from experiments.records.laboratory import DEFAULT_CELL, cell_of
+from experiments.records.laboratory import cell_of
 from experiments.reports.laboratory_report import sections, sentences
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.data import Backcopy
 from sysout_jax.errors import Diverged, InputError
+from sysout_jax.plots.laboratory import DEFAULT_CELL
 from sysout_jax.training.loop import train
 from sysout_jax.training.step import token_loss
 
@@ -241,7 +242,7 @@ def test_a_cell_that_diverges_is_a_result(run_laboratory, tmp_path, monkeypatch)
 def test_one_factor_at_a_time_or_every_combination():
     few = Config(variants=("softmax", "sigmoid"), bases=("sigmoid",))
     assert len(few.cells) == 2 + (2 + 2 + 1 + 1 + 5 + 2 + 4)
-    assert len(Config(variants=("softmax",), full=True).cells) == 3 * 3 * 2 * 2 * 6 * 3 * 5
+    assert len(Config(variants=("softmax",), full=True).cells) == (3 + 1 + 3) * 3 * 2 * 2 * 6 * 5
     usual = ("adamw", 1, "all", "bos", 1e-4, 1e-8, "own", "none")
     assert few.cells[:2] == [Cell(name, *usual) for name in ("softmax", "sigmoid")]
     changed = ("sgd", 2, "masked", "none", 0.3, 1e-4, "sandwich", "tweo")
@@ -287,6 +288,18 @@ def test_bad_flags_are_one_line(run_laboratory, tmp_path, monkeypatch, arguments
     monkeypatch.chdir(tmp_path)
     assert told in run_laboratory(*arguments).refusal
     assert not list(tmp_path.iterdir())
+
+
+def test_an_optimizer_without_an_eps_has_cells_with_the_first_alone():
+    of = {"variants": ("softmax",), "layers": (1,), "losses": ("all",), "starts": ("bos",),
+          "decays": (0.1,), "norms": ("own",), "epsilons": (1e-6, 1e-8)}  # fmt: skip
+    every = Config(**of, optimizers=("adamw", "sgd", "lion", "muon"), full=True)
+    assert [(cell.optimizer, cell.eps) for cell in every.cells] == [
+        ("adamw", 1e-6), ("adamw", 1e-8), ("sgd", 1e-6), ("lion", 1e-6), ("muon", 1e-6),
+        ("muon", 1e-8),
+    ]  # fmt: skip
+    alone = Config(**of, optimizers=("sgd",), bases=("softmax",))
+    assert [cell.eps for cell in alone.cells] == [1e-6]
 
 
 def test_smoke_is_two_cells(run_laboratory, tmp_path, monkeypatch):

@@ -286,6 +286,16 @@ def test_variants_and_laboratory_count_runs_with_a_sink():
     )
 
 
+def test_variants_within_the_intervals_are_not_said_to_be_alike():
+    record, _ = verdict_of("variants/fruitfly-h100")
+    study = record["studies"][-1]
+    study["variants"]["softmax"]["measured"]["measures"]["massive_activations"][-1][0] = 1.0
+    said = variants_report.verdict(record, RESULTS)
+    check(said)
+    count = len(study["config"]["seeds"])
+    assert said.but == f"{count} seeds: what lies within the intervals is not told from chance"
+
+
 def test_convergence_counts_verdicts_and_goes_beyond_the_edge():
     record, said = verdict_of("convergence/backcopy")
     of = [each["verdict"] for each in record["compared"]["variants"].values()]

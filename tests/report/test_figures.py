@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from matplotlib.collections import PathCollection
+from matplotlib.collections import LineCollection, PathCollection, PolyCollection
 
 from sysout_jax import plots
 from sysout_jax.results import read_record
@@ -15,6 +15,15 @@ RECORDS = [
     for path in sorted((ROOT / "results").rglob("result.json"))
     if json.loads(path.read_text()).get("experiment") in plots.EXPERIMENTS
 ]
+# What their figures say of a band or a whisker: over what it is, too.
+SAID = {
+    "variants": ("lowest to highest seed", "Student's 95% interval over seeds"),
+    "convergence": ("Student's 95% interval over seeds", "95% of resamples of seeds"),
+    "compression": ("95% interval over se",),
+    "explicit": ("95% interval over se",),
+    "benchmark": ("Student's 95% interval over seeds",),
+    "causal": ("Student's 95% interval over seeds",),
+}
 
 
 def shown(axes):
@@ -36,3 +45,31 @@ def test_no_panel_is_empty(directory):
         for name, figure in drawn:
             empty = [axes.get_title("left") for axes in figure.axes if not shown(axes)]
             assert not empty, (name, empty)
+
+
+def has_intervals(axes):
+    """Whether a band or a whisker is drawn."""
+    return any(isinstance(each, LineCollection | PolyCollection) for each in axes.collections)
+
+
+@pytest.mark.parametrize("experiment", SAID)
+def test_a_figure_says_what_its_intervals_are(experiment):
+    of = [each for each in map(read_record, RECORDS) if each["experiment"] == experiment]
+    told = set()
+    for record in of:
+        with plots.figures(record) as drawn:
+            for name, figure in drawn:
+                flat = [a for a in figure.axes if a.name != "3d" and a.get_label() != "<colorbar>"]
+                if any(map(has_intervals, flat)):
+                    titles = [legend.get_title().get_text() for legend in figure.legends]
+                    says = " ".join([figure.get_supxlabel(), *titles])
+                    assert any(each in says for each in SAID[experiment]), (name, says)
+                    told.add(says)
+    assert all(any(each in says for says in told) for each in SAID[experiment])
+
+
+def test_growth_says_its_setting_as_tables_do():
+    record = read_record(ROOT / "results" / "laboratory")
+    with plots.figures(record) as drawn:
+        axes = dict(drawn)["growth"].axes[0]
+    assert axes.get_title("left") == "Bigram-Backcopy: adamw, 1 layer"

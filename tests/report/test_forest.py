@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from sysout_jax.plots.forest import Mark, forest
+from sysout_jax.plots.forest import LINEAR, Mark, costs, forest
 
 
 def drawn(*marks):
@@ -42,3 +42,22 @@ def test_what_is_not_known_is_not_drawn():
     )  # fmt: skip
     np.testing.assert_array_equal(points, [[[1.0, 1]], [[1.0, 0]]])
     np.testing.assert_allclose(whiskers, [[[1.0, 0], [2.0, 0]]])  # a mean outside its interval
+
+
+def test_costs_are_linear_about_zero_and_name_each_series_once():
+    axes = Figure().add_subplot()
+    series = [
+        Mark(row, (at, at, at), colour, marker=mark, label=name)
+        for row, at in enumerate((0.1, -2.0))
+        for name, colour, mark in (("at once", "red", "o"), ("trained", "black", "^"))
+    ]
+    costs(axes, ["first", "second"], series)
+    handles, labels = axes.get_legend_handles_labels()
+    assert labels == ["at once", "trained"]
+    assert [(each.get_color(), each.get_marker()) for each in handles] == [
+        ("red", "o"), ("black", "^"),
+    ]  # fmt: skip
+    assert axes.get_xscale() == "symlog"
+    scaled = axes.xaxis.get_transform().transform(np.array([0, LINEAR / 2, LINEAR]))
+    assert scaled[1] * 2 == scaled[2]
+    assert [0.0, 0.0] in [list(line.get_xdata()) for line in axes.lines]

@@ -19,7 +19,9 @@ from sysout_jax.training.optimizer import (
     MUON_RMS,
     OPTIMIZERS,
     SCHEDULES,
+    USES,
     OptimizerConfig,
+    effective,
     learning_rate,
     make_optimizer,
     muon_dimensions,
@@ -277,6 +279,36 @@ def test_muon_dimensions_of_every_parameter_there_is():
         else:
             shifted = tuple(tuple(i + stacked for i in side) for side in expected)
             assert tuple(muon_dimensions(axes)) == shifted, axes
+
+
+NUMBERS = {"beta1": 0.5, "beta2": 0.5, "momentum": 0.5, "eps": 0.1}
+SHAPES_OF_RATE = {"lr_floor": 0.5, "cooldown": 0.5}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("field", NUMBERS)
+def test_an_optimizer_uses_the_fields_that_change_its_steps(name, field):
+    rng = np.random.default_rng(5)
+    params = {k: jnp.asarray(rng.standard_normal((3, 3)), jnp.float32) for k in ("w", "e")}
+    grads = [jax.tree.map(lambda x, t=t: jnp.sin(3 * t * x), params) for t in (1, 2, 3)]
+    axes = {k: AXES[k] for k in params}
+    usual = dataclasses.replace(PLAIN, optimizer=name)
+    other = dataclasses.replace(usual, **{field: NUMBERS[field]})
+    before, after = (steps_of(c, axes, params, grads)[-1] for c in (usual, other))
+    changed = any((before[k] != after[k]).any() for k in params)
+    assert changed == (field in USES[name])
+    assert effective(other) == (other if changed else usual)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("field", SHAPES_OF_RATE)
+def test_a_schedule_uses_the_fields_that_change_its_rates(name, field):
+    usual = OptimizerConfig(schedule=name)
+    other = dataclasses.replace(usual, **{field: SHAPES_OF_RATE[field]})
+    before, after = ([learning_rate(c, 100)(t) for t in range(100)] for c in (usual, other))
+    changed = before != after
+    assert changed == (field in USES[name])
+    assert effective(other) == (other if changed else usual)
 
 
 # ------------------------------------------------------------------------- schedules
