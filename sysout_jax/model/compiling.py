@@ -1,6 +1,6 @@
 """Passes over a model that is looked at: compiled with less effort, their products precise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -9,7 +9,10 @@ import jax.numpy as jnp
 
 # Loops over elements are laid out more simply: a few percent slower, compiled in half of the time.
 # What takes a pass its time are products of matrices, which XLA's CPU library computes either way.
-_LESS_EFFORT = (("xla_backend_optimization_level", 1), ("xla_cpu_use_fusion_emitters", False))
+_LESS_EFFORT: Mapping[str, Any] = {
+    "xla_backend_optimization_level": 1,
+    "xla_cpu_use_fusion_emitters": False,
+}
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -42,8 +45,7 @@ def jit_quickly(*static_argnums: int) -> Callable[[Callable[P, R]], Callable[P, 
 
         @cache
         def alone() -> Any:
-            options = supported(_LESS_EFFORT)
-            return jax.jit(function, static_argnums=static_argnums, compiler_options=options)
+            return jax.jit(function, static_argnums=static_argnums, compiler_options=_known())
 
         @wraps(function)
         def call(*given: P.args, **named: P.kwargs) -> R:
@@ -63,16 +65,12 @@ def _staged() -> bool:
 
 
 @cache
-def supported(options: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
-    """Those of XLA's options that this version has; none where JAX is told to do least by itself.
-
-    Args:
-      options: name and value of each.
-    """
+def _known() -> dict[str, Any]:
+    """The options that this version of XLA has; none where JAX is told to do least by itself."""
     known: dict[str, Any] = {}
     if jax.config.read("jax_disable_most_optimizations"):
         return known
-    for name, value in options:
+    for name, value in _LESS_EFFORT.items():
         try:
             jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
         except jax.errors.JaxRuntimeError:

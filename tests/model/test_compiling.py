@@ -11,7 +11,7 @@ import pytest
 from sysout_jax.analysis.compress.rounding import Basis, round_weights
 from sysout_jax.analysis.compress.schemes import Rounding
 from sysout_jax.model import compiling
-from sysout_jax.model.compiling import jit_quickly, supported
+from sysout_jax.model.compiling import jit_quickly
 
 
 @pytest.fixture(autouse=True)
@@ -19,10 +19,10 @@ def optimising():
     """As users run it: the tests compile with least effort."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
-    supported.cache_clear()
+    compiling._known.cache_clear()
     yield
     jax.config.update("jax_disable_most_optimizations", before)
-    supported.cache_clear()
+    compiling._known.cache_clear()
 
 
 @pytest.fixture
@@ -82,7 +82,8 @@ def test_products_around_rounded_weights_are_precise():
 
 
 def test_options_that_this_xla_does_not_have_are_left_out(monkeypatch, scaled):
-    there = ("xla_backend_optimization_level", 1)
-    assert supported((there,)) == supported((there, ("xla_nosuch_option", 1))) == dict([there])
-    monkeypatch.setattr(compiling, "_LESS_EFFORT", (("xla_nosuch_option", 1),))
+    assert "xla_backend_optimization_level" in compiling._known()
+    monkeypatch.setattr(compiling, "_LESS_EFFORT", {"xla_nosuch_option": 1})
+    compiling._known.cache_clear()
+    assert compiling._known() == {}
     assert scaled[0](2, jnp.asarray(3.0)) == 6.0
