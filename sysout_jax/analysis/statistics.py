@@ -51,8 +51,9 @@ def spread(values: Sequence[float | None] | np.ndarray) -> Interval:
       values: [n], one number per seed.
     """
     x = np.asarray(values, np.float64)
+    mean = float(np.mean(x))
     deviation = float(np.std(x, ddof=1)) if x.size > 1 else float("nan")
-    return Interval(float(np.mean(x)), float(np.mean(x)) - deviation, float(np.mean(x)) + deviation)
+    return Interval(mean, mean - deviation, mean + deviation)
 
 
 def over_seeds(found: Sequence[Sequence[float | None]]) -> Interval:
