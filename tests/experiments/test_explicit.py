@@ -169,6 +169,18 @@ def on_text(run_explicit, running, tmp_path_factory):
     )  # fmt: skip
 
 
+def test_rows_of_a_token_file_have_no_bos_whatever_is_said(run_explicit, running, tmp_path):
+    """They begin anywhere in the file, so there is no first token that all of them have."""
+    done = run_explicit(
+        f"--model={running}/model", f"--corpus=tokens:{running}/text", "--bos=yes", "--methods=",
+        "--sequences=4", "--calibration=6", "--seq_len=48", "--finetune=0",
+        f"--workdir={tmp_path}", drawn=False,
+    )  # fmt: skip
+    (found,) = done.record["models"]
+    assert found["sink"]["first"] == planted.MADE + 1
+    assert list(found["forms"]) == list(FORMS)
+
+
 def test_forms_of_texts_that_begin_differently(on_text):
     """Models where the first token's part can be left out, else edits (case U13)."""
     record = on_text.record
