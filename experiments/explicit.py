@@ -32,6 +32,7 @@ from sysout_jax.analysis.locate.scan import for_length
 from sysout_jax.analysis.measure.summary import summary_in_batches
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.core.measures import SINK_EPS
+from sysout_jax.core.variants import kept
 from sysout_jax.errors import InputError, at_least, finite
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, param_axes
@@ -326,7 +327,7 @@ def _optimizer(config: Config) -> OptimizerConfig:
     return OptimizerConfig(lr=config.finetune_lr, schedule="constant", warmup=10, decay=0.0)
 
 
-@lru_cache(maxsize=16)  # of each form the models of all seeds have one
+@kept  # of each form the models of all seeds have one
 def _steps(model: ModelConfig, how: OptimizerConfig, count: int) -> tuple[Any, Any]:
     """The optimiser, and the program of some of its steps."""
     optimizer = make_optimizer(how, count, param_axes(model))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from sysout_jax.analysis.intervene.passes import Passes
 from sysout_jax.analysis.locate import expert_neurons
 from sysout_jax.analysis.locate.scan import SITES, Scan
 from sysout_jax.analysis.locate.weights import layer_count, layer_params, projection
+from sysout_jax.core.variants import kept
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.taps import Edit, Reducer
@@ -165,7 +165,7 @@ def as_means(config: ModelConfig, records: Mapping[str, Any]) -> Means:
 SPIKING = ("down_in", "mlp_out")  # the latter before a norm of the output
 
 
-@cache  # the same objects again, so that the compiled program is used again
+@kept
 def averages(config: ModelConfig) -> Mapping[str, Reducer]:
     """The taps of `as_means`."""
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from sysout_jax.analysis.locate.weights import (
     weight_scan,
 )
 from sysout_jax.analysis.statistics import Interval, bootstrap_interval
+from sysout_jax.core.variants import kept
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.taps import Edit
@@ -130,7 +130,7 @@ def interventions(
     )  # fmt: skip
 
 
-@cache  # the same objects again, so that the compiled program is used again
+@kept
 def _recorded(config: ModelConfig) -> Mapping[str, Any]:
     """The taps of the pass without edits: `editing.averages`, and those of relocation."""
     of = editing.averages(config)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ from sysout_jax.core import detectors as d
 from sysout_jax.core import measures as m
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import cross_entropy
+from sysout_jax.core.variants import kept
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
@@ -209,7 +210,7 @@ def _measure(config: ModelConfig, params: Params, rows: Int[Array, "B S"]) -> di
     }  # fmt: skip
 
 
-@cache
+@kept
 def _taps(config: ModelConfig) -> dict[str, Any]:
     of = reducers(config)
     normalised = VARIANTS[config.variant].normalised
