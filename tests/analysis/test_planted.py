@@ -11,7 +11,7 @@ import pytest
 
 import sysout_jax as so
 from sysout_jax.analysis.intervene.editing import Means, as_means, averages
-from sysout_jax.analysis.intervene.interventions import interventions
+from sysout_jax.analysis.intervene.interventions import _others, interventions
 from sysout_jax.analysis.locate.existence import existence, flagged
 from sysout_jax.analysis.locate.positions import positions
 from sysout_jax.analysis.locate.relations import relations
@@ -506,6 +506,40 @@ def test_weights_against_parameters_by_hand():
         assert effect.loss == pytest.approx(loss(params=params).mean(), rel=1e-5)
     control = effects["an_weight", "weight set to zero", True]
     assert width(control) < width(effects["an_weight", "weight set to zero", False]) / 10
+
+
+def test_two_weights_of_one_neuron_are_one_neuron():
+    """Beside them the weight of another neuron is flagged."""
+    blocks = p.params()["blocks"]
+    down = blocks["mlp"]["down"]
+    again = down.at[p.MADE, p.NEURON, 11].set(0.9 * down[p.MADE, p.NEURON, p.CHANNEL])
+    params = {**p.params(), "blocks": {**blocks, "mlp": {**blocks["mlp"], "down": again}}}
+    found = interventions(p.CONFIG, params, ROWS[:2], Thresholds(weight_ratio=400.0), batch=2)
+    edited = {
+        (each.treatment, each.control): each.edited
+        for each in found.effects
+        if each.detector == "an_weight"
+    }
+    assert edited == {
+        ("weight set to zero", False): 3.0, ("weight set to zero", True): 3.0,
+        ("neuron set to zero", False): 2.0, ("neuron set to zero", True): 2.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [7, 3])
+def test_the_control_of_weights_has_other_rows_as_many_of_them(count):
+    """Rows that have an entry are drawn where there are not enough others."""
+    entries = [(2, 0, 5), (2, 0, 6), (2, 1, 5), (4, 3 % count, 0)]
+    for seed in range(20):
+        others = _others(np.random.default_rng(seed), entries, count, 11)
+        assert len(set(others)) == 4
+        rows = {(layer, neuron) for layer, neuron, _ in others}
+        assert len(rows) == 3
+        treated = {(layer, neuron) for layer, neuron, _ in entries}
+        assert len(rows & treated) == (0 if count == 7 else 1)
+        assert [layer for layer, _, _ in others] == [2, 2, 2, 4]
+        assert others[0][1] == others[1][1]
+        assert others[0][2] == others[2][2]
 
 
 @pytest.mark.parametrize("placement", ["out", "sandwich"])

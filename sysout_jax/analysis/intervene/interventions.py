@@ -85,8 +85,8 @@ def interventions(
     zero or by the mean of their channel over sequences and positions (the first position apart);
     attention to outlier keys is removed in the layers that read what makes the first token a sink,
     as one that is taken away before comes back at the next token (theory T5); weights are set to
-    zero. Each has a control that treats as many entries, keys or weights drawn at random. What can
-    take the sink's place is put there, form by form.
+    zero, or their neurons' rows of W_down. Each has a control that treats as many entries, keys,
+    weights or neurons drawn at random. What can take the sink's place is put there, form by form.
 
     Args:
       config: the architecture.
@@ -252,19 +252,33 @@ def _weights(
     for name, entries in chosen.items():
         if not entries:
             continue
-        others = [
-            (layer, int(rng.integers(neurons)), int(rng.integers(channels)))
-            for layer, _, _ in entries
-        ]
+        others = _others(rng, entries, neurons, channels)
         layers = {layer for layer, _, _ in entries}
         layer = layers.pop() if len(layers) == 1 else None
         for treatment, whole in (("weight set to zero", False), ("neuron set to zero", True)):
             for control, places in ((False, entries), (True, others)):
                 params = editing.without_weights(of_model.params, places, whole)
-                what, changed = ("weights", name, treatment), float(len(entries))
+                what = ("weights", name, treatment)
+                changed = float(len({at[:2] for at in places} if whole else places))
                 after = of_model.losses(none, min(layer for layer, _, _ in places), params)
                 effects.append(_effect(of_model, what, after, changed, control, layer))
     return effects, [name for name, entries in chosen.items() if not entries]
+
+
+def _others(
+    rng: np.random.Generator, entries: list[tuple[int, int, int]], neurons: int, channels: int
+) -> list[tuple[int, int, int]]:
+    """As many other entries, in as many other rows of the same layers, their columns permuted: rows
+    that have none are drawn first."""
+    found = []
+    for layer in sorted({layer for layer, _, _ in entries}):
+        own = [(neuron, channel) for of, neuron, channel in entries if of == layer]
+        rows = np.unique([neuron for neuron, _ in own])
+        rest = np.setdiff1d(np.arange(neurons), rows)
+        drawn = [*rng.permutation(rest), *rng.permutation(rows)][: len(rows)]
+        row, column = dict(zip(rows, drawn, strict=True)), rng.permutation(channels)
+        found += [(layer, int(row[neuron]), int(column[channel])) for neuron, channel in own]
+    return found
 
 
 def _heaviest(weights: WeightScan) -> WeightOutlier:
