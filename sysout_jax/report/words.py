@@ -333,6 +333,9 @@ def _interventions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[s
                 f"{effect['change'][0]:+.3f}, perplexity {effect['perplexity']:.1f}"
                 + ("; the sink relocates" if moved and relocated(moved) else "")
             )
+    treatments = {effect["treatment"] for effect in part["effects"]}
+    if "set to zero" in treatments and "set to mean" not in treatments:
+        lines.append("nothing set to its mean: of one sequence and no other text it is that itself")
     if part.get("super_weight"):  # older records have none
         layer, row, channel = part["super_weight"]
         where = f"down[{neuron(record, row)}, {channel}] of layer {layer}"

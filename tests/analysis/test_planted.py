@@ -492,6 +492,30 @@ def test_activations_against_an_edit_by_hand(treatment):
     assert effect.change.low <= effect.change.mean <= effect.change.high
 
 
+def test_means_are_of_other_text_where_there_is_some():
+    """Of one sequence alone they are what is there, and setting to them would cost nothing."""
+    one = interventions(p.CONFIG, p.params(), ROWS[:1], batch=1)
+    treatments = {each.treatment for each in one.effects if each.kind == "activations"}
+    assert treatments == {"set to zero"}
+    other = np.roll(ROWS[1:4], 3, axis=1)[:, :60]
+    found = interventions(p.CONFIG, p.params(), ROWS[:1], batch=1, calibration=other)
+    raw = forward(p.CONFIG, p.params(), jnp.asarray(other[:, :-1]), {"block_out": None})[1]
+    mean = np.asarray(raw["block_out"])[p.MADE][:, :1, p.CHANNEL].mean()
+    again = np.asarray(raw["block_out"])[p.MADE][:, 1:, p.CHANNEL].mean()
+
+    def edit(h, layer):
+        changed = h.at[:, 0, p.CHANNEL].set(mean).at[:, p.AGAIN, p.CHANNEL].set(again)
+        return jnp.where(layer == p.MADE, changed, h)
+
+    logits, _ = forward(p.CONFIG, p.params(), jnp.asarray(TOKENS[:1]), edits={"block_out": edit})
+    expected = cross_entropy(logits, jnp.asarray(ROWS[:1, 1:])).mean()
+    (effect,) = (
+        each for each in found.effects
+        if (each.detector, each.treatment, each.control) == ("an_block_out", "set to mean", False)
+    )  # fmt: skip
+    assert effect.loss == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_weights_against_parameters_by_hand():
     _, effects = intervened()
     blocks = p.params()["blocks"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from sysout_jax.analysis.locate.scan import (
     Scan,
     Thresholds,
     for_length,
+    over_batches,
     scan,
 )
 from sysout_jax.analysis.locate.sinks import Sink, first_token_sink
@@ -32,6 +34,7 @@ from sysout_jax.analysis.statistics import Interval, bootstrap_interval
 from sysout_jax.core.variants import kept
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
+from sysout_jax.model.stream import recorded
 from sysout_jax.model.taps import Edit
 
 SPIKE = 50.0  # Yu et al. 2024 (arXiv:2411.07191): of both sides of W_down at a super weight
@@ -82,7 +85,8 @@ def interventions(
     """Take outliers away, kind by kind and detector by detector, and measure the loss.
 
     Activations are replaced in the first layer in which their detector flags most sequences, by
-    zero or by the mean of their channel over sequences and positions (the first position apart);
+    zero or by the mean of their channel over sequences and positions (the first position apart),
+    those of `calibration` where there are any, else of several rows: in one it is what is there;
     attention to outlier keys is removed in the layers that read what makes the first token a sink,
     as one that is taken away before comes back at the next token (theory T5); weights are set to
     zero, or their neurons' rows of W_down. Each has a control that treats as many entries, keys,
@@ -97,7 +101,7 @@ def interventions(
       weights: the scan of the parameters, if there is one.
       batch: sequences that are run together.
       progress: called with the steps done and the steps in all.
-      calibration: [C, R] rows of other text, for the forms that have constants.
+      calibration: [C, R] rows of other text, for means and for the forms that have constants.
     """
     rows = np.asarray(rows)
     found = found or scan(config, params, rows[:, :-1], thresholds, batch)
@@ -111,7 +115,7 @@ def interventions(
     steps(1, 5)
     means = editing.as_means(config, of_model.taps)
     trained = {**of_model.taps, "block_out": of_model.taps["block_out"]["peaks"]}
-    activations = _activations(of_model, found, none, means, chosen)
+    activations = _activations(of_model, found, none, _means(of_model, means, calibration), chosen)
     steps(2, 5)
     attention, silent_attention = _attention(of_model, found, none, trained, sink.first)
     steps(3, 5)
@@ -177,6 +181,19 @@ def _chosen(found: Scan) -> list[_Chosen]:
     return chosen
 
 
+def _means(
+    of_model: Passes, own: editing.Means, calibration: Int[np.ndarray, "C R"] | None
+) -> editing.Means | None:
+    """Of other text, or of several sequences: of one, those at its first position are itself."""
+    if calibration is None or not len(calibration):
+        return own if len(of_model.rows) > 1 else None
+    config, tokens = of_model.config, calibration[:, :-1]
+    config = for_length(config.with_execution(query_block=None), tokens.shape[1])
+    run = partial(recorded, config, taps=editing.averages(config))
+    found = over_batches(run, of_model.params, tokens, of_model.batch)
+    return editing.as_means(config, found)
+
+
 def _silent(chosen: list[_Chosen]) -> list[str]:
     seen = {each.name for each in chosen}
     return [name for name in (*(each.name for each in DETECTORS), LARGEST) if name not in seen]
@@ -189,14 +206,15 @@ def _counts(of_model: Passes, site: str, top: np.ndarray, edit: Edit) -> np.ndar
 
 
 def _activations(
-    of_model: Passes, found: Scan, none: Edits, means: editing.Means, chosen: list[_Chosen]
+    of_model: Passes, found: Scan, none: Edits, means: editing.Means | None, chosen: list[_Chosen]
 ) -> list[Effect]:
     effects = []
     after: dict[tuple[Any, ...], np.ndarray] = {}
     for each in chosen:
         site, layer = each.site, each.layer
-        for treatment in ("zero", "mean"):
-            replacement = means.at(site, layer) * (treatment == "mean")
+        zero = np.zeros((2, found.site(site).feature_peak.shape[-1]), np.float32)
+        replacements = {"zero": zero} | ({} if means is None else {"mean": means.at(site, layer)})
+        for treatment, replacement in replacements.items():
             for control in (False, True):
                 edit = activation_edit(layer, each.threshold, replacement, control)
                 counts = _counts(of_model, site, found.site(site).top[layer], edit)
