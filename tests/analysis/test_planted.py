@@ -15,7 +15,7 @@ from sysout_jax.analysis.intervene.interventions import _others, interventions
 from sysout_jax.analysis.locate.existence import existence, flagged
 from sysout_jax.analysis.locate.positions import positions
 from sysout_jax.analysis.locate.relations import relations
-from sysout_jax.analysis.locate.scan import QUERY_BLOCK, Thresholds, for_length, scan
+from sysout_jax.analysis.locate.scan import QUERY_BLOCK, Scan, Thresholds, for_length, scan
 from sysout_jax.analysis.measure.lifecycle import lifecycle
 from sysout_jax.analysis.measure.roles import roles
 from sysout_jax.core.attention import VARIANTS
@@ -402,6 +402,23 @@ def test_a_head_that_broadcasts_puts_out_one_direction():
     assert found.broadcast[p.HEARD].tolist() == [True, False]
     assert found.stable_rank[p.HEARD, 0] == pytest.approx(1.0, abs=0.05)
     assert found.stable_rank[p.HEARD, 1] > 1.2
+
+
+def test_a_sequence_whose_queries_see_no_outlier_token_does_not_count(monkeypatch):
+    """Its only one is the last token, or out of the window in that layer: S would be 1."""
+    outliers = np.zeros((2, p.T), bool)
+    outliers[0, 0] = outliers[1, p.T - 1] = True
+
+    def of(these):
+        monkeypatch.setattr(Scan, "outlier_tokens", lambda scan: outliers[these])
+        return roles(p.CONFIG, p.params(), TOKENS[1:3][these], found=scanned())
+
+    found = of(slice(0, 2)), of(slice(0, 1))
+    assert found[0].sequences == 2
+    for name in ("attention", "scale", "scale_sd", "error"):
+        np.testing.assert_allclose(*(getattr(each, name) for each in found), rtol=1e-4)
+    none = of(slice(1, 2))
+    assert (none.scale.min(), none.attention.max()) == (1.0, 0.0)
 
 
 def test_roles_against_the_identity():
