@@ -11,7 +11,7 @@ import pytest
 
 import sysout_jax as so
 from sysout_jax.analysis.intervene.editing import Means, as_means, averages
-from sysout_jax.analysis.intervene.interventions import _others, interventions
+from sysout_jax.analysis.intervene.interventions import _other_keys, _others, interventions
 from sysout_jax.analysis.locate.existence import existence, flagged
 from sysout_jax.analysis.locate.positions import positions
 from sysout_jax.analysis.locate.relations import relations
@@ -24,6 +24,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init
 from sysout_jax.model.stream import recorded
+from sysout_jax.report.tables import _interventions
 from tests.analysis import planted as p
 
 ROWS = p.rows()
@@ -609,6 +610,36 @@ def test_without_outliers_only_the_largest_is_taken():
     assert set(found.nothing_found) == {
         "an_block_out", "an_down_in", "sun", "an_attention", "an_weight", "super_weight",
     }  # fmt: skip
+
+
+def test_the_control_of_attention_keeps_the_sink_in_no_layer():
+    """A key that another layer loses is no other key: it is drawn where none is left."""
+    removed = np.zeros((3, 2, 7), bool)
+    removed[0, :, 0] = removed[1, :, 2] = removed[2, 0, [0, 2, 3]] = removed[2, 1, 1:7] = True
+    for seed in range(20):
+        others = _other_keys(np.random.default_rng(seed), removed)
+        np.testing.assert_array_equal(others.sum(-1), removed.sum(-1))
+        assert not (others[:, 0] & removed[:, 0].any(axis=0)).any()
+
+
+def test_a_detector_of_attention_before_the_sink_alone_has_not_flagged_nothing():
+    found = dataclasses.replace(scanned(), received=np.zeros_like(scanned().received))
+    found.received[0, :, :, 0] = 0.5  # in the first layer, which does not read it
+    found.received[-1, :, :, 3] = 0.09
+    made = interventions(p.CONFIG, p.params(), ROWS, found=found, batch=6)
+    assert made.sink.first > 0
+    assert made.nothing_found == (f"an_attention in layers from {made.sink.first} on",)
+    part = {
+        "effects": [dataclasses.asdict(each) for each in made.effects],
+        "loss": [1.0],
+        "perplexity": 1.0,
+    }
+    rows = _interventions(
+        part | {"sink": {"first": 2}, "forms": {"forms": [], "peaks": {}, "attention": {}}}, {}
+    )[""].rows
+    assert {row[2] for row in rows if row[0].startswith("attention")} == {"2 on"}
+    rows = _interventions(part, {})[""].rows
+    assert {row[2] for row in rows if row[0].startswith("attention")} == {"all"}
 
 
 # ------------------------------------------------------------------------------ any model

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from sysout_jax.analysis.intervene import editing
 from sysout_jax.analysis.intervene.editing import Edits, activation_edit, attention_edit
@@ -49,7 +49,7 @@ class Effect:
     detector: str  # whose outliers; "largest" takes the largest value whatever its size
     treatment: str
     control: bool  # the same treatment of as many others, drawn at random
-    layer: int | None  # None: every layer (attention), or several (weights)
+    layer: int | None  # None: those from the sink on (attention), or several (weights)
     edited: float  # entries, keys, weights or neurons: mean over sequences, summed over layers
     loss: float  # nats per token
     perplexity: float
@@ -65,7 +65,7 @@ class Interventions:
     loss: Interval  # before, nats per token, over sequences
     perplexity: float
     effects: tuple[Effect, ...]
-    nothing_found: tuple[str, ...]  # detectors that flag nothing in these sequences
+    nothing_found: tuple[str, ...]  # detectors that flag nothing there
     sink: Sink  # the first token: from which layer on attention is taken away
     forms: SinkForms  # what can take its place
     super_weight: tuple[int, int, int] | None  # of Yu et al. 2024: layer, neuron, channel
@@ -235,27 +235,38 @@ def _attention(
     flagged, score = found.attention_flagged(), found.attention_score()
     strongest = score == score.max(axis=-1, keepdims=True)
     read = np.arange(len(score))[:, None, None] >= first
+    where = f" in layers from {first} on" if flagged.any() else ""
     flagged, strongest = flagged & read, strongest & read
-    silent = [] if flagged.any() else ["an_attention"]
+    silent = [] if flagged.any() else [f"an_attention{where}"]
     rng = np.random.default_rng(0)
     count = len(score) - first
     before = Tokens.of(trained, count)
     for name, removed in (("an_attention", flagged), (LARGEST, strongest)):
         if not removed.any():
             continue
-        shuffled = rng.permuted(removed, axis=-1)
+        others = _other_keys(rng, removed)
         for treatment, rescaled, control in (
             ("removed, rows renormalised", False, False),
             ("removed, rescaled by S", True, False),
             ("removed, rows renormalised", False, True),
         ):
-            keys = shuffled if control else removed
+            keys = others if control else removed
             edits = none | {"attn_weights": attention_edit(keys, rescaled)}
             losses, records = of_model.watched(edits, TAPS, first)
             moved = relocation(before, Tokens.of(records, count), np.any(keys, axis=0))
             changed, what = float(keys.sum(axis=(0, 2)).mean()), ("attention", name, treatment)
             effects.append(_effect(of_model, what, losses, changed, control, None, moved))
     return effects, silent
+
+
+def _other_keys(
+    rng: np.random.Generator, removed: Bool[np.ndarray, "L B S"]
+) -> Bool[np.ndarray, "L B S"]:
+    """As many other keys of each layer and sequence; those that are removed in another layer come
+    last, as they may be the sink there."""
+    order = rng.random(removed.shape) + removed.any(axis=0)
+    others: np.ndarray = order.argsort(axis=-1).argsort(axis=-1) < removed.sum(-1, keepdims=True)
+    return others
 
 
 def _weights(
