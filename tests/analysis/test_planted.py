@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.analysis.intervene import editing
 from sysout_jax.analysis.intervene.editing import Means, as_means, averages
 from sysout_jax.analysis.intervene.interventions import _other_keys, _others, interventions
 from sysout_jax.analysis.locate.existence import existence, flagged
@@ -508,6 +509,18 @@ def test_activations_against_an_edit_by_hand(treatment):
     assert effect.loss == pytest.approx(expected.mean(), rel=1e-5)
     assert effect.change.mean == pytest.approx((expected - loss()).mean(), abs=1e-5)
     assert effect.change.low <= effect.change.mean <= effect.change.high
+
+
+def test_the_control_of_activations_is_drawn_for_each_sequence():
+    value = jnp.zeros((31, 23)).at[4, 7].set(9.0).at[4, 8].set(9.0)
+    made = [
+        editing.flags(value, jnp.float32(1), jnp.asarray(n), jnp.asarray(True)) for n in range(8)
+    ]
+    places = {tuple(np.argwhere(np.asarray(each)).ravel().tolist()) for each in made}
+    assert len(places) == 8
+    assert all(len(place) == 4 and place[0] == place[2] for place in places)  # in as many rows
+    edit = editing.activation_edit(1, np.zeros(3), np.zeros((2, 5)), control=True)
+    assert edit.arrays[1].tolist() == [0, 1, 2]
 
 
 def test_means_are_of_other_text_where_there_is_some():
