@@ -154,7 +154,8 @@ def _explained(record: Record) -> str:
     found = [m["factors"]["explained"] for m in record["models"] if "factors" in m]
     if found:
         mean = np.nanmean(np.concatenate([np.ravel(np.array(x, np.float64)) for x in found]))
-        return f"a gate linear in the attention's input explains {mean:.0%} of S"
+        share = f"{mean:.0%}" if mean > 0.0 else "nothing"  # below 0: worse than the mean of S
+        return f"a gate linear in the attention's input explains {share} of S's variance"
     first = min(model["sink"]["first"] for model in record["models"])
     return f"texts begin with different tokens: forms are of layers from {first} on"
 

@@ -220,6 +220,15 @@ def test_forms_of_texts_that_begin_differently(on_text):
     assert "nats from the trained model" not in on_text.err
 
 
+@pytest.mark.parametrize(("explained", "told"), [(0.42, "42%"), (-2.35, "nothing")])
+def test_a_gate_worse_than_the_mean_explains_nothing(record, explained, told):
+    record = json.loads(json.dumps(record))
+    for model in record["models"]:
+        model["factors"]["explained"] = [[explained]]
+    said = f"a gate linear in the attention's input explains {told} of S's variance"
+    assert explicit.REPORT.verdict(record, None).means == said
+
+
 def _after(losses, **others):
     """What training made of a form whose own loss was 1 for every text."""
     change = [float(np.mean(losses)) - 1.0, float(np.min(losses)) - 1.0, float(np.max(losses)) - 1]
