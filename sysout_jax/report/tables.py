@@ -199,7 +199,13 @@ def _measures(part: Record, record: Record) -> Tables:
         "flagged in an untrained model", "where (sequences)",
     )  # fmt: skip
     of_scores = ("measure@tap", "of layers, heads", "here [95%]", untrained)
-    of_detectors = ("detector", "here [95%]", untrained, "which", "where (sequences)")
+    of_detectors = (
+        "detector, by its paper's threshold",
+        "here [95%]",
+        untrained,
+        "which",
+        "where (sequences)",
+    )
     return {
         "": Table.of("Measures", of_scores, scores),
         "detectors": Table.of("Detectors", of_detectors, found),

@@ -111,7 +111,8 @@ def measured(
       config: the architecture.
       params: its parameters.
       rows: [B, S], S = T + 1: inputs and next tokens as a corpus gives them.
-      thresholds: of the scan; None for those of the detectors' papers.
+      thresholds: of the scan, beside which is calibrated; None for those of the papers, which the
+        detectors that are counted have in any case.
       found: the scan of rows[:, :-1], if there is one.
       weights: the scan of the parameters, if there is one.
       batch: sequences that are run together.
