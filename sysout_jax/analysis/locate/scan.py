@@ -106,12 +106,13 @@ class Scan:
         enough = score >= limits.attention_share
         return enough & (score > limits.attention_excess * self.uniform[:, None])
 
+    def tokens_above(self, detector: "Detector") -> np.ndarray:
+        """[L, B, T]: tokens with an entry that a detector of activations flags."""
+        return self.site(detector.site).token_peak > detector.threshold(self)[..., None]
+
     def outlier_tokens(self) -> np.ndarray:
         """[B, T]: the union over layers of what any detector of activations or attention flags."""
-        activations = [
-            (self.site(detector.site).token_peak > detector.threshold(self)[..., None]).any(axis=0)
-            for detector in DETECTORS
-        ]
+        activations = [self.tokens_above(detector).any(axis=0) for detector in DETECTORS]
         return np.any([*activations, self.attention_flagged().any(axis=0)], axis=0)
 
 
