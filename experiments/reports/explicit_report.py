@@ -109,10 +109,10 @@ def verdict(record: Record, directory: Path) -> Verdict:
     best = min(made, key=lambda form: cost[form].mean)
     dropped = f"; with none {cost['dropped'].mean:+.3f}" if "dropped" in cost else ""
     tuned = {
-        form: over_seeds(changes)
+        form: over_seeds(each)
         for kind in _trained(record)
         for form in made
-        if (changes := [x for m in record["models"] for x in _regained(m["forms"], form, kind)])
+        if (each := [x for m in record["models"] for x in _regained(m["forms"], form, kind)])
     }
     worse = [form for form, found in tuned.items() if found.low > 0]
     least = min(worse, key=lambda form: tuned[form].low, default="")

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Int
 from sysout_jax.analysis.intervene import editing
 from sysout_jax.analysis.intervene.editing import Edits, activation_edit, attention_edit
 from sysout_jax.analysis.intervene.passes import Passes, passes
-from sysout_jax.analysis.intervene.relocation import TAPS, Relocation, Tokens, relocation
+from sysout_jax.analysis.intervene.relocation import Relocation, Tokens, relocation, taps
 from sysout_jax.analysis.intervene.sink_forms import SinkForms, sink_forms
 from sysout_jax.analysis.locate import expert_neurons
 from sysout_jax.analysis.locate.scan import (
@@ -85,12 +85,11 @@ def interventions(
     """Take outliers away, kind by kind and detector by detector, and measure the loss.
 
     Activations are replaced in the first layer in which their detector flags most sequences, by
-    zero or by the mean of their channel over sequences and positions (the first position apart),
-    those of `calibration` where there are any, else of several rows: in one it is what is there;
-    attention to outlier keys is removed in the layers that read what makes the first token a sink,
-    as one that is taken away before comes back at the next token (theory T5); weights are set to
-    zero, or their neurons' rows of W_down. Each has a control that treats as many entries, keys,
-    weights or neurons drawn at random. What can take the sink's place is put there, form by form.
+    zero or by their channel's mean over positions (the first apart) and `calibration`, or several
+    rows: in one it is what is there. Attention to outlier keys is removed in the layers that read
+    what makes the first token a sink: taken away before, it comes back at the next (theory T5).
+    Weights, or their neurons, are set to zero. Each has a control of as many entries, keys, weights
+    or neurons drawn at random. What can take the sink's place is put there, form by form.
 
     Args:
       config: the architecture.
@@ -137,9 +136,9 @@ def interventions(
 @kept
 def _recorded(config: ModelConfig) -> Mapping[str, Any]:
     """The taps of the pass without edits: `editing.averages`, and those of relocation."""
-    of = editing.averages(config)
-    states, peaks = of["block_out"], TAPS["block_out"]
-    return {**TAPS, **of, "block_out": lambda h: {**states(h), "peaks": peaks(h)}}
+    of, moved = editing.averages(config), taps(config)
+    states, peaks = of["block_out"], moved["block_out"]
+    return {**moved, **of, "block_out": lambda h: {**states(h), "peaks": peaks(h)}}
 
 
 def _effect(
@@ -229,7 +228,7 @@ def _activations(
 
 
 def _attention(
-    of_model: Passes, found: Scan, none: Edits, trained: Mapping[str, np.ndarray], first: int
+    of_model: Passes, found: Scan, none: Edits, trained: Mapping[str, Any], first: int
 ) -> tuple[list[Effect], list[str]]:
     effects: list[Effect] = []
     flagged, score = found.attention_flagged(), found.attention_score()
@@ -252,7 +251,7 @@ def _attention(
         ):
             keys = others if control else removed
             edits = none | {"attn_weights": attention_edit(keys, rescaled)}
-            losses, records = of_model.watched(edits, TAPS, first)
+            losses, records = of_model.watched(edits, taps(of_model.config), first)
             moved = relocation(before, Tokens.of(records, count), np.any(keys, axis=0))
             changed, what = float(keys.sum(axis=(0, 2)).mean()), ("attention", name, treatment)
             effects.append(_effect(of_model, what, losses, changed, control, None, moved))
