@@ -175,7 +175,7 @@ def test_every_figure_is_drawn_from_the_record(tmp_path):
 
 
 def test_a_table_of_one_sequence_has_no_bounds():
-    """And no interval is drawn; weights of several layers are not those of all."""
+    """And no interval is drawn; weights of several layers are not those from the sink on."""
     record = copy.deepcopy(p.findings().record)
     for effect in record["parts"]["interventions"]["effects"]:
         effect["change"] = [0.5, None, None]
@@ -190,7 +190,7 @@ def test_a_table_of_one_sequence_has_no_bounds():
     assert len(rows) == len(record["parts"]["interventions"]["effects"])
     assert {len(row) for row in (headings, before, *rows)} == {7}
     for row in rows:
-        assert row[2] == ("several" if row[0].startswith("weights") else "all")
+        assert row[2] == ("several" if row[0].startswith("weights") else "2 on")
         assert row[-1] == "0.5"
     drawn = {name for name, _ in analysis.figures(record)}
     assert {"interventions", "relations"} <= drawn
