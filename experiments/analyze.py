@@ -79,7 +79,7 @@ class Config:
     revisions: tuple[str, ...] = ()  # of a suite on the hub, for dynamics: step1000,step2000
     check_known: bool = False  # compare with published coordinates of outliers
     sequences: int = 32  # of the corpus' validation part
-    calibration: int = 32  # of the training part: constants in a sink's place; 0: no such forms
+    calibration: int = 32  # of the training part: means, constants in a sink's place; 0: none
     seq_len: int | None = None  # T, of each sequence; None: 64, or the learned positions if fewer
     batch: int | None = None  # sequences that are run together; None: 8, or fewer if they are long
     workdir: str = "runs"  # where run directories go

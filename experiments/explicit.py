@@ -32,6 +32,7 @@ from sysout_jax.analysis.locate.scan import for_length
 from sysout_jax.analysis.measure.summary import summary_in_batches
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.core.measures import SINK_EPS
+from sysout_jax.core.variants import kept
 from sysout_jax.errors import InputError, at_least, finite
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, param_axes
@@ -118,7 +119,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     named = {
         grid.part_name(each.cell, part): (at, part, form, draw)
         for at, each in enumerate(chosen)
-        for part, form, draw in _parts(config, _forms_of(each))
+        for part, form, draw in _parts(config, _forms_of(each, read[at]))
     }
     return grid.run(
         config, "explicit", named, lambda cell, log: judge(cell[0]).found(*cell[1:], say),
@@ -131,13 +132,13 @@ def run(config: Config, console: Console) -> RunDirectory:
     )  # fmt: skip
 
 
-def _same_first_token(chosen: Chosen) -> bool:
+def _same_first_token(chosen: Chosen, text: Text) -> bool:
     """Whether the first token's keys and values are the same in all texts, and always seen."""
-    return chosen.bos and chosen.model.config.window is None
+    return text.begun_by_bos(chosen) and chosen.model.config.window is None
 
 
-def _forms_of(chosen: Chosen) -> tuple[str, ...]:
-    return MADE if _same_first_token(chosen) else tuple(FORMS)
+def _forms_of(chosen: Chosen, text: Text) -> tuple[str, ...]:
+    return MADE if _same_first_token(chosen, text) else tuple(FORMS)
 
 
 def _parts(
@@ -171,7 +172,7 @@ class _Judge:
 
     def __init__(self, config: Config, chosen: Chosen, text: Text) -> None:
         self.config, self.chosen, self.text = config, chosen, text
-        of = _FixedFirst if _same_first_token(chosen) else _RunningText
+        of = _FixedFirst if _same_first_token(chosen, text) else _RunningText
         self.of = of(config, chosen, text)
         self.before = _profile(config, self.of.forms["trained"], text).losses
 
@@ -326,7 +327,7 @@ def _optimizer(config: Config) -> OptimizerConfig:
     return OptimizerConfig(lr=config.finetune_lr, schedule="constant", warmup=10, decay=0.0)
 
 
-@lru_cache(maxsize=16)  # of each form the models of all seeds have one
+@kept  # of each form the models of all seeds have one
 def _steps(model: ModelConfig, how: OptimizerConfig, count: int) -> tuple[Any, Any]:
     """The optimiser, and the program of some of its steps."""
     optimizer = make_optimizer(how, count, param_axes(model))

@@ -18,7 +18,7 @@ from sysout_jax import loading
 from sysout_jax.analysis.compress import schemes
 from sysout_jax.analysis.compress.compression import Compressed, Compressor, losses
 from sysout_jax.analysis.intervene.passes import passes
-from sysout_jax.analysis.intervene.relocation import TAPS
+from sysout_jax.analysis.intervene.relocation import taps
 from sysout_jax.analysis.intervene.sink_forms import edits, sink_forms
 from sysout_jax.analysis.intervene.weak_sinks import standing_rows
 from sysout_jax.analysis.locate.existence import Panel, existence, maps
@@ -111,7 +111,7 @@ def _outliers(model: Model, text: Text) -> dict[str, Any]:
     layer = int(np.argmax(ratio.mean(axis=1))) if sink.emergence is None else sink.emergence
     ratios, standing = standing_rows(params)
     none = edits(config, length, config.layers)
-    of_model = passes(config, params, rows, [sink.first], batch, TAPS, none)
+    of_model = passes(config, params, rows, [sink.first], batch, taps(config), none)
     forms = sink_forms(of_model, of_model.taps, sink, text.calibration)
     return {
         "massive": {

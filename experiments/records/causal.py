@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from sysout_jax.analysis.statistics import Interval, mean_interval
+from sysout_jax.analysis.statistics import Interval, bootstrap_interval, mean_interval
 
 Record = dict[str, Any]
 
@@ -22,18 +22,22 @@ def response(model: Record, treatment: str, factor: float, control: bool) -> Rec
 
 
 def specific(models: list[Record], treatment: str, factor: float, measure: str) -> Interval:
-    """What a dose changes beyond as much elsewhere, paired by seed."""
+    """What a dose changes beyond as much elsewhere, paired by seed; of one model the attention is
+    paired by text, and other measures have no interval."""
+    if len(models) == 1 and measure == "attention":
+        by_text = "by_sequence" in response(models[0], treatment, factor, False)
+        measure = "by_sequence" if by_text else measure
     treated, control = (
-        np.array(_changes(models, treatment, factor, measure, each)) for each in (False, True)
+        _changes(models, treatment, factor, measure, each) for each in (False, True)
     )
-    return mean_interval(treated - control)
+    beyond = np.subtract(treated, control)  # of each model, or of each of one model's texts
+    return bootstrap_interval(beyond[0]) if measure == "by_sequence" else mean_interval(beyond)
 
 
 def _changes(
     models: list[Record], treatment: str, factor: float, measure: str, control: bool
-) -> list[float]:
+) -> list[np.ndarray]:
     return [
-        response(model, treatment, factor, control)[measure]
-        - response(model, treatment, 1.0, control)[measure]
+        np.subtract(*(response(model, treatment, each, control)[measure] for each in (factor, 1.0)))
         for model in models
     ]

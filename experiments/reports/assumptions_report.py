@@ -63,7 +63,8 @@ def _statements(model: Record) -> Iterator[tuple[str, str, str]]:
     if bound["required"]:
         yield "", "attention to the sink that it requires of them", _found(bound["required"])
         yield "", "that they have", _found(bound["actual"])
-        yield "", "pairs that have less", f"{bound['violated']} of {bound['pairs']:,}"
+        applying = round(bound["applies"][0] * bound["pairs"])
+        yield "", "pairs that have less", f"{bound['violated']} of {applying:,}"
     yield "A1, T4", "|v_0| over the others' mean, mean over sink heads", _found(model["drain"])
     drains = sorted(head["drain"] for head in model["heads"])
     yield "", "in the heads where it is least, middle and most", _three(drains, ".2f")

@@ -69,7 +69,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
     models = record["models"]
     if not models:
         return Verdict("no model is finished", "", "", ("runs",))
-    ratios, shares, undecided = [], [], []
+    ratios, shares, undecided = [], [], list[str]()
     for treatment, name in zip(TREATMENTS, ("weights", "activation"), strict=True):
         ratio, share, loss = (
             specific(models, treatment, 0.0, measure) for measure in ("ratio", "attention", "loss")
@@ -78,12 +78,13 @@ def verdict(record: Record, directory: Path) -> Verdict:
         shares.append(f"{name} {share.mean:+.2f}")
         undecided += [
             f"{what} without {name}" for what, found in (("attention", share), ("loss", loss))
-            if not found.low > 0 and not found.high < 0
+            if found.low <= 0 <= found.high
         ]  # fmt: skip
+    alone = "one model decides nothing over seeds" if len(models) == 1 else ""
     return Verdict(
         f"taken away, max |h|/median: {', '.join(ratios)}",
         f"attention to the first token: {', '.join(shares)}",
-        f"not beyond as much elsewhere: {few(undecided, LINE - 30)}" if undecided else "",
+        f"not beyond as much elsewhere: {few(undecided, LINE - 30)}" if undecided else alone,
         ("explicit", *given(record, "model", "variant", "seed", "corpus")),
     )  # fmt: skip
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from sysout_jax.analysis.intervene.explicit_factor import FORMS
-from sysout_jax.analysis.statistics import over_seeds
+from sysout_jax.analysis.statistics import bootstrap_interval, over_seeds
 from sysout_jax.plots.explicit import trained_on
-from sysout_jax.showing import Table
+from sysout_jax.showing import Interval, Table
 
 from ..cli.showing import Report
 from ..cli.tables import Section
@@ -109,10 +109,10 @@ def verdict(record: Record, directory: Path) -> Verdict:
     best = min(made, key=lambda form: cost[form].mean)
     dropped = f"; with none {cost['dropped'].mean:+.3f}" if "dropped" in cost else ""
     tuned = {
-        form: over_seeds([x["change"] for each in of for x in trained_on(each, kind)])
+        form: over_seeds(each)
         for kind in _trained(record)
         for form in made
-        if (of := [m["forms"][form] for m in record["models"] if kind in m["forms"].get(form, {})])
+        if (each := [x for m in record["models"] for x in _regained(m["forms"], form, kind)])
     }
     worse = [form for form, found in tuned.items() if found.low > 0]
     least = min(worse, key=lambda form: tuned[form].low, default="")
@@ -125,6 +125,25 @@ def verdict(record: Record, directory: Path) -> Verdict:
     )  # fmt: skip
 
 
+def _regained(forms: Record, form: str, kind: str) -> list[list[float | None] | Interval]:
+    """What a trained form costs, of each draw: of all weights beside the trained model, which was
+    trained on as long on the same text."""
+    own, beside = forms.get(form, {}), forms.get("trained", {})
+    if kind != "finetuned":
+        return [found["change"] for found in trained_on(own, kind)]
+    pairs = [(own, beside)]
+    pairs += [(own.get("draws", {})[n], of) for n, of in beside.get("draws", {}).items()
+              if n in own.get("draws", {})]  # fmt: skip
+    return [_beyond(one[kind], of[kind]) for one, of in pairs if kind in one and kind in of]
+
+
+def _beyond(one: Record, other: Record) -> Interval:
+    """The difference of two losses, paired by text; older records have means alone."""
+    if "losses" in one and "losses" in other:
+        return bootstrap_interval(np.subtract(one["losses"], other["losses"]))
+    return Interval(one["loss"] - other["loss"], float("nan"), float("nan"))
+
+
 def _first(label: str) -> str:
     """The beginning of a form's label that names it."""
     return label.partition(":")[0]
@@ -135,7 +154,8 @@ def _explained(record: Record) -> str:
     found = [m["factors"]["explained"] for m in record["models"] if "factors" in m]
     if found:
         mean = np.nanmean(np.concatenate([np.ravel(np.array(x, np.float64)) for x in found]))
-        return f"a gate linear in the attention's input explains {mean:.0%} of S"
+        share = f"{mean:.0%}" if mean > 0.0 else "nothing"  # below 0: worse than the mean of S
+        return f"a gate linear in the attention's input explains {share} of S's variance"
     first = min(model["sink"]["first"] for model in record["models"])
     return f"texts begin with different tokens: forms are of layers from {first} on"
 

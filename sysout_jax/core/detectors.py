@@ -228,7 +228,8 @@ def super_experts(
 
     score[l, e] = a[l, e] / max(Q_quantile(a), share max a), Q over all L E experts;  flagged above
     1. The larger of two different largest experts is above both bounds in any model, so what makes
-    it an outlier is how far it stands above the others.
+    it an outlier is how far it stands above the others. Su et al. also ask that massive activations
+    form in layer l; that is left out.
 
     Args:
       peak: [L, E], a: max |output| of each expert over the tokens that go to it; 0 if none does.

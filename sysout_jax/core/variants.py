@@ -7,11 +7,11 @@ with an extra key, sigmoid, ...) comes last. "value_bias+context_scale" is g(x) 
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import lru_cache, partial, reduce
 from inspect import signature
 from math import isfinite, nan
 from types import MappingProxyType
-from typing import SupportsFloat
+from typing import ParamSpec, SupportsFloat, TypeVar, cast
 
 import jax
 from jaxtyping import Array
@@ -22,6 +22,17 @@ Params = Mapping[str, Array]
 Attend = Callable[[Heads], Mixed]
 JOIN = "+"
 AXES = ("D", "N", "K", "H", "F", "V", "R")  # of parameters
+P = ParamSpec("P")
+T = TypeVar("T")
+_LETTING_GO: list[Callable[[], None]] = [jax.clear_caches]  # of what depends on rows of the table
+
+
+def kept(function: Callable[P, T]) -> Callable[P, T]:
+    """Keep what a function of a config returns: the same objects again, so that compiled programs
+    are used again, until a variant is defined anew."""
+    found = lru_cache(maxsize=64)(function)
+    _LETTING_GO.append(found.cache_clear)
+    return cast(Callable[P, T], found)
 
 
 @dataclass(frozen=True)
@@ -114,18 +125,19 @@ class Table(Mapping[str, Variant]):
 
     def enter(self, row: Variant) -> None:
         """Add a row. A function that is defined anew, as in a notebook, takes its own place: all
-        that is compiled is let go. Models that have other parameters of it cannot be run any more.
+        that is compiled or `kept` is let go. Models that have other parameters of it cannot be run
+        any more.
 
         Raises:
           ValueError: another function has that name, by which configs and compiled programs know
             a variant.
         """
         before = self._rows.get(row.name)
-        if before is not None:
-            if _home(before.fn) != _home(row.fn):
-                raise ValueError(f"variant {row.name}: there is one; accepted: a name of its own")
-            jax.clear_caches()
+        if before is not None and _home(before.fn) != _home(row.fn):
+            raise ValueError(f"variant {row.name}: there is one; accepted: a name of its own")
         self._rows[row.name] = row
+        for let_go in _LETTING_GO if before is not None else ():
+            let_go()
 
     def __getitem__(self, name: str) -> Variant:
         if JOIN not in name:

@@ -6,7 +6,7 @@ are in model/block.py.
 
 import zlib
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from math import prod
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from sysout_jax.core.layers import linear, lookup
 from sysout_jax.core.primitives import soft_cap
+from sysout_jax.core.variants import kept
 from sysout_jax.errors import InputError
 from sysout_jax.model.block import Axed, Block, Norm, Owner
 from sysout_jax.model.config import ModelConfig
@@ -204,7 +205,7 @@ def parameter_count(config: ModelConfig) -> int:
     return sum(prod(each.shape) for each in jax.tree.leaves(param_shapes(config)))
 
 
-@lru_cache(maxsize=64)
+@kept
 def _declared(config: ModelConfig) -> Params:
     """The tree of `Axed` whose values are shapes."""
     if not config.execution.scan_layers:  # one layer is traced, whatever the depth
@@ -292,7 +293,7 @@ def read_out(config: ModelConfig, params: Params, x: Float[Array, "B T D"]) -> A
     return logits_of(config, params, final_norm(config, params, x))
 
 
-@lru_cache(maxsize=64)
+@kept
 def taps_of(config: ModelConfig) -> tuple[str, ...]:
     """The taps that an architecture has, in the decoder's order; of attention that is computed in
     blocks of queries, those that exist whole."""

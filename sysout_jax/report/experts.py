@@ -23,8 +23,8 @@ def expert_lines(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str
     unvisited = f"; no token goes to {found['unvisited']} experts" if found["unvisited"] else ""
     named = [
         f"expert {each['expert']} of layer {each['layer']} (|output| {each['peak']:.3g}, "
-        f"{each['over_median']:.3g} x the median expert's, in {each['sequences']} of "
-        f"{part['sequences']} sequences)"
+        f"{each['over_median']:.3g} x the median of all that tokens go to, in "
+        f"{each['sequences']} of {part['sequences']} sequences)"
         for each in found["found"]
     ]
     more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
@@ -38,5 +38,5 @@ def expert_table(found: Mapping[str, Any]) -> Table:
         expert = peaks.index(max(peaks))
         named = [str(each["expert"]) for each in found["found"] if each["layer"] == layer]
         rows.append([layer, expert, peaks[expert], median(peaks), ", ".join(named)])
-    headings = ("layer", "expert", "max |output|", "median expert's", "super experts")
+    headings = ("layer", "expert", "max |output|", "median of the layer's", "super experts")
     return Table.of("Largest outputs of experts", headings, rows)

@@ -63,7 +63,7 @@ class Material:
     seed_count: int = 0
     dimension_positions: tuple[int, ...] | None = None  # None: the second half of each sequence
     frequencies: np.ndarray | None = None  # [V] of tokens in the corpus; None: in the rows
-    calibration: np.ndarray | None = None  # [C, T + 1] ids of other text, for a sink's forms
+    calibration: np.ndarray | None = None  # [C, T + 1] ids of other text, for means and forms
     _made: dict[str, Any] = field(default_factory=dict, init=False)  # scans, once they are made
 
     def __post_init__(self) -> None:
@@ -304,7 +304,7 @@ def analyze(
       progress: called with what is done of a part, and what there is in all.
       dimension_positions: of each sequence that the part dimensions looks at; None: its second
         half.
-      calibration: [C, T + 1] ids of other text, for constants in a sink's place; None: none there.
+      calibration: [C, T + 1] ids of other text, for means and constants in a sink's place.
 
     Raises:
       InputError: text that this model cannot read, or an unknown part.

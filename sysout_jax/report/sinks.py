@@ -12,8 +12,10 @@ def sink_lines(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     if not sink["heads"]:
         early = f"; {sink['heads_elsewhere']:.0%} of heads do before" if sink["first"] else ""
         where = f" from layer {sink['first']} on" if sink["first"] else ""
+        excess = record["thresholds"]["attention_excess"]
+        least = f"{excess:g} x even attention" if sink["most"] > 0.3 else "0.3 of its attention"
         return [
-            f"no sink at the first token: no head{where} gives it more than 0.3 of its attention "
+            f"no sink at the first token: no head{where} gives it more than {least} "
             f"(at most {sink['most']:.2f}){early}"
         ]
     made = "no layer writes a state of it that stands out"

@@ -27,10 +27,7 @@ def _found(record: Record) -> str:
         massive = _detected(record, "sun")
         if not massive["layers"]:
             return f"no massive activation: the largest is {massive['largest']:.2g} of the bound"
-        where = f"layers {massive['layers'][0]} to {massive['layers'][-1]}"
-        size = ""
-        if "lifecycle" in parts:
-            size = f", |h| {abs(parts['lifecycle']['peak']):,.0f}"
+        where, size = _layers(massive["layers"]), _size(massive, parts.get("lifecycle"))
         tokens = _one_or_several("token", massive["tokens"])
         channels = _one_or_several("channel", massive["features"])
         return f"massive activations: {where}, {tokens}, {channels}{size}"
@@ -97,6 +94,25 @@ def _not(record: Record) -> str:
 def _detected(record: Record, name: str) -> Record:
     found: list[Record] = record["parts"]["existence"]["found"]
     return next(each for each in found if each["detector"] == name)
+
+
+def _layers(numbers: list[int]) -> str:
+    """The layers, by runs where these are few."""
+    begins = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    if len(begins) > 3:
+        return f"{len(numbers)} layers of {numbers[0]} to {numbers[-1]}"
+    runs = (f"{a} to {b}" if a < b else f"{a}" for a, b in zip(begins, ends, strict=True))
+    return f"layer{'s' * (len(numbers) > 1)} {', '.join(runs)}"
+
+
+def _size(massive: Record, life: Record | None) -> str:
+    """The largest |h|, in the layers of massive activations, at the place that was followed."""
+    if life is None or life["token"] not in massive["tokens"]:
+        return ""
+    trace = life["trace"]["block_out"]
+    largest = max(abs(trace[layer]) for layer in massive["layers"])
+    return f", |h| {largest:,.0f}" if life["channel"] in massive["features"] else ""
 
 
 def _one_or_several(noun: str, numbers: list[int]) -> str:

@@ -199,7 +199,13 @@ def _measures(part: Record, record: Record) -> Tables:
         "flagged in an untrained model", "where (sequences)",
     )  # fmt: skip
     of_scores = ("measure@tap", "of layers, heads", "here [95%]", untrained)
-    of_detectors = ("detector", "here [95%]", untrained, "which", "where (sequences)")
+    of_detectors = (
+        "detector, by its paper's threshold",
+        "here [95%]",
+        untrained,
+        "which",
+        "where (sequences)",
+    )
     return {
         "": Table.of("Measures", of_scores, scores),
         "detectors": Table.of("Detectors", of_detectors, found),
@@ -283,7 +289,8 @@ def _interventions(part: Record, record: Record) -> Tables:
     rows = [["before", "", "", "", part["loss"][0], part["perplexity"], ""]]
     for e in part["effects"]:
         who = f"{e['kind']}: {e['detector']}" + (" (random control)" if e["control"] else "")
-        several = "several" if e["kind"] == "weights" else "all"
+        first = part["sink"]["first"] if "sink" in part else 0  # older records: all layers
+        several = "several" if e["kind"] == "weights" else f"{first} on" if first else "all"
         layer = several if e["layer"] is None else e["layer"]
         rows.append(
             [who, e["treatment"], layer, f"{e['edited']:.3g}", e["loss"], e["perplexity"],

@@ -7,6 +7,7 @@ from sysout_jax.analysis.intervene.relocation import relocated
 from sysout_jax.plots.stems import of_expert
 from sysout_jax.report.dynamics import dynamics_lines
 from sysout_jax.report.experts import expert_lines
+from sysout_jax.report.measures import listed, measures_lines
 from sysout_jax.report.sinks import sink_lines
 
 DETECTORS = {
@@ -52,7 +53,7 @@ def _existence(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
         if not found["layers"]:
             lines.append(f"{what}: none; the largest is {found['largest']:.2g} of the threshold")
             continue
-        tokens = _listed([f"{t} {pieces[t]!r}" for t in found["tokens"]])
+        tokens = listed([f"{t} {pieces[t]!r}" for t in found["tokens"]])
         kind = "neuron" if found["detector"] == "an_down_in" else "channel"
         named = found["features"]
         if kind == "neuron":
@@ -66,7 +67,7 @@ def _existence(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
             f"{w['matrix']}[{row_of(record, w)}, {w['output']}] of layer {w['layer']}"
             for w in weights["outliers"]
         ]
-        lines.append(f"{what}: {_listed(entries)}")
+        lines.append(f"{what}: {listed(entries)}")
     else:
         top = max(max(row) for row in weights["ratio"])
         lines.append(f"{what}: none; the largest ratio is {top:.3g}")
@@ -103,10 +104,10 @@ def _positions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
             for label, count, rate in zip(names, kind["classes"], base, strict=True)
             if count
         ]
-        tokens = _listed([f"{piece!r} ({count})" for piece, count in kind["tokens"]])
+        tokens = listed([f"{piece!r} ({count})" for piece, count in kind["tokens"]])
         lines.append(
             f"{what}: in {kind['sequences']} of {part['sequences']} sequences of text, "
-            f"{kind['flagged']} tokens: {_listed(shares)}; most often {tokens}"
+            f"{kind['flagged']} tokens: {listed(shares)}; most often {tokens}"
         )
     heads = [max(row) for row in part["heads"]]
     layer = heads.index(max(heads))
@@ -149,12 +150,7 @@ def _lifecycle(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
         f"emergence: layer {up['layer']} adds {up['gained']:.3g}, by its {up['writer']}; neuron "
         f"{neuron(record, up['neuron'])} writes {up['neuron_share']:.0%} of the MLP's part{form}"
     )
-    spread = part["spread"]
-    lines.append(
-        f"spread: layer {spread['layer']}, head {spread['head']} gives the token "
-        f"{max(spread['received']):.2f} of its attention; its value has "
-        f"{min(spread['value_ratio']):.2f} of the others' norm"
-    )
+    lines.append(_spread(record, part))
     if gone is None:
         lines.append("disappearance: no later layer makes it smaller")
     else:
@@ -170,6 +166,22 @@ def _lifecycle(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
             f"{each['cosine']:.2f} with it, {each['received']:.2f} of attention"
         )
     return lines
+
+
+def _spread(record: Mapping[str, Any], part: Mapping[str, Any]) -> str:
+    """What the head gives the token, of the attention of queries that see it, and of what value."""
+    spread, model = part["spread"], record["model"]
+    layer, head, received = spread["layer"], spread["head"], spread["received"]
+    length, windowed = len(record["prompt"]), model.get("window_layers")
+    seeing = length - part["token"]
+    if model.get("window") and (windowed is None or layer in windowed):
+        seeing = min(seeing, model["window"])
+    value = spread["value_ratio"][head * len(spread["value_ratio"]) // len(received)]
+    return (
+        f"spread: layer {layer}, head {head} gives the token "
+        f"{received[head] * length / seeing:.2f} of the attention of queries that see it; its "
+        f"value there has {value:.2f} of the others' norm"
+    )
 
 
 def _larger(part: Mapping[str, Any]) -> str:
@@ -226,41 +238,6 @@ def _ranks(part: Mapping[str, Any]) -> str:
     return f"; stable rank of outputs {', '.join(said)}"
 
 
-GROWN = 2.0  # a measure is said to have changed by this factor
-
-
-def _measures(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
-    changed = []
-    for row in part["scores"]:
-        now, before = row["value"][0], row["untrained"][0]
-        if max(now, before) > GROWN * min(now, before):
-            changed.append(f"{row['name']} {before:.3g} to {now:.3g}")
-    lines = [
-        f"changed at least {GROWN:g}-fold from {part['initialisations']} untrained models: "
-        + (_listed(changed, len(part["scores"])) or "no measure")
-    ]
-    sweep = part["sweep"]
-    above = [e for e, rate in zip(sweep["eps"], sweep["value"][0], strict=True) if rate >= 0.5]
-    before = [e for e, rate in zip(sweep["eps"], sweep["untrained"][0], strict=True) if rate >= 0.5]
-    lines.append(
-        f"the first key is a sink of half of the heads up to threshold {max(above, default=0):g} "
-        f"(untrained: {max(before, default=0):g}; usual: 0.3)"
-    )
-    for row in part["detectors"]:
-        lines.append(
-            f"{row['label']}: {row['count'][0]:.3g} (untrained: {row['untrained'][0]:.3g})"
-        )
-    for row in part["calibrated"]:
-        control = row["control"]
-        beside = "" if control is None else f" (in an untrained model: {control:.3g})"
-        where = f", most often {_listed([p for p, _ in row['places']])}" if row["places"] else ""
-        lines.append(
-            f"calibrated, {row['what']} of layer {row['layer']} beside {row['null']}: "
-            f"{row['flagged']:.3g} flagged, in {row['sequences']} of {row['of']}{beside}{where}"
-        )
-    return lines
-
-
 def _dimensions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     found = part["dimensions"]
     numbers = [each["index"] for each in found]
@@ -285,13 +262,13 @@ def _dimensions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]
     for kept in (False, True):
         own, others = of_dimensions(part, kept)
         what = "from them alone" if kept else "without them"
-        random = [each["values"]["kl"][0] for each in others]
+        random = [each["values"]["kl"][0] for each in others]  # none where most are outliers
+        beside = f" (random dimensions: {min(random):.2g} to {max(random):.2g})" if random else ""
         surprisal, accuracy = (own["changes"][name][0] for name in ("surprisal", "accuracy"))
         slope = " to ".join(_known(e["values"]["slope"][0]) for e in (part["ablations"][0], own))
         lines.append(
-            f"predictions {what}: KL {own['values']['kl'][0]:.3g} nats (random dimensions: "
-            f"{min(random):.2g} to {max(random):.2g}), surprisal {surprisal:+.3f}, "
-            f"accuracy {accuracy:+.3f}, slope on frequencies {slope}, "
+            f"predictions {what}: KL {own['values']['kl'][0]:.3g} nats{beside}, surprisal "
+            f"{surprisal:+.3f}, accuracy {accuracy:+.3f}, slope on frequencies {slope}, "
             f"{own['distinct']} different predictions"
         )
     split = part["split"]
@@ -333,19 +310,22 @@ def _interventions(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[s
                 f"{effect['change'][0]:+.3f}, perplexity {effect['perplexity']:.1f}"
                 + ("; the sink relocates" if moved and relocated(moved) else "")
             )
+    treatments = {effect["treatment"] for effect in part["effects"]}
+    if "set to zero" in treatments and "set to mean" not in treatments:
+        lines.append("nothing set to its mean: of one sequence and no other text it is that itself")
     if part.get("super_weight"):  # older records have none
         layer, row, channel = part["super_weight"]
         where = f"down[{neuron(record, row)}, {channel}] of layer {layer}"
         lines.append(f"{detector(record, 'super_weight')}: {where}")
     if part["nothing_found"]:
-        lines.append(f"nothing to remove for {_listed(part['nothing_found'])}")
+        lines.append(f"nothing to remove for {listed(part['nothing_found'])}")
     return lines + (sink_lines(record, part) if "sink" in part else [])
 
 
 def _seeds(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     lines = []
     for row in part["rows"]:
-        name = f"{row['given']} {row['on']} of seeds {_listed(part['seeds'])}"
+        name = f"{row['given']} {row['on']} of seeds {listed(part['seeds'])}"
         if row["jaccard"][0] is None:
             lines.append(f"{name}: none in any seed")
         else:
@@ -356,13 +336,8 @@ def _seeds(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _listed(items: list[Any], most: int = 8) -> str:
-    shown = ", ".join(map(str, items[:most]))
-    return shown + (f" and {len(items) - most} more" if len(items) > most else "")
-
-
 def _plural(noun: str, numbers: list[Any]) -> str:
-    return f"{noun}{'s' * (len(numbers) > 1)} {_listed(numbers)}"
+    return f"{noun}{'s' * (len(numbers) > 1)} {listed(numbers)}"
 
 
 _SENTENCES = {
@@ -371,7 +346,7 @@ _SENTENCES = {
     "relations": _relations,
     "lifecycle": _lifecycle,
     "roles": _roles,
-    "measures": _measures,
+    "measures": measures_lines,
     "dimensions": _dimensions,
     "interventions": _interventions,
     "dynamics": dynamics_lines,

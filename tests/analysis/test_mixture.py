@@ -19,6 +19,7 @@ from sysout_jax.analysis.measure.lifecycle import lifecycle
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.errors import InputError
 from sysout_jax.model.decoder import forward
+from sysout_jax.report.experts import expert_table
 from sysout_jax.report.words import headline
 from tests.analysis import planted as p
 
@@ -271,6 +272,12 @@ def test_sentences_and_figures_name_the_expert():
     (up,) = [x for x in headline(findings.record, "lifecycle") if x.startswith("emergence")]
     assert f"neuron {p.NEURON} of expert {p.MAKER} writes 100%" in up
     (said,) = [x for x in headline(findings.record, "positions") if x.startswith("super experts")]
+    assert "x the median of all that tokens go to, in" in said
+    assert (
+        expert_table(findings.record["parts"]["positions"]["experts"])
+        .headings[3]
+        .endswith("layer's")
+    )
     assert f"0.1 of the largest): expert {p.MAKER} of layer {p.MADE} (|output| " in said
     assert "in 1 of 1 sequences)" in said
     rows = findings.table("positions-experts").rows

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.analysis.intervene import editing
 from sysout_jax.analysis.intervene.editing import Means, as_means, averages
-from sysout_jax.analysis.intervene.interventions import interventions
+from sysout_jax.analysis.intervene.interventions import _other_keys, _others, interventions
 from sysout_jax.analysis.locate.existence import existence, flagged
 from sysout_jax.analysis.locate.positions import positions
 from sysout_jax.analysis.locate.relations import relations
-from sysout_jax.analysis.locate.scan import QUERY_BLOCK, Thresholds, for_length, scan
+from sysout_jax.analysis.locate.scan import QUERY_BLOCK, Scan, Thresholds, for_length, scan
 from sysout_jax.analysis.measure.lifecycle import lifecycle
 from sysout_jax.analysis.measure.roles import roles
 from sysout_jax.core.attention import VARIANTS
@@ -24,6 +25,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init
 from sysout_jax.model.stream import recorded
+from sysout_jax.report.tables import _interventions
 from tests.analysis import planted as p
 
 ROWS = p.rows()
@@ -404,6 +406,23 @@ def test_a_head_that_broadcasts_puts_out_one_direction():
     assert found.stable_rank[p.HEARD, 1] > 1.2
 
 
+def test_a_sequence_whose_queries_see_no_outlier_token_does_not_count(monkeypatch):
+    """Its only one is the last token, or out of the window in that layer: S would be 1."""
+    outliers = np.zeros((2, p.T), bool)
+    outliers[0, 0] = outliers[1, p.T - 1] = True
+
+    def of(these):
+        monkeypatch.setattr(Scan, "outlier_tokens", lambda scan: outliers[these])
+        return roles(p.CONFIG, p.params(), TOKENS[1:3][these], found=scanned())
+
+    found = of(slice(0, 2)), of(slice(0, 1))
+    assert found[0].sequences == 2
+    for name in ("attention", "scale", "scale_sd", "error"):
+        np.testing.assert_allclose(*(getattr(each, name) for each in found), rtol=1e-4)
+    none = of(slice(1, 2))
+    assert (none.scale.min(), none.attention.max()) == (1.0, 0.0)
+
+
 def test_roles_against_the_identity():
     """o - S o^R is what the outlier tokens add: from raw weights and values, query by query."""
     found = roles(p.CONFIG, p.params(), TOKENS, found=scanned())
@@ -492,6 +511,42 @@ def test_activations_against_an_edit_by_hand(treatment):
     assert effect.change.low <= effect.change.mean <= effect.change.high
 
 
+def test_the_control_of_activations_is_drawn_for_each_sequence():
+    value = jnp.zeros((31, 23)).at[4, 7].set(9.0).at[4, 8].set(9.0)
+    made = [
+        editing.flags(value, jnp.float32(1), jnp.asarray(n), jnp.asarray(True)) for n in range(8)
+    ]
+    places = {tuple(np.argwhere(np.asarray(each)).ravel().tolist()) for each in made}
+    assert len(places) == 8
+    assert all(len(place) == 4 and place[0] == place[2] for place in places)  # in as many rows
+    edit = editing.activation_edit(1, np.zeros(3), np.zeros((2, 5)), control=True)
+    assert edit.arrays[1].tolist() == [0, 1, 2]
+
+
+def test_means_are_of_other_text_where_there_is_some():
+    """Of one sequence alone they are what is there, and setting to them would cost nothing."""
+    one = interventions(p.CONFIG, p.params(), ROWS[:1], batch=1)
+    treatments = {each.treatment for each in one.effects if each.kind == "activations"}
+    assert treatments == {"set to zero"}
+    other = np.roll(ROWS[1:4], 3, axis=1)[:, :60]
+    found = interventions(p.CONFIG, p.params(), ROWS[:1], batch=1, calibration=other)
+    raw = forward(p.CONFIG, p.params(), jnp.asarray(other[:, :-1]), {"block_out": None})[1]
+    mean = np.asarray(raw["block_out"])[p.MADE][:, :1, p.CHANNEL].mean()
+    again = np.asarray(raw["block_out"])[p.MADE][:, 1:, p.CHANNEL].mean()
+
+    def edit(h, layer):
+        changed = h.at[:, 0, p.CHANNEL].set(mean).at[:, p.AGAIN, p.CHANNEL].set(again)
+        return jnp.where(layer == p.MADE, changed, h)
+
+    logits, _ = forward(p.CONFIG, p.params(), jnp.asarray(TOKENS[:1]), edits={"block_out": edit})
+    expected = cross_entropy(logits, jnp.asarray(ROWS[:1, 1:])).mean()
+    (effect,) = (
+        each for each in found.effects
+        if (each.detector, each.treatment, each.control) == ("an_block_out", "set to mean", False)
+    )  # fmt: skip
+    assert effect.loss == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_weights_against_parameters_by_hand():
     _, effects = intervened()
     blocks = p.params()["blocks"]
@@ -506,6 +561,40 @@ def test_weights_against_parameters_by_hand():
         assert effect.loss == pytest.approx(loss(params=params).mean(), rel=1e-5)
     control = effects["an_weight", "weight set to zero", True]
     assert width(control) < width(effects["an_weight", "weight set to zero", False]) / 10
+
+
+def test_two_weights_of_one_neuron_are_one_neuron():
+    """Beside them the weight of another neuron is flagged."""
+    blocks = p.params()["blocks"]
+    down = blocks["mlp"]["down"]
+    again = down.at[p.MADE, p.NEURON, 11].set(0.9 * down[p.MADE, p.NEURON, p.CHANNEL])
+    params = {**p.params(), "blocks": {**blocks, "mlp": {**blocks["mlp"], "down": again}}}
+    found = interventions(p.CONFIG, params, ROWS[:2], Thresholds(weight_ratio=400.0), batch=2)
+    edited = {
+        (each.treatment, each.control): each.edited
+        for each in found.effects
+        if each.detector == "an_weight"
+    }
+    assert edited == {
+        ("weight set to zero", False): 3.0, ("weight set to zero", True): 3.0,
+        ("neuron set to zero", False): 2.0, ("neuron set to zero", True): 2.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [7, 3])
+def test_the_control_of_weights_has_other_rows_as_many_of_them(count):
+    """Rows that have an entry are drawn where there are not enough others."""
+    entries = [(2, 0, 5), (2, 0, 6), (2, 1, 5), (4, 3 % count, 0)]
+    for seed in range(20):
+        others = _others(np.random.default_rng(seed), entries, count, 11)
+        assert len(set(others)) == 4
+        rows = {(layer, neuron) for layer, neuron, _ in others}
+        assert len(rows) == 3
+        treated = {(layer, neuron) for layer, neuron, _ in entries}
+        assert len(rows & treated) == (0 if count == 7 else 1)
+        assert [layer for layer, _, _ in others] == [2, 2, 2, 4]
+        assert others[0][1] == others[1][1]
+        assert others[0][2] == others[2][2]
 
 
 @pytest.mark.parametrize("placement", ["out", "sandwich"])
@@ -534,6 +623,36 @@ def test_without_outliers_only_the_largest_is_taken():
     assert set(found.nothing_found) == {
         "an_block_out", "an_down_in", "sun", "an_attention", "an_weight", "super_weight",
     }  # fmt: skip
+
+
+def test_the_control_of_attention_keeps_the_sink_in_no_layer():
+    """A key that another layer loses is no other key: it is drawn where none is left."""
+    removed = np.zeros((3, 2, 7), bool)
+    removed[0, :, 0] = removed[1, :, 2] = removed[2, 0, [0, 2, 3]] = removed[2, 1, 1:7] = True
+    for seed in range(20):
+        others = _other_keys(np.random.default_rng(seed), removed)
+        np.testing.assert_array_equal(others.sum(-1), removed.sum(-1))
+        assert not (others[:, 0] & removed[:, 0].any(axis=0)).any()
+
+
+def test_a_detector_of_attention_before_the_sink_alone_has_not_flagged_nothing():
+    found = dataclasses.replace(scanned(), received=np.zeros_like(scanned().received))
+    found.received[0, :, :, 0] = 0.5  # in the first layer, which does not read it
+    found.received[-1, :, :, 3] = 0.09
+    made = interventions(p.CONFIG, p.params(), ROWS, found=found, batch=6)
+    assert made.sink.first > 0
+    assert made.nothing_found == (f"an_attention in layers from {made.sink.first} on",)
+    part = {
+        "effects": [dataclasses.asdict(each) for each in made.effects],
+        "loss": [1.0],
+        "perplexity": 1.0,
+    }
+    rows = _interventions(
+        part | {"sink": {"first": 2}, "forms": {"forms": [], "peaks": {}, "attention": {}}}, {}
+    )[""].rows
+    assert {row[2] for row in rows if row[0].startswith("attention")} == {"2 on"}
+    rows = _interventions(part, {})[""].rows
+    assert {row[2] for row in rows if row[0].startswith("attention")} == {"all"}
 
 
 # ------------------------------------------------------------------------------ any model

@@ -13,7 +13,7 @@ from scipy import special
 from sysout_jax.analysis.intervene.explicit_factor import FORMS, Gates
 from sysout_jax.analysis.intervene.interventions import interventions
 from sysout_jax.analysis.intervene.passes import passes
-from sysout_jax.analysis.intervene.relocation import TAPS, Relocation, relocated
+from sysout_jax.analysis.intervene.relocation import Relocation, Tokens, relocated, taps
 from sysout_jax.analysis.intervene.sink_constants import Constants, constants
 from sysout_jax.analysis.intervene.sink_forms import all_forms, edits, sink_forms
 from sysout_jax.analysis.locate.scan import scan
@@ -184,7 +184,7 @@ def test_constants_against_numpy(name):
 
 
 def measured(config, params, rows, sink, calibration=None):
-    of_model = passes(config, params, rows, [sink.first], 2, TAPS, {})
+    of_model = passes(config, params, rows, [sink.first], 2, taps(config), {})
     return sink_forms(of_model, of_model.taps, sink, calibration)
 
 
@@ -257,6 +257,34 @@ def test_interventions_on_attention_begin_after_the_emergence():
         assert each.edited <= (v.CONFIG.layers - found.sink.first) * v.WORDS
         assert each.relocation is not None
         assert not each.relocation.relocated
+
+
+def test_few_keys_make_no_sink_of_even_attention():
+    """Of five tokens the first gets a third of even attention, and is no sink."""
+    config = BASE
+    even = jax.tree.map(lambda x: 0.0 * x, model(config))
+    for length in (5, 4):
+        ids = tokens(config)[:, :length]
+        found = scan(config, even, ids)
+        given = given_to_first(config, found)
+        np.testing.assert_allclose(given, np.mean(1 / np.arange(2, length + 1)), rtol=1e-5)
+        assert given.min() > 0.3
+        assert first_token_sink(config, found).heads == 0.0
+    received = np.zeros_like(found.received)
+    received[..., 0] = 1.0
+    whole = replace(found, received=received, first_own=np.ones_like(found.first_own))
+    assert first_token_sink(config, whole).heads == 1.0
+
+
+def test_shares_of_rows_that_do_not_sum_to_one():
+    """Sigmoid attention: a key's share is of what its row has, as a scan shows it."""
+    config = replace(BASE, variant="sigmoid")
+    params, ids = init(config, jax.random.key(0)), jnp.asarray(tokens(config)[:, :-1])
+    found = Tokens.of(jax.device_get(forward(config, params, ids, taps(config))[1]), 2)
+    raw = np.asarray(forward(config, params, ids, {"attn_weights": None})[1]["attn_weights"])
+    shares = (raw / raw.sum(axis=-1, keepdims=True))[-2:]
+    np.testing.assert_allclose(found.attention, shares.mean(axis=(0, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(found.attention.sum(axis=1), 1.0, rtol=1e-4)
 
 
 def test_edits_that_change_nothing():

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.analysis.locate.scan import scan
 from sysout_jax.core import attention
 from sysout_jax.core.attention import PAPER, VARIANTS, variants
 from sysout_jax.core.layers import causal_mask
 from sysout_jax.core.measures import implicit_scale
-from sysout_jax.core.primitives import Heads, no_tap, softmax_mix
+from sysout_jax.core.primitives import Heads, mix, no_tap, scores, softmax_mix, softmax_weights
 from sysout_jax.core.variants import Param, Table, variant
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
@@ -685,6 +686,30 @@ def test_a_function_that_is_defined_anew_takes_its_own_place():
         model = Model(mine, jax.tree.map(lambda x: 20 * x if x.ndim > 1 else x, params), None)
         found.append(so.apply(model, np.arange(5)[None], {"attn_mix": None})[1]["attn_mix"])
     np.testing.assert_allclose(found[1], 3 * found[0], rtol=1e-6)
+
+
+def _mass(normalised, name, begin):
+    @variant(formula="c", cite="a test", normalised=normalised, **{name: Param("N", begin)})
+    def other(heads, p):
+        weights, _ = softmax_weights(scores(heads), heads.mask, None)
+        return mix(heads, 3.0 * weights)
+
+    return other
+
+
+@pytest.mark.usefixtures("own_variants")
+def test_nothing_of_a_variant_outlives_its_definition():
+    """Neither its parameters nor whether its rows are shares, which reducers keep by config."""
+    config, tokens = ModelConfig(layers=1, width=16, heads=2), np.arange(7)[None]
+    found = []
+    for normalised, name, begin in ((True, "one", 1.0), (False, "two", 2.0)):
+        _mass(normalised, name, begin)
+        mine = dataclasses.replace(config, variant="other")
+        params = init(mine, jax.random.key(0))
+        np.testing.assert_array_equal(params["block_0"]["attn"][f"variant_{name}"], [begin] * 2)
+        found.append(scan(mine, params, tokens).received.sum(axis=-1))
+    np.testing.assert_allclose(found[0], 3.0, rtol=1e-5)
+    np.testing.assert_allclose(found[1], 1.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("value", ["zeros", "norml", "", "nan", "1e3", float("nan")])

@@ -1,5 +1,7 @@
 """The theory's assumptions as a user measures them: tables, a record and a figure, or one line."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -69,6 +71,16 @@ def test_the_tables_show_the_record(finished, record):
     assert tables["planted-3-layers"].count("\n") == 1 + len(model["layers"])
     assert tables["planted-3-factor"].count("\n") == 1 + len(model["explained"])
     assert "layer 2 makes its state" in finished.out
+
+
+def test_pairs_that_have_less_are_of_those_that_the_bound_applies_to(record):
+    (model,) = json.loads(json.dumps(record))["models"]
+    model["range"] |= {
+        "pairs": 400, "applies": [0.25, 0.2, 0.3], "violated": 3,
+        "required": [0.2, 0.1, 0.3], "actual": [0.4, 0.3, 0.5],
+    }  # fmt: skip
+    table = markdown(sections({**record, "models": [model]}))["planted-3-statements"]
+    assert "| pairs that have less | 3 of 100 |" in table
 
 
 def test_a_model_without_a_sink_is_one_line(place, run_assumptions, tmp_path):

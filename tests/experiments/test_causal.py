@@ -7,7 +7,7 @@ import pytest
 
 from experiments.cli.tables import markdown
 from experiments.records.causal import response, specific
-from experiments.reports.causal_report import sections
+from experiments.reports.causal_report import REPORT, sections
 from sysout_jax.analysis.statistics import mean_interval
 from tests.images import ink
 
@@ -41,6 +41,27 @@ def test_effects_are_against_the_same_model(record):
     assert response(made[1], "weight", 2.0, False)["attention"] == pytest.approx(2.6)
     with pytest.raises(KeyError, match=r"no weight dose of 3\.0"):
         response(made[0], "weight", 3.0, False)
+
+
+def test_of_one_model_its_texts_decide_and_not_its_seed(record):
+    """Attention is recorded text by text; the loss of one model is beyond nothing, nor within."""
+    made = copy.deepcopy(record)
+    made["models"] = made["models"][:1]
+    for each in made["models"][0]["responses"]:
+        slope = np.zeros(5) if each["control"] else np.array([0.2, 0.3, 0.2, 0.4, 0.3])
+        each["by_sequence"] = (slope * each["factor"]).tolist()
+        each["attention"] = each["factor"] * slope.mean()
+    found = specific(made["models"], "weight", 0.0, "attention")
+    assert found.mean == pytest.approx(-0.28)
+    assert -0.4 <= found.low < found.mean < found.high <= -0.2
+    assert np.isnan(specific(made["models"], "weight", 0.0, "loss").low)
+    assert REPORT.verdict(made, None).but == "one model decides nothing over seeds"
+    for each in made["models"][0]["responses"]:
+        each["by_sequence"] = [0.1, -0.1, 0.1, -0.1, each["factor"] * 0.001]
+    assert REPORT.verdict(made, None).but.startswith("not beyond as much elsewhere: attention")
+    for each in made["models"][0]["responses"]:
+        del each["by_sequence"]  # as older records are
+    assert REPORT.verdict(made, None).but == "one model decides nothing over seeds"
 
 
 def test_the_table_shows_the_record(record, finished):

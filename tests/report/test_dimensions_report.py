@@ -66,6 +66,15 @@ def test_sentences():
     assert "over 2 checkpoints the first are at step 50" in said
 
 
+def test_where_most_dimensions_are_outliers_none_are_left_to_draw():
+    record = with_stages()
+    part = record["parts"]["dimensions"]
+    part["ablations"] = [each for each in part["ablations"] if each["draw"] is None]
+    said = "\n".join(headline(record, "dimensions"))
+    assert "nats, surprisal" in said
+    assert "random dimensions" not in said
+
+
 def test_sentences_where_there_are_none():
     (said,) = headline(p.findings().record, "dimensions")
     assert said.startswith("none of 32 dimensions is an outlier dimension (Macocco et al. 2025) in")

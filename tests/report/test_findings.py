@@ -14,7 +14,7 @@ import pytest
 import sysout_jax as so
 from sysout_jax import plots
 from sysout_jax.errors import InputError
-from sysout_jax.model.decoder import init
+from sysout_jax.model.decoder import forward, init
 from sysout_jax.model.origin import Origin
 from sysout_jax.plots import analysis
 from sysout_jax.report import interactive
@@ -29,6 +29,41 @@ from tests.refusing import refusal
 
 def said(part):
     return "\n".join(headline(p.findings().record, part))
+
+
+def test_of_several_kv_heads_the_heads_own_has_the_value():
+    record = copy.deepcopy(p.findings().record)
+    life = record["parts"]["lifecycle"]
+    life["token"] = 50
+    life["spread"] |= {"head": 2, "received": [0.1, 0.1, 0.25, 0.1], "value_ratio": [0.01, 0.75]}
+    whole, *_, windowed = (
+        next(
+            line
+            for line in headline(record | {"model": record["model"] | of}, "lifecycle")
+            if line.startswith("spread")
+        )
+        for of in ({"window": None}, {"window": 30, "window_layers": None})
+    )
+    assert f"{0.25 * 101 / 51:.2f} of the attention of queries that see it" in whole
+    assert f"{0.25 * 101 / 30:.2f} of the attention of queries that see it" in windowed
+    assert whole.endswith("value there has 0.75 of the others' norm")
+
+
+def test_a_null_of_few_says_how_many_it_can_flag():
+    """Of n = 101 scores one alone is flagged where 1 / (1 + M) <= 0.01 / n."""
+    record = copy.deepcopy(p.findings().record)
+    part = record["parts"]["measures"]
+    assert part["length"] == 101
+    for size, told in ((10100, ""), (5000, "; fewer than 3 in a sequence cannot be")):
+        for row in part["calibrated"]:
+            row["limit"] = float(np.log10(size))
+        lines = [
+            line
+            for line in headline(record, "measures")
+            if "untrained models" in line and "beside" in line
+        ]
+        assert len(lines) == 3
+        assert all(line.endswith(told) and ("fewer" in line) == bool(told) for line in lines)
 
 
 def test_the_record_is_json_and_holds_every_part():
@@ -63,10 +98,18 @@ def test_sentences_say_where_things_are():
         "super weight (Yu et al. 2024: down_in and mlp_out above 50): down[17, 5] of layer 1"
         in said("interventions")
     )
+    spread = p.findings().lifecycle.spread
+    raw = forward(p.CONFIG, p.params(), jnp.asarray(p.rows()[:1, :-1]), {"attn_weights": None})[1]
+    given = np.asarray(raw["attn_weights"])[spread.layer, 0, spread.head]
+    token = p.findings().lifecycle.token
+    assert f"gives the token {given[token:, token].mean():.2f} of the attention of qu" in life
     measures = said("measures")
     assert "the first key is a sink of half of the heads up to threshold 0.05 (untr" in measures
     assert "top1@block_out 0.0" in measures
-    assert "massive activations per sequence (Sun): 1.5 (untrained: 0)" in measures
+    assert (
+        "massive activations per sequence (Sun), by its paper's threshold: 1.5 (untrained: 0)"
+        in measures
+    )
     assert re.search(r"over its channels: 1 flagged, in 1 of 1 \(.*\), most often 5\n", measures)
     assert re.search(
         r"an_attention, removed, rescaled by S: loss [+-]0\.000", said("interventions")
@@ -132,7 +175,7 @@ def test_every_figure_is_drawn_from_the_record(tmp_path):
 
 
 def test_a_table_of_one_sequence_has_no_bounds():
-    """And no interval is drawn; weights of several layers are not those of all."""
+    """And no interval is drawn; weights of several layers are not those from the sink on."""
     record = copy.deepcopy(p.findings().record)
     for effect in record["parts"]["interventions"]["effects"]:
         effect["change"] = [0.5, None, None]
@@ -147,7 +190,7 @@ def test_a_table_of_one_sequence_has_no_bounds():
     assert len(rows) == len(record["parts"]["interventions"]["effects"])
     assert {len(row) for row in (headings, before, *rows)} == {7}
     for row in rows:
-        assert row[2] == ("several" if row[0].startswith("weights") else "all")
+        assert row[2] == ("several" if row[0].startswith("weights") else "2 on")
         assert row[-1] == "0.5"
     drawn = {name for name, _ in analysis.figures(record)}
     assert {"interventions", "relations"} <= drawn

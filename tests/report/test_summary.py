@@ -31,8 +31,29 @@ def test_what_there_is_what_it_does_and_what_is_not(smollm2):
 
 def test_several_tokens_and_channels_are_counted():
     record = read_record(ROOT / "results/analyze/gemma3-270m-stdlib")
-    said = "massive activations: layers 0 to 14, 9 tokens, 2 channels, |h| 2,984"
+    trace = np.abs(record["parts"]["lifecycle"]["trace"]["block_out"])
+    said = f"massive activations: layers 0 to 14, 9 tokens, 2 channels, |h| {trace[:15].max():,.0f}"
     assert summary(record)[0] == said
+
+
+@pytest.mark.parametrize(
+    ("layers", "told"),
+    [
+        ([12], "layer 12,"), ([11, 12, 14], "layers 11 to 12, 14,"),
+        ([11, 13, 15, 17, 18], "5 layers of 11 to 18,"),
+    ],
+)  # fmt: skip
+def test_layers_and_size_are_those_of_massive_activations(smollm2, layers, told):
+    parts = smollm2["parts"]
+    (sun,) = (each for each in parts["existence"]["found"] if each["detector"] == "sun")
+    sun["layers"] = layers
+    trace = parts["lifecycle"]["trace"]["block_out"]
+    trace[2] = -1e6  # where nothing is massive
+    said = summary(smollm2)[0]
+    assert said.startswith(f"massive activations: {told}")
+    assert said.endswith(f"|h| {max(abs(trace[layer]) for layer in layers):,.0f}")
+    sun["features"] = [3]  # another channel than the one that was followed
+    assert "|h|" not in summary(smollm2)[0]
 
 
 def test_the_sentences_follow_the_record(smollm2):

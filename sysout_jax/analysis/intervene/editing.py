@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from sysout_jax.analysis.intervene.passes import Passes
 from sysout_jax.analysis.locate import expert_neurons
 from sysout_jax.analysis.locate.scan import SITES, Scan
 from sysout_jax.analysis.locate.weights import layer_count, layer_params, projection
+from sysout_jax.core.variants import kept
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.taps import Edit, Reducer
@@ -31,18 +31,19 @@ def activation_edit(
       layer: of the site.
       threshold: of each sequence.
       replacement: at the first position, at the others.
-      control: replace as many entries at random places instead.
+      control: replace as many entries instead, at places drawn for each sequence.
     """
-    arrays = threshold, replacement, jnp.asarray(control)
-    return Edit(_replaced, *arrays, layers=layer, in_axes=(0, None, None))
+    arrays = threshold, np.arange(len(threshold)), replacement, jnp.asarray(control)
+    return Edit(_replaced, *arrays, layers=layer, in_axes=(0, 0, None, None))
 
 
 def flags(
-    value: Float[Array, "T c"], threshold: Float[Array, ""], control: Bool[Array, ""]
-) -> Bool[Array, "T c"]:
+    value: Float[Array, "T c"], threshold: Float[Array, ""], sequence: Int[Array, ""],
+    control: Bool[Array, ""],
+) -> Bool[Array, "T c"]:  # fmt: skip
     """Which entries an `activation_edit` replaces."""
     above = jnp.abs(value.astype(jnp.float32)) > threshold
-    of_tokens, of_features = jax.random.split(jax.random.key(0))
+    of_tokens, of_features = jax.random.split(jax.random.fold_in(jax.random.key(0), sequence))
     rows = jax.random.permutation(of_tokens, value.shape[0])
     columns = jax.random.permutation(of_features, value.shape[1])
     return jnp.where(control, above[rows][:, columns], above)
@@ -50,7 +51,7 @@ def flags(
 
 def _replaced(*given: Array) -> Float[Array, "T c"]:
     """Given the experts of a mixture in front, and the value, the layer and the arrays."""
-    *experts, value, _, threshold, replacement, control = given
+    *experts, value, _, threshold, sequence, replacement, control = given
     first, others = (
         expert_neurons.side_by_side(row, experts[0], value.shape[-1] // experts[0].shape[-1])
         if experts
@@ -59,7 +60,7 @@ def _replaced(*given: Array) -> Float[Array, "T c"]:
     )
     is_first = jnp.arange(value.shape[0])[:, None] == 0
     new = jnp.where(jnp.broadcast_to(is_first, value.shape), first, others)
-    return jnp.where(flags(value, threshold, control), new.astype(value.dtype), value)
+    return jnp.where(flags(value, threshold, sequence, control), new.astype(value.dtype), value)
 
 
 def attention_edit(
@@ -107,9 +108,9 @@ def nothing(config: ModelConfig, found: Scan) -> Edits:
 
 def counts(passes: Passes, site: str, edit: Edit) -> Int[np.ndarray, "B"]:
     """How many entries of each sequence an `activation_edit` replaces."""
-    threshold, _, control = edit.arrays
+    threshold, sequence, _, control = edit.arrays
     (layer,) = np.asarray(edit.layers).tolist()
-    marking = Edit(_marked, threshold, control, layers=layer, in_axes=(0, None))
+    marking = Edit(_marked, threshold, sequence, control, layers=layer, in_axes=(0, 0, None))
     edits = {expert_neurons.key(passes.config, site): marking}
     found: np.ndarray = passes.within(layer, {site: _replacements}, edits)[site]
     return found
@@ -121,8 +122,8 @@ def _replacements(value: Array) -> Int[Array, ""]:
 
 def _marked(*given: Array) -> Array:
     """NaN where an `activation_edit` would replace the value."""
-    *_, value, _, threshold, control = given
-    return jnp.where(flags(value, threshold, control), jnp.nan, value)
+    *_, value, _, threshold, sequence, control = given
+    return jnp.where(flags(value, threshold, sequence, control), jnp.nan, value)
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def as_means(config: ModelConfig, records: Mapping[str, Any]) -> Means:
 SPIKING = ("down_in", "mlp_out")  # the latter before a norm of the output
 
 
-@cache  # the same objects again, so that the compiled program is used again
+@kept
 def averages(config: ModelConfig) -> Mapping[str, Reducer]:
     """The taps of `as_means`."""
 

@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from sysout_jax.analysis.intervene import editing
 from sysout_jax.analysis.intervene.editing import Edits, activation_edit, attention_edit
 from sysout_jax.analysis.intervene.passes import Passes, passes
-from sysout_jax.analysis.intervene.relocation import TAPS, Relocation, Tokens, relocation
+from sysout_jax.analysis.intervene.relocation import Relocation, Tokens, relocation, taps
 from sysout_jax.analysis.intervene.sink_forms import SinkForms, sink_forms
 from sysout_jax.analysis.locate import expert_neurons
 from sysout_jax.analysis.locate.scan import (
@@ -20,6 +20,7 @@ from sysout_jax.analysis.locate.scan import (
     Scan,
     Thresholds,
     for_length,
+    over_batches,
     scan,
 )
 from sysout_jax.analysis.locate.sinks import Sink, first_token_sink
@@ -30,8 +31,10 @@ from sysout_jax.analysis.locate.weights import (
     weight_scan,
 )
 from sysout_jax.analysis.statistics import Interval, bootstrap_interval
+from sysout_jax.core.variants import kept
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
+from sysout_jax.model.stream import recorded
 from sysout_jax.model.taps import Edit
 
 SPIKE = 50.0  # Yu et al. 2024 (arXiv:2411.07191): of both sides of W_down at a super weight
@@ -46,7 +49,7 @@ class Effect:
     detector: str  # whose outliers; "largest" takes the largest value whatever its size
     treatment: str
     control: bool  # the same treatment of as many others, drawn at random
-    layer: int | None  # None: every layer (attention), or several (weights)
+    layer: int | None  # None: those from the sink on (attention), or several (weights)
     edited: float  # entries, keys, weights or neurons: mean over sequences, summed over layers
     loss: float  # nats per token
     perplexity: float
@@ -62,7 +65,7 @@ class Interventions:
     loss: Interval  # before, nats per token, over sequences
     perplexity: float
     effects: tuple[Effect, ...]
-    nothing_found: tuple[str, ...]  # detectors that flag nothing in these sequences
+    nothing_found: tuple[str, ...]  # detectors that flag nothing there
     sink: Sink  # the first token: from which layer on attention is taken away
     forms: SinkForms  # what can take its place
     super_weight: tuple[int, int, int] | None  # of Yu et al. 2024: layer, neuron, channel
@@ -82,11 +85,11 @@ def interventions(
     """Take outliers away, kind by kind and detector by detector, and measure the loss.
 
     Activations are replaced in the first layer in which their detector flags most sequences, by
-    zero or by the mean of their channel over sequences and positions (the first position apart);
-    attention to outlier keys is removed in the layers that read what makes the first token a sink,
-    as one that is taken away before comes back at the next token (theory T5); weights are set to
-    zero. Each has a control that treats as many entries, keys or weights drawn at random. What can
-    take the sink's place is put there, form by form.
+    zero or by their channel's mean over positions (the first apart) and `calibration`, or several
+    rows: in one it is what is there. Attention to outlier keys is removed in the layers that read
+    what makes the first token a sink: taken away before, it comes back at the next (theory T5).
+    Weights, or their neurons, are set to zero. Each has a control of as many entries, keys, weights
+    or neurons drawn at random. What can take the sink's place is put there, form by form.
 
     Args:
       config: the architecture.
@@ -97,7 +100,7 @@ def interventions(
       weights: the scan of the parameters, if there is one.
       batch: sequences that are run together.
       progress: called with the steps done and the steps in all.
-      calibration: [C, R] rows of other text, for the forms that have constants.
+      calibration: [C, R] rows of other text, for means and for the forms that have constants.
     """
     rows = np.asarray(rows)
     found = found or scan(config, params, rows[:, :-1], thresholds, batch)
@@ -111,7 +114,7 @@ def interventions(
     steps(1, 5)
     means = editing.as_means(config, of_model.taps)
     trained = {**of_model.taps, "block_out": of_model.taps["block_out"]["peaks"]}
-    activations = _activations(of_model, found, none, means, chosen)
+    activations = _activations(of_model, found, none, _means(of_model, means, calibration), chosen)
     steps(2, 5)
     attention, silent_attention = _attention(of_model, found, none, trained, sink.first)
     steps(3, 5)
@@ -130,12 +133,12 @@ def interventions(
     )  # fmt: skip
 
 
-@cache  # the same objects again, so that the compiled program is used again
+@kept
 def _recorded(config: ModelConfig) -> Mapping[str, Any]:
     """The taps of the pass without edits: `editing.averages`, and those of relocation."""
-    of = editing.averages(config)
-    states, peaks = of["block_out"], TAPS["block_out"]
-    return {**TAPS, **of, "block_out": lambda h: {**states(h), "peaks": peaks(h)}}
+    of, moved = editing.averages(config), taps(config)
+    states, peaks = of["block_out"], moved["block_out"]
+    return {**moved, **of, "block_out": lambda h: {**states(h), "peaks": peaks(h)}}
 
 
 def _effect(
@@ -177,6 +180,19 @@ def _chosen(found: Scan) -> list[_Chosen]:
     return chosen
 
 
+def _means(
+    of_model: Passes, own: editing.Means, calibration: Int[np.ndarray, "C R"] | None
+) -> editing.Means | None:
+    """Of other text, or of several sequences: of one, those at its first position are itself."""
+    if calibration is None or not len(calibration):
+        return own if len(of_model.rows) > 1 else None
+    config, tokens = of_model.config, calibration[:, :-1]
+    config = for_length(config.with_execution(query_block=None), tokens.shape[1])
+    run = partial(recorded, config, taps=editing.averages(config))
+    found = over_batches(run, of_model.params, tokens, of_model.batch)
+    return editing.as_means(config, found)
+
+
 def _silent(chosen: list[_Chosen]) -> list[str]:
     seen = {each.name for each in chosen}
     return [name for name in (*(each.name for each in DETECTORS), LARGEST) if name not in seen]
@@ -189,14 +205,15 @@ def _counts(of_model: Passes, site: str, top: np.ndarray, edit: Edit) -> np.ndar
 
 
 def _activations(
-    of_model: Passes, found: Scan, none: Edits, means: editing.Means, chosen: list[_Chosen]
+    of_model: Passes, found: Scan, none: Edits, means: editing.Means | None, chosen: list[_Chosen]
 ) -> list[Effect]:
     effects = []
     after: dict[tuple[Any, ...], np.ndarray] = {}
     for each in chosen:
         site, layer = each.site, each.layer
-        for treatment in ("zero", "mean"):
-            replacement = means.at(site, layer) * (treatment == "mean")
+        zero = np.zeros((2, found.site(site).feature_peak.shape[-1]), np.float32)
+        replacements = {"zero": zero} | ({} if means is None else {"mean": means.at(site, layer)})
+        for treatment, replacement in replacements.items():
             for control in (False, True):
                 edit = activation_edit(layer, each.threshold, replacement, control)
                 counts = _counts(of_model, site, found.site(site).top[layer], edit)
@@ -211,33 +228,44 @@ def _activations(
 
 
 def _attention(
-    of_model: Passes, found: Scan, none: Edits, trained: Mapping[str, np.ndarray], first: int
+    of_model: Passes, found: Scan, none: Edits, trained: Mapping[str, Any], first: int
 ) -> tuple[list[Effect], list[str]]:
     effects: list[Effect] = []
     flagged, score = found.attention_flagged(), found.attention_score()
     strongest = score == score.max(axis=-1, keepdims=True)
     read = np.arange(len(score))[:, None, None] >= first
+    where = f" in layers from {first} on" if flagged.any() else ""
     flagged, strongest = flagged & read, strongest & read
-    silent = [] if flagged.any() else ["an_attention"]
+    silent = [] if flagged.any() else [f"an_attention{where}"]
     rng = np.random.default_rng(0)
     count = len(score) - first
     before = Tokens.of(trained, count)
     for name, removed in (("an_attention", flagged), (LARGEST, strongest)):
         if not removed.any():
             continue
-        shuffled = rng.permuted(removed, axis=-1)
+        others = _other_keys(rng, removed)
         for treatment, rescaled, control in (
             ("removed, rows renormalised", False, False),
             ("removed, rescaled by S", True, False),
             ("removed, rows renormalised", False, True),
         ):
-            keys = shuffled if control else removed
+            keys = others if control else removed
             edits = none | {"attn_weights": attention_edit(keys, rescaled)}
-            losses, records = of_model.watched(edits, TAPS, first)
+            losses, records = of_model.watched(edits, taps(of_model.config), first)
             moved = relocation(before, Tokens.of(records, count), np.any(keys, axis=0))
             changed, what = float(keys.sum(axis=(0, 2)).mean()), ("attention", name, treatment)
             effects.append(_effect(of_model, what, losses, changed, control, None, moved))
     return effects, silent
+
+
+def _other_keys(
+    rng: np.random.Generator, removed: Bool[np.ndarray, "L B S"]
+) -> Bool[np.ndarray, "L B S"]:
+    """As many other keys of each layer and sequence; those that are removed in another layer come
+    last, as they may be the sink there."""
+    order = rng.random(removed.shape) + removed.any(axis=0)
+    others: np.ndarray = order.argsort(axis=-1).argsort(axis=-1) < removed.sum(-1, keepdims=True)
+    return others
 
 
 def _weights(
@@ -252,19 +280,33 @@ def _weights(
     for name, entries in chosen.items():
         if not entries:
             continue
-        others = [
-            (layer, int(rng.integers(neurons)), int(rng.integers(channels)))
-            for layer, _, _ in entries
-        ]
+        others = _others(rng, entries, neurons, channels)
         layers = {layer for layer, _, _ in entries}
         layer = layers.pop() if len(layers) == 1 else None
         for treatment, whole in (("weight set to zero", False), ("neuron set to zero", True)):
             for control, places in ((False, entries), (True, others)):
                 params = editing.without_weights(of_model.params, places, whole)
-                what, changed = ("weights", name, treatment), float(len(entries))
+                what = ("weights", name, treatment)
+                changed = float(len({at[:2] for at in places} if whole else places))
                 after = of_model.losses(none, min(layer for layer, _, _ in places), params)
                 effects.append(_effect(of_model, what, after, changed, control, layer))
     return effects, [name for name, entries in chosen.items() if not entries]
+
+
+def _others(
+    rng: np.random.Generator, entries: list[tuple[int, int, int]], neurons: int, channels: int
+) -> list[tuple[int, int, int]]:
+    """As many other entries, in as many other rows of the same layers, their columns permuted: rows
+    that have none are drawn first."""
+    found = []
+    for layer in sorted({layer for layer, _, _ in entries}):
+        own = [(neuron, channel) for of, neuron, channel in entries if of == layer]
+        rows = np.unique([neuron for neuron, _ in own])
+        rest = np.setdiff1d(np.arange(neurons), rows)
+        drawn = [*rng.permutation(rest), *rng.permutation(rows)][: len(rows)]
+        row, column = dict(zip(rows, drawn, strict=True)), rng.permutation(channels)
+        found += [(layer, int(row[neuron]), int(column[channel])) for neuron, channel in own]
+    return found
 
 
 def _heaviest(weights: WeightScan) -> WeightOutlier:

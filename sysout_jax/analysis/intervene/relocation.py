@@ -13,9 +13,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from sysout_jax.core.streaming import Blockwise, Partial
+from sysout_jax.core.attention import VARIANTS
+from sysout_jax.core.streaming import attention_received
+from sysout_jax.model.config import ModelConfig
 
 RELOCATED = 0.5  # of the way from the other tokens to the sink, |h| or attention
 
@@ -24,20 +26,10 @@ def _peaks(h: Float[Array, "T D"]) -> Float[Array, "T"]:
     return jnp.max(jnp.abs(h.astype(jnp.float32)), axis=-1)
 
 
-def _of_block(weights: Float[Array, "N t S"], positions: Int[Array, "t"]) -> Partial:
-    return Partial(
-        total=jnp.sum(jnp.mean(weights, axis=0), axis=0),
-        queries=jnp.zeros(weights.shape[-2]),  # to count them
-    )
-
-
-def _shares(whole: Partial) -> Float[Array, "S"]:
-    shares: Array = whole.total / whole.queries.shape[-1]
-    return shares
-
-
-# Largest |h| of each token, and the share of all attention that each key receives, mean over heads.
-TAPS: Mapping[str, Any] = {"block_out": _peaks, "attn_weights": Blockwise(_of_block, _shares)}
+def taps(config: ModelConfig) -> Mapping[str, Any]:
+    """The largest |h| of each token, and the share of attention that each key receives by head."""
+    received = attention_received(VARIANTS[config.variant].normalised)
+    return {"block_out": _peaks, "attn_weights": received}
 
 
 @dataclass(frozen=True)
@@ -45,18 +37,18 @@ class Tokens:
     """What every token of every sequence has in the layers from the intervention on."""
 
     peak: Float[np.ndarray, "B T"]  # largest |h|, over layers
-    attention: Float[np.ndarray, "B T"]  # share of all attention, mean over layers
+    attention: Float[np.ndarray, "B T"]  # share of all attention, mean over layers and heads
 
     @classmethod
-    def of(cls, records: Mapping[str, np.ndarray], layers: int) -> "Tokens":
-        """Of what `TAPS` recorded, whose last entry is that of the last layer.
+    def of(cls, records: Mapping[str, Any], layers: int) -> "Tokens":
+        """Of what `taps` recorded, whose last entry is that of the last layer.
 
         Args:
-          records: name -> [layers, B, T].
+          records: "block_out" [layers, B, T], "attn_weights" by name.
           layers: how many there are from the intervention on.
         """
-        peak, attention = (records[name][-layers:] for name in ("block_out", "attn_weights"))
-        return cls(peak.max(axis=0), attention.mean(axis=0))
+        peak, received = records["block_out"], records["attn_weights"]["received"]
+        return cls(peak[-layers:].max(axis=0), received[-layers:].mean(axis=(0, 2)))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from scipy import special
 
 from sysout_jax.analysis.intervene.explicit_factor import FORMS, Gates, inside
 from sysout_jax.analysis.intervene.passes import Edits, Passes
-from sysout_jax.analysis.intervene.relocation import TAPS, Relocation, Tokens, relocation
+from sysout_jax.analysis.intervene.relocation import Relocation, Tokens, relocation, taps
 from sysout_jax.analysis.intervene.sink_constants import Constants, constants
 from sysout_jax.analysis.locate.sinks import Sink, sees_first
 from sysout_jax.analysis.statistics import Interval, bootstrap_interval, ratio_interval
@@ -186,7 +186,7 @@ class SinkForms:
 
 def sink_forms(
     of_model: Passes,
-    trained: Mapping[str, np.ndarray],
+    trained: Mapping[str, Any],
     sink: Sink,
     calibration: Int[np.ndarray, "B S"] | None,
 ) -> SinkForms:
@@ -194,7 +194,7 @@ def sink_forms(
 
     Args:
       of_model: the sequences, and the state that enters layer `sink.first`.
-      trained: what `relocation.TAPS` recorded in the pass without edits, [L, B, T] by tap.
+      trained: what `relocation.taps` recorded in the pass without edits.
       sink: of the same sequences.
       calibration: [B, S] rows of other text; None: forms that need constants are left out.
     """
@@ -213,10 +213,10 @@ def sink_forms(
         whole = config.with_execution(query_block=None)
         fitted = constants(whole, of_model.params, rows, sink.first, of_model.batch)
     made = {
-        name: of_model.watched(form, TAPS, sink.first)
+        name: of_model.watched(form, taps(config), sink.first)
         for name, form in all_forms(config, length, sink, fitted).items()
     }
-    made[EVERYWHERE] = of_model.watched(edits(config, length, 0, REMOVED), TAPS, 0)
+    made[EVERYWHERE] = of_model.watched(edits(config, length, 0, REMOVED), taps(config), 0)
     records = {"trained": trained} | {name: found for name, (_, found) in made.items()}
     count = config.layers - sink.first
     tokens = {name: Tokens.of(found, count) for name, found in records.items()}

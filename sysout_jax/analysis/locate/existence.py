@@ -127,7 +127,7 @@ def flagged(found: Scan, sequence: int) -> tuple[Flagged, ...]:
     results = []
     for detector in DETECTORS:
         site, threshold = found.site(detector.site), detector.threshold(found)[:, sequence, None]
-        tokens = site.token_peak[:, sequence] > threshold
+        tokens = found.tokens_above(detector)[:, sequence]
         features = site.feature_peak[:, sequence] > threshold
         score = site.top[:, sequence, 0] / np.maximum(threshold[:, 0], 1e-30)
         results.append(

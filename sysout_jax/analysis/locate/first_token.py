@@ -5,7 +5,7 @@ Axes: L layers, B texts, T tokens, K KV heads, H head dim.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from sysout_jax.analysis.locate import expert_neurons
 from sysout_jax.analysis.locate.scan import as_scan, for_length, over_batches, reducers
 from sysout_jax.analysis.locate.sinks import Sink, at_first, first_token_sink, given_to_first
 from sysout_jax.core.measures import top1
+from sysout_jax.core.variants import kept
 from sysout_jax.errors import InputError
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
@@ -136,7 +137,7 @@ def _values(v: Float[Array, "T K H"]) -> dict[str, Array]:
     return {"first": v[0], "others": jnp.mean(jnp.linalg.norm(v[1:], axis=-1), axis=0)}
 
 
-@cache
+@kept
 def _taps(config: ModelConfig) -> Mapping[str, Any]:
     own = {"key": at_first, "value": _values, "down_out": _largest}
     return {**reducers(config), **own}

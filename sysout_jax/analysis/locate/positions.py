@@ -86,10 +86,7 @@ def positions(
     tokens = np.asarray(tokens)
     found = found or scan(config, params, tokens, thresholds, batch, progress)
     classes = token_classes(tokens, text)
-    kinds = {
-        detector.name: found.site(detector.site).token_peak > detector.threshold(found)[..., None]
-        for detector in DETECTORS
-    }
+    kinds = {detector.name: found.tokens_above(detector) for detector in DETECTORS}
     kinds["an_attention"] = found.attention_flagged()
     score = np.sort(found.attention_score(), axis=-1)
     outliers = found.outlier_tokens()

@@ -75,7 +75,7 @@ def relations(
     for detector in DETECTORS:
         if detector.name.startswith("an_"):
             site, limit = found.site(detector.site), detector.threshold(found)[..., None]
-            flags[detector.site, "tokens"] = (site.token_peak > limit).any(axis=0)
+            flags[detector.site, "tokens"] = found.tokens_above(detector).any(axis=0)
             flags[detector.site, "features"] = (site.feature_peak > limit).any(axis=0)
     weights = weights or weight_scan(params, found.thresholds.weight_ratio)
     places = down_outliers(params, weights, found.thresholds.weight_ratio)

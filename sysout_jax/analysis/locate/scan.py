@@ -16,6 +16,7 @@ from sysout_jax.core import measures as m
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.ordering import first_largest, median_magnitude
 from sysout_jax.core.streaming import attention_received
+from sysout_jax.core.variants import kept
 from sysout_jax.errors import InputError, finite
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
@@ -105,12 +106,13 @@ class Scan:
         enough = score >= limits.attention_share
         return enough & (score > limits.attention_excess * self.uniform[:, None])
 
+    def tokens_above(self, detector: "Detector") -> np.ndarray:
+        """[L, B, T]: tokens with an entry that a detector of activations flags."""
+        return self.site(detector.site).token_peak > detector.threshold(self)[..., None]
+
     def outlier_tokens(self) -> np.ndarray:
         """[B, T]: the union over layers of what any detector of activations or attention flags."""
-        activations = [
-            (self.site(detector.site).token_peak > detector.threshold(self)[..., None]).any(axis=0)
-            for detector in DETECTORS
-        ]
+        activations = [self.tokens_above(detector).any(axis=0) for detector in DETECTORS]
         return np.any([*activations, self.attention_flagged().any(axis=0)], axis=0)
 
 
@@ -269,7 +271,7 @@ def one_pass(config: ModelConfig, params: Params, tokens: Array) -> dict[str, An
     return expert_neurons.by_tap(config, records)
 
 
-@cache  # the same objects again, so that the compiled program is used again
+@kept
 def reducers(config: ModelConfig) -> Mapping[str, Reducer]:
     """The taps of a scan."""
     taps: dict[str, Reducer] = {
@@ -297,7 +299,7 @@ def _magnitudes(h: Array) -> dict[str, Array]:
     }
 
 
-@cache  # as `reducers`
+@cache  # as what is `kept`
 def _of_experts(count: int) -> Callable[..., dict[str, Array]]:
     """The reducer of down_in, with the neurons of that many experts apart."""
 

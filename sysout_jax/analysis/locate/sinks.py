@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.analysis.locate.scan import Scan
 from sysout_jax.core.measures import SINK_EPS
@@ -26,12 +26,13 @@ class Sink:
     size: float  # its largest |h| from the emergence on, mean over sequences
     attention: float  # of queries that see it, in layers from `first` on, mean over heads
     most: float  # the same of the head that gives it most
-    heads: float  # share of the heads of those layers that give it more than 0.3 (Gu et al. 2025)
+    heads: float  # share of the heads of those layers that give it more than 0.3 (Gu et al. 2025),
+    #   and more than `attention_excess` times what even attention gives
     heads_elsewhere: float  # the same share in the layers before
 
     @property
     def present(self) -> bool:
-        """Whether a head of those layers gives it more than 0.3."""
+        """Whether a head of those layers gives it so much."""
         return self.heads > 0.0
 
 
@@ -55,7 +56,7 @@ def first_token_sink(config: ModelConfig, found: Scan) -> Sink:
     )
     first = 0 if emergence is None else emergence + 1
     given = given_to_first(config, found)
-    above = given > SINK_EPS
+    above = given > np.maximum(SINK_EPS, found.thresholds.attention_excess * _even(config, found))
     return Sink(
         emergence, first, float(peaks[max(first - 1, 0) :, :, 0].max(axis=0).mean()),
         float(given[first:].mean()), float(given[first:].max()), float(above[first:].mean()),
@@ -71,8 +72,12 @@ def at_first(x: Array) -> Array:
 def sees_first(config: ModelConfig, length: int) -> Bool[np.ndarray, "L T"]:
     """Which queries after the first see the first token: not those that a window ends before."""
     queries = np.arange(length)
-    windows = np.array([config.window_of(layer) or length for layer in range(config.layers)])
-    return (queries > 0) & (queries < windows[:, None])
+    return (queries > 0) & (queries < _windows(config, length)[:, None])
+
+
+def _windows(config: ModelConfig, length: int) -> Int[np.ndarray, "L"]:
+    """The keys that a query of each layer sees at most."""
+    return np.array([config.window_of(layer) or length for layer in range(config.layers)])
 
 
 def given_to_first(config: ModelConfig, found: Scan) -> Float[np.ndarray, "L N"]:
@@ -89,6 +94,14 @@ def given_to_first(config: ModelConfig, found: Scan) -> Float[np.ndarray, "L N"]
     return np.clip(total / np.maximum(count, 1), 0.0, 1.0)
 
 
+def _even(config: ModelConfig, found: Scan) -> Float[np.ndarray, "L 1"]:
+    """What `given_to_first` would be of even attention: above 0.15 for up to 17 keys."""
+    length = found.received.shape[-1]
+    sees = sees_first(config, length)
+    shares = np.where(sees, 1.0 / (1.0 + np.arange(length)), 0.0).sum(axis=1)
+    return (shares / np.maximum(sees.sum(axis=1), 1))[:, None]
+
+
 def given_by_seeing(
     config: ModelConfig, received: Float[np.ndarray, "L B N S"]
 ) -> Float[np.ndarray, "L B N S"]:
@@ -99,8 +112,7 @@ def given_by_seeing(
       received: the share of all queries' attention, of a scan.
     """
     length = received.shape[-1]
-    windows = np.array([config.window_of(layer) or length for layer in range(config.layers)])
-    see = np.minimum(length - np.arange(length), windows[:, None])
+    see = np.minimum(length - np.arange(length), _windows(config, length)[:, None])
     return received * length / see[:, None, None]
 
 

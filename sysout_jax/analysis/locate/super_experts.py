@@ -40,6 +40,7 @@ def super_experts(
     """Which experts are super experts, over all sequences together.
 
     a[l, e] = max_b peaks[l, b, e];  flagged above max(Q_expert_quantile(a), expert_share max a).
+    Su et al. also ask that massive activations form in the expert's layer; that is left out.
 
     Args:
       peaks: [L, B, E], the largest |output| of each expert in each sequence, before the router's

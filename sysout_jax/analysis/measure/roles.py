@@ -33,11 +33,13 @@ from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
 
 JOINED = "value+attn_weights"
+BY_QUERY = ("attention", "scale", "scale_sd", "error")
 
 
 @dataclass(frozen=True)
 class Roles:
-    """The heads of every layer: averages over sequences and over queries that see O, not in it."""
+    """The heads of every layer: averages over queries that see O, not in it, and over sequences
+    that have such queries in that layer; where none has, S is 1 and the rest 0."""
 
     outliers: str  # what O is: "outlier tokens", or "the first token" where no sequence has any
     sequences: int  # that have a token in O
@@ -93,7 +95,12 @@ def roles(
     some = outliers.any(axis=1)
     run = partial(_run, for_length(config, tokens.shape[1], maps=True))
     per_sequence = over_batches(run, params, tokens[some], batch, progress, outliers[some])
-    mean = {name: value.mean(axis=1) for name, value in per_sequence.items()}
+    seen = per_sequence.pop("seen")
+    counted = (seen | ~seen.any(axis=1, keepdims=True))[..., None]  # all where none sees any
+    mean = {
+        name: value.mean(axis=1, where=counted if name in BY_QUERY else True)
+        for name, value in per_sequence.items()
+    }
     heads = mean["scale"].shape[1]
     drain = np.repeat(mean["drain"], heads // mean["drain"].shape[1], axis=1)
     sink = mean["attention"] > SINK_EPS
@@ -128,6 +135,7 @@ def _run(config: ModelConfig, params: Params, tokens: Array, outliers: Array) ->
         spread = jnp.where(queries, jnp.square(scale - mean[..., None]), 0.0)
         received = recorded[JOINED]["received"][:, 0]
         return {
+            "seen": jnp.any(see, axis=-1),
             "scale": mean,
             "scale_sd": jnp.sqrt(jnp.sum(spread, axis=-1) / count),
             "error": jnp.sum(jnp.where(queries, error, 0.0), axis=-1) / count,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ from sysout_jax.core import detectors as d
 from sysout_jax.core import measures as m
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import cross_entropy
+from sysout_jax.core.variants import kept
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
@@ -110,7 +111,8 @@ def measured(
       config: the architecture.
       params: its parameters.
       rows: [B, S], S = T + 1: inputs and next tokens as a corpus gives them.
-      thresholds: of the scan; None for those of the detectors' papers.
+      thresholds: of the scan, beside which is calibrated; None for those of the papers, which the
+        detectors that are counted have in any case.
       found: the scan of rows[:, :-1], if there is one.
       weights: the scan of the parameters, if there is one.
       batch: sequences that are run together.
@@ -209,7 +211,7 @@ def _measure(config: ModelConfig, params: Params, rows: Int[Array, "B S"]) -> di
     }  # fmt: skip
 
 
-@cache
+@kept
 def _taps(config: ModelConfig) -> dict[str, Any]:
     of = reducers(config)
     normalised = VARIANTS[config.variant].normalised

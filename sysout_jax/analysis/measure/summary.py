@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from sysout_jax.core.detectors import (
     attention_outliers,
     weight_outliers,
 )
+from sysout_jax.core.variants import kept
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, forward
@@ -211,7 +212,7 @@ def flags(detector: Detector, taps: Mapping[str, Any]) -> Bool[Array, "L B *rest
     return jax.vmap(lambda layers: detector.fn(layers).flagged, 1)(found)[None]
 
 
-@cache
+@kept
 def reducers(config: ModelConfig) -> dict[str, Any]:
     """Taps that record all measures, and what the detectors flag, of a variant's tensors."""
     variant = VARIANTS[config.variant]
