@@ -306,8 +306,8 @@ def verdict(record: Record, directory: Path) -> Verdict:
         saved = {(way, of): mean[of] - after for (way, of), after in ways.items()}
         (way, most), (worst, least) = (pick(saved, key=lambda of: saved[of]) for pick in (max, min))
         return Verdict(
-            found, f"converted ({way}), {most} costs {ways[way, most]:+.3f} of {mean[most]:+.3f}",
-            f"least by {worst} under {least}: {ways[worst, least]:+.3f} of {mean[least]:+.3f}",
+            found, f"after {way} {most} costs {ways[way, most]:+.3f} of {mean[most]:+.3f}",
+            f"least: {least}, {worst}: {ways[worst, least]:+.3f} of {mean[least]:+.3f}",
             ("convert", *of, f"--weak={way}", "--out=converted"),
         )  # fmt: skip
     (least, low), (most, high) = (pick(cost[dearest], key=lambda x: x[1]) for pick in (min, max))

@@ -217,12 +217,11 @@ def test_compress_says_what_costs_most_and_what_conversion_saves():
     assert said.found.startswith(f"{most} costs most, {trained[most]:+.3f} nats; ")
     saved = {key: trained[key[1]] - change for key, change in cost.items() if key[0]}
     way, method = max(saved, key=saved.get)
-    assert f"({way}), {method} costs {cost[way, method]:+.3f} of {trained[method]:+.3f}" in (
-        said.means
-    )
+    costs = f"{cost[way, method]:+.3f} of {trained[method]:+.3f}"
+    assert said.means == f"after {way} {method} costs {costs}"
     assert f"--weak={way}" in said.next
     way, method = min(saved, key=saved.get)
-    assert said.but == f"least by {way} under {method}: {cost[way, method]:+.3f} of " + (
+    assert said.but == f"least: {method}, {way}: {cost[way, method]:+.3f} of " + (
         f"{trained[method]:+.3f}"
     )
 

@@ -9,7 +9,7 @@ import pytest
 
 import sysout_jax as so
 from sysout_jax.analysis.intervene.passes import passes
-from sysout_jax.analysis.intervene.relocation import TAPS
+from sysout_jax.analysis.intervene.relocation import taps
 from sysout_jax.analysis.intervene.sink_forms import sink_forms
 from sysout_jax.analysis.locate.scan import scan
 from sysout_jax.analysis.locate.sinks import first_token_sink
@@ -146,7 +146,8 @@ def test_what_can_take_the_sinks_place(seen, shared_data):
     judged, calibration = rows("books_val.txt", 6), rows("wikitext2_valid.txt", 12)
     sink = first_token_sink(model.config, scan(model.config, model.params, judged[:, :-1]))
     assert (sink.emergence, sink.first) == (EMERGES, EMERGES + 1)
-    of_model = passes(model.config, model.params, judged, [sink.first], 3, TAPS, {})
+    watched = taps(model.config)
+    of_model = passes(model.config, model.params, judged, [sink.first], 3, watched, {})
     found = sink_forms(of_model, of_model.taps, sink, calibration)
     costs = {form.name: form for form in found.forms}
     assert costs["dropped"].change.low > 0.5
