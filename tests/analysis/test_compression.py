@@ -353,6 +353,10 @@ def test_smoothing_of_smoothquant_is_of_inputs_behind_norms():
         scaled = tap in ("attn_norm", "mlp_norm")
         assert (smooth.edits[tap].arrays[0].scales is not None) == scaled
         assert everywhere.edits[tap].arrays[0].scales is not None
+        scales = np.asarray(everywhere.edits[tap].arrays[0].scales)
+        x = seen(tap).reshape(CONFIG.layers, -1, scales.shape[-1])
+        ends = [f(x / scales[:, None], axis=(1, 2)) for f in (np.min, np.max)]
+        np.testing.assert_allclose(everywhere.edits[tap].arrays[1], np.stack(ends, 1), rtol=1e-4)
         like = everywhere if scaled else plain
         np.testing.assert_array_equal(smooth.edits[tap].arrays[1], like.edits[tap].arrays[1])
     for module, name in (("mlp", "down"), ("attn", "out")):
