@@ -1,5 +1,6 @@
 """What experiments.compress says: tables of perplexity, and how well noise is predicted."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sysout_jax.analysis.statistics import (
     ratio_interval,
 )
 from sysout_jax.converting import CONVERTED
+from sysout_jax.errors import InputError
 from sysout_jax.showing import Interval, Table
 
 from ..cli.showing import Report
@@ -76,15 +78,22 @@ def _bits(models: list[Record], method: str) -> str:
     said = {f"{of['bits']:.2f}" for m in models if "bits" in (of := m["methods"].get(method, {}))}
     if said:
         return " to ".join(sorted(said)[:: max(len(said) - 1, 1)])
-    how = schemes.scheme(method)
-    bits = schemes.bits(how) if isinstance(how, Rounding) else None
+    bits = _bits_of_name(method)
     return "" if bits is None else f"{bits:.2f}"
+
+
+def _bits_of_name(method: str) -> float | None:
+    """What a method's name says; None where weights are not rounded, or of an older record a name
+    that is refused now."""
+    with contextlib.suppress(InputError):
+        how = schemes.scheme(method.partition("+")[0])
+        return schemes.bits(how) if isinstance(how, Rounding) else None
+    return None
 
 
 def _rounded_before(record: Record) -> Iterator[str]:
     """A line for each model whose weights are of a file of few bits, where methods are too."""
-    hows = (schemes.scheme(method.partition("+")[0]) for method in record["methods"])
-    if not any(isinstance(how, Rounding) and (schemes.bits(how) or 16.0) < FEW for how in hows):
+    if not any((_bits_of_name(method) or FEW) < FEW for method in record["methods"]):
         return
     for name, origin in (record.get("origins") or {}).items():  # older records have none
         if origin["weights"].startswith("GGUF"):
