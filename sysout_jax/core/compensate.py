@@ -108,17 +108,25 @@ def gptq(
     gram: Float[Array, "I I"],
     begin: Callable[[Float[Array, "b O"], int], Change],
     block: int = BLOCK,
+    largest_first: bool = False,
 ) -> Float[Array, "I O"]:
-    """Round weights one input at a time, in the order of the inputs, with compensation.
+    """Round weights one input at a time, with compensation.
 
     Args:
       w: [I, O].
       gram: X^T X of calibration inputs.
       begin: as in `compensated`; scales of a group are those of its weights when its turn comes.
       block: inputs to a block: the group, where scales are by group.
+      largest_first: inputs by their sum of squares, the largest first, so that what most depends on
+        is rounded while all others can still make up for it; `begin` sees them, and groups are, in
+        that order. Otherwise in the order of the inputs.
 
-    Source: Frantar et al. 2022 (arXiv:2210.17323).
+    Source: Frantar et al. 2022 (arXiv:2210.17323); the order is their code's `--act-order`.
     """
+    if largest_first:
+        order = jnp.argsort(-jnp.diagonal(gram), stable=True)
+        moved = gptq(w[order], gram[order][:, order], begin, block)
+        return moved[jnp.argsort(order)]
     factor, dead = hessian_factor(gram)
     return compensated(jnp.where(dead[:, None], 0.0, w), factor, begin, block)
 

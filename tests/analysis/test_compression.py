@@ -19,7 +19,7 @@ from sysout_jax.analysis.locate.weights import layer_params
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import SHAPES, ModelConfig
-from sysout_jax.model.decoder import forward, init
+from sysout_jax.model.decoder import forward, init, stack_blocks
 
 CONFIG = replace(
     SHAPES["llama-tiny"], layers=2, width=12, heads=2, kv_heads=1, mlp_width=20, vocab=19
@@ -262,7 +262,7 @@ def test_a_basis_alone_leaves_the_logits(basis):
     how = Rounding("int16", "int16", basis=basis)
     blocks = k._blocks()
     bases = {tap: k._basis(how, tap, blocks) for tap in PRODUCTS}
-    for tap, layer, module, name in k._products(blocks):
+    for tap, layer, module, name in k._places(blocks):
         b = bases[tap].at(layer)
         w = k._matrix(blocks, layer, module, name)
         k._put(blocks, layer, module, name, b.weights_back(b.weights_into(w)))
@@ -374,6 +374,37 @@ def test_gram_matrices_are_measured_for_what_compensates(monkeypatch):
     for method in ("gptq-w4", "sparsegpt-0.5", "awq-w4", "wanda-2:4"):
         k.compress(scheme(method))
     assert asked == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("method", "plain"),
+    [
+        ("gptq-order-sequential-w3-g4", "gptq-order-w3-g4"),
+        ("awq-sequential-w3", "awq-w3"),
+        ("rotate-gptq-sequential-w3a4", "rotate-gptq-w3a4"),
+        ("wanda-0.5-sequential", "wanda-0.5"),
+        ("sparsegpt-2:4-sequential", "sparsegpt-2:4"),
+    ],
+)
+def test_a_layer_learns_behind_those_that_are_compressed(method, plain):
+    """The second layer is that of a model whose first is compressed before anything is measured."""
+
+    def blocks(of, how):
+        found = Compressor(CONFIG, of, CALIBRATION).compress(scheme(how)).params
+        return [layer_params(found, layer) for layer in range(CONFIG.layers)]
+
+    found, once = blocks(stack_blocks(params()), method), blocks(params(), plain)
+    twice = blocks(params() | {"block_0": once[0]}, plain)
+    same = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5))
+    same(found, [once[0], twice[1]])
+    assert not np.allclose(found[1]["mlp"]["down"], once[1]["mlp"]["down"], atol=1e-3)
+
+
+def test_what_was_measured_for_gptq_prunes_nothing_for_wanda():
+    alone = Compressor(CONFIG, params(), CALIBRATION).compress(scheme("wanda-0.5")).params
+    k = Compressor(CONFIG, params(), CALIBRATION)
+    k.compress(scheme("gptq-w4"))
+    jax.tree.map(np.testing.assert_array_equal, k.compress(scheme("wanda-0.5")).params, alone)
 
 
 def test_wanda_keeps_the_largest_of_weight_times_the_inputs_norm():

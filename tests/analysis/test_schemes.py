@@ -25,6 +25,11 @@ from tests.refusing import refusal
         ("w4a8-g32-atensor", Rounding("int4", "int8", per="group", group=32, inputs_per="tensor")),
         ("zero-w8-tensor", Rounding("int8", per="tensor", zero_point=True)),
         ("gptq-w4", Rounding("int4", by="gptq")),
+        (
+            "gptq-order-w4-g32",
+            Rounding("int4", per="group", group=32, by="gptq", largest_first=True),
+        ),
+        ("awq-sequential-w4", Rounding("int4", by="awq", sequential=True)),
         ("awq-w3-g64", Rounding("int3", per="group", group=64, by="awq")),
         ("rotate-gptq-w4a4", Rounding("int4", "int4", by="gptq", basis="rotate")),
         (
@@ -38,6 +43,8 @@ from tests.refusing import refusal
         ("global-.25", Pruning("global", 0.25)),
         ("wanda-2:4", Pruning("wanda", (2, 4))),
         ("sparsegpt-4:8", Pruning("sparsegpt", (4, 8))),
+        ("wanda-2:4-sequential", Pruning("wanda", (2, 4), sequential=True)),
+        ("sparsegpt-0.5-sequential", Pruning("sparsegpt", 0.5, sequential=True)),
     ],
 )
 def test_words_say_what_is_done(method, expected):
@@ -69,6 +76,9 @@ def test_the_default_methods_are_methods(method):
         "wmxfp4-g128", "wnvfp4anf4-tensor", "w16a16-tensor", "w8-atensor", "w8a8-atensor-atensor",
         "smooth-w8a8-mse", "smoothall-w8a8-percentile", "smoothall-w8", "smooth-smoothall-w8a8",
         "w4amxfp4-atensor", "w8a8-atensor-minmax", "wmxfp4-vector", "kv4-vector",
+        "order-w4", "awq-order-w4", "gptq-order-wmxfp4", "sequential-w4", "hqq-sequential-w4",
+        "smooth-sequential-w8a8", "magnitude-0.5-sequential", "global-0.5-sequential",
+        "wanda-sequential", "wanda-sequential-0.5", "wanda-0.5-order",
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_one_line(method):

@@ -32,15 +32,15 @@ def to_grid(step):
     return lambda rows, start: lambda row, i: jnp.round(row / step) * step
 
 
-def gptq_by_loop(w, gram, step, damping=c.DAMPING):
+def gptq_by_loop(w, gram, step, order=range(I)):
     """Optimal brain surgeon with the inverse of what is left, recomputed for each input."""
     w = w.copy()
-    h = gram + damping * np.mean(np.diagonal(gram)) * np.eye(len(gram))
-    for i in range(len(w)):
-        inverse = np.linalg.inv(h[i:, i:])
+    h = gram + c.DAMPING * np.mean(np.diagonal(gram)) * np.eye(len(gram))
+    for i, left in ((i, list(order[at:])) for at, i in enumerate(order)):
+        inverse = np.linalg.inv(h[np.ix_(left, left)])
         rounded = np.round(w[i] / step) * step
         error = (w[i] - rounded) / inverse[0, 0]
-        w[i:] -= inverse[:, :1] * error[None]
+        w[left] -= inverse[:, :1] * error[None]
         w[i] = rounded
     return w
 
@@ -59,6 +59,29 @@ def test_gptq_equals_the_loop_whatever_the_block(block):
     gram = inputs().T @ inputs()
     found = c.gptq(jnp.asarray(weights()), jnp.asarray(gram), to_grid(0.3), block)
     np.testing.assert_allclose(found, gptq_by_loop(weights(), gram, 0.3), atol=1e-8)
+
+
+@pytest.mark.parametrize("block", [4, 128])
+def test_gptq_by_size_equals_the_loop_in_that_order(block):
+    mixed = np.random.default_rng(4).permutation(I)
+    gram, w = (inputs().T @ inputs())[np.ix_(mixed, mixed)], weights()
+    order = np.argsort(-np.diagonal(gram))
+    found = c.gptq(jnp.asarray(w), jnp.asarray(gram), to_grid(0.3), block, largest_first=True)
+    np.testing.assert_allclose(found, gptq_by_loop(w, gram, 0.3, order), atol=1e-8)
+
+
+def test_groups_of_gptq_by_size_are_of_inputs_of_one_size():
+    """Without correlation a group is rounded by the range of the inputs that are in it."""
+    w, group = jnp.asarray(weights()), 4
+    seen = []
+
+    def begin(rows, start):
+        seen.append(np.asarray(rows))
+        return lambda row, i: row
+
+    sizes = np.random.default_rng(2).permutation(I) + 1.0
+    c.gptq(w, jnp.diag(jnp.asarray(sizes)), begin, group, largest_first=True)
+    np.testing.assert_allclose(np.concatenate(seen), w[np.argsort(-sizes)])
 
 
 def test_gptq_with_the_identity_is_rounding_to_nearest():

@@ -3,7 +3,7 @@
 Axes: L layers, B sequences, T tokens, I inputs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, cast
@@ -20,7 +20,7 @@ from sysout_jax.core.compensate import hadamard
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
-from sysout_jax.model.stream import recorded
+from sysout_jax.model.stream import recorded, through
 
 # What goes into the matrix products of a layer -> the projections that it goes into.
 PRODUCTS: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -34,10 +34,7 @@ SHARED = 32  # tokens in a row that calibration and evaluation text must not hav
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of one tap's products over all calibration tokens.
-
-    The Gram matrix is of the model as it was: that earlier layers will be changed too is left out.
-    """
+    """The inputs of one tap's products over all calibration tokens."""
 
     gram: np.ndarray | None  # [L, I, I], X^T X, where it was asked for
     square: np.ndarray  # [L, I], sum of x^2, the diagonal of the Gram matrix
@@ -50,6 +47,11 @@ class Inputs:
         """[L, I]: max |x|."""
         return np.maximum(-self.low, self.high)
 
+    def of(self, layer: int) -> "Inputs":
+        """Those of one layer, without the axis L."""
+        rest = (each[layer] for each in (self.square, self.mean, self.low, self.high))
+        return Inputs(None if self.gram is None else self.gram[layer], *rest)
+
 
 def inputs(
     config: ModelConfig,
@@ -58,7 +60,7 @@ def inputs(
     taps: Sequence[str] = tuple(PRODUCTS),
     gram: bool = True,
 ) -> dict[str, Inputs]:
-    """Measure the inputs of the matrix products, one sequence after the other.
+    """Measure the inputs of the matrix products of all layers, one sequence after the other.
 
     Args:
       config: the architecture.
@@ -72,13 +74,32 @@ def inputs(
     """
     config = for_length(config, tokens.shape[1])
     reducers = dict.fromkeys(taps, _with_gram if gram else _moments)
+    records = (recorded(config, params, jnp.asarray(row[None]), reducers) for row in tokens)
+    return _over(records, len(tokens))
+
+
+def inputs_of_layer(
+    config: ModelConfig,
+    params: Params,
+    layer: int,
+    states: Sequence[Float[Array, "1 T D"]],
+    taps: Sequence[str],
+    gram: bool,
+) -> dict[str, Inputs]:
+    """`inputs` of one layer, L = 1, from the residual stream of each sequence that enters it."""
+    reducers = dict.fromkeys(taps, _with_gram if gram else _moments)
+    only = range(layer, layer + 1)
+    return _over((through(config, params, x, only, reducers)[1] for x in states), len(states))
+
+
+def _over(records: Iterable[Any], count: int) -> dict[str, Inputs]:
+    """What the records of so many sequences say together."""
     total: dict[str, Any] = {}
-    for row in tokens:
-        one = jax.device_get(recorded(config, params, jnp.asarray(row[None]), reducers))
-        one = jax.tree.map(lambda x: np.asarray(x[:, 0], np.float64), one)
+    for record in records:
+        one = jax.tree.map(lambda x: np.asarray(x[:, 0], np.float64), jax.device_get(record))
         total = jax.tree_util.tree_map_with_path(_join, total, one) if total else one
     found = {
-        tap: Inputs(of.get("gram"), of["square"], of["mean"] / len(tokens), of["low"], of["high"])
+        tap: Inputs(of.get("gram"), of["square"], of["mean"] / count, of["low"], of["high"])
         for tap, of in total.items()
     }
     for tap, of in found.items():

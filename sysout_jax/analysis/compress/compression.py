@@ -1,6 +1,6 @@
 """A model under a compression scheme: its parameters and the edits of its taps, and its loss."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sysout_jax.analysis.compress.calibration import PRODUCTS, Inputs, inputs, limits, rotation
+from sysout_jax.analysis.compress.calibration import (
+    PRODUCTS,
+    Inputs,
+    inputs,
+    inputs_of_layer,
+    limits,
+    rotation,
+)
 from sysout_jax.analysis.compress.rounding import Basis, RoundInputs, round_weights
 from sysout_jax.analysis.compress.schemes import Pruning, Rounding, Scheme
 from sysout_jax.analysis.locate.scan import for_length, over_batches
@@ -21,6 +28,7 @@ from sysout_jax.model.compiling import precisely
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, final_states, stack_blocks, unstack_blocks
 from sysout_jax.model.loss import token_losses
+from sysout_jax.model.stream import entering, through
 from sysout_jax.model.taps import Edit
 
 ALPHA = 0.5  # of SmoothQuant, its authors' choice (Xiao et al. 2022, section 4)
@@ -28,6 +36,7 @@ BEHIND_NORMS = ("attn_norm", "mlp_norm")  # what SmoothQuant rescales: the rest 
 #   into the norm before; mixes of values and neurons it leaves (Xiao et al. 2022, section 4)
 CACHE = ("key", "value")
 Blocks = list[dict[str, Any]]
+Place = tuple[str, int, str, str]  # of a matrix: the tap of its inputs, layer, module, name
 
 
 @dataclass(frozen=True)
@@ -72,11 +81,6 @@ class Compressor:
             self._known[gram] = inputs(self.config, self.params, tokens, self.sites, gram)
         return self._known[gram]
 
-    def _gram(self, tap: str, layer: int) -> Float[Array, "I I"]:
-        measured = self.known(gram=True)[tap].gram
-        assert measured is not None  # as it was asked for
-        return _f32(measured[layer])
-
     def compress(
         self,
         scheme: Scheme,
@@ -100,14 +104,14 @@ class Compressor:
             return Compressed(self._joined(blocks), {}, self._zeros(blocks))
         bases = {tap: self._basis(scheme, tap, blocks) for tap in self.sites}
         if scheme.weights is not None:
-            for tap, layer, module, name in self._products(blocks):
+            for (tap, layer, module, name), of in self._learning(scheme, blocks):
                 if only is not None and name not in only:
                     continue
                 basis, mine = bases[tap].at(layer), (boosted or {}).get((name, layer), scheme)
                 change = partial(round_weights, mine, basis=basis)
-                if scheme.compensated:
-                    gram, mean = self._gram(tap, layer), _f32(self.known()[tap].mean[layer])
-                    change = partial(change, gram=gram, magnitude=mean)
+                if of is not None:
+                    assert of.gram is not None  # as it was asked for
+                    change = partial(change, gram=_f32(of.gram), magnitude=_f32(of.mean))
                 changed = self._each(blocks, layer, module, name, change)
                 self._put(blocks, layer, module, name, changed)
         return Compressed(self._joined(blocks), self._edits(scheme, bases))
@@ -149,8 +153,7 @@ class Compressor:
         if how.basis == "given" or (how.basis == "smooth" and tap not in BEHIND_NORMS):
             return Basis()
         if how.basis == "rotate":
-            first = next(place for place in self._products(blocks) if place[0] == tap)
-            return Basis(rotation=rotation(tap, self._experts(blocks, *first[1:]).shape[1]))
+            return Basis(rotation=rotation(tap, wide(self.config, tap)))
         matrices = [
             [self._matrix(blocks, layer, *p) for p in PRODUCTS[tap] if p[1] in block[p[0]]]
             for layer, block in enumerate(blocks)
@@ -160,7 +163,7 @@ class Compressor:
         return Basis(scales=scales(_f32(self.known()[tap].peak), jnp.stack(peaks)))
 
     def _prune(self, how: Pruning, blocks: Blocks) -> None:
-        places = self._products(blocks)
+        places = self._places(blocks)
         if how.criterion == "global":
             assert isinstance(how.sparsity, float)  # as its name has
             weights = [self._matrix(blocks, *place[1:]) for place in places]
@@ -168,21 +171,40 @@ class Compressor:
             for place, w, mask in zip(places, weights, masks, strict=True):
                 self._put(blocks, *place[1:], jnp.where(mask, w, 0.0))
             return
-        for tap, layer, module, name in places:
-            gram = square = None
-            if how.compensated:
-                gram = self._gram(tap, layer)
-            elif how.calibrated:
-                square = _f32(self.known()[tap].square[layer])
+        for (_, layer, module, name), of in self._learning(how, blocks):
+            gram = _f32(of.gram) if of and of.gram is not None and how.compensated else None
+            square = _f32(of.square) if of else None
             change = partial(_pruned, how, gram=gram, square=square)
             changed = self._each(blocks, layer, module, name, change)
             self._put(blocks, layer, module, name, changed)
+
+    def _learning(self, how: Scheme, blocks: Blocks) -> Iterator[tuple[Place, Inputs | None]]:
+        """Each place, by layer, and the inputs that its weights learn from, if they do.
+
+        Where a scheme is sequential, these are the inputs behind the layers before as they have
+        become when the layer's turn comes; otherwise those of the model as it was.
+        """
+        learns = how.compensated or (isinstance(how, Pruning) and how.calibrated)
+        if not how.sequential:
+            known = self.known(how.compensated) if learns else {}
+            for place in self._places(blocks):
+                yield place, known[place[0]].of(place[1]) if learns else None
+            return
+        config = for_length(self.config, self.calibration.shape[1] - 1)
+        rows = jnp.asarray(self.calibration[:, None, :-1])
+        states = [entering(config, self.params, row) for row in rows]
+        for layer, block in enumerate(blocks):
+            params, only = {f"block_{layer}": block}, range(layer, layer + 1)
+            known = inputs_of_layer(config, params, layer, states, self.sites, how.compensated)
+            for place in self._places(blocks, only):
+                yield place, known[place[0]].of(0)
+            states = [through(config, params, x, only)[0] for x in states]
 
     def matrices(self) -> dict[str, list[Float[Array, "I O"]]]:
         """Matrix -> its weights in each layer, of those that are compressed."""
         blocks = self._blocks()
         found: dict[str, list[Float[Array, "I O"]]] = {}
-        for _, layer, module, name in self._products(blocks):
+        for _, layer, module, name in self._places(blocks):
             found.setdefault(name, []).append(self._matrix(blocks, layer, module, name))
         return found
 
@@ -201,13 +223,14 @@ class Compressor:
         tree = {**rest, **unrolled}
         return stack_blocks(tree) if "blocks" in self.params else tree
 
-    def _products(self, blocks: Blocks) -> list[tuple[str, int, str, str]]:
+    def _places(self, blocks: Blocks, layers: Iterable[int] | None = None) -> list[Place]:
+        """The matrices that are compressed, of some layers or all."""
         return [
             (tap, layer, module, name)
+            for layer in (range(len(blocks)) if layers is None else layers)
             for tap in self.sites
-            for layer, block in enumerate(blocks)
             for module, name in PRODUCTS[tap]
-            if name in block[module]
+            if name in blocks[layer][module]
         ]
 
     def _matrix(self, blocks: Blocks, layer: int, module: str, name: str) -> Float[Array, "I O"]:
@@ -232,7 +255,7 @@ class Compressor:
 
     def _zeros(self, blocks: Blocks) -> dict[str, np.ndarray]:
         zeros: dict[str, list[float]] = {}
-        for _, layer, module, name in self._products(blocks):
+        for _, layer, module, name in self._places(blocks):
             w = self._matrix(blocks, layer, module, name)
             zeros.setdefault(name, []).append(float(jnp.mean(w == 0.0)))
         return {name: np.array(shares) for name, shares in zeros.items()}

@@ -142,7 +142,7 @@ def round_weights(
         raise ValueError(f"{how.by}: takes the Gram matrix and magnitudes of the inputs")
     elif how.by == "gptq":
         begin, block = _gptq_ranges(how, fmt, moved)
-        rounded = compensate.gptq(moved, basis.gram_into(gram), begin, block)
+        rounded = compensate.gptq(moved, basis.gram_into(gram), begin, block, how.largest_first)
     else:
         rounded = compensate.awq(moved, gram, magnitude, nearest)
     return basis.weights_back(rounded).astype(w.dtype)

@@ -5,6 +5,9 @@ A method is words joined by "-". To round:
     w4, w8a8, w4a4kv4, kv4, wnf4, we4m3ae4m3     formats of weights, activations, and the KV cache;
                                                  16 or nothing leaves them as they are
     gptq, awq                                    weights are rounded with the help of calibration
+    order                                        gptq takes the largest inputs first
+    sequential                                   gptq and awq learn from the inputs that a layer has
+                                                 once the layers before it are rounded
     hqq                                          zero points are fitted to weights without any
     smooth, smoothall                            inputs behind norms, or all, are rescaled before
     rotate                                       rounding; or rotated
@@ -15,7 +18,8 @@ A method is words joined by "-". To round:
     atensor                                      activations share a scale, whatever weights do
     minmax, percentile, mse                      static ranges of activations, from calibration text
 
-and to prune: a criterion and what goes, as in magnitude-0.5, global-0.5, wanda-2:4, sparsegpt-0.5.
+and to prune: a criterion and what goes, as in magnitude-0.5, global-0.5, wanda-2:4, sparsegpt-0.5;
+"sequential" behind it as above.
 """
 
 import re
@@ -28,7 +32,9 @@ from sysout_jax.errors import InputError
 
 RANGES = ("minmax", "percentile", "mse")
 SMOOTH = ("smooth", "smoothall")
-CRITERIA = ("magnitude", "global", "wanda", "sparsegpt")
+LEARNING = ("wanda", "sparsegpt")  # from calibration text
+CRITERIA = ("magnitude", "global", *LEARNING)
+FLAGS = {"zero": "zero_point", "order": "largest_first", "sequential": "sequential"}
 # as a method names them -> as `core.quantise` does; "16" is what is not rounded
 NAMES: Mapping[str, str | None] = MappingProxyType(
     {str(bits): f"int{bits}" for bits in range(2, 9)}
@@ -57,6 +63,8 @@ class Rounding:
     inputs_per: str | None = None  # the same of activations, if they differ: tensor
     group: int = 128  # inputs that share a scale of a weight, if per is group
     by: str = "nearest"  # nearest, gptq, awq, hqq
+    largest_first: bool = False  # of inputs, by gptq
+    sequential: bool = False  # layers learn from inputs behind those that are rounded already
     basis: str = "given"  # given, smooth, smoothall, rotate
     zero_point: bool = False
     ranges: str | None = None  # of activations: one of RANGES, or None for their own (dynamic)
@@ -78,11 +86,12 @@ class Pruning:
 
     criterion: str
     sparsity: float | tuple[int, int]
+    sequential: bool = False  # layers learn from inputs behind those that are pruned already
 
     @property
     def calibrated(self) -> bool:
         """Whether it needs calibration text."""
-        return self.criterion in ("wanda", "sparsegpt")
+        return self.criterion in LEARNING
 
     @property
     def compensated(self) -> bool:
@@ -122,18 +131,22 @@ def scheme(method: str) -> Scheme:
 
 
 def _pruning(method: str, words: list[str]) -> Pruning:
-    amount = _SPARSITY.fullmatch(words[1]) if len(words) == 2 else None
+    criterion, *rest = words
+    learns = criterion in LEARNING
+    sequential = learns and rest[1:] == ["sequential"]
+    amount = _SPARSITY.fullmatch(rest[0]) if len(rest) == 1 + sequential else None
     if amount is None:
-        raise _refused(method, f"{words[0]}-SHARE below 1, as 0.5, or {words[0]}-N:M")
+        after = ", and sequential behind it or nothing" if learns else ""
+        raise _refused(method, f"{criterion}-SHARE below 1, as 0.5, or {criterion}-N:M{after}")
     if amount[1]:
         share = float(amount[1])
         if share == 0.0:
             raise _refused(method, "a share above 0")
-        return Pruning(words[0], share)
+        return Pruning(criterion, share, sequential)
     n, m = int(amount[2]), int(amount[3])
-    if n >= m or words[0] == "global":
+    if n >= m or criterion == "global":
         raise _refused(method, "N below M, and a share for global")
-    return Pruning(words[0], (n, m))
+    return Pruning(criterion, (n, m), sequential)
 
 
 def _rounding(method: str, words: list[str]) -> Rounding:
@@ -156,8 +169,8 @@ def _rounding(method: str, words: list[str]) -> Rounding:
             say("by", word)
         elif word in (*SMOOTH, "rotate"):
             say("basis", word)
-        elif word == "zero":
-            say("zero_point", True)
+        elif word in FLAGS:
+            say(FLAGS[word], True)
         elif word == "atensor":
             say("inputs_per", "tensor")
         elif word in ("tensor", "vector"):
@@ -171,8 +184,8 @@ def _rounding(method: str, words: list[str]) -> Rounding:
             raise _refused(
                 method,
                 f"formats as w8, a8, kv4, w8a8 (of {', '.join(NAMES)}), gptq, awq, hqq, smooth, "
-                f"smoothall, rotate, zero, tensor, vector, g32, atensor, {', '.join(RANGES)}; or "
-                f"one of {', '.join(CRITERIA)} first, as in wanda-0.5",
+                f"smoothall, rotate, {', '.join(FLAGS)}, tensor, vector, g32, atensor, "
+                f"{', '.join(RANGES)}; or one of {', '.join(CRITERIA)} first, as in wanda-0.5",
                 f"{word!r} is none of the words",
             )
     made = Rounding(**found)  # type: ignore[arg-type]
@@ -189,6 +202,10 @@ def _check(method: str, made: Rounding, shared: bool) -> None:
         raise _refused(method, f"{made.by} with a format of weights")
     if made.by == "gptq" and made.weights == "nvfp4":
         raise _refused(method, "gptq with a format whose scales are not of the whole matrix")
+    if made.largest_first and (made.by != "gptq" or FORMATS[str(made.weights)].block):
+        raise _refused(method, "order with gptq, and a format that has no blocks of its own")
+    if made.sequential and not made.compensated:
+        raise _refused(method, "sequential with gptq or awq")
     if made.by == "awq" and made.basis != "given":
         raise _refused(method, "awq without smooth or rotate: it rescales by itself")
     if made.by == "hqq" and (not str(made.weights).startswith("int") or made.zero_point):
