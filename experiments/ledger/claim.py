@@ -49,7 +49,7 @@ QIU, CHEN = "Qiu et al. 2025 (arXiv:2505.06708)", "Chen et al. 2026 (arXiv:2603.
 
 DEMO, LAB, CHAINED = "variants/backcopy", "laboratory", "benchmark/sinks-contexts"
 # Mechanisms that came later, each of seeds of its own.
-LAB_TWO, LAB_THREE = "laboratory/second", "laboratory/third"
+LAB_TWO, LAB_THREE, LAB_FOUR = (f"laboratory/{nth}" for nth in ("second", "third", "fourth"))
 CELLS, SIX = "benchmark/sinks", "variants/sinks"
 CELLS_TWO = "benchmark/sinks-second"
 FLY, PAIR = "variants/fruitfly-h100", "variants/fruitfly-pair-h100"

@@ -18,6 +18,7 @@ from .claim import (
     GATE_AND_BIAS,
     GU,
     LAB,
+    LAB_FOUR,
     LAB_THREE,
     LAB_TWO,
     LABORATORY,
@@ -180,6 +181,14 @@ OUTLIERS = (
               "theory A1; disputed by arXiv:2510.09017", {
         LABORATORY: Trial(forms(BEST, "value_state_gate"), LAB),
         SOURCE: Trial(forms(RATED, "value_state_gate"), VALUES),
+    }),
+    Statement("rows_that_sum_to_one_have_sinks", "Where the weights of a sigmoid or of elu + 1 are "
+              "divided by their sum, sinks form", f"theory B1; {GU}", {
+        LABORATORY: Trial(forms(BEST, "normalised_sigmoid", "normalised_elu_plus_one"), LAB_FOUR),
+    }),
+    Statement("sigmoids_without_offset_have_no_sink", "Sigmoid attention has no sink without the "
+              "offset of log S, either", f"theory B1; {GU}", {
+        LABORATORY: Trial(goes(NO_BEST, BEST, "plain_sigmoid"), LAB_FOUR),
     }),
     Statement("exclusive_attention_has_no_sink", "Without its own value in the output a head needs "
               "no sink", "theory B5; Zhai 2026 (arXiv:2603.09078)", {

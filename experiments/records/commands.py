@@ -107,6 +107,12 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "--optimizers=adamw --layers=1 --losses=all --starts=bos --decays=1e-4 "
             "--epsilons=1e-8 --norms=own --penalties=none",
         ),
+        "laboratory/fourth": (
+            "experiments.laboratory --seeds=29,30,31,32,33,34,35,36 --name=fourth --bases=softmax "
+            "--variants=softmax,plain_sigmoid,normalised_sigmoid,normalised_elu_plus_one "
+            "--optimizers=adamw --layers=1 --losses=all --starts=bos --decays=1e-4 "
+            "--epsilons=1e-8 --norms=own --penalties=none",
+        ),
         "causal/backcopy": (
             "experiments.variants --corpus=backcopy --variants=softmax --layers=3 "
             "--seeds=0,1,2,3,4 --steps=1500 --batch_size=8 --measure_every=500",

@@ -38,7 +38,7 @@ from sysout_jax.core.variants import VARIANTS, Attend, Param, Params, Variant, v
 
 # ------------------------------------------------------------- the six variants of the paper
 
-AN = "An et al. 2025 (arXiv:2502.06415)"
+AN, GU = "An et al. 2025 (arXiv:2502.06415)", "Gu et al. 2025 (arXiv:2410.10781)"
 
 
 @variant(letter="a", formula="softmax(s) v", cite="Vaswani et al. 2017, eq. 1", identity={})
@@ -134,7 +134,7 @@ def sink_logit(heads: Heads, p: Params) -> Mixed:
 
 @variant(
     formula="softmax([s, q.k'/sqrt(H)]) [v, 0]",
-    cite="Gu et al. 2025 (arXiv:2410.10781)",
+    cite=GU,
     extra_key=True,
     bias_key=Param("K H", "normal"),
 )
@@ -242,9 +242,26 @@ def relu(heads: Heads, p: Params) -> Mixed:
     return mix(heads, weights / jnp.broadcast_to(count, weights.shape))
 
 
-@variant(formula="(elu(s) + 1) v", cite="Gu et al. 2025 (arXiv:2410.10781)", normalised=False)
+@variant(formula="(elu(s) + 1) v", cite=GU, normalised=False)
 def elu_plus_one(heads: Heads, p: Params) -> Mixed:
     return mix(heads, visible(jax.nn.elu(scores(heads)) + 1.0, heads.mask))
+
+
+@variant(formula="sigmoid(s) v", cite=GU, normalised=False)
+def plain_sigmoid(heads: Heads, p: Params) -> Mixed:
+    return mix(heads, visible(jax.nn.sigmoid(scores(heads)), heads.mask))
+
+
+@variant(formula="sigmoid(s) / sum sigmoid(s) v", cite=GU)
+def normalised_sigmoid(heads: Heads, p: Params) -> Mixed:
+    return mix(heads, softmax_weights(jax.nn.log_sigmoid(scores(heads)), heads.mask)[0])
+
+
+@variant(formula="(elu(s) + 1) / sum (elu(s) + 1) v", cite=GU)
+def normalised_elu_plus_one(heads: Heads, p: Params) -> Mixed:
+    logits = scores(heads)
+    logarithm = jnp.where(logits > 0.0, jnp.log1p(jax.nn.relu(logits)), logits)
+    return mix(heads, softmax_weights(logarithm, heads.mask)[0])
 
 
 # ------------------------------------------------------------------- norms around softmax

@@ -282,6 +282,27 @@ def elu_plus_one_oracle(r):
 
 
 @oracle
+def plain_sigmoid_oracle(r):
+    return weighted_row(r, logistic)
+
+
+def shares_row(r, function):
+    weights = [function(s) for s in logits(r)]
+    weights = [w / sum(weights) for w in weights]
+    return weights, 0.0, weigh(weights, r.values)
+
+
+@oracle
+def normalised_sigmoid_oracle(r):
+    return shares_row(r, logistic)
+
+
+@oracle
+def normalised_elu_plus_one_oracle(r):
+    return shares_row(r, lambda s: s + 1 if s > 0 else exp(s))
+
+
+@oracle
 def qk_norm_oracle(r):
     length = np.linalg.norm(r.keys, axis=1, keepdims=True) * np.linalg.norm(r.q)
     gain = (1 + float(r.p["qk_gain"])) * H  # logit() divides by sqrt(H)

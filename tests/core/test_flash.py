@@ -19,6 +19,7 @@ B, T, N, K, H, D = 2, 11, 6, 3, 8, 13
 SIZES = {"D": D, "N": N, "K": K, "H": H}
 MAKE_WEIGHTS = {  # variants that need the weights, so that no fused kernel can stand for them
     "context_bias", "sigmoid", "clipped_softmax", "softpick", "relu", "elu_plus_one",
+    "plain_sigmoid", "normalised_sigmoid", "normalised_elu_plus_one",
 }  # fmt: skip
 
 
