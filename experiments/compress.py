@@ -271,7 +271,8 @@ class _Judge:
         method, _, kind = part.partition("+")
         how, config = schemes.scheme(method), self.config
         if not config.boost:
-            return self.compressor.compress(how), {}
+            compressed = self.compressor.compress(how)
+            return compressed, {} if compressed.bits is None else {"bits": compressed.bits}
         assert isinstance(how, Rounding)  # as the config has checked
         if not kind:
             return self.compressor.compress(how), {"bits": schemes.bits(how)}

@@ -24,6 +24,7 @@ from sysout_jax.core.layers import widened
 PER = ("tensor", "vector", "group")
 PERCENTILE = 99.999  # of magnitudes, the default of a calibrated range
 LARGEST_E4M3 = 448.0
+RUN = 32  # tokens of a channel of keys that share a scale (Liu et al. 2024, arXiv:2402.02750)
 TERMS = 10  # of each series of a rounding error; where it is used, the next is below 1e-16
 SQRT2, INV_SQRT_2PI = math.sqrt(2.0), 1.0 / math.sqrt(2.0 * math.pi)
 SPARING = 0.7  # p of the norm by which a half-quadratic fit counts errors

@@ -20,6 +20,7 @@ from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import SHAPES, ModelConfig
 from sysout_jax.model.decoder import forward, init, stack_blocks
+from tests.refusing import refusal
 
 CONFIG = replace(
     SHAPES["llama-tiny"], layers=2, width=12, heads=2, kv_heads=1, mlp_width=20, vocab=19
@@ -99,6 +100,48 @@ def test_heads_have_scales_of_their_own():
     np.testing.assert_allclose(
         edit(value, jnp.asarray(0)), rounded(np.asarray(value), 7, -1), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("per", ["vector", "tensor"])
+def test_the_first_tokens_stay_and_count_for_no_range(per):
+    how = RoundInputs("int5", per, zero_point=False, keep=2)
+    found = np.asarray(so.Edit(how, Basis())(jnp.asarray(X), jnp.asarray(0)))
+    np.testing.assert_array_equal(found[:, :2], X[:, :2])
+    rest = np.stack([rounded(x, 15, -1 if per == "vector" else None) for x in X[:, 2:]])
+    np.testing.assert_allclose(found[:, 2:], rest, rtol=1e-6)
+    all_stay = so.Edit(replace(how, keep=7), Basis())(jnp.asarray(X), jnp.asarray(0))
+    np.testing.assert_array_equal(all_stay, X)
+
+
+@pytest.mark.parametrize("zero_point", [False, True])
+def test_keys_share_a_scale_by_channel_over_runs_of_tokens(zero_point):
+    """Of 40 tokens the last 8 are a run of their own, in which a zero point's range has 0."""
+    keys = np.float32(RANDOM.normal(size=(40, 2, 3)) + 4.0) * np.geomspace(1.0, 99.0, 3)
+    how = RoundInputs("int4", "vector", zero_point, parts=2, by_channel=True)
+    found = how(jnp.asarray(keys, jnp.float32), jnp.asarray(0), Basis())
+    expected = np.zeros(keys.shape)
+    for run in (slice(0, 32), slice(32, 40)):
+        for at in np.ndindex(2, 3):
+            x = np.float64(keys[run, *at])
+            if zero_point:
+                low, high = min(x.min(), 0.0), max(x.max(), 0.0)
+                step = (high - low) / 15
+                offset = np.round(-low / step)
+                expected[run, *at] = (np.clip(np.round(x / step) + offset, 0, 15) - offset) * step
+            else:
+                expected[run, *at] = rounded(x, 7)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_inputs_that_stay_leave_the_ranges_to_the_others():
+    exact = jnp.asarray([[False] * 8, [False] * 6 + [True] * 2])
+    how = RoundInputs("int8", "tensor", zero_point=False)
+    found = np.asarray(so.Edit(how, Basis(), None, exact)(jnp.asarray(X), jnp.asarray(1)))
+    np.testing.assert_array_equal(found[..., 6:], X[..., 6:])
+    np.testing.assert_allclose(found[..., :6], [rounded(x, 127) for x in X[..., :6]], rtol=1e-6)
+    w = np.asarray(round_weights(Rounding("int4"), jnp.asarray(W), Basis(), exact=exact[1]))
+    np.testing.assert_array_equal(w[6:], W[6:])
+    np.testing.assert_allclose(w[:6], rounded(W[:6], 7, 0), rtol=1e-6)
 
 
 BASES = {
@@ -182,6 +225,73 @@ def test_a_method_without_what_it_takes():
 
 
 # ------------------------------------------------------------------------ calibration
+
+
+@pytest.mark.parametrize("ranges", ["", "-minmax"])
+def test_what_stays_is_what_reaches_a_bound_in_calibration_text(ranges):
+    seen = compressor().known()
+    bound = round(float(np.median(seen["down_in"].peak)), 2)
+    found = compressor().compress(scheme(f"w3a3-tensor-split{bound}{ranges}"))
+    exact = {tap: of.peak >= bound for tap, of in seen.items()}
+    assert 0 < exact["down_in"].sum() < exact["down_in"].size
+    for tap, edit in found.edits.items():
+        np.testing.assert_array_equal(edit.arrays[2], exact[tap])
+        if ranges:
+            low, high = (np.where(exact[tap], 0.0, x) for x in (seen[tap].low, seen[tap].high))
+            np.testing.assert_allclose(
+                edit.arrays[1], np.stack([low.min(-1), high.max(-1)], -1), rtol=1e-5
+            )
+    for layer, stays in enumerate(exact["down_in"]):
+        before, after = (layer_params(p, layer)["mlp"]["down"] for p in (params(), found.params))
+        np.testing.assert_array_equal(np.all(before == after, axis=1), stays)
+    sizes = {"attn_norm": 288, "attn_mix": 144, "mlp_norm": 480, "down_in": 240}
+    shares = [np.average([exact[tap][i].mean() for tap in sizes], weights=list(sizes.values()))
+              for i in range(CONFIG.layers)]  # fmt: skip
+    assert found.bits == pytest.approx(3 + 13 * np.mean(shares))
+
+
+@pytest.mark.parametrize(
+    ("method", "same"),
+    [("split0-w4a4", "w16a16"), ("split9999-w4a4-tensor", "w4a4-tensor"), ("keep99-a4kv4", "w16")],
+)
+def test_nothing_or_everything_stays(method, same):
+    found, alike = (losses(CONFIG, compressor().compress(scheme(m)), ROWS) for m in (method, same))
+    np.testing.assert_allclose(found, alike, rtol=1e-6)
+
+
+def test_what_is_learnt_of_ranges_is_of_tokens_that_are_rounded():
+    tokens, tap = jnp.asarray(CALIBRATION[:, :-1]), "down_in"
+    seen = np.asarray(forward(CONFIG, params(), tokens, {tap: None})[1][tap])
+    rest = np.abs(seen[:, :, 5:])
+    assert np.any(np.abs(seen).max(axis=(1, 2, 3)) > rest.max(axis=(1, 2, 3)))
+    expected = {
+        "a8-minmax-keep5": rest.max(axis=(1, 2, 3)),
+        "a8-percentile-keep5": np.percentile(rest, 99.999, axis=(2, 3)).mean(axis=1),
+    }
+    for method, top in expected.items():
+        ends = compressor().compress(scheme(method)).edits[tap].arrays[1]
+        np.testing.assert_allclose(np.abs(ends).max(axis=-1), top, rtol=1e-4)
+    smooth = compressor().compress(scheme("smoothall-w8a8-keep5")).edits[tap].arrays[0]
+    down = [np.abs(layer_params(params(), i)["mlp"]["down"]).max(axis=1) for i in (0, 1)]
+    scales = np.sqrt(rest.max(axis=(1, 2)) / np.stack(down))
+    np.testing.assert_allclose(smooth.scales, scales, rtol=1e-4)
+
+
+def test_tokens_that_all_stay_leave_nothing_to_learn():
+    line = refusal(compressor().compress, scheme("a8-minmax-keep11"))
+    assert line == (
+        "methods: keep11 leaves none of 11; accepted: calibration rows of more than 11 tokens"
+    )
+
+
+def test_a_rotated_cache_is_rounded_in_rotated_channels():
+    found = compressor().compress(scheme("rotate-kv4")).edits
+    assert set(found) == {"key", "value"}
+    value = jnp.asarray(RANDOM.normal(size=(3, 5, 1, 6)), jnp.float32)
+    for tap, edit in found.items():
+        b = np.asarray(rotation(tap, 6))
+        expected = rounded(np.asarray(value) @ b, 7, -1) @ b.T
+        np.testing.assert_allclose(edit(value, jnp.asarray(1)), expected, atol=1e-5)
 
 
 def test_inputs_are_those_of_the_taps():
@@ -366,7 +476,7 @@ def test_smoothing_of_smoothquant_is_of_inputs_behind_norms():
 
 def test_gram_matrices_are_measured_for_what_compensates(monkeypatch):
     asked, real = [], compression.inputs
-    monkeypatch.setattr(compression, "inputs", lambda *of: asked.append(of[-1]) or real(*of))
+    monkeypatch.setattr(compression, "inputs", lambda *of: asked.append(of[4]) or real(*of))
     k = Compressor(CONFIG, params(), CALIBRATION)
     for method in ("smooth-w8a8", "w8a8-minmax", "wanda-0.5", "w8a8-mse"):
         k.compress(scheme(method))

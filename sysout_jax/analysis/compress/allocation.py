@@ -60,7 +60,7 @@ def on_ladder(method: str, how: Scheme) -> int:
     Raises:
       InputError: it is none.
     """
-    if isinstance(how, Rounding) and how.weights is not None and how.per == "group":
+    if isinstance(how, Rounding) and how.per == "group" and how.split is None:
         for rung, (width, group) in enumerate(LADDER):
             if (how.weights, how.group) == (f"int{width}", group):
                 return rung

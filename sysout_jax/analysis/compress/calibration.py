@@ -29,6 +29,7 @@ PRODUCTS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "mlp_norm": (("mlp", "gate"), ("mlp", "up")),
     "down_in": (("mlp", "down"),),
 }
+CACHE = ("key", "value")
 SHARED = 32  # tokens in a row that calibration and evaluation text must not have in common
 
 
@@ -39,7 +40,7 @@ class Inputs:
     gram: np.ndarray | None  # [L, I, I], X^T X, where it was asked for
     square: np.ndarray  # [L, I], sum of x^2, the diagonal of the Gram matrix
     mean: np.ndarray  # [L, I], mean |x|
-    low: np.ndarray  # [L, I], the lowest value
+    low: np.ndarray  # [L, I], the lowest value, of tokens that are rounded
     high: np.ndarray  # [L, I], the highest
 
     @property
@@ -59,6 +60,7 @@ def inputs(
     tokens: np.ndarray,
     taps: Sequence[str] = tuple(PRODUCTS),
     gram: bool = True,
+    keep: int = 0,
 ) -> dict[str, Inputs]:
     """Measure the inputs of the matrix products of all layers, one sequence after the other.
 
@@ -68,12 +70,18 @@ def inputs(
       tokens: [B, T] of calibration text.
       taps: keys of `PRODUCTS`.
       gram: whether Gram matrices are measured, which take 8 L I^2 bytes of the host's memory.
+      keep: tokens at the start that the lowest and highest values leave out.
 
     Raises:
-      InputError: the inputs are not finite.
+      InputError: the inputs are not finite, or no token is left.
     """
     config = for_length(config, tokens.shape[1])
-    reducers = dict.fromkeys(taps, _with_gram if gram else _moments)
+    if keep >= tokens.shape[1]:
+        raise InputError(
+            "methods", None, f"calibration rows of more than {keep} tokens",
+            f"keep{keep} leaves none of {tokens.shape[1]}",
+        )  # fmt: skip
+    reducers = dict.fromkeys(taps, _reducer(gram, keep))
     records = (recorded(config, params, jnp.asarray(row[None]), reducers) for row in tokens)
     return _over(records, len(tokens))
 
@@ -87,7 +95,7 @@ def inputs_of_layer(
     gram: bool,
 ) -> dict[str, Inputs]:
     """`inputs` of one layer, L = 1, from the residual stream of each sequence that enters it."""
-    reducers = dict.fromkeys(taps, _with_gram if gram else _moments)
+    reducers = dict.fromkeys(taps, _reducer(gram, 0))
     only = range(layer, layer + 1)
     return _over((through(config, params, x, only, reducers)[1] for x in states), len(states))
 
@@ -111,19 +119,21 @@ def _over(records: Iterable[Any], count: int) -> dict[str, Inputs]:
     return found
 
 
-def _moments(x: Float[Array, "T ..."]) -> dict[str, Array]:
-    rows = x.reshape(x.shape[0], -1).astype(jnp.float32)
-    return {
-        "square": jnp.sum(jnp.square(rows), axis=0),
-        "mean": jnp.mean(jnp.abs(rows), axis=0),
-        "low": jnp.min(rows, axis=0),
-        "high": jnp.max(rows, axis=0),
-    }
+@lru_cache(maxsize=16)
+def _reducer(gram: bool, keep: int) -> Any:
+    """The same object for the same question, which compiles once."""
 
+    def moments(x: Float[Array, "T ..."]) -> dict[str, Array]:
+        rows = x.reshape(x.shape[0], -1).astype(jnp.float32)
+        found = {
+            "square": jnp.sum(jnp.square(rows), axis=0),
+            "mean": jnp.mean(jnp.abs(rows), axis=0),
+            "low": jnp.min(rows[keep:], axis=0),
+            "high": jnp.max(rows[keep:], axis=0),
+        }
+        return {**found, "gram": rows.T @ rows} if gram else found
 
-def _with_gram(x: Float[Array, "T ..."]) -> dict[str, Array]:
-    rows = x.reshape(x.shape[0], -1).astype(jnp.float32)
-    return {**_moments(x), "gram": rows.T @ rows}
+    return moments
 
 
 def _join(path: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -134,8 +144,9 @@ def _join(path: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def rotation(tap: str, size: int) -> Float[Array, "I I"]:
-    """The random rotation of a tap's inputs, the same in every layer and every run."""
-    return hadamard(size, jax.random.key(list(PRODUCTS).index(tap)))
+    """The random rotation of a tap's inputs, the same in every layer and every run; of keys and
+    values, that of their heads' channels."""
+    return hadamard(size, jax.random.key([*PRODUCTS, *CACHE].index(tap)))
 
 
 def limits(
@@ -169,7 +180,7 @@ def _range(how: Rounding, tap: str) -> Any:
     """The reducer of one sequence; the same object for the same question, which compiles once."""
 
     def reduce(x: Float[Array, "T ..."]) -> Float[Array, "2"]:
-        rows = x.reshape(x.shape[0], -1).astype(jnp.float32)
+        rows = x.reshape(x.shape[0], -1).astype(jnp.float32)[how.keep :]
         rotated = rows @ rotation(tap, rows.shape[-1]) if how.basis == "rotate" else rows
         shared = rotated.reshape(1, -1)
         if how.ranges == "minmax":

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.analysis.compress.calibration import (
+    CACHE,
     PRODUCTS,
     Inputs,
     inputs,
@@ -19,7 +20,7 @@ from sysout_jax.analysis.compress.calibration import (
     rotation,
 )
 from sysout_jax.analysis.compress.rounding import Basis, RoundInputs, round_weights
-from sysout_jax.analysis.compress.schemes import Pruning, Rounding, Scheme
+from sysout_jax.analysis.compress.schemes import Pruning, Rounding, Scheme, bits
 from sysout_jax.analysis.locate.scan import for_length, over_batches
 from sysout_jax.analysis.locate.weights import projection
 from sysout_jax.core import compensate, prune
@@ -34,7 +35,6 @@ from sysout_jax.model.taps import Edit
 ALPHA = 0.5  # of SmoothQuant, its authors' choice (Xiao et al. 2022, section 4)
 BEHIND_NORMS = ("attn_norm", "mlp_norm")  # what SmoothQuant rescales: the rest of the scale goes
 #   into the norm before; mixes of values and neurons it leaves (Xiao et al. 2022, section 4)
-CACHE = ("key", "value")
 Blocks = list[dict[str, Any]]
 Place = tuple[str, int, str, str]  # of a matrix: the tap of its inputs, layer, module, name
 
@@ -46,11 +46,13 @@ class Compressed:
     params: with the changed weights, in the dtype they had: bfloat16 rounds them once more.
     edits: of the taps whose values are rounded.
     zeros: projection -> [L], the share of its weights that is zero.
+    bits: a weight, where it depends on the model: some inputs' weights stay in 16.
     """
 
     params: Params
     edits: Mapping[str, Edit] = field(default_factory=dict)
     zeros: Mapping[str, np.ndarray] = field(default_factory=dict)
+    bits: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,16 @@ class Compressor:
     sites: tuple[str, ...] = tuple(PRODUCTS)
     alpha: float = ALPHA
     batch: int = 8
-    _known: dict[bool, dict[str, Inputs]] = field(default_factory=dict, init=False)
+    _known: dict[tuple[bool, int], dict[str, Inputs]] = field(default_factory=dict, init=False)
 
-    def known(self, gram: bool = False) -> dict[str, Inputs]:
+    def known(self, gram: bool = False, keep: int = 0) -> dict[str, Inputs]:
         """The inputs of the products, measured when they are asked for first."""
-        gram = gram or True in self._known
-        if gram not in self._known:
+        gram = gram or (True, keep) in self._known
+        if (gram, keep) not in self._known:
             tokens = self.calibration[:, :-1]
-            self._known[gram] = inputs(self.config, self.params, tokens, self.sites, gram)
-        return self._known[gram]
+            found = inputs(self.config, self.params, tokens, self.sites, gram, keep)
+            self._known[gram, keep] = found
+        return self._known[gram, keep]
 
     def compress(
         self,
@@ -103,37 +106,72 @@ class Compressor:
             self._prune(scheme, blocks)
             return Compressed(self._joined(blocks), {}, self._zeros(blocks))
         bases = {tap: self._basis(scheme, tap, blocks) for tap in self.sites}
+        exact = self._exact(scheme)
         if scheme.weights is not None:
             for (tap, layer, module, name), of in self._learning(scheme, blocks):
                 if only is not None and name not in only:
                     continue
                 basis, mine = bases[tap].at(layer), (boosted or {}).get((name, layer), scheme)
                 change = partial(round_weights, mine, basis=basis)
+                if tap in exact:
+                    change = partial(change, exact=exact[tap][layer])
                 if of is not None:
                     assert of.gram is not None  # as it was asked for
                     change = partial(change, gram=_f32(of.gram), magnitude=_f32(of.mean))
                 changed = self._each(blocks, layer, module, name, change)
                 self._put(blocks, layer, module, name, changed)
-        return Compressed(self._joined(blocks), self._edits(scheme, bases))
+        edits = self._edits(scheme, bases, exact)
+        return Compressed(self._joined(blocks), edits, bits=self._bits(scheme, exact, blocks))
 
-    def _edits(self, how: Rounding, bases: Mapping[str, Basis]) -> dict[str, Edit]:
+    def _exact(self, how: Rounding) -> dict[str, Bool[Array, "L I"]]:
+        """The inputs that stay as they are: of columns that reach a bound in calibration text.
+
+        Source: Dettmers et al. 2022 (arXiv:2208.07339), section 3.2, who look at each batch.
+        """
+        if how.split is None:
+            return {}
+        known = self.known(keep=how.keep)
+        return {tap: jnp.asarray(known[tap].peak >= how.split) for tap in self.sites}
+
+    def _bits(
+        self, how: Rounding, exact: Mapping[str, Bool[Array, "L I"]], blocks: Blocks
+    ) -> float | None:
+        rounded = bits(how)
+        if rounded is None or not exact:
+            return None
+        found = [
+            (np.size(blocks[layer][module][name]), float(jnp.mean(exact[tap][layer])))
+            for tap, layer, module, name in self._places(blocks)
+        ]
+        of = [rounded + (16.0 - rounded) * share for _, share in found]
+        return float(np.average(of, weights=[size for size, _ in found]))
+
+    def _edits(
+        self, how: Rounding, bases: Mapping[str, Basis], exact: Mapping[str, Bool[Array, "L I"]]
+    ) -> dict[str, Edit]:
         edits = {}
         if how.activations is not None:
-            fixed = self._ranges(how, bases)
+            fixed = self._ranges(how, bases, exact)
             for tap, basis in bases.items():
                 per = how.inputs_per or ("vector" if how.per == "group" else how.per)
                 of_experts = self.config.experts and tap == "down_in"
                 parts = self.config.experts_per_token if of_experts else 1
-                rounded = RoundInputs(how.activations, per, how.zero_point, parts)
-                edits[tap] = Edit(rounded, basis, fixed.get(tap))
+                rounded = RoundInputs(how.activations, per, how.zero_point, parts, how.keep)
+                edits[tap] = Edit(rounded, basis, fixed.get(tap), exact.get(tap))
         if how.cache is not None:
+            size = self.config.sizes
             for tap in CACHE:
-                heads = self.config.sizes["K"]
-                rounded = RoundInputs(how.cache, "vector", how.zero_point, heads)
-                edits[tap] = Edit(rounded, Basis(), None)
+                rounded = RoundInputs(
+                    how.cache, "vector", how.zero_point, size["K"], how.keep,
+                    by_channel=how.by_channel and tap == "key",
+                )  # fmt: skip
+                turned = rotation(tap, size["H"]) if how.basis == "rotate" else None
+                edits[tap] = Edit(rounded, Basis(rotation=turned), None, None)
         return edits
 
-    def _ranges(self, how: Rounding, bases: Mapping[str, Basis]) -> dict[str, Float[Array, "L 2"]]:
+    def _ranges(
+        self, how: Rounding, bases: Mapping[str, Basis], exact: Mapping[str, Bool[Array, "L I"]]
+    ) -> dict[str, Float[Array, "L 2"]]:
         """The static ranges of the inputs in their bases, if they are to be static."""
         if how.ranges is None:
             return {}
@@ -141,8 +179,9 @@ class Compressor:
             found = {}
             for tap, basis in bases.items():
                 scales = 1.0 if basis.scales is None else np.asarray(basis.scales)
-                of = self.known()[tap]
-                ends = (of.low / scales).min(-1), (of.high / scales).max(-1)
+                of, counted = self.known(keep=how.keep)[tap], ~np.asarray(exact.get(tap, False))
+                low, high = (np.where(counted, x, 0.0) for x in (of.low, of.high))
+                ends = (low / scales).min(-1), (high / scales).max(-1)
                 found[tap] = np.stack(ends, axis=-1)
         else:
             tokens = self.calibration[:, :-1]
@@ -160,7 +199,8 @@ class Compressor:
         ]
         peaks = [jnp.max(jnp.abs(jnp.concatenate(row, axis=1)), axis=1) for row in matrices]
         scales = jax.vmap(partial(compensate.smooth_scales, alpha=self.alpha))
-        return Basis(scales=scales(_f32(self.known()[tap].peak), jnp.stack(peaks)))
+        known = self.known(keep=how.keep)[tap]
+        return Basis(scales=scales(_f32(known.peak), jnp.stack(peaks)))
 
     def _prune(self, how: Pruning, blocks: Blocks) -> None:
         places = self._places(blocks)

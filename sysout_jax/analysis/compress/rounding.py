@@ -14,7 +14,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.analysis.compress.schemes import Rounding
 from sysout_jax.core import compensate, quantise
@@ -72,37 +72,60 @@ class RoundInputs:
 
     A scale is shared by a position, or by each of its equal `parts`: the heads of a cache, the
     inputs of the experts that a token goes to; by a sequence if per is "tensor"; by everything
-    where there are limits, a static range.
+    where there are limits, a static range; by a channel over `quantise.RUN` tokens if by_channel.
+    The first `keep` tokens stay as they are, and so do the inputs that `exact` names: no range
+    counts them.
     """
 
     fmt: str
     per: str
     zero_point: bool
     parts: int = 1
+    keep: int = 0
+    by_channel: bool = False
 
     def __call__(
         self, value: Float[Array, "T ..."], layer: Int[Array, ""], basis: Basis,
-        limits: Float[Array, "L 2"] | None,
+        limits: Float[Array, "L 2"] | None = None, exact: Bool[Array, "L I"] | None = None,
     ) -> Array:  # fmt: skip
         """The rounded value; `limits` are the lowest and highest value of each layer."""
+        rows = value[self.keep :]
+        if not len(rows):
+            return value
         basis = basis.at(layer)
-        x = basis.into(value.reshape(value.shape[0], self.parts, -1).astype(jnp.float32))
-        rounded = self._rounded(None if limits is None else limits[layer], x)
-        return basis.back(rounded).reshape(value.shape).astype(value.dtype)
+        given = basis.into(rows.reshape(len(rows), self.parts, -1).astype(jnp.float32))
+        stays = jnp.zeros(given.shape, bool)
+        if exact is not None:
+            stays = jnp.broadcast_to(exact[layer], given.shape)
+        x = jnp.where(stays, 0.0, given)
+        x = self._by_channel(x) if self.by_channel else self._rounded(limits, layer, x)
+        found = basis.back(jnp.where(stays, given, x)).reshape(rows.shape).astype(value.dtype)
+        return jnp.concatenate([value[: self.keep], found])
 
-    def _rounded(self, limits: Array | None, x: Array) -> Array:
-        fmt = quantise.FORMATS[self.fmt]
+    def _by_channel(self, x: Float[Array, "T K H"]) -> Float[Array, "T K H"]:
+        along = jnp.moveaxis(x, 0, -1)
+        if self.zero_point:
+            found = quantise.quantise_zero_point(along, self._format.bits, "group", quantise.RUN)
+        else:
+            found = quantise.quantise(along, self._format, "group", quantise.RUN)
+        return jnp.moveaxis(found, -1, 0)
+
+    @property
+    def _format(self) -> quantise.Format:
+        return quantise.FORMATS[self.fmt]
+
+    def _rounded(self, limits: Array | None, layer: Array, x: Array) -> Array:
         if limits is not None:
             shared = quantise.grouped(x, "tensor")
-            low, high = (limit.reshape(1, 1) for limit in limits)
+            low, high = (limit.reshape(1, 1) for limit in limits[layer])
             if self.zero_point:
-                found = quantise.zero_point(shared, fmt.bits, low, high)
+                found = quantise.zero_point(shared, self._format.bits, low, high)
             else:
-                found = quantise.symmetric(shared, fmt, jnp.maximum(-low, high))
+                found = quantise.symmetric(shared, self._format, jnp.maximum(-low, high))
             return quantise.ungrouped(found, x.shape, "tensor")
         if self.zero_point:
-            return quantise.quantise_zero_point(x, fmt.bits, self.per)
-        return quantise.quantise(x, fmt, self.per)
+            return quantise.quantise_zero_point(x, self._format.bits, self.per)
+        return quantise.quantise(x, self._format, self.per)
 
 
 # ---------------------------------------------------------------------------- weights
@@ -116,6 +139,7 @@ def round_weights(
     basis: Basis,
     gram: Float[Array, "I I"] | None = None,
     magnitude: Float[Array, "I"] | None = None,
+    exact: Bool[Array, "I"] | None = None,
 ) -> Float[Array, "I O"]:
     """The weights of a product after rounding, in the given coordinates.
 
@@ -126,12 +150,16 @@ def round_weights(
       basis: of this layer.
       gram: X^T X of the given inputs, for gptq and awq.
       magnitude: the mean |x_i| of each given input, for the same.
+      exact: the inputs whose weights stay as they are, and count for no scale.
 
     Raises:
       ValueError: a method that takes them, without them.
     """
     if how.weights is None:
         return w
+    if exact is not None:
+        stays = jnp.broadcast_to(exact[:, None], w.shape)
+        return jnp.where(stays, w, round_weights(how, jnp.where(stays, 0.0, w), basis))
     fmt, moved = quantise.FORMATS[how.weights], basis.weights_into(w.astype(jnp.float32))
     nearest = partial(_nearest, how, fmt)
     if how.by == "nearest":

@@ -10,13 +10,17 @@ A method is words joined by "-". To round:
                                                  once the layers before it are rounded
     hqq                                          zero points are fitted to weights without any
     smooth, smoothall                            inputs behind norms, or all, are rescaled before
-    rotate                                       rounding; or rotated
+    rotate                                       rounding; or rotated, as keys and values are
     zero                                         ranges with a zero point instead of symmetric ones
     tensor, vector, g32                          what shares a scale: a tensor; an output channel
                                                  and a token (if nothing is said); 32 inputs.
                                                  The cache has one of each token and head
     atensor                                      activations share a scale, whatever weights do
+    kchannel                                     keys share one of each channel and 32 tokens
     minmax, percentile, mse                      static ranges of activations, from calibration text
+    keep1                                        activations and cache of the first token stay
+    split6                                       inputs beyond 6 in calibration text stay, and the
+                                                 weights that they meet
 
 and to prune: a criterion and what goes, as in magnitude-0.5, global-0.5, wanda-2:4, sparsegpt-0.5;
 "sequential" behind it as above.
@@ -34,7 +38,12 @@ RANGES = ("minmax", "percentile", "mse")
 SMOOTH = ("smooth", "smoothall")
 LEARNING = ("wanda", "sparsegpt")  # from calibration text
 CRITERIA = ("magnitude", "global", *LEARNING)
-FLAGS = {"zero": "zero_point", "order": "largest_first", "sequential": "sequential"}
+FLAGS = {
+    "zero": "zero_point", "order": "largest_first", "sequential": "sequential",
+    "kchannel": "by_channel",
+}  # fmt: skip
+_KEEP = re.compile(r"keep([1-9]\d*)")
+_SPLIT = re.compile(r"split(\d+(?:\.\d+)?)")
 # as a method names them -> as `core.quantise` does; "16" is what is not rounded
 NAMES: Mapping[str, str | None] = MappingProxyType(
     {str(bits): f"int{bits}" for bits in range(2, 9)}
@@ -68,11 +77,15 @@ class Rounding:
     basis: str = "given"  # given, smooth, smoothall, rotate
     zero_point: bool = False
     ranges: str | None = None  # of activations: one of RANGES, or None for their own (dynamic)
+    keep: int = 0  # tokens at the start whose activations and cache stay as they are
+    split: float | None = None  # |x| beyond which an input stays, with the weights it meets
+    by_channel: bool = False  # keys, over `quantise.RUN` tokens
 
     @property
     def calibrated(self) -> bool:
         """Whether it needs calibration text."""
-        return self.compensated or self.basis in SMOOTH or self.ranges is not None
+        learned = (self.ranges, self.split)
+        return self.compensated or self.basis in SMOOTH or learned != (None, None)
 
     @property
     def compensated(self) -> bool:
@@ -180,12 +193,17 @@ def _rounding(method: str, words: list[str]) -> Rounding:
             say("group", int(word[1:]))
         elif word in RANGES:
             say("ranges", word)
+        elif kept := _KEEP.fullmatch(word):
+            say("keep", int(kept[1]))
+        elif split := _SPLIT.fullmatch(word):
+            say("split", float(split[1]))
         else:
             raise _refused(
                 method,
                 f"formats as w8, a8, kv4, w8a8 (of {', '.join(NAMES)}), gptq, awq, hqq, smooth, "
                 f"smoothall, rotate, {', '.join(FLAGS)}, tensor, vector, g32, atensor, "
-                f"{', '.join(RANGES)}; or one of {', '.join(CRITERIA)} first, as in wanda-0.5",
+                f"{', '.join(RANGES)}, keep1, split6; or one of "
+                f"{', '.join(CRITERIA)} first, as in wanda-0.5",
                 f"{word!r} is none of the words",
             )
     made = Rounding(**found)  # type: ignore[arg-type]
@@ -222,8 +240,16 @@ def _check(method: str, made: Rounding, shared: bool) -> None:
         raise _refused(method, f"{made.basis} with a format of activations")
     if made.basis in SMOOTH and made.ranges not in (None, "minmax"):
         raise _refused(method, f"{made.basis} with minmax")
-    if made.basis == "rotate" and made.weights is made.activations is None:
-        raise _refused(method, "rotate with a format of weights or activations")
+    if made.keep and made.activations is made.cache is None:
+        raise _refused(method, f"keep{made.keep} with a format of activations or the cache")
+    if made.by_channel and (made.cache is None or FORMATS[made.cache].block):
+        raise _refused(method, "kchannel with a format of the cache that has no blocks of its own")
+    if made.split is not None:
+        if made.weights is made.activations is None:
+            raise _refused(method, "split with a format of weights or activations")
+        alone = made.by == "nearest" and made.basis == "given" and not made.zero_point
+        if not alone or made.ranges not in (None, "minmax"):
+            raise _refused(method, "split with rounding to nearest alone, or with minmax")
     if shared:
         word = f"g{made.group}" if made.per == "group" else made.per
         share = [made.weights] if made.per == "group" else [made.weights, made.activations]
