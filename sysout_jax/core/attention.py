@@ -365,7 +365,7 @@ def scalable_softmax(heads: Heads, p: Params, attend: Attend = softmax_mix) -> M
 
 @variant(
     formula="(softmax(s') - sigmoid(w.x + b) softmax(s'')) v, s' and s'' of half the channels each",
-    cite="Ye et al. 2025 (arXiv:2410.05258), differential attention; its lambda by token and head",
+    cite="Ye et al. 2025 (arXiv:2410.05258), its lambda by token and head, without their norm",
     normalised=False,  # its weights can be negative
     lambda_kernel=Param("D -> N", 0.0),
     lambda_bias=Param("N", 0.0),

@@ -156,7 +156,8 @@ def awq(
       magnitude: the mean |x_i| of each input.
       quantise: rounds a weight matrix.
 
-    Source: Lin et al. 2023 (arXiv:2306.00978), section 3.2.
+    Source: Lin et al. 2023 (arXiv:2306.00978), section 3.2. Their code shares s between query, key
+    and value, and between gate and up, by the error of what these feed, and then clips.
     """
     safe = jnp.maximum(magnitude, jnp.finfo(magnitude.dtype).tiny)
 

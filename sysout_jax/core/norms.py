@@ -165,7 +165,8 @@ def dynamic_tanh(
 ) -> Float[Array, "*B D"]:
     """Squash each channel by itself instead of dividing by what all of them are.
 
-    tanh(slope * x) * scale + bias (Zhu et al. 2025, arXiv:2503.10622, DyT).
+    tanh(slope * x) * scale + bias (Zhu et al. 2025, arXiv:2503.10622, DyT). Their LLaMA begins with
+    slopes by place and width, and learns a scale of the embedding.
 
     Args:
       x: [..., D].

@@ -184,7 +184,9 @@ def softpick_weights(
 
     Source: Zuhri et al. 2025 (arXiv:2504.20966).
     """
-    seen = jnp.broadcast_to(mask, logits.shape)
+    seen = jnp.broadcast_to(mask, logits.shape) & (
+        logits > -jnp.inf
+    )  # a key that an edit takes away
     shift = jnp.max(logits, axis=-1, where=seen, initial=0.0, keepdims=True)
     shift = jax.lax.stop_gradient(shift)
     picked = jnp.exp(jnp.where(seen, logits - shift, -jnp.inf)) - jnp.exp(-shift)

@@ -270,6 +270,7 @@ def half_quadratic(
       rounds: of the two steps.
 
     Source: Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models".
+      Their code stops where the error of the whole tensor first rises, and keeps the last z.
     """
     top = 2.0**bits - 1.0
     low, high = (f(shared, axis=-1, keepdims=True) for f in (jnp.min, jnp.max))

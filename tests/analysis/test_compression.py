@@ -11,7 +11,12 @@ import pytest
 import sysout_jax as so
 from sysout_jax.analysis.compress import compression
 from sysout_jax.analysis.compress.calibration import PRODUCTS, apart, inputs, limits, rotation
-from sysout_jax.analysis.compress.compression import Compressed, Compressor, losses
+from sysout_jax.analysis.compress.compression import (
+    Compressed,
+    Compressor,
+    losses,
+    losses_by_token,
+)
 from sysout_jax.analysis.compress.noise import agreement, noise
 from sysout_jax.analysis.compress.rounding import Basis, RoundInputs, round_weights
 from sysout_jax.analysis.compress.schemes import Rounding, scheme
@@ -282,6 +287,36 @@ def test_tokens_that_all_stay_leave_nothing_to_learn():
     assert line == (
         "methods: keep11 leaves none of 11; accepted: calibration rows of more than 11 tokens"
     )
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3])
+@pytest.mark.parametrize("variant", ["softmax", "softpick", "sink_logit"])
+def test_keys_that_are_evicted_are_not_there(variant, keep):
+    """Each query alone: of a sequence of the tokens that it sees, at their positions."""
+    config = replace(CONFIG, layers=1, position="none", variant=variant)
+    weights, window = params(config), 4
+    of = Compressor(config, weights, CALIBRATION)
+    method = f"window{window}-keep{keep}" if keep else f"window{window}"
+    found = losses_by_token(config, of.compress(scheme(method)), ROWS)
+    for end in range(1, ROWS.shape[1] - 1):
+        seen = [*range(min(keep, end)), *range(max(keep, end - window), end)]
+        alone = ROWS[:, [*seen, end]]
+        expected = losses_by_token(config, Compressed(weights), alone)[:, -1]
+        np.testing.assert_allclose(found[:, end - 1], expected, rtol=1e-4)
+
+
+def test_a_window_is_that_of_the_architecture():
+    found = losses(CONFIG, compressor().compress(scheme("window3")), ROWS)
+    alike = losses(replace(CONFIG, window=3), Compressed(params()), ROWS)
+    np.testing.assert_allclose(found, alike, rtol=1e-5)
+    assert not np.allclose(found, before(), rtol=1e-3)
+
+
+def test_keys_are_not_evicted_in_blocks():
+    config = CONFIG.with_execution(query_block=4)
+    edits = compressor().compress(scheme("window3")).edits
+    line = refusal(forward, config, params(), jnp.asarray(ROWS), edits=edits)
+    assert line == "query_block: accepted: attention at once, where keys are evicted"
 
 
 def test_a_rotated_cache_is_rounded_in_rotated_channels():

@@ -19,7 +19,7 @@ from sysout_jax.analysis.compress.calibration import (
     limits,
     rotation,
 )
-from sysout_jax.analysis.compress.rounding import Basis, RoundInputs, round_weights
+from sysout_jax.analysis.compress.rounding import Basis, Evict, RoundInputs, round_weights
 from sysout_jax.analysis.compress.schemes import Pruning, Rounding, Scheme, bits
 from sysout_jax.analysis.locate.scan import for_length, over_batches
 from sysout_jax.analysis.locate.weights import projection
@@ -167,6 +167,8 @@ class Compressor:
                 )  # fmt: skip
                 turned = rotation(tap, size["H"]) if how.basis == "rotate" else None
                 edits[tap] = Edit(rounded, Basis(rotation=turned), None, None)
+        if how.window is not None:
+            edits["attn_logits"] = Edit(Evict(how.keep, how.window))
         return edits
 
     def _ranges(
@@ -366,7 +368,8 @@ def losses_by_token(
       batch: sequences that are run together.
       skip: of the next tokens, how many at the start do not count.
     """
-    config = for_length(config, rows.shape[1] - 1)
+    if "attn_logits" not in found.edits:  # which see no block of queries
+        config = for_length(config, rows.shape[1] - 1)
 
     def run(params: Params, rows: Array) -> Array:
         return _losses(config, skip, params, dict(found.edits), rows)[None]

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.analysis.compress.schemes import Rounding
 from sysout_jax.core import compensate, quantise
+from sysout_jax.errors import InputError
 from sysout_jax.model.compiling import precisely
 
 
@@ -126,6 +127,27 @@ class RoundInputs:
         if self.zero_point:
             return quantise.quantise_zero_point(x, self._format.bits, self.per)
         return quantise.quantise(x, self._format, self.per)
+
+
+@dataclass(frozen=True)
+class Evict:
+    """The function of an edit of attn_logits after which queries see the last `window` keys, and
+    the first `keep`; positions are those in the text.
+
+    Source: Xiao et al. 2024 (arXiv:2309.17453), section 3.2, whose positions are in the cache.
+    """
+
+    keep: int
+    window: int
+
+    def __call__(self, logits: Float[Array, "N T S"], layer: Int[Array, ""]) -> Array:
+        """The logits, -inf where a key is gone."""
+        _, queries, keys = logits.shape
+        if queries != keys:
+            raise InputError("query_block", None, "attention at once, where keys are evicted")
+        at = jnp.arange(keys)
+        stays = (at[:, None] - at[None, :] < self.window) | (at < self.keep)[None, :]
+        return jnp.where(jnp.broadcast_to(stays, logits.shape), logits, -jnp.inf)
 
 
 # ---------------------------------------------------------------------------- weights

@@ -19,6 +19,7 @@ A method is words joined by "-". To round:
     kchannel                                     keys share one of each channel and 32 tokens
     minmax, percentile, mse                      static ranges of activations, from calibration text
     keep1                                        activations and cache of the first token stay
+    window64                                     the cache has the last 64 tokens, and those kept
     split6                                       inputs beyond 6 in calibration text stay, and the
                                                  weights that they meet
 
@@ -43,6 +44,7 @@ FLAGS = {
     "kchannel": "by_channel",
 }  # fmt: skip
 _KEEP = re.compile(r"keep([1-9]\d*)")
+_WINDOW = re.compile(r"window([1-9]\d*)")
 _SPLIT = re.compile(r"split(\d+(?:\.\d+)?)")
 # as a method names them -> as `core.quantise` does; "16" is what is not rounded
 NAMES: Mapping[str, str | None] = MappingProxyType(
@@ -79,6 +81,7 @@ class Rounding:
     ranges: str | None = None  # of activations: one of RANGES, or None for their own (dynamic)
     keep: int = 0  # tokens at the start whose activations and cache stay as they are
     split: float | None = None  # |x| beyond which an input stays, with the weights it meets
+    window: int | None = None  # tokens that the cache has, the query's own among them
     by_channel: bool = False  # keys, over `quantise.RUN` tokens
 
     @property
@@ -195,6 +198,8 @@ def _rounding(method: str, words: list[str]) -> Rounding:
             say("ranges", word)
         elif kept := _KEEP.fullmatch(word):
             say("keep", int(kept[1]))
+        elif window := _WINDOW.fullmatch(word):
+            say("window", int(window[1]))
         elif split := _SPLIT.fullmatch(word):
             say("split", float(split[1]))
         else:
@@ -202,7 +207,7 @@ def _rounding(method: str, words: list[str]) -> Rounding:
                 method,
                 f"formats as w8, a8, kv4, w8a8 (of {', '.join(NAMES)}), gptq, awq, hqq, smooth, "
                 f"smoothall, rotate, {', '.join(FLAGS)}, tensor, vector, g32, atensor, "
-                f"{', '.join(RANGES)}, keep1, split6; or one of "
+                f"{', '.join(RANGES)}, keep1, window64, split6; or one of "
                 f"{', '.join(CRITERIA)} first, as in wanda-0.5",
                 f"{word!r} is none of the words",
             )
@@ -214,7 +219,7 @@ def _rounding(method: str, words: list[str]) -> Rounding:
 def _check(method: str, made: Rounding, shared: bool) -> None:
     """Refuse words that do not go together; `shared`: whether one says what shares a scale."""
     used = [name for name in (made.weights, made.activations, made.cache) if name is not None]
-    if not used and made != Rounding():
+    if not used and made != Rounding(keep=made.keep if made.window else 0, window=made.window):
         raise _refused(method, "a format, as w8 or w8a8, beside other words")
     if made.by != "nearest" and made.weights is None:
         raise _refused(method, f"{made.by} with a format of weights")
@@ -240,8 +245,8 @@ def _check(method: str, made: Rounding, shared: bool) -> None:
         raise _refused(method, f"{made.basis} with a format of activations")
     if made.basis in SMOOTH and made.ranges not in (None, "minmax"):
         raise _refused(method, f"{made.basis} with minmax")
-    if made.keep and made.activations is made.cache is None:
-        raise _refused(method, f"keep{made.keep} with a format of activations or the cache")
+    if made.keep and made.activations is made.cache is made.window is None:
+        raise _refused(method, f"keep{made.keep} with a format of activations or cache, or window")
     if made.by_channel and (made.cache is None or FORMATS[made.cache].block):
         raise _refused(method, "kchannel with a format of the cache that has no blocks of its own")
     if made.split is not None:

@@ -146,7 +146,8 @@ def carriers(
       rows: [B, S].
       initial: C tokens that go first.
 
-    Source: Chen et al. 2024 (arXiv:2410.05265), section 4; there the initial token goes last.
+    Source: Chen et al. 2024 (arXiv:2410.05265), section 4; there the initial token goes last,
+      and the number is that of the layer with the most outliers.
     """
     peak = found.token_peak
     median = np.median(peak, axis=2, keepdims=True)
