@@ -18,7 +18,8 @@ from rich.console import Console
 
 from sysout_jax.analysis.compress import schemes
 from sysout_jax.analysis.compress.calibration import apart
-from sysout_jax.analysis.compress.compression import Compressed, Compressor, losses
+from sysout_jax.analysis.compress.compressed import Compressed, losses
+from sysout_jax.analysis.compress.compression import Compressor
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data.corpus import Progress
 from sysout_jax.errors import at_least, one_of

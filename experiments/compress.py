@@ -18,13 +18,12 @@ from sysout_jax import converting
 from sysout_jax.analysis.compress import allocation, schemes
 from sysout_jax.analysis.compress.allocation import Boost
 from sysout_jax.analysis.compress.calibration import PRODUCTS
+from sysout_jax.analysis.compress.compressed import Compressed, losses_by_token
 from sysout_jax.analysis.compress.compression import (
     ALPHA,
-    Compressed,
     Compressor,
     check_alpha,
     check_scheme,
-    losses_by_token,
     present,
     wide,
 )

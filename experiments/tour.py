@@ -16,7 +16,8 @@ from rich.console import Console
 
 from sysout_jax import loading
 from sysout_jax.analysis.compress import schemes
-from sysout_jax.analysis.compress.compression import Compressed, Compressor, losses
+from sysout_jax.analysis.compress.compressed import Compressed, losses
+from sysout_jax.analysis.compress.compression import Compressor
 from sysout_jax.analysis.intervene.passes import passes
 from sysout_jax.analysis.intervene.relocation import taps
 from sysout_jax.analysis.intervene.sink_forms import edits, sink_forms

@@ -11,12 +11,8 @@ import pytest
 import sysout_jax as so
 from sysout_jax.analysis.compress import compression
 from sysout_jax.analysis.compress.calibration import PRODUCTS, apart, inputs, limits, rotation
-from sysout_jax.analysis.compress.compression import (
-    Compressed,
-    Compressor,
-    losses,
-    losses_by_token,
-)
+from sysout_jax.analysis.compress.compressed import Compressed, losses, losses_by_token
+from sysout_jax.analysis.compress.compression import Compressor
 from sysout_jax.analysis.compress.noise import agreement, noise
 from sysout_jax.analysis.compress.rounding import Basis, RoundInputs, round_weights
 from sysout_jax.analysis.compress.schemes import Rounding, scheme

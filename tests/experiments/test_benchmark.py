@@ -13,7 +13,8 @@ from experiments.cli.tables import markdown
 from experiments.records.benchmark import AXES
 from experiments.reports.benchmark_report import COLUMNS, sections
 from sysout_jax.analysis.compress import schemes
-from sysout_jax.analysis.compress.compression import Compressed, Compressor, losses
+from sysout_jax.analysis.compress.compressed import Compressed, losses
+from sysout_jax.analysis.compress.compression import Compressor
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.data import load_corpus
 from sysout_jax.errors import Diverged

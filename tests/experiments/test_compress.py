@@ -11,7 +11,8 @@ import pytest
 import sysout_jax as so
 from experiments import compress
 from experiments.reports.compress_report import BEFORE, agreements, sections
-from sysout_jax.analysis.compress.compression import Compressed, Compressor, losses, losses_by_token
+from sysout_jax.analysis.compress.compressed import Compressed, losses, losses_by_token
+from sysout_jax.analysis.compress.compression import Compressor
 from sysout_jax.analysis.compress.schemes import scheme
 from sysout_jax.data import load_corpus
 from sysout_jax.data.tokenizer import ByteTokenizer

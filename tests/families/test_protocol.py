@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.inputs.evaluation_text import WINDOW, windows
-from sysout_jax.analysis.compress.compression import Compressed, losses
+from sysout_jax.analysis.compress.compressed import Compressed, losses
 from sysout_jax.families.checkpoint import load_checkpoint
 from tests.families import reference
 

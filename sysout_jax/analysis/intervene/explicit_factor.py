@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy import linalg, optimize, special
 
-from sysout_jax.analysis.compress.compression import Compressed, losses
+from sysout_jax.analysis.compress.compressed import Compressed, losses
 from sysout_jax.analysis.intervene.conversion import with_own, with_prefix
 from sysout_jax.analysis.locate.scan import over_batches, whole_maps
 from sysout_jax.errors import InputError
