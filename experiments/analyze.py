@@ -72,7 +72,8 @@ class Config:
     """Everything that determines an analysis."""
 
     choice: Choice = field(default_factory=Choice)
-    corpus: str | None = None  # text for the statistics; None: what the run was trained on
+    stream: bool = False  # hold one layer in memory at a time: for models larger than it
+    corpus: str | None = None  # text for the statistics; None: a run's own, else Python's source
     token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     prompt: str = PROMPT  # what is drawn token by token; a synthetic task draws a row instead
     only: tuple[str, ...] = tuple(PARTS)  # parts to run
@@ -99,6 +100,11 @@ class Config:
             if "dynamics" not in self.only:
                 found = ",".join(self.revisions)
                 raise InputError("revisions", found, "with dynamics in --only")
+            if self.stream:
+                raise InputError("revisions", ",".join(self.revisions), "without --stream")
+        if self.stream and self.choice.shape.devices > 1:
+            why = f"with --mesh={self.choice.mesh}"
+            raise InputError("stream", None, "a mesh of one device", why)
 
 
 def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, str]:
@@ -132,7 +138,7 @@ def _calibration(
 ) -> np.ndarray | None:
     """Rows of the training part that have no text in common with those; None for none."""
     count, length = config.calibration, rows.shape[1] - 1
-    asked = "interventions" in config.only and not config.choice.stream
+    asked = "interventions" in config.only and not config.stream
     if not count or not asked or length < LEAST:
         return None
     try:
@@ -147,7 +153,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     """Run the parts, draw, and write the page; what is finished is kept when interrupted."""
     if config.revisions:
         config = replace(config, choice=of_last(config.choice, config.revisions))
-    chosen = choose(config.choice)
+    chosen = choose(config.choice, config.stream)
     known = known_of(config.choice.model, chosen.model.config) if config.check_known else ()
     material, corpus = gather(config, chosen, console)
     parts = _possible(config, chosen, console)
@@ -155,7 +161,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     directory.write("config.json", config)
     console.print(f"model    {chosen.described}", soft_wrap=True, markup=False)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
-    checked = None if config.choice.stream else check(chosen.model)
+    checked = None if config.stream else check(chosen.model)
     said = checked or "not: of a streamed model one layer at a time is in memory"
     labelled(console, "checked", str(said))
     described = header(material) | {
@@ -258,7 +264,7 @@ def _impossible(config: Config, chosen: Chosen) -> dict[str, str]:
     if len(chosen.saved) < 2:
         found = f"{len(chosen.saved)} seed{'s' * (not chosen.saved)} of {chosen.name}"
         reasons |= {"seeds": f"{found}; accepted: a run that was trained with --seeds=0,1,..."}
-    if config.choice.stream:
+    if config.stream:
         reason = f"takes a model in memory; accepted with --stream: {', '.join(STREAMED)}"
         reasons = {name: reason for name in PARTS if name not in STREAMED} | reasons
     return reasons

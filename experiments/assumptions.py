@@ -33,7 +33,7 @@ class Config:
     """Everything that determines what is measured and on which text."""
 
     choice: Choice = field(default_factory=Choice)
-    corpus: str | None = None  # text to measure on; None: what the run was trained on
+    corpus: str | None = None  # text to measure on; None: a run's own, else Python's source
     token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     sequences: int = 16  # of the validation part, to measure on
     calibration: int = 32  # of the training part, to fit what tells the factor
@@ -44,7 +44,6 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("sequences", "calibration", "seq_len", "batch"):
             at_least(1, name, getattr(self, name))
-        self.choice.in_memory()
 
 
 def run(config: Config, console: Console) -> RunDirectory:

@@ -31,7 +31,7 @@ class Config:
     """Everything that determines the doses and what they are measured on."""
 
     choice: Choice = field(default_factory=Choice)
-    corpus: str | None = None  # text to measure on; None: what the run was trained on
+    corpus: str | None = None  # text to measure on; None: a run's own, else Python's source
     token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     factors: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the weights, the activation
     controls: int = 8  # neurons and channels at random that are given as much
@@ -49,7 +49,6 @@ class Config:
             raise InputError("factors", shown, "different numbers, 0 and 1 among them")
         if not all(abs(factor) < float("inf") for factor in self.factors):
             raise InputError("factors", shown, "finite numbers")
-        self.choice.in_memory()
 
 
 def run(config: Config, console: Console) -> RunDirectory:

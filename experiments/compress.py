@@ -67,7 +67,7 @@ class Config:
     """Everything that determines a comparison of compression methods."""
 
     choice: Choice = field(default_factory=Choice)
-    corpus: str | None = None  # text to calibrate and evaluate on; None: what the run trained on
+    corpus: str | None = None  # text to evaluate on; None: a run's own, else Python's source
     calibration_corpus: str | None = None  # text to calibrate on; None: the training part of corpus
     protocol: str = SEQUENCES  # or wikitext2: all of --corpus=PATH in windows of 2,048 tokens
     token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
@@ -95,7 +95,6 @@ class Config:
             raise InputError("alpha", self.alpha, "with a smooth method in --methods", "no effect")
         self._check_protocol()
         self._check_boost()
-        self.choice.in_memory()
         present(self.sites)
         check_values("methods", self.methods)
         for way in self.conversions:

@@ -48,7 +48,7 @@ class Config:
 
     choice: Choice = field(default_factory=Choice)
     out: str = ""  # directory of the converted model, which must not exist
-    corpus: str | None = None  # text to calibrate and compare on; None: what the run trained on
+    corpus: str | None = None  # text to compare on; None: a run's own, else Python's source
     token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     prefix: tuple[int, ...] = ()  # token ids to stand before every text; none: BOS if it does
     weak: str = "bound"  # weaker sinks: bound, prefix, prefix+bound, leave
@@ -64,7 +64,6 @@ class Config:
             at_least(1, name, getattr(self, name))
         one_of("weak", self.weak, converting.WEAK)
         one_of("export", self.export, EXPORTS)
-        self.choice.in_memory()
 
 
 def run(config: Config, console: Console) -> RunDirectory:

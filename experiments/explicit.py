@@ -64,7 +64,7 @@ class Config:
     """Everything that determines the forms of a model and what they are compared by."""
 
     choice: Choice = field(default_factory=Choice)
-    corpus: str | None = None  # text to fit, to fine-tune and to judge by; None: the run's own
+    corpus: str | None = None  # text to fit and judge by; None: a run's own, else Python's source
     token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     methods: tuple[str, ...] = METHODS  # of compression, as experiments.compress names them
     distil: int = 0  # steps of what a form adds, frozen weights, to predict as the trained model
@@ -86,7 +86,6 @@ class Config:
             at_least(least, name, getattr(self, name))
         finite("finetune_lr", self.finetune_lr)
         grid.check_values("draws", self.draws)
-        self.choice.in_memory()
         if self.draws != Config.draws and not self.distil + self.finetune:
             accepted = "with --distil or --finetune"
             raise InputError("draws", as_flag(self.draws), accepted, "no effect")

@@ -62,7 +62,6 @@ class Config:
     def __post_init__(self) -> None:
         for name, least in (("calibration", 4), ("sequences", 1), ("seq_len", 32)):
             at_least(least, name, getattr(self, name))
-        self.choice.in_memory()
 
 
 def run(config: Config, console: Console) -> RunDirectory:

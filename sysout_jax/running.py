@@ -114,7 +114,10 @@ def losses(
     """The mean cross-entropy of each sequence's tokens from the second on, in nats.
 
     Args:
-      model, tokens, edits, bos: as for `apply`; logits are made for some positions at a time.
+      model: as for `apply`; its logits are made for some positions at a time.
+      tokens: as for `apply`.
+      edits: as for `apply`.
+      bos: as for `apply`.
 
     Raises:
       InputError: as `apply`, or sequences of one token.

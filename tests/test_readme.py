@@ -148,6 +148,9 @@ def test_the_first_figure_is_described_by_its_record():
     cells = {row.split(" | ")[0].lstrip("| "): row.rstrip(" |").split(" | ") for row in rows}
     before, after = cells["as trained"], cells["prefix+bound"]
     assert f"falls from {before[1]} to {after[1]} times the median" in README
+    rows = pages.table("results/convert/smollm2-135m-prefix", "smollm2-135m-check").splitlines()
+    before, after = next(row for row in rows if "max/median" in row).split(" | ")[1:]
+    assert f"from {before} to {after.rstrip(' |')} on 4,096 of books" in README
 
 
 def test_what_stands_in_for_the_published_models_sink_is_in_its_record():
@@ -169,6 +172,27 @@ def test_what_stands_in_for_the_published_models_sink_is_in_its_record():
     assert less.startswith("-")
     left = [told("factor_and_bias_replace", m)[0].split()[0] for m in ("smollm2", "gemma")]
     assert f"| {left[0]} and {left[1]} nats are left |" in README
+
+
+def test_what_the_first_page_says_of_the_ledger_is_in_it():
+    claims = read_json(ROOT / "results" / "claims.json")
+    channel, books, faster, source = (
+        claims[name]["numbers"].partition(" - softmax ")
+        for name in (
+            "activations_cause_sinks.smollm2", "factor_removes_large_activations.books",
+            "converges_faster.books", "converges_faster.source",
+        )
+    )  # fmt: skip
+    assert f"attention without it is {channel[0]} above the control's |" in README
+    assert f"the largest is {books[0]} times softmax's |" in README
+
+    def lower(said):
+        """A difference as how much lower, its interval turned."""
+        mean, low, high = re.findall(r"-(\d\.\d+)", said)[:3]
+        return f"{mean} [{high}, {low}]"
+
+    assert f"{lower(source[2])} nats lower on source text (0.17M)," in README
+    assert f"{lower(faster[0])} on books |" in README
 
 
 def test_what_the_conversion_buys_is_in_its_record():

@@ -17,8 +17,8 @@ with equality where v_0 is opposed to o^R_i. So a drained value is not enough: t
 |v_0|/|o^R_i| has to be small against the odds S_i/(1 - S_i). A sink that takes 97% of the mass with
 a value of 0.19 of the others' output has w = 6, and is mostly a bias.
 
-In a pilot on SmolLM2-135M, from layer 12 on, the factor alone costs 0.56 nats and the factor with a
-constant bias 0.04, of the 0.79 that nothing in the sink's place costs.
+In SmolLM2-135M, from layer 12 on, on 64 texts of books, the factor alone costs 0.53 nats and the
+factor with a constant bias 0.05, of the 0.75 that nothing in the sink's place costs.
 
 Assumptions. Softmax. v_0 is the same for all queries, as it is for the first token of a text (T1).
 

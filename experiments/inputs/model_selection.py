@@ -37,23 +37,11 @@ class Choice:
     revision: str | None = None  # of a model on the hub: a commit, tag or branch
     file: str | None = None  # of a directory or hub id of several models: a .gguf file or a folder
     param_dtype: str | None = None  # of the parameters in memory; None: as they are stored
-    stream: bool = False  # hold one layer in memory at a time: for models larger than it
     bos: str = "auto"  # auto, yes, no: the prompt and every sequence start with a BOS token
     mesh: str = "data=1"  # devices that share the parameters: fsdp=2,tensor=2
 
     def __post_init__(self) -> None:
         starts_with_bos(None, self.bos)
-        if self.stream and self.shape.devices > 1:
-            raise InputError("stream", None, "a mesh of one device", f"with --mesh={self.mesh}")
-
-    def in_memory(self) -> None:
-        """Refuse to hold one layer at a time.
-
-        Raises:
-          InputError: that is asked for.
-        """
-        if self.stream:
-            raise InputError("stream", accepted="without it, this takes a model in memory")
 
     @property
     def shape(self) -> MeshShape:
@@ -136,14 +124,18 @@ def origins(chosen: Iterable[Chosen]) -> dict[str, Any]:
     return {each.name: each.model.origin.told for each in chosen if each.model.origin}
 
 
-def choose(choice: Choice) -> Chosen:
+def choose(choice: Choice, stream: bool = False) -> Chosen:
     """Find and load the model.
+
+    Args:
+      choice: which.
+      stream: hold one layer in memory at a time.
 
     Raises:
       InputError: no model, several of them and no choice between them, or flags that do not apply
         to this kind of model.
     """
-    return _read(choice, _resolve(choice), choice.seed)
+    return _read(choice, _resolve(choice), choice.seed, stream)
 
 
 def every(choice: Choice) -> Iterator[Chosen]:
@@ -177,14 +169,14 @@ def _resolve(choice: Choice) -> Located:
     return loading.resolve(path if path.exists() else choice.model, choice.revision, choice.file)
 
 
-def _read(choice: Choice, located: Located, seed: int | None) -> Chosen:
+def _read(choice: Choice, located: Located, seed: int | None, stream: bool = False) -> Chosen:
     """Load the model, whole or one layer at a time."""
     path, a_run = located.path, located.kind == "run"
     if seed is not None and not a_run:
         raise InputError("seed", seed, "with a run's model")
-    if choice.stream and a_run:
+    if stream and a_run:
         raise InputError("stream", None, "a published model", f"{path} is a run's model")
-    if choice.stream:
+    if stream:
         opened = loading.open_published(located, choice.param_dtype)
         model = Model(opened.config, opened.layers(), opened.tokenizer(), opened.origin)
     else:

@@ -54,8 +54,6 @@ def of_last(choice: Choice, revisions: Sequence[str]) -> Choice:
     """
     if Path(os.path.expanduser(choice.model)).exists() or not is_hub_id(choice.model):
         raise InputError("revisions", ",".join(revisions), "with the id of a model on the hub")
-    if choice.stream:
-        raise InputError("revisions", ",".join(revisions), "without --stream")
     check_revisions(choice.model, revisions, choice.file)
     _, last = in_order(revisions)[-1]
     return replace(choice, revision=choice.revision or last)

@@ -296,6 +296,7 @@ def test_without_plotly_the_page_is_static(record, monkeypatch, tmp_path, finish
         (["--model=no/where"], ("--model=no/where: not fetched", "accepted: a directory")),
         (["--model=../nowhere"], ("--model=../nowhere: no such file", "a run's model")),
         (["--model={run}", "--variant=softmax", "--stream"], ("--stream", "a run's model")),
+        (["--stream", "--mesh=data=2"], ("--stream: with --mesh=data=2", "a mesh of one device")),
         (["--model={run}", "--variant=softmax", "--bos=maybe"], ("--bos='maybe'", "auto, yes")),
         (
             ["--model={run}", "--variant=softmax", "--check_known"],

@@ -102,7 +102,6 @@ def test_a_model_without_a_sink_is_one_line(place, run_assumptions, tmp_path):
         (["--seq_len=20"], "text: 5 of 20 tokens is too short; "),
         (["--seq_len=90"], "--seq_len=90: learned positions end at 80; accepted: "),
         (["--batch=0"], "--batch=0: accepted: an integer of at least 1"),
-        (["--stream"], "--stream: accepted: without it"),
         (["--variant=softmax"], "--variant=softmax: accepted: with a run directory"),
     ],
 )

@@ -68,8 +68,6 @@ def test_a_record_says_where_published_weights_come_from(golden):
 
 
 def test_a_mesh_that_cannot_be_is_refused():
-    with pytest.raises(InputError, match="stream: with mesh=data=2; accepted: a mesh of one"):
-        Choice(stream=True, mesh="data=2")
     with pytest.raises(InputError, match="2 devices, but there are 1"):
         Choice(mesh="data=2").shard()
     with pytest.raises(InputError, match="mesh=model=2"):
@@ -131,7 +129,6 @@ def test_all_of_a_run_or_what_is_asked_for(tmp_path):
         ({"variant": "c"}, "variant=c: fits 0 of the models"),
         ({"seed": 4}, "seed 4"),
         ({"revision": "main"}, "revision=main: .*on this machine"),
-        ({"stream": True}, "stream: .*is a run's model"),
     ):
         with pytest.raises(InputError, match=told):
             found(**asked)

@@ -141,7 +141,6 @@ def test_a_prefix_that_is_none_leaves_no_run(place, run_convert, tmp_path, prefi
         (["--out={place}/x", "--export=onnx"], "--export='onnx': unknown; accepted: none, prefix"),
         (["--out={place}/x", "--calibration=2"], "text: 2 of 64 tokens is too short; "),
         (["--out={place}/x", "--export=prefix"], "--export=prefix: constants stand in a token"),
-        (["--out={place}/x", "--stream"], "--stream: accepted: without it"),
     ],
 )
 def test_wrong_flags_are_one_line(place, run_convert, tmp_path, arguments, line):

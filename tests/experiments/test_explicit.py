@@ -116,7 +116,6 @@ def test_what_is_asked_for_goes_to_stdout(run_explicit, finished, record):
         (["--finetune_lr=0"], "--finetune_lr=0.0: accepted: a finite number above 0"),
         (["--methods=w1"], "--methods=w1: "),
         (["--draws=2,2"], "--draws=2,2: accepted: at least one, none of them twice"),
-        (["--stream"], "--stream: accepted: without it"),
         (["--json", "--csv"], "--json: accepted: without --csv"),
     ],
 )

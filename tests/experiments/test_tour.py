@@ -67,7 +67,6 @@ def test_without_the_model_there_is_one_line(monkeypatch, run_tour, tmp_path):
     [
         ("--calibration=2", "of at least 4"),
         ("--seq_len=8", "of at least 32"),
-        ("--stream", "memory"),
     ],
 )
 def test_what_is_refused_is_one_line(flag, said, place, run_tour):
