@@ -218,6 +218,59 @@ def test_metadata_that_may_be_absent_or_of_another_type(changed):
     assert changed("gemma3", {"gemma3.attention.sliding_window": None}).config.window is None
 
 
+OLLAMA = {
+    "gemma3.rope.freq_base": None, "gemma3.rope.freq_base_swa": None,
+    "gemma3.rope.global.freq_base": 5e5, "gemma3.rope.local.freq_base": 2e4,
+    "gemma3.final_logit_softcapping": 30.0, "gemma3.attention.layer_norm_rms_epsilon": None,
+    "gemma3.vision.block_count": 27,
+}  # fmt: skip
+
+
+def test_gemma_3_as_ollama_writes_it(changed, caplog):
+    plain = changed("gemma3", {})
+    found = changed("gemma3", OLLAMA)
+    assert found.config.final_softcap is None
+    assert (found.config.rope.theta, found.config.rope.local_theta) == (5e5, 2e4)
+    assert found.config.norm_eps == 1e-6
+    assert found.origin.ignored == ("gemma3.vision.block_count",)
+    rope = dataclasses.replace(
+        found.config.rope, theta=plain.config.rope.theta, local_theta=plain.config.rope.local_theta
+    )
+    assert dataclasses.replace(found.config, rope=rope, norm_eps=plain.config.norm_eps) == (
+        plain.config
+    )
+    assert ["no soft cap" in x for x in caplog.messages].count(True) == 1
+    long = changed("gemma3", OLLAMA | {"gemma3.context_length": 131_072}).config.rope
+    assert (long.rule, long.factor, long.theta) == ("linear", 8.0, 5e5)
+    capped = {"gemma3.final_logit_softcapping": 30.0}
+    assert changed("gemma3", capped).config.final_softcap == 30.0
+    bare = changed("gemma3", dict.fromkeys(OLLAMA)).config
+    assert (bare.rope.theta, bare.rope.local_theta, bare.rope.rule) == (1e6, 1e4, "plain")
+
+
+def test_yarn_as_ollama_writes_it(changed):
+    start = "gemma3.rope.scaling."
+    keys = {"type": "yarn", "factor": 8.0, "original_context_length": 64, "beta_fast": 64.0,
+            "beta_slow": 2.0, "extrapolation_factor": 1.0}  # fmt: skip
+    rope = changed("gemma3", {f"{start}{key}": value for key, value in keys.items()}).config.rope
+    assert (rope.rule, rope.fast, rope.slow, rope.context) == ("yarn", 64.0, 2.0, 64)
+    keys |= {"extrapolation_factor": 0.5}
+    with pytest.raises(InputError, match=r"yarn_ext_factor is 0\.5; accepted: 1\.0"):
+        changed("gemma3", {f"{start}{key}": value for key, value in keys.items()})
+
+
+def test_unknown_keys_of_positions_and_attention_are_refused(changed):
+    """They change numbers, and what is not read is not known to agree."""
+    for key in ("rope.elsewhere.freq_base", "attention.head_gates"):
+        with pytest.raises(InputError, match=rf"llama\.{key}=2\.0 \(accepted"):
+            changed("llama", {f"llama.{key}": 2.0})
+    plain = changed("llama", {}).config
+    harmless = {"attention.head_dim": 6, "attention.causal": True, "rope.scaling.attn_factor": 1.0}
+    assert changed("llama", {f"llama.{k}": v for k, v in harmless.items()}).config == plain
+    with pytest.raises(InputError, match=r"attention\.head_dim is 8; accepted: 6"):
+        changed("llama", {"llama.attention.head_dim": 8})
+
+
 def test_a_chat_template_is_never_run(whole):
     _, _, model = whole
     assert isinstance(model.tokenizer, SubwordTokenizer)

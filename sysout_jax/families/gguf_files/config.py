@@ -21,13 +21,16 @@ _WITHOUT_EFFECT_AT: Mapping[str, tuple[Any, ...]] = {
     "attention.causal": (True,), "expert_count": (0,), "expert_used_count": (0,),
     "expert_shared_count": (0,), "attention.max_alibi_bias": (0.0,), "logit_scale": (1.0,),
     "attention.sliding_window": (0,), "rope.scaling.type": ("none",), "pooling_type": (0,),
-    "attention.clamp_kqv": (0.0,), "attention.scale": (0.0,),
+    "attention.clamp_kqv": (0.0,), "attention.scale": (0.0,), "rope.scaling.attn_factor": (1.0,),
 }  # fmt: skip
+_MATTERS = ("rope.", "attention.")  # how keys begin that change numbers, known or not
+# What config.json calls a parameter of yarn: its keys, of llama.cpp's converter and of Ollama's.
 _YARN = {
-    "rope.scaling.yarn_beta_fast": "beta_fast",
-    "rope.scaling.yarn_beta_slow": "beta_slow",
-    "rope.scaling.yarn_attn_factor": "attention_factor",
+    "beta_fast": ("rope.scaling.yarn_beta_fast", "rope.scaling.beta_fast"),
+    "beta_slow": ("rope.scaling.yarn_beta_slow", "rope.scaling.beta_slow"),
+    "attention_factor": ("rope.scaling.yarn_attn_factor",),
 }
+_EXTRAPOLATION = ("rope.scaling.yarn_ext_factor", "rope.scaling.extrapolation_factor")
 
 
 @dataclass
@@ -94,10 +97,9 @@ class Metadata:
         heads = self.whole("attention.head_count")
         kv = self.get("attention.head_count_kv", heads)
         size = self.get("attention.key_length", max(1, self.whole("embedding_length") // heads))
-        if self.get("attention.value_length", size) != size:
-            self.refuse(
-                "attention.value_length", f"{self.get('attention.value_length')}", f"{size}"
-            )
+        for key in ("attention.value_length", "attention.head_dim"):
+            if self.get(key, size) != size:
+                self.refuse(key, f"{self.get(key)}", f"{size}")
         if type(kv) is not int or type(size) is not int or min(kv, size) < 1 or heads % kv:
             self.refuse("attention.head_count_kv", f"{kv} of {heads} heads of {size}", "a divisor")
         return heads, kv, size
@@ -120,7 +122,8 @@ class Metadata:
         know.
 
         Raises:
-          InputError: keys that it knows, which may change what the model computes.
+          InputError: keys that it knows, or of positions or attention, which may change what the
+            model computes.
         """
         start = f"{self.architecture}."
         left = {
@@ -132,7 +135,7 @@ class Metadata:
         fatal = sorted(
             f"{start}{key}={str(value)[:40]}"
             for key, value in left.items()
-            if key in known
+            if (key in known or key.startswith(_MATTERS))
             and key not in _WITHOUT_EFFECT
             and value not in _WITHOUT_EFFECT_AT.get(key, ())
         )
@@ -215,7 +218,7 @@ def _rule(meta: Metadata) -> Raw | None:
     kind = meta.get("rope.scaling.type", "none")
     factor = meta.number("rope.scaling.factor", meta.number("rope.scale_linear"))
     original = meta.get("rope.scaling.original_context_length")
-    yarn = {theirs: meta.number(key) for key, theirs in _YARN.items()}
+    yarn = {theirs: _first(meta, keys) for theirs, keys in _YARN.items()}
     if kind == "none" and factor in (None, 0.0, 1.0):
         return None
     if kind in ("linear", "none"):
@@ -224,11 +227,18 @@ def _rule(meta: Metadata) -> Raw | None:
         return None  # its divisors are tensors, which the architecture reads
     if kind != "yarn":
         meta.refuse("rope.scaling.type", repr(kind)[:60], "none, linear, yarn, longrope")
+    if _first(meta, _EXTRAPOLATION) not in (None, 1.0):
+        meta.refuse(_EXTRAPOLATION[0], f"{_first(meta, _EXTRAPOLATION)}", "1.0")
     scale = yarn["attention_factor"]
     if scale is not None and factor and factor > 1:  # llama.cpp's multiplies the rule's own
         yarn["attention_factor"] = None if scale == 1.0 else scale * (0.1 * log(factor) + 1.0)
     given = {"factor": factor, "original_max_position_embeddings": original, **yarn}
     return {"rope_type": "yarn", **{k: v for k, v in given.items() if v is not None}}
+
+
+def _first(meta: Metadata, keys: tuple[str, ...]) -> Any:
+    """The number under the first of several names that is there."""
+    return next((x for x in [meta.number(key) for key in keys] if x is not None), None)
 
 
 def window(meta: Metadata, absent: int = 0) -> Raw:
