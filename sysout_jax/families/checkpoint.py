@@ -23,7 +23,7 @@ from sysout_jax.families.config_map import (
 from sysout_jax.families.family import Family, Raw
 from sysout_jax.families.gguf_files.header import is_gguf
 from sysout_jax.families.gguf_files.model import open_gguf
-from sysout_jax.families.match import Plan, match
+from sysout_jax.families.match import Plan, match, with_own_head
 from sysout_jax.families.table import by_model_type
 from sysout_jax.families.tensors import DTYPES, Source, sources
 from sysout_jax.families.tokens import published_tokenizer
@@ -162,6 +162,7 @@ def understand(
     within = family.within if own is not raw else None
     config = _config(path, family, own)
     _check_extent(file, config, len(found))
+    config = with_own_head(path, family, config, found, within)
     shapes = tensor_map.shapes(config)
     plan = match(path, family, config, found, shapes, faults, within)
     stored = {p: DTYPES[parts[0][2].dtype] for p, parts in plan.items()}
