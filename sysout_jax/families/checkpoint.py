@@ -26,7 +26,7 @@ from sysout_jax.families.gguf_files.model import open_gguf
 from sysout_jax.families.match import Plan, match, with_own_head
 from sysout_jax.families.table import by_model_type
 from sysout_jax.families.tensors import DTYPES, Source, sources
-from sysout_jax.families.tokens import published_tokenizer
+from sysout_jax.families.tokens import published_tokenizer, read_or_none
 from sysout_jax.files import read_json
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import param_axes
@@ -51,7 +51,11 @@ class Checkpoint:
     dtypes: Mapping[tuple[str, ...], str]  # of the parameters once loaded
     axes: Mapping[tuple[str, ...], str]
     shapes: Mapping[tuple[str, ...], tuple[int, ...]]
-    tokenizer: Callable[[], Tokenizer | None]  # reads it; None where there is none
+    read_tokenizer: Callable[[], Tokenizer | None]  # None where there is none, or refuses it
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None where there is none, or where it cannot be read, which is said."""
+        return read_or_none(self.read_tokenizer)
 
     def parameter(self, path: tuple[str, ...], shard: Shard | None = None) -> jax.Array:
         """Read one parameter, below "blocks" that of all layers, each straight into its place.
@@ -150,7 +154,7 @@ def understand(
       found: the tensors, under their published names.
       faults: names whose storing is wrong, and how.
       origin: what the format says of where the weights come from.
-      tokenizer: as of `Checkpoint`.
+      tokenizer: reads it, as `Checkpoint.read_tokenizer`.
       dtype: as for `open_checkpoint`.
 
     Raises:
@@ -210,8 +214,8 @@ def load_checkpoint(
       InputError: as `open_checkpoint`, or a tensor that cannot be read.
     """
     opened = open_checkpoint(place, dtype)
-    params = opened.params(shard=shard)
-    return Model(opened.config, params, opened.tokenizer(), opened.origin)
+    tokenizer = opened.tokenizer()
+    return Model(opened.config, opened.params(shard=shard), tokenizer, opened.origin)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

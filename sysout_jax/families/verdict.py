@@ -1,4 +1,4 @@
-"""Whether published files would load, told from their headers and config.json alone."""
+"""Whether published files would load, told from their headers, config.json and tokenizer."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,17 @@ def would_load(name: str) -> Verdict:
 def _accepted(name: str, opened: Checkpoint) -> Verdict:
     config = opened.config
     said = f"layers {config.layers}, width {config.width}; {opened.origin.weights}"
+    said = f"{said}; {_tokenizer(opened)}"
     return Verdict(name, True, opened.family.name, opened.origin.ignored, said)
+
+
+def _tokenizer(opened: Checkpoint) -> str:
+    """What would become of the tokenizer, in words."""
+    try:
+        found = opened.read_tokenizer()
+    except InputError as error:
+        return f"no tokenizer: {error}"
+    return "no tokenizer" if found is None else f"a tokenizer of {found.vocab}"
 
 
 def _found(name: str) -> Path:

@@ -17,13 +17,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sysout_jax as so
+from sysout_jax.data import load_tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.families import tensor_map
-from sysout_jax.families.checkpoint import load_checkpoint, open_checkpoint
+from sysout_jax.families.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
 from sysout_jax.families.config_map import read_config
 from sysout_jax.families.llama import LLAMA
 from sysout_jax.families.table import FAMILIES
 from sysout_jax.families.tensors import INDEX, SINGLE
+from sysout_jax.families.verdict import would_load
 from sysout_jax.model.decoder import init
 from tests.refusing import refusal
 from tests.test_loading import on_two_devices
@@ -324,6 +326,30 @@ def test_a_tie_of_which_the_head_alone_is_stored(tmp_path):
     names["model.layers.0.nosuch"] = "model-1.safetensors"
     (place / INDEX).write_text(json.dumps({"weight_map": names}))
     assert "wrongly stored: model.layers.0.nosuch is not in model-1" in refused(place)
+
+
+def test_a_tokenizer_that_cannot_be_read_leaves_a_model_of_ids(place, caplog, monkeypatch):
+    """Which is said before a tensor is read, and by `--check`."""
+    (place / "tokenizer.json").write_text("{")
+    verdict = would_load(str(place))
+    assert verdict.accepted
+    assert "; no tokenizer: tokenizer=" in verdict.message
+    assert load_checkpoint(place).tokenizer is None
+    assert [x.startswith("no tokenizer: tokenizer=") for x in caplog.messages] == [True]
+    (place / "tokenizer.json").unlink()
+    assert would_load(str(place)).message.endswith("; no tokenizer")
+    load_tokenizer("bytes").save(place / "tokenizer.json")
+    assert would_load(str(place)).message.endswith("; a tokenizer of 258")
+    read = []
+    for name in ("tokenizer", "params"):
+        whole = getattr(Checkpoint, name)
+        monkeypatch.setattr(
+            Checkpoint,
+            name,
+            lambda self, _name=name, _whole=whole, **k: read.append(_name) or _whole(self, **k),
+        )
+    load_checkpoint(place)
+    assert read == ["tokenizer", "params"]
 
 
 @pytest.mark.parametrize(

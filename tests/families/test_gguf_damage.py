@@ -15,6 +15,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.families.checkpoint import load_checkpoint, open_checkpoint
 from sysout_jax.families.gguf_files import model as gguf_model
 from sysout_jax.families.gguf_files.header import read_header
+from sysout_jax.families.verdict import would_load
 from tests.families import gguf_writing
 
 ROOT = Path(__file__).parents[2]
@@ -150,7 +151,6 @@ def test_each_fault_is_named(whole, tmp_path):
     says(raw.replace(b"llama.block_count", b"llama.blocc_count"), "llama.block_count is None")
     twice = raw.replace(b"tokenizer.ggml.bos_token_id", b"tokenizer.ggml.eos_token_id")
     says(twice, "the key tokenizer.ggml.eos_token_id stands twice")
-    says(raw.replace(b"abcd", b"ab d"), r"tokenizer\.ggml\.merges is 'ab cd', among others")
     says(raw.replace("Ġ".encode(), b"\xff\xff"), "not UTF-8")
     file.write_bytes(raw)
     at = read_header(file).tensors[-1].start
@@ -269,6 +269,18 @@ def test_unknown_keys_of_positions_and_attention_are_refused(changed):
     assert changed("llama", {f"llama.{k}": v for k, v in harmless.items()}).config == plain
     with pytest.raises(InputError, match=r"attention\.head_dim is 8; accepted: 6"):
         changed("llama", {"llama.attention.head_dim": 8})
+
+
+def test_without_a_tokenizer_that_is_read_a_file_loads(whole, tmp_path, caplog):
+    raw, _, model = whole
+    file = tmp_path / "model.gguf"
+    file.write_bytes(raw.replace(b"abcd", b"ab d"))
+    found = load_checkpoint(file)
+    assert found.tokenizer is None
+    jax.tree.map(np.testing.assert_array_equal, found.params, model.params)
+    (said,) = caplog.messages
+    assert said.startswith(f"no tokenizer: {file}: tokenizer.ggml.merges is 'ab cd', among others")
+    assert said[: said.index(";")] in would_load(str(file)).message
 
 
 def test_a_chat_template_is_never_run(whole):

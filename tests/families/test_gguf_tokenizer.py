@@ -156,11 +156,9 @@ def test_text_is_cut_as_each_kind_cuts_it(tmp_path):
     assert all(SPLITS[other] == SPLITS[one] for one, others in ALIKE.items() for other in others)
 
 
-def test_without_its_rule_of_words_a_model_has_no_tokenizer(tmp_path, caplog):
-    """It is said, and is no fault of the weights: token ids still work."""
-    assert read_tokenizer(written(tmp_path, byte_level(pre="gpt-9")), 200) is None
-    (said,) = caplog.messages
-    assert "no tokenizer: tokenizer.ggml.pre is 'gpt-9'; accepted: default, gpt-2" in said
+def test_a_rule_of_words_that_is_not_known_is_refused(tmp_path):
+    with pytest.raises(InputError, match="pre is 'gpt-9'; accepted: default, gpt-2"):
+        read_tokenizer(written(tmp_path, byte_level(pre="gpt-9")), 200)
 
 
 def test_added_tokens_and_bos(tmp_path):
