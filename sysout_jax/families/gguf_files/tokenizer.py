@@ -104,19 +104,24 @@ class _Fields:
 
     def __init__(self, header: Header, vocab: int) -> None:
         self.header = header
-        self.tokens: list[str] = self.list("tokens", str)
-        if not self.tokens or len(self.tokens) > vocab:
-            self.refuse("tokens", f"{len(self.tokens)} tokens", f"1 to {vocab}, rows of the model")
+        tokens = self.list("tokens", str)
+        count = len(tokens)
+        types = self.list("token_type", int, [1] * count)
+        scores = self.list("scores", float, [0.0] * count)
+        if not len(types) == len(scores) == count:
+            found = f"{len(types)} types and {len(scores)} scores"
+            self.refuse("tokens", f"{count} tokens, {found}", "as many of each")
+        # Ollama's files have tokens of other modalities, which have no row; llama.cpp names empty
+        # ones so.
+        self.tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens[:vocab])]
+        self.types: list[int] = types[:vocab]
+        self.scores: list[float] = scores[:vocab]
+        if not tokens:
+            self.refuse("tokens", "empty", "tokens")
         counted = Counter(self.tokens)
         twice = sorted(token for token, count in counted.items() if count > 1)
         if twice:
             self.refuse("tokens", f"{twice[:3]!r}, each more than once", "every token once")
-        count = len(self.tokens)
-        self.types: list[int] = self.list("token_type", int, [1] * count)
-        self.scores: list[float] = self.list("scores", float, [0.0] * count)
-        if not len(self.types) == len(self.scores) == count:
-            found = f"{len(self.types)} types and {len(self.scores)} scores"
-            self.refuse("tokens", f"{count} tokens, {found}", "as many of each")
         self.pre: str = str(self.get("pre", "default"))
 
     def get(self, key: str, default: Any = None) -> Any:
