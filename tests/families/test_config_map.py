@@ -402,6 +402,11 @@ def recorded(family):
         return json.loads(str(saved["config"]))
 
 
+def test_a_default_that_the_reference_declares_under_an_alias():
+    """Qwen3's mixtures declare num_experts, which their code calls num_local_experts."""
+    assert read_config(FAMILIES["qwen3_moe"], {"model_type": "qwen3_moe"}).experts == 128
+
+
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_what_the_reference_does_not_read_is_ignored_and_listed(family):
     raw = recorded(family)
