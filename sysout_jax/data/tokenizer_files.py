@@ -24,6 +24,7 @@ from sysout_jax.data.tokenizer import (
     first_special,
 )
 from sysout_jax.errors import InputError, reason
+from sysout_jax.files import refuse_pointer
 
 ACCEPTED = "bytes, gpt2:DIR, PATH.json, bpe:SIZE"
 _EOT_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
@@ -219,6 +220,7 @@ def _subword(
 
 def _read_text(spec: str, path: Path) -> str:
     try:
+        refuse_pointer(path)
         return path.read_bytes().decode()
     except OSError as error:
         _reject(spec, f"cannot read {path}: {error.strerror}")

@@ -370,11 +370,17 @@ def test_quantised_weights_are_called_what_they_are(tmp_path, extra, dtype, said
     assert f"its weights are stored quantised ({said}); accepted: the model that" in message
 
 
-def test_git_lfs_pointers(place):
+def test_git_lfs_pointers(place, caplog):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    said = "a Git LFS pointer, not the file itself; accepted"
+    (place / "tokenizer.json").write_text(pointer)
+    assert load_checkpoint(place).tokenizer is None
+    assert f"no tokenizer: {place / 'tokenizer.json'}: {said}" in caplog.text
     for name in (SINGLE, "config.json"):
         (place / name).write_text(pointer)
-        assert f"{name}: a Git LFS pointer, not the file itself; accepted" in refused(place)
+        assert f"{name}: {said}" in refused(place)
+    (place / "model.gguf").write_text(pointer)
+    assert f"model.gguf: {said}" in refused(place / "model.gguf")
 
 
 def test_integers_are_refused(tmp_path):
