@@ -337,8 +337,14 @@ def test_one_of_several_gguf_files(written):
     shutil.copy(file, place / "second.gguf")
     assert "2 GGUF files; accepted: file= one of model.gguf, second.gguf" in refused(place)
     assert so.load(place, file="second.gguf").config.layers == 2
-    for name in ("../model.gguf", "/model.gguf", "x/../../model.gguf", ".gguf", "", "~"):
+    for name in ("../model.gguf", "/model.gguf", "x/../../model.gguf", "x//y", "", ".", "a\\b"):
         assert f"file={name}: accepted: the name of a .gguf file" in refused(place, file=name)
+    assert "accepted: the name of a .gguf file" in refused(place, file="model\n.gguf")
+    for name in ("a model (Q4).gguf", "b+c[1].gguf", "ü..gguf"):
+        file.rename(place / name)
+        assert name in refused(place)
+        assert loading.resolve(place, file=name).path == place / name
+        (place / name).rename(file)
     assert "file=model.bin: not in" in refused(place, file="model.bin")
     assert "file=third.gguf: not in" in refused(place, file="third.gguf")
     assert "file=model.gguf: not in" in refused(file, file="model.gguf")
@@ -378,7 +384,9 @@ def test_of_a_hub_id_only_the_file_and_its_parts_are_fetched(written, monkeypatc
     with pytest.raises(InputError, match="not in"):
         loading.resolve("some/model", file="Q8/big-00002-of-00003.gguf")
     parts = [f"Q8/big-{i:05d}-of-00003.gguf" for i in (1, 2, 3)]
-    assert asked == [(["model.gguf"], ["*/*"]), (parts, [])]
+    with pytest.raises(InputError, match="not in"):
+        loading.resolve("some/model", file="a [1].gguf")
+    assert asked == [(["model.gguf"], ["*/*"]), (parts, []), (["a [[]1].gguf"], ["*/*"])]
 
 
 @pytest.mark.parametrize("source", [None, 3, ["gpt2"]])
