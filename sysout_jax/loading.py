@@ -20,7 +20,7 @@ from sysout_jax.families.gguf_files.model import gguf_within, part_names
 from sysout_jax.families.hub import WANTED, fetch, is_hub_id
 from sysout_jax.families.llama2c import load_llama2c
 from sysout_jax.families.tensors import CONVERT, DTYPES, PICKLES
-from sysout_jax.files import existing, read_json
+from sysout_jax.files import existing, permitted, read_json
 from sysout_jax.model import decoder
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.model import Model, check_model
@@ -81,6 +81,7 @@ def load(
     return read(resolve(source, revision, file), seed, dtype, shard)
 
 
+@permitted()
 def read(
     located: Located, seed: int | None = None, dtype: str | None = None, shard: Shard | None = None
 ) -> Model:
@@ -150,6 +151,7 @@ def open_published(located: Located, dtype: str | None = None) -> Checkpoint:
     return opened
 
 
+@permitted()
 def resolve(
     source: str | os.PathLike[str], revision: str | None = None, file: str | None = None
 ) -> Located:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -387,6 +388,42 @@ def test_of_a_hub_id_only_the_file_and_its_parts_are_fetched(written, monkeypatc
     with pytest.raises(InputError, match="not in"):
         loading.resolve("some/model", file="a [1].gguf")
     assert asked == [(["model.gguf"], ["*/*"]), (parts, []), (["a [[]1].gguf"], ["*/*"])]
+
+
+@pytest.fixture
+def closed():
+    """A directory with a file, a folder and a run's params that this user may not read."""
+    root, user = os.geteuid() == 0, os.geteuid()
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        for folder in ("folder", "whole"):
+            (place / folder).mkdir()
+            (place / folder / "config.json").write_text('{"model_type": "gpt2"}')
+            (place / folder / "model.safetensors").write_bytes(b"")
+        (place / "model.gguf").write_bytes(b"GGUF")
+        (place / "model.bin").write_bytes(b"x")
+        shut = [place / x for x in ("folder", "whole/config.json", "model.gguf", "model.bin")]
+        place.chmod(0o755)
+        for path in shut:
+            path.chmod(0)
+        try:
+            os.seteuid(65534 if root else user)
+            yield place
+        finally:
+            os.seteuid(user)
+            for path in shut:
+                path.chmod(0o755)
+
+
+def test_what_may_not_be_read(closed):
+    for name in ("folder", "folder/config.json", "folder/nosuch", "whole", "model.gguf"):
+        said = refused(closed / name)
+        assert ": Permission denied; accepted: " in said, said
+        assert said.startswith(str(closed / name.partition("/")[0]))
+        assert "Permission denied" in would_load(str(closed / name)).message, name
+        with pytest.raises(InputError, match="Permission denied"):
+            loading.open_layers(closed / name)
+    assert "Permission denied" in refused(closed / "model.bin")
 
 
 @pytest.mark.parametrize("source", [None, 3, ["gpt2"]])

@@ -27,7 +27,7 @@ from sysout_jax.families.match import Plan, match, with_own_head
 from sysout_jax.families.table import by_model_type
 from sysout_jax.families.tensors import DTYPES, Source, sources
 from sysout_jax.families.tokens import published_tokenizer, read_or_none
-from sysout_jax.files import read_json
+from sysout_jax.files import permitted, read_json
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import param_axes
 from sysout_jax.model.model import Model
@@ -106,6 +106,7 @@ def _of_layers(path: tuple[str, ...], layers: int) -> list[tuple[str, ...]]:
     return [(f"block_{layer}", *path[1:]) for layer in range(layers)]
 
 
+@permitted()
 def open_checkpoint(place: str | os.PathLike[str], dtype: str | None = None) -> Checkpoint:
     """Open a directory with config.json and safetensors, or a GGUF file, without reading a tensor.
 
