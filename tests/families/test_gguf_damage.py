@@ -259,6 +259,16 @@ def test_yarn_as_ollama_writes_it(changed):
         changed("gemma3", {f"{start}{key}": value for key, value in keys.items()})
 
 
+def test_no_scaling_of_positions_whatever_the_factor(changed):
+    """A factor alone is of the linear rule, as of llama.cpp's older files."""
+    factor = {"llama.rope.scaling.factor": 8.0}
+    assert changed("llama", factor | {"llama.rope.scaling.type": "none"}).config.rope.rule == (
+        "plain"
+    )
+    assert changed("llama", factor).config.rope.rule == "linear"
+    assert changed("llama", {"llama.rope.scale_linear": 8.0}).config.rope.rule == "linear"
+
+
 def test_unknown_keys_of_positions_and_attention_are_refused(changed):
     """They change numbers, and what is not read is not known to agree."""
     for key in ("rope.elsewhere.freq_base", "attention.head_gates"):

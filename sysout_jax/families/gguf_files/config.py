@@ -215,13 +215,13 @@ def rotary(meta: Metadata, fraction_name: str = "") -> Raw:
 
 
 def _rule(meta: Metadata) -> Raw | None:
-    kind = meta.get("rope.scaling.type", "none")
+    kind = meta.get("rope.scaling.type")
     factor = meta.number("rope.scaling.factor", meta.number("rope.scale_linear"))
     original = meta.get("rope.scaling.original_context_length")
     yarn = {theirs: _first(meta, keys) for theirs, keys in _YARN.items()}
-    if kind == "none" and factor in (None, 0.0, 1.0):
+    if kind == "none" or (kind is None and factor in (None, 0.0, 1.0)):
         return None
-    if kind in ("linear", "none"):
+    if kind in ("linear", None):
         return {"rope_type": "linear", "factor": factor}
     if kind == "longrope":
         return None  # its divisors are tensors, which the architecture reads
