@@ -12,6 +12,7 @@ from typing import Any
 from sysout_jax.errors import InputError
 
 _POINTER = b"version https://git-lfs"
+_LONGEST_JSON = 100_000_000  # bytes; an index of a hundred thousand tensors has a tenth
 
 
 @contextlib.contextmanager
@@ -91,10 +92,13 @@ def read_json(path: Path, accepted: str = "a JSON object") -> dict[str, Any]:
       accepted: what errors say would have done.
 
     Raises:
-      InputError: no such file, not JSON, or no object.
+      InputError: no such file, too large a one, not JSON, or no object.
     """
     try:
         refuse_pointer(path)
+        size = path.stat().st_size
+        if size > _LONGEST_JSON:
+            raise InputError(str(path), None, accepted, f"{size} bytes, above {_LONGEST_JSON}")
         found = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(str(path), None, accepted, f"{error.strerror}") from error
