@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from sysout_jax.model.stream import Layers
 
 # Axis letters, e.g. "D -> N H", and the shape of a parameter -> where it goes.
 Shard = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+_FAR = 16  # numbers of 2 bits in one of 32
+_SMALL = 1 << 24  # numbers that may be laid out whatever is stored
 BLOCKS = "blocks"  # where the decoder has the parameters of all layers, those of each side by side
 
 
@@ -166,7 +169,7 @@ def understand(
     own = read_within(family, raw)
     within = family.within if own is not raw else None
     config = _config(path, family, own)
-    _check_extent(file, config, len(found))
+    _check_extent(file, config, found)
     config = with_own_head(path, family, config, found, within)
     shapes = tensor_map.shapes(config)
     plan = match(path, family, config, found, shapes, faults, within)
@@ -190,16 +193,34 @@ def _config(place: Path, family: Family, raw: Raw) -> ModelConfig:
         raise InputError(str(place), why=f"its metadata as {error}") from error
 
 
-def _check_extent(file: Path, config: ModelConfig, stored: int) -> None:
-    """Refuse sizes that no checkpoint has before anything is laid out for them."""
+def _check_extent(file: Path, config: ModelConfig, found: list[Source]) -> None:
+    """Refuse sizes that no checkpoint has, or not this one, before anything is laid out for them.
+
+    A part of the model may be larger than all that is stored, where tensors are missing or packed,
+    but not by far.
+    """
     largest = max(config.sizes.values())
-    if config.layers > stored or largest >= 1 << 31:
+    if config.layers > len(found) or largest >= 1 << 31:
         raise InputError(
             str(file),
             None,
-            f"no more layers than the {stored} stored tensors, sizes below {1 << 31}",
+            f"no more layers than the {len(found)} stored tensors, sizes below {1 << 31}",
             f"{config.layers} layers, the largest size {largest}",
         )
+    s, stored = config.sizes, sum(prod(source.shape) for source in found)
+    parts = {
+        "an embedding of vocabulary x width": (s["V"], s["W"]),
+        "queries of width x heads x their size": (s["D"], s["N"], s["H"]),
+        "MLPs of layers x experts x width x their width": (s["L"], s["E"] or 1, s["D"], s["F"]),
+    }
+    for what, sizes in parts.items():
+        if prod(sizes) > max(_FAR * stored, _SMALL):
+            raise InputError(
+                str(file),
+                None,
+                f"sizes that fit the {stored} numbers that are stored",
+                f"{what} = {' x '.join(map(str, sizes))}",
+            )
 
 
 def load_checkpoint(

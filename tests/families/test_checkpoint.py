@@ -370,6 +370,34 @@ def test_quantised_weights_are_called_what_they_are(tmp_path, extra, dtype, said
     assert f"its weights are stored quantised ({said}); accepted: the model that" in message
 
 
+LLAMA_LIKE = {
+    "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1,
+    "vocab_size": 10, "intermediate_size": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (LLAMA_LIKE | {"model_type": "llama", "head_dim": 1 << 30},
+         "queries of width x heads x their size = 64 x 2 x 1073741824"),
+        ({"model_type": "mpt", "d_model": 1 << 28, "n_heads": 1 << 28, "n_layers": 1,
+          "vocab_size": 10}, "an embedding of vocabulary x width = 10 x 268435456"),
+        (LLAMA_LIKE | {"model_type": "mixtral", "num_local_experts": 10_000,
+                       "num_hidden_layers": 300},
+         "layers x experts x width x their width = 300 x 10000 x 64 x 8"),
+    ],
+)  # fmt: skip
+def test_sizes_far_beyond_the_file_are_refused_before_anything_is_laid_out(
+    tmp_path, monkeypatch, config, said
+):
+    """They took all memory, or minutes."""
+    tensors = {f"x{i}": np.zeros(1, np.float32) for i in range(300)}
+    place = write(tmp_path / "model", tensors, config)
+    monkeypatch.setattr(tensor_map, "shapes", lambda config: pytest.fail("laid out"))
+    assert f"{said}; accepted: sizes that fit the 300 numbers" in refused(place)
+
+
 def test_git_lfs_pointers(place, caplog):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     said = "a Git LFS pointer, not the file itself; accepted"

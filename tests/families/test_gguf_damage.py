@@ -293,6 +293,14 @@ def test_without_a_tokenizer_that_is_read_a_file_loads(whole, tmp_path, caplog):
     assert said[: said.index(";")] in would_load(str(file)).message
 
 
+def test_heads_that_no_tensor_has_rows_for(changed):
+    """Whose rows would be numbered to put them in order."""
+    size = {"llama.attention.key_length": 1 << 40, "llama.attention.value_length": 1 << 40}
+    said = "head_count is 4, heads of 1099511627776; accepted: no more than the 29 rows"
+    with pytest.raises(InputError, match=said):
+        changed("llama", size)
+
+
 def test_a_chat_template_is_never_run(whole):
     _, _, model = whole
     assert isinstance(model.tokenizer, SubwordTokenizer)

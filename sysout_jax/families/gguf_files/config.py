@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import log
 from typing import Any
 
@@ -102,7 +103,15 @@ class Metadata:
                 self.refuse(key, f"{self.get(key)}", f"{size}")
         if type(kv) is not int or type(size) is not int or min(kv, size) < 1 or heads % kv:
             self.refuse("attention.head_count_kv", f"{kv} of {heads} heads of {size}", "a divisor")
+        if heads * size > self.most_rows:
+            accepted = f"no more than the {self.most_rows} rows of the largest tensor"
+            self.refuse("attention.head_count", f"{heads}, heads of {size}", accepted)
         return heads, kv, size
+
+    @cached_property
+    def most_rows(self) -> int:
+        """Rows of the tensor that has most."""
+        return max((tensor.rows for tensor in self.tensors.values()), default=0)
 
     def vector(self, name: str) -> list[float] | None:
         """The entries of a tensor of one axis that belongs to the config; None: there is none.
