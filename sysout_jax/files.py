@@ -12,6 +12,7 @@ from typing import Any
 from sysout_jax.errors import InputError
 
 _POINTER = b"version https://git-lfs"
+_LONGEST_JSON = 100_000_000  # bytes; an index of a hundred thousand tensors has a tenth
 
 
 @contextlib.contextmanager
@@ -35,13 +36,33 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def existing(name: str | os.PathLike[str]) -> Path | None:
-    """The path that a name has on this machine; None: nothing is there, or it can be none."""
-    try:
-        path = Path(os.path.expanduser(name))
-        # An empty path would be the working directory.
-        return path if os.fspath(name) and path.exists() else None
-    except OSError:  # too long
+    """The path that a name has on this machine; None: nothing is there, or it can be none.
+
+    Raises:
+      InputError: it lies in a directory that may not be looked into.
+    """
+    if not os.fspath(name):  # would be the working directory
         return None
+    path = Path(os.path.expanduser(name))
+    try:
+        with permitted():
+            path.stat()
+    except InputError:
+        raise
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return None
+    return path
+
+
+@contextlib.contextmanager
+def permitted() -> Iterator[None]:
+    """Have it be bad input where the system does not let a file or directory be read."""
+    try:
+        yield
+    except PermissionError as error:
+        raise InputError(
+            str(error.filename), None, "what this user may read", f"{error.strerror}"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -71,10 +92,13 @@ def read_json(path: Path, accepted: str = "a JSON object") -> dict[str, Any]:
       accepted: what errors say would have done.
 
     Raises:
-      InputError: no such file, not JSON, or no object.
+      InputError: no such file, too large a one, not JSON, or no object.
     """
     try:
         refuse_pointer(path)
+        size = path.stat().st_size
+        if size > _LONGEST_JSON:
+            raise InputError(str(path), None, accepted, f"{size} bytes, above {_LONGEST_JSON}")
         found = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(str(path), None, accepted, f"{error.strerror}") from error

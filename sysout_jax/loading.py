@@ -5,6 +5,7 @@ import logging
 import os
 import re
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from sysout_jax.families.gguf_files.model import gguf_within, part_names
 from sysout_jax.families.hub import WANTED, fetch, is_hub_id
 from sysout_jax.families.llama2c import load_llama2c
 from sysout_jax.families.tensors import CONVERT, DTYPES, PICKLES
-from sysout_jax.files import existing, read_json
+from sysout_jax.files import existing, permitted, read_json
 from sysout_jax.model import decoder
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.model import Model, check_model
@@ -29,7 +30,8 @@ from sysout_jax.training import checkpoint
 
 _LOG = logging.getLogger("sysout_jax")
 # What --file names: a file in the model's place or below it.
-_WITHIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+_PART = r"(?!\.\.?(?:/|$))[^/\\\x00-\x1f\x7f-\x9f]+"
+_WITHIN = re.compile(rf"{_PART}(?:/{_PART})*")
 _GGUF = ".gguf"
 
 
@@ -79,6 +81,7 @@ def load(
     return read(resolve(source, revision, file), seed, dtype, shard)
 
 
+@permitted()
 def read(
     located: Located, seed: int | None = None, dtype: str | None = None, shard: Shard | None = None
 ) -> Model:
@@ -148,6 +151,7 @@ def open_published(located: Located, dtype: str | None = None) -> Checkpoint:
     return opened
 
 
+@permitted()
 def resolve(
     source: str | os.PathLike[str], revision: str | None = None, file: str | None = None
 ) -> Located:
@@ -166,7 +170,7 @@ def resolve(
 
 def _path(source: str | os.PathLike[str], revision: str | None, file: str | None) -> Path:
     path, name = existing(source), os.fspath(source)
-    if file is not None and not _is_within(file):
+    if file is not None and not _WITHIN.fullmatch(file):
         raise InputError("file", file, "the name of a .gguf file or a folder in --model")
     if path is None:
         if name in CATALOGUE and revision is file is None:
@@ -189,11 +193,6 @@ def _path(source: str | os.PathLike[str], revision: str | None, file: str | None
     return _within(path, file)
 
 
-def _is_within(file: str) -> bool:
-    """Whether a name can only be of what is in a directory or below it."""
-    return bool(_WITHIN.fullmatch(file)) and ".." not in file
-
-
 def _within(path: Path, file: str | None) -> Path:
     """The model that is meant: the path, a GGUF file in it, or a folder of it."""
     if file is None or file.endswith(_GGUF):
@@ -207,9 +206,9 @@ def _fetched(name: str, revision: str | None, file: str | None) -> Path:
     if file is None:
         return fetch(name, revision)
     if not file.endswith(_GGUF):
-        return fetch(name, revision, tuple(f"{file}/{each}" for each in WANTED))
+        return fetch(name, revision, tuple(f"{escape(file)}/{each}" for each in WANTED))
     folder, _, last = file.rpartition("/")
-    return fetch(name, revision, tuple(str(Path(folder, x)) for x in part_names(last)))
+    return fetch(name, revision, tuple(escape(str(Path(folder, x))) for x in part_names(last)))
 
 
 def _kind(path: Path) -> Kind:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -337,8 +338,14 @@ def test_one_of_several_gguf_files(written):
     shutil.copy(file, place / "second.gguf")
     assert "2 GGUF files; accepted: file= one of model.gguf, second.gguf" in refused(place)
     assert so.load(place, file="second.gguf").config.layers == 2
-    for name in ("../model.gguf", "/model.gguf", "x/../../model.gguf", ".gguf", "", "~"):
+    for name in ("../model.gguf", "/model.gguf", "x/../../model.gguf", "x//y", "", ".", "a\\b"):
         assert f"file={name}: accepted: the name of a .gguf file" in refused(place, file=name)
+    assert "accepted: the name of a .gguf file" in refused(place, file="model\n.gguf")
+    for name in ("a model (Q4).gguf", "b+c[1].gguf", "ü..gguf"):
+        file.rename(place / name)
+        assert name in refused(place)
+        assert loading.resolve(place, file=name).path == place / name
+        (place / name).rename(file)
     assert "file=model.bin: not in" in refused(place, file="model.bin")
     assert "file=third.gguf: not in" in refused(place, file="third.gguf")
     assert "file=model.gguf: not in" in refused(file, file="model.gguf")
@@ -378,7 +385,45 @@ def test_of_a_hub_id_only_the_file_and_its_parts_are_fetched(written, monkeypatc
     with pytest.raises(InputError, match="not in"):
         loading.resolve("some/model", file="Q8/big-00002-of-00003.gguf")
     parts = [f"Q8/big-{i:05d}-of-00003.gguf" for i in (1, 2, 3)]
-    assert asked == [(["model.gguf"], ["*/*"]), (parts, [])]
+    with pytest.raises(InputError, match="not in"):
+        loading.resolve("some/model", file="a [1].gguf")
+    assert asked == [(["model.gguf"], ["*/*"]), (parts, []), (["a [[]1].gguf"], ["*/*"])]
+
+
+@pytest.fixture
+def closed():
+    """A directory with a file, a folder and a run's params that this user may not read."""
+    root, user = os.geteuid() == 0, os.geteuid()
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        for folder in ("folder", "whole"):
+            (place / folder).mkdir()
+            (place / folder / "config.json").write_text('{"model_type": "gpt2"}')
+            (place / folder / "model.safetensors").write_bytes(b"")
+        (place / "model.gguf").write_bytes(b"GGUF")
+        (place / "model.bin").write_bytes(b"x")
+        shut = [place / x for x in ("folder", "whole/config.json", "model.gguf", "model.bin")]
+        place.chmod(0o755)
+        for path in shut:
+            path.chmod(0)
+        try:
+            os.seteuid(65534 if root else user)
+            yield place
+        finally:
+            os.seteuid(user)
+            for path in shut:
+                path.chmod(0o755)
+
+
+def test_what_may_not_be_read(closed):
+    for name in ("folder", "folder/config.json", "folder/nosuch", "whole", "model.gguf"):
+        said = refused(closed / name)
+        assert ": Permission denied; accepted: " in said, said
+        assert said.startswith(str(closed / name.partition("/")[0]))
+        assert "Permission denied" in would_load(str(closed / name)).message, name
+        with pytest.raises(InputError, match="Permission denied"):
+            loading.open_layers(closed / name)
+    assert "Permission denied" in refused(closed / "model.bin")
 
 
 @pytest.mark.parametrize("source", [None, 3, ["gpt2"]])

@@ -24,6 +24,7 @@ from sysout_jax.data.tokenizer import (
     first_special,
 )
 from sysout_jax.errors import InputError, reason
+from sysout_jax.files import refuse_pointer
 
 ACCEPTED = "bytes, gpt2:DIR, PATH.json, bpe:SIZE"
 _EOT_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
@@ -52,7 +53,7 @@ def load_tokenizer(
     if spec == "bytes":
         return ByteTokenizer()
     if kind == "gpt2" and argument:
-        return _load_gpt2(spec, Path(os.path.expanduser(argument)))
+        return load_gpt2(spec, Path(os.path.expanduser(argument)))
     if kind == "bpe":
         return _train_bpe(spec, argument, train_on)
     if spec.endswith(".json"):
@@ -73,7 +74,17 @@ def load_saved(path: str | os.PathLike[str]) -> ByteTokenizer | SubwordTokenizer
     return _load_json(os.fspath(path), Path(path))
 
 
-def _load_gpt2(spec: str, directory: Path) -> SubwordTokenizer:
+def load_gpt2(spec: str, directory: Path, ends: bool = True) -> SubwordTokenizer:
+    """GPT-2's vocabulary and merges.
+
+    Args:
+      spec: for messages.
+      directory: with the two files.
+      ends: whether the vocabulary must hold its end of text, which other files may add.
+
+    Raises:
+      InputError: a missing or malformed file.
+    """
     pairs = [(directory / a, directory / b) for a, b in _GPT2_FILES]
     found = [pair for pair in pairs if pair[0].is_file() and pair[1].is_file()]
     if not found:
@@ -82,15 +93,16 @@ def _load_gpt2(spec: str, directory: Path) -> SubwordTokenizer:
         _reject(spec, f"'{directory}' {missing} {wanted}")
     vocab_file, merges_file = found[0]
     vocab = _read_vocab(spec, vocab_file)
-    if _EOT_NAMES[0] not in vocab:
+    if ends and _EOT_NAMES[0] not in vocab:
         _reject(spec, f"{vocab_file} has no {_EOT_NAMES[0]} token")
     backend = tokenizers.Tokenizer(
         models.BPE(vocab=vocab, merges=_read_merges(spec, merges_file, vocab))
     )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([_EOT_NAMES[0]])
-    return _subword(backend, vocab[_EOT_NAMES[0]], vocab[_EOT_NAMES[0]])
+    if _EOT_NAMES[0] in vocab:
+        backend.add_special_tokens([_EOT_NAMES[0]])
+    return _subword(backend, vocab.get(_EOT_NAMES[0]), vocab.get(_EOT_NAMES[0]))
 
 
 def _read_vocab(spec: str, path: Path) -> dict[str, int]:
@@ -208,6 +220,7 @@ def _subword(
 
 def _read_text(spec: str, path: Path) -> str:
     try:
+        refuse_pointer(path)
         return path.read_bytes().decode()
     except OSError as error:
         _reject(spec, f"cannot read {path}: {error.strerror}")

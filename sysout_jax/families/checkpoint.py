@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from sysout_jax.families.config_map import (
 from sysout_jax.families.family import Family, Raw
 from sysout_jax.families.gguf_files.header import is_gguf
 from sysout_jax.families.gguf_files.model import open_gguf
-from sysout_jax.families.match import Plan, match
+from sysout_jax.families.match import Plan, match, with_own_head
 from sysout_jax.families.table import by_model_type
 from sysout_jax.families.tensors import DTYPES, Source, sources
-from sysout_jax.families.tokens import published_tokenizer
-from sysout_jax.files import read_json
+from sysout_jax.families.tokens import published_tokenizer, read_or_none
+from sysout_jax.files import permitted, read_json
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import param_axes
 from sysout_jax.model.model import Model
@@ -36,6 +37,8 @@ from sysout_jax.model.stream import Layers
 
 # Axis letters, e.g. "D -> N H", and the shape of a parameter -> where it goes.
 Shard = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+_FAR = 16  # numbers of 2 bits in one of 32
+_SMALL = 1 << 24  # numbers that may be laid out whatever is stored
 BLOCKS = "blocks"  # where the decoder has the parameters of all layers, those of each side by side
 
 
@@ -51,7 +54,11 @@ class Checkpoint:
     dtypes: Mapping[tuple[str, ...], str]  # of the parameters once loaded
     axes: Mapping[tuple[str, ...], str]
     shapes: Mapping[tuple[str, ...], tuple[int, ...]]
-    tokenizer: Callable[[], Tokenizer | None]  # reads it; None where there is none
+    read_tokenizer: Callable[[], Tokenizer | None]  # None where there is none, or refuses it
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None where there is none, or where it cannot be read, which is said."""
+        return read_or_none(self.read_tokenizer)
 
     def parameter(self, path: tuple[str, ...], shard: Shard | None = None) -> jax.Array:
         """Read one parameter, below "blocks" that of all layers, each straight into its place.
@@ -102,6 +109,7 @@ def _of_layers(path: tuple[str, ...], layers: int) -> list[tuple[str, ...]]:
     return [(f"block_{layer}", *path[1:]) for layer in range(layers)]
 
 
+@permitted()
 def open_checkpoint(place: str | os.PathLike[str], dtype: str | None = None) -> Checkpoint:
     """Open a directory with config.json and safetensors, or a GGUF file, without reading a tensor.
 
@@ -150,7 +158,7 @@ def understand(
       found: the tensors, under their published names.
       faults: names whose storing is wrong, and how.
       origin: what the format says of where the weights come from.
-      tokenizer: as of `Checkpoint`.
+      tokenizer: reads it, as `Checkpoint.read_tokenizer`.
       dtype: as for `open_checkpoint`.
 
     Raises:
@@ -161,7 +169,8 @@ def understand(
     own = read_within(family, raw)
     within = family.within if own is not raw else None
     config = _config(path, family, own)
-    _check_extent(file, config, len(found))
+    _check_extent(file, config, found)
+    config = with_own_head(path, family, config, found, within)
     shapes = tensor_map.shapes(config)
     plan = match(path, family, config, found, shapes, faults, within)
     stored = {p: DTYPES[parts[0][2].dtype] for p, parts in plan.items()}
@@ -184,16 +193,34 @@ def _config(place: Path, family: Family, raw: Raw) -> ModelConfig:
         raise InputError(str(place), why=f"its metadata as {error}") from error
 
 
-def _check_extent(file: Path, config: ModelConfig, stored: int) -> None:
-    """Refuse sizes that no checkpoint has before anything is laid out for them."""
+def _check_extent(file: Path, config: ModelConfig, found: list[Source]) -> None:
+    """Refuse sizes that no checkpoint has, or not this one, before anything is laid out for them.
+
+    A part of the model may be larger than all that is stored, where tensors are missing or packed,
+    but not by far.
+    """
     largest = max(config.sizes.values())
-    if config.layers > stored or largest >= 1 << 31:
+    if config.layers > len(found) or largest >= 1 << 31:
         raise InputError(
             str(file),
             None,
-            f"no more layers than the {stored} stored tensors, sizes below {1 << 31}",
+            f"no more layers than the {len(found)} stored tensors, sizes below {1 << 31}",
             f"{config.layers} layers, the largest size {largest}",
         )
+    s, stored = config.sizes, sum(prod(source.shape) for source in found)
+    parts = {
+        "an embedding of vocabulary x width": (s["V"], s["W"]),
+        "queries of width x heads x their size": (s["D"], s["N"], s["H"]),
+        "MLPs of layers x experts x width x their width": (s["L"], s["E"] or 1, s["D"], s["F"]),
+    }
+    for what, sizes in parts.items():
+        if prod(sizes) > max(_FAR * stored, _SMALL):
+            raise InputError(
+                str(file),
+                None,
+                f"sizes that fit the {stored} numbers that are stored",
+                f"{what} = {' x '.join(map(str, sizes))}",
+            )
 
 
 def load_checkpoint(
@@ -209,8 +236,8 @@ def load_checkpoint(
       InputError: as `open_checkpoint`, or a tensor that cannot be read.
     """
     opened = open_checkpoint(place, dtype)
-    params = opened.params(shard=shard)
-    return Model(opened.config, params, opened.tokenizer(), opened.origin)
+    tokenizer = opened.tokenizer()
+    return Model(opened.config, opened.params(shard=shard), tokenizer, opened.origin)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

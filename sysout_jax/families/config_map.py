@@ -83,7 +83,7 @@ def read_config(family: Family, raw: Raw) -> ModelConfig:
             value = told.get(row.name)
             if row.values is None:
                 ours[row.ours] = value
-            elif isinstance(value, str | bool | int) and value in row.values:
+            elif isinstance(value, str | bool | int | None) and value in row.values:
                 ours[row.ours] = row.values[value]
             else:
                 accepted = ", ".join(repr(v) for v in row.values)

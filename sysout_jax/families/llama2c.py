@@ -15,6 +15,7 @@ from sysout_jax.data.tokenizer import SubwordTokenizer, merges_of
 from sysout_jax.errors import InputError
 from sysout_jax.families.tensor_map import Part, Stored, axis_groups, leaves
 from sysout_jax.families.tensors import CONVERT
+from sysout_jax.files import refuse_pointer
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import param_axes
 from sysout_jax.model.model import Model
@@ -55,11 +56,13 @@ def load_llama2c(
     """
     file = Path(path)
     try:
-        raw = file.read_bytes()
+        refuse_pointer(file)
+        length = file.stat().st_size
+        with file.open("rb") as opened:
+            config = _config(file, opened.read(_HEADER.size), length)
+            values = np.frombuffer(opened.read(length), "<f4")
     except OSError as error:
         raise InputError(str(file), None, "a file of llama2.c", f"{error.strerror}") from error
-    config = _config(file, raw)
-    values = np.frombuffer(raw, "<f4", offset=_HEADER.size)
     tree: dict[str, Any] = {}
     start = 0
     for stored in _stored(config):
@@ -78,10 +81,10 @@ def load_llama2c(
     return Model(config, tree, None if tokenizer is None else load_tokens(tokenizer, config.vocab))
 
 
-def _config(file: Path, raw: bytes) -> ModelConfig:
+def _config(file: Path, header: bytes, file_size: int) -> ModelConfig:
     """The architecture, where the header says exactly as many numbers as the file holds."""
-    if len(raw) >= _HEADER.size:
-        magic, version = struct.unpack_from("<2I", raw)
+    if len(header) == _HEADER.size:
+        magic, version = struct.unpack_from("<2I", header)
         if magic == _MAGIC:
             what = "quantised to 8 bits" if version == 2 else "with a header of its own"
             raise InputError(
@@ -90,7 +93,7 @@ def _config(file: Path, raw: bytes) -> ModelConfig:
                 "version 0, which its `export.py --version 0` writes",
                 f"a file of llama2.c of version {version}, {what}",
             )
-        width, mlp, layers, heads, kv_heads, vocab, context = _HEADER.unpack_from(raw)
+        width, mlp, layers, heads, kv_heads, vocab, context = _HEADER.unpack(header)
         plausible = min(width, mlp, layers, heads, kv_heads, abs(vocab), context) > 0
         if plausible and max(width, mlp, layers, heads, abs(vocab), context) < 1 << 24:
             try:
@@ -102,13 +105,13 @@ def _config(file: Path, raw: bytes) -> ModelConfig:
             except InputError as error:
                 raise InputError(str(file), why=str(error)) from error
             numbers = context * config.sizes["H"] + _numbers(config)
-            if len(raw) == _HEADER.size + 4 * numbers:
+            if file_size == _HEADER.size + 4 * numbers:
                 return config
     raise InputError(
         str(file),
         None,
         f"one that does, or a directory with safetensors ({CONVERT})",
-        (f"no file of llama2.c (version 0): its header does not fit its {len(raw)} bytes"),
+        (f"no file of llama2.c (version 0): its header does not fit its {file_size} bytes"),
     )
 
 

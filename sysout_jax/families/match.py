@@ -1,5 +1,6 @@
 """Which stored tensors make each parameter: every fault of a checkpoint at once, by name."""
 
+import logging
 import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
@@ -16,11 +17,39 @@ from sysout_jax.families.tensors import DTYPES, Source, packed_as
 from sysout_jax.model.config import ModelConfig
 
 NAMED = 20  # tensors that one message names, of each kind of fault
+_LOG = logging.getLogger("sysout_jax")
 _UNTIED = (
-    "not the embedding that it is tied to (accepted: tie_word_embeddings=false in config.json, if "
-    "the head is the model's own)"
+    "%s: its head is not the embedding that config.json ties it to, and is read as the model's own"
 )
 Plan = Mapping[tuple[str, ...], tuple[tuple[Stored, Part, Source], ...]]  # by parameter
+
+
+def with_own_head(
+    place: Path,
+    family: Family,
+    config: ModelConfig,
+    found: list[Source],
+    within: Within | None = None,
+) -> ModelConfig:
+    """The config, untied where the checkpoint stores a head that is not the embedding, as the
+    reference reads it, which is said.
+
+    Args:
+      place, family, config, found, within: as for `match`.
+
+    Raises:
+      InputError: the two cannot be read.
+    """
+    if not config.tied or packed_as(found) is not None:
+        return config
+    by_name = _by_own_names(family, found, within)
+    heads = [by_name[name] for name in _heads(family) if name in by_name]
+    rows = [row.stored for row in family.tensors if row.ours == ("embed",)]
+    embeddings = [by_name[n] for n in (family.prefix + row for row in rows) if n in by_name]
+    if not embeddings or all(_equal(head, embeddings[0]) for head in heads):
+        return config
+    _LOG.warning(_UNTIED, place)
+    return replace(config, tied=False)
 
 
 def match(
@@ -59,12 +88,11 @@ def match(
     plan: dict[tuple[str, ...], list[tuple[Stored, Part, Source]]] = {path: [] for path in shapes}
     named = (("embed",) if config.tied else ("head",), names)
     wrong = _assign(_layout(family, config, by_name), by_name, named, plan)
-    tied = [by_name.pop(name) for name in heads if name in by_name]
-    embedding = plan[("embed",)]
+    for name in heads:  # equal to the embedding, or there is none
+        by_name.pop(name, None)
     if not any(wrong.values()):
         wrong["missing"] = ["/".join(path) for path, parts in plan.items() if not parts]
     wrong["left over"] = sorted(source.name for source in by_name.values())
-    wrong[_UNTIED] = [s.name for s in tied if embedding and not _equal(s, embedding[0][2])]
     wrong["wrongly stored"] = [
         said
         for name, said in faults.items()

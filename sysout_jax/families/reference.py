@@ -61,6 +61,7 @@ def reference_of(model_type: str) -> Reference:
     """What the reference does with the config.json of a family's own model_type."""
     table = json.loads(resources.files(__package__).joinpath("reference.json").read_text())
     entry = table["families"][model_type]
-    defaults, reads = entry["declares"], frozenset(entry["reads"])
-    known = {*defaults, *reads, *entry["aliases"], *table["everywhere"]}
-    return Reference(defaults, reads, entry["aliases"], frozenset(known | _WRITTEN))
+    aliases, reads = entry["aliases"], frozenset(entry["reads"])
+    defaults = {aliases.get(name, name): value for name, value in entry["declares"].items()}
+    known = {*defaults, *reads, *aliases, *table["everywhere"]}
+    return Reference(defaults, reads, aliases, frozenset(known | _WRITTEN))

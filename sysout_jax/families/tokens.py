@@ -2,27 +2,40 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import processors
+from tokenizers import normalizers, processors
 
-from sysout_jax.data import Tokenizer, load_saved, load_tokenizer
+from sysout_jax.data import Tokenizer, load_saved
 from sysout_jax.data.tokenizer import SubwordTokenizer, first_special
+from sysout_jax.data.tokenizer_files import load_gpt2
 from sysout_jax.errors import InputError, reason
+from sysout_jax.families.gguf_files.tokenizer import SPLITS, byte_level
 from sysout_jax.families.hub import TOKENIZERS, note_unread
 from sysout_jax.files import read_json
 
 _LOG = logging.getLogger("sysout_jax")
 NO_BOS = "tokenizer.json puts no BOS in front, against tokenizer_config.json; bos=yes puts it"
 GPT2S = ("GPT2Tokenizer", "CodeGenTokenizer")  # of those that have a vocabulary and merges
+QWEN2 = "Qwen2Tokenizer"  # another, which cuts words by its own rule
+_END = "<|endoftext|>"
+
+
+def read_or_none(read: Callable[[], Tokenizer | None]) -> Tokenizer | None:
+    """The tokenizer that `read` gives; None where it cannot, which is said: a model runs on ids."""
+    try:
+        return read()
+    except InputError as error:
+        _LOG.warning("no tokenizer: %s", error)
+        return None
 
 
 def published_tokenizer(directory: Path) -> Tokenizer | None:
-    """The tokenizer beside a checkpoint: tokenizer.json, or GPT-2's vocabulary and merges.
+    """The tokenizer beside a checkpoint: tokenizer.json, or a vocabulary and merges.
 
     BOS and end of text are the tokens that tokenizer_config.json, special_tokens_map.json or
     config.json names, in this order, or else those that tokenizer.json calls special. Whether BOS
@@ -89,7 +102,7 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path) -> dict[str, int]:
 
 
 def _gpt2s(directory: Path, said: dict[str, Any]) -> SubwordTokenizer:
-    """The tokenizer of GPT-2's two files, and the tokens that other files add to them.
+    """The tokenizer of GPT-2's or Qwen2's two files, and the tokens that other files add to them.
 
     Args:
       directory: of the files.
@@ -98,22 +111,26 @@ def _gpt2s(directory: Path, said: dict[str, Any]) -> SubwordTokenizer:
     Raises:
       InputError: the files are those of another kind of tokenizer, or a token's id is not the next.
     """
-    found = load_tokenizer(f"gpt2:{directory}")
     kind = said.get("tokenizer_class") or GPT2S[0]
-    other = kind if str(kind).removesuffix("Fast") not in GPT2S else None
+    plain = str(kind).removesuffix("Fast")
+    other = None if plain in (*GPT2S, QWEN2) else kind
     if other is None and said.get("add_prefix_space"):
         other = "add_prefix_space"
     if other is not None:
         accepted = "a tokenizer.json beside it, as that library saves with use_fast=True"
         raise InputError(f"{directory}", None, accepted, f"vocabulary and merges of {other}")
-    assert isinstance(found, SubwordTokenizer), "what gpt2:DIR is"
+    found = load_gpt2(f"gpt2:{directory}", directory, ends=False)
+    if plain == QWEN2:
+        found = replace(found, bos=None)
+        found.backend.normalizer = normalizers.NFC()
+        found.backend.pre_tokenizer = byte_level(SPLITS["qwen2"])
     for number, token in sorted(_added(directory, said).items()):
         if found.backend.token_to_id(token.content) != number:
             add = found.backend.add_special_tokens if token.special else found.backend.add_tokens
             add([token])
         if found.backend.token_to_id(token.content) != number:
             raise InputError(f"{directory}: added token {token.content!r}", number, "the next id")
-    return found
+    return found if found.eot is not None else replace(found, eot=found.backend.token_to_id(_END))
 
 
 def _added(directory: Path, said: dict[str, Any]) -> dict[int, tokenizers.AddedToken]:

@@ -1,4 +1,4 @@
-"""Whether published files would load, told from their headers and config.json alone."""
+"""Whether published files would load, told from their headers, config.json and tokenizer."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from sysout_jax.families.gguf_files.model import gguf_within
 from sysout_jax.families.hub import fetch, is_hub_id
 from sysout_jax.families.table import by_model_type
 from sysout_jax.families.tensors import PICKLES
-from sysout_jax.files import existing, read_json
+from sysout_jax.files import existing, permitted, read_json
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,9 @@ def would_load(name: str) -> Verdict:
     load; of the last two no weights are fetched."""
     family: str | None = None
     try:
-        path = gguf_within(_found(name))
-        if is_gguf(path) or (path.is_dir() and _has_weights(path)):
-            opened = open_checkpoint(path)
-            return _accepted(name, opened)
+        path, whole = _place(name)
+        if whole:
+            return _accepted(name, open_checkpoint(path))
         file = path / "config.json" if path.is_dir() else path
         raw = read_json(file)
         row = by_model_type(raw.get("model_type"), file)
@@ -55,10 +54,27 @@ def would_load(name: str) -> Verdict:
         return Verdict(name, False, family, (), str(error))
 
 
+@permitted()
+def _place(name: str) -> tuple[Path, bool]:
+    """Where to look, and whether the weights are there."""
+    path = gguf_within(_found(name))
+    return path, is_gguf(path) or (path.is_dir() and _has_weights(path))
+
+
 def _accepted(name: str, opened: Checkpoint) -> Verdict:
     config = opened.config
     said = f"layers {config.layers}, width {config.width}; {opened.origin.weights}"
+    said = f"{said}; {_tokenizer(opened)}"
     return Verdict(name, True, opened.family.name, opened.origin.ignored, said)
+
+
+def _tokenizer(opened: Checkpoint) -> str:
+    """What would become of the tokenizer, in words."""
+    try:
+        found = opened.read_tokenizer()
+    except InputError as error:
+        return f"no tokenizer: {error}"
+    return "no tokenizer" if found is None else f"a tokenizer of {found.vocab}"
 
 
 def _found(name: str) -> Path:

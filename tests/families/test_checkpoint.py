@@ -17,13 +17,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sysout_jax as so
+from sysout_jax.data import load_tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.families import tensor_map
-from sysout_jax.families.checkpoint import load_checkpoint, open_checkpoint
+from sysout_jax.families.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
 from sysout_jax.families.config_map import read_config
 from sysout_jax.families.llama import LLAMA
 from sysout_jax.families.table import FAMILIES
 from sysout_jax.families.tensors import INDEX, SINGLE
+from sysout_jax.families.verdict import would_load
 from sysout_jax.model.decoder import init
 from tests.refusing import refusal
 from tests.test_loading import on_two_devices
@@ -148,9 +150,20 @@ def test_prefix_and_buffers_may_vary(tmp_path):
     bare["lm_head.weight"] = bare["embed_tokens.weight"]
     model = load_checkpoint(write(tmp_path / "model", bare, tied))
     assert ("head",) not in leaves(model.params)
-    bare["lm_head.weight"] = bare["embed_tokens.weight"] + 1
-    said = refused(write(tmp_path / "model", bare, tied))
-    assert "not the embedding that it is tied to (accepted: tie_word_embeddings=false" in said
+
+
+def test_a_head_of_its_own_unties(tmp_path, caplog):
+    """As transformers reads it, whatever config.json says."""
+    tied, tensors = CONFIG | {"tie_word_embeddings": True}, dict(values())
+    both = write(tmp_path / "tied", tensors, tied)
+    found, expected = load_checkpoint(both), load_checkpoint(write(tmp_path / "own", tensors))
+    assert found.config == expected.config
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    said = "tied: its head is not the embedding that config.json ties it to"
+    assert [said in line for line in caplog.messages].count(True) == 1
+    wide = tensors | {"lm_head.weight": np.ones((20, 22), np.float32)}
+    said = refused(write(tmp_path / "wide", wide, tied))
+    assert "of another shape: lm_head.weight [20, 22] for [19, 22]" in said
 
 
 @pytest.mark.parametrize("left_out", ["", "model.", "model.decoder."])
@@ -315,6 +328,30 @@ def test_a_tie_of_which_the_head_alone_is_stored(tmp_path):
     assert "wrongly stored: model.layers.0.nosuch is not in model-1" in refused(place)
 
 
+def test_a_tokenizer_that_cannot_be_read_leaves_a_model_of_ids(place, caplog, monkeypatch):
+    """Which is said before a tensor is read, and by `--check`."""
+    (place / "tokenizer.json").write_text("{")
+    verdict = would_load(str(place))
+    assert verdict.accepted
+    assert "; no tokenizer: tokenizer=" in verdict.message
+    assert load_checkpoint(place).tokenizer is None
+    assert [x.startswith("no tokenizer: tokenizer=") for x in caplog.messages] == [True]
+    (place / "tokenizer.json").unlink()
+    assert would_load(str(place)).message.endswith("; no tokenizer")
+    load_tokenizer("bytes").save(place / "tokenizer.json")
+    assert would_load(str(place)).message.endswith("; a tokenizer of 258")
+    read = []
+    for name in ("tokenizer", "params"):
+        whole = getattr(Checkpoint, name)
+        monkeypatch.setattr(
+            Checkpoint,
+            name,
+            lambda self, _name=name, _whole=whole, **k: read.append(_name) or _whole(self, **k),
+        )
+    load_checkpoint(place)
+    assert read == ["tokenizer", "params"]
+
+
 @pytest.mark.parametrize(
     ("extra", "dtype", "said"),
     [
@@ -333,11 +370,45 @@ def test_quantised_weights_are_called_what_they_are(tmp_path, extra, dtype, said
     assert f"its weights are stored quantised ({said}); accepted: the model that" in message
 
 
-def test_git_lfs_pointers(place):
+LLAMA_LIKE = {
+    "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1,
+    "vocab_size": 10, "intermediate_size": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (LLAMA_LIKE | {"model_type": "llama", "head_dim": 1 << 30},
+         "queries of width x heads x their size = 64 x 2 x 1073741824"),
+        ({"model_type": "mpt", "d_model": 1 << 28, "n_heads": 1 << 28, "n_layers": 1,
+          "vocab_size": 10}, "an embedding of vocabulary x width = 10 x 268435456"),
+        (LLAMA_LIKE | {"model_type": "mixtral", "num_local_experts": 10_000,
+                       "num_hidden_layers": 300},
+         "layers x experts x width x their width = 300 x 10000 x 64 x 8"),
+    ],
+)  # fmt: skip
+def test_sizes_far_beyond_the_file_are_refused_before_anything_is_laid_out(
+    tmp_path, monkeypatch, config, said
+):
+    """They took all memory, or minutes."""
+    tensors = {f"x{i}": np.zeros(1, np.float32) for i in range(300)}
+    place = write(tmp_path / "model", tensors, config)
+    monkeypatch.setattr(tensor_map, "shapes", lambda config: pytest.fail("laid out"))
+    assert f"{said}; accepted: sizes that fit the 300 numbers" in refused(place)
+
+
+def test_git_lfs_pointers(place, caplog):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    said = "a Git LFS pointer, not the file itself; accepted"
+    (place / "tokenizer.json").write_text(pointer)
+    assert load_checkpoint(place).tokenizer is None
+    assert f"no tokenizer: {place / 'tokenizer.json'}: {said}" in caplog.text
     for name in (SINGLE, "config.json"):
         (place / name).write_text(pointer)
-        assert f"{name}: a Git LFS pointer, not the file itself; accepted" in refused(place)
+        assert f"{name}: {said}" in refused(place)
+    (place / "model.gguf").write_text(pointer)
+    assert f"model.gguf: {said}" in refused(place / "model.gguf")
 
 
 def test_integers_are_refused(tmp_path):

@@ -402,6 +402,21 @@ def recorded(family):
         return json.loads(str(saved["config"]))
 
 
+def test_nulls_that_falcons_code_takes_for_no():
+    """Of its activation and its epsilon a null fails there, and here."""
+    raw = {"model_type": "falcon"}
+    expected = read_config(FAMILIES["falcon"], raw | {"bias": False, "alibi": False})
+    assert read_config(FAMILIES["falcon"], raw | {"bias": None, "alibi": None}) == expected
+    for name in ("activation", "layer_norm_epsilon"):
+        with pytest.raises(InputError, match=name):
+            read_config(FAMILIES["falcon"], raw | {name: None})
+
+
+def test_a_default_that_the_reference_declares_under_an_alias():
+    """Qwen3's mixtures declare num_experts, which their code calls num_local_experts."""
+    assert read_config(FAMILIES["qwen3_moe"], {"model_type": "qwen3_moe"}).experts == 128
+
+
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_what_the_reference_does_not_read_is_ignored_and_listed(family):
     raw = recorded(family)

@@ -15,6 +15,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.families.checkpoint import load_checkpoint, open_checkpoint
 from sysout_jax.families.gguf_files import model as gguf_model
 from sysout_jax.families.gguf_files.header import read_header
+from sysout_jax.families.verdict import would_load
 from tests.families import gguf_writing
 
 ROOT = Path(__file__).parents[2]
@@ -150,7 +151,6 @@ def test_each_fault_is_named(whole, tmp_path):
     says(raw.replace(b"llama.block_count", b"llama.blocc_count"), "llama.block_count is None")
     twice = raw.replace(b"tokenizer.ggml.bos_token_id", b"tokenizer.ggml.eos_token_id")
     says(twice, "the key tokenizer.ggml.eos_token_id stands twice")
-    says(raw.replace(b"abcd", b"ab d"), r"tokenizer\.ggml\.merges is 'ab cd', among others")
     says(raw.replace("Ġ".encode(), b"\xff\xff"), "not UTF-8")
     file.write_bytes(raw)
     at = read_header(file).tensors[-1].start
@@ -216,6 +216,89 @@ def test_metadata_that_may_be_absent_or_of_another_type(changed):
     assert changed("gemma2", {"gemma2.attention.sliding_window": None}).config.window == 4096
     assert changed("gemma2", {"gemma2.attention.sliding_window": 0}).config.window is None
     assert changed("gemma3", {"gemma3.attention.sliding_window": None}).config.window is None
+
+
+OLLAMA = {
+    "gemma3.rope.freq_base": None, "gemma3.rope.freq_base_swa": None,
+    "gemma3.rope.global.freq_base": 5e5, "gemma3.rope.local.freq_base": 2e4,
+    "gemma3.final_logit_softcapping": 30.0, "gemma3.attention.layer_norm_rms_epsilon": None,
+    "gemma3.vision.block_count": 27,
+}  # fmt: skip
+
+
+def test_gemma_3_as_ollama_writes_it(changed, caplog):
+    plain = changed("gemma3", {})
+    found = changed("gemma3", OLLAMA)
+    assert found.config.final_softcap is None
+    assert (found.config.rope.theta, found.config.rope.local_theta) == (5e5, 2e4)
+    assert found.config.norm_eps == 1e-6
+    assert found.origin.ignored == ("gemma3.vision.block_count",)
+    rope = dataclasses.replace(
+        found.config.rope, theta=plain.config.rope.theta, local_theta=plain.config.rope.local_theta
+    )
+    assert dataclasses.replace(found.config, rope=rope, norm_eps=plain.config.norm_eps) == (
+        plain.config
+    )
+    assert ["no soft cap" in x for x in caplog.messages].count(True) == 1
+    long = changed("gemma3", OLLAMA | {"gemma3.context_length": 131_072}).config.rope
+    assert (long.rule, long.factor, long.theta) == ("linear", 8.0, 5e5)
+    capped = {"gemma3.final_logit_softcapping": 30.0}
+    assert changed("gemma3", capped).config.final_softcap == 30.0
+    bare = changed("gemma3", dict.fromkeys(OLLAMA)).config
+    assert (bare.rope.theta, bare.rope.local_theta, bare.rope.rule) == (1e6, 1e4, "plain")
+
+
+def test_yarn_as_ollama_writes_it(changed):
+    start = "gemma3.rope.scaling."
+    keys = {"type": "yarn", "factor": 8.0, "original_context_length": 64, "beta_fast": 64.0,
+            "beta_slow": 2.0, "extrapolation_factor": 1.0}  # fmt: skip
+    rope = changed("gemma3", {f"{start}{key}": value for key, value in keys.items()}).config.rope
+    assert (rope.rule, rope.fast, rope.slow, rope.context) == ("yarn", 64.0, 2.0, 64)
+    keys |= {"extrapolation_factor": 0.5}
+    with pytest.raises(InputError, match=r"yarn_ext_factor is 0\.5; accepted: 1\.0"):
+        changed("gemma3", {f"{start}{key}": value for key, value in keys.items()})
+
+
+def test_no_scaling_of_positions_whatever_the_factor(changed):
+    """A factor alone is of the linear rule, as of llama.cpp's older files."""
+    factor = {"llama.rope.scaling.factor": 8.0}
+    assert changed("llama", factor | {"llama.rope.scaling.type": "none"}).config.rope.rule == (
+        "plain"
+    )
+    assert changed("llama", factor).config.rope.rule == "linear"
+    assert changed("llama", {"llama.rope.scale_linear": 8.0}).config.rope.rule == "linear"
+
+
+def test_unknown_keys_of_positions_and_attention_are_refused(changed):
+    """They change numbers, and what is not read is not known to agree."""
+    for key in ("rope.elsewhere.freq_base", "attention.head_gates"):
+        with pytest.raises(InputError, match=rf"llama\.{key}=2\.0 \(accepted"):
+            changed("llama", {f"llama.{key}": 2.0})
+    plain = changed("llama", {}).config
+    harmless = {"attention.head_dim": 6, "attention.causal": True, "rope.scaling.attn_factor": 1.0}
+    assert changed("llama", {f"llama.{k}": v for k, v in harmless.items()}).config == plain
+    with pytest.raises(InputError, match=r"attention\.head_dim is 8; accepted: 6"):
+        changed("llama", {"llama.attention.head_dim": 8})
+
+
+def test_without_a_tokenizer_that_is_read_a_file_loads(whole, tmp_path, caplog):
+    raw, _, model = whole
+    file = tmp_path / "model.gguf"
+    file.write_bytes(raw.replace(b"abcd", b"ab d"))
+    found = load_checkpoint(file)
+    assert found.tokenizer is None
+    jax.tree.map(np.testing.assert_array_equal, found.params, model.params)
+    (said,) = caplog.messages
+    assert said.startswith(f"no tokenizer: {file}: tokenizer.ggml.merges is 'ab cd', among others")
+    assert said[: said.index(";")] in would_load(str(file)).message
+
+
+def test_heads_that_no_tensor_has_rows_for(changed):
+    """Whose rows would be numbered to put them in order."""
+    size = {"llama.attention.key_length": 1 << 40, "llama.attention.value_length": 1 << 40}
+    said = "head_count is 4, heads of 1099511627776; accepted: no more than the 29 rows"
+    with pytest.raises(InputError, match=said):
+        changed("llama", size)
 
 
 def test_a_chat_template_is_never_run(whole):

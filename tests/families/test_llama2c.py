@@ -12,6 +12,7 @@ import sysout_jax as so
 from sysout_jax.errors import InputError
 from sysout_jax.families.checkpoint import load_checkpoint
 from sysout_jax.families.llama2c import load_llama2c, load_tokens
+from sysout_jax.families.verdict import would_load
 from sysout_jax.model.rope import Rope
 from tests.refusing import refusal
 
@@ -64,6 +65,16 @@ def test_tensors_are_found_in_their_order(tmp_path, untied):
 def test_files_that_are_none(tmp_path, damaged):
     (tmp_path / "model.bin").write_bytes(damaged)
     assert "model.bin: " in refusal(load_llama2c, tmp_path / "model.bin")
+
+
+def test_a_large_file_of_another_kind_is_not_read(tmp_path):
+    """Of its terabyte nothing is on the disk, and nothing comes into memory."""
+    for name in ("model.onnx", "model.h5"):
+        with (tmp_path / name).open("wb") as file:
+            file.write(raw())
+            file.truncate(1 << 40)
+        assert "does not fit its 1099511627776 bytes" in refusal(so.load, tmp_path / name)
+        assert "bytes, above 100000000" in would_load(str(tmp_path / name)).message
 
 
 @pytest.mark.parametrize(("version", "what"), [(1, "a header of its own"), (2, "to 8 bits")])

@@ -143,7 +143,7 @@ def test_tokens_that_are_added_to_gpt2s(shared_data, tmp_path):
 @pytest.mark.parametrize(
     ("files", "wanted"),
     [
-        ({"tokenizer_config": {"tokenizer_class": "Qwen2Tokenizer"}}, "merges of Qwen2Tokenizer"),
+        ({"tokenizer_config": {"tokenizer_class": "RobertaTokenizer"}}, "merges of RobertaTok"),
         ({"tokenizer_config": {"add_prefix_space": True}}, "merges of add_prefix_space"),
         ({"tokenizer_config": {"tokenizer_class": ["x"]}}, r"merges of \['x'\]"),
         ({"added_tokens": {"   ": 60000}}, "added token '   '=60000: accepted: the next id"),
@@ -158,6 +158,27 @@ def test_tokens_that_are_added_to_gpt2s(shared_data, tmp_path):
 def test_a_vocabulary_and_merges_that_are_not_gpt2s(shared_data, tmp_path, files, wanted):
     with pytest.raises(InputError, match=wanted):
         published_tokenizer(pair_of_files(tmp_path, shared_data, **files))
+
+
+def test_qwen2s_own_files(shared_data, tmp_path):
+    """Its words, its normal form, and its end of text, which another file adds; ids of
+    transformers 5.24."""
+    added = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>"]
+    decoder = {
+        str(50256 + i): {"content": name, "special": name[1] == "|"} for i, name in enumerate(added)
+    }
+    place = pair_of_files(
+        tmp_path, shared_data, config={"model_type": "qwen2"},
+        tokenizer_config={"tokenizer_class": "Qwen2Tokenizer", "add_prefix_space": False,
+                          "bos_token": None, "added_tokens_decoder": decoder},
+    )  # fmt: skip
+    vocabulary = json.loads((place / "vocab.json").read_text())
+    del vocabulary["<|endoftext|>"]
+    (place / "vocab.json").write_text(json.dumps(vocabulary))
+    found = published_tokenizer(place)
+    assert (found.bos, found.eot, found.adds_bos, found.vocab) == (None, 50256, False, 50260)
+    wanted = [40, 6, 3069, 1414, 220, 17, 15, 17, 19, 40304, 50259]
+    assert found.encode("I'LL pay 2024 cafe\u0301<tool_call>").tolist() == wanted
 
 
 def test_no_added_tokens(shared_data, tmp_path):

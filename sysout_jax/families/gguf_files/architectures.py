@@ -1,6 +1,7 @@
 """The architectures of GGUF files: what each calls its sizes and tensors, by which published family
 it is read."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -9,6 +10,7 @@ from typing import Any
 from sysout_jax.families.gguf_files import apart
 from sysout_jax.families.gguf_files.config import (
     LAYER,
+    RMS,
     Metadata,
     Raw,
     experts,
@@ -33,6 +35,8 @@ from sysout_jax.families.gguf_files.names import (
     taken_with,
     transposed,
 )
+
+_LOG = logging.getLogger("sysout_jax")
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,26 @@ def _gemma2(meta: Metadata) -> Raw:
     return _gemma(meta, 46, 4096) | more | {"model_type": "gemma2"}
 
 
+_LONG = 131_072  # context of Gemma 3 4B, 12B and 27B, whose positions are scaled
+
+
 def _gemma3(meta: Metadata) -> Raw:
-    base = meta.get("rope.freq_base_swa", meta.get("rope.local.freq_base", 10_000.0))
-    return _gemma(meta, 62, 0) | {"model_type": "gemma3_text", "rope_local_base_freq": base}
+    """Ollama has names of its own for the two bases; beside the name of the first it wrote a soft
+    cap, which no Gemma 3 has, and of the long ones' scaling nothing (convert/convert_gemma3.go and
+    llama/compat of github.com/ollama/ollama)."""
+    everywhere, local = (meta.get(f"rope.{kind}.freq_base") for kind in ("global", "local"))
+    raw = _gemma(meta, 62, 0) | {
+        "model_type": "gemma3_text",
+        "rms_norm_eps": meta.get(RMS[0], 1e-6),
+        "rope_theta": meta.get("rope.freq_base", everywhere or 1e6),
+        "rope_local_base_freq": meta.get("rope.freq_base_swa", local or 1e4),
+    }
+    if everywhere and raw.pop("final_logit_softcapping", None):
+        _LOG.warning("%s: no soft cap of logits: Ollama wrote one no Gemma 3 has", meta.header.file)
+    unsaid = (everywhere or local) and meta.get("rope.scaling.type") is None
+    if unsaid and raw["max_position_embeddings"] >= _LONG:
+        raw["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
+    return raw
 
 
 _GEMMA: Names = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import log
 from typing import Any
 
@@ -21,13 +22,16 @@ _WITHOUT_EFFECT_AT: Mapping[str, tuple[Any, ...]] = {
     "attention.causal": (True,), "expert_count": (0,), "expert_used_count": (0,),
     "expert_shared_count": (0,), "attention.max_alibi_bias": (0.0,), "logit_scale": (1.0,),
     "attention.sliding_window": (0,), "rope.scaling.type": ("none",), "pooling_type": (0,),
-    "attention.clamp_kqv": (0.0,), "attention.scale": (0.0,),
+    "attention.clamp_kqv": (0.0,), "attention.scale": (0.0,), "rope.scaling.attn_factor": (1.0,),
 }  # fmt: skip
+_MATTERS = ("rope.", "attention.")  # how keys begin that change numbers, known or not
+# What config.json calls a parameter of yarn: its keys, of llama.cpp's converter and of Ollama's.
 _YARN = {
-    "rope.scaling.yarn_beta_fast": "beta_fast",
-    "rope.scaling.yarn_beta_slow": "beta_slow",
-    "rope.scaling.yarn_attn_factor": "attention_factor",
+    "beta_fast": ("rope.scaling.yarn_beta_fast", "rope.scaling.beta_fast"),
+    "beta_slow": ("rope.scaling.yarn_beta_slow", "rope.scaling.beta_slow"),
+    "attention_factor": ("rope.scaling.yarn_attn_factor",),
 }
+_EXTRAPOLATION = ("rope.scaling.yarn_ext_factor", "rope.scaling.extrapolation_factor")
 
 
 @dataclass
@@ -94,13 +98,20 @@ class Metadata:
         heads = self.whole("attention.head_count")
         kv = self.get("attention.head_count_kv", heads)
         size = self.get("attention.key_length", max(1, self.whole("embedding_length") // heads))
-        if self.get("attention.value_length", size) != size:
-            self.refuse(
-                "attention.value_length", f"{self.get('attention.value_length')}", f"{size}"
-            )
+        for key in ("attention.value_length", "attention.head_dim"):
+            if self.get(key, size) != size:
+                self.refuse(key, f"{self.get(key)}", f"{size}")
         if type(kv) is not int or type(size) is not int or min(kv, size) < 1 or heads % kv:
             self.refuse("attention.head_count_kv", f"{kv} of {heads} heads of {size}", "a divisor")
+        if heads * size > self.most_rows:
+            accepted = f"no more than the {self.most_rows} rows of the largest tensor"
+            self.refuse("attention.head_count", f"{heads}, heads of {size}", accepted)
         return heads, kv, size
+
+    @cached_property
+    def most_rows(self) -> int:
+        """Rows of the tensor that has most."""
+        return max((tensor.rows for tensor in self.tensors.values()), default=0)
 
     def vector(self, name: str) -> list[float] | None:
         """The entries of a tensor of one axis that belongs to the config; None: there is none.
@@ -120,7 +131,8 @@ class Metadata:
         know.
 
         Raises:
-          InputError: keys that it knows, which may change what the model computes.
+          InputError: keys that it knows, or of positions or attention, which may change what the
+            model computes.
         """
         start = f"{self.architecture}."
         left = {
@@ -132,7 +144,7 @@ class Metadata:
         fatal = sorted(
             f"{start}{key}={str(value)[:40]}"
             for key, value in left.items()
-            if key in known
+            if (key in known or key.startswith(_MATTERS))
             and key not in _WITHOUT_EFFECT
             and value not in _WITHOUT_EFFECT_AT.get(key, ())
         )
@@ -212,23 +224,30 @@ def rotary(meta: Metadata, fraction_name: str = "") -> Raw:
 
 
 def _rule(meta: Metadata) -> Raw | None:
-    kind = meta.get("rope.scaling.type", "none")
+    kind = meta.get("rope.scaling.type")
     factor = meta.number("rope.scaling.factor", meta.number("rope.scale_linear"))
     original = meta.get("rope.scaling.original_context_length")
-    yarn = {theirs: meta.number(key) for key, theirs in _YARN.items()}
-    if kind == "none" and factor in (None, 0.0, 1.0):
+    yarn = {theirs: _first(meta, keys) for theirs, keys in _YARN.items()}
+    if kind == "none" or (kind is None and factor in (None, 0.0, 1.0)):
         return None
-    if kind in ("linear", "none"):
+    if kind in ("linear", None):
         return {"rope_type": "linear", "factor": factor}
     if kind == "longrope":
         return None  # its divisors are tensors, which the architecture reads
     if kind != "yarn":
         meta.refuse("rope.scaling.type", repr(kind)[:60], "none, linear, yarn, longrope")
+    if _first(meta, _EXTRAPOLATION) not in (None, 1.0):
+        meta.refuse(_EXTRAPOLATION[0], f"{_first(meta, _EXTRAPOLATION)}", "1.0")
     scale = yarn["attention_factor"]
     if scale is not None and factor and factor > 1:  # llama.cpp's multiplies the rule's own
         yarn["attention_factor"] = None if scale == 1.0 else scale * (0.1 * log(factor) + 1.0)
     given = {"factor": factor, "original_max_position_embeddings": original, **yarn}
     return {"rope_type": "yarn", **{k: v for k, v in given.items() if v is not None}}
+
+
+def _first(meta: Metadata, keys: tuple[str, ...]) -> Any:
+    """The number under the first of several names that is there."""
+    return next((x for x in [meta.number(key) for key in keys] if x is not None), None)
 
 
 def window(meta: Metadata, absent: int = 0) -> Raw:

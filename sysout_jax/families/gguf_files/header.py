@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from sysout_jax.errors import InputError, printable
+from sysout_jax.files import refuse_pointer
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -74,6 +75,7 @@ def read_header(file: Path) -> Header:
       InputError: it is not what the format says, or the file is not as long as it must be.
     """
     try:
+        refuse_pointer(file)
         with file.open("rb") as opened:
             size = opened.seek(0, 2)
             opened.seek(0)

@@ -1,6 +1,5 @@
 """The tokenizer in the metadata of a GGUF file; its chat template is never looked at."""
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -13,7 +12,6 @@ from sysout_jax.data.tokenizer import SubwordTokenizer, merges_of
 from sysout_jax.errors import InputError
 from sysout_jax.families.gguf_files.header import Header
 
-_LOG = logging.getLogger("sysout_jax")
 _START = "tokenizer.ggml."
 _UNKNOWN, _CONTROL, _USER, _BYTE = 2, 3, 4, 6  # types of tokens
 _SPACE = "\u2581"
@@ -64,11 +62,11 @@ def read_tokenizer(header: Header, vocab: int) -> SubwordTokenizer | None:
       vocab: V, rows of the embedding.
 
     Returns:
-      None where the file has none, or one that cuts words by a rule not known here, which is said.
+      None where the file has none.
 
     Raises:
-      InputError: a kind of tokenizer that is not read, or a vocabulary that does not fit the model
-        or itself.
+      InputError: a kind of tokenizer that is not read, a rule of cutting words that is not known,
+        or a vocabulary that does not fit the model or itself.
     """
     kind = str(header.metadata.get(f"{_START}model", "none"))
     if kind in ("none", "no_vocab"):
@@ -78,11 +76,7 @@ def read_tokenizer(header: Header, vocab: int) -> SubwordTokenizer | None:
     if kind not in builders:
         fields.refuse("model", repr(kind)[:60], f"{', '.join(builders)}, none")
     if kind == "gpt2" and fields.pre not in SPLITS:
-        known = ", ".join(SPLITS)
-        _LOG.warning(
-            "%s: no tokenizer: %spre is %.60r; accepted: %s", header.file, _START, fields.pre, known
-        )
-        return None
+        fields.refuse("pre", repr(fields.pre)[:60], ", ".join(SPLITS))
     try:
         backend = builders[kind](fields)
         special = [
@@ -110,19 +104,24 @@ class _Fields:
 
     def __init__(self, header: Header, vocab: int) -> None:
         self.header = header
-        self.tokens: list[str] = self.list("tokens", str)
-        if not self.tokens or len(self.tokens) > vocab:
-            self.refuse("tokens", f"{len(self.tokens)} tokens", f"1 to {vocab}, rows of the model")
+        tokens = self.list("tokens", str)
+        count = len(tokens)
+        types = self.list("token_type", int, [1] * count)
+        scores = self.list("scores", float, [0.0] * count)
+        if not len(types) == len(scores) == count:
+            found = f"{len(types)} types and {len(scores)} scores"
+            self.refuse("tokens", f"{count} tokens, {found}", "as many of each")
+        # Ollama's files have tokens of other modalities, which have no row; llama.cpp names empty
+        # ones so.
+        self.tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens[:vocab])]
+        self.types: list[int] = types[:vocab]
+        self.scores: list[float] = scores[:vocab]
+        if not tokens:
+            self.refuse("tokens", "empty", "tokens")
         counted = Counter(self.tokens)
         twice = sorted(token for token, count in counted.items() if count > 1)
         if twice:
             self.refuse("tokens", f"{twice[:3]!r}, each more than once", "every token once")
-        count = len(self.tokens)
-        self.types: list[int] = self.list("token_type", int, [1] * count)
-        self.scores: list[float] = self.list("scores", float, [0.0] * count)
-        if not len(self.types) == len(self.scores) == count:
-            found = f"{len(self.types)} types and {len(self.scores)} scores"
-            self.refuse("tokens", f"{count} tokens, {found}", "as many of each")
         self.pre: str = str(self.get("pre", "default"))
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -144,6 +143,13 @@ class _Fields:
         raise InputError(str(self.header.file), None, accepted, f"{_START}{key} is {found}")
 
 
+def byte_level(splits: Sequence[str]) -> pre_tokenizers.PreTokenizer:
+    """Words cut by expressions, one after the other, and their bytes as symbols."""
+    cuts = [pre_tokenizers.Split(tokenizers.Regex(split), "isolated") for split in splits]
+    symbols = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([*cuts, symbols])
+
+
 def _byte_level(fields: _Fields) -> tokenizers.Tokenizer:
     """GPT-2's kind: bytes as symbols, merges in order, words cut by expressions."""
     ids = {token: number for number, token in enumerate(fields.tokens)}
@@ -157,11 +163,7 @@ def _byte_level(fields: _Fields) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(
         models.BPE(vocab=ids, merges=merges, ignore_merges=fields.pre in _WHOLE)
     )
-    cuts = [
-        pre_tokenizers.Split(tokenizers.Regex(split), "isolated") for split in SPLITS[fields.pre]
-    ]
-    symbols = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*cuts, symbols])
+    backend.pre_tokenizer = byte_level(SPLITS[fields.pre])
     backend.decoder = decoders.ByteLevel()
     return backend
 
