@@ -26,6 +26,8 @@ PUBLISHED = [
     ("sysout_jax.core.measures", "VALUE_DRAINED", 0.2, "Fesser 2026"),
     ("sysout_jax.core.compensate", "DAMPING", 0.01, "Frantar et al. 2022"),
     ("sysout_jax.core.compensate", "BLOCK", 128, "Frantar et al. 2022"),
+    ("sysout_jax.core.prune", "OUTLIER", 5.0, "Yin et al. 2024"),
+    ("sysout_jax.core.prune", "REACH", 0.08, "Yin et al. 2024"),
     ("sysout_jax.core.quantise", "RUN", 32, "Liu et al. 2024"),
     ("sysout_jax.core.quantise", "SPARING", 0.7, "Badri and Shaji 2023"),
     ("sysout_jax.analysis.compress.compression", "ALPHA", 0.5, "Xiao et al. 2022, section 4"),

@@ -10,6 +10,37 @@ from jaxtyping import Array, Bool, Float
 
 from sysout_jax.core.compensate import BLOCK, DAMPING, Change, compensated, hessian_factor
 
+OUTLIER, REACH = 5.0, 0.08  # times the mean score; from the share of all layers to a layer's
+
+
+def shares_by_layer(
+    outliers: Float[np.ndarray, "L"], sparsity: float, reach: float = REACH
+) -> Float[np.ndarray, "L"]:
+    """The share of each layer to remove: the fewer outliers, the more.
+
+    r_l = s + k - k_l,  k_l = 2 reach (D_l - min D)/(max D - min D),  k the mean of k_l; s where
+    layers do not differ.
+
+    Args:
+      outliers: D [L], the share of a layer's weights whose score is an outlier.
+      sparsity: s, the mean share.
+      reach: how far a layer's share goes from s.
+
+    Returns:
+      [L], within [0, 1].
+
+    Source: Yin et al. 2024 (arXiv:2310.05175, OWL), section 3.2.
+    """
+    span = np.ptp(outliers)
+    kept = 2.0 * reach * (outliers - outliers.min()) / (span if span > 0.0 else 1.0)
+    return np.clip(sparsity + kept.mean() - kept, 0.0, 1.0)
+
+
+def outlier_share(scores: list[Float[Array, "..."]]) -> Float[Array, ""]:
+    """The share of a layer's scores, of all matrices, above `OUTLIER` times their mean."""
+    flat = jnp.concatenate([score.reshape(-1) for score in scores])
+    return jnp.mean(flat > OUTLIER * jnp.mean(flat))
+
 
 def smallest(score: Float[Array, "..."], sparsity: float) -> Bool[Array, "..."]:
     """True for the floor(sparsity n) entries of the last axis with the smallest scores.

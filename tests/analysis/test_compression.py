@@ -548,6 +548,29 @@ def test_what_was_measured_for_gptq_prunes_nothing_for_wanda():
     jax.tree.map(np.testing.assert_array_equal, k.compress(scheme("wanda-0.5")).params, alone)
 
 
+@pytest.mark.parametrize("method", ["wanda-0.5-owl", "magnitude-0.5-owl", "sparsegpt-0.5-owl"])
+def test_layers_lose_by_their_outliers(method):
+    config = replace(CONFIG, layers=3)
+    k = Compressor(config, params(config), CALIBRATION)
+    found = k.compress(scheme(method))
+    outliers = []
+    for layer in range(3):
+        scores = []
+        for tap, places in PRODUCTS.items():
+            norm = np.sqrt(k.known()[tap].square[layer])
+            for module, name in places:
+                w = np.asarray(layer_params(params(config), layer)[module][name])
+                scores.append((np.abs(w.reshape(len(norm), -1)) * norm[:, None]).ravel())
+        flat = np.concatenate(scores)
+        outliers.append(np.mean(flat > 5 * flat.mean()))
+    kept = 0.16 * (np.array(outliers) - min(outliers)) / np.ptp(outliers)
+    expected = 0.5 + kept.mean() - kept
+    assert np.ptp(outliers) > 0.0
+    for name, zeros in found.zeros.items():
+        size = {"down": 20, "out": 12}.get(name, 12)
+        np.testing.assert_allclose(zeros, expected, atol=1.01 / size, err_msg=name)
+
+
 def test_wanda_keeps_the_largest_of_weight_times_the_inputs_norm():
     found = compressor().compress(scheme("wanda-0.5"))
     for layer, x in enumerate(seen("down_in")):

@@ -52,6 +52,8 @@ from tests.refusing import refusal
         ("wanda-2:4", Pruning("wanda", (2, 4))),
         ("sparsegpt-4:8", Pruning("sparsegpt", (4, 8))),
         ("wanda-2:4-sequential", Pruning("wanda", (2, 4), sequential=True)),
+        ("magnitude-0.7-owl", Pruning("magnitude", 0.7, by_layer=True)),
+        ("wanda-0.7-owl-sequential", Pruning("wanda", 0.7, sequential=True, by_layer=True)),
         ("sparsegpt-0.5-sequential", Pruning("sparsegpt", 0.5, sequential=True)),
     ],
 )
@@ -90,6 +92,7 @@ def test_the_default_methods_are_methods(method):
         "w4amxfp4-atensor", "w8a8-atensor-minmax", "wmxfp4-vector", "kv4-vector",
         "order-w4", "awq-order-w4", "gptq-order-wmxfp4", "sequential-w4", "hqq-sequential-w4",
         "smooth-sequential-w8a8", "magnitude-0.5-sequential", "global-0.5-sequential",
+        "wanda-2:4-owl", "global-0.5-owl", "wanda-0.5-owl-owl", "wanda-owl",
         "wanda-sequential", "wanda-sequential-0.5", "wanda-0.5-order",
     ],
 )  # fmt: skip
@@ -102,7 +105,7 @@ def test_what_does_not_go_together_is_one_line(method):
     [
         ("w8a8", False), ("rotate-w8a8", False), ("gptq-w4", True), ("awq-w4", True),
         ("smooth-w8a8", True), ("w8a8-minmax", True), ("magnitude-0.5", False),
-        ("split6-w8", True), ("keep1-w8a8", False),
+        ("magnitude-0.5-owl", True), ("split6-w8", True), ("keep1-w8a8", False),
         ("global-0.5", False), ("wanda-0.5", True), ("sparsegpt-0.5", True),
     ],
 )  # fmt: skip

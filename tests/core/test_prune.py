@@ -144,3 +144,17 @@ def test_sparsegpt_of_one_input_by_hand():
 def test_m_divides_the_inputs():
     with pytest.raises(ValueError, match=f"2:5 of {I} inputs"):
         p.sparsegpt(jnp.asarray(weights()), jnp.eye(I), (2, 5))
+
+
+def test_layers_with_more_outliers_lose_less():
+    """By hand of three layers; the mean stays, and so do all where layers are alike."""
+    found = p.shares_by_layer(np.array([0.01, 0.03, 0.02]), 0.7, 0.08)
+    np.testing.assert_allclose(found, [0.7 + 0.08, 0.7 - 0.08, 0.7])
+    np.testing.assert_allclose(p.shares_by_layer(np.array([0.2, 0.2]), 0.7), [0.7, 0.7])
+    np.testing.assert_allclose(p.shares_by_layer(np.array([0.0, 0.1]), 0.99, 0.08), [1.0, 0.91])
+
+
+def test_outliers_are_beyond_five_means_of_the_layer():
+    scores = [jnp.ones((3, 4)), jnp.asarray([[30.0, 8.0], [0.5, 0.5]])]  # of mean 3.2
+    assert float(p.outlier_share(scores)) == pytest.approx(1 / 16)
+    assert float(p.outlier_share([scores[0]])) == 0.0

@@ -1,7 +1,7 @@
 """Bring a model under a compression scheme."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from sysout_jax.analysis.compress.calibration import (
 )
 from sysout_jax.analysis.compress.compressed import Compressed
 from sysout_jax.analysis.compress.rounding import Basis, Evict, RoundInputs, round_weights
-from sysout_jax.analysis.compress.schemes import Pruning, Rounding, Scheme, bits
+from sysout_jax.analysis.compress.schemes import LEARNING, Pruning, Rounding, Scheme, bits
 from sysout_jax.analysis.locate.scan import for_length
 from sysout_jax.analysis.locate.weights import projection
 from sysout_jax.core import compensate, prune
@@ -197,12 +197,27 @@ class Compressor:
             for place, w, mask in zip(places, weights, masks, strict=True):
                 self._put(blocks, *place[1:], jnp.where(mask, w, 0.0))
             return
+        shares = self._shares(how, blocks)
         for (_, layer, module, name), of in self._learning(how, blocks):
             gram = _f32(of.gram) if of and of.gram is not None and how.compensated else None
             square = _f32(of.square) if of else None
-            change = partial(_pruned, how, gram=gram, square=square)
+            change = partial(_pruned, shares[layer], gram=gram, square=square)
             changed = self._each(blocks, layer, module, name, change)
             self._put(blocks, layer, module, name, changed)
+
+    def _shares(self, how: Pruning, blocks: Blocks) -> list[Pruning]:
+        """How each layer is pruned."""
+        if not how.by_layer:
+            return [how] * len(blocks)
+        assert isinstance(how.sparsity, float)  # as its name has
+        scores: list[list[Array]] = [[] for _ in blocks]
+        for tap, layer, module, name in self._places(blocks):
+            norm = jnp.sqrt(_f32(self.known()[tap].square[layer]))
+            w = self._matrix(blocks, layer, module, name)
+            scores[layer].append(prune.wanda_score(w, norm))
+        outliers = np.array([float(prune.outlier_share(of)) for of in scores])
+        shares = prune.shares_by_layer(outliers, how.sparsity)
+        return [replace(how, sparsity=float(share)) for share in shares]
 
     def _learning(self, how: Scheme, blocks: Blocks) -> Iterator[tuple[Place, Inputs | None]]:
         """Each place, by layer, and the inputs that its weights learn from, if they do.
@@ -210,7 +225,7 @@ class Compressor:
         Where a scheme is sequential, these are the inputs behind the layers before as they have
         become when the layer's turn comes; otherwise those of the model as it was.
         """
-        learns = how.compensated or (isinstance(how, Pruning) and how.calibrated)
+        learns = how.compensated or (isinstance(how, Pruning) and how.criterion in LEARNING)
         if not how.sequential:
             known = self.known(how.compensated) if learns else {}
             for place in self._places(blocks):

@@ -24,7 +24,7 @@ A method is words joined by "-". To round:
                                                  weights that they meet
 
 and to prune: a criterion and what goes, as in magnitude-0.5, global-0.5, wanda-2:4, sparsegpt-0.5;
-"sequential" behind it as above.
+behind it "sequential" as above, and "owl", by which layers with more outliers lose less.
 """
 
 import re
@@ -103,11 +103,12 @@ class Pruning:
     criterion: str
     sparsity: float | tuple[int, int]
     sequential: bool = False  # layers learn from inputs behind those that are pruned already
+    by_layer: bool = False  # less where there are more outliers
 
     @property
     def calibrated(self) -> bool:
         """Whether it needs calibration text."""
-        return self.criterion in LEARNING
+        return self.by_layer or self.criterion in LEARNING
 
     @property
     def compensated(self) -> bool:
@@ -148,21 +149,25 @@ def scheme(method: str) -> Scheme:
 
 def _pruning(method: str, words: list[str]) -> Pruning:
     criterion, *rest = words
-    learns = criterion in LEARNING
-    sequential = learns and rest[1:] == ["sequential"]
-    amount = _SPARSITY.fullmatch(rest[0]) if len(rest) == 1 + sequential else None
+    amount = _SPARSITY.fullmatch(rest[0]) if rest else None
     if amount is None:
-        after = ", and sequential behind it or nothing" if learns else ""
-        raise _refused(method, f"{criterion}-SHARE below 1, as 0.5, or {criterion}-N:M{after}")
+        raise _refused(method, f"{criterion}-SHARE below 1, as 0.5, or {criterion}-N:M")
+    behind = {"sequential": criterion in LEARNING, "owl": bool(amount[1]) and criterion != "global"}
+    after = [word for word, goes in behind.items() if goes]
+    if len(set(rest[1:])) < len(rest[1:]) or set(rest[1:]) - set(after):
+        raise _refused(
+            method, " or ".join([f"{criterion}-{rest[0]}", *(f"it with {word}" for word in after)])
+        )
+    more = {"sequential": "sequential" in rest, "by_layer": "owl" in rest}
     if amount[1]:
         share = float(amount[1])
         if share == 0.0:
             raise _refused(method, "a share above 0")
-        return Pruning(criterion, share, sequential)
+        return Pruning(criterion, share, **more)
     n, m = int(amount[2]), int(amount[3])
     if n >= m or criterion == "global":
         raise _refused(method, "N below M, and a share for global")
-    return Pruning(criterion, (n, m), sequential)
+    return Pruning(criterion, (n, m), **more)
 
 
 def _rounding(method: str, words: list[str]) -> Rounding:
