@@ -7,6 +7,7 @@ from .claim import (
     BEST_WAY,
     BOOKS,
     CELLS,
+    CELLS_THREE,
     CELLS_TWO,
     CHAINED,
     COMPRESSED,
@@ -56,6 +57,7 @@ from .predicates import Control, Cost, Dose, Equivalence, Has, Level, Paired, Re
 QIU26, LIANG = "Qiu et al. 2026 (arXiv:2601.22966)", "Liang et al. 2025 (arXiv:2511.23225)"
 TWEO = "softmax setting=tweo"
 NEW_NORMS = tuple(f"softmax norm={name}" for name in ("gated", "pre_affine", "tanh"))
+NO_SINK = ("exclusive", "differential", "sink_value")
 NORMS_SHRINK = tuple((norm, "softmax") for norm in NEW_NORMS[:2])
 
 CAUSES = (
@@ -109,6 +111,11 @@ CAUSES = (
     Statement("penalties_quantise_better", "With a penalty on large states (TWEO) models quantise "
               "better", LIANG, {
         SOURCE: Trial(than("w4a4", TWEO, digits=4, control=Control(Has("w4a4", HARM))), CELLS_TWO),
+    }),
+    Statement("sinkless_models_quantise_better", "Models without a sink (exclusive, differential, a "
+              "constant logit and a value) quantise better", f"{AN}, section 6", {
+        SOURCE: Trial(Paired("w4a4", tuple((name, "softmax") for name in NO_SINK), digits=4,
+                             control=Control(Has("w4a4", HARM))), CELLS_THREE),
     }),
     Statement("unscaled_norms_remove_outlier_channels", "Norms without a scale for each channel "
               "make smaller outlier channels", "Park et al. 2025 (arXiv:2506.19697)", {

@@ -51,7 +51,7 @@ DEMO, LAB, CHAINED = "variants/backcopy", "laboratory", "benchmark/sinks-context
 # Mechanisms that came later, each of seeds of its own.
 LAB_TWO, LAB_THREE, LAB_FOUR = (f"laboratory/{nth}" for nth in ("second", "third", "fourth"))
 CELLS, SIX = "benchmark/sinks", "variants/sinks"
-CELLS_TWO = "benchmark/sinks-second"
+CELLS_TWO, CELLS_THREE = "benchmark/sinks-second", "benchmark/sinks-third"
 FLY, PAIR = "variants/fruitfly-h100", "variants/fruitfly-pair-h100"
 LEVERS = "benchmark/fruitfly-h100"
 TAKEN_APART = "analyze/fruitfly-h100, analyze/fruitfly-h100-seed2"

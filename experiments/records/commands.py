@@ -172,6 +172,12 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "--norms=own,gated,pre_affine,tanh,single_scale --settings=own,tweo --bases=softmax "
             "--methods=w8a8-tensor,w4a4,magnitude-0.5",
         ),
+        "benchmark/sinks-third": (
+            "experiments.benchmark --preset=sinks --name=third --seeds=29,30,31,32,33 "
+            "--variants=softmax,exclusive,differential,sink_value,value_state_gate,v_scale,"
+            "scalable_softmax --optimizers=adamw --norms=own --settings=own --bases=softmax "
+            "--methods=w8a8-tensor,w4a4,magnitude-0.5",
+        ),
         "variants/sinks": (SINKS,),
         "explicit/sinks": (SINKS, "experiments.explicit --model=RUN"),
         "causal/sinks": (SINKS, "experiments.causal --model=RUN"),
