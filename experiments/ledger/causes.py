@@ -112,8 +112,8 @@ CAUSES = (
               "better", LIANG, {
         SOURCE: Trial(than("w4a4", TWEO, digits=4, control=Control(Has("w4a4", HARM))), CELLS_TWO),
     }),
-    Statement("sinkless_models_quantise_better", "Models without a sink (exclusive, differential, a "
-              "constant logit and a value) quantise better", f"{AN}, section 6", {
+    Statement("sinkless_models_quantise_better", "Models without a sink (exclusive, differential, "
+              "a constant logit and a value) quantise better", f"{AN}, section 6", {
         SOURCE: Trial(Paired("w4a4", tuple((name, "softmax") for name in NO_SINK), digits=4,
                              control=Control(Has("w4a4", HARM))), CELLS_THREE),
     }),
