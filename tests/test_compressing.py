@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.analysis.compress import calibration, compression, schemes
+from sysout_jax.analysis.compress import calibration, compressed, compression, schemes
 from sysout_jax.errors import InputError
 from sysout_jax.model.stream import Layers
 from tests.refusing import refusal
@@ -54,7 +54,7 @@ def test_a_method_is_that_of_the_command(model, method):
     mine = np.asarray(so.losses(small, TOKENS, edits))
     assert np.abs(mine - np.asarray(so.losses(model, TOKENS))).max() > 1e-4
     if method != "w8a8-tensor":  # whose scale is of all tokens, the last one here among them
-        expected = compression.losses(CONFIG, found, TOKENS)
+        expected = compressed.losses(CONFIG, found, TOKENS)
         np.testing.assert_allclose(mine, expected, rtol=1e-5)
 
 

@@ -60,7 +60,7 @@ def sections(record: Record) -> Iterator[Section]:
         )
         table = Table.of(title, headings, rows, "lr")
         yield Section(corpus, table, list(_rounded_before(record)), apart=True)
-        boosted = [model for model in mine if any("bits" in of for of in model["methods"].values())]
+        boosted = [m for m in mine if any("boosted" in of for of in m["methods"].values())]
         if boosted:
             yield _allocated(corpus, boosted, record["methods"])
         if any("trained" in model for model in mine):

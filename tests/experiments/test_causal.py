@@ -80,7 +80,6 @@ def test_the_table_shows_the_record(record, finished):
         (["--factors=1,2"], "--factors=1,2: accepted: different numbers, 0 and 1 among them"),
         (["--factors=0,1,inf"], "--factors=0,1,inf: accepted: finite numbers"),
         (["--controls=0"], "--controls=0: accepted: an integer of at least 1"),
-        (["--stream"], "--stream: accepted: without it"),
     ],
 )
 def test_bad_flags_are_one_line(run_causal, trained, tmp_path, monkeypatch, arguments, line):

@@ -339,8 +339,11 @@ def test_calibration_with_fewer_tokens_than_inputs_is_said(trained, run_compress
     given = (f"--model={trained}", "--seq_len=13", "--calibration=1", f"--workdir={tmp_path}")
     few = run_compress(*given, "--methods=gptq-w4", "--name=few")
     assert "13 calibration tokens cannot tell 64 inputs of a product apart" in few.out
-    enough = run_compress(*given, "--methods=smooth-w8a8", "--name=enough")
+    enough = run_compress(*given, "--methods=smooth-w8a8,split2-w8", "--name=enough")
     assert "cannot tell" not in enough.out
+    split = [model["methods"]["split2-w8"] for model in enough.record["models"]]
+    assert all(8.0 < of["bits"] < 16.0 for of in split)
+    assert [s.name for s in sections(enough.record)][:2] == ["backcopy", "noise"]  # no boosts
 
 
 def test_a_bos_among_the_keys_is_not_read_again(trained, monkeypatch, run_compress, tmp_path):

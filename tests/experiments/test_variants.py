@@ -493,7 +493,8 @@ def test_a_failure_is_heard_of_before_longer_variants_end(monkeypatch, tmp_path)
             raise ArithmeticError("diverged")
         for step in range(500):
             time.sleep(0.01)
-            log({"variant": config.variant, "seeds": [0], "step": 1, "loss": np.ones(1)})
+            row = {"variant": config.variant, "seeds": [0], "step": 1, "tokens_per_second": 1.0}
+            log(row | {"loss": np.ones(1)})
             rows.append(step)
         return Trained(config.variant)
 
