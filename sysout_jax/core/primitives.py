@@ -184,9 +184,8 @@ def softpick_weights(
 
     Source: Zuhri et al. 2025 (arXiv:2504.20966).
     """
-    seen = jnp.broadcast_to(mask, logits.shape) & (
-        logits > -jnp.inf
-    )  # a key that an edit takes away
+    # An edit takes a key away by a logit of -inf.
+    seen = jnp.broadcast_to(mask, logits.shape) & (logits > -jnp.inf)
     shift = jnp.max(logits, axis=-1, where=seen, initial=0.0, keepdims=True)
     shift = jax.lax.stop_gradient(shift)
     picked = jnp.exp(jnp.where(seen, logits - shift, -jnp.inf)) - jnp.exp(-shift)

@@ -278,8 +278,9 @@ def test_what_is_learnt_of_ranges_is_of_tokens_that_are_rounded():
     np.testing.assert_allclose(smooth.scales, scales, rtol=1e-4)
 
 
-def test_tokens_that_all_stay_leave_nothing_to_learn():
-    line = refusal(compressor().compress, scheme("a8-minmax-keep11"))
+@pytest.mark.parametrize("method", ["a8-minmax", "a8-mse", "smooth-w8a8", "split6-w8a8"])
+def test_tokens_that_all_stay_leave_nothing_to_learn(method):
+    line = refusal(compressor().compress, scheme(f"{method}-keep11"))
     assert line == (
         "methods: keep11 leaves none of 11; accepted: calibration rows of more than 11 tokens"
     )

@@ -73,14 +73,9 @@ def inputs(
       keep: tokens at the start that the lowest and highest values leave out.
 
     Raises:
-      InputError: the inputs are not finite, or no token is left.
+      InputError: the inputs are not finite.
     """
     config = for_length(config, tokens.shape[1])
-    if keep >= tokens.shape[1]:
-        raise InputError(
-            "methods", None, f"calibration rows of more than {keep} tokens",
-            f"keep{keep} leaves none of {tokens.shape[1]}",
-        )  # fmt: skip
     reducers = dict.fromkeys(taps, _reducer(gram, keep))
     records = (recorded(config, params, jnp.asarray(row[None]), reducers) for row in tokens)
     return _over(records, len(tokens))

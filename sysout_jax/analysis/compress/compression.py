@@ -82,13 +82,15 @@ class Compressor:
           only: the matrices that are rounded; None: all.
 
         Raises:
-          InputError: `check_scheme`.
+          InputError: `check_scheme`; or all tokens of the calibration text stay as they are, where
+            ranges are learned from it.
         """
         check_scheme(self.config, scheme, self.sites)
         blocks = self._blocks()
         if isinstance(scheme, Pruning):
             self._prune(scheme, blocks)
             return Compressed(self._joined(blocks), {}, self._zeros(blocks))
+        self._check_keep(scheme)
         bases = {tap: self._basis(scheme, tap, blocks) for tap in self.sites}
         exact = self._exact(scheme)
         if scheme.weights is not None:
@@ -106,6 +108,14 @@ class Compressor:
                 self._put(blocks, layer, module, name, changed)
         edits = self._edits(scheme, bases, exact)
         return Compressed(self._joined(blocks), edits, bits=self._bits(scheme, exact, blocks))
+
+    def _check_keep(self, how: Rounding) -> None:
+        tokens = self.calibration.shape[1] - 1
+        if how.ranged and how.keep >= tokens:
+            raise InputError(
+                "methods", None, f"calibration rows of more than {how.keep} tokens",
+                f"keep{how.keep} leaves none of {tokens}",
+            )  # fmt: skip
 
     def _exact(self, how: Rounding) -> dict[str, Bool[Array, "L I"]]:
         """The inputs that stay as they are: of columns that reach a bound in calibration text.

@@ -87,8 +87,12 @@ class Rounding:
     @property
     def calibrated(self) -> bool:
         """Whether it needs calibration text."""
-        learned = (self.ranges, self.split)
-        return self.compensated or self.basis in SMOOTH or learned != (None, None)
+        return self.compensated or self.ranged
+
+    @property
+    def ranged(self) -> bool:
+        """Whether it needs the lowest and highest inputs of calibration text."""
+        return self.basis in SMOOTH or (self.ranges, self.split) != (None, None)
 
     @property
     def compensated(self) -> bool:
