@@ -64,7 +64,10 @@ def on_ladder(method: str, how: Scheme) -> int:
         for rung, (width, group) in enumerate(LADDER):
             if (how.weights, how.group) == (f"int{width}", group):
                 return rung
-    accepted = "methods with weights of 2, 3, 4 or 8 bits in groups of 128, 64 or 32, as hqq-w3-g64"
+    accepted = (
+        "methods with weights of 2, 3, 4 or 8 bits in groups of 128, 64 or 32, as hqq-w3-g64, "
+        "without split"
+    )
     raise InputError("boost", None, accepted, f"{method} has no rung")
 
 
