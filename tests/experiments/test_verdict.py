@@ -16,7 +16,13 @@ from rich.console import Console
 from experiments import claims
 from experiments.cli.tables import Section
 from experiments.cli.verdict import LINE, Verdict, again, conclude, few, given
-from experiments.reports import claims_report, compress_report, convert_report, variants_report
+from experiments.reports import (
+    claims_report,
+    compress_report,
+    convert_report,
+    laboratory_report,
+    variants_report,
+)
 from sysout_jax.report.tables import tables
 from sysout_jax.results import provenance, read_record
 from tests import usage
@@ -283,6 +289,15 @@ def test_variants_and_laboratory_count_runs_with_a_sink():
         f"{len(runs)} cells: sinks in every run of {sum(map(all, runs))}, in some of {some}, "
         f"in none of {none}"
     )
+
+
+def test_laboratory_offers_every_combination_where_there_are_more():
+    """With one value of each factor, all are there."""
+    assert verdict_of("laboratory/fourth")[1].next == ("claims",)
+    record, said = verdict_of("laboratory/second")
+    assert "--full" in said.next
+    record["provenance"]["command"] += " --full"
+    assert laboratory_report.verdict(record, RESULTS).next == ("claims",)
 
 
 def test_variants_within_the_intervals_are_not_said_to_be_alike():
