@@ -7,7 +7,7 @@ python -m experiments.compress --model=smollm2-135m --corpus=PATH --conversions=
 python -m experiments.compress --redraw=runs/compress/RUN
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from sysout_jax.analysis.compress.compression import (
 )
 from sysout_jax.analysis.compress.noise import noise
 from sysout_jax.analysis.compress.schemes import Rounding, Scheme
+from sysout_jax.analysis.intervene.rotated_stream import check_rotates
 from sysout_jax.analysis.locate.first_token import LEAST_TEXTS, enough
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.converting import Conversion
@@ -37,6 +38,7 @@ from sysout_jax.errors import InputError, at_least, finite, one_of
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.model.model import Model
 from sysout_jax.results import RunDirectory
+from sysout_jax.rotating import rotate
 
 from .cli import grid, launch, showing
 from .cli.grid import Cells, Place, check_values
@@ -56,6 +58,8 @@ METHODS = (
     "we4m3ae4m3", "magnitude-0.5", "global-0.5", "wanda-0.5", "wanda-2:4", "sparsegpt-0.5",
     "sparsegpt-2:4",
 )  # fmt: skip
+ROTATED = "+rotate"  # behind a conversion: its residual stream is rotated, in the weights
+WAYS = (*converting.WEAK, ROTATED[1:], *(way + ROTATED for way in converting.WEAK))
 WORST, CONTEXT = 10, 12  # tokens that a record names of each method, and those before each
 SMOKE = {
     "sequences": 2, "calibration": 4, "batch": 2, "methods": ("w8a8", "gptq-w4", "wanda-2:4"),
@@ -72,7 +76,7 @@ class Config:
     protocol: str = SEQUENCES  # or wikitext2: all of --corpus=PATH in windows of 2,048 tokens
     token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     methods: tuple[str, ...] = METHODS  # as analysis/compress/schemes.py names them
-    conversions: tuple[str, ...] = ()  # to compress too: leave, bound, prefix, prefix+bound
+    conversions: tuple[str, ...] = ()  # to compress too: leave, bound, prefix, prefix+bound, rotate
     boost: tuple[str, ...] = ()  # more bits by sensitivity, kurtosis, first_last, random:SEED
     rungs: int = 2  # of the ladder of bits and groups, that what is boosted climbs
     top: int | None = None  # parts that are boosted; None: all that stand out
@@ -98,7 +102,7 @@ class Config:
         present(self.sites)
         check_values("methods", self.methods)
         for way in self.conversions:
-            one_of("conversions", way, converting.WEAK)
+            one_of("conversions", way, WAYS)
         if self.conversions:
             check_values("conversions", self.conversions)
             at_least(LEAST_TEXTS, "calibration", self.calibration)
@@ -170,10 +174,15 @@ def run(config: Config, console: Console) -> RunDirectory:
         console.print("converting", markup=False)
         return _converted(chosen[at], read[at])
 
+    def made(at: int, way: str) -> Conversion:
+        of = way.removesuffix(ROTATED)
+        if of not in converting.WEAK:
+            return _rotated(Conversion(chosen[at].model, "rotated", ()))
+        return converted(at)[of] if of == way else _rotated(converted(at)[of])
+
     @lru_cache(maxsize=1)
     def judge(at: int, way: str | None) -> _Judge:
-        made = None if way is None else (way, converted(at)[way])
-        return _Judge(config, chosen[at], read[at], made)
+        return _Judge(config, chosen[at], read[at], None if way is None else (way, made(at, way)))
 
     def gathered(there: Cells) -> dict[str, Any]:
         models = grid.by_model(there, "methods", config.parts)
@@ -210,8 +219,11 @@ def _say_few(config: Config, chosen: list[Chosen], read: list[Text], console: Co
 
 
 def _check_convertible(config: Config, chosen: Chosen, text: Text) -> None:
-    """Refuse text on which a model and its conversions cannot be compared."""
+    """Refuse text on which a model and its conversions cannot be compared, and a model that has
+    none."""
     enough(text.calibration)
+    if any(way.endswith(ROTATED[1:]) for way in config.conversions):
+        check_rotates(chosen.model.config)
     if chosen.bos and config.protocol == WIKITEXT2:
         why = f"windows of {WIKITEXT2} have no BOS, and a converted {chosen.name} always reads it"
         raise InputError("conversions", None, f"with --protocol={SEQUENCES}", why)
@@ -220,6 +232,11 @@ def _check_convertible(config: Config, chosen: Chosen, text: Text) -> None:
 def _converted(chosen: Chosen, text: Text) -> dict[str, Conversion]:
     rows = text.calibration[: converting.TEXTS]
     return converting.conversions(chosen.model, rows, None if chosen.bos else ())
+
+
+def _rotated(made: Conversion) -> Conversion:
+    said = "the residual stream is in a random basis, in the weights"
+    return replace(made, model=rotate(made.model), said=(*made.said, said))
 
 
 class _Judge:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sysout_jax.model.taps import Edit as Edit
     from sysout_jax.model.taps import Tap as Tap
     from sysout_jax.report.findings import analyze as analyze
+    from sysout_jax.rotating import rotate as rotate
     from sysout_jax.running import apply as apply
     from sysout_jax.running import encode as encode
     from sysout_jax.running import gradient as gradient
@@ -66,6 +67,7 @@ _HOMES = {
     "losses": "sysout_jax.running",
     "massive_dimensions": "sysout_jax.running",
     "measures": "sysout_jax.core.measures",
+    "rotate": "sysout_jax.rotating",
     "save": "sysout_jax.loading",
     "train": "sysout_jax.training.loop",
     "variant": "sysout_jax.core.attention",

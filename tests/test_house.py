@@ -60,7 +60,9 @@ MAY_IMPORT = {
     "sysout_jax.converting": (
         "sysout_jax.core", "sysout_jax.model", "sysout_jax.analysis", "sysout_jax.errors",
     ),
-    # the same, quantised or pruned
+    # the same in another basis
+    "sysout_jax.rotating": ("sysout_jax.core", "sysout_jax.model", "sysout_jax.analysis"),
+    # a model and text in, the model quantised or pruned out
     "sysout_jax.compressing": (
         "sysout_jax.analysis", "sysout_jax.model", "sysout_jax.running", "sysout_jax.errors",
     ),

@@ -317,7 +317,8 @@ def verdict(record: Record, directory: Path) -> Verdict:
         return Verdict(
             found, f"after {way} {most} costs {ways[way, most]:+.3f} of {mean[most]:+.3f}",
             f"least: {least}, {worst}: {ways[worst, least]:+.3f} of {mean[least]:+.3f}",
-            ("convert", *of, f"--weak={way}", "--out=converted"),
+            ("convert", *of, f"--weak={way.removesuffix('+rotate')}", "--out=converted")
+            if way != "rotate" else ("analyze", *of),
         )  # fmt: skip
     (least, low), (most, high) = (pick(cost[dearest], key=lambda x: x[1]) for pick in (min, max))
     return Verdict(
@@ -330,7 +331,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
 
 def _converted(record: Record, methods: list[str]) -> dict[tuple[str, str], float]:
     """(conversion, method) -> the mean cost of the method in models so converted."""
-    models = [model for model in record["models"] if model.get("kind") in CONVERTED]
+    models = [model for model in record["models"] if model.get("kind") in (*CONVERTED, "rotated")]
     trained = [model for model in record["models"] if "trained" not in model]
     return {
         (way, method): _mean(found)

@@ -43,7 +43,8 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
 
 def _loss(methods: list[str], corpus: str, groups: Mapping[str, list[Record]]) -> "Figure":
     """The change of the loss by each method, for each model."""
-    figure, (axes,) = grid(1, 7.2, 0.9 + 0.26 * len(methods))
+    # Rows for the methods, or for the legend beside them.
+    figure, (axes,) = grid(1, 7.2, 0.9 + max(0.26 * len(methods), 0.2 * len(groups)))
     offsets = np.linspace(0.3, -0.3, len(groups)) if len(groups) > 1 else [0.0]
     marks = []
     for at, (models, look) in zip(offsets, _looked(groups), strict=True):
