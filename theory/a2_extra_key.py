@@ -14,15 +14,18 @@ Hence, with p' = 1 - S_i the mass on the extra key:
     value_bias (b)        no factor at all              o + v'
     context_scale (e)     the factor itself             2 sigma(w.x_i + b) o
 
-All but the last three are softmax attention times one factor. Where s' is constant (off by one,
-sink logit), the factor is nevertheless open to the query: with one channel more, keys (k_j, 1) and
-queries (q_i, -q_i.k'), off by one IS key_bias,
+The first four are softmax attention times one factor, (d) with a part of its own beside it. Where
+s' is constant (off by one, sink logit), the factor is nevertheless open to the query: with one
+channel more, keys (k_j, 1) and queries (q_i, -q_i.k'), off by one IS key_bias,
 
     softmax_off_by_one of head dim H + 1  =  key_bias of head dim H,
 
+both with logits q.k/sqrt(H), so that the queries of the former are sqrt((H + 1)/H) times as long,
+
 since adding a constant to all logits of a query moves its s' by the negative of it. A head spends a
 channel, in which all keys are alike, on any linear function of its query. Biases of the projections
-or a channel of the state that is constant make such keys. So what tells these mechanisms apart is
+or a channel of the state that is constant make such keys, as the query meets them: a rotation turns
+such a channel with the position. So what tells these mechanisms apart is
 parameters and what training finds, not what S can depend on; only (e) reads x_i past the logits.
 
 Assumptions. Softmax over all keys, the extra one included.

@@ -85,8 +85,8 @@ def measure(case: Instance) -> Quantities:
 
 
 def control(case: Instance) -> Quantities:
-    """Sigmoid weights, which need not sum to one."""
-    return _of_weights(case, jax.nn.sigmoid)
+    """Weights that sum to e^-5, as those of sigmoids at low logits do."""
+    return _of_weights(case, lambda s: jnp.exp(s - jax.nn.logsumexp(s) - 5.0))
 
 
 def nearest(case: Instance) -> Instance:

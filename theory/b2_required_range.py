@@ -14,8 +14,8 @@ to q. An eps-update needs logits that grow like log T + log 1/eps, and with nu =
 reach eps = 0.
 
 Assumptions. Softmax weights; in each context values of R on one side, as for a head that must write
-elsewhere. The direction u may be another in every context (C3 has E u = 0). It must be: one
-direction for all contexts is removed by a constant value of the sink, with no range at all.
+elsewhere. The direction u may be another in every context. A constant value of the sink removes
+what the contexts' outputs have in common (C3), if nu allows it; what varies needs the range.
 
 Proof. eps >= <u, o> >= (1 - alpha) m - alpha nu. The second is log(alpha/(1 - alpha)), by A1.
 Jensen: LSE_R >= mean_R(s) + log(T - 1). Cauchy-Schwarz on q.(k_0 - mean_R k) = sqrt(H) (s_0 -
@@ -24,6 +24,7 @@ mean_R s).
 Source: this package. The problem is that of Bondarenko et al. 2023 (arXiv:2306.12929), section 3.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -105,13 +106,20 @@ def predict(case: Instance) -> Quantities:
 
 def measure(case: Instance) -> Quantities:
     """The smallest gap at which |o| <= eps, by bisection on the outliers' logits."""
-    return _by_bisection(case, case.rest)
+    return _by_bisection(case, lambda s, outliers: case.rest)
 
 
 def control(case: Instance) -> Quantities:
-    """Values of R that are not on one side: every other one is turned around."""
-    sign = jnp.where(jnp.arange(len(case.k)) % 2 == 0, 1.0, -1.0)[:, None]
-    return _by_bisection(case, sign * case.rest)
+    """Values of R around zero, as their weights have it, and not on one side; the sink's key is the
+    nearest to the mean of the others that has its logit or more."""
+
+    def around_zero(s: Array, outliers: Array) -> Array:
+        p = jax.nn.softmax(jnp.where(outliers, -jnp.inf, s))
+        return case.rest - (p @ case.rest)[None]
+
+    found = _by_bisection(case, around_zero)
+    root = jnp.sqrt(jnp.asarray(len(case.q), case.q.dtype))
+    return {**found, "norms": root * jnp.maximum(found["one sink"], 0.0)}
 
 
 def flat(case: Instance) -> Instance:
@@ -129,12 +137,14 @@ def flat(case: Instance) -> Instance:
     )
 
 
-def _by_bisection(case: Instance, rest: Array) -> Quantities:
+def _by_bisection(case: Instance, rest: Callable[[Array, Array], Array]) -> Quantities:
+    """The quantities where R's values are those of `rest`, given logits and outliers."""
     s = case.k @ case.q / jnp.sqrt(jnp.asarray(len(case.q), case.q.dtype))
     first = jnp.arange(len(s)) == 0
 
-    def smallest(s: Array, v: Array, outliers: Array) -> tuple[Array, Array]:
+    def smallest(s: Array, outliers: Array) -> tuple[Array, Array]:
         """Logits at the smallest gap, and the weights there."""
+        v = jnp.where(outliers[:, None], case.outlying, rest(s, outliers))
         level = jnp.max(jnp.where(outliers, -jnp.inf, s)) - jnp.max(
             jnp.where(outliers, s, -jnp.inf)
         )
@@ -156,10 +166,10 @@ def _by_bisection(case: Instance, rest: Array) -> Quantities:
     def mean_gap(s: Array) -> Array:
         return s[0] - jnp.sum(jnp.where(first, 0.0, s)) / (len(s) - 1)
 
-    raised, p = smallest(s, jnp.where(case.outliers[:, None], case.outlying, rest), case.outliers)
+    raised, p = smallest(s, case.outliers)
     of_outliers = jnp.where(case.outliers, raised, -jnp.inf)
     of_rest = jnp.where(case.outliers, -jnp.inf, raised)
-    one, _ = smallest(s, jnp.where(first[:, None], case.outlying, rest), first)
+    one, _ = smallest(s, first)
     # The key that gives the sink this logit: any, since Cauchy-Schwarz bounds them all.
     k_0 = case.k[0] + (one[0] - s[0]) * jnp.sqrt(jnp.asarray(len(case.q), s.dtype)) * case.q / (
         jnp.sum(jnp.square(case.q))

@@ -1,4 +1,4 @@
-"""B4. A state that every context reads alike, and whose token gets no gradient, is a massive one.
+"""B4. A state that every context reads alike, and that damps gradients, is a massive one.
 
 Statement. Let u be a unit vector, a = <u, x> and y = x - a u, r = |y|. Let n be RMSNorm, n(x) =
 sqrt(D) x/|x|, without gain and eps. Then

@@ -10,13 +10,14 @@ Where mu = 0 this is drain: dv_0/dt = -p^2 v_0. The more the sink is attended to
 value decays; and once |v_0|^2 < m^2 (1 - p)/p attention moves to it. Every trajectory ends at v_0 =
 0, p = 1, slower and slower (C2).
 
-Where mu is not zero the value of the sink goes to a bias and not to zero: the best one is
+Where mu is not zero the value of the sink follows a bias, the best one at each p:
 
     v_0 = -((1 - p)/p) mu, and there dDelta/dt = p (1 - p)^2 (m^2 - |mu|^2):
 
-only what varies between contexts drives the sink. B2 bounds each context by its own direction u;
-mu = 0 says that these directions have no mean. With one direction for all, m^2 = |mu|^2 and no
-range is needed: a constant does it.
+only what varies between contexts drives the sink. As p tends to 1 this bias vanishes too, but not
+against the odds of the sink: (p/(1 - p)) |v_0| is |mu|, T4's w. Where all values of R are the same,
+m^2 = |mu|^2 and no range is needed: a constant does it. One direction that they share is not
+enough: of v_R = (1, 1) and (1, -1), |mu|^2 = 1 and m^2 = 2.
 
 Assumptions. v_R is independent of Delta and does not move: it is needed elsewhere.
 

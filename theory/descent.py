@@ -32,6 +32,9 @@ def descend(
 
     Returns:
       The last parameters, and what `watch` returned after each `every` updates, stacked.
+
+    Raises:
+      ValueError: steps that `every` does not divide.
     """
     every = every or steps
     if steps % every:

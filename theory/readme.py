@@ -5,9 +5,12 @@ The record is that of a whole run: python -m theory.verify --json > results/theo
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from theory.check import statements
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
@@ -85,5 +88,16 @@ def render(text: str, record: Mapping[str, Any]) -> str:
     return MARK.sub(lambda m: f"<!-- {m[1]} -->\n{shown(m[1])}\n<!-- end -->", text)
 
 
+def check_whole(record: Mapping[str, Any]) -> None:
+    """Refuse a record that is not of every statement at full size."""
+    there = {check["id"] for check in record["checks"]}
+    missing = [id for id in statements() if id not in there]
+    if record["quick"] or missing:
+        found = "of a run with --quick" if record["quick"] else f"without {', '.join(missing)}"
+        sys.exit(f"error: {RECORD.name}: {found}; accepted: the record of a whole run")
+
+
 if __name__ == "__main__":
-    README.write_text(render(README.read_text(), json.loads(RECORD.read_text())))
+    found = json.loads(RECORD.read_text())
+    check_whole(found)
+    README.write_text(render(README.read_text(), found))

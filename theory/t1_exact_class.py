@@ -11,11 +11,14 @@ rotation by position t, and the rest at the positions i' = i - c:
     ALiBi               k'_j = k_j with the bias -slope (i' + c - j)
     window w            k'_j is visible to i' where i' + c - j < w.
 
-So with c = 1 the model is `attention_bias` in every layer: a sink that is the first token of every
-text can be made a parameter exactly, whatever its key, its value and the magnitude of its state.
+So a sink that is the first token of every text can be made a parameter exactly, whatever its key,
+its value and the magnitude of its state. With c = 1, and without ALiBi and windows, the model is
+`attention_bias` in every layer: there the extra key has no bias and every query sees it.
 
-Assumptions. Causal attention. The first c tokens are the same in every text, a BOS for one. Blocks
-that act on each token alone beside attention: any norm, any MLP, grouped KV heads.
+Assumptions. Causal attention whose weights depend on the visible logits alone, as softmax's do, and
+not on how many keys or positions there are, as those divided by T. The first c tokens are the same
+in every text, a BOS for one. Blocks that act on each token alone beside attention: any norm, any
+MLP, grouped KV heads.
 
 Proof. The first c tokens see nothing but themselves, so their states, k_j and v_j are constants,
 layer by layer. The rest reads them through keys and values alone. (R_i q).(R_j k) depends on i - j

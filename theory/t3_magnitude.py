@@ -12,11 +12,11 @@ times these gains, and beta the norm of W on the complement of u. Then
 (ii)  A value that stays within nu of its limit v_0 = sqrt(D) W u needs the same magnitude, drained
       or not; to first order in nu that is also enough: a = sqrt(D) beta r/nu.
 
-The worst y is r times the top right singular vector of W there, with the sign that adds to W u. So
-the magnitude of a massive activation follows from weights: r is what texts and later blocks add to
-the state. It is the value that asks for it: a logit of the sink that is off by t changes S by at
-most tanh(t/4) (T2), and the range that B2 requires of logits grows with log 1/eps alone, while a
-grows with 1/nu.
+The worst y is r times the top right singular vector of W there, with the sign that adds to W u. It
+is a lower bound on a: how constant a value has to be, nu, it does not say, and r is what texts and
+later blocks add to the state. It is the value that asks for it: a logit of the sink that is off by
+t changes S by at most tanh(t/4) (T2), and the range that B2 requires of logits grows with log 1/eps
+alone, while a grows with 1/nu.
 
 In SmolLM2-135M a value constant to 10% asks for 22,000 to 54,000, by layer, of the y that a text
 has on average, if it may take any direction. The state has 23,500, and the value is constant to

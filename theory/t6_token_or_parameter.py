@@ -14,7 +14,9 @@ key k' with the value 0, is what some token does iff
       vector. So where D <= C, as in multi-head attention with N H = D, no token of a layer in
       general position has the value 0: a parameter can be drained exactly, a token cannot.
 
-Assumptions. RMSNorm without eps; the state is free. (LayerNorm: the same with D - 1 for D.)
+Assumptions. RMSNorm without eps, no biases, no QK norm; the state is free. Queries span R^H and the
+output projection loses nothing, else other tokens may do the same. Under RoPE the key is the one
+that T1 has, R_{c-j} k'.
 
 Proof. RMSNorm takes states onto the sphere |n| = sqrt(D), all of it, and the text meets the token
 through its key and value. (i) Solutions are in ker W_V, where n = P n; add a vector that both

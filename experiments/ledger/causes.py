@@ -188,7 +188,7 @@ CAUSES = (
             (BOOKS, LEVERS, "23a1401 longer_contexts_make_stronger_sinks"))
     }),
     Statement("sink_logits_grow_like_log", "The sink's logit grows like the logarithm of the step",
-              "theory C2, F2", {
+              "theory C2, F2, of gradient flow; asked of AdamW, for which C2 has a line", {
         LABORATORY: Trial(Level("r_squared: logarithmic", 0.9, also=(
             ("r_squared: logarithmic - r_squared: linear", 0.0),)), LAB,
                          renews="5c5ecdc sink_logits_grow_like_log"),

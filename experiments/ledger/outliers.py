@@ -166,7 +166,7 @@ OUTLIERS = (
         BOOKS: Trial(goes(NO_RATE, RATED, "sink_value"), FLY_AND_BIAS),
     }),
     Statement("one_is_not_enough", "Softmax-off-by-one and sink logits keep sinks, both",
-              "theory A2", {
+              "a prediction from theory A2 that does not follow", {
         LABORATORY: Trial(forms(BEST, "softmax_off_by_one", "sink_logit"), LAB,
                          renews="5c5ecdc one_is_not_enough"),
         SOURCE: Trial(forms(RATED, "softmax_off_by_one", "sink_logit"), CELLS,
@@ -183,7 +183,7 @@ OUTLIERS = (
         SOURCE: Trial(forms(RATED, "value_state_gate"), VALUES),
     }),
     Statement("rows_that_sum_to_one_have_sinks", "Where the weights of a sigmoid or of elu + 1 are "
-              "divided by their sum, sinks form", f"theory B1; {GU}", {
+              "divided by their sum, sinks form", f"a prediction from theory B1; {GU}", {
         LABORATORY: Trial(forms(BEST, "normalised_sigmoid", "normalised_elu_plus_one"), LAB_FOUR),
     }),
     Statement("sigmoids_without_offset_have_no_sink", "Sigmoid attention has no sink without the "
