@@ -35,6 +35,19 @@ def test_links_and_images_exist():
     assert all((readme.HERE / target).exists() for target in targets)
 
 
+def test_a_part_of_a_record_is_refused():
+    for part, found in (
+        (RECORD | {"quick": True}, "of a run with --quick"),
+        (RECORD | {"checks": RECORD["checks"][1:]}, "without A1"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            readme.check_whole(part)
+        assert (
+            ended.value.code == f"error: verify.json: {found}; accepted: the record of a whole run"
+        )
+    readme.check_whole(RECORD)
+
+
 def test_failures_are_shown_as_such():
     found = dict(RECORD["checks"][0], passed=False)
     assert "**fails:**" in readme.result(found)

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from theory import check, verify
+from theory import check, readme, verify
 
 ROOT = Path(__file__).parents[2]
 ENV = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla")}
+RECORD = json.loads(readme.RECORD.read_text())
 
 
 @pytest.mark.parametrize("id", check.statements())
@@ -42,7 +43,12 @@ def test_statement_holds(id, monkeypatch):
     assert found.passed, found
     assert found.id == id
     assert found.instances >= 1
-    assert {name + check.TIGHT for name in bounds} <= {part.name for part in found.parts}
+    names = {part.name for part in found.parts}
+    assert {name + check.TIGHT for name in bounds} <= names
+    # README.md shows a record: it is of what is checked today.
+    (shown,) = (each for each in RECORD["checks"] if each["id"] == id)
+    assert shown["claim"] == found.claim
+    assert names <= {part["name"] for part in shown["parts"]}
 
 
 def edges():
@@ -104,7 +110,7 @@ def test_an_interrupt_is_one_line():
     assert error.splitlines()[-1].startswith("error: interrupted after ")
 
 
-@pytest.mark.parametrize("flag", ["--only=Z9", "A1", "--only=A1,"])
+@pytest.mark.parametrize("flag", ["--only=Z9", "A1", "--only=A1,", "--only="])
 def test_an_unknown_statement_is_one_line(flag):
     done = run(flag)
     assert done.returncode == 2
@@ -145,6 +151,20 @@ def test_a_check_passes_only_if_its_control_fails(error, control, passed):
     found = made(jax.random.key(0))
     assert found.passed is passed
     assert verify.line(found).startswith("ok" if passed else "FAIL")
+
+
+@pytest.mark.parametrize(("share", "passed"), [(0.5, True), (0.05, False)])
+def test_a_control_has_to_fail_in_a_tenth_of_the_instances_of_every_shape(share, passed):
+    def control(case):
+        rare, x = case
+        return {"x": x + jnp.where(rare, jnp.where(x < share, 1.0, 0.0), 1.0)}
+
+    (found,) = check.compare(
+        lambda key, shape, scale: (jnp.asarray(shape), jax.random.uniform(key)),
+        lambda case: {"x": case[1]}, lambda case: {"x": case[1]}, control, jax.random.key(0),
+        shapes=(0, 1),
+    )  # fmt: skip
+    assert found.passed is passed
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
