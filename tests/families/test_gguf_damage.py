@@ -248,6 +248,22 @@ def test_gemma_3_as_ollama_writes_it(changed, caplog):
     assert (bare.rope.theta, bare.rope.local_theta, bare.rope.rule) == (1e6, 1e4, "plain")
 
 
+def test_what_reads_images_is_left_out_where_a_file_says_that_it_has_it(golden, tmp_path):
+    def opened(name, key):
+        def more(writer):
+            writer.add_uint32(key, 27)
+            writer.add_tensor("v.patch_embedding.weight", np.ones((4, 3, 2, 2), np.float16))
+            writer.add_tensor("mm.mm_input_projection.weight", np.ones((4, 8), np.float32))
+
+        return open_checkpoint(
+            gguf_writing.write_gguf(golden("gemma3")[0], tmp_path / name, more=more)
+        )
+
+    assert opened("seeing.gguf", "gemma3.vision.block_count").config.layers > 0
+    with pytest.raises(InputError, match=r"left over: mm\.mm_input_projection\.weight, v\.patch"):
+        opened("blind.gguf", "gemma3.some.block_count")
+
+
 def test_yarn_as_ollama_writes_it(changed):
     start = "gemma3.rope.scaling."
     keys = {"type": "yarn", "factor": 8.0, "original_context_length": 64, "beta_fast": 64.0,

@@ -20,6 +20,7 @@ from sysout_jax.families.tensors import Source
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(.+)")
+_OF_IMAGES = re.compile(r"(v|mm)\..+")  # Ollama's names, in one file with the language model
 _EXPERT = re.compile(r"(ffn_\w+)\.(0|[1-9]\d{0,5})\.(weight)")
 
 
@@ -58,6 +59,8 @@ def open_gguf(path: Path) -> GgufModel:
     name = str(headers[0].metadata.get("general.architecture"))
     if name not in ARCHITECTURES:
         raise InputError(str(path), None, ", ".join(ARCHITECTURES), f"architecture {name[:60]!r}")
+    if any(key.startswith(f"{name}.vision.") for key in headers[0].metadata):
+        tensors = {name: of for name, of in tensors.items() if not _OF_IMAGES.fullmatch(name)}
     meta = Metadata(headers[0], name, tensors)
     embedding = _embedding(meta)
     head = tensors.get("output.weight")
