@@ -178,6 +178,11 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "scalable_softmax --optimizers=adamw --norms=own --settings=own --bases=softmax "
             "--methods=w8a8-tensor,w4a4,magnitude-0.5",
         ),
+        "benchmark/sinks-fourth": (
+            "experiments.benchmark --preset=sinks --name=fourth --seeds=34,35,36,37,38,39 "
+            "--variants=softmax --optimizers=adamw,muon --norms=own,rms,sandwich,qk "
+            "--settings=own,no_bos,decay_0,decay_1,eps_1e-4 --bases=softmax --methods=w4a4",
+        ),
         "variants/sinks": (SINKS,),
         "explicit/sinks": (SINKS, "experiments.explicit --model=RUN"),
         "causal/sinks": (SINKS, "experiments.causal --model=RUN"),
