@@ -38,7 +38,7 @@ from sysout_jax.errors import InputError, at_least, finite, one_of
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.model.model import Model
 from sysout_jax.results import RunDirectory
-from sysout_jax.rotating import rotate
+from sysout_jax.rotating import BASES, rotate
 
 from .cli import grid, launch, showing
 from .cli.grid import Cells, Place, check_values
@@ -58,8 +58,8 @@ METHODS = (
     "we4m3ae4m3", "magnitude-0.5", "global-0.5", "wanda-0.5", "wanda-2:4", "sparsegpt-0.5",
     "sparsegpt-2:4",
 )  # fmt: skip
-ROTATED = "+rotate"  # behind a conversion: its residual stream is rotated, in the weights
-WAYS = (*converting.WEAK, ROTATED[1:], *(way + ROTATED for way in converting.WEAK))
+WAYS = (*converting.WEAK, *BASES, *(f"{way}+{base}" for way in converting.WEAK for base in BASES))
+SEED = 0  # of that basis
 WORST, CONTEXT = 10, 12  # tokens that a record names of each method, and those before each
 SMOKE = {
     "sequences": 2, "calibration": 4, "batch": 2, "methods": ("w8a8", "gptq-w4", "wanda-2:4"),
@@ -76,7 +76,7 @@ class Config:
     protocol: str = SEQUENCES  # or wikitext2: all of --corpus=PATH in windows of 2,048 tokens
     token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
     methods: tuple[str, ...] = METHODS  # as analysis/compress/schemes.py names them
-    conversions: tuple[str, ...] = ()  # to compress too: leave, bound, prefix, prefix+bound, rotate
+    conversions: tuple[str, ...] = ()  # leave, bound, prefix, prefix+bound; fold, rotate; +rotate
     boost: tuple[str, ...] = ()  # more bits by sensitivity, kurtosis, first_last, random:SEED
     rungs: int = 2  # of the ladder of bits and groups, that what is boosted climbs
     top: int | None = None  # parts that are boosted; None: all that stand out
@@ -105,12 +105,18 @@ class Config:
             one_of("conversions", way, WAYS)
         if self.conversions:
             check_values("conversions", self.conversions)
+        if self.learned:
             at_least(LEAST_TEXTS, "calibration", self.calibration)
 
     @property
     def schemes(self) -> dict[str, Scheme]:
         """What the methods name."""
         return {method: schemes.scheme(method) for method in self.methods}
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The conversions that learn from text: a basis alone does not."""
+        return tuple(way for way in self.conversions if way not in BASES)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -146,7 +152,7 @@ class Config:
             raise InputError("corpus", None, "PATH of the split's text", "not given")
         calibrated = [method for method, how in self.schemes.items() if how.calibrated]
         measured = [kind for kind in self.boost if kind not in allocation.OF_WEIGHTS]
-        needing = [*calibrated, *self.conversions, *measured]
+        needing = [*calibrated, *self.learned, *measured]
         if needing and self.calibration_corpus is None:
             why = f"not given, and {', '.join(needing)} learn from text"
             raise InputError("calibration_corpus", None, "text that is not of the split", why)
@@ -166,8 +172,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     if any(how.compensated for how in config.schemes.values()):
         _say_few(config, chosen, read, console)
     for each, text in zip(chosen, read, strict=True):
-        if config.conversions:
-            _check_convertible(config, each, text)
+        _check_convertible(config, each, text)
 
     @lru_cache(maxsize=1)  # cells of one model follow each other, and one at a time is in memory
     def converted(at: int) -> dict[str, Conversion]:
@@ -175,10 +180,10 @@ def run(config: Config, console: Console) -> RunDirectory:
         return _converted(chosen[at], read[at])
 
     def made(at: int, way: str) -> Conversion:
-        of = way.removesuffix(ROTATED)
-        if of not in converting.WEAK:
-            return _rotated(Conversion(chosen[at].model, "rotated", ()))
-        return converted(at)[of] if of == way else _rotated(converted(at)[of])
+        if way in converting.WEAK:
+            return converted(at)[way]
+        of, _, base = way.rpartition("+")
+        return _rotated(converted(at)[of] if of else Conversion(chosen[at].model, "none", ()), base)
 
     @lru_cache(maxsize=1)
     def judge(at: int, way: str | None) -> _Judge:
@@ -197,7 +202,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     }
     about = grid.common(config, "methods", "conversions", "boost", "variant", "seed")
     # Which tokens losses are of depends on whether there are any.
-    about["conversions"] = "some" if config.conversions else "none"
+    about["conversions"] = "some" if config.learned else "none"
     return grid.run(
         config, "compress", named, lambda cell, log: judge(*cell[:2]).found(cell[2]), about,
         gathered, REPORT, console,
@@ -219,11 +224,16 @@ def _say_few(config: Config, chosen: list[Chosen], read: list[Text], console: Co
 
 
 def _check_convertible(config: Config, chosen: Chosen, text: Text) -> None:
-    """Refuse text on which a model and its conversions cannot be compared, and a model that has
-    none."""
+    """Refuse text on which a model and its conversions cannot be compared, and a model whose stream
+    has no other basis."""
+    if any(way.endswith(BASES) for way in config.conversions):
+        try:
+            check_rotates(chosen.model.config)
+        except InputError as error:
+            raise InputError(f"{chosen.name}: {error}") from error
+    if not config.learned:
+        return
     enough(text.calibration)
-    if any(way.endswith(ROTATED[1:]) for way in config.conversions):
-        check_rotates(chosen.model.config)
     if chosen.bos and config.protocol == WIKITEXT2:
         why = f"windows of {WIKITEXT2} have no BOS, and a converted {chosen.name} always reads it"
         raise InputError("conversions", None, f"with --protocol={SEQUENCES}", why)
@@ -234,9 +244,15 @@ def _converted(chosen: Chosen, text: Text) -> dict[str, Conversion]:
     return converting.conversions(chosen.model, rows, None if chosen.bos else ())
 
 
-def _rotated(made: Conversion) -> Conversion:
-    said = "the residual stream is in a random basis, in the weights"
-    return replace(made, model=rotate(made.model), said=(*made.said, said))
+def _rotated(made: Conversion, base: str) -> Conversion:
+    """A conversion with its stream in another basis; where nothing was converted, that alone."""
+    said = "the gains of norms are in the weights"
+    if base == "rotate":
+        said += f", the residual stream in a random basis (so.rotate, seed {SEED})"
+    model = rotate(made.model, SEED if base == "rotate" else None)
+    if made.kind not in converting.CONVERTED:
+        return Conversion(model, "rotated", (said,))
+    return replace(made, model=model, said=(*made.said, said))
 
 
 class _Judge:
@@ -251,7 +267,7 @@ class _Judge:
     ) -> None:
         self.config, self.chosen, self.made = config, chosen, made
         self.model: Model = chosen.model if made is None else made[1].model
-        begin = int(bool(config.conversions) and text.begun_by_bos(chosen))
+        begin = int(bool(config.learned) and text.begun_by_bos(chosen))
         cut = begin if made is not None and made[1].kind == "prefix" else 0
         self.rows, self.calibration = text.evaluation[:, cut:], text.calibration[:, cut:]
         self.skip = begin - cut

@@ -15,9 +15,9 @@ Where mu is not zero the value of the sink follows a bias, the best one at each 
     v_0 = -((1 - p)/p) mu, and there dDelta/dt = p (1 - p)^2 (m^2 - |mu|^2):
 
 only what varies between contexts drives the sink. As p tends to 1 this bias vanishes too, but not
-against the odds of the sink: (p/(1 - p)) |v_0| is |mu|, T4's w. Where all values of R are the same,
-m^2 = |mu|^2 and no range is needed: a constant does it. One direction that they share is not
-enough: of v_R = (1, 1) and (1, -1), |mu|^2 = 1 and m^2 = 2.
+against the odds of the sink: (p/(1 - p)) |v_0| is |mu|, and T4's w |mu|/|o^R|. Where all values of
+R are the same, m^2 = |mu|^2 and no range is needed: a constant does it. One direction that they
+share is not enough: of v_R = (1, 1) and (1, -1), |mu|^2 = 1 and m^2 = 2.
 
 Assumptions. v_R is independent of Delta and does not move: it is needed elsewhere.
 

@@ -18,6 +18,7 @@ from sysout_jax.analysis.statistics import (
 )
 from sysout_jax.converting import CONVERTED
 from sysout_jax.errors import InputError
+from sysout_jax.rotating import BASES
 from sysout_jax.showing import Interval, Table
 
 from ..cli.showing import Report
@@ -101,10 +102,16 @@ def _rounded_before(record: Record) -> Iterator[str]:
                 f"{name} was rounded before, to {origin['weights']}: weights of few bits cost less "
                 "here than of the model it was made from, and nothing on the same grid"
             )
+            if any(m.get("trained") == name and _rotated(m) for m in record["models"]):
+                yield "rotated and folded models are on no such grid: compare activations only"
+
+
+def _rotated(model: Record) -> bool:
+    return str(model["conversion"]).endswith(BASES)
 
 
 def _noise(record: Record) -> list[Record]:
-    """The tensors of the models as trained: a conversion leaves their weights."""
+    """The tensors of the models as trained: most conversions leave their weights."""
     return [
         each for model in record["models"] if "trained" not in model
         for each in model.get("noise", ())
@@ -317,8 +324,8 @@ def verdict(record: Record, directory: Path) -> Verdict:
         return Verdict(
             found, f"after {way} {most} costs {ways[way, most]:+.3f} of {mean[most]:+.3f}",
             f"least: {least}, {worst}: {ways[worst, least]:+.3f} of {mean[least]:+.3f}",
-            ("convert", *of, f"--weak={way.removesuffix('+rotate')}", "--out=converted")
-            if way != "rotate" else ("analyze", *of),
+            ("analyze", *of) if way.endswith(BASES)  # which so.rotate writes, and no command
+            else ("convert", *of, f"--weak={way}", "--out=converted"),
         )  # fmt: skip
     (least, low), (most, high) = (pick(cost[dearest], key=lambda x: x[1]) for pick in (min, max))
     return Verdict(
@@ -331,7 +338,10 @@ def verdict(record: Record, directory: Path) -> Verdict:
 
 def _converted(record: Record, methods: list[str]) -> dict[tuple[str, str], float]:
     """(conversion, method) -> the mean cost of the method in models so converted."""
-    models = [model for model in record["models"] if model.get("kind") in (*CONVERTED, "rotated")]
+    models = [
+        model for model in record["models"]
+        if model.get("kind") in CONVERTED or ("trained" in model and _rotated(model))
+    ]  # fmt: skip
     trained = [model for model in record["models"] if "trained" not in model]
     return {
         (way, method): _mean(found)

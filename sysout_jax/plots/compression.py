@@ -36,7 +36,8 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
         for method, found in model["methods"].items():
             if found.get("stands_out"):
                 yield f"boost-{model['name']}-{method}", _boost(model["name"], method, found)
-    rows = [row for model in record["models"] for row in model.get("noise", ())]
+    trained = [model for model in record["models"] if "trained" not in model]
+    rows = [row for model in trained for row in model.get("noise", ())]
     if rows:
         yield "noise", _noise(rows)
 

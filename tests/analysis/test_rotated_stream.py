@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sysout_jax as so
 from sysout_jax.analysis.intervene.conversion import with_prefix
-from sysout_jax.analysis.intervene.rotated_stream import rotate_stream
+from sysout_jax.analysis.intervene.rotated_stream import check_rotates, rotate_stream
+from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init, param_shapes, stack_blocks, unstack_blocks
@@ -38,7 +40,7 @@ SHAPES = {
     "LayerNorm's bias alone": {"norm": "layer", "norm_bias": True, "mlp": "gelu"},
     "LayerNorm without": {"norm": "layer", "variant": "head_gate", "tied": True},
     "LayerNorm, experts": {"norm": "layer", "bias": True, "experts": 3},
-    "embeddings before the head": {"norm": "layer", "bias": True, "head_bias": True},
+    "LayerNorm, a head with a bias": {"norm": "layer", "bias": True, "head_bias": True},
 }  # fmt: skip
 
 
@@ -83,7 +85,7 @@ def test_gains_are_gone_and_nothing_else_is_turned():
     np.testing.assert_array_equal(after["mlp"]["down"], before["mlp"]["down"])
 
 
-@pytest.mark.parametrize("name", ["rotary", "LayerNorm, experts"])
+@pytest.mark.parametrize("name", ["rotary", "LayerNorm", "LayerNorm, experts"])
 def test_stacked_layers(name):
     config, rotation = replace(BASE, **SHAPES[name]), orthogonal()
     params = drawn(config)
@@ -99,17 +101,35 @@ def test_stacked_layers(name):
 
 
 def test_parameters_keep_their_dtype():
-    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), drawn(BASE))
-    turned = rotate_stream(BASE, half, orthogonal())[1]
+    """And are rounded once, gains that are stored from one included."""
+    config = replace(BASE, norm_plus_one=True)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), drawn(config))
+    whole = jax.tree.map(lambda x: x.astype(jnp.float32), half)
+    rotation = orthogonal()
+    turned, expected = (rotate_stream(config, of, rotation)[1] for of in (half, whole))
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), expected)
+    jax.tree.map(np.testing.assert_array_equal, turned, rounded)
     assert {leaf.dtype for leaf in jax.tree.leaves(turned)} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_a_converted_model():
-    config, params = with_prefix(BASE, drawn(BASE), (5, 2))
+@pytest.mark.parametrize("changes", [{}, {"norm": "layer", "bias": True}])
+def test_a_converted_model(changes):
+    given = replace(BASE, **changes)
+    config, params = with_prefix(given, drawn(given), (5, 2))
     changed, turned = rotate_stream(config, params, orthogonal())
     assert changed.sink == config.sink
     before, after = (forward(c, p, TOKENS)[0] for c, p in ((config, params), (changed, turned)))
     np.testing.assert_allclose(after, before, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.usefixtures("own_variants")
+def test_a_variant_that_sees_a_state_otherwise():
+    @so.variant(formula="p", cite="none", weights=so.Param("D", 1.0))
+    def weighed_states(heads, params):
+        return VARIANTS["softmax"](heads, {})
+
+    with pytest.raises(InputError, match=r"^variant=weighed_states: the stream cannot be rotated"):
+        check_rotates(replace(BASE, variant="weighed_states"))
 
 
 @pytest.mark.parametrize(

@@ -244,14 +244,14 @@ def converted(planted_run, run_compress, tmp_path_factory):
     place = tmp_path_factory.mktemp("converted")
     return run_compress(
         *planted_run, "--methods=w16a16,w4a4-tensor",
-        "--conversions=leave,bound,rotate,bound+rotate",
+        "--conversions=leave,bound,fold,rotate,bound+rotate",
         "--calibration=5", "--seq_len=64", f"--workdir={place}",
     )  # fmt: skip
 
 
 def test_converted_models_are_compressed_beside_the_model_as_trained(converted):
     models = {model["name"]: model for model in converted.record["models"]}
-    ways = ("", "+bound", "+bound+rotate", "+leave", "+rotate")
+    ways = ("", "+bound", "+bound+rotate", "+fold", "+leave", "+rotate")
     assert sorted(models) == [f"planted{way}" for way in ways]
     for of in models.values():
         assert of["tokens"]["evaluation"] == 4 * 64
@@ -267,11 +267,12 @@ def test_rotated_models_lose_what_they_did_until_they_are_rounded(converted):
     for name in ("planted", "planted+bound"):
         before, after = models[name], models[f"{name}+rotate"]
         np.testing.assert_allclose(after["losses"], before["losses"], rtol=1e-4)
-        assert after["said"][-1] == "the residual stream is in a random basis, in the weights"
+        assert after["said"][-1].endswith("in a random basis (so.rotate, seed 0)")
         rounded = [of["methods"]["w4a4-tensor"]["loss"] for of in (before, after)]
         assert abs(rounded[0] - rounded[1]) > 10 * abs(before["loss"] - after["loss"])
-    kinds = [models[f"planted{way}"]["kind"] for way in ("+rotate", "+bound+rotate")]
-    assert kinds == ["rotated", "constants"]
+    np.testing.assert_allclose(models["planted+fold"]["losses"], models["planted"]["losses"], 1e-4)
+    kinds = [models[f"planted{way}"]["kind"] for way in ("+rotate", "+fold", "+bound+rotate")]
+    assert kinds == ["rotated", "rotated", "constants"]
 
 
 def test_what_cannot_be_rotated_is_refused_first(planted_run, run_compress, tmp_path):
@@ -281,7 +282,7 @@ def test_what_cannot_be_rotated_is_refused_first(planted_run, run_compress, tmp_
         f"--model={tmp_path}/model", *planted_run[1:], "--methods=w8", "--conversions=rotate",
         f"--workdir={tmp_path}/runs",
     )  # fmt: skip
-    assert "norm_placement=post: the stream cannot be rotated; accepted: pre" in done.refusal
+    assert "model: norm_placement=post: the stream cannot be rotated; accepted: pre" in done.refusal
     assert not (tmp_path / "runs").exists()
 
 
@@ -293,13 +294,13 @@ def test_what_a_conversion_buys_by_hand(converted):
         models[name]["methods"]["w4a4-tensor"]["losses"] = (base + rise * np.arange(1, 5)).tolist()
     section = next(s for s in sections(record) if s.name.endswith("-bought"))
     headings, none, same, rounded = section.table.texts
-    assert headings == ["method", BEFORE, "bound", "bound+rotate", "leave", "rotate"]
+    assert headings == ["method", BEFORE, "bound", "bound+rotate", "fold", "leave", "rotate"]
     assert [none[0], same[0], rounded[0]] == [BEFORE, "w16a16", "w4a4-tensor"]
     assert none[1].startswith("+0.000")
     assert rounded[1].startswith("+2.500 ±")
     assert rounded[2].endswith("(-100% [-100%, -100%])")
-    assert rounded[4].startswith("+0.250 ±")
-    assert rounded[4].endswith("(90% [90%, 90%])")
+    assert rounded[5].startswith("+0.250 ±")
+    assert rounded[5].endswith("(90% [90%, 90%])")
     assert any("are constants in layers 3 to 5" in line for line in section.lines)
     assert "how much of what the method adds is gone" in " ".join(converted.out.split())
 
@@ -311,7 +312,7 @@ def test_a_loss_that_is_not_finite_is_said(converted):
     for name in ("planted", "planted+bound"):
         models[name]["methods"]["w4a4-tensor"] |= {"loss": None, "losses": [None] * 4}
     section = next(s for s in sections(record) if s.name.endswith("-bought"))
-    trained, bound, _, leave, _ = section.table.texts[-1][1:]
+    trained, bound, _, _, leave, _ = section.table.texts[-1][1:]
     assert trained == bound == "not finite"
     assert re.fullmatch(r"[+-]\d\.\d{3} ±\d\.\d{3}", leave)
 

@@ -44,8 +44,9 @@ def rotate_stream(
       rotation: Q [D, D], orthogonal.
 
     Raises:
-      InputError: norms that do not commute with Q or do not stand before attention and MLP, or a
-        bias of LayerNorm that nothing behind it takes up.
+      InputError: norms that do not commute with Q or do not stand before attention and MLP, a
+        variant that sees states through more than maps of them, or a bias of LayerNorm that nothing
+        behind it takes up.
 
     Source: Ashkboos et al. 2024 (arXiv:2401.15024), section 3, and (arXiv:2404.00456), stage 1a.
     """
@@ -95,12 +96,15 @@ def check_rotates(config: ModelConfig) -> None:
         refuse("norm", ", ".join(COMMUTES))
     if config.norm_placement != "pre":
         refuse("norm_placement", "pre")
+    of_variant = [param.axes for param in VARIANTS[config.variant].params.values()]
+    if any("D" in axes and not _reads(axes) for axes in of_variant):
+        refuse("variant", "one that sees states through maps D -> ...")
     if config.norm == "layer" and config.query_key_norm != "none":
         refuse("query_key_norm", "none beside LayerNorm, which becomes RMSNorm")
     if config.norm == "layer" and config.has_bias("norm"):
         if config.embed_width is not None:
             refuse("embed_width", "none where LayerNorm has a bias, which a bias has to take up")
-        if any(_reads(param.axes) for param in VARIANTS[config.variant].params.values()):
+        if any(_reads(axes) for axes in of_variant):
             refuse("variant", "one that reads no states where LayerNorm has a bias")
 
 
@@ -121,7 +125,9 @@ def _norm_before(
     module = "attn" if config.parallel_block == "shared" else path[-2] if len(path) > 1 else ""
     norm = (*path[:-2], f"{module}_norm") if len(path) > 1 else ("final_norm",)
     gains, bias = (own.get((*norm, name)) for name in ("scale", "bias"))
-    return (gains + 1.0 if gains is not None and config.norm_plus_one else gains), bias
+    if gains is not None and config.norm_plus_one:
+        gains = gains.astype(jnp.float32) + 1.0
+    return gains, bias
 
 
 def _reads(letters: str) -> bool:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,7 +60,8 @@ def open_gguf(path: Path) -> GgufModel:
     if name not in ARCHITECTURES:
         raise InputError(str(path), None, ", ".join(ARCHITECTURES), f"architecture {name[:60]!r}")
     if any(key.startswith(f"{name}.vision.") for key in headers[0].metadata):
-        tensors = {name: of for name, of in tensors.items() if not _OF_IMAGES.fullmatch(name)}
+        tensors = {key: of for key, of in tensors.items() if not _OF_IMAGES.fullmatch(key)}
+    stored = _stored_as(headers[0], tensors.values())
     meta = Metadata(headers[0], name, tensors)
     embedding = _embedding(meta)
     head = tensors.get("output.weight")
@@ -74,7 +75,7 @@ def open_gguf(path: Path) -> GgufModel:
     return GgufModel(
         raw,
         list(_sources(meta, ARCHITECTURES[name])),
-        _stored_as(headers),
+        stored,
         partial(read_tokenizer, headers[0], vocab),
         ignored,
     )
@@ -196,12 +197,12 @@ def _pattern(name: str) -> tuple[str, str, str]:
     return layer, number, f"blk.{{l}}.{stored}.{{e}}.{kind}"
 
 
-def _stored_as(headers: list[Header]) -> str:
+def _stored_as(header: Header, tensors: Iterable[Tensor]) -> str:
     from gguf.constants import LlamaFileType  # takes a tenth of a second to import
 
-    counts = Counter(tensor.kind for header in headers for tensor in header.tensors)
+    counts = Counter(tensor.kind for tensor in tensors)
     counted = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-    said = headers[0].metadata.get("general.file_type")
+    said = header.metadata.get("general.file_type")
     told = next((kind.name for kind in LlamaFileType if kind == said), "")
     kind = told.removeprefix("MOSTLY_").removeprefix("ALL_")
     return f"GGUF {kind} ({counted})" if kind else f"GGUF ({counted})"
