@@ -24,10 +24,15 @@ COLUMNS = {
     "neuron_rms_kurtosis@block_out": "kurtosis",
     "weight_ratio@down": "max/mean |W_down|",
 }
+KINDS = {
+    "attention": "sink_rate@attn_weights", "massive activations": "top1_over_median@block_out",
+    "channels": "neuron_rms_kurtosis@block_out", "weights": "weight_ratio@down",
+}  # fmt: skip
 NOTES = (
     "one learning rate per optimiser: experiments.convergence compares rates",
     "† rows do not sum to one: Sink₀ is measured on rows brought to one",
 )
+UNCORRECTED = ("less and more are not corrected for the number of comparisons",)
 
 
 def sections(record: Record) -> Iterator[Section]:
@@ -47,6 +52,31 @@ def sections(record: Record) -> Iterator[Section]:
         first = ["before training", "", "", "", loss, "", *map(_measure, before), *blank]
         rows.insert(0, first)
     yield Section("cells", Table.of(title(record), headings, rows, "llllr"), NOTES)
+    if plain:
+        yield Section("kinds", _kinds(record["cells"], plain), UNCORRECTED)
+
+
+def _kinds(cells: list[Record], plain: Record) -> Table:
+    """What training makes of each kind of outlier with softmax, and how much less other cells have,
+    over pairs of seeds."""
+
+    def row(names: list[str], of: Record, other: Record) -> list[str]:
+        found = [
+            mean_interval(np.subtract(*(np.array(x[name], np.float64) for x in (of, other))))
+            for name in KINDS.values()
+        ]
+        told = ["less" if x.high < 0.0 else "more" if x.low > 0.0 else "" for x in found]
+        return [*names, *(f"{x:±+.2f} {say}".strip() for x, say in zip(found, told, strict=True))]
+
+    said = (
+        "kinds of outliers (Sink₀(0.3), max/median |h|, kurtosis, max/mean |W_down|): softmax "
+        "after training minus before, then each minus softmax; less, more: by the 95% interval"
+    )
+    rows = [row([_label(plain), "", "", ""], plain["measures"], plain["begun"])] + [
+        row([_label(cell), *(cell[name] for name in AXES[1:])], cell["measures"], plain["measures"])
+        for cell in cells if cell is not plain and "diverged" not in cell
+    ]  # fmt: skip
+    return Table.of(said, ["variant", "optimiser", "norm", "setting", *KINDS], rows, "llllr")
 
 
 def _row(record: Record, cell: Record, plain: Record | None) -> list[str]:

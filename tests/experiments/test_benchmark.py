@@ -104,6 +104,30 @@ def test_the_table_shows_the_record(finished, record):
     assert "(e) context_scale" in finished[0].out
 
 
+def test_which_kinds_a_cell_has_less_of(record):
+    """Over pairs of seeds, of two here: t is 12.7."""
+    made = copy.deepcopy(record)
+    softmax, factor = (cell["measures"] for cell in made["cells"][:2])
+    begun = made["cells"][0]["begun"]
+    for name, before, plain, other in (
+        ("sink_rate@attn_weights", [0.0, 0.0], [0.5, 0.6], [0.1, 0.18]),
+        ("top1_over_median@block_out", [5.0, 6.0], [25.0, 26.5], [25.0, 16.5]),
+        ("neuron_rms_kurtosis@block_out", [1.0, 1.0], [2.0, 2.0], [2.5, 2.5]),
+        ("weight_ratio@down", [6.0, 6.0], [6.0, 6.0], [6.0, 6.0]),
+    ):
+        begun[name], softmax[name], factor[name] = before, plain, other
+    _, kinds = sections(made)
+    headings, formed, changed = kinds.table.texts
+    assert headings[4:] == ["attention", "massive activations", "channels", "weights"]
+    assert formed[0] == "(a) softmax"
+    assert [text.split()[-1] for text in formed[4:]] == ["±0.64", "more", "more", "±0.00"]
+    assert changed[0] == "(e) context_scale"  # and none for the cell that diverged
+    texts = ["-0.41 ±0.13 less", "-5.00 ±63.53", "+0.50 ±0.00 more", "+0.00 ±0.00"]
+    assert changed[4:] == texts
+    made["cells"] = made["cells"][1:]
+    assert [section.name for section in sections(made)] == ["cells"]
+
+
 @pytest.mark.parametrize("name", NORMS)
 def test_every_norm_is_a_model(name):
     config = Config()
