@@ -13,6 +13,8 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,19 @@ def checks(chosen: Sequence[Statement], seed: int, quick: bool) -> Iterator[Chec
     """Verify the statements, two at a time, each with a key of its own; yielded in order.
 
     In processes, since threads would trace and compile one after the other.
+
+    Raises:
+      BrokenProcessPool: one of them was killed.
     """
-    count = min(PROCESSES, len(chosen))
-    with multiprocessing.get_context("spawn").Pool(count, _leave_interrupts) as pool:
-        yield from pool.imap(partial(_verify, seed=seed, quick=quick), [each.id for each in chosen])
+    count, spawned = min(PROCESSES, len(chosen)), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, spawned, _leave_interrupts) as pool:
+        try:
+            ids = [each.id for each in chosen]
+            yield from pool.map(partial(_verify, seed=seed, quick=quick), ids)
+        except BaseException:
+            for child in multiprocessing.active_children():  # whose statements may take minutes
+                child.terminate()
+            raise
 
 
 def _leave_interrupts() -> None:
@@ -95,6 +106,10 @@ def main(argv: Sequence[str]) -> None:
     except KeyboardInterrupt:
         print(f"error: interrupted after {len(found)} statements", file=sys.stderr, flush=True)
         sys.exit(130)
+    except BrokenProcessPool:
+        said = "a process was killed, perhaps for memory; accepted: fewer at a time, by --only="
+        print(f"error: {said}", file=sys.stderr, flush=True)
+        sys.exit(1)
     if FLAGS.json:
         print(layout(record(origin, found, FLAGS.seed, FLAGS.quick)))
     if FLAGS.figures:

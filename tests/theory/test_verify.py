@@ -110,6 +110,20 @@ def test_an_interrupt_is_one_line():
     assert error.splitlines()[-1].startswith("error: interrupted after ")
 
 
+def test_a_process_that_is_killed_is_one_line():
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "theory.verify", "--only=D3,E2,F2"],
+        cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    begun.stdout.readline()
+    children = Path(f"/proc/{begun.pid}/task/{begun.pid}/children").read_text().split()
+    workers = [int(x) for x in children if "spawn_main" in Path(f"/proc/{x}/cmdline").read_text()]
+    os.kill(workers[0], signal.SIGKILL)
+    _, error = begun.communicate(timeout=300)
+    assert begun.returncode == 1, error
+    assert error.splitlines()[-1].startswith("error: a process was killed")
+
+
 @pytest.mark.parametrize("flag", ["--only=Z9", "A1", "--only=A1,", "--only="])
 def test_an_unknown_statement_is_one_line(flag):
     done = run(flag)
