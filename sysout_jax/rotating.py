@@ -10,10 +10,7 @@ from sysout_jax.core.compensate import hadamard
 from sysout_jax.model.model import Model, check_model
 from sysout_jax.model.stream import check_in_memory
 
-BASES = (
-    "rotate",
-    "fold",
-)  # a random one, and the given one, with the gains of norms in the weights
+BASES = ("rotate", "fold")  # a random one; the given one, with the gains of norms in the weights
 
 
 def rotate(model: Model, seed: int | None = 0) -> Model:

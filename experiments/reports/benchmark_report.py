@@ -69,18 +69,18 @@ def _kinds(cells: list[Record], plain: Record) -> Table:
         return [*names, *(f"{x:±+.2f} {say}".strip() for x, say in zip(found, told, strict=True))]
 
     said = (
-        "kinds of outliers (Sink₀(0.3), max/median |h|, kurtosis, max/mean |W_down|): softmax "
-        "after training minus before, then each minus softmax; less, more: by the 95% interval"
+        f"kinds of outliers ({', '.join(COLUMNS[name] for name in KINDS.values())}): softmax after "
+        "training minus before, then each minus softmax; less, more: by the 95% interval"
     )
     rows = [row([_label(plain), "", "", ""], plain["measures"], plain["begun"])] + [
-        row([_label(cell), *(cell[name] for name in AXES[1:])], cell["measures"], plain["measures"])
+        row(_names(cell), cell["measures"], plain["measures"])
         for cell in cells if cell is not plain and "diverged" not in cell
     ]  # fmt: skip
     return Table.of(said, ["variant", "optimiser", "norm", "setting", *KINDS], rows, "llllr")
 
 
 def _row(record: Record, cell: Record, plain: Record | None) -> list[str]:
-    names = [_label(cell), *(cell[name] for name in AXES[1:])]
+    names = _names(cell)
     if "diverged" in cell:
         blank = [""] * (len(COLUMNS) + len(record["methods"]))
         return [*names, f"diverged at step {cell['diverged']['step']}", "", *blank]
@@ -93,6 +93,10 @@ def _row(record: Record, cell: Record, plain: Record | None) -> list[str]:
         *(_measure(cell["measures"][name]) for name in COLUMNS),
         *(f"{mean_interval(cell['compressed'][method]):±.3f}" for method in record["methods"]),
     ]  # fmt: skip
+
+
+def _names(cell: Record) -> list[str]:
+    return [_label(cell), *(cell[name] for name in AXES[1:])]
 
 
 def _label(cell: Record) -> str:

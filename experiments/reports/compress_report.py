@@ -1,7 +1,7 @@
 """What experiments.compress says: tables of perplexity, and how well noise is predicted."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from sysout_jax.analysis.statistics import (
 )
 from sysout_jax.converting import CONVERTED
 from sysout_jax.errors import InputError
+from sysout_jax.plots.compression import noise_rows
 from sysout_jax.rotating import BASES
 from sysout_jax.showing import Interval, Table
 
@@ -67,7 +68,7 @@ def sections(record: Record) -> Iterator[Section]:
         if any("trained" in model for model in mine):
             yield _bought(corpus, mine, record["methods"])
     yield Section("noise", None, list(_agreement_lines(record)))
-    flushed = [each for each in _noise(record) if "flushed" in each]
+    flushed = [each for each in noise_rows(record) if "flushed" in each]
     if flushed:  # older records have none
         yield _flushed(flushed)
     for model in record["models"]:
@@ -108,14 +109,6 @@ def _rounded_before(record: Record) -> Iterator[str]:
 
 def _rotated(model: Record) -> bool:
     return str(model["conversion"]).endswith(BASES)
-
-
-def _noise(record: Record) -> list[Record]:
-    """The tensors of the models as trained: most conversions leave their weights."""
-    return [
-        each for model in record["models"] if "trained" not in model
-        for each in model.get("noise", ())
-    ]  # fmt: skip
 
 
 def _allocated(corpus: str, models: list[Record], methods: list[str]) -> Section:
@@ -231,7 +224,7 @@ def agreements(record: Record) -> Iterator[tuple[str, str, str, Agreement]]:
     all layers and models."""
     for kind in ("activation", "weight"):
         rows = [
-            each for each in _noise(record)
+            each for each in noise_rows(record)
             if each["kind"] == kind
         ]  # fmt: skip
         if not rows:
@@ -250,7 +243,7 @@ def agreements(record: Record) -> Iterator[tuple[str, str, str, Agreement]]:
                 yield kind, bits, label, agreement(values, measured)
 
 
-def _flushed(tensors: list[Record]) -> Section:
+def _flushed(tensors: Sequence[Mapping[str, Any]]) -> Section:
     """What formats with blocks set to zero, kind of tensor by kind, over all models and layers."""
     rows, said = [], []
     for kind, name in dict.fromkeys((each["kind"], each["name"]) for each in tensors):

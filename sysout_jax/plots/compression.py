@@ -36,10 +36,16 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
         for method, found in model["methods"].items():
             if found.get("stands_out"):
                 yield f"boost-{model['name']}-{method}", _boost(model["name"], method, found)
-    trained = [model for model in record["models"] if "trained" not in model]
-    rows = [row for model in trained for row in model.get("noise", ())]
-    if rows:
+    if rows := noise_rows(record):
         yield "noise", _noise(rows)
+
+
+def noise_rows(record: Record) -> list[Record]:
+    """The tensors of the models as trained: most conversions leave their weights."""
+    return [
+        row for model in record["models"] if "trained" not in model
+        for row in model.get("noise", ())
+    ]  # fmt: skip
 
 
 def _loss(methods: list[str], corpus: str, groups: Mapping[str, list[Record]]) -> "Figure":

@@ -57,28 +57,27 @@ def rotate_stream(
     own = flatten_dict(params)
     if given.tied and not changed.tied:
         own["head",] = own["embed",].T
-    made = {path: own.get(path) for path in axes}
-    for path, new in made.items():
-        if new is None:  # a bias that LayerNorm's goes to
-            made[path] = jnp.zeros(shapes[path].shape, own["embed",].dtype)
+    for path in axes.keys() - own.keys():  # biases that LayerNorm's go to
+        own[path] = jnp.zeros(shapes[path].shape, own["embed",].dtype)
+    made = {path: own[path] for path in axes}
     for path, letters in axes.items():
         if "D" not in letters:
             continue
-        width = _last(made[path], letters)
         if path[-1] == "scale":
-            new = jnp.full_like(width, 0.0 if given.norm_plus_one else 1.0)
-        elif _reads(letters):
+            made[path] = jnp.full_like(own[path], 0.0 if given.norm_plus_one else 1.0)
+            continue
+        at = letters.replace("->", " ").split().index("D")
+        x = jnp.moveaxis(own[path].astype(jnp.float32), at, -1)
+        if _reads(letters):
             gains, bias = _norm_before(given, own, path)
             if bias is not None:
                 behind = (*path[:-1], f"{path[-1]}_bias")
-                more = (width * _beside(width, bias)).sum(axis=-1)
-                made[behind] = (made[behind] + more).astype(made[behind].dtype)
-            new = width if gains is None else width * _beside(width, gains)
-            new = new @ rotation
-        else:
-            centred = given.norm == "layer"
-            new = (width - width.mean(axis=-1, keepdims=True) if centred else width) @ rotation
-        made[path] = _put_back(new, letters).astype(made[path].dtype)
+                more = (x * _beside(x, bias)).sum(axis=-1)
+                made[behind] = (own[behind] + more).astype(own[behind].dtype)
+            x = x if gains is None else x * _beside(x, gains)
+        elif given.norm == "layer":
+            x = x - x.mean(axis=-1, keepdims=True)
+        made[path] = jnp.moveaxis(x @ rotation, -1, at).astype(own[path].dtype)
     return replace(changed, execution=config.execution), unflatten_dict(made)
 
 
@@ -122,8 +121,10 @@ def _norm_before(
     config: ModelConfig, own: Mapping[Path, Array], path: Path
 ) -> tuple[Array | None, Array | None]:
     """The gains and the bias of the norm that a parameter reads, or None where it has none."""
-    module = "attn" if config.parallel_block == "shared" else path[-2] if len(path) > 1 else ""
-    norm = (*path[:-2], f"{module}_norm") if len(path) > 1 else ("final_norm",)
+    norm: Path = ("final_norm",)
+    if len(path) > 1:
+        module = "attn" if config.parallel_block == "shared" else path[-2]
+        norm = (*path[:-2], f"{module}_norm")
     gains, bias = (own.get((*norm, name)) for name in ("scale", "bias"))
     if gains is not None and config.norm_plus_one:
         gains = gains.astype(jnp.float32) + 1.0
@@ -133,18 +134,6 @@ def _norm_before(
 def _reads(letters: str) -> bool:
     inputs, arrow, _ = letters.partition("->")
     return bool(arrow) and "D" in inputs
-
-
-def _at(letters: str) -> int:
-    return letters.replace("->", " ").split().index("D")
-
-
-def _last(x: Array, letters: str) -> Float[Array, "... D"]:
-    return jnp.moveaxis(x.astype(jnp.float32), _at(letters), -1)
-
-
-def _put_back(x: Float[Array, "... D"], letters: str) -> Array:
-    return jnp.moveaxis(x, -1, _at(letters))
 
 
 def _beside(x: Float[Array, "... D"], of_norm: Float[Array, "*L D"]) -> Float[Array, "... D"]:
