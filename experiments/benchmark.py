@@ -18,8 +18,7 @@ from rich.console import Console
 
 from sysout_jax.analysis.compress import schemes
 from sysout_jax.analysis.compress.calibration import apart
-from sysout_jax.analysis.compress.compressed import Compressed, losses
-from sysout_jax.analysis.compress.compression import Compressor
+from sysout_jax.analysis.compress.compression import Compressor, added_losses
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data.corpus import Progress
 from sysout_jax.errors import at_least, one_of
@@ -192,16 +191,12 @@ def _found(config: Config, cell: Mapping[str, str], read: _Read, log: Any) -> di
 
 def _compressed(config: Config, trained: Run, read: _Read) -> dict[str, list[float]]:
     """Method -> the rise of the loss by it, of each seed."""
-    rise: dict[str, list[float]] = {method: [] for method in config.methods}
+    found = []
     for seed in trained.config.seeds:
         model = trained.model(seed)
         compressor = Compressor(model.config, model.params, read.calibration)
-        before = losses(model.config, Compressed(model.params), read.evaluation)
-        for method in config.methods:
-            compressed = compressor.compress(schemes.scheme(method))
-            after = losses(model.config, compressed, read.evaluation)
-            rise[method].append(float((after - before).mean()))
-    return rise
+        found.append(added_losses(compressor, config.methods, read.evaluation))
+    return {method: [each[method] for each in found] for method in config.methods}
 
 
 # ----------------------------------------------------------------------------- the binary

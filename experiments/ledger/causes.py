@@ -114,8 +114,9 @@ CAUSES = (
     }),
     Statement("sinkless_models_quantise_better", "Models without a sink (exclusive, differential, "
               "a constant logit and a value) quantise better", f"{AN}, section 6", {
-        SOURCE: Trial(Paired("w4a4", tuple((name, "softmax") for name in NO_SINK), digits=4,
-                             control=Control(Has("w4a4", HARM))), CELLS_THREE),
+        setting: Trial(Paired("w4a4", tuple((name, "softmax") for name in NO_SINK), digits=4,
+                              control=Control(Has("w4a4", HARM))), record)
+        for setting, record in ((LABORATORY, LAB), (SOURCE, CELLS_THREE))
     }),
     Statement("unscaled_norms_remove_outlier_channels", "Norms without a scale for each channel "
               "make smaller outlier channels", "Park et al. 2025 (arXiv:2506.19697)", {

@@ -42,7 +42,7 @@ def pooled(records: Records, cell: str, measure: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Has:
-    """A property of a unit: a measure beyond a bound, on every chain."""
+    """A property of a unit: a measure beyond a bound, in every run of a chain."""
 
     measure: str
     bound: float
@@ -53,10 +53,10 @@ class Has:
         return f"{words(self.measure)} {'below' if self.below else 'above'} {self.bound:g}"
 
     def of(self, records: Records, cell: str) -> np.ndarray:
-        """[units]: the share of a unit's chains on which it has it; 0 or 1 where there is one."""
+        """[units]: the share of a unit's runs that have it; 0 or 1 where there is one."""
         found = pooled(records, cell, self.measure)
         holds = found < self.bound if self.below else found > self.bound
-        return np.asarray(holds.reshape(len(holds), -1).mean(axis=1))
+        return by_chain(holds.astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _under(text: str, *conditions: Equal | Control | None) -> str:
 class Share:
     """More than a share of units have a property, in each cell: k of n, exact binomial.
 
-    A unit on several chains has it if all do, and is without it if most are. Without a control an
+    A chain has it if all its runs do, and is without it if most are. Without a control an
     absence is not refuted, as nothing shows that it could be there: p is that of one side, doubled.
     So few units that no outcome could decide are not a test, and not among those corrected for."""
 

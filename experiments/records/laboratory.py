@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from sysout_jax.plots.laboratory import DEFAULT_CELL
 
 Record = dict[str, Any]
@@ -10,6 +12,24 @@ Record = dict[str, Any]
 def trained(record: Record) -> list[Record]:
     """The cells that did not diverge."""
     return [cell for cell in record["cells"] if "diverged" not in cell]
+
+
+def by_chain(record: Record, values: Any) -> np.ndarray:
+    """[repeats, chains] of the values of a cell's runs.
+
+    Raises:
+      ValueError: its runs are not of each chain in turn.
+    """
+    chains = record["chains"]
+    if [chain for _, chain in record["runs"]] != chains * (len(values) // len(chains)):
+        raise ValueError("runs that are not of each chain in turn")
+    return np.reshape(np.asarray(values, np.float64), (-1, len(chains)))
+
+
+def of_units(record: Record, values: Any) -> np.ndarray:
+    """[units]: the mean of each chain's runs; of one chain, its runs."""
+    found = by_chain(record, values)
+    return found.mean(axis=0) if found.shape[1] > 1 else found[:, 0]
 
 
 def cell_of(record: Record, variant: str, **setting: object) -> Record:

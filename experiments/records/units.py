@@ -122,12 +122,10 @@ def _of_laboratory(record: Record, variant: str, where: Mapping[str, str], measu
     typed = {name: type(usual[name])(value) for name, value in where.items()}
     cell = laboratory.cell_of({"cells": cells}, variant, **typed)
     law = measure.removeprefix("r_squared: ")
-    found = cell["growth"][law]["r_squared"] if law != measure else cell["measures"][measure]
-    chains = len(record["chains"])
-    if [chain for _, chain in record["runs"]] != record["chains"] * (len(found) // chains):
-        raise ValueError("runs that are not of each chain in turn")
-    by_chain = np.reshape(found, (-1, chains))
-    return by_chain - record["floor"][cell["start"]] if measure == "loss_bigram" else by_chain
+    measured = cell["measures"] | cell.get("compressed", {})  # what compression adds to the loss
+    runs = cell["growth"][law]["r_squared"] if law != measure else measured[measure]
+    found = laboratory.by_chain(record, runs)
+    return found - record["floor"][cell["start"]] if measure == "loss_bigram" else found
 
 
 def _converged(record: Record, variant: str, where: Mapping[str, str], measure: str) -> Any:

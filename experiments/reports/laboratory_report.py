@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sysout_jax.analysis.statistics import mean_interval
+from sysout_jax.analysis.statistics import Interval, mean_interval
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.measures import SINK_EPS
 from sysout_jax.plots.laboratory import DEFAULT_CELL, setting
@@ -16,7 +16,7 @@ from sysout_jax.showing import Table
 from ..cli.showing import Report
 from ..cli.tables import Section
 from ..cli.verdict import LINE, Verdict, again, few, given, numbered
-from ..records.laboratory import trained
+from ..records.laboratory import by_chain, of_units, trained
 
 Record = dict[str, Any]
 COLUMNS = {
@@ -37,47 +37,51 @@ def sections(record: Record) -> Iterator[Section]:
     """The cells, the growth of sink logits and, under them, what the numbers say."""
     if cells := trained(record):
         yield Section("cells", _cells(record, cells))
-        yield Section("growth", _growths(cells))
+        if grown := [_growth(record, c) for c in cells if c["growth"] and _sinks(c).any()]:
+            yield Section("growth", _growths(grown))
     yield Section("said", None, sentences(record))
 
 
 def _cells(record: Record, cells: list[Record]) -> Table:
     shown = {n: text for n, text in COLUMNS.items() if any(n in c["measures"] for c in cells)}
     runs, chains = len(record["runs"]), len(record["chains"])
+    over = "chains" if chains > 1 else "runs"
     title = (
         f"Bigram-Backcopy: {record['train']['steps']} steps, {runs} runs of {chains} chains in "
-        "each cell; mean ± half-width of the 95% interval over runs"
+        f"each cell; mean ± half-width of the 95% interval over {over}"
     )
     headings = [
         "setting", "variant", "copy loss", "bigram loss above its floor", "runs with a sink",
-        *shown.values(),
+        *shown.values(), *(f"{method} adds" for method in record.get("methods", ())),
     ]  # fmt: skip
     return Table.of(title, headings, [_row(record, cell, shown) for cell in cells], "llr")
 
 
-def _growths(cells: list[Record]) -> Table:
+def _growths(grown: list[list[str]]) -> Table:
     headings = ["setting", "variant", "best law", "log: slope", "log: R²", "linear: R²"]
-    grown = [_growth(cell) for cell in cells if cell["growth"] and _sinks(cell).any()]
     title = f"log odds of the first token against steps, where a run has more than {SINK_EPS}"
     return Table.of(title, headings, grown, "llr")
 
 
 def _row(record: Record, cell: Record, columns: dict[str, str]) -> list[str]:
     found = cell["measures"]
-    floors = dict(zip(record["chains"], record["floor"][cell["start"]], strict=True))
-    above = [
-        loss - floors[chain]
-        for loss, (_, chain) in zip(found["loss_bigram"], record["runs"], strict=True)
-    ]
+    above = by_chain(record, found["loss_bigram"]) - record["floor"][cell["start"]]
     texts = [
-        f"{mean_interval(found[n]):±.{2 if n in SHARES else 1}f}" if n in found else ""
+        f"{_mean(record, found[n]):±.{2 if n in SHARES else 1}f}" if n in found else ""
         for n in columns
     ]
     sinks = _sinks(cell)
     return [
-        setting(cell), VARIANTS[cell["variant"]].label, f"{mean_interval(found['loss_copy']):±.3f}",
-        f"{mean_interval(above):±.3f}", f"{sinks.sum()} of {len(sinks)}", *texts,
+        setting(cell), VARIANTS[cell["variant"]].label,
+        f"{_mean(record, found['loss_copy']):±.3f}", f"{_mean(record, above.ravel()):±.3f}",
+        f"{sinks.sum()} of {len(sinks)}", *texts,
+        *(f"{_mean(record, rise):±.3f}" for rise in cell.get("compressed", {}).values()),
     ]  # fmt: skip
+
+
+def _mean(record: Record, values: Any) -> Interval:
+    """Over the units of a cell."""
+    return mean_interval(of_units(record, values))
 
 
 def _sinks(cell: Record) -> np.ndarray:
@@ -85,18 +89,22 @@ def _sinks(cell: Record) -> np.ndarray:
     return np.array(cell["measures"][SINK], np.float64) > SINK_EPS
 
 
-def _growth(cell: Record) -> list[str]:
-    """The fits of the runs that have a sink."""
-    sinks = _sinks(cell)
-    fits = {
-        law: {name: np.array(values, np.float64)[sinks] for name, values in found.items()}
-        for law, found in cell["growth"].items()
-    }
-    explained = {law: float(np.mean(found["r_squared"])) for law, found in fits.items()}
+def _growth(record: Record, cell: Record) -> list[str]:
+    """The fits of the runs that have a sink, by chains that have such a run."""
+    sinks, of = _sinks(cell), np.array([chain for _, chain in record["runs"]])
+    units = [sinks & (of == chain) for chain in dict.fromkeys(of[sinks])]
+    if len(record["chains"]) == 1:
+        units = [np.array([run]) for run in np.flatnonzero(sinks)]
+
+    def fitted(law: str, what: str) -> Interval:
+        values = np.array(cell["growth"][law][what], np.float64)
+        return mean_interval([values[unit].mean() for unit in units])
+
+    explained = {law: fitted(law, "r_squared").mean for law in cell["growth"]}
     return [
         setting(cell), VARIANTS[cell["variant"]].label,
         max(explained, key=lambda law: explained[law]),
-        f"{mean_interval(fits['logarithmic']['slope']):±.2f}", f"{explained['logarithmic']:.2f}",
+        f"{fitted('logarithmic', 'slope'):±.2f}", f"{explained['logarithmic']:.2f}",
         f"{explained['linear']:.2f}",
     ]  # fmt: skip
 

@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sysout_jax.plots.forest import Mark, forest
 from sysout_jax.plots.style import array, grid, looks, note
 
@@ -13,7 +11,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
-APART = 0.16  # of the chains' points in a row
 # What a cell is beside its variant, where nothing is said.
 DEFAULT_CELL: Mapping[str, Any] = MappingProxyType(
     {
@@ -43,28 +40,24 @@ def setting(cell: Record) -> str:
 
 
 def _sinks(record: Record, cells: list[Record]) -> "Figure":
-    """A row for each cell, a point for each run, chains in colours one under the other."""
+    """A row for each cell, a point for each run, a line at their mean."""
     figure, (sink, drain) = grid(2, 4.6, 1.0 + 0.24 * len(cells), sharey=True)
-    chains = np.array([chain for _, chain in record["runs"]])
     panels = {"noop_sink_best": sink, "value_drain@value": drain}
     names = [f"{cell['variant']}: {setting(cell)}" for cell in cells]
-    chained = [f"chain {chain}" for chain in record["chains"]]
-    colours = [look.colour for look in looks(chained)]
+    variants = list(dict.fromkeys(cell["variant"] for cell in cells))
+    colours = dict(zip(variants, (look.colour for look in looks(variants)), strict=True))
     for name, axes in panels.items():
+        runs = [array(cell["measures"][name]) for cell in cells]
         marks = [
-            Mark(row, (None,) * 3, colours[at], APART * ((len(colours) - 1) / 2 - at),
-                 dots=array(cell["measures"][name])[chains == chain].tolist())
-            for row, cell in enumerate(cells)
-            for at, chain in enumerate(record["chains"])
+            Mark(row, (found.mean(), None, None), colours[cell["variant"]], marker="|",
+                 dots=found.tolist())
+            for row, (cell, found) in enumerate(zip(cells, runs, strict=True))
         ]  # fmt: skip
         forest(axes, names, marks, fontsize=7)
-    for name, colour in zip(chained, colours, strict=True):
-        drain.plot([], [], "o", ms=3, color=colour, label=name)
     sink.set_xlim(-0.03, 1.03)
     sink.set_xlabel("no-op queries: attention to first token, best head")
     drain.set_xlabel("norm of its value over the others' mean")
-    drain.legend(fontsize=7)
-    note(figure, "a point: a run, in the colour of its chain")
+    note(figure, f"points: runs, of {len(record['chains'])} chains; lines: their means")
     return figure
 
 

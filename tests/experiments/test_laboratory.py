@@ -18,6 +18,9 @@ from experiments.cli.tables import markdown
 from experiments.laboratory import Cell, Config, found_in
 from experiments.records.laboratory import cell_of
 from experiments.reports.laboratory_report import sections, sentences
+from sysout_jax.analysis.compress.compressed import losses
+from sysout_jax.analysis.compress.compression import Compressor
+from sysout_jax.analysis.compress.schemes import scheme
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.data import Backcopy
 from sysout_jax.errors import Diverged, InputError
@@ -114,6 +117,34 @@ def test_growth_is_fitted_to_the_gap(finished, record):
     assert found_in(run)["begun"]["noop_sink"] == pytest.approx(cell["begun"]["noop_sink"], 1e-4)
 
 
+def test_compression_is_judged_on_the_chain_of_a_run(finished, record):
+    """The rise of each run's loss, again, from its parameters and its chain's rows."""
+    run, cell = finished[-1]["softmax"], record["cells"][0]
+    assert set(cell["compressed"]) == set(record["methods"]) == {"w8a8", "w4a4"}
+    for at, (_, chain) in enumerate(ORDER):
+        rows = np.concatenate([Backcopy(chain).batch("val", 0, n, 3, 9) for n in range(2)])
+        model = run.model(run.config.seeds[at])
+        rounded = Compressor(model.config, model.params, rows).compress(scheme("w4a4"))
+        before = float(token_loss(model.config, model.params, jnp.asarray(rows)).mean())
+        after = float(losses(model.config, rounded, rows).mean())
+        assert cell["compressed"]["w4a4"][at] == pytest.approx(after - before, abs=2e-6)
+    assert min(map(abs, cell["compressed"]["w4a4"])) > 1e-5  # above what is tolerated
+
+
+def test_one_chain_is_counted_by_its_runs(record):
+    made = copy.deepcopy(record)
+    made["chains"], made["runs"] = [0], [[seed, 0] for seed in range(4)]
+    made["floor"] = {start: of[:1] for start, of in made["floor"].items()}
+    made["cells"][0]["measures"]["noop_sink_best"] = [0.2, 0.4, 0.6, 0.8]
+    whole = {section.name: section.table for section in sections(made) if section.table}
+    mean, low, high = mean_interval([0.2, 0.4, 0.6, 0.8])
+    assert f"{mean:.2f} ±{(high - low) / 2:.2f}" in whole["cells"].rows[0]
+    assert whole["cells"].title.endswith("over runs")
+    made["runs"][1] = [1, 2]
+    with pytest.raises(ValueError, match="each chain in turn"):
+        list(sections(made))
+
+
 def test_tables_show_the_record(finished, record):
     made = copy.deepcopy(record)
     made["cells"][0]["measures"]["noop_sink_best"] = [0.2, 0.4, 0.6, 0.8]
@@ -121,11 +152,12 @@ def test_tables_show_the_record(finished, record):
     first = dict(zip(shown["cells"][0], shown["cells"][1], strict=True))
     assert (first["setting"], first["variant"]) == ("adamw, 1 layer", "(a) softmax")
     assert first["runs with a sink"] == "3 of 4"
-    mean, low, high = mean_interval([0.2, 0.4, 0.6, 0.8])
+    mean, low, high = mean_interval([0.4, 0.6])  # of chain 0 and chain 2
     assert f"{mean:.2f} ±{(high - low) / 2:.2f}" in first.values()
     assert shown["cells"][3][0] == "adamw, 1 layer, BOS not trained"
-    growth = made["cells"][0]["growth"]["logarithmic"]["slope"][1:]  # of the three with a sink
-    assert shown["growth"][1][3].startswith(f"{np.mean(growth):.2f} ±")
+    _, *slopes = made["cells"][0]["growth"]["logarithmic"]["slope"]  # of the three with a sink
+    mean, low, high = mean_interval([slopes[1], (slopes[0] + slopes[2]) / 2])
+    assert shown["growth"][1][3] == f"{mean:.2f} ±{(high - low) / 2:.2f}"
     assert all(len(row) == len(rows[0]) for rows in shown.values() for row in rows)
     assert "in some: softmax (adamw, 1 layer)" in sentences(made)[0]
     assert set(markdown(sections(made))) == {"cells", "growth"}
@@ -270,6 +302,7 @@ def test_shards_share_all_items():
         (["--variants=softmx"], "--variants='softmx': unknown"),
         (["--optimizers=adam"], "--optimizers='adam': unknown"),
         (["--losses=some"], "--losses='some': unknown"),
+        (["--methods=w9"], "--methods=w9: "),
         (["--chains=1,1"], "--chains=1,1: accepted: at least one, none of them twice"),
         (["--chains=-1"], "--chains=-1: accepted: integers from 0"),
         (["--layers=0"], "--layers=0: accepted"),

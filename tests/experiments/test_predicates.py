@@ -162,27 +162,26 @@ def test_without_a_control_the_test_is_of_one_side(k):
     assert found.p == pytest.approx(min(1.0, 2 * above))
 
 
-def test_an_absence_is_on_every_chain():
+def test_an_absence_is_in_every_run_of_a_chain():
     cells = [
         {"variant": "softmax", "start": start, "measures": {"sink": values}}
         for start, values in (("bos", [0.9] * 12), ("none", [0.1] * 11 + [0.5]))
     ]
-    runs = [[seed, chain] for seed in range(6) for chain in (0, 1)]
-    made = {"experiment": "laboratory", "cells": cells, "runs": runs, "chains": [0, 1]}
-    made["floor"] = {"bos": [1.0, 2.0], "none": [1.0, 2.0]}
+    runs = [[seed, chain] for seed in range(2) for chain in range(6)]
+    made = {"experiment": "laboratory", "cells": cells, "runs": runs, "chains": [*range(6)]}
     there = Share(SINK, ("softmax",)).judge([made])
     gone = Share(NONE, ("softmax start=none",), control=Control(SINK)).judge([made])
     assert (there.says, there.short, gone.short) == (SUPPORTED, "6/6", "5/6")
 
 
 @pytest.mark.parametrize(("without", "says"), [(1, INCONCLUSIVE), (2, REFUTED), (3, REFUTED)])
-def test_a_unit_is_without_it_where_most_chains_are(without, says):
+def test_a_chain_is_without_it_where_most_runs_are(without, says):
     measures = {
-        "softmax": [1.0] * 24, "sink_logit": ([0.0] * without + [1.0] * (3 - without)) * 8
+        "softmax": [1.0] * 24, "sink_logit": [0.0] * (8 * without) + [1.0] * (8 * (3 - without))
     }  # fmt: skip
     cells = [{"variant": name, "measures": {"sink": x}} for name, x in measures.items()]
-    runs = [[seed, chain] for seed in range(8) for chain in range(3)]
-    made = {"experiment": "laboratory", "cells": cells, "runs": runs, "chains": [0, 1, 2]}
+    runs = [[seed, chain] for seed in range(3) for chain in range(8)]
+    made = {"experiment": "laboratory", "cells": cells, "runs": runs, "chains": [*range(8)]}
     found = Share(SINK, ("sink_logit",), control=Control(SINK)).judge([made])
     assert (found.says, found.short) == (says, "0/8")
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from sysout_jax.analysis.compress import schemes
 from sysout_jax.analysis.compress.calibration import (
     CACHE,
     PRODUCTS,
@@ -19,7 +20,7 @@ from sysout_jax.analysis.compress.calibration import (
     limits,
     rotation,
 )
-from sysout_jax.analysis.compress.compressed import Compressed
+from sysout_jax.analysis.compress.compressed import Compressed, losses
 from sysout_jax.analysis.compress.rounding import Basis, Evict, RoundInputs, round_weights
 from sysout_jax.analysis.compress.schemes import LEARNING, Pruning, Rounding, Scheme, bits
 from sysout_jax.analysis.locate.scan import for_length
@@ -310,6 +311,23 @@ class Compressor:
             w = self._matrix(blocks, layer, module, name)
             zeros.setdefault(name, []).append(float(jnp.mean(w == 0.0)))
         return {name: np.array(shares) for name, shares in zeros.items()}
+
+
+def added_losses(
+    compressor: Compressor, methods: Iterable[str], rows: Int[np.ndarray, "B S"]
+) -> dict[str, float]:
+    """Method -> what it adds to the mean loss of rows [B, S], nats a token.
+
+    Raises:
+      InputError: a method that `schemes.scheme` does not know, or `Compressor.compress` refuses.
+    """
+    config = compressor.config
+    before = losses(config, Compressed(compressor.params), rows)
+    found = {method: compressor.compress(schemes.scheme(method)) for method in methods}
+    return {
+        method: float((losses(config, compressed, rows) - before).mean())
+        for method, compressed in found.items()
+    }
 
 
 def wide(config: ModelConfig, site: str) -> int:
