@@ -324,10 +324,7 @@ def added_losses(
     config = compressor.config
     before = losses(config, Compressed(compressor.params), rows)
     found = {method: compressor.compress(schemes.scheme(method)) for method in methods}
-    return {
-        method: float((losses(config, compressed, rows) - before).mean())
-        for method, compressed in found.items()
-    }
+    return {name: float((losses(config, of, rows) - before).mean()) for name, of in found.items()}
 
 
 def wide(config: ModelConfig, site: str) -> int:
