@@ -32,6 +32,8 @@ FEATURES = {
     "experts": "experts",
     "window": "windows",
     "window_layers": "windows by layer",
+    "rope_layers": "layers without positions",
+    "embed_norm": "norm of embeddings",
     "query_key_norm": "QK norm",
     "attn_softcap": "soft caps",
     "rope": "longer contexts",

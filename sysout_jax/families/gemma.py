@@ -1,24 +1,51 @@
-"""Gemma 2 and 3: norms on both sides of every layer, soft caps, windows in most layers."""
+"""Gemma 1; Gemma 2 and 3 with norms on both sides of every layer, soft caps and windows."""
 
 from math import sqrt
 from typing import Any
 
-from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Group, Only, Raw, Row, Within, tensor
 from sysout_jax.families.rows import (
     ATTENTION_BIASES,
     EPS,
     GATED,
+    LLAMA_LIKE,
     LLAMA_MLP,
     ROTARY_BUFFER,
     SIZES,
+    TIED,
     llama_attention,
-    read_rule,
     rotary,
+    rotary_by_kind,
     windows,
-    write_rule,
 )
 from sysout_jax.model.config import ModelConfig
+
+
+def _read_embed(raw: Raw) -> dict[str, Any]:
+    return {"embed_scale": sqrt(raw["hidden_size"])}
+
+
+GEMMA = Family(
+    name="gemma",
+    model_types=("gemma",),
+    architecture="GemmaForCausalLM",
+    covers="Gemma 2B and 7B of 2024, CodeGemma, and their instruct models",
+    cite="Gemma Team 2024 (arXiv:2403.08295)",
+    fixed={**LLAMA_LIKE, "norm_plus_one": True},
+    config=(
+        *SIZES,
+        EPS,
+        TIED,
+        # The first files say gelu, for which the reference takes tanh's approximation all the same.
+        Field("hidden_act", "mlp", {**GATED, "gelu": "geglu"}),
+        *ATTENTION_BIASES,
+        Group((), ("embed_scale",), _read_embed, lambda c: {}),
+        Only("use_bidirectional_attention", None),
+        rotary(),
+    ),
+    tensors=(*llama_attention(), *LLAMA_MLP),
+    buffers=(ROTARY_BUFFER,),
+)
 
 
 def _read_scales(raw: Raw) -> dict[str, Any]:
@@ -30,35 +57,6 @@ def _write_scales(c: ModelConfig) -> dict[str, Any]:
     scalar = 256.0 if c.query_scale is None else c.query_scale**-2
     whole = round(scalar)  # the published fields are integers
     return {"query_pre_attn_scalar": whole if whole**-0.5 == c.query_scale else scalar}
-
-
-def _read_rotary(raw: Raw) -> dict[str, Any]:
-    given, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
-    if "type" in scaling and "rope_type" not in scaling:
-        why = "versions of the published code disagree on whether it is read"
-        raise InputError("rope_scaling", None, "rope_type in place of type", why)
-    everywhere = {
-        "rope_theta": raw.get("rope_theta", 1e6),
-        "partial_rotary_factor": 1.0,
-        **(given.get("full_attention") or {}),
-        **scaling,
-    }
-    local = {
-        "rope_theta": raw.get("rope_local_base_freq", 1e4),
-        "partial_rotary_factor": 1.0,
-        **(given.get("sliding_attention") or {}),
-    }
-    if read_rule(local, raw)["rule"] != "plain":
-        raise InputError("rope_parameters of sliding_attention", accepted="rope_type default")
-    return {"rope": read_rule(everywhere, raw) | {"local_theta": local["rope_theta"]}}
-
-
-def _write_rotary(c: ModelConfig) -> dict[str, Any]:
-    return {
-        "rope_theta": c.rope.theta,
-        "rope_local_base_freq": c.rope.local_theta,
-        "rope_scaling": write_rule(c.rope),
-    }
 
 
 _ROWS: tuple[Row, ...] = (
@@ -133,12 +131,7 @@ GEMMA3 = Family(
         *_ROWS,
         Only("attn_logit_softcapping", None),  # the published code stores it, and caps nothing
         windows(_five_of_six, others=("sliding_window_pattern",), least=4096),
-        Group(
-            ("rope_parameters", "rope_theta", "rope_local_base_freq", "rope_scaling"),
-            ("rope",),
-            _read_rotary,
-            _write_rotary,
-        ),
+        rotary_by_kind(1e6, local=("rope_local_base_freq", 1e4)),
     ),
     tensors=_TENSORS,
     buffers=(ROTARY_BUFFER,),

@@ -1,4 +1,6 @@
-"""OLMo 1 (norms without parameters), OLMo 2 (norms after each layer, and of q and k), OLMoE."""
+"""OLMo 1 (norms without parameters), 2 (norms behind layers, of q and k), 3 (windows), OLMoE."""
+
+from dataclasses import replace
 
 from sysout_jax.families.family import Family, Field, tensor
 from sysout_jax.families.rows import (
@@ -15,6 +17,8 @@ from sysout_jax.families.rows import (
     expert_tensors,
     llama_attention,
     rotary,
+    rotary_by_kind,
+    windows,
 )
 
 OLMO = Family(
@@ -28,6 +32,7 @@ OLMO = Family(
     tensors=(*llama_attention(), *LLAMA_MLP),
     buffers=(ROTARY_BUFFER,),
 )
+_ROWS = (*SIZES, EPS, TIED, ACT, *ATTENTION_BIASES)
 _NORMS = (
     tensor("layers.{l}.self_attn.q_norm.weight", "(N H)", "block/attn/query_norm/scale"),
     tensor("layers.{l}.self_attn.k_norm.weight", "(K H)", "block/attn/key_norm/scale"),
@@ -39,7 +44,7 @@ OLMO2 = Family(
     covers="OLMo 2 1B, 7B, 13B, 32B and their instruct models",
     cite="OLMo Team 2025 (arXiv:2501.00656)",
     fixed={**LLAMA_LIKE, "norm_placement": "out", "query_key_norm": "whole"},
-    config=(*SIZES, EPS, TIED, ACT, *ATTENTION_BIASES, rotary()),
+    config=(*_ROWS, rotary()),
     tensors=(
         *llama_attention(norms=False),
         tensor("layers.{l}.post_attention_layernorm.weight", "D", "block/attn_out_norm/scale"),
@@ -49,6 +54,20 @@ OLMO2 = Family(
     ),
     buffers=(ROTARY_BUFFER,),
 )
+
+OLMO3 = replace(
+    OLMO2,
+    name="olmo3",
+    model_types=("olmo3",),
+    architecture="Olmo3ForCausalLM",
+    covers="OLMo 3 7B and 32B, and their instruct and reasoning models",
+    cite="OLMo Team 2025 (arXiv:2512.13961)",
+    config=(
+        *_ROWS,
+        windows(lambda layer, raw: bool((layer + 1) % 4), least=4096),
+        rotary_by_kind(5e5),
+    ),
+)
 OLMOE = Family(
     name="olmoe",
     model_types=("olmoe",),
@@ -57,11 +76,7 @@ OLMOE = Family(
     cite="Muennighoff et al. 2024 (arXiv:2409.02060)",
     fixed={**LLAMA_LIKE, "query_key_norm": "whole"},
     config=(
-        *SIZES,
-        EPS,
-        TIED,
-        ACT,
-        *ATTENTION_BIASES,
+        *_ROWS,
         Field("clip_qkv", "clip_qkv"),
         Field("num_experts", "experts"),
         *EXPERTS,

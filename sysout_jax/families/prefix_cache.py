@@ -63,6 +63,5 @@ def prefix_tensors(model: Model) -> dict[str, Float[np.ndarray, "1 K C H"]]:
 def _turned(config: ModelConfig, layer: int, key: Float[Array, "C K H"]) -> Array:
     if config.position != "rope":
         return key
-    windowed = jnp.asarray(layer in config.layers_with_window)
     places = jnp.arange(len(key))
-    return rotate(key, places, rotation(config, len(key), windowed), config.rope.interleaved)
+    return rotate(key, places, rotation(config, len(key), layer), config.rope.interleaved)

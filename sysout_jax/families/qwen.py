@@ -23,7 +23,9 @@ from sysout_jax.families.rows import (
 )
 from sysout_jax.model.config import ModelConfig
 
-_WINDOWS = windows(lambda layer, raw: layer >= raw["max_window_layers"], switch=True)
+_WINDOWS = windows(
+    lambda layer, raw: layer >= raw["max_window_layers"], switch=True, others=("max_window_layers",)
+)
 QWEN2 = Family(
     name="qwen2",
     model_types=("qwen2",),

@@ -15,12 +15,14 @@ HARMLESS = frozenset(
     {
         # dropped in training alone
         "attention_dropout", "attn_pdrop", "attn_config.attn_pdrop", "dropout", "embd_pdrop",
-        "hidden_dropout", "layerdrop", "resid_pdrop", "router_jitter_noise",
+        "embed_dropout", "embedding_dropout", "hidden_dropout", "layerdrop", "resid_dropout",
+        "resid_pdrop", "residual_dropout", "router_jitter_noise",
         # a loss of training, first weights, the row that gets no gradient
         "output_router_logits", "router_aux_loss_coef", "initializer_range", "pad_token_id",
         # what is returned and kept, and at which precision weights are stored and maps computed
         "output_attentions", "output_hidden_states", "return_dict", "use_cache", "dtype",
         "reorder_and_upcast_attn",
+        "pretraining_tp",  # in how many parts a sum is made (BLOOM, where slow_but_exact)
     }
 )  # fmt: skip
 # What tools write into any config.json to say how it came about.

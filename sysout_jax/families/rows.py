@@ -170,6 +170,39 @@ def rotary(
     return Group(names, ("rope",), read, write)
 
 
+def rotary_by_kind(theta: float, local: tuple[str, float] | None = None) -> Group:
+    """Rotary positions with a base of layers with a window, and a base and rule of the others.
+
+    Args:
+      theta: the base where none is given.
+      local: what config.json calls the base of layers with a window outside of "rope_parameters",
+        and its default; None: the other one.
+    """
+
+    def read(raw: Raw) -> dict[str, Any]:
+        given, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
+        if "type" in scaling and "rope_type" not in scaling:
+            why = "versions of the published code disagree on whether it is read"
+            raise InputError("rope_scaling", None, "rope_type in place of type", why)
+        base = raw.get("rope_theta", theta)
+        own = base if local is None else raw.get(*local)
+        kinds = {"sliding_attention": (own, {}), "full_attention": (base, scaling)}
+        windowed, everywhere = (
+            {"rope_theta": told, "partial_rotary_factor": 1.0, **(given.get(kind) or {}), **more}
+            for kind, (told, more) in kinds.items()
+        )
+        if read_rule(windowed, raw)["rule"] != "plain":
+            raise InputError("rope_parameters of sliding_attention", accepted="rope_type default")
+        return {"rope": read_rule(everywhere, raw) | {"local_theta": windowed["rope_theta"]}}
+
+    def write(c: ModelConfig) -> dict[str, Any]:
+        out = {"rope_theta": c.rope.theta, "rope_scaling": write_rule(c.rope)}
+        return out if local is None else out | {local[0]: c.rope.local_theta}
+
+    names = ("rope_parameters", "rope_theta", "rope_scaling", *(local or ())[:1])
+    return Group(names, ("rope",), read, write)
+
+
 def read_rule(given: Raw, raw: Raw, partly: bool = False) -> dict[str, Any]:
     """The fields of a `Rope`, and its rule, that one published dict of rotary parameters says.
 
@@ -263,7 +296,7 @@ def windows(
       named: whether "layer_types" is written where all layers are alike.
     """
     names = ("sliding_window", "layer_types", *others)
-    names += ("use_sliding_window", "max_window_layers") if switch else ()
+    names += ("use_sliding_window",) if switch else ()
 
     def read(raw: Raw) -> dict[str, Any]:
         layers, size = raw["num_hidden_layers"], raw.get("sliding_window")

@@ -7,11 +7,14 @@ from typing import Any
 
 from sysout_jax.errors import InputError
 from sysout_jax.families import (
+    bloom,
     falcon,
     gemma,
     gpt2,
+    gpt_neo,
     gpt_neox,
     gpt_oss,
+    gptj,
     llama,
     mistral,
     mixtral,
@@ -21,7 +24,9 @@ from sysout_jax.families import (
     phi,
     phi3,
     qwen,
+    smollm3,
     stablelm,
+    starcoder2,
 )
 from sysout_jax.families.family import Family
 
@@ -36,19 +41,26 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             phi.PHI,
             mpt.MPT,
             falcon.FALCON,
+            bloom.BLOOM,
             gpt2.GPT2,
+            gpt_neo.GPT_NEO,
+            gptj.GPTJ,
             gpt_neox.GPT_NEOX,
             qwen.QWEN2,
             qwen.QWEN3,
             qwen.QWEN3_MOE,
+            smollm3.SMOLLM3,
+            gemma.GEMMA,
             gemma.GEMMA2,
             gemma.GEMMA3,
             olmo.OLMO,
             olmo.OLMO2,
+            olmo.OLMO3,
             olmo.OLMOE,
             gpt_oss.GPT_OSS,
             phi3.PHI3,
             stablelm.STABLELM,
+            starcoder2.STARCODER2,
         )
     }
 )

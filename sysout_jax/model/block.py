@@ -28,7 +28,7 @@ from sysout_jax.core.streaming import (
     split_queries,
 )
 from sysout_jax.model.config import ModelConfig
-from sysout_jax.model.geometry import logit_bias, rotation
+from sysout_jax.model.geometry import logit_bias, rotation, windowed
 from sysout_jax.model.sink import within
 from sysout_jax.model.taps import PER_QUERY, WITHIN_ATTENTION, LayerTap, Probe
 
@@ -120,12 +120,12 @@ class Attention(Owner):
             q, k, v = (jnp.clip(part, -c.clip_qkv, c.clip_qkv) for part in (q, k, v))
         length, before = x.shape[1], c.keys_before
         places = jnp.arange(length)  # in the text
-        windowed = jnp.isin(layer, jnp.asarray(c.layers_with_window, layer.dtype))
+        local = windowed(c, layer)
 
         def turn(x: Array, positions: Array) -> Array:
             if c.position != "rope":
                 return x
-            turned = rotation(c, before + length, windowed)
+            turned = rotation(c, before + length, layer)
             return rotate(x, positions, turned, c.rope.interleaved)
 
         q, k = _by_layer(c, layer, turn(q, before + places)), turn(k, before + places)
@@ -140,7 +140,7 @@ class Attention(Owner):
             name: self.own(f"variant_{name}", p.axes, p.init) for name, p in variant.params.items()
         }
 
-        fused = None if tap.probe.asks(*WITHIN_ATTENTION) else _fused(c, windowed)
+        fused = None if tap.probe.asks(*WITHIN_ATTENTION) else _fused(c, local)
         first_apart = tap.without_first if tap.probe.asks("attn_first") else None
 
         def attend(
@@ -149,7 +149,7 @@ class Attention(Owner):
             keys, at = positions[: ahead + count], before + queries
             mask = causal_mask(at, keys, c.window)
             if c.window_layers is not None:
-                mask = jnp.where(windowed, mask, causal_mask(at, keys))
+                mask = jnp.where(local, mask, causal_mask(at, keys))
             if c.sink is not None:
                 mask = c.sink.seen(mask, queries, layer)
             heads = Heads(
@@ -186,11 +186,11 @@ def _by_layer(
     return q / (layer + 1).astype(q.dtype) if config.query_scale_by_layer else q
 
 
-def _fused(config: ModelConfig, windowed: Bool[Array, ""]) -> Past | None:
+def _fused(config: ModelConfig, local: Bool[Array, ""]) -> Past | None:
     """What queries of a layer see, as a fused kernel is told it; None where there is none."""
     if not config.fused:
         return None
-    return Past(config.window, None if config.window_layers is None else windowed)
+    return Past(config.window, None if config.window_layers is None else local)
 
 
 def _mixed(

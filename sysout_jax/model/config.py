@@ -48,6 +48,7 @@ class ModelConfig:
     position: str = "learned"  # learned, rope, alibi, none
     position_offset: int = 0  # rows of the learned positions before the first (OPT: 2)
     rope: Rope = field(default_factory=Rope)  # how position rope turns heads
+    rope_layers: tuple[int, ...] | None = None  # layers (from 0) that it turns heads in; None: all
     alibi_falcon: bool = False  # divided by sqrt(H), and rounded to bfloat16 as Falcon was trained
     mlp: str = "gelu"  # relu, gelu(_exact), or gated: geglu(_exact), swiglu, reglu, shifted_glu
     mlp_limit: float | None = None  # up within -limit..limit, the gate at most limit (gpt-oss)
@@ -67,6 +68,7 @@ class ModelConfig:
     attn_softcap: float | None = None  # c: logits of attention become c tanh(s/c)
     final_softcap: float | None = None  # the same for the output's
     embed_scale: float = 1.0  # multiplies embeddings
+    embed_norm: bool = False  # embeddings go through a norm of their own (BLOOM)
     embed_width: int | None = None  # W, mapped to the width and back (OPT-350M); None: no map
     tied: bool = False  # the output head is the embedding, transposed
     window: int | None = None  # keys visible to a query, itself included; None: all of the past
@@ -159,16 +161,21 @@ class ModelConfig:
             )
 
     def _check_positions(self) -> None:
-        if self.window_layers is not None and (
-            self.window is None
-            or not all(0 <= x < self.layers for x in self.window_layers)
-            or list(self.window_layers) != sorted(set(self.window_layers))
+        for name, has, needs in (
+            ("window_layers", self.window is not None, "--window"),
+            ("rope_layers", self.position == "rope", "--position=rope"),
         ):
-            raise InputError(
-                "window_layers",
-                ",".join(map(str, self.window_layers)),
-                f"layers from 0 to {self.layers - 1} in order, with --window",
-            )
+            chosen = getattr(self, name)
+            if chosen is not None and not (
+                has
+                and all(0 <= x < self.layers for x in chosen)
+                and list(chosen) == sorted(set(chosen))
+            ):
+                raise InputError(
+                    name,
+                    ",".join(map(str, chosen)),
+                    f"layers from 0 to {self.layers - 1} in order, with {needs}",
+                )
         if self.position_offset + self.keys_before >= self.context:
             raise InputError(
                 "position_offset",

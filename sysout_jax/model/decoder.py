@@ -28,7 +28,7 @@ Own = Callable[[str, str], Array]  # (name, axes) -> the parameter of that name
 
 
 def embed(config: ModelConfig, own: Own, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """The residual stream before the first block, in the config's dtype.
+    """The residual stream before the first block and its `embed_norm`, in the config's dtype.
 
     Raises:
       InputError: T beyond the positions that are learned.
@@ -97,7 +97,10 @@ class Decoder(Owner):
                 owned[name] = self.own(name, axes, 0.0 if name == "head_bias" else "normal")
             return owned[name]
 
-        x, recorded = self._blocks(embed(c, own, tokens), probe)
+        x = embed(c, own, tokens)
+        if c.embed_norm:
+            x = Norm(c, name="embed_norm")(x)
+        x, recorded = self._blocks(x, probe)
         if c.norm_placement != "post":
             x = Norm(c, name="final_norm")(x)
         x = probe.at(jnp.asarray(c.layers), recorded)("final_norm", x)

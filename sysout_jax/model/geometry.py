@@ -10,27 +10,34 @@ from sysout_jax.core.positions import Rotation
 from sysout_jax.model.config import ModelConfig
 
 
-def rotation(config: ModelConfig, length: int, windowed: Bool[Array, ""]) -> Rotation:
-    """The rotation of a layer's queries and keys.
+def windowed(config: ModelConfig, layer: Int[Array, ""] | int) -> Bool[Array, ""]:
+    """Whether a layer is one of `window_layers`."""
+    return jnp.isin(layer, jnp.asarray(config.layers_with_window, jnp.int32))
+
+
+def rotation(config: ModelConfig, length: int, layer: Int[Array, ""] | int) -> Rotation:
+    """The rotation of a layer's queries and keys; by no angle in a layer without positions.
 
     Args:
       config: the architecture.
       length: of the sequence, in tokens; some rules depend on it.
-      windowed: whether the layer is one of `window_layers`.
+      layer: its index.
     """
     rope, channels = config.rope, config.rope.channels(config.sizes["H"])
-    everywhere = rope.rotation(channels, length)
-    if rope.local_theta is None:
-        return everywhere
-    local = p.inverse_frequencies(rope.local_theta, channels)
-    return Rotation(
-        jnp.where(
-            windowed,
-            jnp.asarray(local, jnp.float32),
-            jnp.asarray(everywhere.frequencies, jnp.float32),
-        ),
-        jnp.where(windowed, 1.0, everywhere.scale),
-    )
+    found = rope.rotation(channels, length)
+    if rope.local_theta is not None:
+        local = Rotation(p.inverse_frequencies(rope.local_theta, channels))
+        found = _either(windowed(config, layer), local, found)
+    if config.rope_layers is not None:
+        turned = jnp.isin(layer, jnp.asarray(config.rope_layers, jnp.int32))
+        found = _either(turned, found, Rotation(0.0 * found.frequencies))
+    return found
+
+
+def _either(where: Bool[Array, ""], one: Rotation, other: Rotation) -> Rotation:
+    """One rotation where that is so, else the other."""
+    a, b = (jnp.asarray(each.frequencies, jnp.float32) for each in (one, other))
+    return Rotation(jnp.where(where, a, b), jnp.where(where, one.scale, other.scale))
 
 
 def logit_bias(

@@ -126,14 +126,15 @@ def _read_first(config: ModelConfig) -> tuple[str, ...]:
         "embed",
         *(["positions"] if config.position == "learned" else []),
         *(["embed_in"] if config.embed_width is not None else []),
+        *(["embed_norm"] if config.embed_norm else []),
     )
 
 
 def entering(
     config: ModelConfig, params: Params, tokens: Int[Array, "B T"]
 ) -> Float[Array, "B T D"]:
-    """The residual stream that enters the first block: `decoder.embed`, compiled."""
-    return _embed(config, {name: params[name] for name in _read_first(config)}, tokens)
+    """The residual stream that enters the first block, compiled."""
+    return _embed(config, {name: params.get(name, {}) for name in _read_first(config)}, tokens)
 
 
 def through(
@@ -182,7 +183,10 @@ def _check(config: ModelConfig, tokens: Array, taps: Any, edits: Any) -> None:
 
 @jit_quickly(0)
 def _embed(config: ModelConfig, params: Params, tokens: Array) -> Array:
-    return embed(config, lambda name, axes: params[name], tokens)
+    x = embed(config, lambda name, axes: params[name], tokens)
+    if config.embed_norm:
+        x = Norm(config).apply({"params": params["embed_norm"]}, x)  # type: ignore[assignment]
+    return x
 
 
 @jit_quickly(0, 1)

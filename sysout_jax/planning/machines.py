@@ -226,21 +226,20 @@ def train_flops(config: TrainConfig, vocab: int) -> float:
 
     Layers are alike, so two depths laid out without loops say what any depth needs.
     """
-    one, two = (
-        step_flops(
-            replace(config, model=replace(config.model, layers=n, window_layers=None)), vocab
-        )
-        for n in (1, 2)
-    )
+    one, two = (step_flops(replace(config, model=_shallow(config.model, n)), vocab) for n in (1, 2))
     return one + (config.model.layers - 1) * (two - one)
+
+
+def _shallow(model: ModelConfig, layers: int) -> ModelConfig:
+    """The model with so many layers, all alike."""
+    return replace(model, layers=layers, window_layers=None, rope_layers=None)
 
 
 def analysis_flops(config: TrainConfig, vocab: int) -> float:
     """Operations of an analysis step, in the same way."""
 
     def of(layers: int) -> float:
-        model = replace(config.model, layers=layers, window_layers=None)
-        flat = laid_out(model, query_block=config.seq_len)
+        flat = laid_out(_shallow(config.model, layers), query_block=config.seq_len)
         lowered = analysis_program(replace(config, model=flat, mesh="data=1"), vocab, None)
         return float(lowered.cost_analysis()["flops"])
 

@@ -138,6 +138,7 @@ def test_a_variant_that_sees_a_state_otherwise():
         ({"norm": "tanh"}, "norm"),
         ({"norm": "gated"}, "norm"),
         ({"norm": "pre_affine"}, "norm"),
+        ({"embed_norm": True}, "embed_norm"),
         ({"norm_placement": "post"}, "norm_placement"),
         ({"norm_placement": "sandwich"}, "norm_placement"),
         ({"norm": "layer", "query_key_norm": "head"}, "query_key_norm"),

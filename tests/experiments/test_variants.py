@@ -290,13 +290,14 @@ OTHER = {
     "parallel_block": "shared", "rope_fraction": 0.5, "local_rope_theta": 0.5, "mlp_limit": 0.5,
     "experts": 3, "norm_bias": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True,
     "query_key_norm": "head", "query_scale": 0.5, "clip_qkv": 0.5, "attn_softcap": 0.5,
-    "final_softcap": 0.5, "window_layers": (1,), "embed_width": 5,
+    "final_softcap": 0.5, "window_layers": (1,), "rope_layers": (1,), "embed_width": 5,
     "param_dtype": "bfloat16", "moment_dtype": "bfloat16", "remat": "dots",
     "mesh": "fsdp=4", "parallel": "shard_map", "penalties": ("tweo=0.5",),
 }  # fmt: skip
 NEEDED = {
     "flash": {"dtype": "bfloat16"},
     "window_layers": {"window": 3},
+    "rope_layers": {"position": "rope"},
     "context": {"position": "rope"},
     "norm_rank": {"norm": "gated"},
     **{f"rope_{name}": {"position": "rope"} for name in ("theta", "fraction", "interleaved")},

@@ -15,9 +15,10 @@ ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
     "gemma2": "gemma2", "gemma3_text": "gemma3", "phi": "phi2", "phi3": "phi3", "gpt2": "gpt2",
     "gpt_neox": "gptneox", "falcon": "falcon", "mpt": "mpt", "olmo": "olmo", "olmo2": "olmo2",
-    "gpt_oss": "gpt-oss", "stablelm": "stablelm",
+    "gpt_oss": "gpt-oss", "stablelm": "stablelm", "gemma": "gemma", "smollm3": "smollm3",
+    "starcoder2": "starcoder2", "bloom": "bloom",
 }  # fmt: skip
-PERMUTED = ("llama", "olmo")
+PERMUTED = ("llama", "olmo", "smollm3")
 LABELS = {
     Kind.F32: "ALL_F32", Kind.Q3_K: "MOSTLY_Q3_K_M", Kind.Q4_K: "MOSTLY_Q4_K_M",
     Kind.Q5_K: "MOSTLY_Q5_K_M", Kind.MXFP4: "MOSTLY_MXFP4_MOE",
@@ -153,13 +154,13 @@ def add_keys(writer: gguf.GGUFWriter, name: str, config: dict) -> None:
     writer.add_head_count(heads)
     writer.add_feed_forward_length(mlp)
     context = ("max_position_embeddings", "n_positions", "max_seq_len")
-    writer.add_context_length(next(config[x] for x in context if x in config))
+    writer.add_context_length(next((config[x] for x in context if x in config), 64))
     if kv != heads or name == "falcon":
         writer.add_head_count_kv(kv)
-    if size != width // heads or name in ("gemma2", "gemma3", "gpt-oss"):
+    if size != width // heads or name in ("gemma", "gemma2", "gemma3", "gpt-oss"):
         writer.add_key_length(size)
         writer.add_value_length(size)
-    for field in ("layer_norm_eps", "layer_norm_epsilon"):
+    for field in ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"):
         if field in config:
             writer.add_layer_norm_eps(config[field])
     if name == "olmo":
@@ -223,7 +224,8 @@ def converted(directory: Path, name: str, config: dict) -> dict[str, np.ndarray]
         if ".experts." in published:
             keep_expert(published, array, experts)
             continue
-        stored = names.get_name(published, try_suffixes=(".weight", ".bias"))
+        known = published.removeprefix("transformer.") if name == "bloom" else published
+        stored = names.get_name(known, try_suffixes=(".weight", ".bias"))
         if stored is None and published.endswith(("self_attn.sinks", "mlp.router.weight")):
             stored = names.get_name(published)
         assert stored is not None, published
@@ -234,7 +236,7 @@ def converted(directory: Path, name: str, config: dict) -> dict[str, np.ndarray]
         elif name == "gpt2" and published.endswith(TURNED):
             array = array.T
         elif "query_key_value.weight" in published or (
-            name == "gptneox" and "query_key_value" in published
+            name in ("gptneox", "bloom") and "query_key_value" in published
         ):
             array = apart(array, kv, heads // kv, size)
         if stored.endswith("attn_sinks"):

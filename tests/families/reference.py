@@ -30,6 +30,7 @@ SMALL = {
     "max_position_embeddings": 512,
 }  # fmt: skip
 GQA = SMALL | {"num_key_value_heads": 2, "head_dim": 6}
+GQA_NATURAL = SMALL | {"hidden_size": 24, "num_key_value_heads": 2}
 EXPERTS = GQA | {
     "hidden_size": 24,
     "intermediate_size": 32,
@@ -39,6 +40,11 @@ GPT2 = {
     "vocab_size": 19, "n_embd": 20, "n_layer": 2, "n_head": 4, "n_positions": 23,
     "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+GPT_NEO = {
+    "vocab_size": 19, "hidden_size": 20, "num_layers": 2, "num_heads": 4, "window_size": 3,
+    "max_position_embeddings": 23, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+BLOOM = {"vocab_size": 19, "hidden_size": 24, "n_layer": 2, "n_head": 4}
 MPT = {"vocab_size": 19, "d_model": 20, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}
 FALCON = {k: v for k, v in SMALL.items() if k != "intermediate_size"} | {"hidden_size": 24}
 GEMMA3 = GQA | {
@@ -169,6 +175,24 @@ CASES = {
         GPT2 | {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True,
                 "n_layer": 3}, 23,
     ),
+    "gpt_neo": (
+        "GPTNeoConfig", GPT_NEO | {"attention_types": [[["global", "local"], 1]]}, 11,
+    ),
+    "gpt_neo local alone, untied": (
+        "GPTNeoConfig",
+        GPT_NEO | {"attention_types": [[["local"], 2]], "intermediate_size": 29,
+                   "tie_word_embeddings": False, "activation_function": "relu"}, 11,
+    ),
+    "gptj": ("GPTJConfig", GPT2 | {"n_embd": 24, "rotary_dim": 4}, 11),
+    "gptj whole heads, n_inner": (
+        "GPTJConfig", GPT2 | {"n_embd": 24, "rotary_dim": 6, "n_inner": 29,
+                 "activation_function": "gelu"}, 11,
+    ),
+    "bloom": ("BloomConfig", BLOOM, 11),
+    "bloom six heads, untied": (
+        "BloomConfig",
+        BLOOM | {"n_head": 6, "tie_word_embeddings": False, "layer_norm_epsilon": 1e-2}, 61,
+    ),
     "gpt_neox": (
         "GPTNeoXConfig", SMALL | {"hidden_size": 32}, 11,
     ),
@@ -190,6 +214,18 @@ CASES = {
     "qwen3 biases, tied": (
         "Qwen3Config",
         GQA | {"attention_bias": True, "tie_word_embeddings": True, "num_key_value_heads": 4}, 11,
+    ),
+    "smollm3": ("SmolLM3Config", GQA_NATURAL | {"num_hidden_layers": 4}, 11),
+    "smollm3 windows without positions": (
+        "SmolLM3Config",
+        GQA_NATURAL | {"no_rope_layers": [0, 1, 1], "num_hidden_layers": 3, "attention_bias": True,
+                       "use_sliding_window": True, "sliding_window": 3, "mlp_bias": True,
+                       "tie_word_embeddings": False, "rope_parameters": YARN}, 67,
+    ),
+    "gemma": ("GemmaConfig", GQA, 11),
+    "gemma one kv head, first files' gelu": (
+        "GemmaConfig",
+        GQA | {"num_key_value_heads": 1, "hidden_act": "gelu", "attention_bias": True}, 11,
     ),
     "gemma2": ("Gemma2Config", GQA | {"sliding_window": 3, "query_pre_attn_scalar": 7}, 11),
     "gemma2 uncapped": (
@@ -218,6 +254,18 @@ CASES = {
     "olmo2": ("Olmo2Config", SMALL | {"hidden_size": 24, "num_key_value_heads": 2}, 11),
     "olmo2 biases": (
         "Olmo2Config", SMALL | {"hidden_size": 24, "attention_bias": True, "rms_norm_eps": 1e-2}, 11
+    ),
+    "olmo3": (
+        "Olmo3Config",
+        SMALL | {"hidden_size": 24, "num_key_value_heads": 2, "num_hidden_layers": 4,
+                 "sliding_window": 3}, 11,
+    ),
+    "olmo3 yarn in layers without a window": (
+        "Olmo3Config",
+        SMALL | {"hidden_size": 24, "sliding_window": 5, "attention_bias": True,
+                 "layer_types": ["full_attention", "sliding_attention"], "rope_parameters": {
+                     "full_attention": YARN,
+                     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}}, 67,
     ),
     "gpt_oss": (
         "GptOssConfig",
@@ -249,6 +297,12 @@ CASES = {
                  "use_qkv_bias": True, "tie_word_embeddings": True, "layer_norm_eps": 1e-3,
                  "rope_parameters": {"rope_type": "default", "rope_theta": 100.0,
                                      "partial_rotary_factor": 1.0}}, 11,
+    ),
+    "starcoder2": ("Starcoder2Config", GQA_NATURAL, 11),
+    "starcoder2 bare, window": (
+        "Starcoder2Config",
+        GQA_NATURAL | {"use_bias": False, "sliding_window": 4, "hidden_act": "gelu",
+                       "tie_word_embeddings": False, "norm_epsilon": 1e-2}, 11,
     ),
 }  # fmt: skip
 RECORDED = [name for name in CASES if " " not in name] + [

@@ -294,6 +294,103 @@ PUBLISHED = {
         },
         {"rope_fraction": 0.25, "qkv_bias": True, "parallel_block": "none", "norm": "layer"},
     ),
+    "gpt-neo-125m": (
+        {
+            "activation_function": "gelu_new", "attention_dropout": 0,
+            "attention_layers": ["global", "local"] * 6,
+            "attention_types": [[["global", "local"], 6]], "bos_token_id": 50256,
+            "embed_dropout": 0, "eos_token_id": 50256, "hidden_size": 768,
+            "initializer_range": 0.02, "intermediate_size": None, "layer_norm_epsilon": 1e-05,
+            "max_position_embeddings": 2048, "model_type": "gpt_neo", "num_heads": 12,
+            "num_layers": 12, "resid_dropout": 0, "use_cache": True, "vocab_size": 50257,
+            "window_size": 256,
+        },
+        {"window": 256, "window_layers": tuple(range(1, 12, 2)), "query_scale": 1.0,
+         "mlp_width": 3072, "tied": True},
+    ),
+    "gpt-j-6b": (
+        {
+            "activation_function": "gelu_new", "attn_pdrop": 0.0, "bos_token_id": 50256,
+            "embd_pdrop": 0.0, "eos_token_id": 50256, "initializer_range": 0.02,
+            "layer_norm_epsilon": 1e-05, "model_type": "gptj", "n_embd": 4096, "n_head": 16,
+            "n_inner": None, "n_layer": 28, "n_positions": 2048, "resid_pdrop": 0.0,
+            "rotary": True, "rotary_dim": 64, "scale_attn_weights": True,
+            "tie_word_embeddings": False, "use_cache": True, "vocab_size": 50400,
+        },
+        {"rope_fraction": 0.25, "rope_interleaved": True, "parallel_block": "shared",
+         "head_bias": True, "mlp_width": 16384},
+    ),
+    "bloom-560m": (
+        {
+            "apply_residual_connection_post_layernorm": False, "attention_dropout": 0.0,
+            "attention_softmax_in_fp32": True, "bias_dropout_fusion": True, "bos_token_id": 1,
+            "eos_token_id": 2, "pad_token_id": 3, "hidden_dropout": 0.0,
+            "initializer_range": 0.02, "layer_norm_epsilon": 1e-05, "masked_softmax_fusion": True,
+            "model_type": "bloom", "n_embed": 1024, "n_inner": None, "n_layer": 24,
+            "num_attention_heads": 16, "offset_alibi": 100, "pretraining_tp": 4,
+            "seq_length": 2048, "skip_bias_add": True, "skip_bias_add_qkv": False,
+            "use_cache": True, "vocab_size": 250880,
+        },
+        {"width": 1024, "heads": 16, "embed_norm": True, "position": "alibi", "tied": True},
+    ),
+    "SmolLM3-3B": (
+        {
+            "attention_bias": False, "attention_dropout": 0.0, "eos_token_id": 128012,
+            "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+            "intermediate_size": 11008, "layer_types": ["full_attention"] * 36,
+            "max_position_embeddings": 65536, "max_window_layers": 28, "mlp_bias": False,
+            "model_type": "smollm3", "no_rope_layer_interval": 4,
+            "no_rope_layers": [1, 1, 1, 0] * 9, "num_attention_heads": 16,
+            "num_hidden_layers": 36, "num_key_value_heads": 4, "pretraining_tp": 2,
+            "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 5000000.0,
+            "sliding_window": None, "use_cache": False, "use_sliding_window": False,
+            "vocab_size": 128256,
+        },
+        {"rope_layers": tuple(i for i in range(36) if i % 4 != 3), "rope_theta": 5e6,
+         "tied": True, "window": None},
+    ),
+    "gemma-2b": (
+        {
+            "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 2,
+            "eos_token_id": 1, "head_dim": 256, "hidden_act": "gelu", "hidden_activation": None,
+            "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 16384,
+            "max_position_embeddings": 8192, "model_type": "gemma", "num_attention_heads": 8,
+            "num_hidden_layers": 18, "num_key_value_heads": 1, "pad_token_id": 0,
+            "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 10000.0,
+            "use_cache": True, "vocab_size": 256000,
+        },
+        {"embed_scale": 2048**0.5, "mlp": "geglu", "norm_plus_one": True, "tied": True,
+         "norm_placement": "pre"},
+    ),
+    "Olmo-3-7B": (
+        LLAMA2_7B
+        | {
+            "model_type": "olmo3", "rms_norm_eps": 1e-6, "rope_theta": 500000,
+            "attention_bias": False, "pretraining_tp": None, "sliding_window": 4096,
+            "max_position_embeddings": 65536, "vocab_size": 100278,
+            "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 8,
+            "rope_scaling": {
+                "attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0,
+                "factor": 8.0, "original_max_position_embeddings": 8192, "rope_type": "yarn",
+            },
+        },
+        {"window_layers": tuple(i for i in range(32) if i % 4 != 3), "rope_rule": "yarn",
+         "local_rope_theta": 5e5, "rope_theta": 5e5, "norm_placement": "out"},
+    ),
+    "starcoder2-3b": (
+        {
+            "activation_function": "gelu_pytorch_tanh", "attention_dropout": 0.1,
+            "residual_dropout": 0.1, "embedding_dropout": 0.1, "bos_token_id": 0,
+            "eos_token_id": 0, "hidden_act": "gelu_pytorch_tanh", "hidden_size": 3072,
+            "initializer_range": 0.018042, "intermediate_size": 12288,
+            "layer_norm_epsilon": 1e-05, "max_position_embeddings": 16384, "mlp_type": "default",
+            "model_type": "starcoder2", "norm_epsilon": 1e-05, "norm_type": "layer_norm",
+            "num_attention_heads": 24, "num_hidden_layers": 30, "num_key_value_heads": 2,
+            "rope_theta": 999999.4420358813, "sliding_window": 4096, "use_bias": True,
+            "use_cache": True, "vocab_size": 49152,
+        },
+        {"norm": "layer", "window": 4096, "bias": True, "kv_heads": 2, "tied": True},
+    ),
 }  # fmt: skip
 
 
@@ -575,10 +672,11 @@ OTHERS = {str: "nosuch", bool: None, int: 7, float: 0.37}
 # What must be on for other fields to have a part in it.
 ACTIVE = {
     "rope_scaling": {"rope_type": "yarn", "factor": 2.0}, "use_sliding_window": True,
-    "max_window_layers": 5, "sliding_window": 4096,
+    "max_window_layers": 5, "sliding_window": 4096, "no_rope_layers": None,
+    "layer_types": None,
 }  # fmt: skip
 # Fields that only say over again what another of the family's fields says.
-REPEATED = {"n_head_kv", "sliding_window_pattern"}
+REPEATED = {"n_head_kv", "sliding_window_pattern", "attention_layers"}
 DENSE = {("qwen3_moe", "intermediate_size")}  # of an MLP that no layer has
 
 
@@ -751,6 +849,28 @@ def test_what_a_family_cannot_say():
         write_config(FAMILIES["llama"], ModelConfig(
             norm="rms", position="rope", mlp="swiglu", variant="sigmoid"))  # fmt: skip
     assert set(OURS_ALONE) < set(flat(ModelConfig()))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("gpt-neo-125m", {"attention_types": [[["global"], 10**12]]}, "more of 12 layers, global"),
+        ("gpt-neo-125m", {"attention_types": [[["global"], 11]]}, "11 of 12 layers, global"),
+        ("gpt-neo-125m", {"attention_types": [[["flash"], 12]]}, "12 of 12 layers, flash"),
+        ("gpt-neo-125m", {"attention_types": 3}, "attention_types"),
+        ("gpt-j-6b", {"rotary_dim": None}, "rotary_dim"),
+        ("gpt-j-6b", {"rotary_dim": 512}, "rope_fraction"),
+        ("gpt-j-6b", {"rotary_dim": 3}, "rotates channels in pairs"),
+        ("SmolLM3-3B", {"no_rope_layers": [1, 0]}, "2 for 36 layers"),
+        ("SmolLM3-3B", {"no_rope_layers": [2] * 36}, "0 or 1 for each layer"),
+        ("SmolLM3-3B", {"no_rope_layers": None, "no_rope_layer_interval": 0}, "no_rope_layer_int"),
+        ("bloom-560m", {"slow_but_exact": True}, "slow_but_exact=True"),
+        ("bloom-560m", {"apply_residual_connection_post_layernorm": True}, "apply_residual"),
+        ("Olmo-3-7B", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type in place of"),
+    ],
+)
+def test_layers_and_channels_that_are_none(name, change, told):
+    assert told in refused(PUBLISHED[name][0] | change)
 
 
 def test_ministral_is_a_mistral_with_windows_by_layer():

@@ -200,6 +200,8 @@ def changed(golden, tmp_path, monkeypatch):
     [
         ("llama", {"general.architecture": ["llama"]}, r"architecture \"\['llama'\]\"; accepted"),
         ("mpt", {"mpt.attention.max_alibi_bias": "8"}, r"alibi_bias is '8'; accepted: a number"),
+        ("bloom", {"bloom.attention.head_count_kv": 2}, r"head_count_kv is 2; accepted: 4"),
+        ("bloom", {"bloom.feed_forward_length": 9}, r"feed_forward_length is 9; accepted: 96"),
         ("gemma2", {"gemma2.attention.scale": "x"}, r"scale is 'x'; accepted: a number"),
         ("llama", {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": "2"},
          r"scaling\.factor is '2'; accepted: a number"),

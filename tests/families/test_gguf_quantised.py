@@ -45,6 +45,10 @@ MODELS = {  # Mixtral's files are of the architecture llama, with experts
     "olmo2": ("Olmo2Config", GQA),
     "gpt-oss": ("GptOssConfig", HEADS | EXPERTS | {"sliding_window": 3}),
     "stablelm": ("StableLmConfig", GQA | {"use_qkv_bias": True}),
+    "gemma": ("GemmaConfig", HEADS),
+    "smollm3": ("SmolLM3Config", GQA | {"num_hidden_layers": 4}),
+    "starcoder2": ("Starcoder2Config", GQA),
+    "bloom": ("BloomConfig", {"vocab_size": 19, "hidden_size": 256, "n_layer": 2, "n_head": 4}),
 }  # fmt: skip
 # What the reference reads of GGUF itself, and where that leaves a field at its default, or a size
 # that no key says.

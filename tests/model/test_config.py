@@ -276,6 +276,8 @@ def test_the_same_model_run_otherwise():
         ({"window": 3, "window_layers": (0, 2)}, "window_layers=0,2", "from 0 to 1"),
         ({"window": 3, "window_layers": (1, 0)}, "window_layers=1,0", "in order"),
         ({"window": 3, "window_layers": (1, 1)}, "window_layers=1,1", "in order"),
+        ({"rope_layers": (0,)}, "rope_layers=0", "with position=rope"),
+        ({"position": "rope", "rope_layers": (2,)}, "rope_layers=2", "from 0 to 1"),
         ({"context": 2, "position_offset": 2}, "position_offset=2", "context=2"),
         ({"experts": 2, "experts_per_token": 3}, "experts_per_token=3", "experts=2"),
         (

@@ -255,11 +255,13 @@ FIELDS = {
     "attn_softcap": ("logits", 0.5, {}),
     "final_softcap": ("logits", 0.5, {}),
     "embed_scale": ("logits", 3.0, {}),
+    "embed_norm": ("shapes", True, {}),
     "embed_width": ("shapes", 5, {}),
     "tied": ("shapes", True, {}),
     "window": ("logits", 3, {}),
     "sink": ("shapes", ExplicitSink(), {}),
     "window_layers": ("logits", (1,), {"window": 3}),
+    "rope_layers": ("logits", (1,), {"position": "rope"}),
     "init_std": ("init", 0.03, {}),
     "scaled_residual_init": ("init", True, {}),
     "execution": ("nothing", Execution(remat="block", query_block=3), {}),  # how, not what

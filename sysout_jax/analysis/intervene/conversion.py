@@ -74,8 +74,7 @@ def unrotated(
     length = keys.shape[2]
     layers = []
     for layer in range(config.layers):
-        windowed = jnp.asarray(layer in config.layers_with_window)
-        turned = rotation(config, length, windowed)
+        turned = rotation(config, length, layer)
         inverse = turned._replace(scale=1.0 / jnp.asarray(turned.scale, jnp.float32))
         one = jnp.asarray(keys[layer], jnp.float32)
         layers.append(rotate(one, -jnp.arange(length), inverse, config.rope.interleaved))

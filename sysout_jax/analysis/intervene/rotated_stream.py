@@ -95,6 +95,8 @@ def check_rotates(config: ModelConfig) -> None:
         refuse("norm", ", ".join(COMMUTES))
     if config.norm_placement != "pre":
         refuse("norm_placement", "pre")
+    if config.embed_norm:
+        refuse("embed_norm", "no norm of embeddings")
     of_variant = [param.axes for param in VARIANTS[config.variant].params.values()]
     if any("D" in axes and not _reads(axes) for axes in of_variant):
         refuse("variant", "one that sees states through maps D -> ...")

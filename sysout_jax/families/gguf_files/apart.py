@@ -99,6 +99,44 @@ GPT_NEOX: Names = {
 }
 
 
+def bloom(meta: Metadata) -> Raw:
+    """BLOOM: as many KV heads as heads, an MLP of four times the width, any length of text."""
+    heads, kv, _ = meta.heads
+    width = meta.whole("embedding_length")
+    meta.get("context_length")
+    for key, found, only in (
+        ("attention.head_count_kv", kv, heads),
+        ("feed_forward_length", meta.whole("feed_forward_length"), 4 * width),
+    ):
+        if found != only:
+            meta.refuse(key, f"{found}", f"{only}")
+    return {
+        "model_type": "bloom",
+        "hidden_size": width,
+        "n_layer": meta.whole("block_count"),
+        "n_head": heads,
+        "layer_norm_epsilon": meta.get(LAYER[0]),
+    }
+
+
+BLOOM: Names = {
+    **ends("transformer.word_embeddings", "transformer.ln_f"),
+    **{
+        f"token_embd_norm.{kind}": (f"transformer.word_embeddings_layernorm.{kind}", as_it_is)
+        for kind in ("weight", "bias")
+    },
+    **pairs(
+        "transformer.h.{l}.",
+        ("attn_norm", "input_layernorm"),
+        ("ffn_norm", "post_attention_layernorm"),
+        ("attn_qkv", "self_attention.query_key_value", reordered(by_group)),
+        ("attn_output", "self_attention.dense"),
+        ("ffn_up", "mlp.dense_h_to_4h"),
+        ("ffn_down", "mlp.dense_4h_to_h"),
+    ),
+}
+
+
 def falcon(meta: Metadata) -> Raw:
     """The new decoder has two norms, or several KV heads; what the file cannot say is as in every
     published model that can be converted: rotary positions, MLP and attention side by side."""

@@ -84,6 +84,42 @@ def _qwen3(meta: Metadata) -> Raw:
     return llama_like(meta, rotary_name="partial_rotary_factor") | bias | {"model_type": "qwen3"}
 
 
+def _smollm3(meta: Metadata) -> Raw:
+    """Every fourth layer has no positions, which no key says."""
+    bias = {"attention_bias": meta.has("attn_q.bias"), "mlp_bias": meta.has("ffn_up.bias")}
+    return llama_like(meta) | bias | {"model_type": "smollm3"}
+
+
+def _starcoder2(meta: Metadata) -> Raw:
+    bias = {"use_bias": meta.has("attn_q.bias")}
+    return llama_like(meta, (LAYER[0], "norm_epsilon")) | bias | {"model_type": "starcoder2"}
+
+
+_STARCODER2: Names = {
+    **LLAMA_ENDS,
+    **ATTENTION,
+    **NORMS,
+    **pairs(LLAMA, ("ffn_up", "mlp.c_fc"), ("ffn_down", "mlp.c_proj")),
+}
+
+
+def _gemma1(meta: Metadata) -> Raw:
+    bias = {"attention_bias": meta.has("attn_q.bias"), "head_dim": meta.heads[2]}
+    return llama_like(meta) | bias | {"model_type": "gemma"}
+
+
+_GEMMA1: Names = {
+    **ends("model.embed_tokens", "model.norm", undo=plus_one),
+    **ATTENTION,
+    **MLP,
+    **pairs(
+        LLAMA,
+        ("attn_norm", "input_layernorm", plus_one),
+        ("ffn_norm", "post_attention_layernorm", plus_one),
+    ),
+}
+
+
 def _gemma(meta: Metadata, largest: int, span: int) -> Raw:
     """What Gemma 2 and 3 share; only the largest model scales queries by the width of its heads in
     the residual stream, which no key says. Of a file without a window llama.cpp takes `span`."""
@@ -256,6 +292,9 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         ),
         "qwen2": Architecture(_qwen2, {**LLAMA_ENDS, **ATTENTION, **NORMS, **MLP}),
         "qwen3": Architecture(_qwen3, {**LLAMA_ENDS, **ATTENTION, **HEAD_NORMS, **NORMS, **MLP}),
+        "smollm3": Architecture(_smollm3, {**LLAMA_ENDS, **PERMUTED, **NORMS, **MLP}),
+        "starcoder2": Architecture(_starcoder2, _STARCODER2),
+        "gemma": Architecture(_gemma1, _GEMMA1),
         "gemma2": Architecture(_gemma2, _GEMMA),
         "gemma3": Architecture(_gemma3, _GEMMA),
         "phi2": Architecture(apart.phi2, apart.PHI2),
@@ -264,6 +303,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "gptneox": Architecture(apart.gpt_neox, apart.GPT_NEOX),
         "falcon": Architecture(apart.falcon, apart.FALCON),
         "mpt": Architecture(apart.mpt, apart.MPT),
+        "bloom": Architecture(apart.bloom, apart.BLOOM),
         "olmo": Architecture(_olmo, {**LLAMA_ENDS, **PERMUTED, **MLP}),
         "olmo2": Architecture(_olmo2, _OLMO2),
         "gpt-oss": Architecture(_gpt_oss, _GPT_OSS),

@@ -1,0 +1,92 @@
+"""GPT-Neo: GPT-2 with windows in every second layer, and logits that are not scaled."""
+
+from itertools import islice
+from typing import Any
+
+from sysout_jax.errors import InputError
+from sysout_jax.families.family import Family, Field, Group, Raw, tensor
+from sysout_jax.families.rows import PLAIN
+from sysout_jax.model.config import ModelConfig
+
+_KINDS = ("global", "local")
+_AT = "h.{l}.attn.attention."
+
+
+def _read_windows(raw: Raw) -> dict[str, Any]:
+    layers, spelled = raw["num_layers"], raw.get("attention_types") or [[["global", "local"], 12]]
+    listed = (kind for pattern, times in spelled for _ in range(times) for kind in pattern)
+    kinds = list(islice(listed, layers + 1))
+    if len(kinds) != layers or not {*kinds} <= {*_KINDS}:
+        said = ", ".join(sorted(map(str, {*kinds})))
+        why = f"{len(kinds) if len(kinds) <= layers else 'more'} of {layers} layers, {said}"
+        raise InputError("attention_types", None, "global or local for each layer", why)
+    chosen = tuple(layer for layer, kind in enumerate(kinds) if kind == "local")
+    if not chosen:
+        return {"window": None, "window_layers": None}
+    every = len(chosen) == layers
+    return {"window": raw["window_size"], "window_layers": None if every else chosen}
+
+
+def _write_windows(c: ModelConfig) -> dict[str, Any]:
+    kinds = [_KINDS[layer in c.layers_with_window] for layer in range(c.layers)]
+    spelled = {"attention_types": [[[kind], 1] for kind in kinds]}
+    return spelled if c.window is None else spelled | {"window_size": c.window}
+
+
+def _read_mlp(raw: Raw) -> dict[str, Any]:
+    return {"mlp_width": raw.get("intermediate_size") or 4 * raw["hidden_size"]}
+
+
+def _write_mlp(c: ModelConfig) -> dict[str, Any]:
+    return {"intermediate_size": c.sizes["F"]}
+
+
+GPT_NEO = Family(
+    name="gpt_neo",
+    model_types=("gpt_neo",),
+    architecture="GPTNeoForCausalLM",
+    covers="GPT-Neo 125M, 1.3B and 2.7B, TinyStories",
+    cite="Black et al. 2021 (doi:10.5281/zenodo.5297715)",
+    fixed={
+        "norm": "layer", "position": "learned", "bias": True, "qkv_bias": False,
+        "query_scale": 1.0,
+    },
+    config=(
+        Field("vocab_size", "vocab"),
+        Field("max_position_embeddings", "context"),
+        Field("num_layers", "layers"),
+        Field("hidden_size", "width"),
+        Field("num_heads", "heads"),
+        Group(("intermediate_size",), ("mlp_width",), _read_mlp, _write_mlp),
+        Field("layer_norm_epsilon", "norm_eps"),
+        Field("initializer_range", "init_std"),
+        Field("tie_word_embeddings", "tied"),
+        Field("activation_function", "mlp", PLAIN),
+        Group(
+            ("attention_types", "attention_layers", "window_size"), ("window", "window_layers"),
+            _read_windows, _write_windows,
+        ),
+    ),
+    tensors=(
+        tensor("wte.weight", "V D", "embed"),
+        tensor("/lm_head.weight", "V D", "head"),
+        tensor("wpe.weight", "T D", "positions"),
+        tensor("ln_f.weight", "D", "final_norm/scale"),
+        tensor("ln_f.bias", "D", "final_norm/bias"),
+        tensor("h.{l}.ln_1.weight", "D", "block/attn_norm/scale"),
+        tensor("h.{l}.ln_1.bias", "D", "block/attn_norm/bias"),
+        tensor("h.{l}.ln_2.weight", "D", "block/mlp_norm/scale"),
+        tensor("h.{l}.ln_2.bias", "D", "block/mlp_norm/bias"),
+        tensor(_AT + "q_proj.weight", "(N H) D", "block/attn/query"),
+        tensor(_AT + "k_proj.weight", "(K H) D", "block/attn/key"),
+        tensor(_AT + "v_proj.weight", "(K H) D", "block/attn/value"),
+        tensor(_AT + "out_proj.weight", "D (N H)", "block/attn/out"),
+        tensor(_AT + "out_proj.bias", "D", "block/attn/out_bias"),
+        tensor("h.{l}.mlp.c_fc.weight", "F D", "block/mlp/up"),
+        tensor("h.{l}.mlp.c_fc.bias", "F", "block/mlp/up_bias"),
+        tensor("h.{l}.mlp.c_proj.weight", "D F", "block/mlp/down"),
+        tensor("h.{l}.mlp.c_proj.bias", "D", "block/mlp/down_bias"),
+    ),
+    prefix="transformer.",
+    buffers=(r".*\.attn\.attention\.bias", r".*\.attn\.attention\.masked_bias"),
+)  # fmt: skip
