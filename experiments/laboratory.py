@@ -232,7 +232,7 @@ def _compressed(config: Config, cell: Cell, trained: Run) -> dict[str, list[floa
         model, task = trained.model(seed), Backcopy(chain, STARTS[cell.start])
         calibration, rows = (_rows(config.train, task, split) for split in ("train", "val"))
         compressor = Compressor(model.config, model.params, calibration)
-        found.append(added_losses(compressor, config.methods, rows))
+        found.append(added_losses(compressor, config.methods, rows, LOSSES[cell.loss]))
     return {method: [each[method] for each in found] for method in config.methods}
 
 

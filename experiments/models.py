@@ -47,12 +47,18 @@ FEATURES = {
 
 def settable(family: Family) -> set[str]:
     """The fields of ModelConfig that differ between the family's models, or from the default."""
-    found = {name for name, value in family.fixed.items() if value != getattr(ModelConfig, name)}
+    found = {
+        name
+        for name, value in family.fixed.items()
+        if value and value != getattr(ModelConfig, name)
+    }
     for row in family.config:
         if isinstance(row, Field):
             found.add(row.ours)
         elif isinstance(row, Group):
             found |= set(row.ours)
+            if "rope_scaling" not in row.names:  # then there is no rule of longer contexts
+                found.discard("rope")
     return found
 
 

@@ -27,7 +27,8 @@ def rotate(model: Model, seed: int | None = 0) -> Model:
 
     Raises:
       InputError: a model whose norms do not commute with Q, do not stand before attention and MLP,
-        or have a bias that nothing behind them takes up; or that is read layer by layer.
+        or have a bias that nothing behind them takes up; a norm of embeddings; or a model that is
+        read layer by layer.
 
     Source: Ashkboos et al. 2024 (arXiv:2404.00456), section 4, stage 1a.
     """

@@ -22,7 +22,6 @@ from .claim import (
     HARM,
     KURTOSIS,
     LAB,
-    LAB_TWO,
     LABORATORY,
     LARGE,
     LARGEST,
@@ -125,12 +124,12 @@ CAUSES = (
     }),
     Statement("single_scale_norms_keep_sinks", "Norms with one scale for all channels keep sinks",
               "theory B1; Park et al. 2025 (arXiv:2506.19697)", {
-        LABORATORY: Trial(forms(BEST, "softmax norm=single_scale", equal=COPIES), LAB_TWO),
+        LABORATORY: Trial(forms(BEST, "softmax norm=single_scale", equal=COPIES), LAB),
         SOURCE: Trial(forms(RATED, "softmax norm=single_scale", equal=VALID), CELLS_TWO),
     }),
     Statement("single_scale_norms_remove_outlier_channels", "Norms with one scale for all channels "
               "make smaller outlier channels", "Park et al. 2025 (arXiv:2506.19697)", {
-        LABORATORY: Trial(than(KURTOSIS, "softmax norm=single_scale", equal=COPIES), LAB_TWO),
+        LABORATORY: Trial(than(KURTOSIS, "softmax norm=single_scale", equal=COPIES), LAB),
         SOURCE: Trial(than(KURTOSIS, "softmax norm=single_scale", equal=VALID), CELLS_TWO),
     }),
     Statement("muon_makes_sinks", "Sinks form where Muon trains the hidden matrices, Adam the rest",

@@ -48,8 +48,6 @@ GU, SUN = "Gu et al. 2025 (arXiv:2410.10781)", "Sun et al. 2024 (arXiv:2402.1776
 QIU, CHEN = "Qiu et al. 2025 (arXiv:2505.06708)", "Chen et al. 2026 (arXiv:2603.17771)"
 
 DEMO, LAB, CHAINED = "variants/backcopy", "laboratory", "benchmark/sinks-contexts"
-# Mechanisms that came later, each of seeds of its own.
-LAB_TWO, LAB_THREE, LAB_FOUR = (f"laboratory/{nth}" for nth in ("second", "third", "fourth"))
 CELLS, SIX = "benchmark/sinks", "variants/sinks"
 CELLS_TWO, CELLS_THREE = "benchmark/sinks-second", "benchmark/sinks-third"
 FLY, PAIR = "variants/fruitfly-h100", "variants/fruitfly-pair-h100"

@@ -16,6 +16,7 @@ from scipy import stats
 
 from sysout_jax.analysis.statistics import Interval, mean_interval
 
+from ..records.laboratory import of_units
 from ..records.units import Record
 
 SUPPORTED, REFUTED, EQUIVALENT = "supported", "refuted", "equivalent"
@@ -55,8 +56,8 @@ class Piece:
 
 
 def by_chain(found: np.ndarray) -> np.ndarray:
-    """[units]: of repeats on chains the mean of each chain."""
-    return found.mean(axis=0) if found.ndim == 2 else found
+    """[units]: of repeats on chains those of `laboratory.of_units`."""
+    return of_units(found) if found.ndim == 2 else found
 
 
 def _alike(units: np.ndarray) -> bool:

@@ -18,9 +18,6 @@ from .claim import (
     GATE_AND_BIAS,
     GU,
     LAB,
-    LAB_FOUR,
-    LAB_THREE,
-    LAB_TWO,
     LABORATORY,
     LARGE,
     LARGEST,
@@ -184,11 +181,11 @@ OUTLIERS = (
     }),
     Statement("rows_that_sum_to_one_have_sinks", "Where the weights of a sigmoid or of elu + 1 are "
               "divided by their sum, sinks form", f"a prediction from theory B1; {GU}", {
-        LABORATORY: Trial(forms(BEST, "normalised_sigmoid", "normalised_elu_plus_one"), LAB_FOUR),
+        LABORATORY: Trial(forms(BEST, "normalised_sigmoid", "normalised_elu_plus_one"), LAB),
     }),
     Statement("sigmoids_without_offset_have_no_sink", "Sigmoid attention has no sink without the "
               "offset of log S, either", f"theory B1; {GU}", {
-        LABORATORY: Trial(goes(NO_BEST, BEST, "plain_sigmoid"), LAB_FOUR),
+        LABORATORY: Trial(goes(NO_BEST, BEST, "plain_sigmoid"), LAB),
     }),
     Statement("exclusive_attention_has_no_sink", "Without its own value in the output a head needs "
               "no sink", "theory B5; Zhai 2026 (arXiv:2603.09078)", {
@@ -197,22 +194,21 @@ OUTLIERS = (
     }),
     Statement("differential_attention_has_no_sink", "A head that subtracts a second map needs no "
               "sink", "theory A1, T2; Ye et al. 2025 (arXiv:2410.05258)", {
-        LABORATORY: Trial(goes(NO_BEST, BEST, "differential"), LAB_TWO),
+        LABORATORY: Trial(goes(NO_BEST, BEST, "differential"), LAB),
         SOURCE: Trial(goes(NO_RATE, RATED, "differential"), MECHANISMS),
     }),
     Statement("gates_as_published_have_no_sink", "With gates half open at first, "
               "the first token moves no output", f"{QIU}; theory T2", {
-        LABORATORY: Trial(goes(NO_MOVES, MOVES, "plain_head_gate", "plain_element_gate"),
-                          LAB_THREE),
+        LABORATORY: Trial(goes(NO_MOVES, MOVES, "plain_head_gate", "plain_element_gate"), LAB),
         SOURCE: Trial(goes(NO_MOVES, MOVES, "plain_head_gate", "plain_element_gate"), CELLS_TWO),
     }),
     Statement("v_scale_keeps_sinks", "Values that shrink where they are small (V-scale) keep "
               "sinks", f"theory A1; {CHEN}", {
-        LABORATORY: Trial(forms(BEST, "v_scale", equal=COPIES), LAB_THREE),
+        LABORATORY: Trial(forms(BEST, "v_scale", equal=COPIES), LAB),
         SOURCE: Trial(forms(RATED, "v_scale", equal=VALID), VALUES),
     }),
     Statement("v_scale_shrinks_peaks", "With V-scale the first token's large states shrink", CHEN, {
-        LABORATORY: Trial(than(PEAK, "v_scale", ratio=0.5, equal=COPIES), LAB_THREE),
+        LABORATORY: Trial(than(PEAK, "v_scale", ratio=0.5, equal=COPIES), LAB),
         SOURCE: Trial(than(PEAK, "v_scale", ratio=0.5, equal=VALID), VALUES),
     }),
     Statement("value_gates_shrink_spikes", "Gates on values remove large activations", QIU, {

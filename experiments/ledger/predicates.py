@@ -156,7 +156,7 @@ class Share:
         return Judged(says, numbers, short, p, n)
 
     def _piece(self, share: np.ndarray) -> Piece:
-        k, nearly, n = int((share == 1.0).sum()), int((share > 0.5).sum()), share.size
+        k, nearly, n = int((share == 1.0).sum()), int((share >= 0.5).sum()), share.size
         towards = k / n > self.most
         if self.control is None:
             p = min(1.0, 2.0 * self._test(k, n, "greater"))

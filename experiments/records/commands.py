@@ -41,6 +41,7 @@ GEMMA3: Mapping[str, str] = MappingProxyType(
         "magnitude-0.5",
     }
 )
+_CHAINS = "--name=chains --chains=3,4,5,6,7,8,9,10,11,12,13,14 --seeds=37,38"
 _TEXTS = (
     (SMOLLM2, (("books", ".cache/books_val.txt"), ("stdlib", "stdlib"))),
     (GEMMA3, (("books", ".cache/books_train_2.txt.xz"), ("stdlib", "stdlib"))),
@@ -89,28 +90,15 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "experiments.explicit --model=RUN --finetune=200 --sequences=128",
         ),
         "laboratory": (
-            "experiments.laboratory --seeds=5,6,7,8,9,10,11,12 --name=eight",
-            "experiments.laboratory --seeds=5,6,7,8,9,10,11,12 --name=eight --bases=softmax "
-            "--variants=softmax,scalable_softmax,value_state_gate,exclusive --optimizers=adamw "
-            "--layers=1 --losses=all --starts=bos --decays=1e-4 --epsilons=1e-8 "
-            "--norms=own,gated,pre_affine,tanh --penalties=none,tweo",
-        ),
-        "laboratory/second": (
-            "experiments.laboratory --seeds=13,14,15,16,17,18,19,20 --name=second --bases=softmax "
-            "--variants=softmax,differential,head_norm+differential,context_scale "
-            "--optimizers=adamw --layers=1 --losses=all --starts=bos --decays=1e-4 "
-            "--epsilons=1e-8 --norms=own,unscaled,single_scale --penalties=none",
-        ),
-        "laboratory/third": (
-            "experiments.laboratory --seeds=21,22,23,24,25,26,27,28 --name=third --bases=softmax "
-            "--variants=softmax,v_scale,plain_head_gate,plain_element_gate "
-            "--optimizers=adamw --layers=1 --losses=all --starts=bos --decays=1e-4 "
-            "--epsilons=1e-8 --norms=own --penalties=none",
-        ),
-        "laboratory/fourth": (
-            "experiments.laboratory --seeds=29,30,31,32,33,34,35,36 --name=fourth --bases=softmax "
-            "--variants=softmax,plain_sigmoid,normalised_sigmoid,normalised_elu_plus_one "
-            "--optimizers=adamw --layers=1 --losses=all --starts=bos --decays=1e-4 "
+            f"experiments.laboratory {_CHAINS} --bases=softmax --variants=softmax,value_bias,"
+            "context_bias,attention_bias,context_scale,sigmoid,softmax_off_by_one,sink_logit,"
+            "value_gate,exclusive,value_state_gate,scalable_softmax,differential,"
+            "head_norm+differential,plain_head_gate,plain_element_gate,v_scale,plain_sigmoid,"
+            "normalised_sigmoid,normalised_elu_plus_one,sink_value,value_bias+context_scale "
+            "--epsilons=1e-8,1e-4 --norms=own,layer,unscaled,single_scale,sandwich,qk,gated,"
+            "pre_affine,tanh --penalties=none,tweo",
+            f"experiments.laboratory {_CHAINS} --variants=softmax,context_scale "
+            "--bases=context_scale --optimizers=adamw,muon --layers=1,2,3 --decays=1e-4 "
             "--epsilons=1e-8 --norms=own --penalties=none",
         ),
         "causal/backcopy": (

@@ -26,9 +26,8 @@ def by_chain(record: Record, values: Any) -> np.ndarray:
     return np.reshape(np.asarray(values, np.float64), (-1, len(chains)))
 
 
-def of_units(record: Record, values: Any) -> np.ndarray:
-    """[units]: the mean of each chain's runs; of one chain, its runs."""
-    found = by_chain(record, values)
+def of_units(found: np.ndarray) -> np.ndarray:
+    """[units] of [repeats, chains]: the mean of each chain's runs; of one chain, its runs."""
     return found.mean(axis=0) if found.shape[1] > 1 else found[:, 0]
 
 

@@ -118,11 +118,10 @@ def _of_benchmark(record: Record, variant: str, where: Mapping[str, str], measur
 
 def _of_laboratory(record: Record, variant: str, where: Mapping[str, str], measure: str) -> Any:
     usual = laboratory.DEFAULT_CELL
-    cells = [{**usual, **cell} for cell in record["cells"]]  # older records have fewer axes
     typed = {name: type(usual[name])(value) for name, value in where.items()}
-    cell = laboratory.cell_of({"cells": cells}, variant, **typed)
+    cell = laboratory.cell_of(record, variant, **typed)
     law = measure.removeprefix("r_squared: ")
-    measured = cell["measures"] | cell.get("compressed", {})  # what compression adds to the loss
+    measured = cell["measures"] | cell["compressed"]  # what compression adds to the loss
     runs = cell["growth"][law]["r_squared"] if law != measure else measured[measure]
     found = laboratory.by_chain(record, runs)
     return found - record["floor"][cell["start"]] if measure == "loss_bigram" else found

@@ -52,7 +52,7 @@ def _cells(record: Record, cells: list[Record]) -> Table:
     )
     headings = [
         "setting", "variant", "copy loss", "bigram loss above its floor", "runs with a sink",
-        *shown.values(), *(f"{method} adds" for method in record.get("methods", ())),
+        *shown.values(), *(f"{method} adds" for method in record["methods"]),
     ]  # fmt: skip
     return Table.of(title, headings, [_row(record, cell, shown) for cell in cells], "llr")
 
@@ -75,13 +75,13 @@ def _row(record: Record, cell: Record, columns: dict[str, str]) -> list[str]:
         setting(cell), VARIANTS[cell["variant"]].label,
         f"{_mean(record, found['loss_copy']):±.3f}", f"{_mean(record, above.ravel()):±.3f}",
         f"{sinks.sum()} of {len(sinks)}", *texts,
-        *(f"{_mean(record, rise):±.3f}" for rise in cell.get("compressed", {}).values()),
+        *(f"{_mean(record, rise):±.3f}" for rise in cell["compressed"].values()),
     ]  # fmt: skip
 
 
 def _mean(record: Record, values: Any) -> Interval:
     """Over the units of a cell."""
-    return mean_interval(of_units(record, values))
+    return mean_interval(of_units(by_chain(record, values)))
 
 
 def _sinks(cell: Record) -> np.ndarray:

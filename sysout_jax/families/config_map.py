@@ -287,6 +287,8 @@ def _meaning(config: ModelConfig, name: str) -> Any:
         return None  # only a default of the four above
     if name == "window_layers":
         return config.layers_with_window
+    if name == "rope_layers" and config.position == "rope":
+        return tuple(range(config.layers)) if config.rope_layers is None else config.rope_layers
     return getattr(config, name)
 
 

@@ -40,7 +40,7 @@ GEMMA = Family(
         Field("hidden_act", "mlp", {**GATED, "gelu": "geglu"}),
         *ATTENTION_BIASES,
         Group((), ("embed_scale",), _read_embed, lambda c: {}),
-        Only("use_bidirectional_attention", None),
+        Only("use_bidirectional_attention", False),
         rotary(),
     ),
     tensors=(*llama_attention(), *LLAMA_MLP),

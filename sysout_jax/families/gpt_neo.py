@@ -14,8 +14,13 @@ _AT = "h.{l}.attn.attention."
 
 def _read_windows(raw: Raw) -> dict[str, Any]:
     layers, spelled = raw["num_layers"], raw.get("attention_types") or [[["global", "local"], 12]]
-    listed = (kind for pattern, times in spelled for _ in range(times) for kind in pattern)
-    kinds = list(islice(listed, layers + 1))
+    kinds = raw.get("attention_layers")  # which counts where both are given
+    if kinds is None:
+        most = layers + 1  # of a repetition, which a damaged number must not be counted up to
+        listed = (
+            kind for pattern, times in spelled for _ in range(min(times, most)) for kind in pattern
+        )
+        kinds = list(islice(listed, most))
     if len(kinds) != layers or not {*kinds} <= {*_KINDS}:
         said = ", ".join(sorted(map(str, {*kinds})))
         why = f"{len(kinds) if len(kinds) <= layers else 'more'} of {layers} layers, {said}"

@@ -184,8 +184,18 @@ def rotary_by_kind(theta: float, local: tuple[str, float] | None = None) -> Grou
         if "type" in scaling and "rope_type" not in scaling:
             why = "versions of the published code disagree on whether it is read"
             raise InputError("rope_scaling", None, "rope_type in place of type", why)
+        if set(given) - {"sliding_attention", "full_attention"}:
+            why = f"versions of the published code disagree on {', '.join(sorted(given))}"
+            raise InputError("rope_parameters", None, "one of each kind of layer", why)
         base = raw.get("rope_theta", theta)
-        own = base if local is None else raw.get(*local)
+        own = raw.get(*local) if local else theta
+        if (
+            local is None
+            and base != theta
+            and "rope_theta" not in (given.get("sliding_attention") or {})
+        ):
+            why = "versions of the published code disagree on layers with a window"
+            raise InputError("rope_theta", base, f"{theta:g}, or rope_parameters", why)
         kinds = {"sliding_attention": (own, {}), "full_attention": (base, scaling)}
         windowed, everywhere = (
             {"rope_theta": told, "partial_rotary_factor": 1.0, **(given.get(kind) or {}), **more}
@@ -196,8 +206,18 @@ def rotary_by_kind(theta: float, local: tuple[str, float] | None = None) -> Grou
         return {"rope": read_rule(everywhere, raw) | {"local_theta": windowed["rope_theta"]}}
 
     def write(c: ModelConfig) -> dict[str, Any]:
-        out = {"rope_theta": c.rope.theta, "rope_scaling": write_rule(c.rope)}
-        return out if local is None else out | {local[0]: c.rope.local_theta}
+        rule = write_rule(c.rope)
+        if local:
+            bases = {"rope_theta": c.rope.theta, local[0]: c.rope.local_theta}
+            return {**bases, "rope_scaling": rule}
+        if c.rope.theta == c.rope.local_theta == theta:
+            return {"rope_theta": theta, "rope_scaling": rule}
+        plain = {"rope_type": "default"}
+        full = {**(rule or plain), "rope_theta": c.rope.theta}
+        return {"rope_parameters": {
+            "full_attention": full,
+            "sliding_attention": {**plain, "rope_theta": c.rope.local_theta},
+        }}  # fmt: skip
 
     names = ("rope_parameters", "rope_theta", "rope_scaling", *(local or ())[:1])
     return Group(names, ("rope",), read, write)
@@ -303,7 +323,8 @@ def windows(
         if switch and not raw["use_sliding_window"]:
             size = None
         kinds = raw.get("layer_types") or [
-            "sliding_attention" if local(i, raw) else "full_attention" for i in range(layers)
+            "sliding_attention" if size and local(i, raw) else "full_attention"
+            for i in range(layers)
         ]
         unknown = {str(kind) for kind in kinds} - {"sliding_attention", "full_attention"}
         if unknown or len(kinds) != layers:

@@ -20,22 +20,24 @@ from sysout_jax.families.rows import (
 from sysout_jax.model.config import ModelConfig
 
 
-def _turns(raw: Raw) -> list[int]:
-    """Of each layer, from 0: 1 where heads are turned, and 0 where they are not."""
-    given, layers = raw.get("no_rope_layers"), raw["num_hidden_layers"]
+def _turned(layer: int, raw: Raw) -> bool:
+    """Whether a layer, from 0, has positions; `no_rope_layers` has 1 where it has."""
+    given = raw.get("no_rope_layers")
     if given is None:
-        apart = raw["no_rope_layer_interval"]
-        return [int((layer + 1) % apart != 0) for layer in range(layers)]
-    if len(given) < layers or not {*given} <= {0, 1}:
-        why = f"{len(given)} for {layers} layers"
-        raise InputError("no_rope_layers", None, "0 or 1 for each layer", why)
-    return list(given[:layers])
+        return bool((layer + 1) % raw["no_rope_layer_interval"])
+    return 0 not in given[layer : layer + 1]
 
 
 def _read_turned(raw: Raw) -> dict[str, Any]:
-    turns = _turns(raw)
-    chosen = tuple(layer for layer, turned in enumerate(turns) if turned)
-    return {"rope_layers": None if all(turns) else chosen}
+    given, layers = raw.get("no_rope_layers"), raw["num_hidden_layers"]
+    if given is not None and (len(given) < layers or not {*given} <= {0, 1}):
+        why = f"{len(given)} for {layers} layers"
+        raise InputError("no_rope_layers", None, "0 or 1 for each layer", why)
+    if not raw["use_sliding_window"] and "sliding_attention" in (raw.get("layer_types") or ()):
+        # Its code hides keys by layer_types, whatever the switch says.
+        raise InputError("layer_types", "sliding_attention", "with use_sliding_window")
+    chosen = tuple(layer for layer in range(layers) if _turned(layer, raw))
+    return {"rope_layers": None if len(chosen) == layers else chosen}
 
 
 def _write_turned(c: ModelConfig) -> dict[str, Any]:
@@ -61,7 +63,7 @@ SMOLLM3 = Family(
             ("no_rope_layers", "no_rope_layer_interval"), ("rope_layers",),
             _read_turned, _write_turned,
         ),
-        windows(lambda layer, raw: not _turns(raw)[layer], switch=True),
+        windows(lambda layer, raw: not _turned(layer, raw), switch=True),
         rotary(theta=2_000_000.0),
     ),
     tensors=(*llama_attention(), *LLAMA_MLP),

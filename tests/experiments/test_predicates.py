@@ -29,6 +29,7 @@ from experiments.ledger.predicates import (
     Share,
 )
 from experiments.records import units
+from sysout_jax.plots.laboratory import DEFAULT_CELL
 
 SINK = Has("sink", 0.3)
 NONE = Has("sink", 0.3, below=True)
@@ -164,7 +165,13 @@ def test_without_a_control_the_test_is_of_one_side(k):
 
 def test_an_absence_is_in_every_run_of_a_chain():
     cells = [
-        {"variant": "softmax", "start": start, "measures": {"sink": values}}
+        {
+            **DEFAULT_CELL,
+            "variant": "softmax",
+            "start": start,
+            "measures": {"sink": values},
+            "compressed": {},
+        }
         for start, values in (("bos", [0.9] * 12), ("none", [0.1] * 11 + [0.5]))
     ]
     runs = [[seed, chain] for seed in range(2) for chain in range(6)]
@@ -174,13 +181,18 @@ def test_an_absence_is_in_every_run_of_a_chain():
     assert (there.says, there.short, gone.short) == (SUPPORTED, "6/6", "5/6")
 
 
-@pytest.mark.parametrize(("without", "says"), [(1, INCONCLUSIVE), (2, REFUTED), (3, REFUTED)])
-def test_a_chain_is_without_it_where_most_runs_are(without, says):
-    measures = {
-        "softmax": [1.0] * 24, "sink_logit": [0.0] * (8 * without) + [1.0] * (8 * (3 - without))
-    }  # fmt: skip
-    cells = [{"variant": name, "measures": {"sink": x}} for name, x in measures.items()]
-    runs = [[seed, chain] for seed in range(3) for chain in range(8)]
+@pytest.mark.parametrize(
+    ("without", "of", "says"),
+    [(1, 3, INCONCLUSIVE), (2, 3, REFUTED), (3, 3, REFUTED), (1, 2, INCONCLUSIVE), (2, 2, REFUTED)],
+)
+def test_a_chain_is_without_it_where_most_runs_are(without, of, says):
+    lacking = np.repeat(np.arange(of) >= without, 8).astype(float).tolist()
+    measures = {"softmax": [1.0] * 8 * of, "sink_logit": lacking}
+    cells = [
+        {**DEFAULT_CELL, "variant": name, "measures": {"sink": x}, "compressed": {}}
+        for name, x in measures.items()
+    ]
+    runs = [[seed, chain] for seed in range(of) for chain in range(8)]
     made = {"experiment": "laboratory", "cells": cells, "runs": runs, "chains": [*range(8)]}
     found = Share(SINK, ("sink_logit",), control=Control(SINK)).judge([made])
     assert (found.says, found.short) == (says, "0/8")

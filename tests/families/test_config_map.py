@@ -673,10 +673,10 @@ OTHERS = {str: "nosuch", bool: None, int: 7, float: 0.37}
 ACTIVE = {
     "rope_scaling": {"rope_type": "yarn", "factor": 2.0}, "use_sliding_window": True,
     "max_window_layers": 5, "sliding_window": 4096, "no_rope_layers": None,
-    "layer_types": None,
+    "attention_layers": None, "layer_types": None,
 }  # fmt: skip
 # Fields that only say over again what another of the family's fields says.
-REPEATED = {"n_head_kv", "sliding_window_pattern", "attention_layers"}
+REPEATED = {"n_head_kv", "sliding_window_pattern"}
 DENSE = {("qwen3_moe", "intermediate_size")}  # of an MLP that no layer has
 
 
@@ -854,23 +854,59 @@ def test_what_a_family_cannot_say():
 @pytest.mark.parametrize(
     ("name", "change", "told"),
     [
-        ("gpt-neo-125m", {"attention_types": [[["global"], 10**12]]}, "more of 12 layers, global"),
-        ("gpt-neo-125m", {"attention_types": [[["global"], 11]]}, "11 of 12 layers, global"),
-        ("gpt-neo-125m", {"attention_types": [[["flash"], 12]]}, "12 of 12 layers, flash"),
-        ("gpt-neo-125m", {"attention_types": 3}, "attention_types"),
+        ("neo", {"attention_types": [[["global"], 10**12]]}, "more of 12 layers, global"),
+        ("neo", {"attention_types": [[[], 10**12]]}, "0 of 12 layers, ; accepted"),
+        ("neo", {"attention_types": [[["global"], 11]]}, "11 of 12 layers, global"),
+        ("neo", {"attention_types": [[["flash"], 12]]}, "12 of 12 layers, flash"),
+        ("neo", {"attention_types": 3}, "attention_types"),
+        ("neo", {"attention_layers": ["local"] * 3}, "3 of 12 layers, local"),
         ("gpt-j-6b", {"rotary_dim": None}, "rotary_dim"),
         ("gpt-j-6b", {"rotary_dim": 512}, "rope_fraction"),
         ("gpt-j-6b", {"rotary_dim": 3}, "rotates channels in pairs"),
         ("SmolLM3-3B", {"no_rope_layers": [1, 0]}, "2 for 36 layers"),
         ("SmolLM3-3B", {"no_rope_layers": [2] * 36}, "0 or 1 for each layer"),
+        ("SmolLM3-3B", {"layer_types": ["sliding_attention"] * 36}, "with use_sliding_window"),
         ("SmolLM3-3B", {"no_rope_layers": None, "no_rope_layer_interval": 0}, "no_rope_layer_int"),
         ("bloom-560m", {"slow_but_exact": True}, "slow_but_exact=True"),
         ("bloom-560m", {"apply_residual_connection_post_layernorm": True}, "apply_residual"),
         ("Olmo-3-7B", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type in place of"),
+        ("Olmo-3-7B", {"rope_parameters": {"rope_theta": 5e5}}, "disagree on rope_theta"),
+        ("Olmo-3-7B", {"rope_theta": 1e6}, "rope_theta"),
+        ("gemma-3-1b", {"rope_parameters": {"rope_type": "yarn"}}, "disagree on rope_type"),
     ],
 )
-def test_layers_and_channels_that_are_none(name, change, told):
-    assert told in refused(PUBLISHED[name][0] | change)
+def test_what_is_not_said_or_said_in_two_ways(name, change, told):
+    raw = dict(PUBLISHED["gpt-neo-125m"][0])
+    if name == "neo":  # without the list by layer, which counts before the other
+        del raw["attention_layers"]
+    assert told in refused((raw if name == "neo" else PUBLISHED[name][0]) | change)
+
+
+def test_gpt_neos_layers_count_before_its_types():
+    """As in the reference, where both are given."""
+    raw = PUBLISHED["gpt-neo-125m"][0] | {"attention_layers": ["local"] * 12}
+    assert read_config(FAMILIES["gpt_neo"], raw).window_layers is None
+
+
+def test_olmo_3_with_bases_of_its_own_comes_back():
+    kinds = {
+        "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 7e4},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 3e3},
+    }
+    raw = {k: v for k, v in PUBLISHED["Olmo-3-7B"][0].items() if not k.startswith("rope")}
+    config = read_config(FAMILIES["olmo3"], raw | {"rope_parameters": kinds})
+    assert (config.rope.theta, config.rope.local_theta, config.rope.rule) == (7e4, 3e3, "linear")
+    out = write_config(FAMILIES["olmo3"], config)
+    assert read_config(FAMILIES["olmo3"], out) == replace(config, kv_heads=32)
+    told = {name: out["rope_parameters"][name]["rope_theta"] for name in kinds}
+    assert told == {"full_attention": 7e4, "sliding_attention": 3e3}
+    assert "rope_theta" not in out
+
+
+def test_all_layers_with_positions_are_written_as_such():
+    config = read_config(FAMILIES["smollm3"], PUBLISHED["SmolLM3-3B"][0])
+    every = replace(config, rope_layers=tuple(range(36)))
+    assert write_config(FAMILIES["smollm3"], every)["no_rope_layers"] == [1] * 36
 
 
 def test_ministral_is_a_mistral_with_windows_by_layer():

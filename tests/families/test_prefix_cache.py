@@ -14,7 +14,20 @@ from sysout_jax.families.checkpoint import load_checkpoint
 from sysout_jax.families.prefix_cache import export_prefix
 from tests.families import reference
 
-CASES = ("llama", "gpt2", "qwen3", "gemma2", "gpt_neox", "phi3", "mixtral", "gpt_oss", "falcon")
+CASES = (
+    "llama",
+    "gpt2",
+    "qwen3",
+    "gemma2",
+    "gpt_neox",
+    "phi3",
+    "mixtral",
+    "gpt_oss",
+    "falcon",
+    "smollm3",
+    "olmo3",
+    "gptj",
+)
 COUNT = 2
 PAGE = Path(__file__).parents[2] / "docs" / "convert.md"
 (SNIPPET,) = re.findall(r"```python\n(import torch\n.*?)```", PAGE.read_text(), re.S)

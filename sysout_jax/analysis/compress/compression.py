@@ -314,17 +314,19 @@ class Compressor:
 
 
 def added_losses(
-    compressor: Compressor, methods: Iterable[str], rows: Int[np.ndarray, "B S"]
+    compressor: Compressor, methods: Iterable[str], rows: Int[np.ndarray, "B S"], skip: int = 0
 ) -> dict[str, float]:
-    """Method -> what it adds to the mean loss of rows [B, S], nats a token.
+    """Method -> what it adds to the mean loss of rows [B, S] beyond `skip`, nats a token.
 
     Raises:
       InputError: a method that `schemes.scheme` does not know, or `Compressor.compress` refuses.
     """
-    config = compressor.config
-    before = losses(config, Compressed(compressor.params), rows)
-    found = {method: compressor.compress(schemes.scheme(method)) for method in methods}
-    return {name: float((losses(config, of, rows) - before).mean()) for name, of in found.items()}
+
+    def lost(found: Compressed) -> np.ndarray:
+        return losses(compressor.config, found, rows, skip=skip)
+
+    before, schemed = lost(Compressed(compressor.params)), schemes.scheme
+    return {m: float((lost(compressor.compress(schemed(m))) - before).mean()) for m in methods}
 
 
 def wide(config: ModelConfig, site: str) -> int:

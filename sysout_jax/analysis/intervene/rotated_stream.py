@@ -45,8 +45,8 @@ def rotate_stream(
 
     Raises:
       InputError: norms that do not commute with Q or do not stand before attention and MLP, a
-        variant that sees states through more than maps of them, or a bias of LayerNorm that nothing
-        behind it takes up.
+        variant that sees states through more than maps of them, a bias of LayerNorm that nothing
+        behind it takes up, or a norm of embeddings.
 
     Source: Ashkboos et al. 2024 (arXiv:2401.15024), section 3, and (arXiv:2404.00456), stage 1a.
     """

@@ -45,6 +45,7 @@ SPLITS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "kormo", "f2llmv2"), _QWEN2
         ),
         **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), _GPT4O),
+        "bloom": (r" ?[^(\s|.,!?…。，、।۔،)]+",),
         "tekken": (rf"{'|'.join(_CASED)}|\p{{N}}|{_CASED_REST}",),
         "falcon": (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]"),
         "deepseek-coder": (
