@@ -83,15 +83,11 @@ def _text(config: Config, chosen: Chosen, console: Console) -> Text:
 
 
 config_from_flags = partial(launch.from_flags, Config(), SMOKE)
+define_flags = partial(grid.define_flags, Config, "a few short sequences")
 
 
 def main() -> None:
     showing.run_or_redraw("experiments.assumptions", run, config_from_flags, REPORT)
-
-
-def define_flags() -> None:
-    """Define the flags of this binary."""
-    grid.define_flags(Config, "a few short sequences")
 
 
 if __name__ == "__main__":

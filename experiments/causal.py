@@ -80,15 +80,11 @@ def run(config: Config, console: Console) -> RunDirectory:
 
 
 config_from_flags = partial(launch.from_flags, Config(), SMOKE)
+define_flags = partial(grid.define_flags, Config, "a few sequences and one control, in seconds")
 
 
 def main() -> None:
     showing.run_or_redraw("experiments.causal", run, config_from_flags, REPORT)
-
-
-def define_flags() -> None:
-    """Define the flags of this binary."""
-    grid.define_flags(Config, "a few sequences and one control, in seconds")
 
 
 if __name__ == "__main__":

@@ -375,15 +375,11 @@ def _quality(losses: np.ndarray) -> dict[str, Any]:
 
 
 config_from_flags = partial(launch.from_flags, Config(), SMOKE)
+define_flags = partial(grid.define_flags, Config, "two sequences and three methods, in seconds")
 
 
 def main() -> None:
     showing.run_or_redraw("experiments.compress", run, config_from_flags, REPORT)
-
-
-def define_flags() -> None:
-    """Define the flags of this binary."""
-    grid.define_flags(Config, "two sequences and three methods, in seconds")
 
 
 if __name__ == "__main__":

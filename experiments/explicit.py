@@ -357,15 +357,11 @@ def _finetuned(config: Config, form: Form, text: Text, draw: int) -> Form:
 
 
 config_from_flags = partial(launch.from_flags, Config(), SMOKE)
+define_flags = partial(grid.define_flags, Config, "a few sequences and steps, in seconds")
 
 
 def main() -> None:
     showing.run_or_redraw("experiments.explicit", run, config_from_flags, REPORT)
-
-
-def define_flags() -> None:
-    """Define the flags of this binary."""
-    grid.define_flags(Config, "a few sequences and steps, in seconds")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """How a command shows what it found: tables, a verdict of three lines, and the next command."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -87,12 +86,19 @@ def run_or_redraw(
     console = console_for_tables()
     if FLAGS.redraw:
         directory = Path(FLAGS.redraw)
-        with redrawing(directory, binary) as record:
-            for name in sorted(help.ours() - {"redraw", "workdir", "wide", *PRINTED}):
-                if FLAGS[name].present:
-                    raise InputError(name, None, "without --redraw", "no effect")
+        record = read_record(directory)
+        for name in sorted(help.ours() - {"redraw", "workdir", "wide", *PRINTED}):
+            if FLAGS[name].present:
+                raise InputError(name, None, "without --redraw", "no effect")
+        try:
             _say(console, report.sections(record), record)
             publish(console, directory, record, report)
+        except InputError:
+            raise
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+            accepted = f"a run directory of {binary}"
+            why = f"result.json is no record of this experiment ({error!r})"
+            raise InputError("redraw", directory, accepted, why) from error
         return
     made = run(config_from_flags(), console)
     place = made.path if isinstance(made, RunDirectory) else made
@@ -134,24 +140,3 @@ def _say(console: Console, sections: Iterable[Section], record: Any) -> None:
         print("\n\n".join(TEXTS[asked](sections).values()), flush=True)
     else:
         show(console, sections)
-
-
-@contextmanager
-def redrawing(directory: Path, binary: str) -> Iterator[Record]:
-    """The record of a run, to draw it again.
-
-    Raises:
-      InputError: there is none, or what is drawn is not in it.
-    """
-    record = read_record(directory)
-    try:
-        yield record
-    except InputError:
-        raise
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-        raise InputError(
-            "redraw",
-            directory,
-            f"a run directory of {binary}",
-            f"result.json is no record of this experiment ({error!r})",
-        ) from error

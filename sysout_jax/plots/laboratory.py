@@ -65,8 +65,8 @@ def _growth(cells: list[Record]) -> "Figure":
     """Mean log odds of the first token against steps, of the first cell's setting."""
     from matplotlib.ticker import LogLocator
 
-    figure, (axes,) = grid(1, 5.4, 3.4)
     usual = [cell for cell in cells if setting(cell) == setting(cells[0])]
+    figure, (axes,) = grid(1, 5.4, max(3.4, 0.8 + 0.2 * len(usual)))  # as tall as the legend
     for cell, look in zip(usual, looks([cell["variant"] for cell in usual]), strict=True):
         steps, gaps = array(cell["step"]), array(cell["curves"]["sink_gap"])
         after = steps > 0

@@ -9,50 +9,37 @@ from typing import Any
 
 from sysout_jax.files import write_text
 from sysout_jax.plots import NARROW
+from sysout_jax.plots.analysis import FIGURES
 from sysout_jax.report import interactive, tables
 from sysout_jax.report.summary import summary
 from sysout_jax.report.words import headline, known_lines
 
 Record = Mapping[str, Any]
 
-# part -> its title, what it answers, and its figures by file name
-PARTS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
-    "existence": ("Existence", "Which outliers does this prompt show, and where?", ("existence",)),
+# part -> its title, and what it answers
+PARTS: Mapping[str, tuple[str, str]] = {
+    "existence": ("Existence", "Which outliers does this prompt show, and where?"),
     "positions": (
-        "Positions",
-        "Where do they sit over many sequences: by layer, token, feature and head?",
-        ("positions-layers", "positions-tokens", "positions-features", "positions-heads"),
+        "Positions", "Where do they sit over many sequences: by layer, token, feature and head?"
     ),
-    "relations": ("Relations", "Do outliers of one kind sit where others do?", ("relations",)),
+    "relations": ("Relations", "Do outliers of one kind sit where others do?"),
     "lifecycle": (
         "Life cycle",
         "How is the largest activation made, what does it do to attention, how does it go?",
-        (
-            "lifecycle-trace",
-            "lifecycle-emergence",
-            "lifecycle-spread",
-            "lifecycle-disappearance",
-        ),
     ),
-    "roles": ("Roles", "What do outlier tokens do for each head?", ("roles",)),
+    "roles": ("Roles", "What do outlier tokens do for each head?"),
     "measures": (
         "Measures",
         "How does it score by every measure of the field, beside itself before training?",
-        ("measures",),
     ),
     "dimensions": (
         "Outlier dimensions",
         "Which dimensions are large at nearly every token before the head, and what do they do?",
-        ("dimensions",),
     ),
-    "interventions": (
-        "Interventions",
-        "What does the model lose without them?",
-        ("interventions", "interventions-forms"),
-    ),
-    "dynamics": ("Dynamics", "When do they emerge in training?", ("dynamics",)),
-    "seeds": ("Seeds", "Do other seeds of the run have them at the same places?", ()),
-}
+    "interventions": ("Interventions", "What does the model lose without them?"),
+    "dynamics": ("Dynamics", "When do they emerge in training?"),
+    "seeds": ("Seeds", "Do other seeds of the run have them at the same places?"),
+}  # fmt: skip
 OF_PROMPT = ("existence", "lifecycle")  # parts that are of the prompt; the others are of the text
 # figures whose arrows lead from panel to panel
 CHAINS = ("lifecycle-emergence", "lifecycle-spread", "lifecycle-disappearance")
@@ -201,8 +188,9 @@ def _title(record: Record) -> str:
 
 
 def _section(record: Record, name: str, figures: Path, views: Mapping[str, Any]) -> str:
-    title, question, named = PARTS[name]
+    title, question = PARTS[name]
     lines = "".join(f"<li>{html.escape(line)}</li>" for line in headline(record, name))
+    named = FIGURES[name]
     shown = "".join(drawn(figures, figure, CAPTIONS[figure], figure in CHAINS) for figure in named)
     mine = "".join(
         f"<details><summary>Turn it: {html.escape(view['title'])}</summary>"

@@ -130,6 +130,7 @@ CUTS = {
     "qwen2": ["It", "'s", "Ġ", "1", "2", "3", "4", "5", "ĠX", "ĊĊ", "Ġy"],
     "gpt-4o": ["It's", "Ġ", "123", "45", "ĠX", "ĊĊ", "Ġy"],
     "tekken": ["It", "'s", "Ġ", "1", "2", "3", "4", "5", "ĠX", "ĊĊ", "Ġy"],
+    "bloom": ["It's", "Ġ12345", "ĠX", "ĊĊ", "Ġy"],
     "falcon": ["It", "'", "s", "Ġ", "123", "45", "ĠX", "ĊĊ", "Ġy"],
 }
 # By the table of transformers 5.24, integrations/gguf/gguf_tokenizer_mapping.py.
