@@ -1,6 +1,5 @@
 """What experiments.laboratory says: a row for each cell, the growth of sink logits, sentences."""
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ import numpy as np
 from sysout_jax.analysis.statistics import Interval, mean_interval
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.measures import SINK_EPS
-from sysout_jax.plots.laboratory import DEFAULT_CELL, setting
+from sysout_jax.plots.laboratory import setting
 from sysout_jax.showing import Table
 
 from ..cli.showing import Report
 from ..cli.tables import Section
-from ..cli.verdict import LINE, Verdict, again, few, given, numbered
+from ..cli.verdict import LINE, Verdict, few, numbered
 from ..records.laboratory import by_chain, of_units, trained
 
 Record = dict[str, Any]
@@ -143,15 +142,8 @@ def verdict(record: Record, directory: Path) -> Verdict:
         else "every variant has a sink in some run",
         f"{numbered(diverged, 'cell')} diverged" if diverged
         else f"{numbered(len(record['runs']), 'run')} of each cell, on one synthetic task",
-        ("laboratory", *again(record, f"--name={directory.name}", "--full"))
-        if _combinations(record["cells"]) > len(record["cells"]) and not given(record, "full")
-        else ("claims",),
+        ("claims",),
     )  # fmt: skip
-
-
-def _combinations(cells: list[Record]) -> int:
-    """How many cells every combination of the values in `cells` makes."""
-    return math.prod(len({cell[name] for cell in cells}) for name in ("variant", *DEFAULT_CELL))
 
 
 REPORT = Report(sections, verdict)

@@ -20,7 +20,6 @@ from experiments.reports import (
     claims_report,
     compress_report,
     convert_report,
-    laboratory_report,
     variants_report,
 )
 from sysout_jax.report.tables import tables
@@ -289,17 +288,6 @@ def test_variants_and_laboratory_count_runs_with_a_sink():
         f"{len(runs)} cells: sinks in every run of {sum(map(all, runs))}, in some of {some}, "
         f"in none of {none}"
     )
-
-
-def test_laboratory_offers_every_combination_where_there_are_more():
-    """With one value of each factor, all are there."""
-    record, said = verdict_of("laboratory")
-    assert "--full" in said.next
-    usual = [cell for cell in record["cells"] if cell["norm"] == "own" and cell["decay"] == 1e-4]
-    one = dict(record, cells=usual[:4])  # variants with every factor at its first value
-    assert laboratory_report.verdict(one, RESULTS).next == ("claims",)
-    record["provenance"]["command"] += " --full"
-    assert laboratory_report.verdict(record, RESULTS).next == ("claims",)
 
 
 def test_variants_within_the_intervals_are_not_said_to_be_alike():
