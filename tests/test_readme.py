@@ -255,7 +255,8 @@ def test_variants_are_counted():
 
 def test_every_binary_has_its_flags():
     pages_of = {path.stem: text for path, text in PAGES.items() if path.parent == usage.PAGES}
-    assert set(pages_of) == {module.__name__.rpartition(".")[2] for module in usage.binaries()}
+    binaries = {module.__name__.rpartition(".")[2] for module in usage.binaries()}
+    assert set(pages_of) == binaries | {"training"}
     assert all("\n| `--" in text for text in pages_of.values())
     assert sum(text.count("\n| `--") for text in pages_of.values()) > 100
 
@@ -297,11 +298,11 @@ CALL = re.compile(r"experiments\.(\w+)((?:[^\S\n]|\\\n)[^#\n|]*(?:\\\n[^#\n]*)*)
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_commands_have_the_flags_that_pages_give_them(page):
-    flags = {
-        path.stem: set(re.findall(r"^\| `--(\w+)`", text, re.M))
-        for path, text in PAGES.items()
-        if path.parent == usage.PAGES
-    }
+    of = {path.stem: text for path, text in PAGES.items() if path.parent == usage.PAGES}
+    flags = {name: set(re.findall(r"^\| `--(\w+)`", text, re.M)) for name, text in of.items()}
+    for name, text in of.items():
+        for but in re.findall(r"^All flags of \[training\]\(training\.md\)(.*)\.", text, re.M):
+            flags[name] |= flags["training"] - set(re.findall(r"--(\w+)", but))
     unknown = [
         (name, flag)
         for parts in CODE.findall(PAGES[page])

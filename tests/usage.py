@@ -16,6 +16,7 @@ from absl import flags
 
 from sysout_jax.model.rope import RULES, Rope
 from sysout_jax.model.rope import flag as rope_flag
+from sysout_jax.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "commands"
@@ -45,19 +46,45 @@ def define(module: ModuleType) -> None:
 
 
 def table(module: ModuleType) -> str:
-    """The flags of one binary in Markdown."""
+    """The flags of one binary in Markdown; of one that trains, those of training that it has as
+    they are there are named alone."""
+    config = module.Config() if hasattr(module, "Config") else None
+    studies = getattr(config, "studies", ())
+    own = rows(module, *([config] if config else []), *studies)
+    if not studies and not isinstance(getattr(config, "train", None), TrainConfig):
+        return _table(own)
+    shared = training()
+    absent = ", ".join(f"`--{name}`" for name in shared if name not in own)
+    told = f"All flags of [training](training.md){' but ' if absent else ''}{absent}."
+    kept = {name: row for name, row in own.items() if row != shared.get(name)}
+    return f"{_table(kept)}\n\n{told} Above is what differs from there."
+
+
+def training() -> dict[str, str]:
+    """The rows of the flags of training, with their usual defaults."""
+    variants, usual = importlib.import_module("experiments.variants"), TrainConfig()
+    names = {name for name, _ in fields(usual, tuple(RULES.values()))}
+    return {name: row for name, row in rows(variants, usual).items() if name in names}
+
+
+def rows(module: ModuleType, *configs: Any) -> dict[str, str]:
+    """Flag of one binary -> its row; defaults are those of configs where the flag has none."""
     define(module)
-    config = getattr(module, "Config", None)
-    defaults = dict(fields(config(), tuple(RULES.values()))) if config else {}
-    rows = ["| flag | takes | default | |", "| --- | --- | --- | --- |"]
+    of = [dict(fields(config, tuple(RULES.values()))) for config in configs]
+    found = {}
     for name in sorted(flags.FLAGS):
         if not str(flags.FLAGS.find_module_defining_flag(name)).startswith("experiments"):
             continue
         flag = flags.FLAGS[name]
-        default = _shown(defaults.get(name) if flag.default is None else flag.default)
+        values = [each.get(name) for each in of] if flag.default is None else [flag.default]
+        default = " or ".join(dict.fromkeys(shown for shown in map(_shown, values) if shown))
         said = " ".join(flag.help.split()).replace("|", r"\|")
-        rows.append(f"| `--{name}` | {TAKES[flag.flag_type()]} | {default} | {said} |")
-    return "\n".join(rows)
+        found[name] = f"| `--{name}` | {TAKES[flag.flag_type()]} | {default} | {said} |"
+    return found
+
+
+def _table(found: dict[str, str]) -> str:
+    return "\n".join(["| flag | takes | default | |", "| --- | --- | --- | --- |", *found.values()])
 
 
 def fields(config: Any, rules: tuple[type[Rope], ...] = ()) -> Any:
@@ -91,8 +118,13 @@ def purpose(module: ModuleType) -> str:
 
 def written(path: Path, page: str) -> str:
     """The page of a binary with its marked parts as the code is now."""
-    module = importlib.import_module(f"experiments.{path.stem}")
-    made = {"command": purpose, "flags": table}
-    return PARTS.sub(
-        lambda found: f"<!-- {found[1]} -->\n{made[found[1]](module)}\n<!-- end -->", page
-    )
+
+    def renewed(found: re.Match[str]) -> str:
+        if path.stem == "training":
+            said = _table(training())
+        else:
+            module = importlib.import_module(f"experiments.{path.stem}")
+            said = {"command": purpose, "flags": table}[found[1]](module)
+        return f"<!-- {found[1]} -->\n{said}\n<!-- end -->"
+
+    return PARTS.sub(renewed, page)
