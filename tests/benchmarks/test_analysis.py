@@ -94,22 +94,6 @@ def test_ratios_by_hand_and_the_table():
         analysis.compared(passed(20.0, 22.0, 100, 300), passes)
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"rounds": 1}, "rounds=1: accepted: an integer of at least 2"),
-        ({"width": 100}, "width=100: accepted: a multiple of 64"),
-        ({"sequences": 0}, "sequences=0"),
-        ({"seq_len": 1}, "seq_len=1"),
-        ({"model": "smollm2-135m", "layers": 2}, "layers=2: no effect; accepted: without model"),
-    ],
-    ids=str,
-)
-def test_bad_flags_are_refused(changes, says):
-    with pytest.raises(InputError, match=says):
-        analysis.Config(**changes)
-
-
 @pytest.mark.parametrize("missing", ["torch", "transformers"])
 def test_without_the_peer_one_line_says_how_to_install_it(tmp_path, monkeypatch, missing):
     monkeypatch.setattr(against_hooks, "find_spec", lambda name: None if name == missing else name)

@@ -9,7 +9,6 @@ import tokenizers
 
 from benchmarks import against_hooks, first_reading, first_result
 from benchmarks.goals import Row
-from sysout_jax.errors import InputError
 from sysout_jax.families.export import export
 from sysout_jax.model.decoder import init
 from sysout_jax.model.model import Model
@@ -70,13 +69,3 @@ def test_what_is_read_again_counts_in_no_total():
     passes["ours"][1]["found"]["found"]["prompt"] = [2.1]
     with pytest.raises(against_hooks.Differs):
         first_result.compared(passes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [({"rounds": 1}, "rounds=1"), ({"sequences": 0}, "sequences=0"), ({"seq_len": 1}, "seq_len=1")],
-    ids=str,
-)
-def test_bad_flags_are_refused(changes, says):
-    with pytest.raises(InputError, match=says):
-        first_result.Config(**changes)

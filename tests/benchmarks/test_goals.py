@@ -6,7 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import goals, seeds, startup, variants
+from benchmarks import (
+    analysis,
+    first_result,
+    goals,
+    long_context,
+    seeds,
+    startup,
+    train,
+    variants,
+)
 from benchmarks.goals import Row
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError
@@ -93,16 +102,42 @@ def test_loading_is_timed_beside_reading(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("benchmark", "changes", "told"),
     [
-        (lambda: variants.Config(variants=("soft",)), "variants='soft': unknown"),
-        (lambda: variants.Config(rounds=1), "rounds=1"),
-        (lambda: seeds.Config(steps=49), "steps=49"),
-        (lambda: seeds.Config(counts=(2, 4)), "counts=2,4"),
-        (lambda: seeds.Config(size="1m"), "size='1m': unknown"),
-        (lambda: startup.Config(layers=0), "layers=0"),
+        (analysis, {"rounds": 1}, "rounds=1: accepted: an integer of at least 2"),
+        (analysis, {"width": 100}, "width=100: accepted: a multiple of 64"),
+        (analysis, {"sequences": 0}, "sequences=0"),
+        (analysis, {"seq_len": 1}, "seq_len=1"),
+        (
+            analysis,
+            {"model": "smollm2-135m", "layers": 2},
+            "layers=2: no effect; accepted: without model",
+        ),
+        (first_result, {"rounds": 1}, "rounds=1"),
+        (first_result, {"sequences": 0}, "sequences=0"),
+        (first_result, {"seq_len": 1}, "seq_len=1"),
+        (long_context, {"shared": 1024}, "shared=1024: accepted: an integer of at least 1025"),
+        (long_context, {"shared": 2000}, "shared=2000: accepted: a multiple of 64"),
+        (long_context, {"step": 0}, "step=0: accepted: a multiple of 64"),
+        (long_context, {"width": 100}, "width=100: accepted: a multiple of 16"),
+        (long_context, {"gib": 0.0}, "gib=0.0: accepted: a number above 0"),
+        (long_context, {"minutes": -1.0}, "minutes=-1.0"),
+        (long_context, {"rounds": 0}, "rounds=0"),
+        (train, {"sizes": ("60k", "2b")}, "sizes='2b': unknown; accepted: 60k, 1m, 10m, 124m"),
+        (train, {"styles": ("gpt3",)}, "styles='gpt3': unknown; accepted: gpt2-tiny, llama-tiny"),
+        (train, {"styles": ()}, "styles=: accepted: some of gpt2-tiny"),
+        (train, {"dtype": "float16"}, "dtype='float16': unknown; accepted: float32, bfloat16"),
+        (train, {"flash": True}, "flash: dtype=float32; accepted: dtype=bfloat16"),
+        (train, {"batch_size": 0}, "batch_size=0: accepted: an integer of at least 1"),
+        (train, {"rounds": 1}, "rounds=1"),
+        (variants, {"variants": ("soft",)}, "variants='soft': unknown"),
+        (variants, {"rounds": 1}, "rounds=1"),
+        (seeds, {"steps": 49}, "steps=49"),
+        (seeds, {"counts": (2, 4)}, "counts=2,4"),
+        (seeds, {"size": "1m"}, "size='1m': unknown"),
+        (startup, {"layers": 0}, "layers=0"),
     ],
 )
-def test_out_of_range(make, told):
+def test_what_is_out_of_range_is_refused(benchmark, changes, told):
     with pytest.raises(InputError, match=told):
-        make()
+        benchmark.Config(**changes)

@@ -87,24 +87,6 @@ def test_lengths_double_until_time_or_memory_ends(monkeypatch):
     assert set(found["points"]) == {2048, 4096}
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"shared": 1024}, "shared=1024: accepted: an integer of at least 1025"),
-        ({"shared": 2000}, "shared=2000: accepted: a multiple of 64"),
-        ({"step": 0}, "step=0: accepted: a multiple of 64"),
-        ({"width": 100}, "width=100: accepted: a multiple of 16"),
-        ({"gib": 0.0}, "gib=0.0: accepted: a number above 0"),
-        ({"minutes": -1.0}, "minutes=-1.0"),
-        ({"rounds": 0}, "rounds=0"),
-    ],
-    ids=str,
-)
-def test_bad_flags_are_refused(changes, says):
-    with pytest.raises(InputError, match=says):
-        long_context.Config(**changes)
-
-
 def test_too_little_memory_to_compare_is_one_line():
     def refused():
         raise children.NoMemory("no memory")

@@ -11,24 +11,6 @@ from sysout_jax.errors import InputError
 from sysout_jax.planning import machines
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"sizes": ("60k", "2b")}, "sizes='2b': unknown; accepted: 60k, 1m, 10m, 124m"),
-        ({"styles": ("gpt3",)}, "styles='gpt3': unknown; accepted: gpt2-tiny, llama-tiny"),
-        ({"styles": ()}, "styles=: accepted: some of gpt2-tiny"),
-        ({"dtype": "float16"}, "dtype='float16': unknown; accepted: float32, bfloat16"),
-        ({"flash": True}, "flash: dtype=float32; accepted: dtype=bfloat16"),
-        ({"batch_size": 0}, "batch_size=0: accepted: an integer of at least 1"),
-        ({"rounds": 1}, "rounds=1"),
-    ],
-    ids=str,
-)
-def test_bad_flags_are_refused(changes, says):
-    with pytest.raises(InputError, match=says):
-        train.Config(**changes)
-
-
 def test_without_pytorch_one_line_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"PyTorch.*pip install -r requirements-reference\.txt"):

@@ -102,6 +102,8 @@ def test_killed_and_preempted(whole, run_variants, tmp_path):
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (directory / "result.json").exists()
+    for line in (directory / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)  # whole
 
     def terminate():
         wait_until(process, lambda: rows(directory) > 12)

@@ -357,6 +357,15 @@ def test_equivalence_by_an_interval_of_95(share, says):
     assert Equivalence("loss", "a", "b", margin, True).judge([made]).says == SUPPORTED
 
 
+def related(**changes):
+    """A row of a record's relations."""
+    return {
+        "given": "weights", "found": "activations", "sequences": 8, "items": 2000,
+        "mean_given": 2.0, "mean_found": 4.0, "recall": [0.5, 0.48, 0.52], "null_precision": 0.2,
+        "p_value": 0.0005,
+    } | changes  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("precision", "recall", "p", "sequences", "says"),
     [
@@ -369,12 +378,9 @@ def test_relation_by_precision_and_recall(precision, recall, p, sequences, says)
     def around(x):
         return [x, x and x - 0.02, x and x + 0.02]
 
-    row = {
-        "given": "weights", "found": "activations", "sequences": sequences, "mean_given": 2.0,
-        "items": 2000,
-        "mean_found": 4.0, "precision": around(precision), "recall": around(recall),
-        "null_precision": 0.2, "p_value": p,
-    }  # fmt: skip
+    row = related(
+        sequences=sequences, precision=around(precision), recall=around(recall), p_value=p
+    )
     made = {"parts": {"relations": {"rows": [row | {"found": "down_in"}, row]}}}
     found = Relation("weights", "activations").judge([made])
     assert found.says == says
@@ -391,11 +397,10 @@ def test_relation_by_precision_and_recall(precision, recall, p, sequences, says)
 )
 def test_few_places_cannot_show_a_relation(items, precision, tested):
     """What both kinds share by chance once in n draws has no p below 1/n; and is no test then."""
-    row = {
-        "given": "weights", "found": "activations", "sequences": 8, "items": items,
-        "mean_given": 1.0, "mean_found": 1.0, "recall": [1.0, 1.0, 1.0], "null_precision": 0.01,
-        "precision": [precision, precision - 0.02, precision + 0.02], "p_value": 0.0165,
-    }  # fmt: skip
+    row = related(
+        items=items, mean_given=1.0, mean_found=1.0, recall=[1.0] * 3, null_precision=0.01,
+        precision=[precision, precision - 0.02, precision + 0.02], p_value=0.0165,
+    )  # fmt: skip
     found = Relation("weights", "activations").judge([{"parts": {"relations": {"rows": [row]}}}])
     assert found.says == INCONCLUSIVE
     assert (found.p, "are too few" in found.numbers) == (
@@ -405,14 +410,8 @@ def test_few_places_cannot_show_a_relation(items, precision, tested):
 
 def test_what_falls_short_has_the_p_of_its_interval():
     """The interval is 1.96 standard errors wide on each side; of four, the least decides."""
-    row = {
-        "given": "weights", "found": "activations", "sequences": 8, "mean_given": 2.0,
-        "items": 2000,
-        "mean_found": 4.0, "precision": [0.95, 0.94, 0.96], "recall": [0.5, 0.48, 0.52],
-        "null_precision": 0.2, "p_value": 0.0005,
-    }  # fmt: skip
     made = [
-        {"parts": {"relations": {"rows": [row | {"precision": p}]}}}
+        {"parts": {"relations": {"rows": [related(precision=p)]}}}
         for p in ([0.95, 0.94, 0.96], [0.88, 0.87, 0.89])
     ]
     found = Relation("weights", "activations").judge(made)

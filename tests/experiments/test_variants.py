@@ -4,13 +4,9 @@ import dataclasses
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 import weakref
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +29,6 @@ from tests.images import ink
 from tests.refusing import refusal
 from tests.usage import fields
 
-ROOT = Path(__file__).parent.parent.parent
 TINY = (
     "--width=8", "--heads=2", "--layers=2", "--steps=5", "--steps_per_call=2", "--measure_every=3",
     "--batch_size=3", "--val_batches=2", "--seq_len=7",
@@ -216,33 +211,6 @@ def test_interruption_keeps_what_was_finished(run_variants, tmp_path, monkeypatc
     record = json.loads((outcome.place / "result.json").read_text())
     assert record["status"] == "interrupted"
     assert list(record["studies"][0]["variants"]) == ["softmax"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_signals(tmp_path, sent, status):
-    """Ctrl-C ends a run within seconds; after SIGKILL every file that is there is whole."""
-    command = [sys.executable, "-m", "experiments.variants", "--corpus=backcopy", "--steps=100000"]
-    # A background job of a shell ignores SIGINT, and so would its children.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen([*command, f"--workdir={tmp_path}"], cwd=ROOT)
-    signal.signal(signal.SIGINT, before)
-    with process:
-        try:
-            log = None
-            for _ in range(600):
-                time.sleep(0.2)
-                log = next(iter(tmp_path.glob("variants/*/metrics.jsonl")), None)
-                if log and log.read_text().count("\n") > 4:
-                    break
-            process.send_signal(sent)
-            assert process.wait(timeout=30) == status
-        finally:
-            process.kill()
-    for line in log.read_text().splitlines():
-        json.loads(line)
-    result = log.with_name("result.json")
-    assert result.exists() == (sent == signal.SIGINT)
 
 
 @pytest.mark.parametrize(
