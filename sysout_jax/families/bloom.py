@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sysout_jax.families.family import Family, Field, Group, Only, Raw, tensor
+from sysout_jax.families.family import Family, Field, Group, Only, Raw, biased, norm, tensor
 from sysout_jax.families.rows import FUSED
 
 
@@ -35,22 +35,15 @@ BLOOM = Family(
     tensors=(
         tensor("word_embeddings.weight", "V D", "embed"),
         tensor("/lm_head.weight", "V D", "head"),
-        tensor("word_embeddings_layernorm.weight", "D", "embed_norm/scale"),
-        tensor("word_embeddings_layernorm.bias", "D", "embed_norm/bias"),
-        tensor("ln_f.weight", "D", "final_norm/scale"),
-        tensor("ln_f.bias", "D", "final_norm/bias"),
-        tensor("h.{l}.input_layernorm.weight", "D", "block/attn_norm/scale"),
-        tensor("h.{l}.input_layernorm.bias", "D", "block/attn_norm/bias"),
-        tensor("h.{l}.post_attention_layernorm.weight", "D", "block/mlp_norm/scale"),
-        tensor("h.{l}.post_attention_layernorm.bias", "D", "block/mlp_norm/bias"),
+        *norm("word_embeddings_layernorm", "embed_norm"),
+        *norm("ln_f", "final_norm"),
+        *norm("h.{l}.input_layernorm", "block/attn_norm"),
+        *norm("h.{l}.post_attention_layernorm", "block/mlp_norm"),
         tensor(_AT + "query_key_value.weight", "(K + H) D", *(n.format("") for n in FUSED)),
         tensor(_AT + "query_key_value.bias", "(K + H)", *(n.format("_bias") for n in FUSED)),
-        tensor(_AT + "dense.weight", "D (N H)", "block/attn/out"),
-        tensor(_AT + "dense.bias", "D", "block/attn/out_bias"),
-        tensor("h.{l}.mlp.dense_h_to_4h.weight", "F D", "block/mlp/up"),
-        tensor("h.{l}.mlp.dense_h_to_4h.bias", "F", "block/mlp/up_bias"),
-        tensor("h.{l}.mlp.dense_4h_to_h.weight", "D F", "block/mlp/down"),
-        tensor("h.{l}.mlp.dense_4h_to_h.bias", "D", "block/mlp/down_bias"),
+        *biased(_AT + "dense", "D (N H)", "D", "block/attn/out"),
+        *biased("h.{l}.mlp.dense_h_to_4h", "F D", "F", "block/mlp/up"),
+        *biased("h.{l}.mlp.dense_4h_to_h", "D F", "D", "block/mlp/down"),
     ),
     prefix="transformer.",
     aliases={"n_embed": "hidden_size"},

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sysout_jax.errors import InputError
-from sysout_jax.families.family import Family, Field, Group, Raw, tensor
+from sysout_jax.families.family import Family, Field, Group, Raw, biased, norm, tensor
 from sysout_jax.families.rows import PLAIN, ROTARY_BUFFER, rotary
 from sysout_jax.model.config import ModelConfig
 
@@ -97,8 +97,7 @@ FALCON = Family(
     tensors=(
         tensor("word_embeddings.weight", "V D", "embed"),
         tensor("/lm_head.weight", "V D", "head"),
-        tensor("ln_f.weight", "D", "final_norm/scale"),
-        tensor("ln_f.bias", "D", "final_norm/bias"),
+        *norm("ln_f", "final_norm"),
         *(
             tensor(f"h.{{l}}.{stored}.{kind}", "D", f"block/{ours}/{own}", when=when)
             for kind, own in (("weight", "scale"), ("bias", "bias"))
@@ -118,12 +117,9 @@ FALCON = Family(
             _QKV + "bias", "(K + H)", *_owners(_GROUPED, "_bias"),
             when=lambda c: not _one_kv_head(c),
         ),
-        tensor("h.{l}.self_attention.dense.weight", "D (N H)", "block/attn/out"),
-        tensor("h.{l}.self_attention.dense.bias", "D", "block/attn/out_bias"),
-        tensor("h.{l}.mlp.dense_h_to_4h.weight", "F D", "block/mlp/up"),
-        tensor("h.{l}.mlp.dense_h_to_4h.bias", "F", "block/mlp/up_bias"),
-        tensor("h.{l}.mlp.dense_4h_to_h.weight", "D F", "block/mlp/down"),
-        tensor("h.{l}.mlp.dense_4h_to_h.bias", "D", "block/mlp/down_bias"),
+        *biased("h.{l}.self_attention.dense", "D (N H)", "D", "block/attn/out"),
+        *biased("h.{l}.mlp.dense_h_to_4h", "F D", "F", "block/mlp/up"),
+        *biased("h.{l}.mlp.dense_4h_to_h", "D F", "D", "block/mlp/down"),
     ),
     prefix="transformer.",
     aliases={

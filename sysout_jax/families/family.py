@@ -72,6 +72,18 @@ def tensor(
     return Tensor(stored, axes, ours) if when is None else Tensor(stored, axes, ours, when)
 
 
+def norm(stored: str, ours: str, axes: str = "D") -> tuple[Tensor, Tensor]:
+    """Rows of a norm's scale and bias."""
+    scale, bias = f"{ours}/scale", f"{ours}/bias"
+    return tensor(f"{stored}.weight", axes, scale), tensor(f"{stored}.bias", axes, bias)
+
+
+def biased(stored: str, axes: str, of_bias: str, ours: str) -> tuple[Tensor, Tensor]:
+    """Rows of a linear map and its bias, each with its axes."""
+    bias = tensor(f"{stored}.bias", of_bias, f"{ours}_bias")
+    return tensor(f"{stored}.weight", axes, ours), bias
+
+
 @dataclass(frozen=True)
 class Within:
     """Where checkpoints of several modalities keep a model of a family.

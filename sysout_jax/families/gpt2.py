@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sysout_jax.families.family import Family, Field, Group, Raw, tensor
+from sysout_jax.families.family import Family, Field, Group, Raw, biased, norm, tensor
 from sysout_jax.families.rows import FUSED, PLAIN
 from sysout_jax.model.config import ModelConfig
 
@@ -39,20 +39,14 @@ GPT2 = Family(
         tensor("wte.weight", "V D", "embed"),
         tensor("/lm_head.weight", "V D", "head"),
         tensor("wpe.weight", "T D", "positions"),
-        tensor("ln_f.weight", "D", "final_norm/scale"),
-        tensor("ln_f.bias", "D", "final_norm/bias"),
-        tensor("h.{l}.ln_1.weight", "D", "block/attn_norm/scale"),
-        tensor("h.{l}.ln_1.bias", "D", "block/attn_norm/bias"),
-        tensor("h.{l}.ln_2.weight", "D", "block/mlp_norm/scale"),
-        tensor("h.{l}.ln_2.bias", "D", "block/mlp_norm/bias"),
+        *norm("ln_f", "final_norm"),
+        *norm("h.{l}.ln_1", "block/attn_norm"),
+        *norm("h.{l}.ln_2", "block/mlp_norm"),
         tensor("h.{l}.attn.c_attn.weight", "D (+ K H)", *(name.format("") for name in FUSED)),
         tensor("h.{l}.attn.c_attn.bias", "(+ K H)", *(name.format("_bias") for name in FUSED)),
-        tensor("h.{l}.attn.c_proj.weight", "(N H) D", "block/attn/out"),
-        tensor("h.{l}.attn.c_proj.bias", "D", "block/attn/out_bias"),
-        tensor("h.{l}.mlp.c_fc.weight", "D F", "block/mlp/up"),
-        tensor("h.{l}.mlp.c_fc.bias", "F", "block/mlp/up_bias"),
-        tensor("h.{l}.mlp.c_proj.weight", "F D", "block/mlp/down"),
-        tensor("h.{l}.mlp.c_proj.bias", "D", "block/mlp/down_bias"),
+        *biased("h.{l}.attn.c_proj", "(N H) D", "D", "block/attn/out"),
+        *biased("h.{l}.mlp.c_fc", "D F", "F", "block/mlp/up"),
+        *biased("h.{l}.mlp.c_proj", "F D", "D", "block/mlp/down"),
     ),
     prefix="transformer.",
     buffers=(r".*\.attn\.bias", r".*\.attn\.masked_bias"),

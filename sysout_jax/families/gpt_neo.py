@@ -4,7 +4,7 @@ from itertools import islice
 from typing import Any
 
 from sysout_jax.errors import InputError
-from sysout_jax.families.family import Family, Field, Group, Raw, tensor
+from sysout_jax.families.family import Family, Field, Group, Raw, biased, norm, tensor
 from sysout_jax.families.rows import PLAIN
 from sysout_jax.model.config import ModelConfig
 
@@ -76,21 +76,15 @@ GPT_NEO = Family(
         tensor("wte.weight", "V D", "embed"),
         tensor("/lm_head.weight", "V D", "head"),
         tensor("wpe.weight", "T D", "positions"),
-        tensor("ln_f.weight", "D", "final_norm/scale"),
-        tensor("ln_f.bias", "D", "final_norm/bias"),
-        tensor("h.{l}.ln_1.weight", "D", "block/attn_norm/scale"),
-        tensor("h.{l}.ln_1.bias", "D", "block/attn_norm/bias"),
-        tensor("h.{l}.ln_2.weight", "D", "block/mlp_norm/scale"),
-        tensor("h.{l}.ln_2.bias", "D", "block/mlp_norm/bias"),
+        *norm("ln_f", "final_norm"),
+        *norm("h.{l}.ln_1", "block/attn_norm"),
+        *norm("h.{l}.ln_2", "block/mlp_norm"),
         tensor(_AT + "q_proj.weight", "(N H) D", "block/attn/query"),
         tensor(_AT + "k_proj.weight", "(K H) D", "block/attn/key"),
         tensor(_AT + "v_proj.weight", "(K H) D", "block/attn/value"),
-        tensor(_AT + "out_proj.weight", "D (N H)", "block/attn/out"),
-        tensor(_AT + "out_proj.bias", "D", "block/attn/out_bias"),
-        tensor("h.{l}.mlp.c_fc.weight", "F D", "block/mlp/up"),
-        tensor("h.{l}.mlp.c_fc.bias", "F", "block/mlp/up_bias"),
-        tensor("h.{l}.mlp.c_proj.weight", "D F", "block/mlp/down"),
-        tensor("h.{l}.mlp.c_proj.bias", "D", "block/mlp/down_bias"),
+        *biased(_AT + "out_proj", "D (N H)", "D", "block/attn/out"),
+        *biased("h.{l}.mlp.c_fc", "F D", "F", "block/mlp/up"),
+        *biased("h.{l}.mlp.c_proj", "D F", "D", "block/mlp/down"),
     ),
     prefix="transformer.",
     buffers=(r".*\.attn\.attention\.bias", r".*\.attn\.attention\.masked_bias"),

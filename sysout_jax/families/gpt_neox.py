@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia: attention and MLP side by side behind two norms, partly turned heads."""
 
-from sysout_jax.families.family import Family, Field, tensor
+from sysout_jax.families.family import Family, Field, biased, norm, tensor
 from sysout_jax.families.rows import FUSED, NATURAL_HEAD_DIM, PLAIN, ROTARY_BUFFER, TIED, rotary
 
 _AT = "layers.{l}.attention."
@@ -33,20 +33,14 @@ GPT_NEOX = Family(
     tensors=(
         tensor("embed_in.weight", "V D", "embed"),
         tensor("/embed_out.weight", "V D", "head"),
-        tensor("final_layer_norm.weight", "D", "final_norm/scale"),
-        tensor("final_layer_norm.bias", "D", "final_norm/bias"),
-        tensor("layers.{l}.input_layernorm.weight", "D", "block/attn_norm/scale"),
-        tensor("layers.{l}.input_layernorm.bias", "D", "block/attn_norm/bias"),
-        tensor("layers.{l}.post_attention_layernorm.weight", "D", "block/mlp_norm/scale"),
-        tensor("layers.{l}.post_attention_layernorm.bias", "D", "block/mlp_norm/bias"),
+        *norm("final_layer_norm", "final_norm"),
+        *norm("layers.{l}.input_layernorm", "block/attn_norm"),
+        *norm("layers.{l}.post_attention_layernorm", "block/mlp_norm"),
         tensor(_AT + "query_key_value.weight", "(K + H) D", *(n.format("") for n in FUSED)),
         tensor(_AT + "query_key_value.bias", "(K + H)", *(n.format("_bias") for n in FUSED)),
-        tensor(_AT + "dense.weight", "D (N H)", "block/attn/out"),
-        tensor(_AT + "dense.bias", "D", "block/attn/out_bias"),
-        tensor("layers.{l}.mlp.dense_h_to_4h.weight", "F D", "block/mlp/up"),
-        tensor("layers.{l}.mlp.dense_h_to_4h.bias", "F", "block/mlp/up_bias"),
-        tensor("layers.{l}.mlp.dense_4h_to_h.weight", "D F", "block/mlp/down"),
-        tensor("layers.{l}.mlp.dense_4h_to_h.bias", "D", "block/mlp/down_bias"),
+        *biased(_AT + "dense", "D (N H)", "D", "block/attn/out"),
+        *biased("layers.{l}.mlp.dense_h_to_4h", "F D", "F", "block/mlp/up"),
+        *biased("layers.{l}.mlp.dense_4h_to_h", "D F", "D", "block/mlp/down"),
     ),
     prefix="gpt_neox.",
     buffers=(r".*\.attention\.bias", r".*\.attention\.masked_bias", ROTARY_BUFFER),

@@ -1,6 +1,6 @@
 """gpt-oss: a learned sink logit per head, experts with biases, windows in every second layer."""
 
-from sysout_jax.families.family import Family, Field, tensor
+from sysout_jax.families.family import Family, Field, biased, tensor
 from sysout_jax.families.rows import EPS, SIZES, TIED, llama_attention, rotary, windows
 
 _EXPERTS = "layers.{l}.mlp.experts."
@@ -34,8 +34,7 @@ GPT_OSS = Family(
     tensors=(
         *llama_attention(),
         tensor("layers.{l}.self_attn.sinks", "N", "block/attn/variant_sink_logit"),
-        tensor("layers.{l}.mlp.router.weight", "E D", "block/mlp/router"),
-        tensor("layers.{l}.mlp.router.bias", "E", "block/mlp/router_bias"),
+        *biased("layers.{l}.mlp.router", "E D", "E", "block/mlp/router"),
         tensor(_EXPERTS + "gate_up_proj", "E D (F +)", "block/mlp/gate=1", "block/mlp/up=1"),
         tensor(
             _EXPERTS + "gate_up_proj_bias", "E (F +)",

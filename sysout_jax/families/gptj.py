@@ -3,7 +3,7 @@
 from typing import Any
 
 from sysout_jax.errors import InputError
-from sysout_jax.families.family import Family, Field, Group, Raw, tensor
+from sysout_jax.families.family import Family, Field, Group, Raw, biased, norm, tensor
 from sysout_jax.families.rows import PLAIN
 from sysout_jax.model.config import ModelConfig
 
@@ -45,20 +45,15 @@ GPTJ = Family(
     ),
     tensors=(
         tensor("wte.weight", "V D", "embed"),
-        tensor("/lm_head.weight", "V D", "head"),
-        tensor("/lm_head.bias", "V", "head_bias"),
-        tensor("ln_f.weight", "D", "final_norm/scale"),
-        tensor("ln_f.bias", "D", "final_norm/bias"),
-        tensor("h.{l}.ln_1.weight", "D", "block/attn_norm/scale"),
-        tensor("h.{l}.ln_1.bias", "D", "block/attn_norm/bias"),
+        *biased("/lm_head", "V D", "V", "head"),
+        *norm("ln_f", "final_norm"),
+        *norm("h.{l}.ln_1", "block/attn_norm"),
         tensor(_AT + "q_proj.weight", "(N H) D", "block/attn/query"),
         tensor(_AT + "k_proj.weight", "(K H) D", "block/attn/key"),
         tensor(_AT + "v_proj.weight", "(K H) D", "block/attn/value"),
         tensor(_AT + "out_proj.weight", "D (N H)", "block/attn/out"),
-        tensor("h.{l}.mlp.fc_in.weight", "F D", "block/mlp/up"),
-        tensor("h.{l}.mlp.fc_in.bias", "F", "block/mlp/up_bias"),
-        tensor("h.{l}.mlp.fc_out.weight", "D F", "block/mlp/down"),
-        tensor("h.{l}.mlp.fc_out.bias", "D", "block/mlp/down_bias"),
+        *biased("h.{l}.mlp.fc_in", "F D", "F", "block/mlp/up"),
+        *biased("h.{l}.mlp.fc_out", "D F", "D", "block/mlp/down"),
     ),
     prefix="transformer.",
     buffers=(r".*\.attn\.bias", r".*\.attn\.masked_bias"),

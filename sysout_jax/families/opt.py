@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sysout_jax.families.family import Family, Field, Group, Raw, tensor
+from sysout_jax.families.family import Family, Field, Group, Raw, biased, norm, tensor
 from sysout_jax.families.rows import PLAIN
 from sysout_jax.model.config import ModelConfig
 
@@ -66,24 +66,15 @@ OPT = Family(
         tensor("project_in.weight", "D W", "embed_in"),
         tensor("project_out.weight", "W D", "embed_out"),
         tensor("embed_positions.weight", "T D", "positions"),
-        tensor("final_layer_norm.weight", "D", "final_norm/scale"),
-        tensor("final_layer_norm.bias", "D", "final_norm/bias"),
-        tensor("layers.{l}.self_attn_layer_norm.weight", "D", "block/attn_norm/scale"),
-        tensor("layers.{l}.self_attn_layer_norm.bias", "D", "block/attn_norm/bias"),
-        tensor("layers.{l}.final_layer_norm.weight", "D", "block/mlp_norm/scale"),
-        tensor("layers.{l}.final_layer_norm.bias", "D", "block/mlp_norm/bias"),
-        tensor(_AT + "q_proj.weight", "(N H) D", "block/attn/query"),
-        tensor(_AT + "k_proj.weight", "(K H) D", "block/attn/key"),
-        tensor(_AT + "v_proj.weight", "(K H) D", "block/attn/value"),
-        tensor(_AT + "out_proj.weight", "D (N H)", "block/attn/out"),
-        tensor(_AT + "q_proj.bias", "(N H)", "block/attn/query_bias"),
-        tensor(_AT + "k_proj.bias", "(K H)", "block/attn/key_bias"),
-        tensor(_AT + "v_proj.bias", "(K H)", "block/attn/value_bias"),
-        tensor(_AT + "out_proj.bias", "D", "block/attn/out_bias"),
-        tensor("layers.{l}.fc1.weight", "F D", "block/mlp/up"),
-        tensor("layers.{l}.fc1.bias", "F", "block/mlp/up_bias"),
-        tensor("layers.{l}.fc2.weight", "D F", "block/mlp/down"),
-        tensor("layers.{l}.fc2.bias", "D", "block/mlp/down_bias"),
+        *norm("final_layer_norm", "final_norm"),
+        *norm("layers.{l}.self_attn_layer_norm", "block/attn_norm"),
+        *norm("layers.{l}.final_layer_norm", "block/mlp_norm"),
+        *biased(_AT + "q_proj", "(N H) D", "(N H)", "block/attn/query"),
+        *biased(_AT + "k_proj", "(K H) D", "(K H)", "block/attn/key"),
+        *biased(_AT + "v_proj", "(K H) D", "(K H)", "block/attn/value"),
+        *biased(_AT + "out_proj", "D (N H)", "D", "block/attn/out"),
+        *biased("layers.{l}.fc1", "F D", "F", "block/mlp/up"),
+        *biased("layers.{l}.fc2", "D F", "D", "block/mlp/down"),
     ),
     prefix="model.decoder.",
 )

@@ -1,6 +1,6 @@
 """Phi-1, 1.5 and 2: attention and MLP side by side behind one norm, partly turned heads."""
 
-from sysout_jax.families.family import Family, Field, tensor
+from sysout_jax.families.family import Family, Field, biased, norm, tensor
 from sysout_jax.families.rows import PLAIN, ROTARY_BUFFER, SIZES, TIED, rotary
 
 _AT = "layers.{l}.self_attn."
@@ -24,28 +24,17 @@ PHI = Family(
     ),
     tensors=(
         tensor("embed_tokens.weight", "V D", "embed"),
-        tensor("/lm_head.weight", "V D", "head"),
-        tensor("/lm_head.bias", "V", "head_bias"),
-        tensor("final_layernorm.weight", "D", "final_norm/scale"),
-        tensor("final_layernorm.bias", "D", "final_norm/bias"),
-        tensor("layers.{l}.input_layernorm.weight", "D", "block/attn_norm/scale"),
-        tensor("layers.{l}.input_layernorm.bias", "D", "block/attn_norm/bias"),
-        tensor(_AT + "q_proj.weight", "(N H) D", "block/attn/query"),
-        tensor(_AT + "k_proj.weight", "(K H) D", "block/attn/key"),
-        tensor(_AT + "v_proj.weight", "(K H) D", "block/attn/value"),
-        tensor(_AT + "dense.weight", "D (N H)", "block/attn/out"),
-        tensor(_AT + "q_proj.bias", "(N H)", "block/attn/query_bias"),
-        tensor(_AT + "k_proj.bias", "(K H)", "block/attn/key_bias"),
-        tensor(_AT + "v_proj.bias", "(K H)", "block/attn/value_bias"),
-        tensor(_AT + "dense.bias", "D", "block/attn/out_bias"),
-        tensor(_AT + "q_layernorm.weight", "H", "block/attn/query_norm/scale"),
-        tensor(_AT + "q_layernorm.bias", "H", "block/attn/query_norm/bias"),
-        tensor(_AT + "k_layernorm.weight", "H", "block/attn/key_norm/scale"),
-        tensor(_AT + "k_layernorm.bias", "H", "block/attn/key_norm/bias"),
-        tensor("layers.{l}.mlp.fc1.weight", "F D", "block/mlp/up"),
-        tensor("layers.{l}.mlp.fc1.bias", "F", "block/mlp/up_bias"),
-        tensor("layers.{l}.mlp.fc2.weight", "D F", "block/mlp/down"),
-        tensor("layers.{l}.mlp.fc2.bias", "D", "block/mlp/down_bias"),
+        *biased("/lm_head", "V D", "V", "head"),
+        *norm("final_layernorm", "final_norm"),
+        *norm("layers.{l}.input_layernorm", "block/attn_norm"),
+        *biased(_AT + "q_proj", "(N H) D", "(N H)", "block/attn/query"),
+        *biased(_AT + "k_proj", "(K H) D", "(K H)", "block/attn/key"),
+        *biased(_AT + "v_proj", "(K H) D", "(K H)", "block/attn/value"),
+        *biased(_AT + "dense", "D (N H)", "D", "block/attn/out"),
+        *norm(_AT + "q_layernorm", "block/attn/query_norm", "H"),
+        *norm(_AT + "k_layernorm", "block/attn/key_norm", "H"),
+        *biased("layers.{l}.mlp.fc1", "F D", "F", "block/mlp/up"),
+        *biased("layers.{l}.mlp.fc2", "D F", "D", "block/mlp/down"),
     ),
     buffers=(ROTARY_BUFFER,),
 )  # fmt: skip

@@ -5,7 +5,7 @@ from math import log
 from typing import Any
 
 from sysout_jax.errors import InputError
-from sysout_jax.families.family import REQUIRED, Field, Group, Raw, Row, Tensor, tensor
+from sysout_jax.families.family import REQUIRED, Field, Group, Raw, Row, Tensor, biased, tensor
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.rope import RULES, Rope
 
@@ -363,25 +363,18 @@ def llama_attention(norms: bool = True) -> tuple[Tensor, ...]:
         tensor("embed_tokens.weight", "V D", "embed"),
         tensor("/lm_head.weight", "V D", "head"),
         tensor("norm.weight", "D", "final_norm/scale"),
-        tensor(at + "q_proj.weight", "(N H) D", "block/attn/query"),
-        tensor(at + "k_proj.weight", "(K H) D", "block/attn/key"),
-        tensor(at + "v_proj.weight", "(K H) D", "block/attn/value"),
-        tensor(at + "o_proj.weight", "D (N H)", "block/attn/out"),
-        tensor(at + "q_proj.bias", "(N H)", "block/attn/query_bias"),
-        tensor(at + "k_proj.bias", "(K H)", "block/attn/key_bias"),
-        tensor(at + "v_proj.bias", "(K H)", "block/attn/value_bias"),
-        tensor(at + "o_proj.bias", "D", "block/attn/out_bias"),
+        *biased(at + "q_proj", "(N H) D", "(N H)", "block/attn/query"),
+        *biased(at + "k_proj", "(K H) D", "(K H)", "block/attn/key"),
+        *biased(at + "v_proj", "(K H) D", "(K H)", "block/attn/value"),
+        *biased(at + "o_proj", "D (N H)", "D", "block/attn/out"),
         *(norm_rows if norms else ()),
     )
 
 
 LLAMA_MLP = (
-    tensor("layers.{l}.mlp.gate_proj.weight", "F D", "block/mlp/gate"),
-    tensor("layers.{l}.mlp.up_proj.weight", "F D", "block/mlp/up"),
-    tensor("layers.{l}.mlp.down_proj.weight", "D F", "block/mlp/down"),
-    tensor("layers.{l}.mlp.gate_proj.bias", "F", "block/mlp/gate_bias"),
-    tensor("layers.{l}.mlp.up_proj.bias", "F", "block/mlp/up_bias"),
-    tensor("layers.{l}.mlp.down_proj.bias", "D", "block/mlp/down_bias"),
+    *biased("layers.{l}.mlp.gate_proj", "F D", "F", "block/mlp/gate"),
+    *biased("layers.{l}.mlp.up_proj", "F D", "F", "block/mlp/up"),
+    *biased("layers.{l}.mlp.down_proj", "D F", "D", "block/mlp/down"),
 )
 # Queries, keys and values of each KV head in one tensor; in the braces "_bias", or nothing.
 FUSED = ("block/attn/query{}=G", "block/attn/key{}=1", "block/attn/value{}=1")

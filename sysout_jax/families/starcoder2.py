@@ -1,6 +1,6 @@
 """StarCoder2: LLaMA's layout with LayerNorm, biases, and an MLP without a gate."""
 
-from sysout_jax.families.family import Family, Field, tensor
+from sysout_jax.families.family import Family, Field, biased, tensor
 from sysout_jax.families.rows import (
     PLAIN,
     ROTARY_BUFFER,
@@ -31,10 +31,8 @@ STARCODER2 = Family(
         tensor("norm.bias", "D", "final_norm/bias"),
         tensor("layers.{l}.input_layernorm.bias", "D", "block/attn_norm/bias"),
         tensor("layers.{l}.post_attention_layernorm.bias", "D", "block/mlp_norm/bias"),
-        tensor("layers.{l}.mlp.c_fc.weight", "F D", "block/mlp/up"),
-        tensor("layers.{l}.mlp.c_fc.bias", "F", "block/mlp/up_bias"),
-        tensor("layers.{l}.mlp.c_proj.weight", "D F", "block/mlp/down"),
-        tensor("layers.{l}.mlp.c_proj.bias", "D", "block/mlp/down_bias"),
+        *biased("layers.{l}.mlp.c_fc", "F D", "F", "block/mlp/up"),
+        *biased("layers.{l}.mlp.c_proj", "D F", "D", "block/mlp/down"),
     ),
     buffers=(ROTARY_BUFFER,),
 )
