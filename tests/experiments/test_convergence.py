@@ -204,28 +204,6 @@ def test_a_loss_that_is_not_reached(record):
     assert (row["seconds to baseline's loss"], row["speed-up"]) == (">200", "<1")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["--variants=softmx"], "--variants='softmx': unknown"),
-        (["--variants=softmax,softmax"], "--variants=softmax,softmax: accepted: at least one"),
-        (["--variants=sigmoid"], "--baseline=softmax: accepted: one of --variants=sigmoid"),
-        (["--baseline=relu"], "--baseline=relu: accepted: one of --variants"),
-        (["--lrs="], "--lrs=: accepted: at least one"),
-        (["--lrs=1e-3,0.001"], "--lrs=0.001,0.001: accepted: at least one, none of them twice"),
-        (["--lrs=a"], "--lrs=a: accepted: numbers"),
-        (["--lrs=-1"], "--lrs=-1: accepted: finite numbers above 0"),
-        (["--rounds=0"], "--rounds=0: accepted: an integer of at least 1"),
-        (["--model=foo"], "--model='foo': unknown"),
-        (["--corpus=nowhere.txt"], "nowhere.txt"),
-    ],
-)
-def test_bad_flags_are_one_line(run_convergence, tmp_path, monkeypatch, arguments, told):
-    monkeypatch.chdir(tmp_path)
-    assert told in run_convergence(*arguments).refusal
-    assert not list(tmp_path.iterdir())
-
-
 def test_flags_that_would_change_the_cells_are_refused(finished, run_convergence):
     done = run_convergence(*finished[-1], "--steps=7")
     assert done.refusal.startswith("--steps=7: the cells in ")

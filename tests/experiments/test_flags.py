@@ -46,9 +46,46 @@ def test_commands_of_records_are_accepted(command):
         ("convergence --schedule=constant --lr_floor=0", "lr_floor=0.0: no effect; accepted: with"),
         ("benchmark --optimizers=adamw --momentum=0.5", "momentum=0.5: no effect; accepted: with"),
         ("laboratory --cooldown=0.5", "cooldown=0.5: no effect; accepted: with wsd"),
+        ("laboratory --variants=softmx", "variants='softmx': unknown"),
+        ("laboratory --optimizers=adam", "optimizers='adam': unknown"),
+        ("laboratory --losses=some", "losses='some': unknown"),
+        ("laboratory --methods=w9", "methods=w9: "),
+        ("laboratory --chains=1,1", "chains=1,1: accepted: at least one, none of them twice"),
+        ("laboratory --chains=-1", "chains=-1: accepted: integers from 0"),
+        ("laboratory --layers=0", "layers=0: accepted"),
+        ("laboratory --layers=a", "layers=a: accepted: integers"),
+        ("laboratory --decays=-0.1", "decays=-0.1: accepted: numbers of at least 0"),
+        ("laboratory --epsilons=0", "epsilons=0.0: accepted: numbers above 0"),
+        ("laboratory --norms=batch", "norms='batch': unknown; accepted: own, layer"),
+        ("laboratory --penalties=l2", "penalties='l2': unknown; accepted: none, tweo"),
+        ("laboratory --name=../x", "name=../x: accepted: letters"),
+        ("convergence --variants=softmx", "variants='softmx': unknown"),
+        (
+            "convergence --variants=softmax,softmax",
+            "variants=softmax,softmax: accepted: ",
+        ),
+        ("convergence --variants=sigmoid", "baseline=softmax: accepted: one of variants=sigmoid"),
+        ("convergence --baseline=relu", "baseline=relu: accepted: one of variants"),
+        ("convergence --lrs=", "lrs=: accepted: at least one"),
+        (
+            "convergence --lrs=1e-3,0.001",
+            "lrs=0.001,0.001: accepted: at least one,",
+        ),
+        ("convergence --lrs=a", "lrs=a: accepted: numbers"),
+        ("convergence --lrs=-1", "lrs=-1: accepted: finite numbers above 0"),
+        ("convergence --rounds=0", "rounds=0: accepted: an integer of at least 1"),
+        ("convergence --model=foo", "model='foo': unknown"),
+        ("tour --calibration=2", "calibration=2: accepted: an integer of at least 4"),
+        ("tour --seq_len=8", "seq_len=8: accepted: an integer of at least 32"),
+        (
+            "causal --model=x --factors=1,2",
+            "factors=1,2: accepted: different num",
+        ),
+        ("causal --model=x --factors=0,1,inf", "factors=0,1,inf: accepted: finite numbers"),
+        ("causal --model=x --controls=0", "controls=0: accepted: an integer of at least 1"),
     ],
 )
-def test_flags_without_effect_are_refused(command, line):
+def test_what_has_no_effect_or_is_not_accepted_is_refused(command, line):
     assert refusal(config_of, f"experiments.{command}").startswith(line)
 
 

@@ -296,30 +296,6 @@ def test_shards_share_all_items():
         Place(shard="1/2")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["--variants=softmx"], "--variants='softmx': unknown"),
-        (["--optimizers=adam"], "--optimizers='adam': unknown"),
-        (["--losses=some"], "--losses='some': unknown"),
-        (["--methods=w9"], "--methods=w9: "),
-        (["--chains=1,1"], "--chains=1,1: accepted: at least one, none of them twice"),
-        (["--chains=-1"], "--chains=-1: accepted: integers from 0"),
-        (["--layers=0"], "--layers=0: accepted"),
-        (["--layers=a"], "--layers=a: accepted: integers"),
-        (["--decays=-0.1"], "--decays=-0.1: accepted: numbers of at least 0"),
-        (["--epsilons=0"], "--epsilons=0.0: accepted: numbers above 0"),
-        (["--norms=batch"], "--norms='batch': unknown; accepted: own, layer"),
-        (["--penalties=l2"], "--penalties='l2': unknown; accepted: none, tweo"),
-        (["--name=../x"], "--name=../x: accepted: letters"),
-    ],
-)
-def test_bad_flags_are_one_line(run_laboratory, tmp_path, monkeypatch, arguments, told):
-    monkeypatch.chdir(tmp_path)
-    assert told in run_laboratory(*arguments).refusal
-    assert not list(tmp_path.iterdir())
-
-
 def test_an_optimizer_without_an_eps_has_cells_with_the_first_alone():
     of = {"variants": ("softmax",), "layers": (1,), "losses": ("all",), "starts": ("bos",),
           "decays": (0.1,), "norms": ("own",), "epsilons": (1e-6, 1e-8)}  # fmt: skip

@@ -60,14 +60,3 @@ def test_without_the_model_there_is_one_line(monkeypatch, run_tour, tmp_path):
     assert done.status == 0
     assert done.out == "left out: model=smollm2-135m: no network; accepted: a wheel\n"
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("flag", "said"),
-    [
-        ("--calibration=2", "of at least 4"),
-        ("--seq_len=8", "of at least 32"),
-    ],
-)
-def test_what_is_refused_is_one_line(flag, said, place, run_tour):
-    assert said in run_tour(f"--model={place}/model", flag).refusal
