@@ -36,6 +36,8 @@ FEATURES = {
     "embed_norm": "norm of embeddings",
     "query_key_norm": "QK norm",
     "attn_softcap": "soft caps",
+    "residual_scale": "scaled branches",
+    "logit_scale": "scaled logits",
     "rope": "longer contexts",
     "clip_qkv": "clipped QKV",
     "qkv_bias": "QKV biases",

@@ -28,6 +28,11 @@ def one_widened(x: Float[Array, "..."], axes: str) -> Float[Array, "..."]:
     return widened(x)
 
 
+def scaled(x: Float[Array, "..."], factor: float) -> Float[Array, "..."]:
+    """`x` times a factor of the config, in the dtype of `x`; x itself where that is 1."""
+    return x if factor == 1.0 else x * jnp.asarray(factor, x.dtype)
+
+
 def linear(
     x: Float[Array, "..."],
     weight: Float[Array, "..."],

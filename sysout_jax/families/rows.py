@@ -124,6 +124,7 @@ def rotary(
     renamed: Mapping[str, str] | None = None,
     partly: bool = False,
     rules: Collection[str] = (),
+    interleaved: bool = False,
 ) -> Group:
     """Rotary positions in both published spellings, of which "rope_scaling" wins.
 
@@ -135,6 +136,7 @@ def rotary(
       renamed: older names of rules.
       partly: as of `read_rule`.
       rules: those that the family's code has; none: all.
+      interleaved: whether a pair is two adjacent channels.
     """
 
     def read(raw: Raw) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def rotary(
             **given,
             "rope_type": kind,
         }
-        return {"rope": read_rule(given, raw, partly)}
+        return {"rope": read_rule(given, raw, partly) | {"interleaved": interleaved}}
 
     def write(c: ModelConfig) -> dict[str, Any]:
         rule = write_rule(c.rope) or ({"rope_type": "default"} if default else None)

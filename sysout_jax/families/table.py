@@ -8,6 +8,7 @@ from typing import Any
 from sysout_jax.errors import InputError
 from sysout_jax.families import (
     bloom,
+    cohere,
     falcon,
     gemma,
     gpt2,
@@ -15,6 +16,7 @@ from sysout_jax.families import (
     gpt_neox,
     gpt_oss,
     gptj,
+    granite,
     llama,
     mistral,
     mixtral,
@@ -50,6 +52,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             qwen.QWEN3,
             qwen.QWEN3_MOE,
             smollm3.SMOLLM3,
+            granite.GRANITE,
+            cohere.COHERE,
             gemma.GEMMA,
             gemma.GEMMA2,
             gemma.GEMMA3,

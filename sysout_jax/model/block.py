@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.experts import choose, expert_linear, gather, route, scatter
 from sysout_jax.core.flash import Past
-from sysout_jax.core.layers import MLPS, causal_mask, linear
+from sysout_jax.core.layers import MLPS, causal_mask, linear, scaled
 from sysout_jax.core.norms import NORMS
 from sysout_jax.core.positions import rotate
 from sysout_jax.core.primitives import Heads, Mixed
@@ -349,8 +349,9 @@ class Block(Owner):
         else:
             attn_norm = Norm(c, name="attn_norm")(x)
             mlp_norm = attn_norm if c.parallel_block == "shared" else Norm(c, name="mlp_norm")(x)
-            attn_out = tap("attn_out", attn(tap("attn_norm", attn_norm)))
-            x = x + attn_out + of_mlp("down_out", mlp(of_mlp("mlp_norm", mlp_norm)))
+            attn_out = scaled(attn(tap("attn_norm", attn_norm)), c.residual_scale)
+            down_out = scaled(mlp(of_mlp("mlp_norm", mlp_norm)), c.residual_scale)
+            x = x + tap("attn_out", attn_out) + of_mlp("down_out", down_out)
         return tap("block_out", x), recorded
 
     def _sublayer(self, x: Array, name: str, layer: Any, tap: Any) -> Array:
@@ -359,5 +360,6 @@ class Block(Owner):
         out = layer(tap(f"{name}_norm", out))
         if place in ("out", "sandwich"):
             out = Norm(self.config, name=f"{name}_out_norm")(out)
+        out = scaled(out, self.config.residual_scale)
         x = x + tap("attn_out" if name == "attn" else "down_out", out)
         return Norm(self.config, name=f"{name}_norm")(x) if place == "post" else x

@@ -67,6 +67,8 @@ class ModelConfig:
     clip_qkv: float | None = None  # queries, keys and values within -clip..clip
     attn_softcap: float | None = None  # c: logits of attention become c tanh(s/c)
     final_softcap: float | None = None  # the same for the output's
+    logit_scale: float = 1.0  # multiplies the output's logits, before that
+    residual_scale: float = 1.0  # multiplies what attention and MLP write (Granite)
     embed_scale: float = 1.0  # multiplies embeddings
     embed_norm: bool = False  # embeddings go through a norm of their own (BLOOM)
     embed_width: int | None = None  # W, mapped to the width and back (OPT-350M); None: no map
@@ -115,6 +117,7 @@ class ModelConfig:
             finite(name, getattr(self, name), or_zero=True)
         for name in (
             "mlp_limit", "query_scale", "clip_qkv", "attn_softcap", "final_softcap", "embed_scale",
+            "logit_scale", "residual_scale",
         ):  # fmt: skip
             finite(name, getattr(self, name))
 

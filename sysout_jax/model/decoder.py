@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sysout_jax.core.layers import linear, lookup
+from sysout_jax.core.layers import linear, lookup, scaled
 from sysout_jax.core.primitives import soft_cap
 from sysout_jax.core.variants import kept
 from sysout_jax.errors import InputError
@@ -48,8 +48,7 @@ def embed(config: ModelConfig, own: Own, tokens: Int[Array, "B T"]) -> Float[Arr
         first = c.position_offset + c.keys_before
         rows = own("positions", "T -> D")[first : first + length]
         x = x + jnp.broadcast_to(rows.astype(x.dtype), x.shape)
-    x = x.astype(c.execution.dtype)
-    return x if c.embed_scale == 1.0 else x * jnp.asarray(c.embed_scale, c.execution.dtype)
+    return scaled(x.astype(c.execution.dtype), c.embed_scale)
 
 
 def unembed(config: ModelConfig, own: Own, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -59,6 +58,7 @@ def unembed(config: ModelConfig, own: Own, x: Float[Array, "B T D"]) -> Float[Ar
         x, width = linear(x, own("embed_out", "D -> W")), "W"
     head = own("embed", f"V -> {width}").T if config.tied else own("head", f"{width} -> V")
     logits = linear(x, head, own("head_bias", "V") if config.head_bias else None)
+    logits = scaled(logits, config.logit_scale)
     return logits if config.final_softcap is None else soft_cap(logits, config.final_softcap)
 
 

@@ -54,6 +54,7 @@ SHAPES = {
         "rope": Rope(local_theta=90.0),
     },
     "norm of embeddings": {"embed_norm": True, "norm": "layer", "bias": True, "position": "alibi"},
+    "scaled branches and logits": {"residual_scale": 0.6, "logit_scale": 0.5},
     "capped, clipped": {"attn_softcap": 3.0, "query_scale": 0.9, "clip_qkv": 2.0},
     "blocks of queries": {"execution": Execution(query_block=4)},
     "post": {"norm_placement": "post", "norm": "layer", "bias": True},

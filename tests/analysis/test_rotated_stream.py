@@ -26,6 +26,7 @@ SHAPES = {
     "tied": {"tied": True, "embed_scale": 3.0},
     "gains from one": {"norm_plus_one": True, "tied": True, "final_softcap": 3.0},
     "no gains": {"norm_scale": False},
+    "scaled": {"residual_scale": 0.4, "logit_scale": 3.0, "tied": True},
     "one gain": {"norm": "single_scale", "embed_width": 8, "tied": True},
     "a map of embeddings": {"embed_width": 8},
     "normed heads": {"query_key_norm": "head"},

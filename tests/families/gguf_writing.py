@@ -15,10 +15,11 @@ ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
     "gemma2": "gemma2", "gemma3_text": "gemma3", "phi": "phi2", "phi3": "phi3", "gpt2": "gpt2",
     "gpt_neox": "gptneox", "falcon": "falcon", "mpt": "mpt", "olmo": "olmo", "olmo2": "olmo2",
+    "olmo3": "olmo2",
     "gpt_oss": "gpt-oss", "stablelm": "stablelm", "gemma": "gemma", "smollm3": "smollm3",
-    "starcoder2": "starcoder2", "bloom": "bloom",
+    "starcoder2": "starcoder2", "bloom": "bloom", "granite": "granite", "cohere": "command-r",
 }  # fmt: skip
-PERMUTED = ("llama", "olmo", "smollm3")
+PERMUTED = ("llama", "olmo", "smollm3", "granite")
 LABELS = {
     Kind.F32: "ALL_F32", Kind.Q3_K: "MOSTLY_Q3_K_M", Kind.Q4_K: "MOSTLY_Q4_K_M",
     Kind.Q5_K: "MOSTLY_Q5_K_M", Kind.MXFP4: "MOSTLY_MXFP4_MOE",
@@ -171,9 +172,9 @@ def add_keys(writer: gguf.GGUFWriter, name: str, config: dict) -> None:
     add_positions(writer, name, config, size)
     if config.get("sliding_window"):
         writer.add_sliding_window(config["sliding_window"])
-    if config.get("layer_types") and name == "gemma3":
+    if config.get("layer_types") and name in ("gemma3", "olmo2"):
         writer.add_array(
-            "gemma3.attention.sliding_window_pattern",
+            f"{name}.attention.sliding_window_pattern",
             [x == "sliding_attention" for x in config["layer_types"]],
         )
     if config.get("query_pre_attn_scalar"):
@@ -189,6 +190,13 @@ def add_keys(writer: gguf.GGUFWriter, name: str, config: dict) -> None:
         writer.add_expert_feed_forward_length(mlp)
     if name == "mpt":
         writer.add_max_alibi_bias(8.0)
+    if name == "granite":
+        writer.add_attention_scale(config["attention_multiplier"])
+        writer.add_embedding_scale(config["embedding_multiplier"])
+        writer.add_residual_scale(config["residual_multiplier"])
+        writer.add_logit_scale(config["logits_scaling"])
+    if name == "command-r":
+        writer.add_logit_scale(config["logit_scale"])
     if config.get("clip_qkv"):
         writer.add_clamp_kqv(config["clip_qkv"])
     if name in ("gptneox", "stablelm"):
@@ -203,6 +211,7 @@ def add_positions(writer: gguf.GGUFWriter, name: str, config: dict, size: int) -
     if name == "gemma3":
         writer.add_rope_freq_base_swa(rotary["sliding_attention"]["rope_theta"])
         rotary = rotary["full_attention"]
+    rotary = rotary.get("full_attention", rotary)  # of OLMo 3, which has one base
     writer.add_rope_freq_base(rotary["rope_theta"])
     writer.add_rope_dimension_count(int(rotary.get("partial_rotary_factor", 1.0) * size))
     if rotary["rope_type"] == "yarn":

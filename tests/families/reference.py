@@ -31,6 +31,10 @@ SMALL = {
 }  # fmt: skip
 GQA = SMALL | {"num_key_value_heads": 2, "head_dim": 6}
 GQA_NATURAL = SMALL | {"hidden_size": 24, "num_key_value_heads": 2}
+FACTORS = {
+    "embedding_multiplier": 12.0, "logits_scaling": 2.0, "residual_multiplier": 0.22,
+    "attention_multiplier": 0.3,
+}  # fmt: skip
 EXPERTS = GQA | {
     "hidden_size": 24,
     "intermediate_size": 32,
@@ -221,6 +225,18 @@ CASES = {
         GQA_NATURAL | {"no_rope_layers": [0, 1, 1], "num_hidden_layers": 3, "attention_bias": True,
                        "use_sliding_window": True, "sliding_window": 3, "mlp_bias": True,
                        "tie_word_embeddings": False, "rope_parameters": YARN}, 67,
+    ),
+    "granite": ("GraniteConfig", GQA_NATURAL | FACTORS, 11),
+    "granite biases, tied": (
+        "GraniteConfig",
+        GQA_NATURAL | FACTORS | {"attention_bias": True, "mlp_bias": True,
+                                 "tie_word_embeddings": True, "logits_scaling": 0.7}, 11,
+    ),
+    "cohere": ("CohereConfig", GQA_NATURAL | {"logit_scale": 0.5}, 11),
+    "cohere biases, untied, yarn": (
+        "CohereConfig",
+        GQA_NATURAL | {"attention_bias": True, "tie_word_embeddings": False, "logit_scale": 2.0,
+                       "rope_parameters": YARN}, 67,
     ),
     "gemma": ("GemmaConfig", GQA, 11),
     "gemma one kv head, first files' gelu": (

@@ -362,6 +362,31 @@ PUBLISHED = {
         {"embed_scale": 2048**0.5, "mlp": "geglu", "norm_plus_one": True, "tied": True,
          "norm_placement": "pre"},
     ),
+    "granite-3.0-2b": (
+        LLAMA2_7B
+        | {
+            "model_type": "granite", "attention_bias": False, "attention_multiplier": 0.015625,
+            "embedding_multiplier": 12.0, "hidden_size": 2048, "intermediate_size": 8192,
+            "logits_scaling": 8.0, "mlp_bias": False, "num_hidden_layers": 40,
+            "num_key_value_heads": 8, "pretraining_tp": None, "residual_multiplier": 0.22,
+            "rope_theta": 10000, "tie_word_embeddings": True, "vocab_size": 49155,
+        },
+        {"embed_scale": 12.0, "query_scale": 0.015625, "residual_scale": 0.22,
+         "logit_scale": 0.125},
+    ),
+    "command-r-v01": (
+        {
+            "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 5,
+            "eos_token_id": 255001, "hidden_act": "silu", "hidden_size": 8192,
+            "initializer_range": 0.02, "intermediate_size": 22528, "layer_norm_eps": 1e-05,
+            "logit_scale": 0.0625, "max_position_embeddings": 8192,
+            "model_max_length": 131072, "model_type": "cohere", "num_attention_heads": 64,
+            "num_hidden_layers": 40, "num_key_value_heads": 64, "pad_token_id": 0,
+            "rope_theta": 8000000.0, "use_cache": True, "vocab_size": 256000,
+        },
+        {"logit_scale": 0.0625, "rope_interleaved": True, "parallel_block": "shared",
+         "tied": True, "norm_bias": None, "rope_theta": 8e6},
+    ),
     "Olmo-3-7B": (
         LLAMA2_7B
         | {

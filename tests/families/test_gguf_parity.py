@@ -19,14 +19,15 @@ from tests.families import gguf_writing, reference
 CASES = [
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma2", "gemma3", "phi", "phi3", "gpt2",
     "gpt_neox", "falcon", "falcon new decoder", "mpt", "olmo", "olmo2", "gpt_oss", "stablelm",
-    "gemma", "smollm3", "starcoder2", "bloom",
+    "gemma", "smollm3", "starcoder2", "bloom", "granite", "cohere",
+    "olmo3",
 ]  # fmt: skip
 TOLERANCE = 1e-4
 
 
 def test_every_architecture_is_compared():
     compared = {reference.CASES[case][0] for case in CASES}
-    assert len(compared) == 21
+    assert len(compared) == 24
     assert set(gguf_writing.ARCHITECTURES.values()) == set(ARCHITECTURES)
 
 

@@ -48,6 +48,8 @@ MODELS = {  # Mixtral's files are of the architecture llama, with experts
     "gemma": ("GemmaConfig", HEADS),
     "smollm3": ("SmolLM3Config", GQA | {"num_hidden_layers": 4}),
     "starcoder2": ("Starcoder2Config", GQA),
+    "granite": ("GraniteConfig", GQA | {"residual_multiplier": 0.5, "logits_scaling": 0.5}),
+    "command-r": ("CohereConfig", GQA | {"logit_scale": 0.5}),
     "bloom": ("BloomConfig", {"vocab_size": 19, "hidden_size": 256, "n_layer": 2, "n_head": 4}),
 }  # fmt: skip
 # What the reference reads of GGUF itself, and where that leaves a field at its default, or a size

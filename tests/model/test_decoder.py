@@ -254,6 +254,8 @@ FIELDS = {
     "clip_qkv": ("logits", 0.5, {}),
     "attn_softcap": ("logits", 0.5, {}),
     "final_softcap": ("logits", 0.5, {}),
+    "logit_scale": ("logits", 0.5, {}),
+    "residual_scale": ("logits", 0.5, {}),
     "embed_scale": ("logits", 3.0, {}),
     "embed_norm": ("shapes", True, {}),
     "embed_width": ("shapes", 5, {}),

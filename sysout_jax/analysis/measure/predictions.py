@@ -70,7 +70,8 @@ class Split:
 
 @precisely
 def head_of(config: ModelConfig, params: Params) -> Head:
-    """The output head as one matrix, with the map back to the embedding's width in it.
+    """The output head as one matrix, with the map back to the embedding's width and the scale of
+    logits in it.
 
     Args:
       config: the architecture.
@@ -81,7 +82,8 @@ def head_of(config: ModelConfig, params: Params) -> Head:
     if config.embed_width is not None:
         weight = jnp.asarray(params["embed_out"], jnp.float32) @ weight
     bias = params["head_bias"] if config.head_bias else jnp.zeros(weight.shape[1])
-    return Head(weight, jnp.asarray(bias, jnp.float32))
+    scale = config.logit_scale
+    return Head(scale * weight, scale * jnp.asarray(bias, jnp.float32))
 
 
 @jit_quickly(0)

@@ -90,6 +90,27 @@ def _smollm3(meta: Metadata) -> Raw:
     return llama_like(meta) | bias | {"model_type": "smollm3"}
 
 
+def _granite(meta: Metadata) -> Raw:
+    """Factors that are absent are 1, and attention's the usual one."""
+    bias = {"attention_bias": meta.has("attn_q.bias"), "mlp_bias": meta.has("ffn_up.bias")}
+    factors = {
+        "embedding_multiplier": meta.number("embedding_scale", 1.0),
+        "residual_multiplier": meta.number("residual_scale", 1.0),
+        "logits_scaling": meta.number("logit_scale", 1.0),
+        "attention_multiplier": meta.number("attention.scale", meta.heads[2] ** -0.5),
+    }
+    return llama_like(meta) | bias | factors | {"model_type": "granite"}
+
+
+def _cohere(meta: Metadata) -> Raw:
+    bias = {
+        "attention_bias": meta.has("attn_q.bias"),
+        "use_qk_norm": meta.has("attn_q_norm.weight"),
+    }
+    scale = {"logit_scale": meta.number("logit_scale", 1.0)}
+    return llama_like(meta, LAYER) | bias | scale | {"model_type": "cohere"}
+
+
 def _starcoder2(meta: Metadata) -> Raw:
     bias = {"use_bias": meta.has("attn_q.bias")}
     return llama_like(meta, (LAYER[0], "norm_epsilon")) | bias | {"model_type": "starcoder2"}
@@ -223,8 +244,12 @@ def _olmo(meta: Metadata) -> Raw:
 
 
 def _olmo2(meta: Metadata) -> Raw:
-    bias = {"attention_bias": meta.has("attn_q.bias")}
-    return llama_like(meta) | bias | {"model_type": "olmo2"}
+    """OLMo 2, or 3 where there is a window."""
+    raw = llama_like(meta) | {"attention_bias": meta.has("attn_q.bias")}
+    local = window(meta)
+    if local["sliding_window"] is None:
+        return raw | {"model_type": "olmo2"}
+    return raw | local | {"model_type": "olmo3"}
 
 
 _OLMO2: Names = {
@@ -293,6 +318,8 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "qwen2": Architecture(_qwen2, {**LLAMA_ENDS, **ATTENTION, **NORMS, **MLP}),
         "qwen3": Architecture(_qwen3, {**LLAMA_ENDS, **ATTENTION, **HEAD_NORMS, **NORMS, **MLP}),
         "smollm3": Architecture(_smollm3, {**LLAMA_ENDS, **PERMUTED, **NORMS, **MLP}),
+        "granite": Architecture(_granite, {**LLAMA_ENDS, **PERMUTED, **NORMS, **MLP}),
+        "command-r": Architecture(_cohere, {**LLAMA_ENDS, **ATTENTION, **NORMS, **MLP}),
         "starcoder2": Architecture(_starcoder2, _STARCODER2),
         "gemma": Architecture(_gemma1, _GEMMA1),
         "gemma2": Architecture(_gemma2, _GEMMA),
