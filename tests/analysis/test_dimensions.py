@@ -31,7 +31,7 @@ HEADS = {
     "plain": {},
     "capped": {"final_softcap": 3.0},
     "tied": {"tied": True, "norm_plus_one": True, "norm_placement": "sandwich"},
-    "biased": {"head_bias": True, "norm": "layer", "bias": True},
+    "biased": {"head_bias": True, "norm": "layer", "bias": True, "logit_scale": 0.5},
     "narrow": {"embed_width": 12, "norm_placement": "post"},
     "bare": {"norm_scale": False},
     "mixture": {"experts": 3},
@@ -89,7 +89,8 @@ def by_hand(name):
     w = p64["embed"].T if config.tied else p64["head"]
     if config.embed_width:
         w = p64["embed_out"] @ w
-    return np.asarray(x, np.float64)[:, MIDDLE], w, p64.get("head_bias", np.zeros(config.vocab))
+    bias, scale = p64.get("head_bias", np.zeros(config.vocab)), config.logit_scale
+    return np.asarray(x, np.float64)[:, MIDDLE], scale * w, scale * bias
 
 
 def soft(z):

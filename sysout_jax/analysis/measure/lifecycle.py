@@ -142,7 +142,6 @@ def _emergence(
     if config.experts:  # as much as the router gives the expert of the token
         routed = taps[ROUTED][layer, 0]
         weights, bias = weights * np.repeat(routed, config.sizes["F"]), bias * routed
-    weights, bias = config.residual_scale * weights, config.residual_scale * bias
     parts = hidden * weights
     given = float(np.sum(parts, dtype=np.float64) + np.sum(bias, dtype=np.float64))
     neuron = int(np.argmax(np.abs(parts)))
