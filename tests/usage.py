@@ -57,13 +57,14 @@ def table(module: ModuleType) -> str:
     absent = ", ".join(f"`--{name}`" for name in shared if name not in own)
     told = f"All flags of [training](training.md){' but ' if absent else ''}{absent}."
     kept = {name: row for name, row in own.items() if row != shared.get(name)}
-    return f"{_table(kept)}\n\n{told} Above is what differs from there."
+    both = " Of two defaults the first is Backcopy's, the other that of text." if studies else ""
+    return f"{_table(kept)}\n\n{told} Above is what differs from there.{both}"
 
 
 def training() -> dict[str, str]:
     """The rows of the flags of training, with their usual defaults."""
     variants, usual = importlib.import_module("experiments.variants"), TrainConfig()
-    names = {name for name, _ in fields(usual, tuple(RULES.values()))}
+    names = {name for name, _ in fields(usual, tuple(RULES.values()))} - {"corpus"}  # a list there
     return {name: row for name, row in rows(variants, usual).items() if name in names}
 
 

@@ -295,7 +295,12 @@ def _meaning(config: ModelConfig, name: str) -> Any:
 def _meant(config: ModelConfig) -> dict[str, Any]:
     """Every value by the name of its flag, defaults spelled out."""
     values = flat(config)
-    return values | {name: _meaning(config, name) for name in values if hasattr(config, name)}
+    meant = values | {name: _meaning(config, name) for name in values if hasattr(config, name)}
+    if meant["query_scale"] is None:
+        meant["query_scale"] = config.sizes["H"] ** -0.5
+    if meant["local_rope_theta"] is None and config.rope.rule == Rope.rule:
+        meant["local_rope_theta"] = config.rope.theta
+    return meant
 
 
 def _flat(raw: Raw) -> dict[str, Any]:

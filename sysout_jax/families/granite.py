@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Group, Raw
 from sysout_jax.families.rows import (
     ACT,
@@ -24,8 +25,19 @@ def _read_logits(raw: Raw) -> dict[str, Any]:
 
 def _write_logits(c: ModelConfig) -> dict[str, Any]:
     divisor = 1.0 / c.logit_scale
-    whole = round(divisor)  # as published
+    whole = round(divisor) or divisor  # as published
     return {"logits_scaling": whole if 1.0 / whole == c.logit_scale else divisor}
+
+
+def _read_attention(raw: Raw) -> dict[str, Any]:
+    if raw["attention_multiplier"] is None:  # which the reference refuses
+        raise InputError("attention_multiplier", "null", "a number")
+    return {"query_scale": raw["attention_multiplier"]}
+
+
+def _write_attention(c: ModelConfig) -> dict[str, Any]:
+    usual = c.sizes["H"] ** -0.5
+    return {"attention_multiplier": usual if c.query_scale is None else c.query_scale}
 
 
 GRANITE = Family(
@@ -43,7 +55,7 @@ GRANITE = Family(
         *ATTENTION_BIASES,
         Field("mlp_bias", "mlp_bias"),
         Field("embedding_multiplier", "embed_scale"),
-        Field("attention_multiplier", "query_scale"),
+        Group(("attention_multiplier",), ("query_scale",), _read_attention, _write_attention),
         Field("residual_multiplier", "residual_scale"),
         Group(("logits_scaling",), ("logit_scale",), _read_logits, _write_logits),
         rotary(),

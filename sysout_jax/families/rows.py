@@ -208,17 +208,16 @@ def rotary_by_kind(theta: float, local: tuple[str, float] | None = None) -> Grou
         return {"rope": read_rule(everywhere, raw) | {"local_theta": windowed["rope_theta"]}}
 
     def write(c: ModelConfig) -> dict[str, Any]:
-        rule = write_rule(c.rope)
+        rule, windowed = write_rule(c.rope), c.rope.local_theta or c.rope.theta
         if local:
-            bases = {"rope_theta": c.rope.theta, local[0]: c.rope.local_theta}
-            return {**bases, "rope_scaling": rule}
-        if c.rope.theta == c.rope.local_theta == theta:
+            return {"rope_theta": c.rope.theta, local[0]: windowed, "rope_scaling": rule}
+        if c.rope.theta == windowed == theta:
             return {"rope_theta": theta, "rope_scaling": rule}
         plain = {"rope_type": "default"}
         full = {**(rule or plain), "rope_theta": c.rope.theta}
         return {"rope_parameters": {
             "full_attention": full,
-            "sliding_attention": {**plain, "rope_theta": c.rope.local_theta},
+            "sliding_attention": {**plain, "rope_theta": windowed},
         }}  # fmt: skip
 
     names = ("rope_parameters", "rope_theta", "rope_scaling", *(local or ())[:1])

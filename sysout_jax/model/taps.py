@@ -49,7 +49,7 @@ TAPS: Mapping[str, str] = MappingProxyType(
         "act_out": "T F, after the activation function",
         "down_in": "T F",
         "expert_out": "T J D, of mixtures: what the chosen experts return, before their weights",
-        "mlp_out": "T D, what the MLP returns, before a norm of that",
+        "mlp_out": "T D, what the MLP returns, before a norm or a factor of that",
         "down_out": "T D, what the MLP adds to the residual stream",
         "block_out": "T D, the residual stream that leaves the block",
         "final_norm": "T D, the input of the output head; once, not per layer",

@@ -90,6 +90,24 @@ def test_what_has_no_effect_or_is_not_accepted_is_refused(command, line):
 
 
 @pytest.mark.parametrize(
+    ("binary", "argument", "told"),
+    [
+        ("laboratory", "--layers=0", "--layers=0: accepted: an integer of at least 1"),
+        ("convergence", "--rounds=0", "--rounds=0: accepted: an integer of at least 1"),
+        ("convergence", "--corpus=nowhere.txt", "nowhere.txt"),
+        ("causal", "--model=x --controls=0", "--controls=0: accepted: an integer of at least 1"),
+        ("tour", "--model=x --seq_len=8", "--seq_len=8: accepted: an integer of at least 32"),
+    ],
+)
+def test_a_refusal_is_one_line_and_writes_nothing(
+    request, tmp_path, monkeypatch, binary, argument, told
+):
+    monkeypatch.chdir(tmp_path)
+    assert told in request.getfixturevalue(f"run_{binary}")(*argument.split()).refusal
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     "command",
     [
         "compress --methods=smooth-w8a8 --alpha=0.4 --rungs=2",

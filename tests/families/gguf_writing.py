@@ -211,12 +211,16 @@ def add_positions(writer: gguf.GGUFWriter, name: str, config: dict, size: int) -
     if name == "gemma3":
         writer.add_rope_freq_base_swa(rotary["sliding_attention"]["rope_theta"])
         rotary = rotary["full_attention"]
-    rotary = rotary.get("full_attention", rotary)  # of OLMo 3, which has one base
+    if name == "olmo2" and "full_attention" in rotary:
+        writer.add_rope_freq_base_swa(rotary["sliding_attention"]["rope_theta"])
+        rotary = rotary["full_attention"]
     writer.add_rope_freq_base(rotary["rope_theta"])
     writer.add_rope_dimension_count(int(rotary.get("partial_rotary_factor", 1.0) * size))
     if rotary["rope_type"] == "yarn":
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rotary["factor"])
+        if rotary.get("attention_factor") is not None:
+            writer.add_rope_scaling_yarn_attn_factor(rotary["attention_factor"])
         writer.add_rope_scaling_orig_ctx_len(rotary["original_max_position_embeddings"])
         writer.add_rope_scaling_yarn_beta_fast(rotary.get("beta_fast", 32.0))
         writer.add_rope_scaling_yarn_beta_slow(rotary.get("beta_slow", 1.0))

@@ -280,7 +280,7 @@ CASES = {
         "Olmo3Config",
         SMALL | {"hidden_size": 24, "sliding_window": 5, "attention_bias": True,
                  "layer_types": ["full_attention", "sliding_attention"], "rope_parameters": {
-                     "full_attention": YARN,
+                     "full_attention": YARN | {"attention_factor": 1.3},
                      "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}}, 67,
     ),
     "gpt_oss": (
@@ -324,7 +324,7 @@ CASES = {
 RECORDED = [name for name in CASES if " " not in name] + [
     "falcon new decoder", "falcon alibi, sequential", "gpt_oss one window for all", "opt post",
     "opt projected, post", "gemma3 with images", "gpt2 queries scaled by layer", "llama relu",
-    "llama gelu",
+    "llama gelu", "olmo3 yarn in layers without a window",
 ]  # fmt: skip
 
 

@@ -928,6 +928,27 @@ def test_olmo_3_with_bases_of_its_own_comes_back():
     assert "rope_theta" not in out
 
 
+@pytest.mark.parametrize("name", ["olmo3", "gemma3"])
+def test_one_base_for_all_layers_is_written_for_both_kinds(name):
+    """In models trained here layers with a window have no base of their own."""
+    said = read_config(FAMILIES[name], recorded(FAMILIES[name]))
+    config = replace(said, rope=replace(said.rope, theta=7e4, local_theta=None))
+    again = read_config(FAMILIES[name], write_config(FAMILIES[name], config))
+    assert (again.rope.theta, again.rope.local_theta) == (7e4, 7e4)
+
+
+@pytest.mark.parametrize("divisor", [0.5, 2.0, 8.0, 0.3])
+def test_granites_factors_come_back(divisor):
+    raw = PUBLISHED["granite-3.0-2b"][0] | {"logits_scaling": divisor}
+    config = replace(read_config(FAMILIES["granite"], raw), query_scale=None)
+    out = write_config(FAMILIES["granite"], config)
+    assert out["logits_scaling"] == pytest.approx(divisor)
+    assert out["attention_multiplier"] == 64**-0.5  # of heads of 64 channels
+    again = read_config(FAMILIES["granite"], out)
+    assert (again.logit_scale, again.query_scale) == (config.logit_scale, 64**-0.5)
+    assert "attention_multiplier" in refused(raw | {"attention_multiplier": None})
+
+
 def test_all_layers_with_positions_are_written_as_such():
     config = read_config(FAMILIES["smollm3"], PUBLISHED["SmolLM3-3B"][0])
     every = replace(config, rope_layers=tuple(range(36)))

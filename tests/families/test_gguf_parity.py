@@ -20,7 +20,7 @@ CASES = [
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma2", "gemma3", "phi", "phi3", "gpt2",
     "gpt_neox", "falcon", "falcon new decoder", "mpt", "olmo", "olmo2", "gpt_oss", "stablelm",
     "gemma", "smollm3", "starcoder2", "bloom", "granite", "cohere",
-    "olmo3",
+    "olmo3", "olmo3 yarn in layers without a window",
 ]  # fmt: skip
 TOLERANCE = 1e-4
 

@@ -202,7 +202,7 @@ def _written(
     A norm of the MLP's output takes a part of it, as the whole, to scale * part / divisor. A norm
     of the stream after the sum is no part of the write.
     """
-    size = np.abs(activation)
+    size = np.abs(activation) * config.residual_scale
     if config.norm_placement in ("out", "sandwich"):
         norm, whole = block["mlp_out_norm"], activation @ down
         if "down_bias" in block["mlp"]:

@@ -92,6 +92,8 @@ def _smollm3(meta: Metadata) -> Raw:
 
 def _granite(meta: Metadata) -> Raw:
     """Factors that are absent are 1, and attention's the usual one."""
+    if meta.get("rope.scaling.finetuned", True) is False:
+        meta.refuse("rope.scaling.finetuned", "false: no positions", "true")
     bias = {"attention_bias": meta.has("attn_q.bias"), "mlp_bias": meta.has("ffn_up.bias")}
     factors = {
         "embedding_multiplier": meta.number("embedding_scale", 1.0),
@@ -249,7 +251,9 @@ def _olmo2(meta: Metadata) -> Raw:
     local = window(meta)
     if local["sliding_window"] is None:
         return raw | {"model_type": "olmo2"}
-    return raw | local | {"model_type": "olmo3"}
+    base = meta.get("rope.freq_base_swa", raw["rope_theta"])
+    kinds = {"sliding_attention": {"rope_type": "default", "rope_theta": base}}
+    return raw | local | {"model_type": "olmo3", "rope_parameters": kinds}
 
 
 _OLMO2: Names = {

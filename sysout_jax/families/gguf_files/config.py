@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import log
 from typing import Any
 
 import numpy as np
@@ -238,9 +237,8 @@ def _rule(meta: Metadata) -> Raw | None:
         meta.refuse("rope.scaling.type", repr(kind)[:60], "none, linear, yarn, longrope")
     if _first(meta, _EXTRAPOLATION) not in (None, 1.0):
         meta.refuse(_EXTRAPOLATION[0], f"{_first(meta, _EXTRAPOLATION)}", "1.0")
-    scale = yarn["attention_factor"]
-    if scale is not None and factor and factor > 1:  # llama.cpp's multiplies the rule's own
-        yarn["attention_factor"] = None if scale == 1.0 else scale * (0.1 * log(factor) + 1.0)
+    if yarn["attention_factor"] == 1.0:  # llama.cpp's word for the rule's own
+        yarn["attention_factor"] = None
     given = {"factor": factor, "original_max_position_embeddings": original, **yarn}
     return {"rope_type": "yarn", **{k: v for k, v in given.items() if v is not None}}
 
