@@ -5,14 +5,10 @@ from typing import Any
 from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Group, Raw
 from sysout_jax.families.rows import (
-    ACT,
-    ATTENTION_BIASES,
-    EPS,
     LLAMA_LIKE,
     LLAMA_MLP,
+    LLAMA_ROWS,
     ROTARY_BUFFER,
-    SIZES,
-    TIED,
     llama_attention,
     rotary,
 )
@@ -48,11 +44,7 @@ GRANITE = Family(
     cite="Granite Team 2024 (github.com/ibm-granite/granite-3.0-language-models)",
     fixed=LLAMA_LIKE,
     config=(
-        *SIZES,
-        EPS,
-        TIED,
-        ACT,
-        *ATTENTION_BIASES,
+        *LLAMA_ROWS,
         Field("mlp_bias", "mlp_bias"),
         Field("embedding_multiplier", "embed_scale"),
         Group(("attention_multiplier",), ("query_scale",), _read_attention, _write_attention),

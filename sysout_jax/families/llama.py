@@ -2,14 +2,10 @@
 
 from sysout_jax.families.family import Family, Field
 from sysout_jax.families.rows import (
-    ACT,
-    ATTENTION_BIASES,
-    EPS,
     LLAMA_LIKE,
     LLAMA_MLP,
+    LLAMA_ROWS,
     ROTARY_BUFFER,
-    SIZES,
-    TIED,
     llama_attention,
     rotary,
 )
@@ -22,11 +18,7 @@ LLAMA = Family(
     cite="Touvron et al. 2023 (arXiv:2307.09288); Grattafiori et al. 2024 (arXiv:2407.21783)",
     fixed=LLAMA_LIKE,
     config=(
-        *SIZES,
-        EPS,
-        TIED,
-        ACT,
-        *ATTENTION_BIASES,
+        *LLAMA_ROWS,
         Field("mlp_bias", "mlp_bias"),
         rotary(),
     ),

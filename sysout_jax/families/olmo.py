@@ -6,11 +6,11 @@ from sysout_jax.families.family import Family, Field, tensor
 from sysout_jax.families.rows import (
     ACT,
     ATTENTION_BIASES,
-    EPS,
     EXPERTS,
     FUSED_EXPERTS,
     LLAMA_LIKE,
     LLAMA_MLP,
+    LLAMA_ROWS,
     ROTARY_BUFFER,
     SIZES,
     TIED,
@@ -32,7 +32,6 @@ OLMO = Family(
     tensors=(*llama_attention(), *LLAMA_MLP),
     buffers=(ROTARY_BUFFER,),
 )
-_ROWS = (*SIZES, EPS, TIED, ACT, *ATTENTION_BIASES)
 _NORMS = (
     tensor("layers.{l}.self_attn.q_norm.weight", "(N H)", "block/attn/query_norm/scale"),
     tensor("layers.{l}.self_attn.k_norm.weight", "(K H)", "block/attn/key_norm/scale"),
@@ -44,7 +43,7 @@ OLMO2 = Family(
     covers="OLMo 2 1B, 7B, 13B, 32B and their instruct models",
     cite="OLMo Team 2025 (arXiv:2501.00656)",
     fixed={**LLAMA_LIKE, "norm_placement": "out", "query_key_norm": "whole"},
-    config=(*_ROWS, rotary()),
+    config=(*LLAMA_ROWS, rotary()),
     tensors=(
         *llama_attention(norms=False),
         tensor("layers.{l}.post_attention_layernorm.weight", "D", "block/attn_out_norm/scale"),
@@ -63,7 +62,7 @@ OLMO3 = replace(
     covers="OLMo 3 7B and 32B, and their instruct and reasoning models",
     cite="OLMo Team 2025 (arXiv:2512.13961)",
     config=(
-        *_ROWS,
+        *LLAMA_ROWS,
         windows(lambda layer, raw: bool((layer + 1) % 4), least=4096),
         rotary_by_kind(5e5),
     ),
@@ -76,7 +75,7 @@ OLMOE = Family(
     cite="Muennighoff et al. 2024 (arXiv:2409.02060)",
     fixed={**LLAMA_LIKE, "query_key_norm": "whole"},
     config=(
-        *_ROWS,
+        *LLAMA_ROWS,
         Field("clip_qkv", "clip_qkv"),
         Field("num_experts", "experts"),
         *EXPERTS,

@@ -5,14 +5,10 @@ from typing import Any
 from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Group, Raw
 from sysout_jax.families.rows import (
-    ACT,
-    ATTENTION_BIASES,
-    EPS,
     LLAMA_LIKE,
     LLAMA_MLP,
+    LLAMA_ROWS,
     ROTARY_BUFFER,
-    SIZES,
-    TIED,
     llama_attention,
     rotary,
     windows,
@@ -53,11 +49,7 @@ SMOLLM3 = Family(
     cite="Bakouch et al. 2025, SmolLM3: smol, multilingual, long-context reasoner",
     fixed=LLAMA_LIKE,
     config=(
-        *SIZES,
-        EPS,
-        TIED,
-        ACT,
-        *ATTENTION_BIASES,
+        *LLAMA_ROWS,
         Field("mlp_bias", "mlp_bias"),
         Group(
             ("no_rope_layers", "no_rope_layer_interval"), ("rope_layers",),
