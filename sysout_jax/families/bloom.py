@@ -2,15 +2,14 @@
 
 from typing import Any
 
-from sysout_jax.families.family import Family, Field, Group, Only, Raw, biased, norm, tensor
-from sysout_jax.families.rows import FUSED
+from sysout_jax.families.family import Family, Field, Group, Only, Raw, norm, tensor
+from sysout_jax.families.gpt_neox import megatron_block
 
 
 def _read_mlp(raw: Raw) -> dict[str, Any]:
     return {"mlp_width": 4 * raw["hidden_size"]}
 
 
-_AT = "h.{l}.self_attention."
 BLOOM = Family(
     name="bloom",
     model_types=("bloom",),
@@ -37,13 +36,7 @@ BLOOM = Family(
         tensor("/lm_head.weight", "V D", "head"),
         *norm("word_embeddings_layernorm", "embed_norm"),
         *norm("ln_f", "final_norm"),
-        *norm("h.{l}.input_layernorm", "block/attn_norm"),
-        *norm("h.{l}.post_attention_layernorm", "block/mlp_norm"),
-        tensor(_AT + "query_key_value.weight", "(K + H) D", *(n.format("") for n in FUSED)),
-        tensor(_AT + "query_key_value.bias", "(K + H)", *(n.format("_bias") for n in FUSED)),
-        *biased(_AT + "dense", "D (N H)", "D", "block/attn/out"),
-        *biased("h.{l}.mlp.dense_h_to_4h", "F D", "F", "block/mlp/up"),
-        *biased("h.{l}.mlp.dense_4h_to_h", "D F", "D", "block/mlp/down"),
+        *megatron_block("h.{l}.", "self_attention"),
     ),
     prefix="transformer.",
     aliases={"n_embed": "hidden_size"},

@@ -5,7 +5,7 @@ from typing import Any
 
 from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Group, Raw, biased, norm, tensor
-from sysout_jax.families.rows import PLAIN
+from sysout_jax.families.rows import PLAIN, windowed
 from sysout_jax.model.config import ModelConfig
 
 _KINDS = ("global", "local")
@@ -25,11 +25,7 @@ def _read_windows(raw: Raw) -> dict[str, Any]:
         said = ", ".join(sorted(map(str, {*kinds})))
         why = f"{len(kinds) if len(kinds) <= layers else 'more'} of {layers} layers, {said}"
         raise InputError("attention_types", None, "global or local for each layer", why)
-    chosen = tuple(layer for layer, kind in enumerate(kinds) if kind == "local")
-    if not chosen:
-        return {"window": None, "window_layers": None}
-    every = len(chosen) == layers
-    return {"window": raw["window_size"], "window_layers": None if every else chosen}
+    return windowed(raw["window_size"], [kind == "local" for kind in kinds])
 
 
 def _write_windows(c: ModelConfig) -> dict[str, Any]:

@@ -1,9 +1,23 @@
 """GPT-NeoX and Pythia: attention and MLP side by side behind two norms, partly turned heads."""
 
-from sysout_jax.families.family import Family, Field, biased, norm, tensor
+from sysout_jax.families.family import Family, Field, Tensor, biased, norm, tensor
 from sysout_jax.families.rows import FUSED, NATURAL_HEAD_DIM, PLAIN, ROTARY_BUFFER, TIED, rotary
 
-_AT = "layers.{l}.attention."
+
+def megatron_block(at: str, attention: str) -> tuple[Tensor, ...]:
+    """A block by Megatron's names, with what its attention is called."""
+    qkv = f"{at}{attention}.query_key_value."
+    return (
+        *norm(at + "input_layernorm", "block/attn_norm"),
+        *norm(at + "post_attention_layernorm", "block/mlp_norm"),
+        tensor(qkv + "weight", "(K + H) D", *(n.format("") for n in FUSED)),
+        tensor(qkv + "bias", "(K + H)", *(n.format("_bias") for n in FUSED)),
+        *biased(f"{at}{attention}.dense", "D (N H)", "D", "block/attn/out"),
+        *biased(at + "mlp.dense_h_to_4h", "F D", "F", "block/mlp/up"),
+        *biased(at + "mlp.dense_4h_to_h", "D F", "D", "block/mlp/down"),
+    )
+
+
 GPT_NEOX = Family(
     name="gpt_neox",
     model_types=("gpt_neox",),
@@ -34,13 +48,7 @@ GPT_NEOX = Family(
         tensor("embed_in.weight", "V D", "embed"),
         tensor("/embed_out.weight", "V D", "head"),
         *norm("final_layer_norm", "final_norm"),
-        *norm("layers.{l}.input_layernorm", "block/attn_norm"),
-        *norm("layers.{l}.post_attention_layernorm", "block/mlp_norm"),
-        tensor(_AT + "query_key_value.weight", "(K + H) D", *(n.format("") for n in FUSED)),
-        tensor(_AT + "query_key_value.bias", "(K + H)", *(n.format("_bias") for n in FUSED)),
-        *biased(_AT + "dense", "D (N H)", "D", "block/attn/out"),
-        *biased("layers.{l}.mlp.dense_h_to_4h", "F D", "F", "block/mlp/up"),
-        *biased("layers.{l}.mlp.dense_4h_to_h", "D F", "D", "block/mlp/down"),
+        *megatron_block("layers.{l}.", "attention"),
     ),
     prefix="gpt_neox.",
     buffers=(r".*\.attention\.bias", r".*\.attention\.masked_bias", ROTARY_BUFFER),

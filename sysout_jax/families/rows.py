@@ -1,6 +1,6 @@
 """Rows that many families share: sizes, rotary positions with their rules, windows by layer."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import log
 from typing import Any
 
@@ -199,25 +199,25 @@ def rotary_by_kind(theta: float, local: tuple[str, float] | None = None) -> Grou
             why = "versions of the published code disagree on layers with a window"
             raise InputError("rope_theta", base, f"{theta:g}, or rope_parameters", why)
         kinds = {"sliding_attention": (own, {}), "full_attention": (base, scaling)}
-        windowed, everywhere = (
+        nearby, everywhere = (
             {"rope_theta": told, "partial_rotary_factor": 1.0, **(given.get(kind) or {}), **more}
             for kind, (told, more) in kinds.items()
         )
-        if read_rule(windowed, raw)["rule"] != "plain":
+        if read_rule(nearby, raw)["rule"] != "plain":
             raise InputError("rope_parameters of sliding_attention", accepted="rope_type default")
-        return {"rope": read_rule(everywhere, raw) | {"local_theta": windowed["rope_theta"]}}
+        return {"rope": read_rule(everywhere, raw) | {"local_theta": nearby["rope_theta"]}}
 
     def write(c: ModelConfig) -> dict[str, Any]:
-        rule, windowed = write_rule(c.rope), c.rope.local_theta or c.rope.theta
+        rule, own = write_rule(c.rope), c.rope.local_theta or c.rope.theta
         if local:
-            return {"rope_theta": c.rope.theta, local[0]: windowed, "rope_scaling": rule}
-        if c.rope.theta == windowed == theta:
+            return {"rope_theta": c.rope.theta, local[0]: own, "rope_scaling": rule}
+        if c.rope.theta == own == theta:
             return {"rope_theta": theta, "rope_scaling": rule}
         plain = {"rope_type": "default"}
         full = {**(rule or plain), "rope_theta": c.rope.theta}
         return {"rope_parameters": {
             "full_attention": full,
-            "sliding_attention": {**plain, "rope_theta": windowed},
+            "sliding_attention": {**plain, "rope_theta": own},
         }}  # fmt: skip
 
     names = ("rope_parameters", "rope_theta", "rope_scaling", *(local or ())[:1])
@@ -300,6 +300,14 @@ def write_rule(rope: Rope) -> dict[str, Any] | None:
 # ------------------------------------------------------------------------- windows by layer
 
 
+def windowed(size: int | None, layers: Sequence[bool]) -> dict[str, Any]:
+    """The window's fields, of a size and of which layers have it."""
+    chosen = tuple(layer for layer, has in enumerate(layers) if has)
+    if size is None or not chosen:
+        return {"window": None, "window_layers": None}
+    return {"window": size, "window_layers": None if all(layers) else chosen}
+
+
 def windows(
     local: Callable[[int, Raw], bool],
     switch: bool = False,
@@ -335,10 +343,7 @@ def windows(
                 "sliding_attention or full_attention for each layer",
                 f"{len(kinds)} of {layers} layers, {', '.join(sorted(unknown))}",
             )
-        chosen = tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
-        if size is None or not chosen:
-            return {"window": None, "window_layers": None}
-        return {"window": size, "window_layers": None if len(chosen) == layers else chosen}
+        return windowed(size, [kind == "sliding_attention" for kind in kinds])
 
     def write(c: ModelConfig) -> dict[str, Any]:
         chosen = c.layers_with_window

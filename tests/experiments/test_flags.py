@@ -62,14 +62,14 @@ def test_commands_of_records_are_accepted(command):
         ("convergence --variants=softmx", "variants='softmx': unknown"),
         (
             "convergence --variants=softmax,softmax",
-            "variants=softmax,softmax: accepted: ",
+            "variants=softmax,softmax: accepted: at least one",
         ),
         ("convergence --variants=sigmoid", "baseline=softmax: accepted: one of variants=sigmoid"),
         ("convergence --baseline=relu", "baseline=relu: accepted: one of variants"),
         ("convergence --lrs=", "lrs=: accepted: at least one"),
         (
             "convergence --lrs=1e-3,0.001",
-            "lrs=0.001,0.001: accepted: at least one,",
+            "lrs=0.001,0.001: accepted: at least one, none of them twice",
         ),
         ("convergence --lrs=a", "lrs=a: accepted: numbers"),
         ("convergence --lrs=-1", "lrs=-1: accepted: finite numbers above 0"),
@@ -79,7 +79,7 @@ def test_commands_of_records_are_accepted(command):
         ("tour --seq_len=8", "seq_len=8: accepted: an integer of at least 32"),
         (
             "causal --model=x --factors=1,2",
-            "factors=1,2: accepted: different num",
+            "factors=1,2: accepted: different numbers, 0 and 1 among them",
         ),
         ("causal --model=x --factors=0,1,inf", "factors=0,1,inf: accepted: finite numbers"),
         ("causal --model=x --controls=0", "controls=0: accepted: an integer of at least 1"),

@@ -142,7 +142,7 @@ def test_going_on_as_the_run_says(whole, tmp_path, sent):
         process = begin(workdir)
         wait_until(process, lambda at=workdir: any(rows(x) > 20 for x in at.glob("variants/*")))
         process.send_signal(sent)
-        out, err = process.communicate()
+        out, err = process.communicate(timeout=30)  # within seconds
         assert (process.returncode, err) == (status, said)
         directory = (workdir / "variants" / "latest").resolve()
         if json.loads((directory / "result.json").read_text())["status"] != "complete":

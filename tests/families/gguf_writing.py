@@ -208,10 +208,7 @@ def add_positions(writer: gguf.GGUFWriter, name: str, config: dict, size: int) -
     rotary = config.get("rope_parameters")
     if name in ("gpt2", "mpt") or rotary is None:
         return
-    if name == "gemma3":
-        writer.add_rope_freq_base_swa(rotary["sliding_attention"]["rope_theta"])
-        rotary = rotary["full_attention"]
-    if name == "olmo2" and "full_attention" in rotary:
+    if "full_attention" in rotary:  # by kind of layer
         writer.add_rope_freq_base_swa(rotary["sliding_attention"]["rope_theta"])
         rotary = rotary["full_attention"]
     writer.add_rope_freq_base(rotary["rope_theta"])
