@@ -276,15 +276,8 @@ def config_from_flags() -> Config:
     smoke = {"variants": ("softmax", "context_scale"), "bases": ()}
     given: dict[str, Any] = smoke if FLAGS.smoke else {}
     for name in (
-        "variants",
-        "bases",
-        "optimizers",
-        "losses",
-        "starts",
-        "norms",
-        "penalties",
-        "methods",
-    ):
+        "variants", "bases", "optimizers", "losses", "starts", "norms", "penalties", "methods",
+    ):  # fmt: skip
         if (texts := FLAGS[name].value) is not None:
             given[name] = tuple(texts)
     for name, kind in (("chains", int), ("layers", int), ("decays", float), ("epsilons", float)):

@@ -55,11 +55,6 @@ class Piece:
     interval: Interval
 
 
-def by_chain(found: np.ndarray) -> np.ndarray:
-    """[units]: of repeats on chains those of `laboratory.of_units`."""
-    return of_units(found) if found.ndim == 2 else found
-
-
 def _alike(units: np.ndarray) -> bool:
     """Whether units differ by no more than float64 rounds."""
     return float(np.std(units)) <= 1e-12 * float(np.abs(units).max())
@@ -67,7 +62,7 @@ def _alike(units: np.ndarray) -> bool:
 
 def piece(found: np.ndarray, bound: float, below: bool) -> Piece:
     """The mean of units against a bound; units without any spread have no t, and p is NaN."""
-    units = by_chain(found)
+    units = of_units(found)
     spread = units.size > 1 and not _alike(units)
     p = float(stats.ttest_1samp(units, bound).pvalue) if spread else nan
     mean = float(np.mean(units))
@@ -85,7 +80,7 @@ def together(pieces: Sequence[Piece]) -> tuple[str, float]:
 
 def within(difference: np.ndarray, margin: float) -> float:
     """The p-value of two one-sided t-tests that |mean| < margin; NaN for fewer than two units."""
-    units = by_chain(difference)
+    units = of_units(difference)
     if units.size < 2:
         return nan
     if _alike(units):

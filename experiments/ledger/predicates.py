@@ -13,6 +13,7 @@ from scipy import stats
 
 from sysout_jax.analysis.statistics import Interval, mean_interval
 
+from ..records.laboratory import of_units
 from ..records.units import Record, Unmeasured, values, words
 from .evidence import (
     ALPHA,
@@ -24,7 +25,6 @@ from .evidence import (
     Judged,
     Piece,
     Records,
-    by_chain,
     of_pieces,
     p_below,
     piece,
@@ -56,7 +56,7 @@ class Has:
         """[units]: the share of a unit's runs that have it; 0 or 1 where there is one."""
         found = pooled(records, cell, self.measure)
         holds = found < self.bound if self.below else found > self.bound
-        return by_chain(holds.astype(np.float64))
+        return of_units(holds.astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ class Equal:
         for part in self.parts:
             difference = pooled(records, one, part) - pooled(records, other, part)
             if not within(difference, self.margin) < ALPHA:
-                cost = mean_interval(by_chain(difference))
+                cost = mean_interval(of_units(difference))
                 numbers = f"{words(part)} of {one} differs by {cost:.3f} nats"
-                return Judged(INCONCLUSIVE, numbers, "", units=by_chain(difference).size)
+                return Judged(INCONCLUSIVE, numbers, "", units=of_units(difference).size)
         return None
 
 
@@ -198,7 +198,7 @@ class Level:
                 found = pooled(records, cell, measure)
                 pieces.append(piece(found, bound, self.below))
                 names.append(words(measure) if self.also else cell)
-        return of_pieces(pieces, names, self.digits, by_chain(found).size)
+        return of_pieces(pieces, names, self.digits, of_units(found).size)
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class Paired:
                 pieces.append(piece(found, self.bound, self.below))
                 of = f"{words(measure)} of " if self.also else ""
                 names.append(f"{of}{one} {'/' if self.ratio else '-'} {other}")
-        return of_pieces(pieces, names, self.digits, by_chain(found).size)
+        return of_pieces(pieces, names, self.digits, of_units(found).size)
 
 
 @dataclass(frozen=True)
@@ -348,7 +348,7 @@ class Equivalence:
             says, p = SUPPORTED if differs.towards else REFUTED, differs.p
         else:
             says, p = INCONCLUSIVE, min(p, differs.p)
-        return Judged(says, numbers, short, None if isnan(p) else p, by_chain(found).size)
+        return Judged(says, numbers, short, None if isnan(p) else p, of_units(found).size)
 
 
 @dataclass(frozen=True)

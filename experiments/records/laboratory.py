@@ -27,7 +27,9 @@ def by_chain(record: Record, values: Any) -> np.ndarray:
 
 
 def of_units(found: np.ndarray) -> np.ndarray:
-    """[units] of [repeats, chains]: the mean of each chain's runs; of one chain, its runs."""
+    """[units]: of [repeats, chains] the mean of each chain's runs; of one chain, its runs."""
+    if found.ndim == 1:
+        return found
     return found.mean(axis=0) if found.shape[1] > 1 else found[:, 0]
 
 
