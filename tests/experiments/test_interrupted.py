@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 
 from experiments import variants
+from sysout_jax.results import RunDirectory
 from sysout_jax.training.checkpoint import load
 from sysout_jax.training.states import saved_steps
 from tests import quick
@@ -41,6 +41,31 @@ def begin(workdir, *arguments):
         command(workdir, *arguments), cwd=ROOT, env=ENV, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def signalled(patch, number, row):
+    """The process sends itself this signal once a run of it has written that many rows.
+
+    Whoever looks at the rows from outside may look too late on a busy machine.
+    """
+    log, sent = RunDirectory.log, []
+
+    def then(run, content):
+        log(run, content)
+        if rows(run.path) == row:
+            sent.append(time.monotonic())
+            os.kill(os.getpid(), number)
+
+    patch.setattr(RunDirectory, "log", then)
+    return sent
+
+
+KILLED = """
+import runpy, signal, pytest
+from tests.experiments.test_interrupted import signalled
+signalled(pytest.MonkeyPatch(), signal.SIGKILL, 51)
+runpy.run_module("experiments.variants", run_name="__main__")
+"""
 
 
 def ended(process):
@@ -86,36 +111,25 @@ def rows(directory):
     return log.read_text().count("\n") if log.exists() else 0
 
 
-def wait_until(process, ready, seconds=120):
-    for _ in range(seconds * 50):
-        if ready() or (process and process.poll() is not None):
-            return
+def wait_for_rows(process, directory):
+    while process.poll() is None and rows(directory) <= 20:
         time.sleep(0.02)
 
 
-def test_killed_and_preempted(whole, run_variants, tmp_path):
+def test_killed_and_preempted(whole, run_variants, tmp_path, monkeypatch):
     """SIGKILL, SIGTERM, and to the end: parameters, rows and record are the same."""
     directory = tmp_path / "variants" / "a"
-    process = begin(tmp_path, "--name=a")
-    wait_until(process, lambda: rows(directory) > 50)  # of 84: in the second variant
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    arguments = command(tmp_path, "--name=a")[3:]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, env=ENV)
+    assert killed.returncode == -signal.SIGKILL
     assert not (directory / "result.json").exists()
     for line in (directory / "metrics.jsonl").read_text().splitlines():
         json.loads(line)  # whole
-
-    def terminate():
-        wait_until(process, lambda: rows(directory) > 12)
-        os.kill(os.getpid(), signal.SIGTERM)
-        return time.monotonic()
-
-    process = None
     (directory / "metrics.jsonl").write_text("")
-    with ThreadPoolExecutor() as pool:
-        sent = pool.submit(terminate)
+    with monkeypatch.context() as patch:
+        sent = signalled(patch, signal.SIGTERM, 13)
         outcome = run_variants("--name=a", f"--workdir={tmp_path}")  # its config is that of the run
-    assert time.monotonic() - sent.result() < 30  # what machines that are taken away allow
+    assert time.monotonic() - sent[0] < 30  # what machines that are taken away allow
     assert (outcome.status, outcome.err) == (0, "")
     last = outcome.out.splitlines()[-1]
     assert "\ngoes on  " in outcome.out
@@ -140,7 +154,7 @@ def test_going_on_as_the_run_says(whole, tmp_path, sent):
     for attempt in range(3):  # a busy machine may look when SIGTERM has nothing left to stop
         workdir = tmp_path / f"a place's {attempt}"
         process = begin(workdir)
-        wait_until(process, lambda at=workdir: any(rows(x) > 20 for x in at.glob("variants/*")))
+        wait_for_rows(process, workdir / "variants" / "latest")
         process.send_signal(sent)
         out, err = process.communicate(timeout=30)  # within seconds
         assert (process.returncode, err) == (status, said)
@@ -156,11 +170,10 @@ def test_going_on_as_the_run_says(whole, tmp_path, sent):
 
 def test_resuming_from_a_relative_path(whole, run_variants, tmp_path, monkeypatch):
     """Of the latest run, as it is named from where it was begun; or not at all."""
-    process = begin(tmp_path / "runs", "--name=a")
-    wait_until(process, lambda: rows(tmp_path / "runs" / "variants" / "a") > 20)
-    process.terminate()
-    ended(process)
     monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        signalled(patch, signal.SIGTERM, 21)
+        run_variants(*TINY, "--workdir=runs", "--name=a")
     begun = max(saved_steps(Path("runs/variants/a/states/backcopy/softmax-seed-0")))
     outcome = run_variants("--resume_from=runs/variants/latest", "--name=b", drawn=False)
     assert (outcome.status, outcome.err) == (0, "")
@@ -218,7 +231,7 @@ def test_a_directory_that_became_read_only(whole, small_disk, run_variants, tmp_
     """Its run is refused in a line and can be resumed elsewhere; writable again, it goes on."""
     directory = small_disk / "variants" / "a"
     process = begin(small_disk, "--name=a")
-    wait_until(process, lambda: rows(directory) > 20)
+    wait_for_rows(process, directory)
     process.kill()
     process.communicate()
 
@@ -245,7 +258,7 @@ def test_a_disk_that_is_really_full(whole, small_disk):
     """The run ends in one line with its states whole; with room again, the same bits."""
     directory = small_disk / "variants" / "a"
     process = begin(small_disk, "--name=a")
-    wait_until(process, lambda: rows(directory) > 20)
+    wait_for_rows(process, directory)
     filler = small_disk / "filler"
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
