@@ -55,13 +55,14 @@ def run(names: list[str], budget: float | None, workdir: Path, console: Console)
     """Make the records of claims anew below `workdir`, and say what they decide alone.
 
     Records are made in the order of the ledger, and a run that several of them start from once; one
-    is begun only while there is budget.
+    is begun only while there is budget. A command that fails fails once.
 
     Raises:
-      InputError: a command of a record failed, or is not known.
+      InputError: at the end, naming the claims whose records could not be made.
     """
     begun = time.monotonic()
-    made: dict[tuple[str, ...], Path] = {}
+    made: dict[tuple[str, ...], Path | str] = {}
+    failed = []
     for name in names:
         test = TESTS[name][2]
         records: list[Record] = []
@@ -72,20 +73,36 @@ def run(names: list[str], budget: float | None, workdir: Path, console: Console)
             if each not in COMMANDS:
                 console.print(f"{name}: no command makes {each} yet", soft_wrap=True)
                 break
-            records.append(read_record(_made(COMMANDS[each], workdir, console, made)))
+            directory = _made(COMMANDS[each], workdir, console, made)
+            if isinstance(directory, str):
+                console.print(f"{name}: not run, {directory}", soft_wrap=True, markup=False)
+                failed.append(name)
+                break
+            records.append(read_record(directory))
         else:
             found = judge(test, records)
             console.print(f"{name}: {found.says} ({found.numbers})", soft_wrap=True)
+    if failed:
+        raise InputError("run", why=f"not measured, see above: {', '.join(failed)}")
 
 
 def _made(
-    commands: tuple[str, ...], workdir: Path, console: Console, made: dict[tuple[str, ...], Path]
-) -> Path:
-    """The run of the last command; those before it make what it reads."""
-    if commands in made:
-        return made[commands]
-    first = _made(commands[:1], workdir, console, made) if commands[1:] else None
-    module, *arguments = (word.replace("RUN", str(first)) for word in commands[-1].split())
+    commands: tuple[str, ...],
+    workdir: Path,
+    console: Console,
+    made: dict[tuple[str, ...], Path | str],
+) -> Path | str:
+    """The run of the last command, or why there is none; those before it make what it reads."""
+    if commands not in made:
+        first = _made(commands[:1], workdir, console, made) if commands[1:] else None
+        made[commands] = (
+            first if isinstance(first, str) else _run(commands[-1], first, workdir, console)
+        )
+    return made[commands]
+
+
+def _run(command: str, first: Path | None, workdir: Path, console: Console) -> Path | str:
+    module, *arguments = (word.replace("RUN", str(first)) for word in command.split())
     place = (workdir / module.partition(".")[2]).absolute()
     arguments = [_placed(each, workdir.absolute()) for each in arguments]
     command = shlex.join([module, *arguments])
@@ -93,10 +110,9 @@ def _made(
     arguments.append(f"--workdir={workdir.absolute()}")
     done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=False)
     if done.returncode:
-        raise InputError("run", why=f"{command!r} ended with status {done.returncode}; see above")
+        return f"{command!r} ended with status {done.returncode}"
     named = [a.partition("=")[2] for a in arguments if a.startswith("--name=")]
-    made[commands] = Path(named_run(str(place / (named or [LATEST])[0])))
-    return made[commands]
+    return Path(named_run(str(place / (named or [LATEST])[0])))
 
 
 def _placed(argument: str, workdir: Path) -> str:

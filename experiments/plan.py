@@ -262,7 +262,7 @@ def config_from_flags() -> Config:
 
 def define_flags() -> None:
     """Define the flags of this binary."""
-    flags.DEFINE_string("variant", None, "a row of core/attention.py")
+    flags.DEFINE_string("variant", None, "a row of core/attention")
     showing.define_tables()
     launch.define_overrides(Config, skip=NO_FLAG)
 

@@ -1,6 +1,6 @@
 """What a claim is, and the words in which claims are stated: settings, records, properties.
 
-What (a) to (f) are is in core/attention.py. Gates on outputs, as (e), are judged by what the first
+What (a) to (f) are is in core/attention. Gates on outputs, as (e), are judged by what the first
 token does to the output, g p_0 |v_0| / |o|, not by attention that a gate shuts off.
 """
 

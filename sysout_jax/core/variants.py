@@ -1,6 +1,6 @@
 """What a row of the table of attention variants is, and how rows compose.
 
-`core/attention.py` holds the rows. A name with plus signs composes several: in "a+b" variant a is
+`core/attention` holds the rows. A name with plus signs composes several: in "a+b" variant a is
 around variant b. Gates, biases and norms can be around others; what chooses the weights (softmax
 with an extra key, sigmoid, ...) comes last. "value_bias+context_scale" is g(x) softmax(s) v + v'.
 """
@@ -164,7 +164,7 @@ def _home(fn: Callable[..., Mixed]) -> tuple[str, str]:
     return fn.__module__, fn.__qualname__
 
 
-VARIANTS = Table()  # filled by core/attention.py
+VARIANTS = Table()  # filled by core/attention
 
 
 def variant(

@@ -26,8 +26,9 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _CHUNK = 1 << 22  # entries that are checked for NaN at a time
 CONVERT = (
     "pickle files can run code when they are opened, so they are refused; convert them where you "
-    "trust them: from safetensors.torch import save_file; save_file({k: v.contiguous().clone() "
-    "for k, v in torch.load(FILE, weights_only=True).items()}, 'model.safetensors')"
+    "trust them: import torch; from safetensors.torch import save_file; save_file({k: "
+    "v.contiguous().clone() for k, v in torch.load(FILE, weights_only=True).items()}, "
+    "'model.safetensors')"
 )
 
 

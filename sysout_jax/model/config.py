@@ -37,7 +37,7 @@ class ModelConfig:
     kv_heads: int | None = None  # K, heads of keys and values; None: as many as heads
     head_dim: int | None = None  # H; None: width / heads
     mlp_width: int | None = None  # F; None: 4 * width
-    variant: str = "softmax"  # a row of core/attention.py
+    variant: str = "softmax"  # a row of core/attention
     norm: str = "rms"  # rms, layer, gated, pre_affine, single_scale, tanh
     norm_placement: str = "pre"  # pre: x + f(n(x)); post: n(x + f(x)); out: x + n(f(x)); sandwich
     norm_eps: float = 1e-5  # added to the mean square under the root

@@ -21,7 +21,7 @@ class TrainConfig:
       InputError: a value is out of range.
     """
 
-    variant: str = "softmax"  # a row of core/attention.py
+    variant: str = "softmax"  # a row of core/attention
     corpus: str = "stdlib"  # backcopy, stdlib, PATH (file, directory, glob), tokens:DIR
     tokenizer: str = "bytes"  # bytes, gpt2:DIR, PATH.json, bpe:SIZE
     token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids

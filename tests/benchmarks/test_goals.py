@@ -48,8 +48,8 @@ def test_kinds_of_variants_come_from_what_they_do():
     found = {name: variants.kind(name) for name in VARIANTS}
     of = {kind: {n for n, k in found.items() if k == kind} for kind in set(found.values())}
     assert {"context_scale", "head_gate", "static_gate"} <= of["gate per head"]
-    extra = {"attention_bias", "softmax_off_by_one", "sink_logit", "sink_value", "key_bias"}
-    assert of["extra key"] == extra
+    assert {"attention_bias", "sink_logit"} <= of["extra key"]
+    assert of["extra key"] == {name for name, v in VARIANTS.items() if v.extra_key}
     assert of["unnormalised"] == {name for name, v in VARIANTS.items() if not v.normalised}
     assert {"softmax", "value_bias", "element_gate"} <= of[""]
 

@@ -1006,7 +1006,7 @@ def test_the_guides_example_has_every_property(monkeypatch):
     entered, name = Table(), "learned_temperature"
     with monkeypatch.context() as patch:
         patch.setattr("sysout_jax.core.variants.VARIANTS", entered)
-        exec(example, vars(attention).copy())
+        exec(example, vars(attention.weights).copy())
     assert list(entered) == [name]
     monkeypatch.setitem(VARIANTS._rows, name, entered[name])
     with pytest.raises(pytest.fail.Exception, match=f"{name}_oracle in .*test_attention.py"):

@@ -366,14 +366,15 @@ def test_the_budget_is_kept(run_claims, tmp_path):
 
 
 def test_a_run_that_several_records_start_from_is_made_once(monkeypatch, tmp_path, run_claims):
-    ran, status = [], 0
+    ran, missing = [], []
 
     def command(arguments, **_):
         ran.append(arguments[2:])
-        place = tmp_path / arguments[2].partition(".")[2] / "latest"
+        names = [each.removeprefix("--name=") for each in arguments if each.startswith("--name=")]
+        place = tmp_path / arguments[2].partition(".")[2] / (*names, "latest")[0]
         place.mkdir(parents=True, exist_ok=True)
         (place / "result.json").write_text(json.dumps(_benchmark(*[1.0] * 6)))
-        return subprocess.CompletedProcess(arguments, status)
+        return subprocess.CompletedProcess(arguments, 2 if set(missing) & set(arguments) else 0)
 
     monkeypatch.setattr(claims.subprocess, "run", command)
     names = "sinks_form.books,massive_activations_form.books,removal_harms.books"
@@ -385,9 +386,13 @@ def test_a_run_that_several_records_start_from_is_made_once(monkeypatch, tmp_pat
         without.setattr(claims, "COMMANDS", {})
         said = run_claims("--run=removal_harms.books").out
     assert "no command makes explicit/fruitfly-h100 yet" in said
-    status = 3
-    failed = run_claims("--run=sinks_form.source", f"--workdir={tmp_path}")
-    assert "ended with status 3" in failed.refusal
+    ran.clear()
+    missing = ["--corpus=tokens:.cache/books"]  # what it lacks, the others do not need
+    done = run_claims(f"--run={names},sinks_form.source", f"--workdir={tmp_path}")
+    assert done.refusal.startswith(f"--run: not measured, see above: {names.replace(',', ', ')}")
+    assert done.out.count(" not run, 'experiments.variants --corpus=tokens:.cache/books") == 3
+    assert [each[0] for each in ran] == ["experiments.variants"] * 3 + ["experiments.benchmark"]
+    assert "sinks_form.source: " in done.out
 
 
 def test_what_a_command_writes_goes_below_the_workdir(monkeypatch, tmp_path):
@@ -401,11 +406,10 @@ def test_what_a_command_writes_goes_below_the_workdir(monkeypatch, tmp_path):
         return subprocess.CompletedProcess(arguments, 3)
 
     monkeypatch.setattr(claims.subprocess, "run", command)
-    made = {("first",): place / "variants" / "latest"}
-    commands = ("first", "experiments.convert --model=RUN --out=.cache/a")
+    run = "experiments.convert --model=RUN --out=.cache/a"
     for _ in range(2):
-        with pytest.raises(InputError, match="ended with status 3"):
-            claims._made(commands, place, Console(), made)
+        why = claims._run(run, place / "variants" / "latest", place, Console())
+        assert why.endswith("ended with status 3")
     assert ran == [
         ["experiments.convert", f"--model={place}/variants/latest", f"--out={place}/{out}",
          f"--workdir={place}"]
