@@ -30,7 +30,7 @@ from sysout_jax.analysis.locate.scan import together
 from sysout_jax.errors import InputError, is_integer, one_of
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
-from sysout_jax.model.model import Model, token_ids
+from sysout_jax.model.model import Model, check_model, token_ids
 from sysout_jax.model.rope import Dynamic, LongRope
 from sysout_jax.model.stream import check_in_memory
 
@@ -100,6 +100,7 @@ def convert(
         prefix that cannot be, or a model that was converted or is read layer by layer.
     """
     one_of("weak", weak, WEAK)
+    check_model(model)
     say = progress or _silent
     if text is None:
         begin = _prefix_of(model, prefix)

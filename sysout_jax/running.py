@@ -48,6 +48,7 @@ def encode(model: Model, text: str | Sequence[str], bos: str = "auto") -> Int[np
     Raises:
       InputError: a model without a tokenizer, no text, texts of different lengths, or no token.
     """
+    check_model(model)
     several = isinstance(text, Iterable) and not isinstance(text, str | bytes)
     texts: list[Any] = list(text) if several else [text]
     if not texts or not all(isinstance(each, str) for each in texts):
@@ -171,6 +172,8 @@ def gradient(
     Raises:
       InputError: as `apply`, a tap whose values are no real numbers, or a metric that is not one.
     """
+    if "+" in at:
+        raise InputError("at", at, "one tap", "of joined taps there is no one value")
     chosen = _chosen(model, at, layers)
     return _gradient(model.config, metric, at, chosen, model.params, ids_of(model, tokens, bos))
 

@@ -84,6 +84,28 @@ def test_too_many_tokens_are_named_as_the_argument():
     assert said == ("tokens: 8 in a sequence, and learned positions end at 7; accepted: at most 7")
 
 
+@pytest.mark.parametrize("call", [so.encode, so.analyze, so.convert])
+def test_what_is_no_model_is_refused(call):
+    said = refusal(inspect.unwrap(call), "gpt2", "Summer.")
+    assert said.startswith("model='gpt2': accepted: what load returns")
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_stacking_the_layers_of_a_model_is_refused(scan):
+    made = by("unrolled" if scan else "scanned")
+    other = made.replace(config=made.config.with_execution(scan_layers=scan))
+    stored = "one by one" if scan else "stacked"
+    assert refusal(so.apply, other, TOKENS) == (
+        f"scan_layers={scan}: the layers of its parameters are {stored};"
+        f" accepted: {not scan} for this model"
+    )
+
+
+def test_analyze_reads_ids_as_they_are():
+    said = refusal(so.analyze, model_of(), np.asarray(TOKENS[0]), bos="yes")
+    assert said == "bos='yes': accepted: 'auto', as ids are read as they are"
+
+
 # ------------------------------------------------------------------------- taps
 
 
@@ -511,3 +533,55 @@ def test_massive_dimensions_of_a_text_and_of_none():
     for layers in (0.0, 1.5, float("nan")):
         said = refusal(so.massive_dimensions, model, "abc", layers=layers)
         assert said == f"layers={layers}: accepted: a share above 0, at most 1"
+
+
+# ------------------------------------------------- functions that close over what is differentiated
+
+
+def test_gradients_go_through_what_functions_close_over():
+    model, w = model_of(), jnp.arange(1.0, D + 1.0)
+
+    def read(w):
+        return so.apply(model, TOKENS, {"block_out": lambda h: jnp.sum(h @ w)})[1]["block_out"]
+
+    states = so.apply(model, TOKENS, {"block_out": None})[1]["block_out"]
+    close(jax.grad(lambda w: read(w).sum())(w), states.sum((0, 1, 2)), 1e-4)
+
+    def losses(factor, edit):
+        return so.losses(model, TOKENS, {"block_out": edit(factor)}).sum()
+
+    closed, given = (
+        jax.grad(losses)(1.5, edit)
+        for edit in (
+            lambda s: so.Edit(lambda v, layer: v * s),
+            lambda s: so.Edit(lambda v, layer, s: v * s, s),
+        )
+    )
+    close(closed, given)
+    assert abs(float(closed)) > 0.0
+
+
+@pytest.mark.parametrize(
+    ("arrays", "axes", "said"),
+    [
+        ((np.ones(3),), 0, f"edits: an array of shape (3,); accepted: {B} along axis 0, as there"),
+        (
+            (np.ones(B),),
+            1,
+            f"edits: an array of shape ({B},); accepted: {B} along axis 1, as there",
+        ),
+        ((np.ones(B),), (0, 0), "in_axes=(0, 0): accepted: 1, of an array each"),
+    ],
+)
+def test_arrays_of_an_edit_fit_the_sequences(arrays, axes, said):
+    def run():
+        edit = so.Edit(lambda v, layer, by: v * by, *arrays, in_axes=axes)
+        return so.apply(model_of(), TOKENS, edits={"block_out": edit})
+
+    assert refusal(run).startswith(said)
+
+
+def test_joined_taps_have_no_gradient():
+    assert refusal(so.gradient, model_of(), TOKENS, at="value+attn_weights") == (
+        "at=value+attn_weights: of joined taps there is no one value; accepted: one tap"
+    )

@@ -204,7 +204,10 @@ def hadamard(size: int, key: Array) -> Float[Array, "size size"]:
     sylvester = jnp.ones((1, 1))
     for _ in range(power.bit_length() - 1):
         sylvester = jnp.block([[sylvester, sylvester], [sylvester, -sylvester]])
-    rest, triangle = jnp.linalg.qr(jax.random.normal(of_rest, (size // power,) * 2))
+    # Drawn in float32 where wider is the default, too: a key is one rotation.
+    drawn = jax.random.normal(of_rest, (size // power,) * 2, jnp.float32)
+    rest, triangle = jnp.linalg.qr(drawn.astype(sylvester.dtype))
     rest = rest * jnp.sign(jnp.diagonal(triangle))[None, :]
-    signs = jax.random.rademacher(of_signs, (size,), sylvester.dtype)
+    positive = jax.random.bernoulli(of_signs, jnp.float32(0.5), (size,))
+    signs = jnp.where(positive, 1.0, -1.0).astype(sylvester.dtype)
     return signs[:, None] * jnp.kron(sylvester / jnp.sqrt(power * jnp.ones(())), rest)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from sysout_jax.core.layers import widened
+from sysout_jax.core.layers import one_widened, widened
 from sysout_jax.core.ordering import (
     discoveries,
     median_magnitude,
@@ -57,8 +57,9 @@ def activation_outliers(h: Float[Array, "T D"], ratio: float = ACTIVATION_RATIO)
 
     Source: An et al. 2025 (arXiv:2502.06415), definition of activation outliers.
     """
-    size = jnp.abs(widened(h))
-    score = ratio_or_zero(jnp.max(size, axis=-1), jnp.mean(size))
+    size = jnp.abs(one_widened(h, "T D"))
+    peak = jnp.max(size, axis=-1)
+    score = jnp.where(jnp.isinf(peak), jnp.inf, ratio_or_zero(peak, jnp.mean(size)))
     return Detection(score > ratio, score)
 
 
@@ -76,7 +77,7 @@ def weight_outliers(w: Float[Array, "I O"], ratio: float = WEIGHT_RATIO) -> Dete
 
     Source: An et al. 2025 (arXiv:2502.06415), definition of weight outliers.
     """
-    size = jnp.abs(widened(w))
+    size = jnp.abs(one_widened(w, "I O"))
     score = ratio_or_zero(size, jnp.mean(size))
     return Detection(score > ratio, score)
 
@@ -98,7 +99,7 @@ def attention_outliers(weights: Float[Array, "N T S"], share: float = ATTENTION_
 
     Source: An et al. 2025 (arXiv:2502.06415), definition of attention outliers.
     """
-    score = jnp.mean(widened(weights), axis=(0, 1))
+    score = jnp.mean(one_widened(weights, "N T S"), axis=(0, 1))
     return Detection(score >= share, score)
 
 
@@ -119,7 +120,7 @@ def massive_activations(
 
     Source: Sun et al. 2024 (arXiv:2402.17762), section 2.
     """
-    size = jnp.abs(widened(h))
+    size = jnp.abs(one_widened(h, "T D"))
     median = median_magnitude(size)
     return Detection((size > value) & (size > ratio * median), ratio_or_infinity(size, median))
 
@@ -141,12 +142,14 @@ def six_sigma_outliers(x: Float[Array, "..."], sigmas: float = SIGMAS) -> Detect
     x = widened(x)
     size = jnp.abs(x - jnp.mean(x))
     score = ratio_or_zero(size, jnp.sqrt(jnp.mean(jnp.square(size))))
-    return Detection(score > sigmas, score)
+    return Detection((score > sigmas) | jnp.isinf(x), score)
 
 
 def feature_reach(x: Float[Array, "T D"], value: float = FEATURE_VALUE) -> Float[Array, "D"]:
     """The share of tokens at which a feature is large: mean_t 1[|x_tj| >= value]."""
-    return jnp.mean(jnp.abs(x) >= value, axis=0, dtype=jnp.float32)
+    size = jnp.abs(one_widened(x, "T D"))
+    large = jnp.where(jnp.isnan(size), size, (size >= value).astype(size.dtype))
+    return jnp.mean(large, axis=0, dtype=jnp.float32)
 
 
 def outlier_features(
@@ -190,7 +193,9 @@ def outlier_dimensions(x: Float[Array, "P D"], quantile: float = DIMENSION_QUANT
 
     Source: Macocco et al. 2025 (arXiv:2503.21718).
     """
+    x = one_widened(x, "P D")
     score = ratio_or_infinity(row_medians(x.T), quantile_magnitude(x, quantile))
+    score = jnp.where(jnp.any(jnp.isnan(x)), jnp.nan, score)  # which sorting puts last
     return Detection(score > 1.0, score)
 
 
@@ -241,7 +246,7 @@ def super_experts(
 
     Source: Su et al. 2025 (arXiv:2507.23279).
     """
-    size = jnp.abs(widened(peak))
+    size = jnp.abs(one_widened(peak, "L E"))
     bound = jnp.maximum(quantile_magnitude(size, quantile), share * jnp.max(size))
     score = ratio_or_zero(size, bound)
     return Detection(score > 1.0, score)
@@ -289,8 +294,10 @@ def outliers_beside(
 
     Source: the p-value is that of a Monte Carlo test (Davison & Hinkley 1997, section 4.2).
     """
+    score, null = widened(score), widened(null)
     as_large = null.size - jnp.searchsorted(jnp.sort(null), score, side="left")
     log_p = jnp.log1p(as_large.astype(score.dtype)) - jnp.log1p(float(null.size))
+    log_p = jnp.where(jnp.isnan(score), score, log_p)  # which is beyond all of the null
     return Detection(discoveries(log_p, q), -log_p / jnp.log(10.0))
 
 
@@ -314,7 +321,7 @@ def permutation_outliers(
     Returns:
       `Detection` over [D].
     """
-    x = widened(x)
+    x = one_widened(x, "T D")
     largest = jnp.max(jnp.abs(x))
     energy = jnp.square(x / jnp.where(largest == 0.0, 1.0, largest))
 

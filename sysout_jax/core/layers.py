@@ -22,10 +22,17 @@ def widened(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def one_widened(x: Float[Array, "..."], axes: str) -> Float[Array, "..."]:
     """`widened`, of one sequence or matrix: a batch would be taken for something else."""
+    x = jnp.asarray(x)
     if x.ndim != len(axes.split()):
         accepted = f"[{', '.join(axes.split())}], of one sequence or matrix"
         raise ValueError(f"an array of shape {x.shape}; accepted: {accepted}")
     return widened(x)
+
+
+def lengths(x: Float[Array, "*B D"]) -> Float[Array, "*B"]:
+    """|x| along the last axis; its gradient at zero is zero, where that of the root is infinite."""
+    squares = jnp.sum(jnp.square(x), axis=-1)
+    return jnp.where(squares == 0.0, 0.0, jnp.sqrt(jnp.where(squares == 0.0, 1.0, squares)))
 
 
 def scaled(x: Float[Array, "..."], factor: float) -> Float[Array, "..."]:
@@ -79,7 +86,8 @@ def lookup(table: Float[Array, "V W"], indices: Int[Array, "..."]) -> Float[Arra
     Returns:
       [..., W], in the dtype of `table`.
     """
-    return _looked_up(table, indices)
+    # To a negative index `take` gives a row from the end.
+    return _looked_up(table, jnp.where(indices < 0, table.shape[0], indices))
 
 
 # A sum of ones in bfloat16 ends at 256, and a token may stand in a batch far more often. A table

@@ -21,7 +21,7 @@ from sysout_jax.core.detectors import (
     ratio_or_infinity,
     ratio_or_zero,
 )
-from sysout_jax.core.layers import one_widened, widened
+from sysout_jax.core.layers import lengths, one_widened, widened
 from sysout_jax.core.ordering import median_magnitude, row_medians
 
 SINK_EPS = 0.3  # Gu et al. 2025
@@ -140,7 +140,7 @@ def matrix_entropy(x: Float[Array, "R C"]) -> Float[Array, ""]:
     """
     x = _to_one(one_widened(x, "R C"), None)
     x = x.T if x.shape[0] > x.shape[1] else x
-    gram = x @ x.T
+    gram = jnp.matmul(x, x.T, precision="highest")
     shares = jnp.maximum(_eigenvalues(gram), 0.0)  # rounding makes some of zero negative
     return jnp.sum(jax.scipy.special.entr(ratio_or_zero(shares, jnp.sum(shares))))
 
@@ -153,7 +153,7 @@ def _eigenvalues(gram: Float[Array, "R R"]) -> Float[Array, "R"]:
 
 
 def residual_peak(h: Float[Array, "T D"], sink: int = 0) -> Float[Array, ""]:
-    """Norm of the sink token's state over the mean norm of the rest: |h_sink| / mean |h_t|.
+    """Norm of the sink token's state over the rest's mean: |h_sink| / mean |h_t|; 0 without a rest.
 
     Source: Guo et al. 2024 (arXiv:2410.13835).
     """
@@ -161,7 +161,7 @@ def residual_peak(h: Float[Array, "T D"], sink: int = 0) -> Float[Array, ""]:
 
 
 def value_drain(v: Float[Array, "T K H"], sink: int = 0) -> Float[Array, "K"]:
-    """Norm of the sink token's value over the mean norm of the rest, per KV head.
+    """Norm of the sink token's value over the mean norm of the rest, per KV head; 0 without a rest.
 
     |v_sink| / mean_t |v_t|: below 0.2 the sink is a no-op, near 1 it broadcasts.
 
@@ -191,19 +191,20 @@ def norm_over_rest(x: Float[Array, "T *C D"], outliers: Bool[Array, "T"]) -> Flo
       x: [T, ..., D].
       outliers: [T], True for tokens in O; 0 is returned where O is empty or everything.
     """
-    norms = jnp.linalg.norm(widened(x), axis=-1)
+    norms = lengths(widened(x))
     chosen = outliers.reshape(-1, *(1,) * (norms.ndim - 1)) & jnp.ones(norms.shape, bool)
     inside, outside = (jnp.mean(norms, axis=0, where=c) for c in (chosen, ~chosen))
-    return jnp.where(jnp.any(outliers) & ~jnp.all(outliers), ratio_or_zero(inside, outside), 0.0)
+    both, ratio = jnp.any(outliers) & ~jnp.all(outliers), ratio_or_infinity(inside, outside)
+    return jnp.where(both, ratio, 0.0)
 
 
 def _sink_over_rest(x: Array, sink: int) -> Array:
     if not 0 <= sink < x.shape[0]:
         raise ValueError(f"sink={sink}: {x.shape[0]} tokens; accepted: 0 to {x.shape[0] - 1}")
-    norms = jnp.linalg.norm(x, axis=-1)
+    norms = lengths(x)
     # Not the sum of all less the sink's: a massive sink would swallow the rest in float32.
     rest = jnp.sum(norms.at[sink].set(0.0), axis=0) / max(x.shape[0] - 1, 1)
-    return ratio_or_zero(norms[sink], rest)
+    return ratio_or_infinity(norms[sink], rest) if x.shape[0] > 1 else 0.0 * rest
 
 
 def expert_peaks(
@@ -258,8 +259,7 @@ def sink_rate(
 
     Average it over layers and sequences for Sink_k(eps) of Gu et al. 2025 (arXiv:2410.10781).
     """
-    strength = sink_strength(weights, key)
-    return jnp.mean(_above(strength, eps))
+    return jnp.mean(_above(sink_strength(weights, key), eps))
 
 
 def sink_sweep(
@@ -300,7 +300,7 @@ def sink_effect(first: Float[Array, "T N H"], mix: Float[Array, "T N H"]) -> Flo
 
     Source: this project; Qiu et al. 2025 (arXiv:2505.06708) for sinks behind gates.
     """
-    added, put_out = (jnp.linalg.norm(one_widened(x, "T N H")[1:], axis=-1) for x in (first, mix))
+    added, put_out = (lengths(one_widened(x, "T N H")[1:]) for x in (first, mix))
     count = max(added.shape[0], 1)
     usual = jnp.sqrt(jnp.sum(jnp.square(put_out)) / (count * added.shape[1]))
     return ratio_or_zero(jnp.sum(added, axis=0) / count, usual)
@@ -331,12 +331,11 @@ def implicit_scale(
       weights: [N, T, S], normalised with any extra keys' mass left out.
       outliers: [S], True for tokens in O.
 
-    Returns:
-      [N, T].
-
     Source: the identity A1 of theory/; An et al. 2025 (arXiv:2502.06415), section 5.
     """
     weights = one_widened(weights, "N T S")
+    if outliers.dtype != bool or outliers.shape != weights.shape[-1:]:
+        raise ValueError(f"outliers: {outliers.dtype}{outliers.shape}; accepted: bools [S]")
     return jnp.sum(jnp.where(jnp.broadcast_to(outliers, weights.shape), 0.0, weights), axis=-1)
 
 

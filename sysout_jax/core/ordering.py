@@ -149,6 +149,8 @@ def _ranked(bits: Int[Array, "..."], rank: int) -> Int[Array, ""]:
     """
     numbers = jnp.atleast_1d(bits)
     every, most = numbers.size, int(jnp.iinfo(bits.dtype).max)
+    if every > jnp.iinfo(jnp.int32).max:
+        raise ValueError(f"{every} numbers; accepted: fewer than 2^31, as counts are of 32 bits")
     # Neighbours share a column or a row; an odd step goes through many of both.
     sample = jnp.sort(numbers.ravel()[:: (every // SAMPLE) | 1])
     last = sample.size - 1

@@ -161,7 +161,8 @@ def softmax_mix(heads: Heads, extra: Float[Array, "*B N T"] | None = None) -> Mi
     The one place where a kernel that fuses the two steps may stand for them, if `heads.fused`.
     """
     if heads.fused is not None:
-        out, mass = flash_attention(heads.q, heads.k, heads.v, extra, heads.scale, heads.fused)
+        q, k = (x.astype(heads.v.dtype) for x in heads[:2])  # kernels take one dtype
+        out, mass = flash_attention(q, k, heads.v, extra, heads.scale, heads.fused)
         return Mixed(out, None, mass)
     return mix(heads, *softmax_weights(scores(heads), heads.mask, extra))
 

@@ -47,9 +47,13 @@ def smallest(score: Float[Array, "..."], sparsity: float) -> Bool[Array, "..."]:
 
     Of equal scores the first ones are taken, so that the share is exact.
     """
-    count = math.floor(round(sparsity * score.shape[-1], 6))  # 0.29 x 100 is a little below 29
+    count = _count(sparsity, score.shape[-1])
     rank = jnp.argsort(jnp.argsort(score, axis=-1, stable=True), axis=-1, stable=True)
     return rank < count
+
+
+def _count(sparsity: float, entries: int) -> int:
+    return math.floor(round(sparsity * entries, 6))  # 0.29 x 100 is a little below 29
 
 
 def magnitude_mask(w: Float[Array, "I O"], sparsity: float) -> Bool[Array, "I O"]:
@@ -59,11 +63,14 @@ def magnitude_mask(w: Float[Array, "I O"], sparsity: float) -> Bool[Array, "I O"
 
 def global_magnitude_masks(weights: list[Array], sparsity: float) -> list[Bool[Array, "..."]]:
     """Keep the largest |W| of several matrices together: layers with small weights lose more."""
-    flat = jnp.concatenate([jnp.abs(w).reshape(-1) for w in weights])
-    pruned = smallest(flat, sparsity)
-    ends = np.cumsum([w.size for w in weights])[:-1]
-    parts = jnp.split(pruned, ends.tolist())
-    return [~part.reshape(w.shape) for part, w in zip(parts, weights, strict=True)]
+    # On the host, as positions among all weights of a large model need more than 32 bits.
+    flat = np.concatenate([np.abs(np.asarray(w, np.float32)).reshape(-1) for w in weights])
+    count = _count(sparsity, flat.size)
+    limit = np.partition(flat, count - 1)[count - 1] if count else -np.inf
+    kept = ~(flat <= limit)  # NaN, too
+    kept[np.flatnonzero(flat == limit)[count - np.count_nonzero(flat < limit) :]] = True
+    parts = np.split(kept, np.cumsum([w.size for w in weights])[:-1])
+    return [jnp.asarray(part.reshape(w.shape)) for part, w in zip(parts, weights, strict=True)]
 
 
 def wanda_score(w: Float[Array, "I O"], norm: Float[Array, "I"]) -> Float[Array, "I O"]:

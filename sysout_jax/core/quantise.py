@@ -345,7 +345,8 @@ def flushed(x: Float[Array, "..."], rounded: Float[Array, "..."]) -> Float[Array
 
 def sqnr(x: Float[Array, "..."], rounded: Float[Array, "..."]) -> Float[Array, ""]:
     """The signal to quantisation noise ratio, 10 log10(sum x^2 / sum (x - rounded)^2), in dB."""
-    noise = jnp.sum(jnp.square(x - rounded))
+    x = widened(x)
+    noise = jnp.sum(jnp.square(x - widened(rounded)))
     return 10.0 * jnp.log10(jnp.sum(jnp.square(x)) / noise)
 
 

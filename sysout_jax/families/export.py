@@ -18,7 +18,7 @@ from sysout_jax.families.tensors import INDEX, SINGLE
 from sysout_jax.families.tokens import write_tokenizer
 from sysout_jax.files import replacing
 from sysout_jax.model.decoder import unstack_blocks
-from sysout_jax.model.model import Model
+from sysout_jax.model.model import Model, check_model
 
 SHARD_BYTES = 5_000_000_000
 
@@ -42,6 +42,7 @@ def export(
         into a file.
       OSError: it cannot be written.
     """
+    check_model(model)
     one_of("family", family, tuple(FAMILIES))
     at_least(1, "shard_bytes", shard_bytes)
     row, target = FAMILIES[family], Path(directory).absolute()

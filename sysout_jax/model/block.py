@@ -133,7 +133,7 @@ class Attention(Owner):
         ahead, positions = 0 if c.sink is None else c.sink.keys, before + places
         if ahead:
             positions = jnp.concatenate([jnp.arange(ahead), positions])
-            own = turn(self.own("sink_key", "C K H").astype(k.dtype), jnp.arange(ahead))
+            own = turn(self.own("sink_key", "C K H"), jnp.arange(ahead)).astype(k.dtype)
             k, v = _behind(own, k), _behind(self.own("sink_value", "C K H"), v)
         variant = VARIANTS[c.variant]
         params = {

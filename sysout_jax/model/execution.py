@@ -1,4 +1,4 @@
-"""How a decoder is run, which changes none of its parameters and nothing of what it is."""
+"""How a decoder is run, which changes nothing of what it is."""
 
 from dataclasses import dataclass
 
@@ -12,6 +12,8 @@ DTYPES = ("float32", "bfloat16")
 @dataclass(frozen=True)
 class Execution:
     """How a run computes a decoder: its function stays the same but for rounding.
+
+    `scan_layers` says that the parameters of layers are stacked: a model that exists keeps it.
 
     Raises:
       InputError: a value is not accepted, or has no effect beside another.

@@ -1,5 +1,6 @@
 """A model as users hold it: config, parameters, tokenizer."""
 
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -47,13 +48,17 @@ class Model:
 
 
 def check_model(model: object) -> None:
-    """Refuse what is no model, as its name.
+    """Refuse what is no model, or one whose parameters are not as its config has them.
 
     Raises:
-      InputError: it is none.
+      InputError: it is none, or `scan_layers` was changed and the parameters were not.
     """
     if not isinstance(model, Model):
         raise InputError("model", repr(model)[:60], "what load returns, or the model of a run")
+    scanned = model.config.execution.scan_layers
+    if isinstance(model.params, Mapping) and ("blocks" in model.params) != scanned:
+        why = "the layers of its parameters are " + ("one by one" if scanned else "stacked")
+        raise InputError("scan_layers", scanned, f"{not scanned} for this model", why)
 
 
 def token_ids(name: str, ids: Any, axes: str, vocab: int) -> Any:

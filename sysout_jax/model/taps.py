@@ -122,6 +122,8 @@ class Edit:
                 raise InputError("layers", layers, "a whole number, or several")
             chosen = jnp.atleast_1d(jnp.asarray(given, jnp.int32))
         each = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(arrays)
+        if len(each) != len(arrays):
+            raise InputError("in_axes", in_axes, f"{len(arrays)}, of an array each")
         self._set(function, jax.tree.map(jnp.asarray, arrays), chosen, each)
 
     def _set(self, *values: Any) -> None:
@@ -145,6 +147,7 @@ class Edit:
 
         def edited(*values: Array) -> Array:
             axes = (*(0 for _ in values), None, *self.in_axes)
+            self._check_rows(len(values[-1]))
             old, new = values[-1], jax.vmap(self.function, axes)(*values, layer, *self.arrays)
             if new.shape != old.shape:
                 found = f"a value of shape {list(new.shape[1:])} in place of one of shape"
@@ -155,6 +158,13 @@ class Edit:
             return edited(*values)
         here = jnp.any(self.layers == layer)  # elsewhere nothing is computed
         return jax.lax.cond(here, edited, lambda *values: values[-1], *values)
+
+    def _check_rows(self, count: int) -> None:
+        for axis, array in zip(self.in_axes, self.arrays, strict=True):
+            for each in [] if axis is None else jax.tree.leaves(array):
+                if not -each.ndim <= axis < each.ndim or each.shape[axis] != count:
+                    accepted = f"{count} along axis {axis}, as there are sequences"
+                    raise InputError("edits", None, accepted, f"an array of shape {each.shape}")
 
     def of(self, index: Int[Array, "b"]) -> "Edit":
         """The edit of some of the sequences."""

@@ -28,7 +28,7 @@ from sysout_jax.data.prompt import encode_prompt
 from sysout_jax.errors import InputError, at_least, one_of
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
-from sysout_jax.model.model import Model, token_ids
+from sysout_jax.model.model import Model, check_model, token_ids
 from sysout_jax.report.page import write_page
 from sysout_jax.report.tables import tables
 from sysout_jax.report.words import headline
@@ -309,10 +309,13 @@ def analyze(
     Raises:
       InputError: text that this model cannot read, or an unknown part.
     """
+    check_model(model)
     if isinstance(text, str):
         if model.tokenizer is None:
             raise InputError("text", None, "token ids", "the model has no tokenizer")
         text = encode_prompt(model.tokenizer, text, bos)
+    elif bos != "auto":
+        raise InputError("bos", repr(bos), "'auto', as ids are read as they are")
     vocab = model.config.vocab
     prompt = np.asarray(token_ids("text", text, "T", vocab))
     if rows is None and len(prompt) < 3:

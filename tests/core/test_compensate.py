@@ -165,6 +165,14 @@ def test_rotations_are_orthogonal_and_even(size):
         np.testing.assert_allclose(np.abs(found), 1 / np.sqrt(size), atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [8, 24])
+def test_a_key_is_one_rotation_whatever_the_default_dtype(size):
+    with jax.enable_x64(False):
+        narrow = np.asarray(c.hadamard(size, jax.random.key(3)))
+    assert narrow.dtype == np.float32
+    np.testing.assert_allclose(c.hadamard(size, jax.random.key(3)), narrow, atol=1e-6)
+
+
 def test_a_rotation_spreads_an_outlier():
     x = np.random.default_rng(0).normal(size=(T, 64))
     x[:, 7] *= 300.0

@@ -438,3 +438,44 @@ def test_each_threshold_of_massive_dimensions_counts():
         assert not d.massive_dimensions(narrow(h), **higher).flagged.any()
     assert d.massive_dimensions(narrow(h), deviation=5.8e3).flagged.any()
     assert not d.massive_dimensions(narrow(h), deviation=6.4e3).flagged.any()
+
+
+OF_ONE = {
+    d.activation_outliers: (T, D), d.massive_activations: (T, D), d.weight_outliers: (T, D),
+    d.feature_reach: (T, D), d.outlier_dimensions: (T, D),
+    d.attention_outliers: (N, T, T), d.super_experts: (T, D),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("detector", OF_ONE, ids=lambda detector: detector.__name__)
+def test_a_batch_is_no_sequence(detector):
+    """Its means would be over all of its sequences."""
+    with pytest.raises(ValueError, match="of one sequence or matrix"):
+        getattr(detector, "__wrapped__", detector)(jnp.ones((2, *OF_ONE[detector])))
+
+
+def test_what_is_no_number_is_not_the_largest():
+    h = draw(T, D)
+    h[1, 2] = np.nan
+    reach = np.asarray(d.feature_reach(narrow(h), 0.5))
+    assert np.flatnonzero(np.isnan(reach)).tolist() == [2]
+    assert np.isnan(d.outlier_dimensions(narrow(h)).score).all()
+    null = jnp.linspace(0.0, 1.0, 999)
+    found = d.outliers_beside(jnp.asarray([jnp.nan, 2.0]), null)
+    assert found.flagged.tolist() == [False, True]
+    np.testing.assert_allclose(found.score, [np.nan, 3.0], rtol=1e-5)
+
+
+def test_an_infinite_entry_stands_out():
+    """As those of float16 beyond 65,504 are."""
+    h = draw(T, D)
+    h[1, 2] = np.inf
+    assert np.flatnonzero(d.activation_outliers(narrow(h)).flagged).tolist() == [1]
+    assert np.argwhere(d.six_sigma_outliers(narrow(h)).flagged).tolist() == [[1, 2]]
+    assert np.argwhere(d.massive_activations(narrow(h)).flagged).tolist() == [[1, 2]]
+
+
+def test_an_empirical_null_of_half_precision_has_the_p_value_of_its_numbers():
+    null = jnp.arange(2000, dtype=jnp.float16)
+    found = d.outliers_beside(jnp.asarray([1999.0], jnp.float16), null, 0.5)
+    np.testing.assert_allclose(found.score, -np.log10(2 / 2001), rtol=1e-5)

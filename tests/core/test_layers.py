@@ -69,6 +69,11 @@ def test_a_batch_is_not_one_sequence():
     assert one_widened(narrow(draw(4, 6), jnp.bfloat16), "T D").dtype == jnp.float32
 
 
+def test_an_id_that_is_not_there_is_no_number():
+    found = np.asarray(lookup(narrow(draw(4, 6)), jnp.asarray([-1, 3, 4])))
+    assert np.isnan(found).all(axis=1).tolist() == [True, False, True]
+
+
 def test_lookup_goes_forward_too():
     """As products of a Hessian and a vector do: forward over reverse."""
     table, moved = narrow(draw(4, 6)), narrow(draw(4, 6, seed=1))

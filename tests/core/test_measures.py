@@ -631,3 +631,26 @@ def test_spectral_dominance_of_rank_one_and_of_nothing():
     assert m.spectral_dominance(jnp.zeros((3, 5))) == 0
     apart = jnp.diag(jnp.asarray([1.0, 3.0, 2.0]))  # what begins at another row never leaves it
     np.testing.assert_allclose(m.spectral_dominance(apart), 9 / 14, rtol=1e-6)
+
+
+def test_over_a_rest_of_zeros_a_sink_is_infinite_and_without_a_rest_nothing():
+    one = np.zeros((T, D))
+    one[0] = 1.0
+    assert float(m.residual_peak(narrow(one))) == np.inf
+    np.testing.assert_array_equal(m.norm_over_rest(narrow(one), jnp.arange(T) == 0), np.inf)
+    assert float(m.residual_peak(narrow(one[:1]))) == 0.0
+    np.testing.assert_array_equal(m.value_drain(narrow(draw(1, K, H))), [0.0] * K)
+
+
+def test_a_state_of_zeros_has_a_gradient():
+    h = draw(T, D)
+    h[3] = 0.0
+    gradient = np.asarray(jax.grad(m.residual_peak)(narrow(h)))
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient[2]).max() > 0.0
+
+
+@pytest.mark.parametrize("outliers", [[0], [True], [1.0] * T])
+def test_a_set_of_keys_is_a_bool_for_each(outliers):
+    with pytest.raises(ValueError, match=r"outliers: .*; accepted: bools \[S\]"):
+        inspect.unwrap(m.implicit_scale)(narrow(attention()), jnp.asarray(outliers))

@@ -50,6 +50,16 @@ def test_global_pruning_takes_from_small_layers():
     assert np.all(second)
 
 
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.62, 1.0])
+def test_global_pruning_is_that_of_one_matrix(sparsity):
+    """Ties, too: of equal magnitudes the first go."""
+    parts = [np.round(weights()), np.round(weights(1)[:3])]
+    found = p.global_magnitude_masks([jnp.asarray(part) for part in parts], sparsity)
+    flat = jnp.asarray(np.concatenate([part.ravel() for part in parts]))
+    expected = p.magnitude_mask(flat[None], sparsity)[0]
+    np.testing.assert_array_equal(np.concatenate([mask.ravel() for mask in found]), expected)
+
+
 def test_wanda_by_loop():
     w, x = weights(), inputs()
     norm = np.linalg.norm(x, axis=0)

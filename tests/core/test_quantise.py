@@ -336,3 +336,11 @@ def test_what_is_predicted_of_a_bulk_with_an_outlier(levels):
     noise = rounding_error(ratio / levels, sigma) * (entries - 1) / entries
     found = q.predicted_sqnr(jnp.asarray(ratio), jnp.asarray(levels), entries)
     np.testing.assert_allclose(found, -10 * np.log10(noise), rtol=1e-5)
+
+
+def test_noise_of_half_precision_is_summed_in_float32():
+    x = jnp.asarray(300.0 * np.random.default_rng(0).normal(size=4096), jnp.float16)
+    rounded = x * jnp.float16(1.01)
+    wide = [np.asarray(each, np.float64) for each in (x, rounded)]
+    expected = 10 * np.log10(np.sum(wide[0] ** 2) / np.sum((wide[0] - wide[1]) ** 2))
+    assert float(q.sqnr(x, rounded)) == pytest.approx(expected, rel=1e-5)
