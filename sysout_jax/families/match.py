@@ -92,6 +92,13 @@ def match(
         by_name.pop(name, None)
     if not any(wrong.values()):
         wrong["missing"] = ["/".join(path) for path, parts in plan.items() if not parts]
+    if (
+        wrong["missing"]
+        and set(wrong["missing"]) <= names
+        and not any(titled for title, titled in wrong.items() if title != "missing")
+    ):
+        accepted = f"a language model, as {family.architecture}, or one whose head is tied"
+        raise InputError(str(place), None, accepted, "a base model without a head for words")
     wrong["left over"] = sorted(source.name for source in by_name.values())
     wrong["wrongly stored"] = [
         said

@@ -186,6 +186,8 @@ def rotary_by_kind(theta: float, local: tuple[str, float] | None = None) -> Grou
         if "type" in scaling and "rope_type" not in scaling:
             why = "versions of the published code disagree on whether it is read"
             raise InputError("rope_scaling", None, "rope_type in place of type", why)
+        if local is None and given == {"rope_type": "default", "rope_theta": theta}:
+            given = {}  # of all layers: what versions of the code agree on
         if set(given) - {"sliding_attention", "full_attention"}:
             why = f"versions of the published code disagree on {', '.join(sorted(given))}"
             raise InputError("rope_parameters", None, "one of each kind of layer", why)

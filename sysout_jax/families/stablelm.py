@@ -1,6 +1,6 @@
 """StableLM: LLaMA's layout with LayerNorm, and heads of which a quarter is turned."""
 
-from sysout_jax.families.family import Family, Field, tensor
+from sysout_jax.families.family import Family, Field, Only, tensor
 from sysout_jax.families.rows import (
     ACT,
     LLAMA_MLP,
@@ -13,9 +13,9 @@ from sysout_jax.families.rows import (
 
 STABLELM = Family(
     name="stablelm",
-    model_types=("stablelm",),
+    model_types=("stablelm", "stablelm_epoch"),  # the second of older files
     architecture="StableLmForCausalLM",
-    covers="StableLM 3B 4E1T, Zephyr 3B, StableLM 2 1.6B and their chat models",
+    covers="StableLM 3B 4E1T, Zephyr 3B, StableLM 2 1.6B and their chat models, Stable Code 3B",
     cite="Bellagente et al. 2024 (arXiv:2402.17834)",
     fixed={"norm": "layer", "norm_bias": True, "position": "rope", "bias": False},
     config=(
@@ -25,6 +25,7 @@ STABLELM = Family(
         ACT,
         Field("use_qkv_bias", "qkv_bias"),
         Field("use_parallel_residual", "parallel_block", {True: "shared", False: "none"}),
+        Only("rotary_scaling_factor", 1.0),
         rotary(fraction=0.25, partly=True),
     ),
     tensors=(
@@ -34,5 +35,6 @@ STABLELM = Family(
         tensor("layers.{l}.post_attention_layernorm.bias", "D", "block/mlp_norm/bias"),
         *LLAMA_MLP,
     ),
+    aliases={"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor"},
     buffers=(ROTARY_BUFFER,),
 )

@@ -192,6 +192,16 @@ def test_every_fault_is_named_at_once(tmp_path):
     assert "of another shape: model.layers.0.mlp.down_proj.weight [29, 22] for [22, 29]" in message
 
 
+def test_a_model_of_states_alone_is_named(tmp_path):
+    """As models of embeddings are: not a damaged download."""
+    states = {name: x for name, x in values().items() if name != "lm_head.weight"}
+    message = refused(write(tmp_path / "model", states))
+    assert message.endswith(
+        "a base model without a head for words; accepted: a language model, as LlamaForCausalLM, "
+        "or one whose head is tied"
+    )
+
+
 def test_many_faults_stay_one_line(tmp_path):
     config = CONFIG | {"num_hidden_layers": 20}
     message = refused(write(tmp_path / "model", config=config))

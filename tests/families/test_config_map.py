@@ -282,6 +282,17 @@ PUBLISHED = {
         },
         {"rope_rule": "longrope", "rope_factor": 32.0, "rope_context": 4096},
     ),
+    "stablelm-3b-4e1t of before transformers 4.38": (
+        {
+            "architectures": ["StableLMEpochForCausalLM"], "hidden_act": "silu",
+            "hidden_size": 2560, "initializer_range": 0.02, "intermediate_size": 6912,
+            "max_position_embeddings": 4096, "model_type": "stablelm_epoch", "norm_eps": 1e-6,
+            "num_attention_heads": 32, "num_heads": 32, "num_hidden_layers": 32,
+            "num_key_value_heads": 32, "rope_pct": 0.5, "rope_theta": 10000,
+            "rotary_scaling_factor": 1.0, "tie_word_embeddings": False, "vocab_size": 50304,
+        },
+        {"norm_eps": 1e-6, "rope_fraction": 0.5, "kv_heads": 32},
+    ),
     "stablelm-2-1_6b": (
         {
             "bos_token_id": 100257, "eos_token_id": 100257, "hidden_act": "silu",
@@ -640,6 +651,16 @@ def test_yarns_truncation_where_it_is_null(said, truncate):
     scaling = {key: x for key, x in raw["rope_scaling"].items() if key != "truncate"} | said
     config = read_config(FAMILIES["gpt_oss"], raw | {"rope_scaling": scaling})
     assert config.rope.truncate is truncate
+
+
+def test_olmo3s_plain_positions_of_all_layers():
+    """As transformers 5 saves them; of a rule or another base its versions disagree."""
+    raw = PUBLISHED["Olmo-3-7B"][0] | {"rope_scaling": None, "rope_parameters": None}
+    flat = {"rope_type": "default", "rope_theta": 500_000}
+    found = read_config(FAMILIES["olmo3"], raw | {"rope_parameters": flat})
+    assert found == read_config(FAMILIES["olmo3"], raw)
+    said = refused(raw | {"rope_parameters": flat | {"rope_theta": 1e4}})
+    assert "disagree on rope_theta, rope_type" in said
 
 
 def test_gemma3s_rule_by_its_older_name_is_refused():

@@ -14,6 +14,8 @@ from sysout_jax.data import SubwordTokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.families.checkpoint import load_checkpoint, open_checkpoint
 from sysout_jax.families.gguf_files import model as gguf_model
+from sysout_jax.families.gguf_files.architectures import ARCHITECTURES
+from sysout_jax.families.gguf_files.config import Metadata
 from sysout_jax.families.gguf_files.header import read_header
 from sysout_jax.families.verdict import would_load
 from tests.families import gguf_writing
@@ -285,6 +287,56 @@ def test_no_scaling_of_positions_whatever_the_factor(changed):
     )
     assert changed("llama", factor).config.rope.rule == "linear"
     assert changed("llama", {"llama.rope.scale_linear": 8.0}).config.rope.rule == "linear"
+
+
+def test_yarns_factor_under_its_other_name(changed):
+    """llama.cpp's of OLMo 3's first days, and Ollama's."""
+    start = "llama.rope.scaling."
+    keys = {"type": "yarn", "factor": 8.0, "original_context_length": 64, "attn_factor": 1.3}
+    rope = changed("llama", {f"{start}{key}": value for key, value in keys.items()}).config.rope
+    assert (rope.rule, rope.scale) == ("yarn", 1.3)
+    with pytest.raises(InputError, match=r"attn_factor is 1\.3; accepted: 1\.0 without yarn"):
+        changed("llama", {f"{start}attn_factor": 1.3})
+
+
+def test_pooling_of_the_last_states_changes_none_of_them(changed):
+    plain = changed("qwen3", {}).config
+    assert changed("qwen3", {"qwen3.pooling_type": 3}).config == plain
+    with pytest.raises(InputError, match=r"qwen3\.pooling_type=4 \(accepted"):
+        changed("qwen3", {"qwen3.pooling_type": 4})
+
+
+def test_granite_4_without_state_spaces_is_granite_3(changed):
+    plain = changed("granite", {})
+    width = {"granite.expert_shared_feed_forward_length": plain.config.mlp_width}
+    spaces = {f"granite.ssm.{key}": 4 for key in ("conv_kernel", "state_size", "group_count")}
+    assert changed("granite", width | spaces).config == plain.config
+    with pytest.raises(InputError, match="expert_shared_feed_forward_length is of another width"):
+        changed("granite", {"granite.expert_shared_feed_forward_length": 7})
+
+
+@pytest.mark.parametrize(
+    ("case", "keys", "without", "said"),
+    [
+        ("stablelm", {"context_length": 4096}, "", {"rope_theta": 1e4}),
+        ("stablelm", {"context_length": 16_384}, "", {"rope_theta": 1e6}),
+        ("falcon", {}, "", {"rope_theta": 1e4}),
+        ("falcon new decoder", {}, "", {"rope_theta": 1e4}),
+        ("falcon new decoder", {}, "attn_norm_2", {"rope_theta": 500_042.0}),
+        ("gpt_neox", {"block_count": 44}, "", {"hidden_act": "gelu_fast"}),
+        ("gpt_neox", {"block_count": 36}, "", {"rotary_emb_base": 1e4}),
+    ],
+)
+def test_what_converters_leave_out_is_as_published(case, keys, without, said, golden, tmp_path):
+    """Stable Code 3B, Falcon 2 and GPT-NeoX 20B, beside others of their families."""
+    header = read_header(gguf_writing.write_gguf(golden(case)[0], tmp_path / "model.gguf"))
+    of = header.metadata["general.architecture"]
+    changed = {**header.metadata, **{f"{of}.{key}": value for key, value in keys.items()}}
+    del changed[f"{of}.rope.freq_base"]
+    tensors = {x.name: x for x in header.tensors if not (without and without in x.name)}
+    meta = Metadata(dataclasses.replace(header, metadata=changed), of, tensors)
+    raw = ARCHITECTURES[of].config(meta)
+    assert {key: raw.get(key) for key in said} == said
 
 
 def test_unknown_keys_of_positions_and_attention_are_refused(changed):

@@ -157,6 +157,28 @@ def test_text_is_cut_as_each_kind_cuts_it(tmp_path):
     assert all(SPLITS[other] == SPLITS[one] for one, others in ALIKE.items() for other in others)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "count", "pre"),
+    [("qwen2", 99, "qwen2"), ("falcon", 99, "falcon"), ("gptneox", 99, "gpt-2"),
+     ("llama", 128_256, "llama-bpe"), ("llama", 99, None)],
+)  # fmt: skip
+def test_files_that_do_not_say_how_words_are_cut(architecture, count, pre, tmp_path, caplog):
+    """Those of before May 2024: as the architecture's published models; LLaMA 3 has BOS first."""
+    keys = byte_level(bos_token_id=0)
+    del keys["pre"]
+    more = [f"<{i}>" for i in range(count - len(keys["tokens"]))]
+    keys |= {
+        "tokens": [*keys["tokens"], *more],
+        "token_type": [*keys["token_type"], *[1] * len(more)],
+    }
+    found = read_tokenizer(written(tmp_path, keys, architecture), count)
+    said = read_tokenizer(written(tmp_path, keys | {"pre": pre or "default"}, architecture), count)
+    cut = [[x for x, _ in of.backend.pre_tokenizer.pre_tokenize_str(TEXT)] for of in (found, said)]
+    assert cut[0] == cut[1]
+    assert found.adds_bos == said.adds_bos == (pre == "llama-bpe")
+    assert ("words are cut as GPT-2 does" in caplog.text) == (pre is None)
+
+
 def test_a_rule_of_words_that_is_not_known_is_refused(tmp_path):
     with pytest.raises(InputError, match="pre is 'gpt-9'; accepted: default, gpt-2"):
         read_tokenizer(written(tmp_path, byte_level(pre="gpt-9")), 200)

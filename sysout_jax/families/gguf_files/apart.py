@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from sysout_jax.families.gguf_files.config import LAYER, Metadata, Raw, llama_like
+from sysout_jax.families.gguf_files.config import BASE, LAYER, Metadata, Raw, llama_like
 from sysout_jax.families.gguf_files.header import Tensor
 from sysout_jax.families.gguf_files.names import (
     ATTENTION,
@@ -78,11 +78,17 @@ def gpt_neox(meta: Metadata) -> Raw:
     raw["rotary_emb_base"] = raw.pop("rope_theta")
     if raw.pop("num_key_value_heads") != raw["num_attention_heads"]:
         meta.refuse("attention.head_count_kv", "fewer than the heads", "as many")
-    return raw | {
-        "model_type": "gpt_neox",
-        "use_parallel_residual": meta.get("use_parallel_residual", True),
-        "attention_bias": meta.has("attn_output.bias"),
-    }
+    # The file does not say which GELU: the 20B model's is that of tanh, Pythia's the exact one.
+    act = {"hidden_act": "gelu_fast"} if raw["num_hidden_layers"] == 44 else {}
+    return (
+        raw
+        | act
+        | {
+            "model_type": "gpt_neox",
+            "use_parallel_residual": meta.get("use_parallel_residual", True),
+            "attention_bias": meta.has("attn_output.bias"),
+        }
+    )
 
 
 GPT_NEOX: Names = {
@@ -139,10 +145,14 @@ BLOOM: Names = {
 
 def falcon(meta: Metadata) -> Raw:
     """The new decoder has two norms, or several KV heads; what the file cannot say is as in every
-    published model that can be converted: rotary positions, MLP and attention side by side."""
-    raw = llama_like(meta, ("attention.layer_norm_epsilon", "layer_norm_epsilon"))
-    kv, wide = raw.pop("num_key_value_heads"), raw.pop("intermediate_size")
+    published model that can be converted: rotary positions, MLP and attention side by side. Of
+    Falcon 2, one norm and several KV heads, llama.cpp's converter writes another context and no
+    base."""
     two = meta.has("attn_norm_2.weight")
+    second = meta.heads[1] > 1 and not two
+    eps = ("attention.layer_norm_epsilon", "layer_norm_epsilon")
+    raw = llama_like(meta, eps, base=500_042.0 if second else BASE)
+    kv, wide = raw.pop("num_key_value_heads"), raw.pop("intermediate_size")
     new = two or kv > 1
     more = {"num_kv_heads": kv, "num_ln_in_parallel_attn": 2 if two else 1} if new else {}
     return {

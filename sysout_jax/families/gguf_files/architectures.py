@@ -9,6 +9,7 @@ from typing import Any
 
 from sysout_jax.families.gguf_files import apart
 from sysout_jax.families.gguf_files.config import (
+    BASE,
     LAYER,
     RMS,
     Metadata,
@@ -91,7 +92,14 @@ def _smollm3(meta: Metadata) -> Raw:
 
 
 def _granite(meta: Metadata) -> Raw:
-    """Factors that are absent are 1, and attention's the usual one."""
+    """Factors that are absent are 1, and attention's the usual one. Files of Granite 4 say how wide
+    state spaces and experts would be, where there are none."""
+    if not any(".ssm_" in name for name in meta.tensors):
+        for key in ("conv_kernel", "state_size", "group_count", "inner_size", "time_step_rank"):
+            meta.get(f"ssm.{key}")
+    wide = meta.whole("feed_forward_length")
+    if meta.get("expert_shared_feed_forward_length", wide) != wide:
+        meta.refuse("expert_shared_feed_forward_length", "of another width", f"{wide}")
     if meta.get("rope.scaling.finetuned", True) is False:
         meta.refuse("rope.scaling.finetuned", "false: no positions", "true")
     bias = {"attention_bias": meta.has("attn_q.bias"), "mlp_bias": meta.has("ffn_up.bias")}
@@ -305,7 +313,10 @@ _GPT_OSS: Names = {
 
 def _stablelm(meta: Metadata) -> Raw:
     meta.get("use_parallel_residual")  # some files have it wrong: a second norm says it
-    return llama_like(meta, LAYER, "partial_rotary_factor") | {
+    # llama.cpp's converter writes no base. Of the published models one has such a context, Stable
+    # Code 3B, and one such a base.
+    base = 1e6 if meta.whole("context_length") == 16_384 else BASE
+    return llama_like(meta, LAYER, "partial_rotary_factor", base) | {
         "model_type": "stablelm",
         "use_qkv_bias": meta.has("attn_q.bias"),
         "use_parallel_residual": not meta.has("ffn_norm.weight"),

@@ -20,7 +20,8 @@ _WITHOUT_EFFECT = (
 _WITHOUT_EFFECT_AT: Mapping[str, tuple[Any, ...]] = {
     "attention.causal": (True,), "expert_count": (0,), "expert_used_count": (0,),
     "expert_shared_count": (0,), "attention.max_alibi_bias": (0.0,), "logit_scale": (1.0,),
-    "attention.sliding_window": (0,), "rope.scaling.type": ("none",), "pooling_type": (0,),
+    "attention.sliding_window": (0,), "rope.scaling.type": ("none",),
+    "pooling_type": (0, 1, 2, 3),  # of states behind the last layer: none, mean, CLS, last
     "attention.clamp_kqv": (0.0,), "attention.scale": (0.0,), "rope.scaling.attn_factor": (1.0,),
 }  # fmt: skip
 _MATTERS = ("rope.", "attention.")  # how keys begin that change numbers, known or not
@@ -28,7 +29,7 @@ _MATTERS = ("rope.", "attention.")  # how keys begin that change numbers, known 
 _YARN = {
     "beta_fast": ("rope.scaling.yarn_beta_fast", "rope.scaling.beta_fast"),
     "beta_slow": ("rope.scaling.yarn_beta_slow", "rope.scaling.beta_slow"),
-    "attention_factor": ("rope.scaling.yarn_attn_factor",),
+    "attention_factor": ("rope.scaling.yarn_attn_factor", "rope.scaling.attn_factor"),
 }
 _EXTRAPOLATION = ("rope.scaling.yarn_ext_factor", "rope.scaling.extrapolation_factor")
 
@@ -177,11 +178,14 @@ LLAMA_SIZES = {
     "embedding_length": "hidden_size",
     "context_length": "max_position_embeddings",
 }
+BASE = 10_000.0
 RMS = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
 LAYER = ("attention.layer_norm_epsilon", "layer_norm_eps")
 
 
-def llama_like(meta: Metadata, eps: tuple[str, str] = RMS, rotary_name: str = "") -> Raw:
+def llama_like(
+    meta: Metadata, eps: tuple[str, str] = RMS, rotary_name: str = "", base: float = BASE
+) -> Raw:
     """Sizes, norm, rotary positions and tying under the names that most families use."""
     heads, kv, _ = meta.heads
     raw = {theirs: meta.whole(key) for key, theirs in LLAMA_SIZES.items()}
@@ -190,21 +194,22 @@ def llama_like(meta: Metadata, eps: tuple[str, str] = RMS, rotary_name: str = ""
         "num_key_value_heads": kv,
         "intermediate_size": meta.whole("feed_forward_length"),
         eps[1]: meta.get(eps[0]),
-        **rotary(meta, rotary_name),
+        **rotary(meta, rotary_name, base),
     }
 
 
-def rotary(meta: Metadata, fraction_name: str = "") -> Raw:
+def rotary(meta: Metadata, fraction_name: str = "", base: float = BASE) -> Raw:
     """Base, rule and share of rotary positions.
 
     Args:
       meta: of the file.
       fraction_name: what config.json calls the share of a head that is turned; empty where it is
         always the whole.
+      base: where the file has none, as those of some converters do.
     """
     _, _, size = meta.heads
     turned = meta.get("rope.dimension_count", size)
-    raw: Raw = {"rope_theta": meta.get("rope.freq_base", 10_000.0)}
+    raw: Raw = {"rope_theta": meta.get("rope.freq_base", base)}
     if fraction_name:
         raw[fraction_name] = turned / size if type(turned) is int else turned
     elif turned != size:
@@ -227,6 +232,10 @@ def _rule(meta: Metadata) -> Raw | None:
     factor = meta.number("rope.scaling.factor", meta.number("rope.scale_linear"))
     original = meta.get("rope.scaling.original_context_length")
     yarn = {theirs: _first(meta, keys) for theirs, keys in _YARN.items()}
+    own = meta.number("rope.scaling.attn_factor")
+    longrope = "rope_factors_long.weight" in meta.tensors
+    if kind != "yarn" and not longrope and own not in (None, 1.0):
+        meta.refuse("rope.scaling.attn_factor", f"{own}", "1.0 without yarn")
     if kind == "none" or (kind is None and factor in (None, 0.0, 1.0)):
         return None
     if kind in ("linear", None):

@@ -1,5 +1,6 @@
 """The tokenizer in the metadata of a GGUF file; its chat template is never looked at."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -12,6 +13,7 @@ from sysout_jax.data.tokenizer import SubwordTokenizer, merges_of
 from sysout_jax.errors import InputError
 from sysout_jax.families.gguf_files.header import Header
 
+_LOG = logging.getLogger("sysout_jax")
 _START = "tokenizer.ggml."
 _UNKNOWN, _CONTROL, _USER, _BYTE = 2, 3, 4, 6  # types of tokens
 _SPACE = "\u2581"
@@ -51,6 +53,16 @@ SPLITS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "deepseek-coder": (
             r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}",
         ),
+    }
+)  # fmt: skip
+
+# Of files without it, by architecture, or also by the number of tokens.
+_OLDER: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(("gpt2", "gptneox", "phi2", "mpt", "olmo"), "gpt-2"),
+        "qwen2": "qwen2", "falcon": "falcon", "bloom": "bloom", "command-r": "command-r",
+        "starcoder2": "starcoder", "stablelm of 100352": "stablelm2", "stablelm of 50304": "gpt-2",
+        "llama of 128256": "llama-bpe", "llama of 32256": "deepseek-coder",
     }
 )  # fmt: skip
 
@@ -123,7 +135,16 @@ class _Fields:
         twice = sorted(token for token, count in counted.items() if count > 1)
         if twice:
             self.refuse("tokens", f"{twice[:3]!r}, each more than once", "every token once")
-        self.pre: str = str(self.get("pre", "default"))
+        self.pre: str = str(self.get("pre") or self._usual(len(tokens)))
+
+    def _usual(self, count: int) -> str:
+        """How words are cut by the published models of an architecture, and of so many tokens:
+        files of before May 2024 do not say."""
+        of = str(self.header.metadata.get("general.architecture"))
+        known = _OLDER.get(of, _OLDER.get(f"{of} of {count}"))
+        if known is None and self.get("model") == "gpt2":
+            _LOG.warning("%s: no %spre, so words are cut as GPT-2 does", self.header.file, _START)
+        return known or "default"
 
     def get(self, key: str, default: Any = None) -> Any:
         return self.header.metadata.get(_START + key, default)
