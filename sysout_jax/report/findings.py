@@ -309,15 +309,7 @@ def analyze(
     Raises:
       InputError: text that this model cannot read, or an unknown part.
     """
-    check_model(model)
-    if isinstance(text, str):
-        if model.tokenizer is None:
-            raise InputError("text", None, "token ids", "the model has no tokenizer")
-        text = encode_prompt(model.tokenizer, text, bos)
-    elif bos != "auto":
-        raise InputError("bos", repr(bos), "'auto', as ids are read as they are")
-    vocab = model.config.vocab
-    prompt = np.asarray(token_ids("text", text, "T", vocab))
+    prompt, vocab = _prompt(model, text, bos), model.config.vocab
     if rows is None and len(prompt) < 3:
         few = f"{len(prompt)} token{'s' * (len(prompt) != 1)} and no rows"
         raise InputError("text", None, "at least 3 tokens, or rows", few)
@@ -339,6 +331,17 @@ def analyze(
         "parts": described, "status": "complete",
     }  # fmt: skip
     return Findings(plain(record), **found)
+
+
+def _prompt(model: Model, text: str | Sequence[int] | np.ndarray, bos: str) -> np.ndarray:
+    check_model(model)
+    if isinstance(text, str):
+        if model.tokenizer is None:
+            raise InputError("text", None, "token ids", "the model has no tokenizer")
+        text = encode_prompt(model.tokenizer, text, bos)
+    elif bos != "auto":
+        raise InputError("bos", repr(bos), "'auto', as ids are read as they are")
+    return np.asarray(token_ids("text", text, "T", model.config.vocab))
 
 
 def _named(parts: str | Sequence[str] | None) -> tuple[str, ...]:
