@@ -309,6 +309,7 @@ def analyze(
     Raises:
       InputError: text that this model cannot read, or an unknown part.
     """
+    check_model(model)
     prompt, vocab = _prompt(model, text, bos), model.config.vocab
     if rows is None and len(prompt) < 3:
         few = f"{len(prompt)} token{'s' * (len(prompt) != 1)} and no rows"
@@ -334,7 +335,6 @@ def analyze(
 
 
 def _prompt(model: Model, text: str | Sequence[int] | np.ndarray, bos: str) -> np.ndarray:
-    check_model(model)
     if isinstance(text, str):
         if model.tokenizer is None:
             raise InputError("text", None, "token ids", "the model has no tokenizer")
