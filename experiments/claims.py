@@ -58,7 +58,8 @@ def run(names: list[str], budget: float | None, workdir: Path, console: Console)
     is begun only while there is budget. A command that fails fails once.
 
     Raises:
-      InputError: at the end, naming the claims whose records could not be made.
+      InputError: at the end, naming the claims of which a command failed. One that the budget does
+        not reach, or of which no command is known, is said and is no failure.
     """
     begun = time.monotonic()
     made: dict[tuple[str, ...], Path | str] = {}

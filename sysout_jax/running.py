@@ -172,7 +172,7 @@ def gradient(
     Raises:
       InputError: as `apply`, a tap whose values are no real numbers, or a metric that is not one.
     """
-    if "+" in at:
+    if "+" in str(at):
         raise InputError("at", at, "one tap", "of joined taps there is no one value")
     chosen = _chosen(model, at, layers)
     return _gradient(model.config, metric, at, chosen, model.params, ids_of(model, tokens, bos))

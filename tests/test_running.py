@@ -521,8 +521,9 @@ def test_massive_dimensions_of_unrolled_and_of_read_layers():
     tokens, loose = planted.rows()[:2, :-1], unstack_blocks(scanned.params)
     config = planted.CONFIG.with_execution(scan_layers=False)
     (expected,) = so.massive_dimensions(scanned, tokens)
-    for params in (loose, Layers(loose.__getitem__, tuple(loose))):
-        (found,) = so.massive_dimensions(so.Model(config, params), tokens)
+    lazy = Layers(loose.__getitem__, tuple(loose))
+    for given, params in ((config, loose), (config, lazy), (planted.CONFIG, lazy)):
+        (found,) = so.massive_dimensions(so.Model(given, params), tokens)
         assert (found.index, found.layers) == (expected.index, expected.layers)
         assert found.largest == pytest.approx(expected.largest, rel=1e-4)
 
@@ -570,7 +571,7 @@ def test_gradients_go_through_what_functions_close_over():
             1,
             f"edits: an array of shape ({B},); accepted: {B} along axis 1, as there",
         ),
-        ((np.ones(B),), (0, 0), "in_axes=(0, 0): accepted: 1, of an array each"),
+        ((np.ones(B),), (0, 0), "in_axes=(0, 0): accepted: 1 whole numbers or None, of an"),
     ],
 )
 def test_arrays_of_an_edit_fit_the_sequences(arrays, axes, said):

@@ -58,8 +58,7 @@ def activation_outliers(h: Float[Array, "T D"], ratio: float = ACTIVATION_RATIO)
     Source: An et al. 2025 (arXiv:2502.06415), definition of activation outliers.
     """
     size = jnp.abs(one_widened(h, "T D"))
-    peak = jnp.max(size, axis=-1)
-    score = jnp.where(jnp.isinf(peak), jnp.inf, ratio_or_zero(peak, jnp.mean(size)))
+    score = _share(jnp.max(size, axis=-1), jnp.mean(size))
     return Detection(score > ratio, score)
 
 
@@ -78,7 +77,7 @@ def weight_outliers(w: Float[Array, "I O"], ratio: float = WEIGHT_RATIO) -> Dete
     Source: An et al. 2025 (arXiv:2502.06415), definition of weight outliers.
     """
     size = jnp.abs(one_widened(w, "I O"))
-    score = ratio_or_zero(size, jnp.mean(size))
+    score = _share(size, jnp.mean(size))
     return Detection(score > ratio, score)
 
 
@@ -142,7 +141,8 @@ def six_sigma_outliers(x: Float[Array, "..."], sigmas: float = SIGMAS) -> Detect
     x = widened(x)
     size = jnp.abs(x - jnp.mean(x))
     score = ratio_or_zero(size, jnp.sqrt(jnp.mean(jnp.square(size))))
-    return Detection((score > sigmas) | jnp.isinf(x), score)
+    score = jnp.where(jnp.isinf(x), jnp.inf, score)
+    return Detection(score > sigmas, score)
 
 
 def feature_reach(x: Float[Array, "T D"], value: float = FEATURE_VALUE) -> Float[Array, "D"]:
@@ -248,7 +248,7 @@ def super_experts(
     """
     size = jnp.abs(one_widened(peak, "L E"))
     bound = jnp.maximum(quantile_magnitude(size, quantile), share * jnp.max(size))
-    score = ratio_or_zero(size, bound)
+    score = _share(size, bound)
     return Detection(score > 1.0, score)
 
 
@@ -339,6 +339,11 @@ def ratio_or_zero(numerator: Array, denominator: Array) -> Array:
     denominator = jnp.broadcast_to(denominator, numerator.shape)
     safe = jnp.where(denominator == 0.0, 1.0, denominator)
     return jnp.where(denominator == 0.0, 0.0, numerator / safe)
+
+
+def _share(size: Array, usual: Array) -> Array:
+    """`ratio_or_zero` of a magnitude; infinite where that is."""
+    return jnp.where(jnp.isinf(size), jnp.inf, ratio_or_zero(size, usual))
 
 
 def ratio_or_infinity(numerator: Array, denominator: Array) -> Array:

@@ -134,9 +134,8 @@ def matrix_entropy(x: Float[Array, "R C"]) -> Float[Array, ""]:
     """Entropy of a matrix' spectrum, in nats: from 0 (rank one) to log min(R, C) (all even).
 
     -sum_i p_i log p_i,  p_i = sigma_i^2 / |x|_F^2: `spectral_dominance` is the largest of the p_i.
-    It has no gradient.
 
-    Source: Queipo de Llano et al. 2025, for token states.
+    Source: Queipo de Llano et al. 2025, for token states. It has no gradient.
     """
     x = _to_one(one_widened(x, "R C"), None)
     x = x.T if x.shape[0] > x.shape[1] else x
@@ -309,9 +308,8 @@ def sink_effect(first: Float[Array, "T N H"], mix: Float[Array, "T N H"]) -> Flo
 def first_token_argmax(weights: Float[Array, "N T S"]) -> Float[Array, ""]:
     """Share of (head, query) whose largest weight is on the first key (Kaul et al. 2024).
 
-    A row of zeros, which some variants have, has no largest weight, and counts as one that is not
-    on the first key. The first query, which sees nothing else, is left out; 0 where there is no
-    other.
+    The largest of a row of zeros, which some variants have, counts as another. The first query,
+    which sees nothing else, is left out; 0 where there is no other.
     """
     weights = one_widened(weights, "N T S")[:, 1:]
     largest = jnp.max(weights, axis=-1)  # NaN, where one of the row is
@@ -331,9 +329,12 @@ def implicit_scale(
       weights: [N, T, S], normalised with any extra keys' mass left out.
       outliers: [S], True for tokens in O.
 
+    Returns:
+      [N, T].
+
     Source: the identity A1 of theory/; An et al. 2025 (arXiv:2502.06415), section 5.
     """
-    weights = one_widened(weights, "N T S")
+    weights, outliers = one_widened(weights, "N T S"), jnp.asarray(outliers)
     if outliers.dtype != bool or outliers.shape != weights.shape[-1:]:
         raise ValueError(f"outliers: {outliers.dtype}{outliers.shape}; accepted: bools [S]")
     return jnp.sum(jnp.where(jnp.broadcast_to(outliers, weights.shape), 0.0, weights), axis=-1)

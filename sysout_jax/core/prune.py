@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sysout_jax.core.compensate import BLOCK, DAMPING, Change, compensated, hessian_factor
+from sysout_jax.core.layers import widened
 
 OUTLIER, REACH = 5.0, 0.08  # times the mean score; from the share of all layers to a layer's
 
@@ -62,12 +63,15 @@ def magnitude_mask(w: Float[Array, "I O"], sparsity: float) -> Bool[Array, "I O"
 
 
 def global_magnitude_masks(weights: list[Array], sparsity: float) -> list[Bool[Array, "..."]]:
-    """Keep the largest |W| of several matrices together: layers with small weights lose more."""
-    # On the host, as positions among all weights of a large model need more than 32 bits.
-    flat = np.concatenate([np.abs(np.asarray(w, np.float32)).reshape(-1) for w in weights])
+    """Keep the largest |W| of several matrices together: layers with small weights lose more.
+
+    On the host; NaN is kept.
+    """
+    # Positions among all weights of a large model need more than 32 bits.
+    flat = np.concatenate([np.abs(np.asarray(widened(w))).reshape(-1) for w in weights])
     count = _count(sparsity, flat.size)
     limit = np.partition(flat, count - 1)[count - 1] if count else -np.inf
-    kept = ~(flat <= limit)  # NaN, too
+    kept = ~(flat <= limit)
     kept[np.flatnonzero(flat == limit)[count - np.count_nonzero(flat < limit) :]] = True
     parts = np.split(kept, np.cumsum([w.size for w in weights])[:-1])
     return [jnp.asarray(part.reshape(w.shape)) for part, w in zip(parts, weights, strict=True)]

@@ -1,6 +1,5 @@
 """A model as users hold it: config, parameters, tokenizer."""
 
-from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -56,7 +55,7 @@ def check_model(model: object) -> None:
     if not isinstance(model, Model):
         raise InputError("model", repr(model)[:60], "what load returns, or the model of a run")
     scanned = model.config.execution.scan_layers
-    if isinstance(model.params, Mapping) and ("blocks" in model.params) != scanned:
+    if isinstance(model.params, dict) and ("blocks" in model.params) != scanned:
         why = "the layers of its parameters are " + ("one by one" if scanned else "stacked")
         raise InputError("scan_layers", scanned, f"{not scanned} for this model", why)
 

@@ -122,8 +122,9 @@ class Edit:
                 raise InputError("layers", layers, "a whole number, or several")
             chosen = jnp.atleast_1d(jnp.asarray(given, jnp.int32))
         each = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(arrays)
-        if len(each) != len(arrays):
-            raise InputError("in_axes", in_axes, f"{len(arrays)}, of an array each")
+        if len(each) != len(arrays) or not all(x is None or type(x) is int for x in each):
+            accepted = f"{len(arrays)} whole numbers or None, of an array or tree each"
+            raise InputError("in_axes", in_axes, accepted)
         self._set(function, jax.tree.map(jnp.asarray, arrays), chosen, each)
 
     def _set(self, *values: Any) -> None:

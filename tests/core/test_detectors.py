@@ -474,7 +474,9 @@ def test_an_infinite_entry_stands_out():
     h[1, 2] = np.inf
     assert np.flatnonzero(d.activation_outliers(narrow(h)).flagged).tolist() == [1]
     assert np.argwhere(d.six_sigma_outliers(narrow(h)).flagged).tolist() == [[1, 2]]
-    assert np.argwhere(d.massive_activations(narrow(h)).flagged).tolist() == [[1, 2]]
+    for detector in (d.massive_activations, d.weight_outliers, d.super_experts):
+        assert np.argwhere(detector(narrow(h)).flagged).tolist() == [[1, 2]]
+    assert float(d.six_sigma_outliers(narrow(h)).score[1, 2]) == np.inf
 
 
 def test_an_empirical_null_of_half_precision_has_the_p_value_of_its_numbers():

@@ -292,11 +292,17 @@ def test_no_scaling_of_positions_whatever_the_factor(changed):
 def test_yarns_factor_under_its_other_name(changed):
     """llama.cpp's of OLMo 3's first days, and Ollama's."""
     start = "llama.rope.scaling."
-    keys = {"type": "yarn", "factor": 8.0, "original_context_length": 64, "attn_factor": 1.3}
-    rope = changed("llama", {f"{start}{key}": value for key, value in keys.items()}).config.rope
-    assert (rope.rule, rope.scale) == ("yarn", 1.3)
-    with pytest.raises(InputError, match=r"attn_factor is 1\.3; accepted: 1\.0 without yarn"):
-        changed("llama", {f"{start}attn_factor": 1.3})
+    keys = {"type": "yarn", "factor": 8.0, "original_context_length": 64}
+    keys = {f"{start}{key}": value for key, value in keys.items()}
+    of = f"{start}attn_factor"
+    plain = changed("llama", keys).config
+    assert plain.rope.rule == "yarn"
+    own = float(np.float32(1.0 + 0.1 * np.log(8.0)))
+    assert changed("llama", keys | {of: own}).config == plain
+    with pytest.raises(InputError, match=r"attn_factor is 0\.9; accepted: 1 or 1\.20794"):
+        changed("llama", keys | {of: 0.9})
+    with pytest.raises(InputError, match=r"attn_factor is 1\.3; accepted: 1$"):
+        changed("llama", {of: 1.3})
 
 
 def test_pooling_of_the_last_states_changes_none_of_them(changed):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import isclose, log
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ _MATTERS = ("rope.", "attention.")  # how keys begin that change numbers, known 
 _YARN = {
     "beta_fast": ("rope.scaling.yarn_beta_fast", "rope.scaling.beta_fast"),
     "beta_slow": ("rope.scaling.yarn_beta_slow", "rope.scaling.beta_slow"),
-    "attention_factor": ("rope.scaling.yarn_attn_factor", "rope.scaling.attn_factor"),
+    "attention_factor": ("rope.scaling.yarn_attn_factor",),
 }
 _EXTRAPOLATION = ("rope.scaling.yarn_ext_factor", "rope.scaling.extrapolation_factor")
 
@@ -232,10 +233,7 @@ def _rule(meta: Metadata) -> Raw | None:
     factor = meta.number("rope.scaling.factor", meta.number("rope.scale_linear"))
     original = meta.get("rope.scaling.original_context_length")
     yarn = {theirs: _first(meta, keys) for theirs, keys in _YARN.items()}
-    own = meta.number("rope.scaling.attn_factor")
-    longrope = "rope_factors_long.weight" in meta.tensors
-    if kind != "yarn" and not longrope and own not in (None, 1.0):
-        meta.refuse("rope.scaling.attn_factor", f"{own}", "1.0 without yarn")
+    _check_factor(meta, factor if kind == "yarn" and factor else None)
     if kind == "none" or (kind is None and factor in (None, 0.0, 1.0)):
         return None
     if kind in ("linear", None):
@@ -250,6 +248,20 @@ def _rule(meta: Metadata) -> Raw | None:
         yarn["attention_factor"] = None
     given = {"factor": factor, "original_max_position_embeddings": original, **yarn}
     return {"rope_type": "yarn", **{k: v for k, v in given.items() if v is not None}}
+
+
+def _check_factor(meta: Metadata, factor: float | None) -> None:
+    """Refuse another factor of turned channels than yarn's own.
+
+    llama.cpp multiplies yarn's own by it. In files of OLMo 3 by its first converter, and in
+    Ollama's, it is yarn's own, which then comes twice there; the published model has it once.
+    """
+    if "rope_factors_long.weight" in meta.tensors:
+        return  # longrope's, which the architecture reads
+    given = meta.number("rope.scaling.attn_factor", 1.0)
+    usual = [1.0] if factor is None else [1.0, 0.1 * log(factor) + 1.0]
+    if not any(isclose(given, one, rel_tol=1e-5) for one in usual):
+        meta.refuse("rope.scaling.attn_factor", f"{given}", " or ".join(f"{x:.6g}" for x in usual))
 
 
 def _first(meta: Metadata, keys: tuple[str, ...]) -> Any:
