@@ -7,6 +7,7 @@ from .claim import (
     BEST_WAY,
     BOOKS,
     CELLS,
+    CELLS_FOUR,
     CELLS_THREE,
     CELLS_TWO,
     CHAINED,
@@ -69,21 +70,21 @@ CAUSES = (
     Statement("no_sink_without_bos", "Without BOS no sink forms on the first token", "theory B5", {
         LABORATORY: Trial(goes(NO_BEST, BEST, "softmax start=none", equal=COPIES), LAB,
                          renews="5c5ecdc no_sink_without_bos"),
-        SOURCE: Trial(goes(NO_RATE, RATED, "softmax setting=no_bos"), CELLS,
+        SOURCE: Trial(goes(NO_RATE, RATED, "softmax setting=no_bos"), CELLS_FOUR,
                      renews="f4755e4 source_no_sink_without_bos"),
     }),
     Statement("norms_keep_sinks", "Other norms before the branches, and of queries and keys, keep "
               "sinks", f"{GU}; Sun et al. 2026 (arXiv:2603.05498)", {
         LABORATORY: Trial(forms(BEST, *(f"softmax norm={n}" for n in ("layer", "unscaled", "qk")),
                                 equal=COPIES), LAB, renews="737ab83 norms_keep_sinks"),
-        SOURCE: Trial(forms(RATED, "softmax norm=rms", "softmax norm=qk", equal=VALID), CELLS,
+        SOURCE: Trial(forms(RATED, "softmax norm=rms", "softmax norm=qk", equal=VALID), CELLS_FOUR,
                      renews="f4755e4 source_norms_keep_sinks"),
     }),
     Statement("sandwich_norms_keep_sinks", "Norms behind the branches too (sandwich) keep sinks",
               f"{GU}; Sun et al. 2026 (arXiv:2603.05498)", {
         LABORATORY: Trial(forms(BEST, "softmax norm=sandwich", equal=COPIES), LAB,
                          renews="737ab83 norms_keep_sinks"),
-        SOURCE: Trial(forms(RATED, "softmax norm=sandwich", equal=VALID), CELLS,
+        SOURCE: Trial(forms(RATED, "softmax norm=sandwich", equal=VALID), CELLS_FOUR,
                      renews="f4755e4 source_norms_keep_sinks"),
     }),
     Statement("sandwich_norms_remove_peaks", "With sandwich norms large states go",
@@ -135,7 +136,7 @@ CAUSES = (
     Statement("muon_makes_sinks", "Sinks form where Muon trains the hidden matrices, Adam the rest",
               GU, {
         LABORATORY: Trial(forms(BEST, "softmax optimizer=muon"), LAB),
-        SOURCE: Trial(forms(RATED, "softmax optimizer=muon"), CELLS,
+        SOURCE: Trial(forms(RATED, "softmax optimizer=muon"), CELLS_FOUR,
                      renews="f4755e4 source_muon_makes_sinks"),
     }),
     Statement("adam_makes_peaks", "Adam makes large states; SGD, and Muon on hidden matrices, not",
@@ -150,7 +151,7 @@ CAUSES = (
               "channels", "He et al. 2024 (arXiv:2405.19279)", {
         LABORATORY: Trial(than(KURTOSIS, "softmax eps=1e-4", equal=COPIES), LAB,
                          renews="737ab83 larger_eps_removes_outlier_channels"),
-        SOURCE: Trial(than(KURTOSIS, "softmax setting=eps_1e-4", equal=VALID), CELLS,
+        SOURCE: Trial(than(KURTOSIS, "softmax setting=eps_1e-4", equal=VALID), CELLS_FOUR,
                      held="f4755e4 source_larger_eps_removes_outlier_channels"),
         BOOKS: Trial(than(KURTOSIS, "softmax setting=eps_1e-4", equal=VALID), LEVERS,
                     held="23a1401 text_larger_eps_removes_outlier_channels"),
@@ -162,7 +163,7 @@ CAUSES = (
         **{setting: Trial(Paired(RATE, (("softmax", "softmax setting=decay_0"),
                                        ("softmax", "softmax setting=decay_1")), below=False),
                          record, held=held)
-           for setting, record, held in ((SOURCE, CELLS, "f4755e4 source_weight_decay"),
+           for setting, record, held in ((SOURCE, CELLS_FOUR, "f4755e4 source_weight_decay"),
                                          (BOOKS, LEVERS, "23a1401 text_weight_decay"))},
     }),
     Statement("repeated_text_makes_fewer_sinks", "Less text makes fewer sinks", GU, {

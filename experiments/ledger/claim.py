@@ -50,6 +50,7 @@ QIU, CHEN = "Qiu et al. 2025 (arXiv:2505.06708)", "Chen et al. 2026 (arXiv:2603.
 DEMO, LAB, CHAINED = "variants/backcopy", "laboratory", "benchmark/sinks-contexts"
 CELLS, SIX = "benchmark/sinks", "variants/sinks"
 CELLS_TWO, CELLS_THREE = "benchmark/sinks-second", "benchmark/sinks-third"
+CELLS_FOUR = "benchmark/sinks-fourth"
 FLY, PAIR = "variants/fruitfly-h100", "variants/fruitfly-pair-h100"
 LEVERS = "benchmark/fruitfly-h100"
 TAKEN_APART = "analyze/fruitfly-h100, analyze/fruitfly-h100-seed2"
