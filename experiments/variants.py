@@ -249,7 +249,7 @@ def config_from_flags() -> Config:
     _check_preset(corpora)
     if FLAGS.smoke and FLAGS["variants"].using_default_value:
         variants = ("softmax", "context_scale")
-    return _with_places(tuple(_as_given(_study(corpus)) for corpus in corpora), variants)
+    return _with_places(Config(tuple(_as_given(_study(corpus)) for corpus in corpora), variants))
 
 
 def _check_preset(corpora: Sequence[str]) -> None:
@@ -287,12 +287,17 @@ def _as_given(study: TrainConfig) -> TrainConfig:
     return found
 
 
-def _with_places(studies: tuple[TrainConfig, ...], variants: tuple[str, ...]) -> Config:
-    """The studies, and what the flags say of where they run, begin and are kept."""
-    jobs = FLAGS.jobs if FLAGS.jobs is not None else default_jobs(studies)
-    saving = launch.override(Saving(), {name: FLAGS[name].value for name in FLAGS})
-    places = (FLAGS.workdir, FLAGS.name, FLAGS.resume_from, FLAGS.init_from)
-    return Config(studies, variants, jobs, *places, saving)
+def _with_places(config: Config) -> Config:
+    """The config, with what the flags say of where it runs, begins and is kept."""
+    return dataclasses.replace(
+        config,
+        jobs=FLAGS.jobs if FLAGS.jobs is not None else default_jobs(config.studies),
+        workdir=FLAGS.workdir,
+        name=FLAGS.name,
+        resume_from=FLAGS.resume_from or config.resume_from,
+        init_from=FLAGS.init_from or config.init_from,
+        saving=launch.override(config.saving, {name: FLAGS[name].value for name in FLAGS}),
+    )
 
 
 def own_directory() -> Path | None:
@@ -347,7 +352,13 @@ def _going_on(flag: str, path: Path) -> Config:
     )
     for study, asked_for in zip(stored.studies, studies, strict=True):
         check_same(asdict(study), asked_for, path)
-    return _with_places(studies, stored.variants)
+    if flag == "name":  # the same run: where it began, and what it keeps, are its own
+        for begun in ("init_from", "resume_from"):
+            asked, found = FLAGS[begun].value, getattr(stored, begun)
+            if asked is not None and asked != found:
+                raise InputError(begun, asked, "that, or another --name", f"{path} has {found}")
+        return _with_places(dataclasses.replace(stored, studies=studies))
+    return _with_places(Config(studies, stored.variants))
 
 
 def default_jobs(studies: Sequence[TrainConfig]) -> int:

@@ -1,5 +1,6 @@
 """Text to learn from and text to judge by, for the models of an experiment."""
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -85,11 +86,14 @@ def windows(spec: str, tokenizer: Tokenizer | None, longest: int | None) -> Int[
       longest: tokens that the model reads; None: any number.
 
     Raises:
-      InputError: no tokenizer, no such text, or less of it than a window.
+      InputError: no tokenizer, no such text, several, or less of it than a window.
     """
     if tokenizer is None or spec == "backcopy" or spec.startswith("tokens:"):
         raise InputError("corpus", spec, "PATH of a text, and a model with a tokenizer")
-    ids = np.concatenate([tokenizer.encode(text) for text in documents(spec)])
+    texts = list(itertools.islice(documents(spec), 2))
+    if len(texts) > 1:
+        raise InputError("corpus", spec, "PATH of one text, all in one piece", "several texts")
+    ids = tokenizer.encode(texts[0])
     if tokenizer.adds_bos and tokenizer.bos is not None:
         ids = np.concatenate([[tokenizer.bos], ids])
     size = min(WINDOW, longest or WINDOW)

@@ -39,6 +39,11 @@ class Source:
     files: tuple[Path, ...]
 
     @property
+    def packings(self) -> str:
+        """How each file is unpacked."""
+        return " ".join(_packing(path) or "plain" for path in self.files)
+
+    @property
     def size(self) -> int:
         """Bytes on disk."""
         return sum(path.stat().st_size for path in self.files)
@@ -47,12 +52,11 @@ class Source:
         """A hash of the raw bytes of all files, and of how each is unpacked."""
         state = hashlib.blake2b(digest_size=16)
         for path in self.files:
-            packing = path.suffix if path.suffix in PACKED else ""
             one = hashlib.blake2b(digest_size=16)
             with _opened(self.spec, path) as file:
                 while block := file.read(_BLOCK):
                     one.update(block)
-            state.update(packing.encode() + b"\0" + one.digest())
+            state.update(_packing(path).encode() + b"\0" + one.digest())
         return state.hexdigest()
 
     def documents(self, progress: Progress | None = None) -> Iterator[str]:
@@ -78,9 +82,9 @@ class Source:
 def find_source(spec: str) -> Source:
     """The files named by `stdlib`, a file, a directory or a glob, sorted.
 
-    A directory gives its .txt, .md, .py, .gz, .xz and .zst files at any depth, hidden ones left
-    out; a glob the files among its matches with those suffixes; a file named outright is read
-    whatever its suffix, as plain text where that is of no archive.
+    A directory gives its .txt, .md, .py, .gz, .xz and .zst files at any depth, but not hidden ones
+    or those behind links to directories; a glob the files among its matches with those suffixes;
+    a file named outright is read whatever its suffix, as plain text where that is of no archive.
 
     Raises:
       InputError: there is no such file.
@@ -94,12 +98,12 @@ def find_source(spec: str) -> Source:
         return Source(spec, (path,))
     wanted = " ".join(PLAIN + PACKED)
     if path.is_dir():
-        files = tuple(p for p in _walk(spec, path) if p.suffix in PLAIN + PACKED)
+        files = tuple(filter(_is_text, _walk(spec, path)))
         if not files:
             reject(spec, f"directory {path} has no file ending in {wanted}")
         return Source(spec, files)
     matches = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(spec) else []
-    files = tuple(p for p in map(Path, matches) if p.is_file() and p.suffix in PLAIN + PACKED)
+    files = tuple(p for p in map(Path, matches) if p.is_file() and _is_text(p))
     if matches and not files:
         reject(spec, f"none of its {len(matches)} matches is a file ending in {wanted}")
     if not files:
@@ -117,6 +121,16 @@ def documents(spec: str) -> Iterator[str]:
       InputError: as `find_source` and `Source.documents`.
     """
     return find_source(spec).documents()
+
+
+def _is_text(path: Path) -> bool:
+    return path.suffix.lower() in PLAIN + PACKED
+
+
+def _packing(path: Path) -> str:
+    """The suffix of an archive, or nothing."""
+    suffix = path.suffix.lower()
+    return suffix if suffix in PACKED else ""
 
 
 def _walk(spec: str, top: Path, skip: frozenset[str] = frozenset()) -> list[Path]:
@@ -190,7 +204,7 @@ def _file_text(spec: str, path: Path) -> Iterator[tuple[str, int]]:
 
 
 def _unpacked_note(path: Path) -> str:
-    return " of the unpacked text" if path.suffix in PACKED else ""
+    return " of the unpacked text" if _packing(path) else ""
 
 
 def _unpacked(spec: str, path: Path) -> Iterator[tuple[bytes, int]]:
@@ -209,11 +223,12 @@ def _unpacked(spec: str, path: Path) -> Iterator[tuple[bytes, int]]:
 
 
 def _unpacker(spec: str, path: Path, file: io.BufferedReader) -> io.BufferedIOBase:
-    if path.suffix == ".gz":
+    packing = _packing(path)
+    if packing == ".gz":
         return gzip.GzipFile(fileobj=file)
-    if path.suffix == ".xz":
+    if packing == ".xz":
         return lzma.LZMAFile(file)
-    if path.suffix != ".zst":
+    if not packing:
         return file
     home = "compression" if sys.version_info >= (3, 14) else "backports"
     try:

@@ -275,7 +275,8 @@ def _digest(source: Source, cache: Path) -> str:
       InputError: a file that cannot be read.
     """
     try:
-        return remembered(source.files, cache, source.digest)
+        # A link may have another suffix than its file: unpacked otherwise, it is other text.
+        return remembered(source.files, cache, source.digest, source.packings)
     except OSError as error:
         reject(source.spec, f"cannot read {error.filename}: {error.strerror}")
 

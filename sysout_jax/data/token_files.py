@@ -49,7 +49,8 @@ def open_token_files(
 
     Raises:
       InputError: a missing, empty or cut file; a type that is unknown, that the two files do not
-        share or that cannot be told; an id that no array of 32-bit integers holds.
+        share, that a header contradicts or that cannot be told; an id that no array of 32-bit
+        integers holds.
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError("token_dtype", dtype, ", ".join(DTYPES), "unknown")
@@ -57,7 +58,12 @@ def open_token_files(
     paths = [directory / f"{part}.bin" for part in PARTS]
     raw = [_bytes(spec, path) for path in paths]
     headers = [_header(spec, path, one) for path, one in zip(paths, raw, strict=True)]
-    if dtype is None and (dtype := headers[0] or headers[1] or _beside(spec, directory)) is None:
+    header = headers[0] or headers[1]
+    if (headers[1] or header) != header:
+        reject(spec, f"the headers of its files say {headers[0]} and {headers[1]}")
+    if dtype and header and dtype != header:
+        raise InputError("token_dtype", dtype, header, f"so a header in {directory} says")
+    if dtype is None and (dtype := header or _beside(spec, directory)) is None:
         told = [told_by_ids(one) for one in raw]
         dtype = told[0] or told[1]
         if dtype is None or (told[1] or dtype) != dtype:

@@ -41,10 +41,13 @@ def test_a_named_file_is_split_at_separators(tmp_path, name):
     assert list(documents(str(write(tmp_path / name, TEXT)))) == PARTS
 
 
-@pytest.mark.parametrize("suffix", PACK)
+@pytest.mark.parametrize("suffix", [*PACK, *map(str.upper, PACK)])
 def test_archives_round_trip(tmp_path, suffix):
-    path = write(tmp_path / f"a.txt.{suffix}", PACK[suffix](TEXT.encode()))
+    write(tmp_path / "dir" / f"a.{suffix}", PACK[suffix.lower()](TEXT.encode()))
+    assert list(documents(str(tmp_path / "dir"))) == PARTS
+    path = write(tmp_path / f"a.txt.{suffix}", PACK[suffix.lower()](TEXT.encode()))
     assert list(documents(str(path))) == PARTS
+    assert list(documents(str(tmp_path / f"*.{suffix}"))) == PARTS
 
 
 @pytest.mark.parametrize("suffix", PACK)

@@ -83,12 +83,24 @@ def test_the_header_of_llm_c(tmp_path, magic, version, dtype):
         header[:3] = magic, version, size
         content = header.tobytes() + ids(50_257, size).astype(dtype).tobytes()
         (tmp_path / f"{name}.bin").write_bytes(content)
+    other = "uint32" if dtype == "<u2" else "uint16"
+    said = refusal(open_token_files, f"tokens:{tmp_path}", other)
+    assert f"token_dtype={other}: so a header in {tmp_path} says; accepted: {TYPES[dtype]}" in said
     found = open_token_files(f"tokens:{tmp_path}")
     np.testing.assert_array_equal(found.train, ids(50_257, 77))
     np.testing.assert_array_equal(found.val, ids(50_257, 12))
     (tmp_path / "val.bin").write_bytes(content[:-2])
     with pytest.raises(InputError, match="its header says 12 tokens, and 11"):
         open_token_files(f"tokens:{tmp_path}")
+
+
+def test_headers_of_two_types(tmp_path):
+    for name, magic, dtype in (("train", (20240520, 1), "<u2"), ("val", (20240801, 7), "<u4")):
+        header = np.array([*magic, 12, *[0] * 253], "<i4")
+        content = header.tobytes() + ids(50_257, 12).astype(dtype).tobytes()
+        (tmp_path / f"{name}.bin").write_bytes(content)
+    said = refusal(open_token_files, f"tokens:{tmp_path}")
+    assert said.endswith("the headers of its files say uint16 and uint32")
 
 
 @pytest.mark.parametrize("part", ["train", "val"])

@@ -1,5 +1,6 @@
 """Files are read again exactly when they may have changed."""
 
+import gzip
 import os
 
 import numpy as np
@@ -9,6 +10,7 @@ from sysout_jax.data import corpus, encode
 from sysout_jax.data.encode import encode_corpus
 from sysout_jax.data.tokenizer import ByteTokenizer
 from sysout_jax.data.unchanged import FOLDER, remembered
+from sysout_jax.errors import InputError
 
 BYTES = ByteTokenizer()
 
@@ -37,6 +39,14 @@ def settle(path, cache):
     later = max(path.stat().st_mtime_ns, path.stat().st_ctime_ns) + 5 * 10**9
     os.utime(note, ns=(later, later))
     return note
+
+
+def settle_all(path, cache):
+    """The same for all notes of a corpus."""
+    young = [*cache.glob("*/*.npy"), path]
+    later = max(max(one.stat().st_mtime_ns, one.stat().st_ctime_ns) for one in young) + 5 * 10**9
+    for note in (cache / FOLDER).iterdir():
+        os.utime(note, ns=(later, later))
 
 
 def test_a_file_that_stays_is_read_once(path, tmp_path):
@@ -109,10 +119,7 @@ def test_a_corpus_is_neither_hashed_nor_summed_at_every_start(path, tmp_path, mo
     cache = tmp_path / "cache"
     first = encode_corpus(str(path), BYTES, cache)
     encode_corpus(str(path), BYTES, cache)
-    young = [*cache.glob("*/*.npy"), path]
-    later = max(max(one.stat().st_mtime_ns, one.stat().st_ctime_ns) for one in young) + 5 * 10**9
-    for note in (cache / FOLDER).iterdir():
-        os.utime(note, ns=(later, later))
+    settle_all(path, cache)
 
     def never(*arguments):
         raise AssertionError("read again")
@@ -124,3 +131,14 @@ def test_a_corpus_is_neither_hashed_nor_summed_at_every_start(path, tmp_path, mo
     monkeypatch.undo()
     path.write_text("other text")
     assert encode_corpus(str(path), BYTES, cache).documents == 1
+
+
+def test_a_link_with_another_suffix_is_other_text(tmp_path):
+    """The same bytes, unpacked, after they were read as they are."""
+    packed, link, cache = tmp_path / "text.gz", tmp_path / "link.xz", tmp_path / "cache"
+    packed.write_bytes(gzip.compress(b"some words"))
+    link.symlink_to(packed)
+    encode_corpus(str(packed), BYTES, cache)
+    settle_all(packed, cache)
+    with pytest.raises(InputError, match=r"link\.xz: truncated or corrupt archive"):
+        encode_corpus(str(link), BYTES, cache)

@@ -458,10 +458,12 @@ def planted_text_model(place, context=32):
         ),
         (["--methods=w4", "--corpus=backcopy"], "--corpus=backcopy: accepted: PATH of a text"),
         (["--methods=w4", "--corpus=SHORT"], "6 tokens; accepted: text of at least 32 tokens"),
+        (["--methods=w4", "--corpus=SHORT*"], "several texts; accepted: PATH of one text"),
     ],
 )
 def test_what_the_protocol_refuses(flags, said, trained, run_compress, tmp_path):
-    (tmp_path / "short.txt").write_text("short")
+    for name in ("short.txt", "short.txt.md"):
+        (tmp_path / name).write_text("short")
     given = [flag.replace("SHORT", str(tmp_path / "short.txt")) for flag in flags]
     protocol = [] if "--protocol" in flags[0] else ["--protocol=wikitext2"]
     model = trained

@@ -240,6 +240,28 @@ def test_a_preset_says_again_what_a_run_was_trained_with(run_variants, monkeypat
     assert "was trained with" in run_variants(*flags[:-1], "--preset=sinks").refusal
 
 
+def test_going_on_by_name_keeps_what_the_run_began_with(run_variants, monkeypatch, tmp_path):
+    """Where parameters are from, and what is kept: the name alone is enough to go on."""
+    asked = []
+    monkeypatch.setattr(variants, "run", lambda config, console: asked.append(config))
+    here = (f"--workdir={tmp_path}", "--name=a")
+    assert (
+        run_variants(*here, "--corpus=backcopy", "--init_from=m/b", "--keep_every=20").status == 0
+    )
+    place = tmp_path / "variants" / "a"
+    place.mkdir(parents=True)
+    (place / "config.json").write_text(json.dumps(dataclasses.asdict(asked[0])))
+    assert run_variants(*here).status == 0
+    assert run_variants(*here, "--init_from=m/b", "--keep_every=10").status == 0
+    assert asked[0].init_from == "m/b"
+    assert asked[1] == asked[0]
+    assert asked[2] == dataclasses.replace(
+        asked[0], saving=dataclasses.replace(asked[0].saving, keep_every=10)
+    )
+    said = run_variants(*here, "--init_from=m/c").refusal
+    assert said == f"--init_from=m/c: {place} has m/b; accepted: that, or another --name"
+
+
 def test_list_shows_the_whole_table(run_variants):
     outcome = run_variants("--list")
     assert outcome.status == 0
