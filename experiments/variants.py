@@ -26,7 +26,7 @@ from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.errors import InputError, Preempted, at_least, one_of
 from sysout_jax.model.config import SHAPES
 from sysout_jax.model.decoder import Params
-from sysout_jax.results import RunDirectory, plain, read_record
+from sysout_jax.results import RunDirectory, as_flag, plain, read_record
 from sysout_jax.training import hosts
 from sysout_jax.training.checkpoint import checkpoint_path, save
 from sysout_jax.training.config import TrainConfig
@@ -335,16 +335,13 @@ def _going_on(flag: str, path: Path) -> Config:
             "no training states in it",
         )
     there = {"variants": list(stored.variants), "corpus": [s.corpus for s in stored.studies]}
-    for name, found in there.items():
-        asked = FLAGS[name].value or []
+    begun = {"init_from": stored.init_from, "resume_from": stored.resume_from}
+    for name, found in {**there, **(begun if flag == "name" else {})}.items():
+        asked = FLAGS[name].value
         asked = list(VARIANTS) if asked == ["all"] else asked
         if FLAGS[name].present and asked != found:
-            raise InputError(
-                name,
-                ",".join(asked),
-                "that, or another --name",
-                f"{path} was trained with {','.join(found)}",
-            )
+            why = f"{path} was trained with {as_flag(found)}"
+            raise InputError(name, as_flag(asked), "that, or another --name", why)
     _check_preset(there["corpus"])
     studies = tuple(
         _as_given(_study(each.corpus) if FLAGS.preset and each.corpus != "backcopy" else each)
@@ -352,13 +349,8 @@ def _going_on(flag: str, path: Path) -> Config:
     )
     for study, asked_for in zip(stored.studies, studies, strict=True):
         check_same(asdict(study), asked_for, path)
-    if flag == "name":  # the same run: where it began, and what it keeps, are its own
-        for begun in ("init_from", "resume_from"):
-            asked, found = FLAGS[begun].value, getattr(stored, begun)
-            if asked is not None and asked != found:
-                raise InputError(begun, asked, "that, or another --name", f"{path} has {found}")
-        return _with_places(dataclasses.replace(stored, studies=studies))
-    return _with_places(Config(studies, stored.variants))
+    kept = stored if flag == "name" else Config(variants=stored.variants)
+    return _with_places(dataclasses.replace(kept, studies=studies))
 
 
 def default_jobs(studies: Sequence[TrainConfig]) -> int:

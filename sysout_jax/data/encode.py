@@ -24,7 +24,8 @@ from sysout_jax.data.unchanged import remembered
 from sysout_jax.errors import InputError
 
 VALIDATION_FRACTION = 0.05
-_FORMAT_VERSION = 1
+_SHARES = (0.01, 0.2)  # of tokens that whole documents may put into validation
+_FORMAT_VERSION = 2
 _CHUNK = 1 << 15  # characters; enough chunks a batch for every core, few enough tokens in memory
 _BATCH = 1 << 21  # characters
 _PARTS = ("train", "val")
@@ -56,8 +57,9 @@ def encode_corpus(
 
     Each document is followed by `tokenizer.eot`, where there is one. A document is validation when
     the hash of its content falls in the lowest 5 percent, so copies of a document are on one side;
-    see `validation_documents` for small corpora. Of one document the last 5 percent of tokens are
-    validation; `split` says so.
+    see `validation_documents` for small corpora. Where that parts less than 1 or more than 20
+    percent of the tokens, as where one document is most of the text, the last 5 percent of every
+    document's tokens are validation; `split` says so.
 
     Args:
       spec: what `find_source` reads.
@@ -232,7 +234,16 @@ def _split(digests: np.ndarray, ends: np.ndarray) -> tuple[dict[str, list[tuple[
         words = f"1 document{copies}: its last 5% of tokens are validation"
         return {"train": [(0, cut)], "val": [(cut, stop)]}, words
     is_val = validation_documents(digests)
+    sizes = np.diff(ends)
     spans: dict[str, list[tuple[int, int]]] = {"train": [], "val": []}
+    least, most = _SHARES
+    if sizes.max() > 1 and not least <= sizes[is_val].sum() / sizes.sum() <= most:
+        tails = np.maximum(1, np.rint(VALIDATION_FRACTION * sizes).astype(np.int64))
+        cuts = ends[1:] - np.minimum(tails, sizes - 1)
+        for start, cut, stop in zip(ends[:-1], cuts, ends[1:], strict=True):
+            spans["train"].append((int(start), int(cut)))
+            spans["val"].append((int(cut), int(stop)))
+        return spans, f"{digests.size} documents: the last 5% of tokens of each are validation"
     for held_out, start, stop in zip(is_val, ends[:-1].tolist(), ends[1:].tolist(), strict=True):
         spans["val" if held_out else "train"].append((start, stop))
     words = f"by document: {len(spans['train'])} train, {len(spans['val'])} validation"

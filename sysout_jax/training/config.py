@@ -25,7 +25,7 @@ class TrainConfig:
     corpus: str = "stdlib"  # backcopy, stdlib, PATH (file, directory, glob), tokens:DIR
     tokenizer: str = "bytes"  # bytes, gpt2:DIR, PATH.json, bpe:SIZE
     token_dtype: str | None = None  # of tokens:DIR: uint16, uint32, uint64; None: told by its ids
-    bos: bool = True  # every sequence starts with a BOS token
+    bos: bool = True  # sequences start with BOS, where the tokenizer or the task has one
     train_tokens: int | None = None  # of the training part, from its beginning; None: all
     seq_len: int = 64  # T, inputs per sequence
     batch_size: int = 16  # sequences per optimiser step
@@ -38,7 +38,7 @@ class TrainConfig:
     checkpoint_every: int = 0  # steps between the models that are kept on the way; 0: none
     val_batches: int = 8  # batches of validation text that each measurement uses
     measure_seq_len: int | None = None  # T of their rows; None: what is trained on
-    loss_from: int = 0  # first position whose prediction is trained; 1 leaves out what follows BOS
+    loss_from: int = 0  # first prediction that is trained (1: not BOS's); measured are all
     penalties: tuple[str, ...] = ()  # on activations, NAME=WEIGHT of each: tweo=0.01
     param_dtype: str = "float32"  # of matrices while training: float32, bfloat16
     mesh: str = "data=1"  # devices along data, fsdp, tensor: data=2,fsdp=2,tensor=2
@@ -128,4 +128,5 @@ class TrainConfig:
           InputError: the model's says another size of the vocabulary.
         """
         self._agree("vocab", vocab, "corpus")
-        return replace(self.model, vocab=vocab, context=self.seq_len, variant=self.variant)
+        context = self.seq_len + self.model.position_offset
+        return replace(self.model, vocab=vocab, context=context, variant=self.variant)

@@ -112,6 +112,20 @@ def test_one_document_gives_its_tail(tmp_path, copies):
     assert ("3 copies" in corpus.split) == (copies == 3)
 
 
+@pytest.mark.parametrize("large", ["book 0", "book 1", "book 2"])
+def test_books_of_other_lengths_give_their_tails(tmp_path, large):
+    """Whichever of them hashes lowest: it would be all of the text, or next to none."""
+    texts = [f"book {n} " * (4000 if f"book {n}" == large else 10) for n in range(3)]
+    corpus = encode_corpus(write_corpus(tmp_path / "books.txt", texts), BYTES, tmp_path / "cache")
+    train, val = [], []
+    for text in texts:
+        whole = [*BYTES.encode(text).tolist(), BYTES.eot]
+        cut = len(whole) - round(0.05 * len(whole))
+        train, val = train + whole[:cut], val + whole[cut:]
+    assert (corpus.train.tolist(), corpus.val.tolist()) == (train, val)
+    assert corpus.split == "3 documents: the last 5% of tokens of each are validation"
+
+
 def test_one_letter_is_a_corpus(tmp_path):
     corpus = encode_corpus(write_corpus(tmp_path / "x.txt", ["x"]), BYTES, tmp_path / "cache")
     assert (corpus.train.tolist(), corpus.val.tolist()) == ([120], [256])

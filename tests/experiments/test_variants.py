@@ -259,7 +259,9 @@ def test_going_on_by_name_keeps_what_the_run_began_with(run_variants, monkeypatc
         asked[0], saving=dataclasses.replace(asked[0].saving, keep_every=10)
     )
     said = run_variants(*here, "--init_from=m/c").refusal
-    assert said == f"--init_from=m/c: {place} has m/b; accepted: that, or another --name"
+    assert (
+        said == f"--init_from=m/c: {place} was trained with m/b; accepted: that, or another --name"
+    )
 
 
 def test_list_shows_the_whole_table(run_variants):

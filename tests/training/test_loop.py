@@ -116,6 +116,14 @@ def test_rows_to_measure_on_may_be_shorter_than_those_trained_on():
         dataclasses.replace(TINY, measure_seq_len=9)
 
 
+def test_learned_positions_may_begin_later():
+    """OPT's first two rows are of no token: sequences are as long as they were asked for."""
+    later = dataclasses.replace(TINY.model, position="learned", position_offset=2)
+    run = trained(model=later)
+    assert run.architecture.longest == TINY.seq_len
+    assert np.isfinite(run.rows[-1]["loss"]).all()
+
+
 def measured_in(parts, variant="context_scale"):
     """What is measured of two seeds on 32 rows in so many parts."""
     architecture = dataclasses.replace(TINY, variant=variant).architecture(65)
