@@ -154,6 +154,12 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "--settings=own,quarter_context,four_contexts --measure_seq_len=16 --val_batches=16 "
             "--bases=softmax --methods=w4a4",
         ),
+        "benchmark/sinks-contexts-second": (
+            "experiments.benchmark --preset=sinks --name=contexts --seeds="
+            "40,41,42,43,44,45,46,47,48,49 --variants=softmax --optimizers=adamw --norms=own "
+            "--settings=own,quarter_context,four_contexts --measure_seq_len=16 --val_batches=16 "
+            "--bases=softmax --methods=w4a4",
+        ),
         "benchmark/sinks-second": (
             "experiments.benchmark --preset=sinks --name=second --seeds=23,24,25,26,27,28 "
             "--variants=softmax,plain_head_gate,plain_element_gate --optimizers=adamw "
