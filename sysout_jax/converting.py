@@ -9,11 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sysout_jax.analysis.intervene.before_after import BeforeAfter, Reader, compared
-from sysout_jax.analysis.intervene.conversion import (
-    unrotated,
-    with_constants,
-    with_prefix,
-)
+from sysout_jax.analysis.intervene.conversion import unrotated, with_constants, with_prefix
 from sysout_jax.analysis.intervene.weak_sinks import (
     MOVES,
     Bounded,

@@ -163,8 +163,7 @@ def control(case: Instance) -> Quantities:
 
 
 @statement(
-    "A2",
-    "An extra key scales attention by sigma(LSE(s) - s'); a channel makes off by one key_bias",
+    "A2", "An extra key scales attention by sigma(LSE(s) - s'); a channel makes off by one key_bias"
 )
 def verify(key: Array, quick: bool) -> list[Part]:
     return compare(draw, predict, measure, control, key, shapes=SHAPES, quick=quick)

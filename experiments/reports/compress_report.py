@@ -11,11 +11,7 @@ from sysout_jax import plots
 from sysout_jax.analysis.compress import schemes
 from sysout_jax.analysis.compress.noise import Agreement, agreement
 from sysout_jax.analysis.compress.schemes import Rounding
-from sysout_jax.analysis.statistics import (
-    bootstrap_interval,
-    over_seeds,
-    ratio_interval,
-)
+from sysout_jax.analysis.statistics import bootstrap_interval, over_seeds, ratio_interval
 from sysout_jax.converting import CONVERTED
 from sysout_jax.errors import InputError
 from sysout_jax.plots.compression import noise_rows

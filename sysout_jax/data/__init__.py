@@ -10,12 +10,7 @@ import numpy as np
 from sysout_jax.data.backcopy import Backcopies, Backcopy
 from sysout_jax.data.batches import TextCorpus
 from sysout_jax.data.corpus import ACCEPTED, Progress, documents
-from sysout_jax.data.encode import (
-    EncodedCorpus,
-    default_cache_dir,
-    encode_corpus,
-    tokenizer_for,
-)
+from sysout_jax.data.encode import EncodedCorpus, default_cache_dir, encode_corpus, tokenizer_for
 from sysout_jax.data.token_files import open_token_files
 from sysout_jax.data.tokenizer import ByteTokenizer, SubwordTokenizer, Tokenizer
 from sysout_jax.data.tokenizer_files import load_saved, load_tokenizer
@@ -101,10 +96,7 @@ def load_corpus(
 
 
 def _token_files(
-    spec: str,
-    known: Tokenizer | None,
-    dtype: str | None,
-    cache_dir: str | os.PathLike[str] | None,
+    spec: str, known: Tokenizer | None, dtype: str | None, cache_dir: str | os.PathLike[str] | None
 ) -> EncodedCorpus:
     files = open_token_files(spec, dtype, cache_dir)
     vocab = files.largest + 1 if known is None else known.vocab

@@ -16,11 +16,7 @@ import numpy as np
 from sysout_jax.data import Tokenizer
 from sysout_jax.errors import InputError, one_of
 from sysout_jax.families import tensor_map
-from sysout_jax.families.config_map import (
-    ignored_fields,
-    read_config,
-    read_within,
-)
+from sysout_jax.families.config_map import ignored_fields, read_config, read_within
 from sysout_jax.families.family import Family, Raw
 from sysout_jax.families.gguf_files.header import is_gguf
 from sysout_jax.families.gguf_files.model import open_gguf

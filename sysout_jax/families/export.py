@@ -24,10 +24,7 @@ SHARD_BYTES = 5_000_000_000
 
 
 def export(
-    model: Model,
-    directory: str | os.PathLike[str],
-    family: str,
-    shard_bytes: int = SHARD_BYTES,
+    model: Model, directory: str | os.PathLike[str], family: str, shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Write a model as a published family stores it; the directory appears whole or not at all.
 

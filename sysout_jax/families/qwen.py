@@ -33,14 +33,7 @@ QWEN2 = Family(
     covers="Qwen1.5, Qwen2, Qwen2.5 and their instruct models (dense)",
     cite="Yang et al. 2024 (arXiv:2407.10671; arXiv:2412.15115)",
     fixed={**LLAMA_LIKE, "qkv_bias": True},
-    config=(
-        *SIZES,
-        EPS,
-        TIED,
-        ACT,
-        _WINDOWS,
-        rotary(),
-    ),
+    config=(*SIZES, EPS, TIED, ACT, _WINDOWS, rotary()),
     tensors=(*llama_attention(), *LLAMA_MLP),
     buffers=(ROTARY_BUFFER,),
 )

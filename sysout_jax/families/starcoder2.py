@@ -1,14 +1,7 @@
 """StarCoder2: LLaMA's layout with LayerNorm, biases, and an MLP without a gate."""
 
 from sysout_jax.families.family import Family, Field, biased, tensor
-from sysout_jax.families.rows import (
-    PLAIN,
-    ROTARY_BUFFER,
-    SIZES,
-    TIED,
-    llama_attention,
-    rotary,
-)
+from sysout_jax.families.rows import PLAIN, ROTARY_BUFFER, SIZES, TIED, llama_attention, rotary
 
 STARCODER2 = Family(
     name="starcoder2",

@@ -262,8 +262,7 @@ class Probe:
         every = range(len(per_layer))
         return {
             name: jax.tree.map(
-                lambda *x: jnp.stack(x),
-                *(per_layer[i][name] for i in tap.chosen or every),
+                lambda *x: jnp.stack(x), *(per_layer[i][name] for i in tap.chosen or every)
             )
             for name, tap in self.taps.items()
             if any(name in record for record in per_layer)

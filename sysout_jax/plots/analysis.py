@@ -107,10 +107,7 @@ FIGURES: Mapping[str, Mapping[str, Callable[[Record, Record], "Figure | None"]]]
     "roles": {"roles": effects.roles},
     "measures": {"measures": measures.measures},
     "dimensions": {"dimensions": dimensions.dimensions},
-    "interventions": {
-        "interventions": effects.interventions,
-        "interventions-forms": sinks.forms,
-    },
+    "interventions": {"interventions": effects.interventions, "interventions-forms": sinks.forms},
     "dynamics": {"dynamics": dynamics},
     "seeds": {},  # a table says it all
 }

@@ -125,11 +125,7 @@ def _check_prompt(name: str, prompt: np.ndarray, config: ModelConfig) -> None:
 
 
 def _of_sequences(
-    analysis: Callable[..., Any],
-    *,
-    text: bool = False,
-    targets: bool = False,
-    weights: bool = True,
+    analysis: Callable[..., Any], *, text: bool = False, targets: bool = False, weights: bool = True
 ) -> Callable[[Material, Progress | None], Any]:
     def run(material: Material, progress: Progress | None) -> Any:
         found = material.scan(progress)

@@ -158,9 +158,7 @@ def whole_tables(mesh: Mesh, config: ModelConfig, params: Params) -> Params:
 
 
 def state_shapes(
-    config: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    dtype: str = "float32",
+    config: ModelConfig, optimizer: optax.GradientTransformation, dtype: str = "float32"
 ) -> TrainState:
     """The stacked state of one seed, as shapes."""
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))

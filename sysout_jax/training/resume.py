@@ -80,11 +80,7 @@ class GroupStates:
     """
 
     def __init__(
-        self,
-        states: States,
-        config: TrainConfig,
-        corpus: Source,
-        seeds: tuple[int, ...],
+        self, states: States, config: TrainConfig, corpus: Source, seeds: tuple[int, ...]
     ) -> None:
         self.states, self.config, self.corpus, self.seeds = states, config, corpus, seeds
         self._name = f"{config.variant}-seed-{seeds[0]}"
@@ -228,11 +224,7 @@ def _by_flag(config: Mapping[str, Any], model: ModelConfig) -> dict[str, Any]:
 
 
 def initial(
-    path: Path,
-    architecture: ModelConfig,
-    corpus: Source,
-    seeds: tuple[int, ...],
-    fresh: Params,
+    path: Path, architecture: ModelConfig, corpus: Source, seeds: tuple[int, ...], fresh: Params
 ) -> Params:
     """The parameters of a saved model: each seed's own where it has several, else the same for all.
 

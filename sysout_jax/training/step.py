@@ -36,10 +36,7 @@ CACHED = 2**22  # numbers of the largest activation that a CPU's caches are expe
 
 
 def token_loss(
-    config: ModelConfig,
-    params: Params,
-    batch: Int[Array, "B S"],
-    devices: int = 1,
+    config: ModelConfig, params: Params, batch: Int[Array, "B S"], devices: int = 1
 ) -> Float[Array, "B S-1"]:
     """The cross-entropy of each next token, in nats: inputs batch[:, :-1], targets batch[:, 1:].
 
@@ -53,10 +50,7 @@ def token_loss(
 
 
 def start(
-    config: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    key: Array,
-    dtype: str = "float32",
+    config: ModelConfig, optimizer: optax.GradientTransformation, key: Array, dtype: str = "float32"
 ) -> TrainState:
     """The state before the first step, from a jax.random.key.
 

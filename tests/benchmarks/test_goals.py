@@ -6,16 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import (
-    analysis,
-    first_result,
-    goals,
-    long_context,
-    seeds,
-    startup,
-    train,
-    variants,
-)
+from benchmarks import analysis, first_result, goals, long_context, seeds, startup, train, variants
 from benchmarks.goals import Row
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.errors import InputError

@@ -14,31 +14,11 @@ from typing import Any, NamedTuple
 import pytest
 from absl import flags
 
-from experiments import (
-    analyze,
-    assumptions,
-    benchmark,
-    causal,
-    claims,
-    compress,
-    convergence,
-    convert,
-    explicit,
-    laboratory,
-    plan,
-    runs,
-    tour,
-    variants,
-)
 from experiments.cli import launch
 from tests import usage
 from tests.analysis import first_sink as planted
 
 FLAGS = flags.FLAGS
-COMMANDS = (
-    analyze, assumptions, benchmark, causal, claims, compress, convergence, convert, explicit,
-    laboratory, plan, runs, tour, variants,
-)  # fmt: skip
 
 
 class Outcome(NamedTuple):
@@ -94,7 +74,7 @@ def _runs(module: ModuleType) -> Callable[[], Callable[..., Outcome]]:
 
 
 # run_variants(...) and so on: what `python -m experiments.variants` does with these arguments.
-for _module in COMMANDS:
+for _module in usage.binaries():
     globals()[f"_{_module.__name__}"] = _runs(_module)
 
 

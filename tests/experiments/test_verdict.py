@@ -16,12 +16,7 @@ from rich.console import Console
 from experiments import claims
 from experiments.cli.tables import Section
 from experiments.cli.verdict import LINE, Verdict, again, conclude, few, given
-from experiments.reports import (
-    claims_report,
-    compress_report,
-    convert_report,
-    variants_report,
-)
+from experiments.reports import claims_report, compress_report, convert_report, variants_report
 from sysout_jax.report.tables import tables
 from sysout_jax.results import provenance, read_record
 from tests import usage

@@ -24,12 +24,7 @@ from sysout_jax.analysis.locate.scan import (
     scan,
 )
 from sysout_jax.analysis.locate.sinks import Sink, first_token_sink
-from sysout_jax.analysis.locate.weights import (
-    WeightOutlier,
-    WeightScan,
-    down_outliers,
-    weight_scan,
-)
+from sysout_jax.analysis.locate.weights import WeightOutlier, WeightScan, down_outliers, weight_scan
 from sysout_jax.analysis.statistics import Interval, bootstrap_interval
 from sysout_jax.core.variants import kept
 from sysout_jax.model.config import ModelConfig

@@ -71,10 +71,7 @@ class FirstToken:
 
 
 def first_token(
-    config: ModelConfig,
-    params: Params,
-    rows: Int[np.ndarray, "B S"],
-    batch: int = 8,
+    config: ModelConfig, params: Params, rows: Int[np.ndarray, "B S"], batch: int = 8
 ) -> FirstToken:
     """Measure the first token of texts.
 

@@ -53,9 +53,7 @@ class Comparison:
 
 
 def reach(
-    steps: Num[np.ndarray, "n"],
-    curves: Float[np.ndarray, "*B n"],
-    targets: Float[np.ndarray, "*B"],
+    steps: Num[np.ndarray, "n"], curves: Float[np.ndarray, "*B n"], targets: Float[np.ndarray, "*B"]
 ) -> Float[np.ndarray, "*B"]:
     """The step at which each curve first comes down to its target, infinite where it never does.
 

@@ -20,13 +20,7 @@ from sysout_jax.analysis.locate.nulls import (
     read_by,
     untrained,
 )
-from sysout_jax.analysis.locate.scan import (
-    Progress,
-    Scan,
-    Thresholds,
-    as_scan,
-    over_batches,
-)
+from sysout_jax.analysis.locate.scan import Progress, Scan, Thresholds, as_scan, over_batches
 from sysout_jax.analysis.locate.scan import reducers as reducers_of_scan
 from sysout_jax.analysis.locate.weights import WeightScan, weight_scan
 from sysout_jax.analysis.measure.summary import flags, reducers

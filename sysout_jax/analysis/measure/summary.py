@@ -13,12 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sysout_jax.analysis.locate.scan import over_batches
 from sysout_jax.core import measures as m
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.detectors import (
-    DETECTORS,
-    Detector,
-    attention_outliers,
-    weight_outliers,
-)
+from sysout_jax.core.detectors import DETECTORS, Detector, attention_outliers, weight_outliers
 from sysout_jax.core.variants import kept
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
@@ -117,10 +112,7 @@ def summarised(params: Params, sums: Mapping[str, Sum]) -> dict[str, Float[Array
 
 
 def summary_in_batches(
-    config: ModelConfig,
-    params: Params,
-    tokens: Int[Array | np.ndarray, "B T"],
-    batch: int = 8,
+    config: ModelConfig, params: Params, tokens: Int[Array | np.ndarray, "B T"], batch: int = 8
 ) -> dict[str, float]:
     """The `outlier_summary` of all sequences, a few of them at a time: averaged over all first.
 
@@ -198,10 +190,7 @@ def losses_by_query(losses: Float[Array, "B T"], noop: Bool[Array, "B T"]) -> di
       noop: [B, T], True for queries that have nothing to copy.
     """
     later = jnp.broadcast_to(jnp.arange(losses.shape[1]) > 0, losses.shape)
-    return {
-        "loss_copy": _sum_where(~noop, losses),
-        "loss_bigram": _sum_where(noop & later, losses),
-    }
+    return {"loss_copy": _sum_where(~noop, losses), "loss_bigram": _sum_where(noop & later, losses)}
 
 
 def flags(detector: Detector, taps: Mapping[str, Any]) -> Bool[Array, "L B *rest"]:

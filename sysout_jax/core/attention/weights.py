@@ -36,10 +36,7 @@ def clipped_softmax(heads: Heads, p: Params) -> Mixed:
     return mix(heads, jnp.clip((1.0 + stretch) * weights - stretch, 0.0, 1.0))
 
 
-@variant(
-    formula="relu(e^s - 1) / sum abs(e^s - 1) v",
-    cite="Zuhri et al. 2025 (arXiv:2504.20966)",
-)
+@variant(formula="relu(e^s - 1) / sum abs(e^s - 1) v", cite="Zuhri et al. 2025 (arXiv:2504.20966)")
 def softpick(heads: Heads, p: Params) -> Mixed:
     return mix(heads, softpick_weights(scores(heads), heads.mask))
 

@@ -201,8 +201,5 @@ PERMUTED = ATTENTION | pairs(
 NORMS = pairs(LLAMA, ("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm"))
 HEAD_NORMS = pairs(LLAMA, ("attn_q_norm", "self_attn.q_norm"), ("attn_k_norm", "self_attn.k_norm"))
 MLP = pairs(
-    LLAMA,
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
+    LLAMA, ("ffn_gate", "mlp.gate_proj"), ("ffn_up", "mlp.up_proj"), ("ffn_down", "mlp.down_proj")
 )
