@@ -8,6 +8,7 @@ from .claim import (
     BEST,
     BOOKS,
     CELLS,
+    CELLS_FIVE,
     CELLS_TWO,
     CHEN,
     COPIES,
@@ -196,6 +197,22 @@ OUTLIERS = (
               "sink", "theory A1, T2; Ye et al. 2025 (arXiv:2410.05258)", {
         LABORATORY: Trial(goes(NO_BEST, BEST, "differential"), LAB),
         SOURCE: Trial(goes(NO_RATE, RATED, "differential"), MECHANISMS),
+    }),
+    *(Statement(f"{variant}_has_no_sink", says, source, {
+        LABORATORY: Trial(goes(NO_BEST, BEST, variant), LAB),
+        SOURCE: Trial(goes(NO_RATE, RATED, variant), CELLS_FIVE),
+    }) for variant, says, source in (
+        ("stick_breaking", "Where later keys leave less to earlier ones, and rows need not sum to "
+         "one, the first token is no sink", "theory B1; Tan et al. 2025 (arXiv:2410.17980)"),
+        ("forgetting", "With a forget gate the first token is no sink",
+         "Lin et al. 2025 (arXiv:2503.02130)"),
+        ("elastic_softmax", "Weights that are cut below a learned share have no sink",
+         "theory F7; arXiv:2601.00919"),
+    )),
+    Statement("exact_zeros_keep_sinks", "Weights with exact zeros that sum to one (entmax) keep "
+              "sinks", "a prediction from theory B1", {
+        LABORATORY: Trial(forms(BEST, "entmax"), LAB),
+        SOURCE: Trial(forms(RATED, "entmax"), CELLS_FIVE),
     }),
     Statement("gates_as_published_have_no_sink", "With gates half open at first, "
               "the first token moves no output", f"{QIU}; theory T2", {

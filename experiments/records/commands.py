@@ -94,7 +94,8 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "context_bias,attention_bias,context_scale,sigmoid,softmax_off_by_one,sink_logit,"
             "value_gate,exclusive,value_state_gate,scalable_softmax,differential,"
             "head_norm+differential,plain_head_gate,plain_element_gate,v_scale,plain_sigmoid,"
-            "normalised_sigmoid,normalised_elu_plus_one,sink_value,value_bias+context_scale "
+            "normalised_sigmoid,normalised_elu_plus_one,sink_value,value_bias+context_scale,"
+            "stick_breaking,forgetting,elastic_softmax,entmax "
             "--epsilons=1e-8,1e-4 --norms=own,layer,unscaled,single_scale,sandwich,qk,gated,"
             "pre_affine,tanh --penalties=none,tweo",
             f"experiments.laboratory {_CHAINS} --variants=softmax,context_scale "
@@ -176,6 +177,11 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "experiments.benchmark --preset=sinks --name=fourth --seeds=34,35,36,37,38,39 "
             "--variants=softmax --optimizers=adamw,muon --norms=own,rms,sandwich,qk "
             "--settings=own,no_bos,decay_0,decay_1,eps_1e-4 --bases=softmax --methods=w4a4",
+        ),
+        "benchmark/sinks-fifth": (
+            "experiments.benchmark --preset=sinks --name=fifth --seeds=50,51,52,53,54,55 "
+            "--variants=softmax,stick_breaking,forgetting,elastic_softmax,entmax "
+            "--optimizers=adamw --norms=own --settings=own --bases=softmax --methods=w4a4",
         ),
         "variants/sinks": (SINKS,),
         "explicit/sinks": (SINKS, "experiments.explicit --model=RUN"),

@@ -33,7 +33,7 @@ CAUSAL = np.tri(T, dtype=bool)
 WINDOWED = CAUSAL & ~np.tri(T, k=-3, dtype=bool)
 UNSEEING = np.tri(T, k=-1, dtype=bool)  # the first query sees no key
 PROBE = np.random.default_rng(5).standard_normal((B, N, H))
-LEAKY = ("clipped_softmax", "softpick")  # normalised, but mass may be lost
+LEAKY = ("clipped_softmax", "softpick", "stick_breaking")  # normalised, but mass may be lost
 SIGNED = ("differential",)  # weights below zero
 
 every_variant = pytest.mark.parametrize("name", VARIANTS)
@@ -357,6 +357,45 @@ def differential_oracle(r):
     less = logistic(dot(r.x, r.p["lambda_kernel"]) + float(r.p["lambda_bias"]))
     weights = [one - less * other for one, other in zip(*maps, strict=True)]
     return weights, 0.0, weigh(weights, r.values)
+
+
+@oracle
+def stick_breaking_oracle(r):
+    weights, left = [], 1.0
+    for s in reversed(logits(r)):
+        weights.insert(0, left * logistic(s))
+        left *= 1 - logistic(s)
+    return weights, 0.0, weigh(weights, r.values)
+
+
+@oracle
+def forgetting_oracle(r):
+    kept = [logistic(dot(x, r.p["forget_kernel"]) + float(r.p["forget_bias"])) for x in r.xs]
+    faded = [exp(s) * np.prod(kept[j + 1 :]) for j, s in enumerate(logits(r))]
+    weights = shares(faded)[0]
+    return weights, 0.0, weigh(weights, r.values)
+
+
+@oracle
+def elastic_softmax_oracle(r):
+    offset = float(r.p["threshold"]) / len(r.keys)
+    weights = [max(w + offset, 0.0) for w in softmax_row(r)[0]]
+    return weights, 0.0, weigh(weights, r.values)
+
+
+@oracle
+def entmax_oracle(r):
+    """Of all sets of the largest logits the one whose threshold keeps it and no other."""
+    halves = sorted((s / 2 for s in logits(r)), reverse=True)
+    for count in range(1, len(halves) + 1):
+        mean = sum(halves[:count]) / count
+        spread = sum((x - mean) ** 2 for x in halves[:count])
+        if spread <= 1:
+            t = mean - sqrt((1 - spread) / count)
+            if t <= halves[count - 1] and (count == len(halves) or halves[count] <= t):
+                weights = [max(s / 2 - t, 0.0) ** 2 for s in logits(r)]
+                return weights, 0.0, weigh(weights, r.values)
+    raise AssertionError("no such set")
 
 
 def expected(name, arrays, params, mask):
@@ -847,7 +886,7 @@ def test_bfloat16_is_close_to_float32(name):
     # Logits are float32 for bfloat16 inputs, but normalised q and k and extra keys are rounded.
     # So is the factor of a second map.
     rounded = (
-        name in ("qk_norm", "scalable_softmax", "differential")
+        name in ("qk_norm", "scalable_softmax", "differential", "forgetting")
         or "bias_key" in VARIANTS[name].params
     )
     tolerance = 2.0**-6 if rounded else 1e-5

@@ -20,6 +20,7 @@ SIZES = {"D": D, "N": N, "K": K, "H": H}
 MAKE_WEIGHTS = {  # variants that need the weights, so that no fused kernel can stand for them
     "context_bias", "sigmoid", "clipped_softmax", "softpick", "relu", "elu_plus_one",
     "plain_sigmoid", "normalised_sigmoid", "normalised_elu_plus_one",
+    "stick_breaking", "forgetting", "elastic_softmax", "entmax",
 }  # fmt: skip
 
 

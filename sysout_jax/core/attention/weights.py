@@ -4,6 +4,7 @@ from math import log, sqrt
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from sysout_jax.core.attention.paper import GU
 from sysout_jax.core.layers import at_least_float32, linear, widened
@@ -123,3 +124,90 @@ def differential(heads: Heads, p: Params) -> Mixed:
     others, _ = softmax_weights(plain_scores(other) + (tapped - logits), heads.mask)
     less = jnp.swapaxes(less, -1, -2)[..., None].astype(weights.dtype)
     return mix(heads, weights - jnp.broadcast_to(less, others.shape) * others)
+
+
+def _after(x: Float[Array, "*B N T S"]) -> Float[Array, "*B N T S"]:
+    """The sum over later keys."""
+    later = jax.lax.cumsum(x[..., 1:], axis=x.ndim - 1, reverse=True)
+    return jnp.pad(later, [(0, 0)] * (x.ndim - 1) + [(0, 1)])
+
+
+@variant(
+    formula="b_j prod_{k>j} (1 - b_k) v_j, b = sigmoid(s): what later keys leave",
+    cite="Tan et al. 2025 (arXiv:2410.17980), stick-breaking, with the query's own key",
+)
+def stick_breaking(heads: Heads, p: Params) -> Mixed:
+    logits = scores(heads)
+    left = _after(visible(jax.nn.log_sigmoid(-logits), heads.mask))
+    return mix(heads, visible(jnp.exp(jax.nn.log_sigmoid(logits) + left), heads.mask))
+
+
+@variant(
+    formula="softmax(s + sum_{k>j} log f_k) v_j, f = sigmoid(w.x' + b) per head: half at first",
+    cite="Lin et al. 2025 (arXiv:2503.02130), forgetting attention",
+    identity={"forget_kernel": 0.0, "forget_bias": 40.0},
+    forget_kernel=Param("D -> N", 0.0),
+    forget_bias=Param("N", 0.0),
+)
+def forgetting(heads: Heads, p: Params) -> Mixed:
+    logits = plain_scores(heads)
+    gate = linear(heads.x_k, p["forget_kernel"], p["forget_bias"]).astype(logits.dtype)
+    kept = jax.nn.log_sigmoid(jnp.swapaxes(gate, -1, -2))[..., None, :]
+    # Keys of no token come before all that is forgotten.
+    kept = jnp.pad(kept, [(0, 0)] * (kept.ndim - 1) + [(heads.ahead, 0)])
+    faded = _after(visible(jnp.broadcast_to(kept, logits.shape), heads.mask))
+    return mix(heads, softmax_weights(tapped_scores(heads, logits + faded), heads.mask)[0])
+
+
+@variant(
+    formula="relu(softmax(s) + t/n) v, n visible keys, t per head: -1 at first",
+    cite="arXiv:2601.00919, elastic softmax of lazy attention",
+    identity={"threshold": 0.0},
+    normalised=False,  # t may become positive
+    threshold=Param("N", -1.0),
+)
+def elastic_softmax(heads: Heads, p: Params) -> Mixed:
+    logits = scores(heads)
+    weights, _ = softmax_weights(logits, heads.mask)
+    count = jnp.maximum(jnp.sum(heads.mask, axis=-1, dtype=weights.dtype), 1.0)
+    offset = p["threshold"].astype(weights.dtype)[:, None] / jnp.broadcast_to(
+        count, (heads.q.shape[-2], *count.shape)
+    )
+    moved = jax.nn.relu(weights + jnp.broadcast_to(offset[..., None], weights.shape))
+    return mix(heads, visible(jnp.where(logits > -jnp.inf, moved, 0.0), heads.mask))
+
+
+@variant(
+    formula="relu(s/2 - t)^2 v, t such that they sum to 1",
+    cite="Peters et al. 2019 (arXiv:1905.05702), 1.5-entmax",
+)
+def entmax(heads: Heads, p: Params) -> Mixed:
+    logits = scores(heads)
+    # An edit takes a key away by a logit of -inf.
+    seen = jnp.broadcast_to(heads.mask, logits.shape) & (logits > -jnp.inf)
+    largest = jnp.max(logits, axis=-1, where=seen, initial=-jnp.inf, keepdims=True)
+    half = (logits - jax.lax.stop_gradient(jnp.where(largest > -jnp.inf, largest, 0.0))) / 2.0
+    half = jnp.where(seen, half, -2.0)  # below any threshold
+    threshold = _threshold(jax.lax.stop_gradient(half))
+    # Of the keys above it alone the threshold is the root of a quadratic: exact, with a gradient.
+    picked = seen & (half > threshold)
+    count = jnp.maximum(jnp.sum(picked, axis=-1, keepdims=True, dtype=half.dtype), 1.0)
+    mean = jnp.sum(half, axis=-1, where=picked, keepdims=True) / count
+    spread = jnp.sum(jnp.square(half - mean), axis=-1, where=picked, keepdims=True)
+    # 1 - spread = count (mean - t)^2, and mean - t is at least 1/count.
+    distance = jnp.sqrt(jnp.maximum(1.0 - spread, 1.0 / count) / count)
+    return mix(heads, jnp.where(picked, jnp.square(half - (mean - distance)), 0.0))
+
+
+def _threshold(half: Float[Array, "*B N T S"]) -> Float[Array, "*B N T 1"]:
+    """t in [-1, 0] with sum relu(x - t)^2 = 1, of x whose largest is 0, by halving."""
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low + high) / 2.0
+        above = jnp.sum(jnp.square(jax.nn.relu(half - middle)), axis=-1, keepdims=True) >= 1.0
+        return jnp.where(above, middle, low), jnp.where(above, high, middle)
+
+    begin = jnp.full_like(half[..., :1], -1.0), jnp.zeros_like(half[..., :1])
+    low, high = jax.lax.fori_loop(0, jnp.finfo(half.dtype).nmant + 1, halve, begin)
+    return (low + high) / 2.0
