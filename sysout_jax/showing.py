@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 WORDS = 24  # characters from which on the text of a cell may be broken
 
 
+def _plain(cell: str) -> str:
+    """A cell as Markdown shows it as it is: what would be a tag is none."""
+    cell = cell.replace("\n", " ").replace("|", "\\|")
+    return cell if "`" in cell else re.sub("<(?=[a-zA-Z/!?])", "&lt;", cell)
+
+
 class Interval(NamedTuple):
     """A mean and the bounds of an interval around it, NaN where they are not known.
 
@@ -90,8 +96,7 @@ class Table:
 
     def to_markdown(self) -> str:
         """The table in Markdown, without its title."""
-        plain = str.maketrans({"\n": " ", "|": "\\|"})
-        lines = [[cell.translate(plain) for cell in row] for row in self.texts]
+        lines = [[_plain(cell) for cell in row] for row in self.texts]
         lines.insert(1, ["---" if side == "l" else "---:" for side in self.sides])
         return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 

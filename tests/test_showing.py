@@ -74,6 +74,8 @@ def test_a_table_in_markdown(align, line):
     assert table.to_markdown().splitlines() == [
         r"| max \|h\| | b | c | d |", line, r"| x\|y | 0.5 | – | z |"
     ]  # fmt: skip
+    tokens = Table.of("T", ("piece", "p"), [("<bos>", "p < 0.1"), ("`<s>`", "")])
+    assert tokens.to_markdown().splitlines()[2:] == ["| &lt;bos> | p < 0.1 |", "| `<s>` |  |"]
 
 
 def test_a_data_frame(monkeypatch):

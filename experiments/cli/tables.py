@@ -9,6 +9,7 @@ import rich.table
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
 from sysout_jax.showing import Table
 
@@ -57,7 +58,9 @@ def markdown(sections: Iterable[Section]) -> dict[str, str]:
 def csv(sections: Iterable[Section]) -> dict[str, str]:
     """Name -> title and table as lines of comma-separated values."""
     return {
-        name: f"# {table.title or name}\n{table.to_csv()}" for name, table, *_ in sections if table
+        name: "# " + (table.title or name).replace("\n", "\n# ") + f"\n{table.to_csv()}"
+        for name, table, *_ in sections
+        if table
     }
 
 
@@ -103,7 +106,7 @@ def print_table(console: Console, shown: Table, apart: bool = False) -> None:
         parts[-1].append(at)
     for number, part in enumerate(parts):
         table = rich.table.Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.title, table.title_justify = (shown.title if number == 0 else None), "left"
+        table.title, table.title_justify = (Text(shown.title) if number == 0 else None), "left"
         for at in part:
             justify: Literal["left", "right"] = "left" if shown.sides[at] == "l" else "right"
             table.add_column(rows[0][at], justify=justify, width=widths[at], overflow="fold")

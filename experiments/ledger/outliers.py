@@ -9,6 +9,7 @@ from .claim import (
     BOOKS,
     CELLS,
     CELLS_FIVE,
+    CELLS_FOUR,
     CELLS_TWO,
     CHEN,
     COPIES,
@@ -37,7 +38,6 @@ from .claim import (
     PREDICTED,
     QIU,
     RATED,
-    SINKS_AND_BIAS,
     SIX,
     SIX_SEEDS,
     SOURCE,
@@ -95,7 +95,7 @@ OUTLIERS = (
     }),
     Statement("llama_style_has_sinks", "In LLaMA's style, too, softmax develops sinks",
               f"{AN}, section 3", {
-        SOURCE: Trial(forms(RATED, "softmax setting=llama"), CELLS,
+        SOURCE: Trial(forms(RATED, "softmax setting=llama"), CELLS_FOUR,
                      renews="f4755e4 source_llama_keeps_sinks"),
         BOOKS: Trial(forms(RATED, "softmax setting=llama"), LEVERS,
                     renews="23a1401 llama_attention_outliers_form"),
@@ -160,14 +160,14 @@ OUTLIERS = (
               "place", "theory T2, T4", {
         BACKCOPY: Trial(goes(NO_NOOP, NOOP, "sink_value"), SIX_SEEDS,
                        held=PREDICTED),
-        SOURCE: Trial(goes(NO_RATE, RATED, "sink_value"), SINKS_AND_BIAS),
+        SOURCE: Trial(goes(NO_RATE, RATED, "sink_value"), CELLS_FOUR),
         BOOKS: Trial(goes(NO_RATE, RATED, "sink_value"), FLY_AND_BIAS),
     }),
     Statement("one_is_not_enough", "Softmax-off-by-one and sink logits keep sinks, both",
               "a prediction from theory A2 that does not follow", {
         LABORATORY: Trial(forms(BEST, "softmax_off_by_one", "sink_logit"), LAB,
                          renews="5c5ecdc one_is_not_enough"),
-        SOURCE: Trial(forms(RATED, "softmax_off_by_one", "sink_logit"), CELLS,
+        SOURCE: Trial(forms(RATED, "softmax_off_by_one", "sink_logit"), CELLS_FOUR,
                      renews="f4755e4 source_one_is_not_enough"),
     }),
     Statement("temperatures_keep_sinks", "A learned temperature by the number of keys keeps sinks",
@@ -238,7 +238,7 @@ OUTLIERS = (
     # above 0.1 of them where heads attend evenly, too (`sink_effect`).
     Statement("value_gates_keep_sinks", "With gates on values attention sinks stay", QIU, {
         LABORATORY: Trial(forms(BEST, "value_gate"), LAB, renews="f737d2f value_gates_keep_sinks"),
-        SOURCE: Trial(forms(RATED, "value_gate"), CELLS,
+        SOURCE: Trial(forms(RATED, "value_gate"), CELLS_FOUR,
                      renews="f737d2f value_gates_keep_sinks"),
         BOOKS: Trial(forms(RATED, "value_gate"), LEVERS, renews="f737d2f value_gates_keep_sinks"),
     }),

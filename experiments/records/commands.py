@@ -177,6 +177,9 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "experiments.benchmark --preset=sinks --name=fourth --seeds=34,35,36,37,38,39 "
             "--variants=softmax --optimizers=adamw,muon --norms=own,rms,sandwich,qk "
             "--settings=own,no_bos,decay_0,decay_1,eps_1e-4 --bases=softmax --methods=w4a4",
+            "experiments.benchmark --preset=sinks --name=fourth --seeds=34,35,36,37,38,39 "
+            "--variants=softmax,value_gate,sink_logit,softmax_off_by_one,sink_value "
+            "--optimizers=adamw --norms=own --settings=own,llama --bases=softmax --methods=w4a4",
         ),
         "benchmark/sinks-fifth": (
             "experiments.benchmark --preset=sinks --name=fifth --seeds=50,51,52,53,54,55 "

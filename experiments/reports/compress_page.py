@@ -18,7 +18,7 @@ Record = dict[str, Any]
 SHOWN = 12  # tensors that are named
 CAPTIONS = {  # of figures, by how their names begin
     "loss": "Change of the loss by each method; the interval is over sequences or seeds.",
-    "layers": "Signal to noise of each layer's tensors under rounding, measured and predicted.",
+    "layers": "Measured signal to noise of the inputs of each layer's products at 8 bits.",
     "boost": "How far each part stands out, and which of them get more bits.",
     "noise": "Measured signal to noise beside theory E1, a point for each tensor.",
 }
@@ -114,5 +114,7 @@ def _layers(model: str, noise: list[Record]) -> Table:
             low, name = min(of, default=(None, ""))
             cells += [name, low]
         rows.append([layer, *cells])
-    headings = ["layer", *(text for kind in kinds for text in (f"worst {kind}", "SQNR, dB"))]
+    headings = ["layer"]
+    for kind in kinds:
+        headings += [f"worst {kind}", f"{kind}'s SQNR, dB"]
     return Table.of(f"{model}, layers: lowest SQNR at {first} bits", headings, rows, "r")

@@ -73,9 +73,9 @@ def sections(record: Record) -> Iterator[Section]:
 
 def _bits(models: list[Record], method: str) -> str:
     """Bits a weight: what a record says of a boost, or else what the method's name does."""
-    said = {f"{of['bits']:.2f}" for m in models if "bits" in (of := m["methods"].get(method, {}))}
+    said = {of["bits"] for m in models if "bits" in (of := m["methods"].get(method, {}))}
     if said:
-        return " to ".join(sorted(said)[:: max(len(said) - 1, 1)])
+        return " to ".join(dict.fromkeys(f"{bits:.2f}" for bits in (min(said), max(said))))
     bits = _bits_of_name(method)
     return "" if bits is None else f"{bits:.2f}"
 
@@ -252,7 +252,8 @@ def _flushed(tensors: Sequence[Mapping[str, Any]]) -> Section:
             )
         )  # fmt: skip
         others = _joined([each["outlier_inputs"] for each in mine]).mean()
-        layer = int(np.argmax(nvfp4)) % len(mine[0]["outlier_inputs"])
+        of_model = max((_joined([each["flushed"]["nvfp4"]]) for each in mine), key=np.max)
+        layer = int(np.argmax(of_model))
         shares = [f"{of.mean():.1%}" for of in (rest, without, mxfp4)]
         rows.append(
             [kind, name, f"{nvfp4.mean():.1%}", f"{nvfp4.max():.1%}", layer, f"{others:.1f}",

@@ -86,7 +86,7 @@ def _table(study: Record) -> Table:
         for name, heading in COLUMNS.items()
         if any(name in entry["measured"]["measures"] for entry in entries)
     }
-    rows = [["before training", *_cells(entries[0], columns, at=0)]]
+    rows = [[f"{entries[0]['label']}, untrained", *_cells(entries[0], columns, at=0)]]
     for entry in entries:
         mark = "" if entry["normalised"] else " †"
         rows.append([entry["label"] + mark, *_cells(entry, columns, at=-1)])

@@ -59,11 +59,11 @@ def figures(record: Mapping[str, Any]) -> Iterator[Iterator[tuple[str, "Figure"]
 
 
 def draw(record: Mapping[str, Any], directory: Path) -> list[Path]:
-    """Draw every figure of a record.
+    """Draw every figure of a record, and remove those of another that were in its place.
 
     Args:
       record: what `results.read_record` returned.
-      directory: where the figures go; made if missing.
+      directory: where the figures go, and no other files; made if missing.
 
     Returns:
       The paths of the PNG files.
@@ -71,14 +71,19 @@ def draw(record: Mapping[str, Any], directory: Path) -> list[Path]:
     Raises:
       InputError: the record is of another experiment.
     """
-    paths = []
+    paths, written = [], set()
+    kinds = EXPERIMENTS[record["experiment"]][1] if record.get("experiment") in EXPERIMENTS else ()
     with figures(record) as drawn:
         for name, figure in drawn:
-            for suffix in EXPERIMENTS[record["experiment"]][1]:
+            for suffix in kinds:
                 if suffix == NARROW:
-                    save_stacked(figure, directory / NARROW / f"{name}.png")
+                    written.add(save_stacked(figure, directory / NARROW / f"{name}.png"))
                     continue
-                path = save(figure, directory / f"{name}{suffix}")
+                written.add(path := save(figure, directory / f"{name}{suffix}"))
                 if suffix == ".png":
                     paths.append(path)
+    for suffix in kinds:  # an earlier record's
+        found = directory.glob(f"{NARROW}/*.png" if suffix == NARROW else f"*{suffix}")
+        for path in set(found) - written:
+            path.unlink()
     return paths

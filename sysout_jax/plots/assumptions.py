@@ -21,16 +21,17 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
     for model in record["models"]:
         if model["heads"]:
             seed = "" if model["seed"] is None else f"-{model['seed']}"
-            yield f"{model['name']}{seed}", _figure(model)
+            name = f"{model['name']}{seed}"
+            yield name, _figure(name, model)
 
 
-def _figure(model: Record) -> "Figure":
+def _figure(name: str, model: Record) -> "Figure":
     large = any(layer["massive"] for layer in model["layers"])
     parts = [_hulls, _size, _told] if large else [_hulls, _told]
     figure, panels = grid(len(parts), 3.4, 2.8)
     for draw, axes in zip(parts, panels, strict=True):
         draw(axes, model)
-    figure.suptitle(model["name"], x=0.01, ha="left", fontsize=9.5)
+    figure.suptitle(name, x=0.01, ha="left", fontsize=9.5)
     return figure
 
 

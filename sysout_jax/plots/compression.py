@@ -7,7 +7,7 @@ import numpy as np
 
 from sysout_jax.analysis.statistics import over_seeds
 from sysout_jax.plots.forest import Mark, costs
-from sysout_jax.plots.style import DARK, Look, array, count_axis, grid, looks, note
+from sysout_jax.plots.style import DARK, LINES, Look, array, count_axis, grid, looks, note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +35,9 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
     for model in record["models"]:
         for method, found in model["methods"].items():
             if found.get("stands_out"):
-                yield f"boost-{model['name']}-{method}", _boost(model["name"], method, found)
+                seed = "" if model["seed"] is None else f"-{model['seed']}"
+                name = model["name"] + seed
+                yield f"boost-{name}-{method}", _boost(name, method, found)
     if rows := noise_rows(record):
         yield "noise", _noise(rows)
 
@@ -57,10 +59,16 @@ def _loss(methods: list[str], corpus: str, groups: Mapping[str, list[Record]]) -
     for at, (models, look) in zip(offsets, _looked(groups), strict=True):
         for row, method in enumerate(methods):
             found = [m["methods"][method] for m in models if method in m["methods"]]
-            changes = [each["change"] for each in found if each["change"][0] is not None]
-            if changes:
-                label = models[0]["label"]
-                marks.append(Mark(row, over_seeds(changes), look.colour, float(at), label=label))
+            changes = [each["change"] for each in found]
+            label, marker = models[0]["label"], SHAPES[LINES.index(look.line)]
+            if any(change[0] is None for change in changes):
+                where = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 6}
+                place = len(methods) - 1 - row + float(at)
+                axes.text(0.01, place, "not finite", color=look.colour, **where)
+            elif changes:
+                marks.append(
+                    Mark(row, over_seeds(changes), look.colour, float(at), 0.0, marker, (), label)
+                )
     costs(axes, methods, marks)
     for place in range(len(methods) - 2, -1, -2):
         axes.axhspan(place - 0.5, place + 0.5, color="#f4f4f4", lw=0, zorder=0)

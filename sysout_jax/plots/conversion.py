@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sysout_jax.plots.style import COLOURS, grid
+from sysout_jax.plots.style import COLOURS, grid, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +30,8 @@ def _figure(record: Record, parts: Sequence[Callable[["Axes", Record], None]]) -
         draw(axes, record)
         axes.set_xlabel("layer")
     figure.suptitle(f"{record['name']}: {record['kind']}", x=0.01, ha="left", fontsize=9.5)
+    if _spread in parts:
+        note(figure, "grey: layers whose first token is written as constants")
     return figure
 
 

@@ -62,11 +62,23 @@ def emergence(record: Record, part: Record) -> "Figure":
     return _composed(record, stage, places, arrows, title)
 
 
+def given_by_seeing(record: Record, part: Record) -> float:
+    """What the head gives the token, of the attention of queries that see it."""
+    stage, model = part["spread"], record["model"]
+    length, windowed = len(record["prompt"]), model.get("window_layers")
+    seeing = length - part["token"]
+    if model.get("window") and (windowed is None or stage["layer"] in windowed):
+        seeing = min(seeing, model["window"])
+    return float(stage["received"][stage["head"]]) * length / seeing
+
+
 def spread(record: Record, part: Record) -> "Figure":
     """The attention of a later layer to the token."""
     stage = part["spread"]
-    received = max(stage["received"])
-    title = f"head {stage['head']} gives token {part['token']} {received:.2f} of its attention"
+    title = (
+        f"head {stage['head']} gives token {part['token']} {given_by_seeing(record, part):.2f} of "
+        "the attention of queries that see it"
+    )
     return _composed(record, stage, ATTENTION, SPREAD, title)
 
 

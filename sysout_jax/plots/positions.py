@@ -26,7 +26,9 @@ def by_layer(record: Record, part: Record) -> "Figure":
     for axes, (name, site) in zip(panels, part["sites"].items(), strict=False):
         for which, top in enumerate(array(site["top"]).T):
             axes.plot(layers, top, "o-", ms=3, color=COLOURS[which + 1], label=f"top-{which + 1}")
-        axes.plot(layers, array(site["median"]), "o-", ms=3, color="grey", label="median")
+        median = array(site["median"])
+        zero = "" if median.all() else ", 0 where not drawn"
+        axes.plot(layers, median, "o-", ms=3, color="grey", label=f"median{zero}")
         axes.set_yscale("log")
         axes.set_title(f"|{name}|, mean over sequences", loc="left")
     attention, weights = panels[2], panels[3]
@@ -42,7 +44,7 @@ def by_layer(record: Record, part: Record) -> "Figure":
         weights.plot(layers, rows, "o-", ms=3, color=colour, label=name)
         weights.plot(layers, columns, "s--", ms=3, color=colour)
     weights.set_yscale("log")
-    weights.set_title("max/mean |W|: by row —, by column - -", loc="left")
+    weights.set_title("max/mean |W|: by row ●—, by column ■- -", loc="left")
     for axes in panels:
         axes.set_xlabel("layer")
         count_axis(axes.xaxis, len(layers))

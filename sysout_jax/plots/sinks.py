@@ -39,7 +39,8 @@ def forms(record: Record, part: Record) -> "Figure | None":
         for number, (name, values) in enumerate(part["forms"][what].items()):
             shown = array(values)[:SHOWN]
             axes.plot(shown, "o-", ms=3, lw=1, color=COLOURS[number], label=labels[name])
-        axes.set(xlabel="token")
+        more = len(next(iter(part["forms"][what].values()))) > SHOWN
+        axes.set(xlabel=f"token, of the first {SHOWN}" if more else "token")
     sizes.set_yscale("log")
     sizes.set_title("largest |h|", loc="left")
     shares.set_title("share of attention", loc="left")

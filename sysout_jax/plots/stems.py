@@ -72,7 +72,10 @@ def draw_panel(
         )
         height = float(np.nan_to_num(size[at]))
         axes.scatter([at[0]], [at[1]], [height], s=16, color="#009E73", depthshade=False, zorder=9)
-    named = [mark_label(panel, row, column, pieces) for row, column in panel["marks"]]
+    named = [
+        mark_label(panel, row, column, pieces).replace("$", r"\$")  # no formula begins there
+        for row, column in panel["marks"]
+    ]
     axes.set_title(f"{panel['title']}, layer {panel['layer']}", loc="left", y=1.0)
     axes.text2D(
         0.0, 0.98, "; ".join(named), transform=axes.transAxes, fontsize=7.5, color="#00543D",
@@ -92,7 +95,7 @@ def mark_label(panel: Mapping[str, Any], row: int, column: int, pieces: list[str
     first = (
         f"token {row} '{pieces[row]}'" if panel["axes"][0] == "token" else coordinate(panel, 0, row)
     )
-    return f"{first}, {coordinate(panel, 1, column)}".replace("$", r"\$")
+    return f"{first}, {coordinate(panel, 1, column)}"
 
 
 def coordinate(panel: Mapping[str, Any], axis: int, index: int) -> str:

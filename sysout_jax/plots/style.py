@@ -1,6 +1,7 @@
 """What all figures share: style, colours, a grid of axes, files."""
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle, product
 from pathlib import Path
@@ -39,6 +40,7 @@ PAPER = (  # variants (a) to (f), which have the first colours in every figure
 )  # fmt: skip
 LINES = ("-", "--", ":", "-.")  # one after the other, as colours run out
 GAP = 12  # pixels above and below a panel that is stacked
+LETTERS = 12  # of a title, in an inch
 DARK = "#222222"  # of zero, and of whiskers on bars
 
 
@@ -61,7 +63,7 @@ def looks(names: Sequence[str]) -> list[Look]:
     free = [colour for colour in COLOURS if colour not in fixed.values()]
     if fixed:
         free.sort(key=COLOURS[: len(PAPER)].__contains__)
-    others = cycle(product(LINES, free))
+    others = cycle([*product(LINES, free), *product(LINES[1:], fixed.values())])
     made = []
     for name in plain:
         if name in fixed:  # a second model of that name is another series
@@ -110,11 +112,20 @@ def count_axis(axis: Any, count: int, most: int = 10) -> None:
     axis.set_ticks(np.arange(0, count, -(-count // most)))
 
 
+def _wrapped(figure: "Figure") -> None:
+    """Break a title that is longer than its figure: a path, or the name of a model."""
+    if len(figure.axes) == 1 and "$" not in (title := figure.axes[0].get_title(loc="left")):
+        room = int(LETTERS * figure.get_figwidth())
+        lines = [textwrap.fill(line, room) for line in title.split("\n")]
+        figure.axes[0].set_title("\n".join(lines), loc="left")
+
+
 def save(figure: "Figure", path: Path) -> Path:
     """Write a figure, whole or not at all; the suffix, .png or .pdf, says how."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
 
+    _wrapped(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         if path.suffix == ".png":
@@ -125,7 +136,7 @@ def save(figure: "Figure", path: Path) -> Path:
 
 
 def save_stacked(figure: "Figure", path: Path) -> Path | None:
-    """Write a figure's panels one below the other, for narrow screens, as .png.
+    """Write a figure's title, panels and notes one below the other, for narrow screens, as .png.
 
     Returns:
       The path; None, and nothing written, where no panels stand side by side, or where one takes
@@ -136,9 +147,13 @@ def save_stacked(figure: "Figure", path: Path) -> Path | None:
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    boxes = _panels(figure, canvas.get_renderer())
+    renderer = canvas.get_renderer()
+    boxes = _panels(figure, renderer)
     if len({round(left) for left, *_ in boxes}) < 2:
         return None
+    about = [each.get_window_extent(renderer).extents for each in (*figure.texts, *figure.legends)]
+    above = [box for box in about if box[1] > figure.bbox.height / 2]
+    boxes = [*above, *boxes, *(box for box in about if box[1] <= figure.bbox.height / 2)]
     pixels = np.asarray(canvas.buffer_rgba())
     height = len(pixels)
     cut = [

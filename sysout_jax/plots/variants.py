@@ -68,13 +68,16 @@ def _lines(
 
 def _loss(study: Mapping[str, Any]) -> "Figure":
     figure, (axes,) = grid(1, 5.6, 3.4)
+    points = max(len(entry["curve"]["step"]) for entry in study["variants"].values())
+    window = min(SMOOTHED, -(-points // SMOOTHED))  # of a short curve, most is left
 
     def series(entry: Mapping[str, Any]) -> tuple[list[int], np.ndarray]:
+        """The mean of every few recorded points, at the step of the middle one."""
         loss = array(entry["curve"]["loss"])
-        window = min(SMOOTHED, -(-len(loss) // SMOOTHED))  # of a short curve, most is left
         kernel = np.ones(window) / window
-        smooth = [np.convolve(seed, kernel, mode="valid") for seed in loss.T]
-        return entry["curve"]["step"][window - 1 :], np.stack(smooth, axis=1)
+        smooth = np.stack([np.convolve(seed, kernel, mode="valid") for seed in loss.T], axis=1)
+        begin = (window - 1) // 2
+        return entry["curve"]["step"][begin : begin + len(smooth)], smooth
 
     _lines(axes, study, series)
     if "loss_floor" in study:
@@ -84,7 +87,7 @@ def _loss(study: Mapping[str, Any]) -> "Figure":
     axes.set_ylabel("training loss, nats per token")
     axes.set_title(_title(study), loc="left")
     axes.legend(fontsize=8)
-    note(figure, BANDS)
+    note(figure, BANDS + (f"; each point: mean of {window} recorded" if window > 1 else ""))
     return figure
 
 
@@ -138,13 +141,14 @@ def _bars(study: Mapping[str, Any], labels: Mapping[str, str]) -> "Figure":
             for row, look in enumerate(looks(list(study["variants"])))
         ]
         forest(axes, rows, marks)
-        before = np.mean([each[0].mean() for each in values])
-        axes.axvline(before, color="grey", lw=0.9, ls="--")
+        rows_up = np.arange(len(values))[::-1]
+        before = [each[0].mean() for each in values]
+        axes.vlines(before, rows_up - 0.45, rows_up + 0.45, color="grey", lw=0.9, ls="--")
         axes.set_title(labels[name], loc="left")
         axes.set_xlim(left=0)
     says = (
         "bars: mean, whiskers: Student's 95% interval over seeds, dots: seeds, "
-        "dashed: before training"
+        "dashed: mean before training"
     )
     if not all(entry["normalised"] for entry in entries):
         says += "; †: Sink$_0$ of rows brought to one"

@@ -4,6 +4,7 @@ plotly is an optional extra (`pip install 'sysout_jax[interactive]'`): it is 5 M
 Without it the page has the static figures alone.
 """
 
+import html
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +40,7 @@ def scripts(plotly: str | None, views: Mapping[str, Any]) -> str:
     if plotly is None:
         return ""
     drawings = {key: view["drawing"] for key, view in views.items()}
-    data = json.dumps(drawings).replace("</", "<\\/")
+    data = json.dumps(drawings).replace("<", "\\u003c")
     return f"""<script>{plotly}</script>
 <script>
 const drawings = {data};
@@ -68,7 +69,7 @@ def _stems(panel: Record, pieces: list[str]) -> list[dict[str, Any]]:
     x, y, z = ([stem[axis] for stem in stems] for axis in range(3))
     of_token = panel["axes"][0] == "token"
     names = [
-        coordinate(panel, 0, a) + (f" {pieces[a]}" if of_token else "") + ", "
+        coordinate(panel, 0, a) + (f" {html.escape(pieces[a])}" if of_token else "") + ", "
         + coordinate(panel, 1, b)
         for a, b, _ in stems
     ]  # fmt: skip
@@ -88,7 +89,10 @@ def _stems(panel: Record, pieces: list[str]) -> list[dict[str, Any]]:
         {
             "type": "scatter3d", "mode": "text", "x": [a for a, _ in marks],
             "y": [b for _, b in marks], "z": heights, "showlegend": False, "hoverinfo": "skip",
-            "text": [mark_label(dict(panel), row, column, pieces) for row, column in marks],
+            "text": [
+                html.escape(mark_label(dict(panel), row, column, pieces), quote=False)
+                for row, column in marks
+            ],
         },
     ]  # fmt: skip
 

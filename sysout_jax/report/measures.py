@@ -15,7 +15,9 @@ def measures_lines(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[s
     changed = []
     for row in part["scores"]:
         now, before = row["value"][0], row["untrained"][0]
-        if max(now, before) > GROWN * min(now, before):
+        if now is None or before is None or now * before < 0:
+            continue
+        if max(abs(now), abs(before)) > GROWN * min(abs(now), abs(before)):
             changed.append(f"{row['name']} {before:.3g} to {now:.3g}")
     lines = [
         f"changed at least {GROWN:g}-fold from {part['initialisations']} untrained models: "

@@ -119,7 +119,7 @@ def _positions(part: Record, record: Record) -> Tables:
     names = part["class_names"]
     rows = [["all tokens", "", "", *(f"{rate:.1%}" for rate in part["base_rate"]), "", ""]]
     for name, kind in part["kinds"].items():
-        tokens = ", ".join(f"{piece} ({count})" for piece, count in kind["tokens"])
+        tokens = ", ".join(f"{piece!r} ({count})" for piece, count in kind["tokens"])
         places = _places(kind["positions"])
         rows.append([name, kind["flagged"], kind["sequences"], *kind["classes"], tokens, places])
     headings = ("detector", "tokens", "sequences", *names, "most frequent tokens", "positions")

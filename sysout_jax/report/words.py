@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sysout_jax.analysis.intervene.relocation import relocated
+from sysout_jax.plots.lifecycle import given_by_seeing
 from sysout_jax.plots.stems import of_expert
 from sysout_jax.report.dynamics import dynamics_lines
 from sysout_jax.report.experts import expert_lines
@@ -170,16 +171,12 @@ def _lifecycle(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
 
 def _spread(record: Mapping[str, Any], part: Mapping[str, Any]) -> str:
     """What the head gives the token, of the attention of queries that see it, and of what value."""
-    spread, model = part["spread"], record["model"]
+    spread = part["spread"]
     layer, head, received = spread["layer"], spread["head"], spread["received"]
-    length, windowed = len(record["prompt"]), model.get("window_layers")
-    seeing = length - part["token"]
-    if model.get("window") and (windowed is None or layer in windowed):
-        seeing = min(seeing, model["window"])
     value = spread["value_ratio"][head * len(spread["value_ratio"]) // len(received)]
     return (
         f"spread: layer {layer}, head {head} gives the token "
-        f"{received[head] * length / seeing:.2f} of the attention of queries that see it; its "
+        f"{given_by_seeing(record, part):.2f} of the attention of queries that see it; its "
         f"value there has {value:.2f} of the others' norm"
     )
 

@@ -1,5 +1,6 @@
 """Compression as a user meets it: a run in; tables, record and figures, or one line out."""
 
+import copy
 import re
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import pytest
 import sysout_jax as so
 from experiments import compress
 from experiments.reports.compress_report import BEFORE, agreements, sections
+from sysout_jax import plots
 from sysout_jax.analysis.compress.compressed import Compressed, losses, losses_by_token
 from sysout_jax.analysis.compress.compression import Compressor
 from sysout_jax.analysis.compress.schemes import scheme
@@ -114,6 +116,28 @@ def test_what_is_flushed_to_zero_is_said_by_tensor(record, finished):
     worst = next(each for each in sections(planted) if each.name == "flushed").lines[0]
     name = planted["models"][0]["noise"][2]["name"]
     assert f"in activation {name}: 90.0% of the other inputs' entries beside them, 40.0%" in worst
+
+
+def test_of_models_of_several_depths_the_layer_is_its_own(record):
+    deep = copy.deepcopy(record)
+    for number, model in enumerate(deep["models"]):
+        for each in model["noise"]:
+            layers = 2 + number
+            for key in ("flushed", "flushed_rest", "flushed_without"):
+                each[key] = {of: [0.1] * (layers - 1) + [0.2 + number / 10] for of in each[key]}
+            each["outlier_inputs"] = [1.0] * layers
+    section = next(each for each in sections(deep) if each.name == "flushed")
+    assert {row[4] for row in section.table.rows} == {len(deep["models"])}
+
+
+def test_a_seed_whose_loss_is_not_finite_is_in_no_mean(record):
+    broken = copy.deepcopy(record)
+    first = broken["models"][0]
+    method = next(iter(first["methods"]))
+    first["methods"][method]["change"] = [None, None, None]
+    with plots.figures(broken) as drawn:
+        (axes,) = dict(drawn)["loss"].axes
+    assert [text.get_text() for text in axes.texts] == ["not finite"]
 
 
 def test_records_from_before_say_nothing_of_it(finished):
@@ -489,7 +513,7 @@ def test_more_bits_for_some_matrices(planted_run, run_compress, tmp_path):
     assert [row[0] for row in section.table.texts[1:]] == names
     assert section.table.texts[2][4].count(" ") == 1  # a matrix and its layer
     drawn = [name for name, _ in compression.figures(record)]
-    assert "boost-planted-hqq-w3-g32+kurtosis" in drawn
+    assert "boost-planted-3-hqq-w3-g32+kurtosis" in drawn
 
 
 def test_a_mixture_is_compressed_by_what_learns_nothing(run_compress, tmp_path):

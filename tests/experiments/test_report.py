@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from experiments.cli.showing import WIDTH
-from experiments.cli.tables import print_table, show
+from experiments.cli.tables import Section, csv, print_table, show
 from sysout_jax.results import read_record
 from sysout_jax.showing import Table
 from tests.pages import ROOT
@@ -58,6 +58,15 @@ def test_parts_begin_with_what_a_row_is(width, parts):
     assert sum("own" in line for line in lines) == 2  # the same everywhere: in the first part alone
     assert all(any(cell in line for line in lines) for row in rows for cell in row)
     assert max(map(len, lines)) <= width
+
+
+def test_a_title_is_no_markup():
+    console = Console(file=io.StringIO(), width=80)
+    shown = Table.of("notes [draft] [/b]\nof two lines", ("name", "x"), [("a" * 30, 1)])
+    print_table(console, shown)
+    assert "notes [draft] [/b]" in console.file.getvalue()
+    lines = csv([Section("s", shown)])["s"].splitlines()
+    assert lines == ["# notes [draft] [/b]", "# of two lines", "name,x", "a" * 30 + ",1"]
 
 
 def test_a_long_text_at_the_end_leaves_room_for_what_a_row_is():

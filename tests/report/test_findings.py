@@ -16,7 +16,7 @@ from sysout_jax import plots
 from sysout_jax.errors import InputError
 from sysout_jax.model.decoder import forward, init
 from sysout_jax.model.origin import Origin
-from sysout_jax.plots import analysis
+from sysout_jax.plots import analysis, lifecycle
 from sysout_jax.report import interactive
 from sysout_jax.report.findings import OF_RUNS, PARTS, PROMPT_TOKENS, Material, header
 from sysout_jax.report.page import page
@@ -47,6 +47,8 @@ def test_of_several_kv_heads_the_heads_own_has_the_value():
     assert f"{0.25 * 101 / 51:.2f} of the attention of queries that see it" in whole
     assert f"{0.25 * 101 / 30:.2f} of the attention of queries that see it" in windowed
     assert whole.endswith("value there has 0.75 of the others' norm")
+    title = lifecycle.spread(record, life).get_suptitle()
+    assert title.endswith(f"{0.25 * 101 / 51:.2f} of the attention of queries that see it")
 
 
 def test_a_null_of_few_says_how_many_it_can_flag():
@@ -206,8 +208,21 @@ def test_text_cannot_become_markup(tmp_path):
     shown, *scripts = text.split("<script>")
     assert "<img" not in shown
     assert "<b>" not in shown
-    # In a script they are JSON, which must not end it.
+    # In a script they are JSON, which must not end it; there plotly would read them as markup.
     assert all(script.count("</script>") == 1 for script in scripts)
+    assert all("<img" not in script and "<!--" not in script for script in scripts)
+    marks = interactive.views(record)["view-2"]["drawing"]["data"][2]
+    assert marks["text"][0].startswith("token 7 '&lt;/script&gt;&lt;img")
+
+
+def test_a_measure_that_is_negative_or_not_finite_has_not_changed():
+    record = copy.deepcopy(p.findings().record)
+    first, second, *_ = record["parts"]["measures"]["scores"]
+    first |= {"value": [-0.10, None, None], "untrained": [-0.11, None, None]}
+    second |= {"value": [None, None, None], "untrained": [1.0, None, None]}
+    changed = headline(record, "measures")[0]
+    assert first["name"] not in changed
+    assert second["name"] not in changed
 
 
 def test_views_have_the_marks_and_the_whole_axes():
