@@ -294,8 +294,8 @@ def _with_places(config: Config) -> Config:
         jobs=FLAGS.jobs if FLAGS.jobs is not None else default_jobs(config.studies),
         workdir=FLAGS.workdir,
         name=FLAGS.name,
-        resume_from=FLAGS.resume_from or config.resume_from,
-        init_from=FLAGS.init_from or config.init_from,
+        resume_from=config.resume_from or FLAGS.resume_from,
+        init_from=config.init_from or FLAGS.init_from,
         saving=launch.override(config.saving, {name: FLAGS[name].value for name in FLAGS}),
     )
 
@@ -327,21 +327,20 @@ def _going_on(flag: str, path: Path) -> Config:
       InputError: no run of this experiment, a complete one, or a flag that contradicts it.
     """
     stored = launch.read_config(Config, path, flag, "experiments.variants")
-    if flag == "resume_from" and not any(path.glob(f"{STATES}/*/*/step-*")):
-        raise InputError(
-            "resume_from",
-            path,
-            f"a run that was interrupted, or --init_from={path / 'models'}/NAME",
-            "no training states in it",
-        )
+    source = path if flag == "resume_from" else stored.resume_from
+    if source and not any(any(Path(at).glob(f"{STATES}/*/*/step-*")) for at in (path, source)):
+        accepted = f"a run that was interrupted, or --init_from={Path(source) / 'models'}/NAME"
+        raise InputError("resume_from", source, accepted, "no training states in it")
     there = {"variants": list(stored.variants), "corpus": [s.corpus for s in stored.studies]}
     begun = {"init_from": stored.init_from, "resume_from": stored.resume_from}
     for name, found in {**there, **(begun if flag == "name" else {})}.items():
-        asked = FLAGS[name].value
+        asked: Any = FLAGS[name].value
         asked = list(VARIANTS) if asked == ["all"] else asked
+        if name in begun and asked and Path(asked).resolve().is_relative_to(path.resolve()):
+            continue  # by `latest`, which is this run by now
         if FLAGS[name].present and asked != found:
-            why = f"{path} was trained with {as_flag(found)}"
-            raise InputError(name, as_flag(asked), "that, or another --name", why)
+            why = f"was trained with {as_flag(found)}" if found else f"was begun without --{name}"
+            raise InputError(name, as_flag(asked), "that, or another --name", f"{path} {why}")
     _check_preset(there["corpus"])
     studies = tuple(
         _as_given(_study(each.corpus) if FLAGS.preset and each.corpus != "backcopy" else each)

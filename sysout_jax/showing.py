@@ -21,7 +21,7 @@ WORDS = 24  # characters from which on the text of a cell may be broken
 def _plain(cell: str) -> str:
     """A cell as Markdown shows it as it is: what would be a tag is none."""
     cell = cell.replace("\n", " ").replace("|", "\\|")
-    return cell if "`" in cell else re.sub("<(?=[a-zA-Z/!?])", "&lt;", cell)
+    return cell if re.search("`.*`", cell) else re.sub("<(?=[a-zA-Z/!?])", "&lt;", cell)
 
 
 class Interval(NamedTuple):

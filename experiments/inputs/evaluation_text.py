@@ -81,7 +81,7 @@ def windows(spec: str, tokenizer: Tokenizer | None, longest: int | None) -> Int[
     of S tokens S - 1 are predicted (Frantar et al. 2023, arXiv:2210.17323, and those after it).
 
     Args:
-      spec: PATH of the text: its file, directory or glob.
+      spec: PATH of the text, which no `<|endoftext|>` parts.
       tokenizer: the model's.
       longest: tokens that the model reads; None: any number.
 
@@ -92,7 +92,12 @@ def windows(spec: str, tokenizer: Tokenizer | None, longest: int | None) -> Int[
         raise InputError("corpus", spec, "PATH of a text, and a model with a tokenizer")
     texts = list(itertools.islice(documents(spec), 2))
     if len(texts) > 1:
-        raise InputError("corpus", spec, "PATH of one text, all in one piece", "several texts")
+        raise InputError(
+            "corpus",
+            spec,
+            "PATH of one text, all in one piece",
+            "several texts, or parts between <|endoftext|>",
+        )
     ids = tokenizer.encode(texts[0])
     if tokenizer.adds_bos and tokenizer.bos is not None:
         ids = np.concatenate([[tokenizer.bos], ids])

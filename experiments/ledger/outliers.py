@@ -207,7 +207,7 @@ OUTLIERS = (
         ("forgetting", "With a forget gate the first token is no sink",
          "Lin et al. 2025 (arXiv:2503.02130)"),
         ("elastic_softmax", "Weights that are cut below a learned share have no sink",
-         "theory F7; arXiv:2601.00919"),
+         "theory B1; arXiv:2601.00919"),
     )),
     Statement("exact_zeros_keep_sinks", "Weights with exact zeros that sum to one (entmax) keep "
               "sinks", "a prediction from theory B1", {

@@ -21,7 +21,7 @@ from sysout_jax.showing import Interval, Table
 from ..cli.showing import Report
 from ..cli.tables import Section
 from ..cli.verdict import Verdict, given
-from .compress_page import details, write_page
+from .compress_page import CAPTIONS, details, write_page
 
 Record = dict[str, Any]
 BEFORE = "as trained"
@@ -371,7 +371,8 @@ def _off(record: Record) -> str:
 
 def _drawn(record: Record, directory: Path) -> dict[str, list[Path]]:
     """The figures, and the page that has them."""
-    figures = plots.draw(record, directory / "figures")
+    names = [name + end for name in CAPTIONS for end in ("", "-*")]
+    figures = plots.draw(record, directory / "figures", names)
     *said, _ = verdict(record, directory)
     return {"figures": figures, "report": [write_page(record, directory, sections(record), said)]}
 

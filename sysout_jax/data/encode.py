@@ -239,7 +239,7 @@ def _split(digests: np.ndarray, ends: np.ndarray) -> tuple[dict[str, list[tuple[
     least, most = _SHARES
     if sizes.max() > 1 and not least <= sizes[is_val].sum() / sizes.sum() <= most:
         tails = np.maximum(1, np.rint(VALIDATION_FRACTION * sizes).astype(np.int64))
-        cuts = ends[1:] - np.minimum(tails, sizes - 1)
+        cuts = ends[1:] - np.minimum(tails, np.maximum(sizes - 1, 0))
         for start, cut, stop in zip(ends[:-1], cuts, ends[1:], strict=True):
             spans["train"].append((int(start), int(cut)))
             spans["val"].append((int(cut), int(stop)))

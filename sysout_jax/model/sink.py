@@ -22,6 +22,9 @@ WITHOUT: Mapping[str, str] = MappingProxyType(  # variants that can have no key 
 )
 
 
+ONE = MappingProxyType({"forgetting": "keys of no token do not forget one another"})
+
+
 @dataclass(frozen=True)
 class ExplicitSink:
     """Keys and values of no token, which stand at the first positions of every text.
@@ -59,6 +62,8 @@ class ExplicitSink:
             if part in WITHOUT:
                 accepted = f"one without {', '.join(WITHOUT)}"
                 raise InputError("variant", variant, accepted, WITHOUT[part])
+            if part in ONE and self.keys > 1:
+                raise InputError("variant", variant, "with one key of no token", ONE[part])
 
     def seen(
         self, mask: Bool[Array, "T S"], queries: Int[Array, "T"], layer: Int[Array, ""]

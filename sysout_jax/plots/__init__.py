@@ -1,7 +1,8 @@
 """Figures, drawn from a record alone."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,12 +59,13 @@ def figures(record: Mapping[str, Any]) -> Iterator[Iterator[tuple[str, "Figure"]
         yield EXPERIMENTS[record["experiment"]][0](record)
 
 
-def draw(record: Mapping[str, Any], directory: Path) -> list[Path]:
-    """Draw every figure of a record, and remove those of another that were in its place.
+def draw(record: Mapping[str, Any], directory: Path, names: Iterable[str] = ()) -> list[Path]:
+    """Draw every figure of a record.
 
     Args:
       record: what `results.read_record` returned.
-      directory: where the figures go, and no other files; made if missing.
+      directory: where the figures go; made if missing.
+      names: patterns of all that such a record may have; those of another are removed.
 
     Returns:
       The paths of the PNG files.
@@ -82,8 +84,8 @@ def draw(record: Mapping[str, Any], directory: Path) -> list[Path]:
                 written.add(path := save(figure, directory / f"{name}{suffix}"))
                 if suffix == ".png":
                     paths.append(path)
-    for suffix in kinds:  # an earlier record's
-        found = directory.glob(f"{NARROW}/*.png" if suffix == NARROW else f"*{suffix}")
+    for suffix, name in product(kinds, names):
+        found = directory.glob(f"{NARROW}/{name}.png" if suffix == NARROW else name + suffix)
         for path in set(found) - written:
             path.unlink()
     return paths

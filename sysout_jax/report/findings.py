@@ -29,7 +29,7 @@ from sysout_jax.errors import InputError, at_least, one_of
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model, check_model, token_ids
-from sysout_jax.report.page import write_page
+from sysout_jax.report.page import CAPTIONS, write_page
 from sysout_jax.report.tables import tables
 from sysout_jax.report.words import headline
 from sysout_jax.results import plain, provenance, write_json
@@ -269,7 +269,7 @@ class Findings:
 
 def publish(record: Mapping[str, Any], directory: Path) -> Path:
     """Draw a record's figures and write its page beside them; returns the path of the page."""
-    plots.draw(record, directory / "figures")
+    plots.draw(record, directory / "figures", CAPTIONS)
     return write_page(record, directory)
 
 

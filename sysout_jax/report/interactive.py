@@ -6,6 +6,7 @@ Without it the page has the static figures alone.
 
 import html
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from sysout_jax.plots.stems import coordinate, joined, mark_label
 
 Record = Mapping[str, Any]
 LEAST = 0.02  # of the largest value: shorter stems are left out
+_TAGS = re.compile(r"<(?=/?(br|b|i|sup|sub)\b)")  # which texts in space are read for, and no others
 
 
 def plotly() -> str | None:
@@ -68,11 +70,11 @@ def _stems(panel: Record, pieces: list[str]) -> list[dict[str, Any]]:
     ]
     x, y, z = ([stem[axis] for stem in stems] for axis in range(3))
     of_token = panel["axes"][0] == "token"
+    shown = [f" {html.escape(piece, quote=False)}" for piece in pieces]
     names = [
-        coordinate(panel, 0, a) + (f" {html.escape(pieces[a])}" if of_token else "") + ", "
-        + coordinate(panel, 1, b)
+        coordinate(panel, 0, a) + (shown[a] if of_token else "") + ", " + coordinate(panel, 1, b)
         for a, b, _ in stems
-    ]  # fmt: skip
+    ]
     marks = [(row, column) for row, column in panel["marks"]]
     heights = [abs(values[row // row_step][column // step] or 0.0) for row, column in marks]
     return [
@@ -90,7 +92,7 @@ def _stems(panel: Record, pieces: list[str]) -> list[dict[str, Any]]:
             "type": "scatter3d", "mode": "text", "x": [a for a, _ in marks],
             "y": [b for _, b in marks], "z": heights, "showlegend": False, "hoverinfo": "skip",
             "text": [
-                html.escape(mark_label(dict(panel), row, column, pieces), quote=False)
+                _TAGS.sub("<\u200b", mark_label(dict(panel), row, column, pieces))
                 for row, column in marks
             ],
         },

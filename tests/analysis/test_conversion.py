@@ -208,6 +208,20 @@ def test_variants_that_cannot_have_it(variant):
         with_prefix(config, model(config), PREFIX)
 
 
+@pytest.mark.parametrize("variant", ["stick_breaking", "forgetting", "elastic_softmax", "entmax"])
+def test_of_variants_that_look_back_the_first_token_is_parameters(variant):
+    """One key before the text; of several a forget gate would have to fade each by the next."""
+    config = replace(BASE, variant=variant)
+    params, ids = model(config), texts(config, PREFIX[:1])
+    whole, _ = forward(config, params, ids)
+    rest, _ = forward(*with_prefix(config, params, PREFIX[:1]), ids[:, 1:])
+    scale = float(jnp.abs(whole).max())
+    np.testing.assert_allclose(rest, whole[:, 1:], rtol=0, atol=1e-4 * scale)
+    if variant == "forgetting":
+        with pytest.raises(InputError, match="do not forget one another; accepted: with one key"):
+            with_prefix(config, params, PREFIX)
+
+
 @pytest.mark.parametrize(
     ("config", "prefix", "line"),
     [

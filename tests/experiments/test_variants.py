@@ -259,9 +259,15 @@ def test_going_on_by_name_keeps_what_the_run_began_with(run_variants, monkeypatc
         asked[0], saving=dataclasses.replace(asked[0].saving, keep_every=10)
     )
     said = run_variants(*here, "--init_from=m/c").refusal
-    assert (
-        said == f"--init_from=m/c: {place} was trained with m/b; accepted: that, or another --name"
-    )
+    why = f"{place} was trained with m/b; accepted: that, or another --name"
+    assert said == f"--init_from=m/c: {why}"
+    assert run_variants(*here, f"--init_from={place}/models/softmax").status == 0  # once `latest`
+    assert asked[3] == asked[0]
+    said = run_variants(*here, "--resume_from=runs/c").refusal
+    assert said.endswith("was begun without --resume_from; accepted: that, or another --name")
+    config = dataclasses.asdict(asked[0]) | {"resume_from": f"{tmp_path}/gone"}
+    (place / "config.json").write_text(json.dumps(config))
+    assert "no training states in it" in run_variants(*here).refusal
 
 
 def test_list_shows_the_whole_table(run_variants):

@@ -88,9 +88,11 @@ def test_what_was_drawn_of_another_record_is_gone(tmp_path):
     (tmp_path / "narrow").mkdir()
     for name in ("boost-old.png", "boost-old.pdf", "narrow/boost-old.png"):
         (tmp_path / name).write_text("an earlier record's")
-    (tmp_path / "notes.txt").write_text("of somebody else")
-    plots.draw({"experiment": "compression", "models": []}, tmp_path)
-    assert [path.name for path in tmp_path.rglob("*.*")] == ["notes.txt"]
+    for name in ("my-photo.png", "boost.txt", "narrow/mine.png"):
+        (tmp_path / name).write_text("of somebody else")
+    plots.draw({"experiment": "compression", "models": []}, tmp_path, ["loss", "boost-*"])
+    left = {path.name for path in tmp_path.rglob("*.*")}
+    assert left == {"my-photo.png", "boost.txt", "mine.png"}
 
 
 def test_what_is_said_under_panels_is_so_where_they_are_stacked(tmp_path):

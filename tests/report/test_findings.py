@@ -212,7 +212,11 @@ def test_text_cannot_become_markup(tmp_path):
     assert all(script.count("</script>") == 1 for script in scripts)
     assert all("<img" not in script and "<!--" not in script for script in scripts)
     marks = interactive.views(record)["view-2"]["drawing"]["data"][2]
-    assert marks["text"][0].startswith("token 7 '&lt;/script&gt;&lt;img")
+    assert marks["text"][0].startswith("token 7 '</script><img")  # in space no other tag is read
+    record["prompt"] = ['<b>"'] * len(record["prompt"])
+    _, points, marks = interactive.views(record)["view-2"]["drawing"]["data"]
+    assert marks["text"][0].startswith("token 7 '<\u200bb>\"'")
+    assert ' &lt;b&gt;", ' in points["text"][0]
 
 
 def test_a_measure_that_is_negative_or_not_finite_has_not_changed():
