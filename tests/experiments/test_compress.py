@@ -482,7 +482,7 @@ def planted_text_model(place, context=32):
         ),
         (["--methods=w4", "--corpus=backcopy"], "--corpus=backcopy: accepted: PATH of a text"),
         (["--methods=w4", "--corpus=SHORT"], "6 tokens; accepted: text of at least 32 tokens"),
-        (["--methods=w4", "--corpus=SHORT*"], "several texts; accepted: PATH of one text"),
+        (["--methods=w4", "--corpus=SHORT*"], "|endoftext|>; accepted: PATH of one text"),
     ],
 )
 def test_what_the_protocol_refuses(flags, said, trained, run_compress, tmp_path):
