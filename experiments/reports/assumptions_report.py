@@ -8,6 +8,7 @@ import numpy as np
 
 from sysout_jax.analysis.measure.assumptions import ALLOWED, KINDS
 from sysout_jax.core.measures import SINK_EPS
+from sysout_jax.plots.style import named
 from sysout_jax.showing import Interval, Table
 
 from ..cli.showing import Report
@@ -25,7 +26,7 @@ def sections(record: Record) -> Iterator[Section]:
     """For each model the statements, the layers that have a sink head, and what tells the factor;
     of a model without a sink one line."""
     for model in record["models"]:
-        name = model["name"] if model["seed"] is None else f"{model['name']}-{model['seed']}"
+        name = named(model)
         about = f"{model['texts']} texts of {model['tokens']} tokens"
         if not model["heads"]:
             given = model["sink"]["most"]

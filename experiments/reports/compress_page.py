@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sysout_jax.files import write_text
+from sysout_jax.plots.style import named
 from sysout_jax.report.page import document, drawn
 from sysout_jax.report.tables import shown
 from sysout_jax.showing import Table
@@ -64,7 +65,7 @@ def _section(section: Section) -> str:
 
 def details(model: Record) -> Iterator[tuple[str, Table]]:
     """(name, table): the tensors and the layers that rounding costs most, and the tokens."""
-    name = model["name"] if model["seed"] is None else f"{model['name']}-{model['seed']}"
+    name = named(model)
     if model.get("noise"):
         yield f"{name}-tensors", _tensors(name, model["noise"])
         yield f"{name}-layers", _layers(name, model["noise"])

@@ -20,9 +20,9 @@ WITHOUT: Mapping[str, str] = MappingProxyType(  # variants that can have no key 
         **dict.fromkeys(("sigmoid", "clipped_softmax"), "its weights depend on the text's length"),
     }
 )
-
-
-ONE = MappingProxyType({"forgetting": "keys of no token do not forget one another"})
+ONE: Mapping[str, str] = MappingProxyType(  # variants that can have one
+    {"forgetting": "keys of no token do not forget one another"}
+)
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ def draw(record: Mapping[str, Any], directory: Path, names: Iterable[str] = ()) 
       InputError: the record is of another experiment.
     """
     paths, written = [], set()
-    kinds = EXPERIMENTS[record["experiment"]][1] if record.get("experiment") in EXPERIMENTS else ()
     with figures(record) as drawn:
+        kinds = EXPERIMENTS[record["experiment"]][1]
         for name, figure in drawn:
             for suffix in kinds:
                 if suffix == NARROW:

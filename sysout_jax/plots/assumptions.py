@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sysout_jax.plots.style import COLOURS, grid
+from sysout_jax.plots.style import COLOURS, grid, named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,18 +20,16 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
     """A figure for each model that has a sink, by name."""
     for model in record["models"]:
         if model["heads"]:
-            seed = "" if model["seed"] is None else f"-{model['seed']}"
-            name = f"{model['name']}{seed}"
-            yield name, _figure(name, model)
+            yield named(model), _figure(model)
 
 
-def _figure(name: str, model: Record) -> "Figure":
+def _figure(model: Record) -> "Figure":
     large = any(layer["massive"] for layer in model["layers"])
     parts = [_hulls, _size, _told] if large else [_hulls, _told]
     figure, panels = grid(len(parts), 3.4, 2.8)
     for draw, axes in zip(parts, panels, strict=True):
         draw(axes, model)
-    figure.suptitle(name, x=0.01, ha="left", fontsize=9.5)
+    figure.suptitle(named(model), x=0.01, ha="left", fontsize=9.5)
     return figure
 
 

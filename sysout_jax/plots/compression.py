@@ -7,7 +7,7 @@ import numpy as np
 
 from sysout_jax.analysis.statistics import over_seeds
 from sysout_jax.plots.forest import Mark, costs
-from sysout_jax.plots.style import DARK, LINES, Look, array, count_axis, grid, looks, note
+from sysout_jax.plots.style import DARK, LINES, Look, array, count_axis, grid, looks, named, note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,8 +35,7 @@ def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:
     for model in record["models"]:
         for method, found in model["methods"].items():
             if found.get("stands_out"):
-                seed = "" if model["seed"] is None else f"-{model['seed']}"
-                name = model["name"] + seed
+                name = named(model)
                 yield f"boost-{name}-{method}", _boost(name, method, found)
     if rows := noise_rows(record):
         yield "noise", _noise(rows)

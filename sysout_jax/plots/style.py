@@ -102,6 +102,11 @@ def legend_below(
     )  # fmt: skip
 
 
+def named(model: Mapping[str, Any]) -> str:
+    """What a record calls a model, and its seed if it has one."""
+    return str(model["name"]) if model["seed"] is None else f"{model['name']}-{model['seed']}"
+
+
 def array(rows: Any) -> np.ndarray:
     """Rows of a record as floats; null, which stands for what is not finite, is NaN."""
     return np.array(rows, dtype=np.float64)
