@@ -19,7 +19,7 @@ from absl import flags
 from rich.console import Console
 
 from benchmarks import goals
-from benchmarks.goals import Row, print_rows
+from benchmarks.goals import Row, print_rows, quartiles
 from experiments.cli import launch
 from sysout_jax.errors import InputError, one_of
 from sysout_jax.results import RunDirectory, plain
@@ -82,12 +82,13 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     directory = RunDirectory(config.workdir, "benchmarks-budgets")
     console.print(f"run      {directory.path}", soft_wrap=True)
     rows: list[Row] = []
-    with directory.record("benchmarks.budgets", config=goals.timed(config), rows=rows) as record:
+    about = {"config": goals.timed(config), "load": os.getloadavg(), "rows": rows}
+    with directory.record("benchmarks.budgets", **about) as record:
         for name in config.only:
             budget = BUDGETS[name]
             with console.status(budget.what):
                 seconds = waited(budget.command, budget.one_core)
-            rows.append(Row(budget.what, [seconds] * 3, " s", most=budget.seconds))
+            rows.append(Row(budget.what, quartiles([seconds]), " s", most=budget.seconds))
     return dict(plain(record))
 
 

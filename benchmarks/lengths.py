@@ -114,11 +114,13 @@ def rows(
     """
     ours, hooks = (max(points[side]) for side in ("ours", "hooks"))
     peak = points["ours"][ours]["peak"] / 2**30
-    beyond = extrapolated(points["ours"], gib * 2**30)
     at = f"at {shared:,} tokens"
 
-    def once(value: float) -> list[float]:
-        return [value] * 3
+    def beyond() -> list[Row]:
+        if len(points["ours"]) < 2:
+            return []
+        reached = quartiles([extrapolated(points["ours"], gib * 2**30) / 1e3])
+        return [Row(f"ours: {gib:g} GiB by the line through peaks, not run", reached, "k")]
 
     def laws(side: str) -> list[Row]:
         lengths = upper(points[side])
@@ -126,14 +128,16 @@ def rows(
             return []
         over = f"{side}: from {lengths[0]:,} to {lengths[-1]:,} tokens, exponent of"
         most = LINEAR if side == "ours" else None
-        memory, seconds = (once(exponent(points[side], what)) for what in ("memory", "seconds"))
+        memory, seconds = (
+            quartiles([exponent(points[side], what)]) for what in ("memory", "seconds")
+        )
         return [Row(f"{over} memory", memory, most=most), Row(f"{over} time", seconds)]
 
     return [
-        Row(f"hooks: longest in {gib:g} GiB (not {refused:,})", once(hooks / 1e3), "k"),
-        Row(f"ours: longest that was run (peak {peak:.1f} GiB)", once(ours / 1e3), "k"),
-        Row("the same, times the hooks'", once(ours / hooks), least=TIMES_LONGER),
-        Row(f"ours: {gib:g} GiB by the line through peaks, not run", once(beyond / 1e3), "k"),
+        Row(f"hooks: longest in {gib:g} GiB (not {refused:,})", quartiles([hooks / 1e3]), "k"),
+        Row(f"ours: longest that was run (peak {peak:.1f} GiB)", quartiles([ours / 1e3]), "k"),
+        Row("the same, times the hooks'", quartiles([ours / hooks]), least=TIMES_LONGER),
+        *beyond(),
         *laws("ours"),
         *laws("hooks"),
         Row(f"hooks' time, times ours, {at}", ratio["seconds"]),

@@ -63,9 +63,10 @@ class Config:
         one_of("size", self.size, tuple(RUNS))
         at_least(2 * RUNS[self.size].steps_per_call, "steps", self.steps)
         at_least(1, "rounds", self.rounds)
-        if 1 not in self.counts or not all(0 < n == int(n) for n in self.counts):
+        several = len(set(self.counts)) < len(self.counts)
+        if several or 1 not in self.counts or not all(0 < n == int(n) for n in self.counts):
             shown = ",".join(map(str, self.counts))
-            raise InputError("counts", shown, "numbers above 0, 1 among them")
+            raise InputError("counts", shown, "numbers above 0, 1 among them, none twice")
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,10 @@ def run(config: Config, console: Console) -> dict[str, Any]:
 def whole_run(size: str, steps: int, count: int) -> Timed:
     """A run of some seeds from nothing: everything is compiled anew."""
     jax.clear_caches()
-    config = replace(RUNS[size], steps=steps, measure_every=steps, seeds=tuple(range(count)))
+    config = replace(
+        RUNS[size], steps=steps, measure_every=steps, seeds=tuple(range(count)),
+        seeds_at_once=count,
+    )  # fmt: skip
     corpus = Backcopy() if config.corpus == "backcopy" else random_tokens(config)
     begun = time.perf_counter()
     done = train(config, corpus)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks import torch_decoder
+from benchmarks.against_hooks import Differs
 from benchmarks.goals import quartiles
 from sysout_jax.errors import reason
 from sysout_jax.model.config import ModelConfig
@@ -29,10 +30,6 @@ BOUNDS: Mapping[str, Mapping[str, float]] = {
 }
 # A rate at which rounding does not grow much within the first steps, whose losses are compared.
 OPTIMIZER = OptimizerConfig(lr=1e-4, schedule="constant", warmup=0)
-
-
-class Differs(ValueError):
-    """Ours and the peer do not compute the same."""
 
 
 def timed(

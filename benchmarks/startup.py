@@ -33,6 +33,7 @@ from sysout_jax.results import RunDirectory, plain
 
 FLAGS = flags.FLAGS
 ROOT = Path(__file__).parent.parent
+QUICK = {"rounds": 1, "layers": 1, "proofs": False}
 IMPORT = "import sysout_jax"
 FIRST_STEP = """
 from sysout_jax.training.config import TrainConfig
@@ -45,10 +46,10 @@ step_seconds({"softmax": TrainConfig()}, 256, rounds=0, steps=1)
 class Config:
     """What is timed."""
 
-    rounds: int = 3
+    rounds: int = 3  # of each
     layers: int = 12  # of the GPT-2 that is loaded, 768 wide
-    proofs: bool = True
-    workdir: str = "runs"
+    proofs: bool = True  # theory.verify --quick, too
+    workdir: str = "runs"  # where run directories go
 
     def __post_init__(self) -> None:
         at_least(1, "rounds", self.rounds)
@@ -131,16 +132,15 @@ def loaded(scratch: Path, shape: ModelConfig, rounds: int) -> list[Row]:
 
 def main() -> None:
     console = Console()
-    config = Config(workdir=FLAGS.workdir)
-    if FLAGS.quick:
-        config = replace(config, rounds=1, layers=1, proofs=False)
+    config = launch.override(Config(), QUICK if FLAGS.quick else {})
+    config = launch.override(config, {name: FLAGS[name].value for name in FLAGS})
     print_rows(console, "starting", run(config, console)["rows"])
 
 
 def define_flags() -> None:
     """Define the flags of this binary."""
-    flags.DEFINE_string("workdir", "runs", "where run directories go")
     flags.DEFINE_bool("quick", False, "one round, one layer, no proofs")
+    launch.define_overrides(Config)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ python -m benchmarks.sweep --quick    # one round, few patches
 """
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from sysout_jax.results import RunDirectory, plain
 FLAGS = flags.FLAGS
 FASTER = 20.0  # the goal: times a program for each patch
 ALIKE = 1e-3  # of the largest logit
+QUICK = {"patches": 6, "together": 3, "compiled": 1, "rounds": 1}
 Places = Int[np.ndarray, "n two"]  # layer and position
 
 
@@ -36,13 +38,13 @@ Places = Int[np.ndarray, "n two"]  # layer and position
 class Config:
     """What is timed."""
 
-    model: str = "smollm2-135m"
-    patches: int = 100
+    model: str = "smollm2-135m"  # what is patched
+    patches: int = 100  # of one prompt, a layer and a position each
     tokens: int = 8  # of the prompt
     together: int = 50  # patches that are run at a time
     compiled: int = 3  # patches that have a program each; their mean stands for all of them
-    rounds: int = 3
-    workdir: str = "runs"
+    rounds: int = 3  # of the three ways, every second one in the opposite order
+    workdir: str = "runs"  # where run directories go
 
     def __post_init__(self) -> None:
         for name in ("patches", "tokens", "together", "compiled", "rounds"):
@@ -65,25 +67,29 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         donor = so.apply(model, clean, {"block_out": None})[1]["block_out"][:, 0]
         every = [(layer, at) for at in range(config.tokens) for layer in range(model.config.layers)]
         places = np.array(every[: config.patches])
-        given = model, corrupt, donor, places
-        ways: dict[str, list[float]] = {"each": [], "one": [], "batch": []}
-        for _ in range(config.rounds):
-            few = *given[:3], places[: config.compiled]
-            seconds, expected = timed(a_program_for_each, *few)
-            ways["each"].append(seconds * len(places) / len(expected))
-            for name, together in (("one", 1), ("batch", config.together)):
-                seconds, found = timed(one_program, *given, together)
-                ways[name].append(seconds)
-                check(found[: len(expected)], expected)
+        few = places[: config.compiled]
+        calls = {
+            "each": lambda: a_program_for_each(model, corrupt, donor, few),
+            "one": lambda: one_program(model, corrupt, donor, places, 1),
+            "batch": lambda: one_program(model, corrupt, donor, places, config.together),
+        }
+        ways: dict[str, list[float]] = {name: [] for name in calls}
+        for turn in range(config.rounds):
+            found = {}
+            for name in list(calls)[:: -1 if turn % 2 else 1]:
+                seconds, found[name] = timed(calls[name])
+                ways[name].append(seconds * len(places) / len(found[name]))
+            for name in ("one", "batch"):
+                check(found[name][: len(few)], found["each"])
         record["rows"] = rows(ways, len(places), config.together)
     return dict(plain(record))
 
 
-def timed(way: Any, *given: Any) -> tuple[float, Float[np.ndarray, "n V"]]:
+def timed(way: Callable[[], Any]) -> tuple[float, Float[np.ndarray, "n V"]]:
     """Seconds of a way with nothing compiled before, and what it returns."""
     jax.clear_caches()
     begun = time.perf_counter()
-    found = way(*given)
+    found = way()
     return time.perf_counter() - begun, found
 
 
@@ -150,17 +156,15 @@ def rows(ways: dict[str, list[float]], count: int, together: int) -> list[Row]:
 def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     console = Console()
-    config = Config(workdir=FLAGS.workdir, model=FLAGS.model)
-    if FLAGS.quick:
-        config = replace(config, patches=6, together=3, compiled=1, rounds=1)
+    config = launch.override(Config(), QUICK if FLAGS.quick else {})
+    config = launch.override(config, {name: FLAGS[name].value for name in FLAGS})
     print_rows(console, "a sweep of patches", run(config, console)["rows"])
 
 
 def define_flags() -> None:
     """Define the flags of this binary."""
-    flags.DEFINE_string("workdir", "runs", "where run directories go")
-    flags.DEFINE_string("model", Config.model, "what is patched")
     flags.DEFINE_bool("quick", False, "one round, few patches")
+    launch.define_overrides(Config)
 
 
 if __name__ == "__main__":

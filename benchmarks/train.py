@@ -29,6 +29,7 @@ from sysout_jax.planning.timing import alternated
 from sysout_jax.results import RunDirectory
 from sysout_jax.showing import Table
 from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.loop import check_kernel
 
 FLAGS = flags.FLAGS
 STYLES = ("gpt2-tiny", "llama-tiny")
@@ -67,20 +68,21 @@ SIDE, PRODUCTS = 2048, 5  # of the products of matrices that measure a peak
 HEADINGS = ("model", "", "ms", "tokens/s", "of the peak", "times ours", "goal", "met")
 GOALS = {"eager": 1.0, "compile": 0.9}  # PyTorch's time is at least so many times ours
 ON_CPU = ("60k", "1m", "10m")  # the other takes minutes a step there
+QUICK = {"sizes": ("60k",), "styles": STYLES[:1], "compiled": False}
 
 
 @dataclass(frozen=True)
 class Config:
     """What is timed."""
 
-    sizes: tuple[str, ...] = ON_CPU
-    styles: tuple[str, ...] = STYLES
-    dtype: str = "float32"  # of activations; parameters are float32
-    batch_size: int | None = None  # None: of the size
+    sizes: tuple[str, ...] = ON_CPU  # of models: 60k, 1m, 10m, 124m
+    styles: tuple[str, ...] = STYLES  # of models: gpt2-tiny, llama-tiny
+    dtype: str = "float32"  # of activations, or bfloat16; parameters are float32
+    batch_size: int | None = None  # sequences in a step; None: as many as the size's own
     rounds: int = 7  # of calls in turn, after one that compiles
     compiled: bool = True  # torch.compile besides eager PyTorch; needs a C++ compiler
     flash: bool = False  # ours with fused attention, besides without
-    workdir: str = "runs"
+    workdir: str = "runs"  # where run directories go
 
     def __post_init__(self) -> None:
         for flag, found, accepted in (
@@ -108,12 +110,13 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     """Time all of it and keep a record; sizes that are done stay in it when the rest is not.
 
     Raises:
-      InputError: there is no PyTorch.
+      InputError: there is no PyTorch, or no fused kernel on these devices.
     """
     if find_spec("torch") is None:
         raise InputError(
             "PyTorch is not installed", accepted="pip install -r requirements-reference.txt"
         )
+    check_kernel(ModelConfig(execution=Execution(dtype=config.dtype, flash=config.flash)))
     from benchmarks import side_by_side, torch_decoder  # which import it
 
     directory = RunDirectory(config.workdir, "benchmarks-train")
@@ -209,26 +212,15 @@ def print_table(console: Console, record: Mapping[str, Any]) -> None:
 
 def main() -> None:
     console = Console()
-    config = Config(
-        tuple(FLAGS.sizes), tuple(FLAGS.styles), FLAGS.dtype, FLAGS.batch_size, FLAGS.rounds,
-        FLAGS.compiled, FLAGS.flash, FLAGS.workdir,
-    )  # fmt: skip
-    if FLAGS.quick:
-        config = replace(config, sizes=("60k",), styles=STYLES[:1], compiled=False)
+    config = launch.override(Config(), QUICK if FLAGS.quick else {})
+    config = launch.override(config, {name: FLAGS[name].value for name in FLAGS})
     print_table(console, run(config, console))
 
 
 def define_flags() -> None:
     """Define the flags of this binary."""
-    flags.DEFINE_list("sizes", list(ON_CPU), f"of models: {', '.join(SIZES)}")
-    flags.DEFINE_list("styles", list(STYLES), f"of models: {', '.join(STYLES)}")
-    flags.DEFINE_string("dtype", "float32", f"of activations: {', '.join(DTYPES)}")
-    flags.DEFINE_integer("batch_size", None, "sequences in a step, instead of the size's own")
-    flags.DEFINE_integer("rounds", 7, "how often each is timed, in turn, after it was compiled")
-    flags.DEFINE_bool("compiled", True, "torch.compile besides eager PyTorch: a C++ compiler")
-    flags.DEFINE_bool("flash", False, "ours with fused attention, besides without")
-    flags.DEFINE_string("workdir", "runs", "where run directories go")
     flags.DEFINE_bool("quick", False, "the smallest model, without torch.compile")
+    launch.define_overrides(Config)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from benchmarks import analysis, goals, train
 from experiments.cli import launch
+from sysout_jax.errors import InputError
 from sysout_jax.results import read_record
 from sysout_jax.showing import Table
 
@@ -38,11 +39,17 @@ def verdicts(record: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def table(workdir: Path) -> Table:
-    """The goals of the last run of each benchmark below a directory, complete ones alone."""
+    """The goals of the last run of each benchmark below a directory, complete ones alone.
+
+    Raises:
+      InputError: there is none.
+    """
     records = [
         read_record(path.parent) for path in sorted(workdir.glob("benchmarks-*/latest/result.json"))
     ]
     whole = [record for record in records if record["status"] == "complete"]
+    if not whole:
+        raise InputError("workdir", workdir, "a directory with complete runs of benchmarks")
     rows = [row for record in whole for row in verdicts(record)]
     return Table.of(f"goals on {processor()}", HEADINGS, rows, "llrrll")
 

@@ -1,6 +1,6 @@
 """Do weights make activations, and activations the sink? Doses of each, and as much elsewhere.
 
-python -m experiments.causal --model=runs/variants/RUN                    # all its models
+python -m experiments.causal --model=runs/variants/RUN                    # its softmax models
 python -m experiments.causal --model=RUN --variant=softmax --factors=0,1,4,16
 python -m experiments.causal --redraw=runs/causal/RUN
 """

@@ -56,6 +56,10 @@ NO_FLAG = (
 ACCEPTED = f"a shape ({', '.join(SHAPES)}), a directory with config.json, or a hub id"
 TRIES = 2  # suggestions that are compiled, at most
 HALF = ("dtype", "moment_dtype", "param_dtype")
+OF_TRAINING = {  # what an analysis has no part for, as it is where nobody says
+    "remat": "none", "loss_block": None, "accumulate": 1, "param_dtype": "float32",
+    "optimizer": "adamw", "moment_dtype": "float32",
+}  # fmt: skip
 # What saves memory in training: flags in words -> what they change of a run without any of them.
 _SCANNED: Mapping[str, Mapping[str, Any]] = {
     "--remat=dots": {"remat": "dots"},
@@ -99,9 +103,14 @@ class Config:
         if how.flash and not (chip and chip.tpu and self.only == ("train",)):
             accepted = "with --only=train, of a TPU"
             raise InputError("flash", True, accepted, f"no effect on {self.topology}")
-        if how.remat != "none" and "train" not in self.only:
-            accepted = "with --only=train, which has a backward pass"
-            raise InputError("remat", how.remat, accepted, "no effect")
+        if "train" not in self.only:
+            given = {"remat": how.remat, "loss_block": how.loss_block}
+            given |= {name: getattr(self.train, name) for name in ("accumulate", "param_dtype")}
+            given |= vars(self.train.optimizer)
+            for name, before in OF_TRAINING.items():
+                if given[name] != before:
+                    accepted = "with --only=train, which has a loss and a backward pass"
+                    raise InputError(name, as_flag(given[name]), accepted, "no effect")
 
 
 def architecture(name: str) -> ModelConfig:
@@ -174,10 +183,10 @@ def needed(
         flops, useful = machines.train_flops(config, vocab), machines.model_flops(config, vocab)
     else:
         lowered = machines.analysis_program(config, vocab, mesh, topology.kind)
-        flops, useful = machines.analysis_flops(config, vocab), None
+        flops, useful = machines.analysis_flops(config, vocab, topology.kind), None
     memory, moved = machines.compiled(lowered)
     chip = topology.chip
-    of_one = None if useful is None else useful / len(devices)
+    of_one = None if useful is None else useful / config.mesh_shape.devices
     flops = machines.on_each(flops, config, vocab, name == "train")
     return {
         "config": _how(config),
@@ -202,10 +211,8 @@ def _how(config: TrainConfig) -> dict[str, Any]:
     names = ("mesh", "batch_size", "accumulate", "seq_len", "variant", "param_dtype")
     return {
         **{name: getattr(config, name) for name in names},
-        **{
-            name: getattr(config.model.execution, name)
-            for name in ("remat", "scan_layers", "dtype")
-        },
+        **vars(config.model.execution),
+        "window": config.model.window,
         "optimizer": config.optimizer.optimizer,
         "moment_dtype": config.optimizer.moment_dtype,
     }
@@ -214,19 +221,18 @@ def _how(config: TrainConfig) -> dict[str, Any]:
 def _search(
     config: Config, topology: machines.Topology, devices: list[Any], train: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """The nearest alternative that is expected to fit, compiled; if it does not, another."""
+    """The nearest alternative that fits as compiled, of the first that are expected to."""
     asked, peak, room = config.train, train["memory"].peak, train["room"]
-    found = None
     for _ in range(TRIES):
-        nearest = fitting.suggestion(asked, asked.model.vocab, devices, peak, room)
+        nearest = fitting.suggestion(asked, asked.model.vocab, len(devices), peak, room)
         if nearest is None:
-            return found
+            break
         asked = nearest
         found = needed("train", asked, topology, devices)
         if found["fits"]:
             return found
         peak = found["memory"].peak
-    return found
+    return None
 
 
 # ----------------------------------------------------------------------------- the binary

@@ -55,7 +55,10 @@ def verdict(workdir: Path, found: Sequence[Sequence[str]]) -> Verdict:
     """How many runs there are of each kind of end, and how to look at the last that is complete."""
     ends = Counter(status for _, _, status, *_ in found)
     told = ", ".join(f"{count} {status}" for status, count in ends.items())
-    whole = [(began, kind, name) for kind, name, status, began, _ in found if status == "complete"]
+    whole = [
+        (began, kind, name) for kind, name, status, began, _ in found
+        if status == "complete" and not kind.startswith("benchmarks-")  # which draw nothing
+    ]  # fmt: skip
     _, kind, name = max(whole, default=("", "", ""))
     return Verdict(
         f"{numbered(len(found), 'run')} below {workdir}" + (f": {told}" if told else ""), "",

@@ -14,7 +14,6 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from sysout_jax import loading
 from sysout_jax.analysis.compress import schemes
 from sysout_jax.analysis.compress.compressed import Compressed, losses
 from sysout_jax.analysis.compress.compression import Compressor
@@ -36,7 +35,7 @@ from sysout_jax.results import RunDirectory
 from .cli import grid, launch, showing
 from .cli.grid import Place
 from .inputs.evaluation_text import Text, Texts
-from .inputs.model_selection import Choice, Chosen, choose, origins
+from .inputs.model_selection import Choice, Chosen, choose, origins, resolve
 from .reports.tour_report import REPORT
 
 FLAGS = flags.FLAGS
@@ -186,8 +185,9 @@ config_from_flags = partial(launch.from_flags, Config(), SMOKE)
 
 def main() -> None:
     if FLAGS.if_available:
+        choice = config_from_flags().choice
         try:
-            loading.resolve(config_from_flags().choice.model)
+            resolve(choice)
         except InputError as error:
             print(f"left out: {error}")
             return

@@ -16,7 +16,7 @@ from sysout_jax.core.layers import cross_entropy
 from sysout_jax.data.prompt import encode_prompt
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init
-from sysout_jax.model.model import Model
+from sysout_jax.model.model import Model, check_model
 from sysout_jax.model.taps import Edit
 from sysout_jax.running import apply
 
@@ -68,7 +68,12 @@ def check(model: Model) -> Checked:
 
     Returns:
       An item for each of these that applies. Nothing is raised for a model that fails one.
+
+    Raises:
+      InputError: it is no model.
     """
+    if not isinstance(model, Model):  # of one, its shapes say what is wrong
+        check_model(model)
     shapes = _shapes(model)
     if not shapes.passed:
         return Checked((shapes,))

@@ -52,7 +52,10 @@ def compress(
         learns from them, sequences of one token, unknown sites, an alpha that is not from 0 to 1,
         or a model that is read layer by layer.
     """
-    how = schemes.scheme(method)
+    try:
+        how = schemes.scheme(method)
+    except InputError as error:  # which names the flag, of several
+        raise InputError("method", error.found, error.accepted, error.why) from None
     check_model(model)
     check_in_memory(model.params)
     check_alpha(alpha)

@@ -21,7 +21,7 @@ from sysout_jax.analysis.intervene.weak_sinks import (
     profile,
     standing_rows,
 )
-from sysout_jax.analysis.locate.first_token import LEAST_TEXTS, FirstToken, first_token
+from sysout_jax.analysis.locate.first_token import LEAST_TEXTS, FirstToken, enough, first_token
 from sysout_jax.analysis.locate.scan import together
 from sysout_jax.errors import InputError, is_integer, one_of
 from sysout_jax.model.config import ModelConfig
@@ -141,6 +141,7 @@ def _conversions(
     texts, begin = _read(model, "text", text, prefix)
     trained = Reader(model.config, model.params, begin)
     rows = trained.rows(texts)
+    enough(rows)
     say("the first token of the model as trained")
     first = first_token(model.config, model.params, rows, together(rows.shape[1] - 1))
     made = replace(_first_treated(model, prefix or begin, first, bool(prefix)), first=first)

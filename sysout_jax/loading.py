@@ -96,7 +96,7 @@ def read(
     """
     path = located.path
     if seed is not None and located.kind != "run":
-        raise InputError(f"seed {seed}", None, "no seed", f"{path} is no training run")
+        raise InputError("seed", seed, "no seed", f"{path} is no training run")
     if located.kind == "published":
         model = load_checkpoint(path, dtype, shard)
         _note(model.origin)
@@ -285,7 +285,7 @@ def save(model: Model, directory: str | os.PathLike[str]) -> None:
       InputError: the directory is there, or the model is one that is read layer by layer.
       OSError: it cannot be written.
     """
-    target = Path(directory)
+    target = Path(os.path.expanduser(directory))
     if target.exists():
         raise InputError("directory", str(target), "one that is not there yet", "exists")
     check_model(model)
@@ -303,7 +303,7 @@ def _placed(model: Model, shard: Shard) -> Model:
 
 
 def _cast(model: Model, dtype: str) -> Model:
-    one_of("param_dtype", dtype, tuple(DTYPES.values()))
+    one_of("dtype", dtype, tuple(DTYPES.values()))
     params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), model.params)
     activations = "bfloat16" if dtype == "bfloat16" else "float32"
     fused = model.config.execution.flash and activations != "float32"

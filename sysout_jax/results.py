@@ -58,6 +58,7 @@ class RunDirectory:
         of: Sequence[str] = (),
     ) -> None:
         stamp = _named(f"{datetime.datetime.now():%Y%m%d-%H%M%S}", of)
+        workdir = os.path.expanduser(workdir)
         names = [stamp, *(f"{stamp}-{n}" for n in range(2, 100))] if name is None else [name]
         try:
             for each in names:

@@ -55,7 +55,7 @@ def encode(model: Model, text: str | Sequence[str], bos: str = "auto") -> Int[np
         raise InputError("text", None, "a text, or several", f"{type(text).__name__}")
     if model.tokenizer is None:
         raise InputError("tokens", None, "token ids", "text, and the model has no tokenizer")
-    rows = [encode_prompt(model.tokenizer, each, bos) for each in texts]
+    rows = [encode_prompt(model.tokenizer, each, bos, "text") for each in texts]
     lengths = sorted({len(row) for row in rows})
     if len(lengths) > 1:
         raise InputError(
@@ -174,6 +174,7 @@ def gradient(
     """
     if "+" in str(at):
         raise InputError("at", at, "one tap", "of joined taps there is no one value")
+    check_model(model)
     chosen = _chosen(model, at, layers)
     return _gradient(model.config, metric, at, chosen, model.params, ids_of(model, tokens, bos))
 
@@ -235,6 +236,7 @@ def logit_lens(
     Raises:
       InputError: as `apply`.
     """
+    check_model(model)
     chosen = _chosen(model, "block_out", layers)
     return _logit_lens(model.config, chosen, reducer, model.params, ids_of(model, tokens, bos))
 

@@ -139,7 +139,7 @@ class Table:
         try:
             import pandas as pd
         except ImportError:
-            accepted = "pip install 'sysout_jax[pandas]', or the rows of the table"
+            accepted = "pip install pandas, or the rows of the table"
             raise InputError("to_pandas", None, accepted, "pandas is not installed") from None
         return pd.DataFrame(dict(self._columns()))
 

@@ -224,6 +224,8 @@ def test_the_row_that_stands_out_is_found():
         (MODEL, {}, "text: neither is given; accepted: text to calibrate on, or a prefix"),
         (MODEL, {"text": planted.texts(3)}, "text: 3 of 64 tokens is too short; accepted: at "),
         (MODEL, {"text": planted.texts(6, 20)}, "text: 6 of 20 tokens is too short"),
+        (MODEL, {"text": planted.texts(3, 1)}, "text: 3 of 1 tokens is too short"),
+        (MODEL, {"text": planted.texts(6, 0)}, "text: "),
         (MODEL, {"text": "some words"}, "text: text, and the model has no tokenizer"),
         (MODEL, {"text": planted.texts() + 19}, "text: token id "),
         (MODEL, {"text": planted.texts(6, 90)}, "text: 90 in a text, and learned .* at most 80"),

@@ -50,7 +50,7 @@ def test_a_run_of_this_project(run):
     half = so.load(run, dtype="bfloat16")
     assert half.config.execution.dtype == "bfloat16"
     assert {str(x.dtype) for x in jax.tree.leaves(half.params)} == {"bfloat16"}
-    assert "param_dtype='int8': unknown" in refused(run, dtype="int8")
+    assert "dtype='int8': unknown" in refused(run, dtype="int8")
     with pytest.raises(InputError, match=r"stream: .* has no safetensors"):
         loading.open_layers(run)
 

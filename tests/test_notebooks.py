@@ -210,7 +210,6 @@ CACHE = {
     "XDG_CACHE_HOME": str(ROOT / ".cache"),  # where the fixture `smollm2` keeps the model
 }
 QUICK = ("train_variants", "prove")
-OF_SMOLLM2 = ("find", "remove", "convert_and_quantise")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +220,7 @@ OF_SMOLLM2 = ("find", "remove", "convert_and_quantise")
     ],
 )
 def test_it_runs(path, request):
-    if path.stem in OF_SMOLLM2:
+    if path.stem in notebooks.OF_SMOLLM2:
         request.getfixturevalue("smollm2")
     book = notebooks.executed(path, SMALL | CACHE | quick.ENVIRONMENT)
     drawn = 0

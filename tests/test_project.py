@@ -28,7 +28,8 @@ def test_the_guide_names_files_that_are_there():
     assert len(named) > 10
     missing = {name for name in named if not (ROOT / name).exists()}
     assert missing == {
-        "sysout_jax/families/NAME.py", "tests/families/golden/NAME.npz", "notebooks/NAME.ipynb"
+        "sysout_jax/families/NAME.py", "tests/families/golden/NAME.npz", "notebooks/NAME.ipynb",
+        "tests/families/configs/MODEL.json",
     }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def test_records_behind_tables_are_of_clean_commits_and_whole(directory):
 
 
 def test_the_sizes_of_published_models_come_from_their_record():
-    """To renew it: `python -m tests.families.large 1b PLACE > results/models/1b/result.json`."""
+    """To renew it: `python -m tests.families.large 1b PLACE > FILE`, then `mv` it there."""
     record = read_record(ROOT / "results" / "models" / "1b")
     assert record["provenance"]["code"]["dirty"] is False
     done, analysis = record["pass"], record["analysis"]
@@ -62,7 +62,7 @@ def test_the_sizes_of_published_models_come_from_their_record():
 
 
 def test_the_sizes_of_a_streamed_model_come_from_their_record():
-    """To renew it: `python -m tests.families.large 7b PLACE > results/models/7b/result.json`."""
+    """To renew it: `python -m tests.families.large 7b PLACE > FILE`, then `mv` it there."""
     record = read_record(ROOT / "results" / "models" / "7b")
     assert record["provenance"]["code"]["dirty"] is False
     done, analysis = record["pass"], record["analysis"]

@@ -84,10 +84,20 @@ def test_too_many_tokens_are_named_as_the_argument():
     assert said == ("tokens: 8 in a sequence, and learned positions end at 7; accepted: at most 7")
 
 
-@pytest.mark.parametrize("call", [so.encode, so.analyze, so.convert])
+@pytest.mark.parametrize("call", [so.encode, so.analyze, so.convert, so.gradient, so.logit_lens])
 def test_what_is_no_model_is_refused(call):
     said = refusal(inspect.unwrap(call), "gpt2", "Summer.")
     assert said.startswith("model='gpt2': accepted: what load returns")
+    assert refusal(inspect.unwrap(so.check), "gpt2").startswith("model='gpt2': accepted: what ")
+
+
+def test_a_corpus_by_its_name_is_refused():
+    said = refusal(inspect.unwrap(so.train), so.TrainConfig(), "stdlib")
+    assert said.startswith("corpus='stdlib': accepted: what corpus_of returned")
+
+
+def test_the_argument_of_each_function_is_named():
+    assert refusal(so.compress, model_of(), "w9").startswith("method=w9")
 
 
 @pytest.mark.parametrize("scan", [True, False])

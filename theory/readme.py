@@ -1,6 +1,6 @@
 """Put the numbers of a record behind the formulas of README.md: python -m theory.readme.
 
-The record is that of a whole run: python -m theory.verify --json > results/theory/verify.json
+The record is that of a whole run, which is moved there: CONTRIBUTING.md has the commands.
 """
 
 import json

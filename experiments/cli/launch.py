@@ -29,6 +29,7 @@ from sysout_jax.training import hosts
 from sysout_jax.training.optimizer import OptimizerConfig, unused
 
 from . import ending, help
+from .verdict import as_started
 
 FLAGS = flags.FLAGS
 C = TypeVar("C")
@@ -230,7 +231,8 @@ def launch(
     sys.stdout = ending.Output(typing.cast(io.TextIOWrapper, sys.stdout))
     if any(argument in help.HELP for argument in sys.argv[1:]):
         with ending.printing():
-            print(help.page(sys.modules["__main__"].__doc__ or "", often, configs))
+            text = sys.modules["__main__"].__doc__ or ""
+            print(help.page(as_started(text), often, configs))
         sys.exit()
     sys.argv[1:] = named_runs(sys.argv[1:])
 
@@ -266,9 +268,10 @@ def _hide_tpu_compiler() -> None:
 
 
 def named_runs(arguments: Sequence[str]) -> list[str]:
-    """Arguments in which the runs are named that `latest` stands for as the command begins."""
+    """Arguments in which the runs are named that `latest` stands for as the command begins, and
+    the directory that `~` stands for, which a shell leaves alone behind a flag."""
     parts = (each.rpartition("=") if each.startswith("-") else ("", "", each) for each in arguments)
-    return [f"{flag}{sign}{named_run(value)}" for flag, sign, value in parts]
+    return [f"{flag}{sign}{os.path.expanduser(named_run(value))}" for flag, sign, value in parts]
 
 
 def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:

@@ -69,10 +69,22 @@ def _says_where(command: Sequence[str]) -> bool:
 def _program(name: str) -> list[str]:
     """What runs another command of experiments/ the way that this one is run."""
     python, *rest = sys.orig_argv
-    if rest and Path(rest[0]).stem == SCRIPT:
+    if _by_script():
         found = shutil.which(SCRIPT)
         return [SCRIPT if found and Path(found).samefile(rest[0]) else rest[0], name]
     return [python, "-m", f"{__package__.rpartition('.')[0]}.{name}"]
+
+
+def as_started(text: str) -> str:
+    """A text whose commands of experiments/ are run the way that this one is run."""
+    if not _by_script():
+        return text
+    return text.replace("python -m experiments.", f"{SCRIPT} ")
+
+
+def _by_script() -> bool:
+    """Whether the installed script runs this command."""
+    return any(Path(word).stem == SCRIPT for word in sys.orig_argv[1:2])
 
 
 def _lines(parts: Sequence[str], room: int) -> list[str]:

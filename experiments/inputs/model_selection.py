@@ -8,8 +8,9 @@ from typing import Any
 
 from sysout_jax import loading
 from sysout_jax.data.prompt import starts_with_bos
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, one_of
 from sysout_jax.families.checkpoint import Shard
+from sysout_jax.families.tensors import DTYPES
 from sysout_jax.loading import Located
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model
@@ -42,6 +43,8 @@ class Choice:
 
     def __post_init__(self) -> None:
         starts_with_bos(None, self.bos)
+        if self.param_dtype is not None:
+            one_of("param_dtype", self.param_dtype, tuple(DTYPES.values()))
 
     @property
     def shape(self) -> MeshShape:
@@ -135,7 +138,7 @@ def choose(choice: Choice, stream: bool = False) -> Chosen:
       InputError: no model, several of them and no choice between them, or flags that do not apply
         to this kind of model.
     """
-    return _read(choice, _resolve(choice), choice.seed, stream)
+    return _read(choice, resolve(choice), choice.seed, stream)
 
 
 def every(choice: Choice) -> Iterator[Chosen]:
@@ -143,7 +146,7 @@ def every(choice: Choice) -> Iterator[Chosen]:
     path = Path(os.path.expanduser(choice.model))
     named = [path / "models" / name for name in models(path) if _fits(choice, name)]
     found = (loading.resolve(each, choice.revision, choice.file) for each in named)
-    for located in found if named else (_resolve(choice),):
+    for located in found if named else (resolve(choice),):
         all_seeds = located.kind == "run" and choice.seed is None
         for seed in saved_seeds(located.path) if all_seeds else (choice.seed,):
             yield _read(choice, located, seed)
@@ -155,8 +158,12 @@ def of_softmax(choice: Choice) -> Iterator[Chosen]:
     yield from every(replace(choice, variant=choice.variant or ("softmax" if a_run else None)))
 
 
-def _resolve(choice: Choice) -> Located:
-    """Where the model is; of a run, the one that --variant means, or the only one."""
+def resolve(choice: Choice) -> Located:
+    """Where the model is; of a run, the one that --variant means, or the only one.
+
+    Raises:
+      InputError: it cannot be had, or the flags do not say which is meant.
+    """
     if not choice.model:
         raise InputError("model", None, ACCEPTED, "not given")
     path = Path(os.path.expanduser(choice.model))

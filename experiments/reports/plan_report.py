@@ -1,5 +1,6 @@
 """What experiments.plan says: a table of each step, a line that says whether it fits."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ PLAIN = {
 }  # fmt: skip
 PULLED = ("only", "flash", *PLAIN)
 PARTS = 4  # that a lever cuts a batch into
+RESERVED = 0.75  # of a GPU's memory, which JAX takes as it starts
 OF_LEVERS = ("flags", "peak, GiB", "state", "temporaries", "TFLOP", "GB moved", "least ms")
 
 
@@ -40,7 +42,7 @@ def fitting(record: Record) -> str:
     if step["fits"] is not False:
         return said
     if not found:
-        return f"{said}; nothing that this mesh's devices allow is expected to fit"
+        return f"{said}; no mesh of these devices was found that fits"
     return f"{said}; nearest alternative: {' '.join(_how(found))}: {fits(found)}"
 
 
@@ -140,7 +142,8 @@ def _row(record: Record, name: str) -> list[str]:
 def _can_pull(record: Record) -> bool:
     """Whether the same command with --levers is one that is accepted."""
     step = record["steps"].get("train")
-    if step is None or any(f"--{name}" in record["provenance"]["command"] for name in PULLED):
+    given = re.findall(r"--(?:no)?(\w+)", record["provenance"]["command"])
+    if step is None or not set(PULLED).isdisjoint(given):
         return False
     mesh = parse_mesh(step["config"]["mesh"])
     return bool(step["config"]["batch_size"] % (PARTS * mesh.data * mesh.fsdp) == 0)
@@ -170,12 +173,21 @@ def verdict(record: Record, directory: Path) -> Verdict:
     least = "at least" if (record["chip"] or {}).get("tpu") else "as a CPU's program about"
     means = f"{least} {1e3 * line['step']:.1f} ms a step, bound by {bound(first)}" if line else ""
     suggestion = record.get("suggestion")
+    but = "compiled, not run: no machine has to be as fast as its data sheet"
+    gpu = record["chip"] and not record["chip"]["tpu"]
+    if gpu and any(_needs_more_than_jax_takes(step) for step in steps.values()):
+        but = "JAX takes 75% of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says more"
     return Verdict(
-        found, means, "compiled, not run: no machine has to be as fast as its data sheet",
+        found, means, but,
         ("plan", *again(record, *_how(suggestion))) if suggestion
         else ("plan", *again(record, "--levers")) if _can_pull(record)
         else ("plan", f"--redraw={directory}", "--markdown"),
     )  # fmt: skip
+
+
+def _needs_more_than_jax_takes(step: Record) -> bool:
+    """Whether a step that fits on a GPU does not with the share that JAX reserves by itself."""
+    return bool(step["fits"] and step["memory"]["peak"] > RESERVED * step["room"])
 
 
 def _fit(step: Record) -> str:

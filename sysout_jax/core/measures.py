@@ -7,9 +7,6 @@ by `rows_to_one` before a sink is measured. Tensors narrower than float32 are wi
 measure of a bfloat16 model is that of its numbers, and a float32.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -358,43 +355,3 @@ def uniform_share(queries: int, window: int | None = None) -> Float[Array, "S"]:
     each = 1.0 / jnp.minimum(positions + 1, seen).astype(jnp.float32)
     before = jnp.concatenate([jnp.zeros(1), jnp.cumsum(each)])
     return (before[jnp.minimum(positions + seen, queries)] - before[positions]) / queries
-
-
-# --------------------------------------------------------------------------- the list
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A measure as a study reports it: the tap it reads and how layers and heads are summarised.
-
-    `over` is "max", "min" or "mean" over layers (and heads); sequences are always averaged.
-    """
-
-    fn: Callable[[Array], Array]
-    tap: str
-    over: str
-    label: str
-
-    @property
-    def name(self) -> str:
-        """The key in records: measure@tap."""
-        return f"{self.fn.__name__}@{self.tap}"
-
-
-MEASURES: tuple[Measure, ...] = (
-    Measure(sink_rate, "attn_weights", "mean", "Sink$_0$(0.3)"),
-    Measure(sink_strength, "attn_weights", "max", "sink strength of best head"),
-    Measure(first_token_argmax, "attn_weights", "mean", "first token is largest key"),
-    Measure(value_drain, "value", "min", "value drain $|v_0|/\\overline{|v|}$"),
-    Measure(residual_peak, "block_out", "max", "residual peak $|h_0|/\\overline{|h|}$"),
-    Measure(top1, "block_out", "max", "max $|h|$"),
-    Measure(top1_over_median, "block_out", "max", "max/median $|h|$"),
-    Measure(top1_over_mean, "block_out", "max", "max/mean $|h|$"),
-    Measure(top1_over_mean, "down_in", "max", "max/mean $|$down_in$|$"),
-    Measure(max_median_ratio, "block_out", "max", "MMR"),
-    Measure(neuron_rms_kurtosis, "block_out", "max", "neuron-RMS kurtosis"),
-    Measure(tensor_kurtosis, "block_out", "max", "tensor kurtosis"),
-    Measure(first_token_kurtosis, "block_out", "max", "kurtosis of first token"),
-    Measure(other_token_kurtosis, "block_out", "max", "kurtosis of other tokens"),
-    Measure(spectral_dominance, "block_out", "max", "spectral dominance of states"),
-)

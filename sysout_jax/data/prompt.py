@@ -31,13 +31,16 @@ def starts_with_bos(tokenizer: Tokenizer | None, bos: str = "auto") -> bool:
     return bos == "yes"
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str, bos: str = "auto") -> np.ndarray:
+def encode_prompt(
+    tokenizer: Tokenizer, text: str, bos: str = "auto", name: str = "prompt"
+) -> np.ndarray:
     """The ids of a prompt, with or without BOS in front.
 
     Args:
       tokenizer: of the model.
       text: the prompt.
       bos: as `starts_with_bos`.
+      name: of the argument that it is.
 
     Returns:
       [T] int32.
@@ -49,5 +52,5 @@ def encode_prompt(tokenizer: Tokenizer, text: str, bos: str = "auto") -> np.ndar
     ids = tokenizer.encode(text)
     ids = np.concatenate([np.array([tokenizer.bos], np.int32), ids]) if adds else ids
     if not ids.size:
-        raise InputError("prompt", "''", "some text, or --bos=yes", "empty and without BOS")
+        raise InputError(name, "''", "some text, or --bos=yes", "empty and without BOS")
     return ids

@@ -122,7 +122,7 @@ def open_checkpoint(place: str | os.PathLike[str], dtype: str | None = None) -> 
     """
     path = Path(place)
     if dtype is not None:
-        one_of("param_dtype", dtype, tuple(DTYPES.values()))
+        one_of("dtype", dtype, tuple(DTYPES.values()))
     if is_gguf(path):
         file = open_gguf(path)
         origin = Origin(str(path), file.weights, file.ignored)

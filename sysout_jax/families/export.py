@@ -42,7 +42,7 @@ def export(
     check_model(model)
     one_of("family", family, tuple(FAMILIES))
     at_least(1, "shard_bytes", shard_bytes)
-    row, target = FAMILIES[family], Path(directory).absolute()
+    row, target = FAMILIES[family], Path(os.path.expanduser(directory)).absolute()
     if target.exists():
         raise InputError(str(target), None, "a directory that does not", "exists")
     config = model.config.with_execution(scan_layers=False)

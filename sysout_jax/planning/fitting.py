@@ -1,12 +1,11 @@
 """Which mesh, remat, number of parts or batch would fit on devices that a run does not fit on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh
 
 from sysout_jax.errors import InputError
 from sysout_jax.model.decoder import param_axes
@@ -14,14 +13,15 @@ from sysout_jax.model.loss import block_of
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import make_optimizer
 from sysout_jax.training.parallel import state_shapes, state_shardings
-from sysout_jax.training.sharding import MESH_AXES, MeshShape, check_fits
+from sysout_jax.training.sharding import MESH_AXES, MeshShape, check_fits, divisors
 
 
-def state_bytes(config: TrainConfig, vocab: int, mesh: Mesh) -> float:
+def state_bytes(config: TrainConfig, vocab: int) -> float:
     """Parameters and the optimiser's state on one device, from shapes and shardings alone."""
     architecture = config.architecture(vocab)
     optimizer = make_optimizer(config.optimizer, config.steps, param_axes(architecture))
     shapes = state_shapes(architecture, optimizer, dtype=config.param_dtype)
+    mesh = AbstractMesh(tuple(config.mesh_shape.sizes.values()), MESH_AXES)
     where = state_shardings(mesh, architecture, optimizer)
     parts = jax.tree.map(
         lambda x, place: prod(place.shard_shape(x.shape)) * x.dtype.itemsize, shapes, where
@@ -55,9 +55,9 @@ def alternatives(config: TrainConfig, devices: int) -> Iterator[TrainConfig]:
     every number of parts of the batch that fit it; smaller batches where none do; those nearest to
     what was asked for first."""
     asked = config.model.execution.remat
-    for batch in _divisors(config.batch_size)[::-1]:
+    for batch in divisors(config.batch_size)[::-1]:
         for remat in dict.fromkeys((asked, "block")):
-            for parts in _divisors(batch):
+            for parts in divisors(batch):
                 if parts >= config.parts:
                     for mesh in _meshes(devices):
                         model = config.model.with_execution(remat=remat)
@@ -74,25 +74,21 @@ def _meshes(devices: int) -> list[MeshShape]:
     """All meshes of so many devices; tensor, which talks the most, as small as it can be."""
     found = [
         MeshShape(data, fsdp, devices // (data * fsdp))
-        for data in _divisors(devices)
-        for fsdp in _divisors(devices // data)
+        for data in divisors(devices)
+        for fsdp in divisors(devices // data)
     ]
     return sorted(found, key=lambda mesh: (mesh.tensor, mesh.fsdp))
 
 
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
-
-
 def suggestion(
-    config: TrainConfig, vocab: int, devices: Sequence[jax.Device], asked: int, room: float
+    config: TrainConfig, vocab: int, devices: int, asked: int, room: float
 ) -> TrainConfig | None:
     """The alternative nearest to `config` that is expected to fit; to be compiled to be sure.
 
     Args:
       config: what did not fit.
       vocab: of its corpus.
-      devices: to choose the mesh of.
+      devices: how many, to choose the mesh of.
       asked: peak bytes of `config` as compiled, by which the rough count is scaled.
       room: bytes that each device has.
     """
@@ -101,15 +97,13 @@ def suggestion(
 
     def state(one: TrainConfig) -> float:
         if one.mesh not in held:
-            shape = tuple(one.mesh_shape.sizes.values())
-            mesh = Mesh(np.array(devices).reshape(shape), MESH_AXES)
-            # Gradients are as large as parameters: a third of the state of AdamW.
-            held[one.mesh] = state_bytes(one, vocab, mesh)
+            held[one.mesh] = state_bytes(one, vocab)
         return held[one.mesh]
 
     rest = asked - state(config)
     scale = max(rest / activation_bytes(config, vocab), 1.0)
-    for one in alternatives(config, len(devices)):
+    for one in alternatives(config, devices):
+        # Gradients are as large as parameters: a third of the state of AdamW.
         needed = 4 / 3 * state(one) + scale * activation_bytes(one, vocab)
         if one != config and needed < 0.95 * room:
             return one

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from math import prod
 from types import MappingProxyType
 from typing import Any
 
@@ -23,6 +22,7 @@ from jax.sharding import Mesh
 
 from sysout_jax.analysis.locate.scan import for_length, one_pass
 from sysout_jax.errors import InputError, reason
+from sysout_jax.model.block import PARTS
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init, param_axes, parameter_count
 from sysout_jax.planning import hlo
@@ -235,11 +235,18 @@ def _shallow(model: ModelConfig, layers: int) -> ModelConfig:
     return replace(model, layers=layers, window_layers=None, rope_layers=None)
 
 
-def analysis_flops(config: TrainConfig, vocab: int) -> float:
-    """Operations of an analysis step, in the same way."""
+def analysis_flops(config: TrainConfig, vocab: int, kind: str | None = None) -> float:
+    """Operations of an analysis step as a kind of device runs it, in the same way.
+
+    Where it runs queries in blocks, they are counted in as many as the parts that those are in.
+    """
+    length = config.seq_len
+    fitted = for_length(config.architecture(vocab), length, maps=True, platform=kind)
+    size = fitted.execution.query_block or length
+    counted = length if size >= length else -(-length // PARTS)
 
     def of(layers: int) -> float:
-        flat = laid_out(_shallow(config.model, layers), query_block=config.seq_len)
+        flat = laid_out(_shallow(config.model, layers), query_block=counted)
         lowered = analysis_program(replace(config, model=flat, mesh="data=1"), vocab, None)
         return float(lowered.cost_analysis()["flops"])
 
@@ -255,15 +262,18 @@ def on_each(flops: float, config: TrainConfig, vocab: int, train: bool) -> float
 
     Args:
       flops: of a step, each product once.
-      train: whether it has a backward pass, of twice the operations.
+      train: whether it has logits and a backward pass, of twice the operations.
     """
     c = config.architecture(vocab)
     size, mesh = c.sizes, config.mesh_shape
-    whole = {"V": size["V"], "K": 2 * size["L"] * size["K"] * size["H"]}
-    repeated = sum(count for letter, count in whole.items() if size[letter] % mesh.tensor)
-    tokens = config.batch_size * config.seq_len
-    again = (6 if train else 2) * tokens * size["D"] * repeated * (mesh.tensor - 1)
-    return (flops + again) / prod(mesh.sizes.values())
+    passes = (4 if c.execution.remat == "block" else 3) if train else 1
+    of_a_token = {
+        "V": 6 * size["V"] * size["W"] if train else 0,
+        "K": 2 * passes * 2 * size["L"] * size["D"] * size["K"] * size["H"],
+    }
+    repeated = sum(count for letter, count in of_a_token.items() if size[letter] % mesh.tensor)
+    again = config.batch_size * config.seq_len * repeated * (mesh.tensor - 1)
+    return (flops + again) / mesh.devices
 
 
 # ------------------------------------------------------------------------- what it needs

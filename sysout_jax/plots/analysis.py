@@ -8,12 +8,10 @@ import numpy as np
 from sysout_jax.analysis.statistics import LAWS, MODULATED, modulated
 from sysout_jax.plots import dimensions, effects, lifecycle, measures, positions, sinks
 from sysout_jax.plots.stems import draw_panel
-from sysout_jax.plots.style import array, grid
+from sysout_jax.plots.style import Record, array, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Record = Mapping[str, Any]
 
 
 def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:

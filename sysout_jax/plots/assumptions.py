@@ -1,17 +1,16 @@
 """What the theory assumes of a sink, beside a model's numbers."""
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sysout_jax.plots.style import COLOURS, grid, named
+from sysout_jax.plots.style import COLOURS, Record, grid, named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Record = Mapping[str, Any]
 LOWEST = -0.2  # R² that is drawn
 NONE = 1e-6  # of the state that is found: rounding
 

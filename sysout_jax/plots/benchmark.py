@@ -1,16 +1,15 @@
 """Cells of the benchmark: outliers, loss and what compression costs, a row for each cell."""
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.plots.forest import Mark, forest
-from sysout_jax.plots.style import grid, looks, note
+from sysout_jax.plots.style import Record, grid, looks, note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Record = Mapping[str, Any]
 PANELS = {
     "sink_rate@attn_weights": "Sink$_0$(0.3)",
     "top1_over_median@block_out": "max/median |h|",

@@ -1,17 +1,16 @@
 """Dose and response of the causal experiment: the cause, and as much elsewhere, side by side."""
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sysout_jax.analysis.statistics import mean_interval
-from sysout_jax.plots.style import COLOURS, grid, note
+from sysout_jax.plots.style import COLOURS, Record, grid, note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Record = Mapping[str, Any]
 PANELS = {
     "ratio": "max |h| of first token / median",
     "attention": "attention to first token",

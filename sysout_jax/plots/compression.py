@@ -1,18 +1,28 @@
 """What compression costs, method by method, and how well theory E1 predicts rounding noise."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sysout_jax.analysis.statistics import over_seeds
 from sysout_jax.plots.forest import Mark, costs
-from sysout_jax.plots.style import DARK, LINES, Look, array, count_axis, grid, looks, named, note
+from sysout_jax.plots.style import (
+    DARK,
+    LINES,
+    Look,
+    Record,
+    array,
+    count_axis,
+    grid,
+    looks,
+    named,
+    note,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Record = Mapping[str, Any]
 SHAPES = ("o", "s", "^", "D", "v", "P", "X")
 
 

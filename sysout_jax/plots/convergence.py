@@ -1,19 +1,18 @@
 """Loss curves with bands, learning rates, and speed-ups of the convergence experiment."""
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.plots.forest import Mark, forest
-from sysout_jax.plots.style import DARK, Look, array, grid, looks, note
+from sysout_jax.plots.style import DARK, Look, Record, array, grid, looks, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Record = Mapping[str, Any]
 SEEN = 0.1  # of the run: its first tenth is left out where losses are compared
 
 

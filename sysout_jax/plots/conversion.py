@@ -1,17 +1,15 @@
 """A model before and after its conversion, layer by layer."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sysout_jax.plots.style import COLOURS, grid, note
+from sysout_jax.plots.style import COLOURS, Record, grid, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Record = Mapping[str, Any]
 
 
 def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:

@@ -1,16 +1,14 @@
 """Outlier dimensions beside the residual stream's peaks, and predictions without them."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sysout_jax.plots.style import COLOURS, array, grid
+from sysout_jax.plots.style import COLOURS, Record, array, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Record = Mapping[str, Any]
 NAMED = 8  # dimensions that the figure names
 DRAWN = {"kl": "KL, nats", "slope": "slope on frequencies"}
 

@@ -1,17 +1,14 @@
 """How kinds relate, what outlier tokens do for heads, and what interventions cost."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sysout_jax.plots.forest import Mark, forest
-from sysout_jax.plots.style import COLOURS, DARK, array, count_axis, grid
+from sysout_jax.plots.style import COLOURS, DARK, Record, array, count_axis, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Record = Mapping[str, Any]
 
 
 def relations(record: Record, part: Record) -> "Figure | None":

@@ -1,18 +1,17 @@
 """The forms of a model whose factor was made explicit: how good the gates are, what each costs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sysout_jax.analysis.statistics import over_seeds
 from sysout_jax.plots.forest import Mark, costs
-from sysout_jax.plots.style import COLOURS, array, grid, legend_below, looks
+from sysout_jax.plots.style import COLOURS, Record, array, grid, legend_below, looks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Record = Mapping[str, Any]
 KINDS = (  # of a form's numbers, None: its own
     (None, "at once", 0.2, "o", COLOURS[3]),
     ("distilled", "what it adds trained", 0.0, "^", COLOURS[2]),

@@ -5,12 +5,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sysout_jax.plots.forest import Mark, forest
-from sysout_jax.plots.style import array, grid, looks, note
+from sysout_jax.plots.style import Record, array, grid, looks, note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Record = Mapping[str, Any]
 # What a cell is beside its variant, where nothing is said.
 DEFAULT_CELL: Mapping[str, Any] = MappingProxyType(
     {

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sysout_jax.plots.stems import draw_panel
-from sysout_jax.plots.style import COLOURS, array, count_axis, grid
+from sysout_jax.plots.style import COLOURS, Record, array, count_axis, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Record = Mapping[str, Any]
 Places = Mapping[str, tuple[int, int]]  # panel -> (column, row)
 Arrows = tuple[tuple[str, str], ...]
 

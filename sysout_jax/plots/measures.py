@@ -1,15 +1,12 @@
 """The measures of a model beside untrained ones, and the whole sweep of a sink's threshold."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sysout_jax.plots.forest import Mark, forest
-from sysout_jax.plots.style import COLOURS, array
+from sysout_jax.plots.style import COLOURS, Record, array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Record = Mapping[str, Any]
 
 
 def measures(record: Record, part: Record) -> "Figure":

@@ -1,16 +1,14 @@
 """Where outliers sit: by layer, by class of token, by feature, by head."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sysout_jax.plots.style import COLOURS, array, count_axis, grid
+from sysout_jax.plots.style import COLOURS, Record, array, count_axis, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Record = Mapping[str, Any]
 KINDS = {
     "an_block_out": "block_out (An)",
     "an_down_in": "down_in (An)",

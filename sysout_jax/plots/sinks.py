@@ -1,17 +1,15 @@
 """What can take a sink's place, and whether the sink comes back elsewhere."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sysout_jax.analysis.intervene.relocation import relocated
-from sysout_jax.plots.style import COLOURS, array, grid
+from sysout_jax.plots.style import COLOURS, Record, array, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Record = Mapping[str, Any]
 SHOWN = 32  # tokens: what comes back does so at the first that are left
 
 

@@ -14,6 +14,7 @@ from sysout_jax.files import replacing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Record = Mapping[str, Any]  # what a run wrote, or a part of it
 STYLE: Mapping[str, Any] = {
     "font.size": 9,
     "axes.titlesize": 9.5,

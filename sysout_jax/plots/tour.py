@@ -1,17 +1,16 @@
 """One text as a published model reads it, as trained and converted: the spike and its attention."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sysout_jax.plots.analysis import attention_map
 from sysout_jax.plots.stems import draw_panel
+from sysout_jax.plots.style import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Record = Mapping[str, Any]
 
 
 def figures(record: Record) -> Iterator[tuple[str, "Figure"]]:

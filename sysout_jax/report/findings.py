@@ -1,6 +1,7 @@
 """All analyses of one model and text, as results and as a record."""
 
 import html
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -261,7 +262,7 @@ class Findings:
 
     def save(self, directory: str | Path) -> Path:
         """Write result.json, figures/ and report.html; returns the path of the page."""
-        path = Path(directory)
+        path = Path(os.path.expanduser(directory))
         path.mkdir(parents=True, exist_ok=True)
         write_json(path / "result.json", self.record)
         return publish(self.record, path)

@@ -1,6 +1,6 @@
 """Figures that can be turned, drawn by plotly in the browser without a network.
 
-plotly is an optional extra (`pip install 'sysout_jax[interactive]'`): it is 5 MB in every page.
+plotly is the optional extra `interactive` (`pip install plotly`): it is 5 MB in every page.
 Without it the page has the static figures alone.
 """
 

@@ -114,7 +114,7 @@ def load(
     path = Path(directory).absolute()
     config, seeds, written = _read_config(path)
     if seed is not None and seed not in seeds:
-        raise InputError(f"seed {seed}", None, ", ".join(map(str, seeds)), f"not in {path}")
+        raise InputError("seed", seed, ", ".join(map(str, seeds)), f"not in {path}")
     shapes = jax.eval_shape(
         jax.vmap(partial(init, config)), jnp.stack([jax.random.key(s) for s in seeds])
     )

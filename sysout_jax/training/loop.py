@@ -81,7 +81,7 @@ class Run:
         """
         if seed is not None and seed not in self.config.seeds:
             accepted = ", ".join(map(str, self.config.seeds))
-            raise InputError(f"seed {seed}", None, accepted, "not in this run")
+            raise InputError("seed", seed, accepted, "not in this run")
         at = 0 if seed is None else self.config.seeds.index(seed)
         return Model(self.architecture, jax.tree.map(lambda x: x[at], self.params), self.tokenizer)
 
@@ -139,6 +139,8 @@ def train(
     """
     if corpus is None:
         corpus = corpus_of(config)
+    if isinstance(corpus, str):
+        raise InputError("corpus", repr(corpus), "what corpus_of returned; the name in the config")
     architecture = config.architecture(corpus.vocab)
     check_kernel(architecture)
     if hosts.several():

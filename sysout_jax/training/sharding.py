@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -93,17 +94,17 @@ def parse_mesh(text: str) -> MeshShape:
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices; over the first alone where it has size 1 and so asks for no more.
+    """The mesh over all devices; of this process, over the first alone where it has size 1.
 
     Args:
       shape: of the mesh.
-      devices: other than those of this process group, e.g. of a described topology.
+      devices: other than those of this process group, e.g. of a described topology: all of them.
 
     Raises:
       InputError: there are more or fewer devices.
     """
     found = list(jax.devices() if devices is None else devices)
-    if shape.devices == 1 and jax.process_count() == 1:
+    if devices is None and shape.devices == 1 and jax.process_count() == 1:
         found = found[:1]
     if shape.devices != len(found):
         raise InputError(
@@ -113,7 +114,9 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
             f"{shape.devices} devices, but there are {len(found)}",
         )
     sizes, types = tuple(shape.sizes.values()), (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(sizes, MESH_AXES, types, devices=found)
+    # An axis of a mesh may need a part of an axis of the torus, which `jax.make_mesh` refuses.
+    placed = create_device_mesh(sizes, found, allow_split_physical_axes=True)
+    return Mesh(placed, MESH_AXES, axis_types=types)
 
 
 def check_fits(shape: MeshShape, config: ModelConfig, batch_size: int, accumulate: int = 1) -> None:
@@ -129,7 +132,7 @@ def check_fits(shape: MeshShape, config: ModelConfig, batch_size: int, accumulat
         raise InputError(
             "batch_size",
             f"{batch_size}{cut}",
-            f"a multiple of {parts * accumulate}, or {over} of {_divisors(together)}",
+            f"a multiple of {parts * accumulate}, or {over} of {_listed(together)}",
             f"not divided by {over}={parts} of --mesh={shape}",
         )
     used = {letter: size for letter, size in config.sizes.items() if size}
@@ -148,13 +151,18 @@ def _check_divided(letter: str, used: Mapping[str, int], mesh: Mapping[str, int]
     raise InputError(
         "mesh",
         None,
-        f"{name} of {_divisors(common)}",
+        f"{name} of {_listed(common)}",
         f"{name}={mesh[name]} does not divide --{row.flag}={used[letter]}",
     )
 
 
-def _divisors(number: int) -> str:
-    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+def divisors(number: int) -> list[int]:
+    """The numbers that divide a number, from 1 on."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _listed(number: int) -> str:
+    return ", ".join(map(str, divisors(number)))
 
 
 def spec(

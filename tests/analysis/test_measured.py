@@ -13,7 +13,8 @@ from sysout_jax.analysis.measure.scorecard import MORE, _with_gradient
 from sysout_jax.analysis.measure.summary import outlier_summary
 from sysout_jax.core.detectors import DETECTORS
 from sysout_jax.core.layers import cross_entropy
-from sysout_jax.core.measures import MEASURES
+from sysout_jax.core.measures import first_token_argmax
+from sysout_jax.core.recorded import MEASURES
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init
 from sysout_jax.model.execution import Execution
@@ -43,9 +44,12 @@ def test_scores_are_those_of_the_summary():
     summary = SUMMARY(p.params(), tokens)
     for measure in MEASURES:
         score = row(found().scores, measure.name)
-        np.testing.assert_allclose(score.value.mean, summary[measure.name], rtol=1e-4, atol=1e-6)
+        # Tokens that come twice have equal keys; rounding says which of two has the larger weight.
+        of_queries = 1.5 / tokens.size / 8 if measure.fn is first_token_argmax else 1e-6
+        apart = {"rtol": 1e-4, "atol": of_queries}
+        np.testing.assert_allclose(score.value.mean, summary[measure.name], **apart)
         picked = getattr(np, measure.over)(score.layers)
-        np.testing.assert_allclose(picked, summary[measure.name], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(picked, summary[measure.name], **apart)
         assert score.value.low <= score.value.mean <= score.value.high
     for detector in DETECTORS:
         count = row(found().detectors, detector.name).count.mean

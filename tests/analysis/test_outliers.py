@@ -19,7 +19,7 @@ from sysout_jax.analysis.measure.summary import (
     weight_ratio,
 )
 from sysout_jax.core.attention import VARIANTS
-from sysout_jax.core.measures import MEASURES
+from sysout_jax.core.recorded import MEASURES
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init, stack_blocks
 from tests.core import test_measures as measures

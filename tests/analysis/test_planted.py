@@ -24,6 +24,7 @@ from sysout_jax.core.layers import cross_entropy
 from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import forward, init
+from sysout_jax.model.execution import Execution
 from sysout_jax.model.stream import recorded
 from sysout_jax.report.tables import _interventions
 from tests.analysis import planted as p
@@ -689,8 +690,8 @@ def test_a_model_that_diverged_is_refused():
 def test_every_part_runs_on_every_variant(name, dtype):
     """And its record can be drawn and written."""
     config = ModelConfig(
-        vocab=19, context=37, layers=2, width=12, heads=2, kv_heads=1, variant=name, dtype=dtype,
-        mlp="gelu", norm="layer", bias=True,
+        vocab=19, context=37, layers=2, width=12, heads=2, kv_heads=1, variant=name, mlp="gelu",
+        norm="layer", bias=True, execution=Execution(dtype=dtype),
     )  # fmt: skip
     model = so.Model(config, init(config, jax.random.key(0)))
     findings = so.analyze(model, TOKENS[0, :9], rows=ROWS[:3, :38])

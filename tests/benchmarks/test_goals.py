@@ -125,6 +125,7 @@ def test_loading_is_timed_beside_reading(tmp_path):
         (variants, {"rounds": 1}, "rounds=1"),
         (seeds, {"steps": 49}, "steps=49"),
         (seeds, {"counts": (2, 4)}, "counts=2,4"),
+        (seeds, {"counts": (1, 8, 8)}, "counts=1,8,8"),
         (seeds, {"size": "1m"}, "size='1m': unknown"),
         (startup, {"layers": 0}, "layers=0"),
     ],

@@ -71,6 +71,15 @@ def test_rows_by_hand_and_the_tables():
     assert shown[3:] == [both, "| 131,072 | 1536.00 s | 3,200 MiB | 3.22 GiB |  |  |  |"]
 
 
+def test_one_length_has_no_line():
+    points = {
+        side: {4096: {"seconds": 1.0, "memory": MIB, "peak": MIB}} for side in ("ours", "hooks")
+    }
+    ratio = {"seconds": [1.0] * 3, "memory": [1.0] * 3}
+    found = lengths.rows(4096, 8.0, points, ratio, 8192)
+    assert not [row for row in found if "line through peaks" in row.what or "exponent" in row.what]
+
+
 def test_what_differs_is_refused():
     passes = {"ours": [done(1.0, MIB, found=FOUND)], "hooks": [done(1.0, MIB, found={"median": 3})]}
     points = {"points": {}, "refused": 8192}

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")  # requirements-reference.txt
 torch.set_num_threads(1)  # more of them would wait for each other
 
 from benchmarks import side_by_side, torch_decoder, train  # noqa: E402
+from benchmarks.against_hooks import Differs  # noqa: E402
 
 TINY = train.Size(
     layers=2, width=12, heads=3, mlp_width=17, vocab=29, seq_len=7, batch_size=5, steps=3
@@ -45,12 +46,12 @@ def test_the_peer_computes_the_same_loss_and_gradients(compared, dtype, least):
     side_by_side.check(same, dtype)
     with torch.no_grad():
         peer.get_parameter("blocks.1.mlp.down.weight")[0, 0] += 0.5
-    with pytest.raises(side_by_side.Differs, match="ours: gradients are"):
+    with pytest.raises(Differs, match="ours: gradients are"):
         side_by_side.check({"ours": {"gradients": found()["ours"]["gradients"]}}, dtype)
 
 
 def test_what_is_no_number_is_refused():
-    with pytest.raises(side_by_side.Differs, match="eager: steps are nan"):
+    with pytest.raises(Differs, match="eager: steps are nan"):
         side_by_side.check({"eager": {"steps": float("nan")}}, "bfloat16")
 
 
@@ -134,5 +135,5 @@ def test_forms_and_peers_are_timed_in_turn(forms, monkeypatch):
 
 def test_a_form_of_ours_that_is_wrong_is_refused(forms):
     wrong = {**forms, "ours, dense": side_by_side.replace(forms["ours"], mlp="relu")}
-    with pytest.raises(side_by_side.Differs, match="ours, dense: gradients are"):
+    with pytest.raises(Differs, match="ours, dense: gradients are"):
         side_by_side.timed(wrong, 5, 3, 2, False, lambda text: None)

@@ -12,11 +12,17 @@ def test_every_patch_is_the_donors_state_at_its_place(golden, tmp_path, monkeypa
     directory, _, _ = golden("llama")
     model, seen = so.load(directory), {}
 
-    def keep(way, *given):
-        seen[way.__name__, given[4:]] = given, way(*given)
-        return 1.0, seen[way.__name__, given[4:]][1]
+    def keep(name, way):
+        def kept(*given):
+            seen[name, given[4:]] = given, way(*given)
+            return seen[name, given[4:]][1]
 
-    monkeypatch.setattr(sweep, "timed", keep)
+        monkeypatch.setattr(sweep, name, kept)
+
+    one_program = sweep.one_program
+    keep("one_program", one_program)
+    keep("a_program_for_each", sweep.a_program_for_each)
+    monkeypatch.setattr(sweep, "timed", lambda call: (1.0, call()))
     config = sweep.Config(str(directory), 5, 3, 2, 2, 1, str(tmp_path))
     record = sweep.run(config, Console(quiet=True))
     assert [row["what"] for row in record["rows"]][2] == "5 patches, one program, 2 at a time"
@@ -27,7 +33,7 @@ def test_every_patch_is_the_donors_state_at_its_place(golden, tmp_path, monkeypa
     plain = so.apply(model, corrupt)[0][0, -1]
     assert np.abs(one - np.asarray(plain)).max(axis=1)[0] > 1e-3  # layer 0 reaches the last token
     np.testing.assert_allclose(one[1], plain, rtol=0, atol=1e-5)  # of the last block, its own alone
-    last = sweep.one_program(model, corrupt, donor, np.array([[1, 2]]), 1)[0]
+    last = one_program(model, corrupt, donor, np.array([[1, 2]]), 1)[0]
     expected = _unembedded(model, np.asarray(donor[1, 2], np.float64))
     np.testing.assert_allclose(last, expected, rtol=0, atol=1e-4)
 

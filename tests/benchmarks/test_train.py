@@ -18,6 +18,14 @@ def test_without_pytorch_one_line_says_how_to_install_it(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_fused_kernel_that_is_not_here_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "find_spec", lambda name: name)
+    config = train.Config(dtype="bfloat16", flash=True, workdir=str(tmp_path))
+    with pytest.raises(InputError, match="no effect on a CPU; accepted: on a GPU or TPU"):
+        train.run(config, Console(file=io.StringIO()))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_124m_is_gpt_2():
     """Its 124,439,808 parameters, and embeddings of 47 more tokens."""
     c = train.SIZES["124m"].architecture("gpt2-tiny")

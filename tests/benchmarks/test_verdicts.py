@@ -56,6 +56,11 @@ def test_the_last_complete_run_of_each_counts(tmp_path, monkeypatch):
     assert shown.title.startswith("goals on ")
 
 
+def test_a_directory_without_runs_is_refused(tmp_path):
+    with pytest.raises(InputError, match="accepted: a directory with complete runs"):
+        verdicts.table(tmp_path)
+
+
 def test_a_command_is_waited_for_and_has_to_end_well(tmp_path):
     assert budgets.waited([sys.executable, "-c", "import time; time.sleep(0.2)"]) > 0.2
     with pytest.raises(InputError, match="exit status 3: what is wrong"):

@@ -10,6 +10,7 @@ import pytest
 import scipy.linalg
 
 from sysout_jax.core import measures as m
+from sysout_jax.core.recorded import MEASURES
 from sysout_jax.model.taps import TAPS
 
 T, D, N, K, H = 7, 13, 3, 2, 5
@@ -142,7 +143,7 @@ every_state_measure = pytest.mark.parametrize("name", DEFINITIONS)
 
 
 def test_every_measure_has_a_definition_here():
-    assert {measure.fn.__name__ for measure in m.MEASURES} <= {
+    assert {measure.fn.__name__ for measure in MEASURES} <= {
         *DEFINITIONS,
         *APART,
         *OF_VALUES,
@@ -583,16 +584,16 @@ def test_expert_peaks_against_a_loop():
 
 
 def test_measures_read_known_taps():
-    for measure in m.MEASURES:
+    for measure in MEASURES:
         assert measure.tap in TAPS
         assert measure.over in ("max", "min", "mean")
         assert measure.label
         assert measure.name == f"{measure.fn.__name__}@{measure.tap}"
-    assert len({measure.name for measure in m.MEASURES}) == len(m.MEASURES)
-    assert len({measure.label for measure in m.MEASURES}) == len(m.MEASURES)
+    assert len({measure.name for measure in MEASURES}) == len(MEASURES)
+    assert len({measure.label for measure in MEASURES}) == len(MEASURES)
 
 
-@pytest.mark.parametrize("measure", m.MEASURES, ids=lambda measure: measure.name)
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
 def test_measures_accept_what_their_tap_gives(measure):
     sizes = {"T": T, "S": T, "N": N, "K": K, "H": H, "D": D, "F": 11}
     letters = TAPS[measure.tap].split(",")[0].split()

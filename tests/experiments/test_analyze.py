@@ -305,7 +305,7 @@ def test_without_plotly_the_page_is_static(record, monkeypatch, tmp_path, finish
         (["--model=tests"], ("tests: no config.json", "accepted:")),
         (["--model={run}"], ("--variant: not given", "backcopy-other, backcopy-softmax")),
         (["--model={run}", "--variant=sigmoid"], ("--variant=sigmoid", "fits 0")),
-        (["--model={run}", "--variant=softmax", "--seed=4"], ("seed 4", "3, 5")),
+        (["--model={run}", "--variant=softmax", "--seed=4"], ("--seed=4", "3, 5")),
         (["--model={run}", "--only=existance"], ("--only='existance'", "existence, positions")),
         (["--model={run}", "--only="], ("--only=", "at least one,")),
         (["--model={run}", "--sequences=0"], ("--sequences=0", "at least 1")),

@@ -127,7 +127,7 @@ def test_all_of_a_run_or_what_is_asked_for(tmp_path):
     assert [(x.name, x.seed, x.run) for x in [choose(one)]] == [("b", 2, tmp_path)]
     for asked, told in (
         ({"variant": "c"}, "variant=c: fits 0 of the models"),
-        ({"seed": 4}, "seed 4"),
+        ({"seed": 4}, "seed=4"),
         ({"revision": "main"}, "revision=main: .*on this machine"),
     ):
         with pytest.raises(InputError, match=told):

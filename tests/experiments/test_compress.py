@@ -218,7 +218,7 @@ def test_the_page_names_tensors_layers_and_tokens(finished, record):
         (("--alpha=2",), "--alpha=2.0: accepted: a number from 0 to 1"),
         (("--sequences=0",), "--sequences=0: accepted: an integer of at least 1"),
         (("--variant=relu",), "--variant=relu: fits 0 of the models"),
-        (("--seed=4",), "seed 4"),
+        (("--seed=4",), "--seed=4"),
         (("--model=nowhere",), "--model=nowhere"),
         (("--conversions=bound,bound",), "--conversions=bound,bound: accepted: at least one, "),
         (("--conversions=bond",), "--conversions="),

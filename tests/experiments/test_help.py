@@ -2,11 +2,12 @@
 
 import re
 import shlex
+import sys
 
 import pytest
 from absl import flags
 
-from experiments.cli import help
+from experiments.cli import help, launch, verdict
 from tests import usage
 
 BINARIES = {module.__name__.rpartition(".")[2]: module for module in usage.binaries()}
@@ -39,6 +40,20 @@ def test_every_flag_is_there_within_80_columns(name, defined):
     assert re.findall(r"^  --(\w+)", explained, re.M) == list(module.OFTEN)
     listed = set(re.findall(r"\w+(?=,|$)", others, re.M))
     assert {flag for flag in help.ours() if flag not in module.OFTEN} == listed
+
+
+def test_commands_are_shown_as_this_one_was_started(monkeypatch):
+    text = "python -m experiments.tour --model=MODEL"
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "experiments.tour", "--help"])
+    assert verdict.as_started(text) == text
+    monkeypatch.setattr(sys, "orig_argv", ["python", "/env/bin/sysout", "tour", "--help"])
+    assert verdict.as_started(text) == "sysout tour --model=MODEL"
+
+
+def test_home_is_where_a_flag_says_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["x", "--workdir=~/runs", "--corpus=a~b", "--prompt=1 ~ 2"]
+    assert launch.named_runs(given) == ["x", "--workdir=/home/me/runs", *given[2:]]
 
 
 def test_defaults_are_those_of_the_config(defined):

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,6 +67,8 @@ def test_two_devices_add_up_their_gradients(tmp_path):
         (("--topology=h100:1", "--mesh=data=3", "--batch_size=4"), "--batch_size=4: not divided"),
         (("--topology=h100:1", "--model=no/such/one"), "--model=no/such/one: accepted:"),
         (("--topology=h100:1", "--only=train,eat"), "--only='eat': unknown"),
+        (("--topology=h100:1", "--only=analysis", "--accumulate=2"), "--accumulate=2: no effect;"),
+        (("--topology=h100:1", "--only=analysis", "--optimizer=muon"), "--optimizer=muon: no eff"),
         (("--topology=cpu:1", "--levers"), "--dtype=float32: no effect; accepted: without --lev"),
     ],
 )  # fmt: skip
@@ -119,6 +122,7 @@ def test_levers_are_compiled_one_by_one(run_plan, tmp_path, monkeypatch):
         ((), 12, "data=2,fsdp=1,tensor=1", False),
         ((), 8, "data=2,fsdp=2,tensor=4", False),
         (("--flash", "--only=train"), 8, "data=2,fsdp=1,tensor=1", False),
+        (("--noscan_layers",), 8, "data=2,fsdp=1,tensor=1", False),
     ],
 )
 def test_the_next_command_is_one_that_is_accepted(tmp_path, flags, batch_size, mesh, levers):
@@ -131,6 +135,9 @@ def test_the_next_command_is_one_that_is_accepted(tmp_path, flags, batch_size, m
     said = verdict(record, tmp_path)
     assert ("--levers" in said.next) is levers
     assert said.means.startswith("as a CPU's program about 2000.0 ms")
+    assert said.but.startswith("compiled, not run")
+    step["memory"]["peak"] = 13 * GIB  # more than three quarters
+    assert "75% of a GPU" in verdict(record, tmp_path).but
 
 
 @pytest.mark.parametrize(
@@ -153,7 +160,24 @@ def test_words_of_a_verdict():
     assert fits(step) == "DOES NOT FIT: 20.00 of 16.0 GiB, 4.00 too many"
     said = fitting({"steps": {"train": step}, "suggestion": better})
     assert "--mesh=fsdp=4 --remat=block --accumulate=2 --batch_size=8: FITS: 9.00" in said
-    assert "nothing" in fitting({"steps": {"train": step}, "suggestion": None})
+    assert "no mesh" in fitting({"steps": {"train": step}, "suggestion": None})
+
+
+@pytest.mark.parametrize(("fitting_one", "expected"), [(0, None), (1, True), (2, True)])
+def test_a_suggestion_that_does_not_fit_as_compiled_is_none(monkeypatch, fitting_one, expected):
+    """The next command is one that is known to fit."""
+    memory = SimpleNamespace(peak=20)
+    asked = plan.Config(topology="cpu:1")
+    compiled = []
+
+    def needed(name, config, topology, devices):
+        compiled.append(config)
+        return {"fits": len(compiled) == fitting_one, "memory": memory}
+
+    monkeypatch.setattr(plan, "needed", needed)
+    monkeypatch.setattr(plan.fitting, "suggestion", lambda config, *rest: config)
+    found = plan._search(asked, None, [None], {"memory": memory, "room": 10})
+    assert (found and found["fits"]) is expected
 
 
 FUSED = Execution(flash=True, dtype="bfloat16")

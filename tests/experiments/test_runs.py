@@ -46,6 +46,13 @@ def test_what_became_of_each(run_runs, tmp_path, monkeypatch):
     assert found[2][-1] == "1.2"
 
 
+def test_the_next_command_is_not_of_a_benchmark(run_runs, tmp_path):
+    for experiment in ("analyze", "benchmarks-train"):
+        with RunDirectory(tmp_path, experiment).record("any"):
+            pass
+    assert "experiments.analyze" in run_runs(f"--workdir={tmp_path}").out.partition("\nnext")[2]
+
+
 def test_files_that_are_gone_before_they_are_counted(run_runs, tmp_path, monkeypatch):
     """A run that goes on removes its older states."""
     goes_on = RunDirectory(tmp_path, "variants", "long")

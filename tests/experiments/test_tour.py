@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import tour
 from experiments.cli.tables import markdown
+from experiments.inputs import model_selection
 from experiments.reports.tour_report import sections
 from sysout_jax.errors import InputError
 from sysout_jax.plots.tour import figures
@@ -52,11 +52,14 @@ def test_tables_and_figure_are_of_the_record(finished, record, model):
 
 
 def test_without_the_model_there_is_one_line(monkeypatch, run_tour, tmp_path):
-    def refused(name):
+    def refused(name, revision, file):
+        assert revision == "v1"
         raise InputError("model", name, "a wheel", "no network")
 
-    monkeypatch.setattr(tour.loading, "resolve", refused)
-    done = run_tour("--if_available", f"--workdir={tmp_path}")
+    monkeypatch.setattr(model_selection.loading, "resolve", refused)
+    given = ("--if_available", "--revision=v1", f"--workdir={tmp_path}")
+    done = run_tour(*given)
     assert done.status == 0
     assert done.out == "left out: model=smollm2-135m: no network; accepted: a wheel\n"
+    assert run_tour(*given, "--seq_len=16").refusal.startswith("--seq_len=16")
     assert not list(tmp_path.iterdir())

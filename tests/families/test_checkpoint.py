@@ -99,7 +99,7 @@ def test_dtypes(tmp_path, stored, wanted):
 
 
 def test_an_unknown_dtype(place):
-    assert "param_dtype='int8': unknown; accepted: float32" in refused(place, dtype="int8")
+    assert "dtype='int8': unknown; accepted: float32" in refused(place, dtype="int8")
 
 
 def shard(directory, parts=3):

@@ -157,7 +157,7 @@ def test_a_model_that_exists_is_kept(copy):
 
 
 def test_an_unknown_seed(written):
-    assert refused(written, seed=1) == f"seed 1: not in {written}; accepted: 7, 0, 3"
+    assert refused(written, seed=1) == f"seed=1: not in {written}; accepted: 7, 0, 3"
 
 
 def test_not_a_directory(tmp_path):

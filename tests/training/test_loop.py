@@ -223,7 +223,7 @@ def test_a_model_for_each_seed():
         assert run.model(seed).config == run.architecture
     same(run.model().params, run.model(3).params)
     assert not np.array_equal(run.model(3).params["head"], run.model(1).params["head"])
-    assert refusal(run.model, 0) == "seed 0: not in this run; accepted: 3, 1"
+    assert refusal(run.model, 0) == "seed=0: not in this run; accepted: 3, 1"
 
 
 def test_a_run_tells_the_corpus_it_was_given():

@@ -104,9 +104,40 @@ def test_what_is_not_divided_is_computed_by_each(mesh, vocab, kv_heads, expected
     model = ModelConfig(layers=3, width=8, heads=4, head_dim=4, kv_heads=kv_heads)
     run = TrainConfig(batch_size=6, seq_len=5, mesh=mesh, model=model)
     assert machines.on_each(1000.0, run, vocab, train=True) == pytest.approx(expected)
-    less = (expected * run.mesh_shape.data * run.mesh_shape.tensor - 1000.0) / 3
-    found = machines.on_each(1000.0, run, vocab, train=False)
-    assert found * run.mesh_shape.data * run.mesh_shape.tensor == pytest.approx(1000.0 + less)
+
+
+@pytest.mark.parametrize(
+    ("embed_width", "kv_heads", "remat", "train", "repeated"),
+    [
+        (None, 2, "none", True, 6 * 7 * 8),
+        (3, 2, "none", True, 6 * 7 * 3),  # the head is behind a projection
+        (3, 2, "none", False, 0),  # of an analysis, which ends before it
+        (None, 1, "none", False, 6 * 7 * 0 + 2 * 2 * 3 * 8 * 4),
+        (None, 1, "block", True, 6 * 7 * 8 + 8 * 2 * 3 * 8 * 4),  # computed once more
+    ],
+)
+def test_what_each_computes_of_a_head_and_of_few_kv_heads(
+    embed_width, kv_heads, remat, train, repeated
+):
+    """Of 30 tokens, on two devices: pieces of 7 that 2 does not divide; K is 1 or 2."""
+    model = ModelConfig(
+        layers=3, width=8, heads=4, head_dim=4, kv_heads=kv_heads, embed_width=embed_width,
+    ).with_execution(remat=remat)  # fmt: skip
+    run = TrainConfig(batch_size=6, seq_len=5, mesh="tensor=2", model=model)
+    found = machines.on_each(1000.0, run, 7, train)
+    assert found == pytest.approx((1000.0 + 30 * repeated) / 2)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("cpu", 5 / 8), ("v5e", 1.0)])
+def test_attention_of_an_analysis_is_counted_as_it_is_computed(kind, share):
+    """In four parts where queries come in blocks, as on a CPU from 257 tokens on; else whole."""
+    length = 512
+    model = replace(TINY, context=length, layers=2, position="none")
+    config = replace(RUN, model=model, seq_len=length, batch_size=1)
+    (short, long) = (machines.analysis_flops(config, 13, each) for each in (kind, "v5e"))
+    whole = 4 * model.layers * model.heads * model.sizes["H"] * length**2
+    softmax = 0.05 * whole  # and what is done with each weight besides two products
+    assert long - short == pytest.approx((1 - share) * whole, rel=0.5, abs=softmax)
 
 
 def test_counted_operations_are_those_of_the_formula():
@@ -176,7 +207,7 @@ def test_a_fused_kernel_keeps_no_maps():
 def test_a_real_step_needs_what_it_was_said_to():
     mesh = make_mesh(RUN.mesh_shape)
     memory, moved = machines.compiled(machines.train_program(RUN, 13, mesh))
-    state = fitting.state_bytes(RUN, 13, mesh)
+    state = fitting.state_bytes(RUN, 13)
     assert state == pytest.approx(12 * parameter_count(RUN.architecture(13)), rel=0.01)
     assert state <= memory.arguments < 1.1 * state + 1000
     assert moved.bytes > memory.arguments  # parameters are read, and more
@@ -227,16 +258,14 @@ def test_libtpu_is_missing(monkeypatch):
 
 def test_what_would_fit():
     """State is divided by fsdp alone; room for half of it asks for a mesh that divides it."""
-    devices = jax.devices("cpu") * 6
     config = replace(RUN, mesh="data=6")
-    one = make_mesh(RUN.mesh_shape)
-    state = fitting.state_bytes(RUN, 13, one)
+    state = fitting.state_bytes(RUN, 13)
     asked = round(2 * state)
-    found = fitting.suggestion(config, 13, devices, asked, room=1.9 * state)
+    found = fitting.suggestion(config, 13, 6, asked, room=1.9 * state)
     assert found.mesh_shape.devices == 6
     assert found.mesh_shape.fsdp == 2
     assert found.batch_size == 6
-    assert fitting.suggestion(config, 13, devices, asked, room=0.01 * state) is None
+    assert fitting.suggestion(config, 13, 6, asked, room=0.01 * state) is None
 
 
 def test_alternatives_all_fit_together():

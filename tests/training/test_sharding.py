@@ -1,6 +1,9 @@
 """The table from axis letters to mesh axes, and what is derived from it."""
 
+import inspect
 from functools import partial
+from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from sysout_jax.core.attention import VARIANTS
+from sysout_jax.errors import InputError
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import param_axes
 from sysout_jax.training import sharding
@@ -52,6 +56,23 @@ def test_a_mesh_has_as_many_devices_as_there_are():
         "mesh=data=2,fsdp=1,tensor=2: 4 devices, but there are 6; accepted: sizes whose product "
         "is 6, e.g. data=6"
     )
+    with pytest.raises(InputError, match="1 devices, but there are 6"):
+        sharding.make_mesh(MeshShape(), devices)
+
+
+def test_an_axis_may_be_a_part_of_an_axis_of_a_torus():
+    """16 chips in 4 x 4, of a kind whose axes `jax.make_mesh` does not split."""
+    chips = [
+        SimpleNamespace(id=n, coords=(n % 4, n // 4, 0), core_on_chip=0, platform="tpu",
+                        device_kind="TPU v6 lite", process_index=0, slice_index=0)
+        for n in range(16)
+    ]  # fmt: skip
+    placed = sharding.create_device_mesh((2, 8, 1), chips, allow_split_physical_axes=True)
+    with mock.patch.object(sharding, "Mesh", lambda devices, names, axis_types: devices):
+        found = inspect.unwrap(sharding.make_mesh)(MeshShape(data=2, fsdp=8), chips)
+    assert found.shape == (2, 8, 1)
+    assert {chip.id for chip in found.ravel()} == set(range(16))
+    assert [chip.id for chip in found.ravel()] == [chip.id for chip in placed.ravel()]
 
 
 # ------------------------------------------------------------------------- the table

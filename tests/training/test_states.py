@@ -433,7 +433,7 @@ def test_a_model_whose_layers_are_laid_out_otherwise(whole, scanned, tmp_path):
     [
         ({"variant": "context_scale"}, "variant softmax, but the run has context_scale"),
         ({"model": dataclasses.replace(TINY.model, mlp_width=5)}, "mlp_width 8, but the run has 5"),
-        ({"seeds": (3, 2)}, "seed 2: not in"),
+        ({"seeds": (3, 2)}, "seed=2: not in"),
     ],
 )
 def test_a_model_that_does_not_fit(whole, model, changes, told):

@@ -29,6 +29,7 @@ from sysout_jax.core import detectors as d
 from sysout_jax.core import measures as m
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.layers import cross_entropy
+from sysout_jax.core.recorded import MEASURES
 from sysout_jax.core.variants import kept
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
@@ -37,7 +38,7 @@ from sysout_jax.model.taps import Edit
 
 LISTED = 5  # places of a detector
 
-# What is measured beside `core.measures.MEASURES`: name, how layers are summarised, label.
+# What is measured beside `core.recorded.MEASURES`: name, how layers are summarised, label.
 MORE: tuple[tuple[str, str, str], ...] = (
     ("matrix_entropy@block_out", "min", "matrix entropy of states"),
     ("gradient_sink@attn_norm", "max", "gradient sink $|g_0|/\\overline{|g|}$"),
@@ -130,7 +131,7 @@ def measured(
     scans = [as_scan(config, each["scan"], found.thresholds) for each in others]
     kept = calibrated(found, scans, states, control, weights)
     steps(total, total)
-    listed = [(measure.name, measure.over, measure.label) for measure in m.MEASURES]
+    listed = [(measure.name, measure.over, measure.label) for measure in MEASURES]
     return Measured(
         rows.shape[1] - 1,
         UNTRAINED,
@@ -194,7 +195,7 @@ def _measure(config: ModelConfig, params: Params, rows: Int[Array, "B S"]) -> di
         entries = flagged.reshape(*flagged.shape[:2], -1)
         counts[detector.name] = jnp.sum(entries, axis=-1, dtype=jnp.float32)
         places[detector.name] = flagged.any(axis=2) if flagged.ndim == 4 else flagged
-    values = {each.name: taps[each.tap][each.name] for each in m.MEASURES}
+    values = {each.name: taps[each.tap][each.name] for each in MEASURES}
     values["matrix_entropy@block_out"] = taps["block_out"]["matrix_entropy"]
     values["gradient_sink@attn_norm"] = sinks
     of_scan = {key: scanned[key] for key in reducers_of_scan(config)}

@@ -14,6 +14,7 @@ from sysout_jax.analysis.locate.scan import over_batches
 from sysout_jax.core import measures as m
 from sysout_jax.core.attention import VARIANTS
 from sysout_jax.core.detectors import DETECTORS, Detector, attention_outliers, weight_outliers
+from sysout_jax.core.recorded import MEASURES
 from sysout_jax.core.variants import kept
 from sysout_jax.model.compiling import jit_quickly
 from sysout_jax.model.config import ModelConfig
@@ -23,7 +24,7 @@ Sum = tuple[Float[Array, "..."], Float[Array, ""]]  # of what is counted, and it
 LEAST = 1e-6  # attention that is none: where a variant's weights are exactly zero, odds are not
 # What `outlier_summary` adds to the measures of core: how it is labelled, and its unit or rule.
 SUMMARY_LABELS: Mapping[str, str] = {
-    **{measure.name: measure.label for measure in m.MEASURES},
+    **{measure.name: measure.label for measure in MEASURES},
     "first_token_attention": "attention to first token",
     "sink_effect": "first token in heads' outputs",
     "noop_sink": "no-op queries: attention to first token",
@@ -46,7 +47,7 @@ EFFECT: dict[str, Any] = {"attn_first+attn_mix": m.sink_effect}
 
 # How each is summarised over layers and heads; what is not here by the mean.
 OVER: Mapping[str, str] = {
-    **{measure.name: measure.over for measure in m.MEASURES},
+    **{measure.name: measure.over for measure in MEASURES},
     **dict.fromkeys((detector.name for detector in DETECTORS), "max"),
 }
 
@@ -142,7 +143,7 @@ def _taps(
 
 def _by_sequence(taps: Mapping[str, Any]) -> dict[str, Float[Array, "L B *rest"]]:
     """What `outlier_summary` says of each sequence, layer and head."""
-    found = {measure.name: taps[measure.tap][measure.name] for measure in m.MEASURES}
+    found = {measure.name: taps[measure.tap][measure.name] for measure in MEASURES}
     for detector in DETECTORS:
         flagged = flags(detector, taps)
         axes = tuple(range(2, flagged.ndim))
@@ -207,7 +208,7 @@ def reducers(config: ModelConfig) -> dict[str, Any]:
     variant = VARIANTS[config.variant]
 
     def measured(tap: str, value: Array) -> dict[str, Array]:
-        found = {measure.name: measure.fn(value) for measure in m.MEASURES if measure.tap == tap}
+        found = {measure.name: measure.fn(value) for measure in MEASURES if measure.tap == tap}
         for detector in DETECTORS:
             if detector.tap == tap:
                 reduce = detector.reduce
@@ -225,7 +226,8 @@ def reducers(config: ModelConfig) -> dict[str, Any]:
         }
 
     taps: dict[str, Any] = {"attn_weights": attention}
-    for name in ("attn_norm", "value", "block_out", "down_in"):
+    read = {each.tap for each in MEASURES} | {each.tap for each in DETECTORS}
+    for name in sorted(read - {"attn_weights"}):
         taps[name] = partial(_in_float32, partial(measured, name))
     if variant.gated:
         # [T, N, 1 or H] -> [N, T]
