@@ -5,6 +5,7 @@ from math import sqrt
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from sysout_jax.core.layers import widened
@@ -151,8 +152,11 @@ def _ranked(bits: Int[Array, "..."], rank: int) -> Int[Array, ""]:
     every, most = numbers.size, int(jnp.iinfo(bits.dtype).max)
     if every > jnp.iinfo(jnp.int32).max:
         raise ValueError(f"{every} numbers; accepted: fewer than 2^31, as counts are of 32 bits")
-    # Neighbours share a column or a row; an odd step goes through many of both.
-    sample = jnp.sort(numbers.ravel()[:: (every // SAMPLE) | 1])
+    # Neighbours share a column or a row; an odd step goes through many of both. As places, not as
+    # a slice: that would gather an array which devices share, and what it spans of a large one
+    # does not fit into a TPU's vector memory.
+    places = np.unravel_index(np.arange(0, every, (every // SAMPLE) | 1), numbers.shape)
+    sample = jnp.sort(numbers[places])
     last = sample.size - 1
     at, beside = (rank + 0.5) / every * last, WIDE * sqrt(sample.size) / 2.0
 

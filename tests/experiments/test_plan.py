@@ -237,3 +237,14 @@ def test_tpus_that_are_not_at_hand(tmp_path, model, topology, flags):
     if train["traffic"]:  # the text of a program for v5p is not always to be had
         assert train["traffic"]["loops_counted_once"] == 0
         assert 0 < train["roofline"]["utilisation"] < 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the extra tpu-plan (libtpu)")
+def test_the_analysis_of_a_long_text_compiles_for_a_tpu(tmp_path):
+    """A slice with a stride over all of a layer's numbers did not fit into vector memory."""
+    record, _ = in_own_process(
+        tmp_path, "--model=llama2-7b", "--topology=v5e:16x16", "--mesh=data=32,tensor=8",
+        "--batch_size=32", "--seq_len=4096", "--only=analysis",
+    )  # fmt: skip
+    assert record["steps"]["analysis"]["fits"]
