@@ -19,6 +19,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("docs", "docs/commands", "log")
 PAGES = ("README.md", "theory/README.md", "LOG.md", "CHANGELOG.md", "CONTRIBUTING.md")
+WIDE = ("README.md", "docs/claims.md")  # their tables take the place of a table of contents
 API = ROOT / "docs" / "api.md"
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
 INLINE = 30  # characters of a formula that fits a phone
@@ -88,8 +89,10 @@ def _output(output: dict[str, Any]) -> str:
 # ------------------------------------------------------------------------- text
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Markers of generated tables away, and cells of tables as GitHub reads them."""
+    if page.file.src_uri in WIDE:
+        page.meta["hide"] = ["toc"]
     markdown = re.sub(r"^<!-- .*? -->$", "", markdown, flags=re.M)
     return re.sub(r"^\|.*\|$", lambda row: _row(row[0]), markdown, flags=re.M)
 
