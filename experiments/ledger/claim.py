@@ -47,7 +47,7 @@ AN = "An et al. 2025 (arXiv:2502.06415)"
 GU, SUN = "Gu et al. 2025 (arXiv:2410.10781)", "Sun et al. 2024 (arXiv:2402.17762)"
 QIU, CHEN = "Qiu et al. 2025 (arXiv:2505.06708)", "Chen et al. 2026 (arXiv:2603.17771)"
 
-DEMO, LAB, CHAINED = "variants/backcopy", "laboratory", "benchmark/sinks-contexts"
+DEMO, LAB, CHAINED = "variants/backcopy", "laboratory", "benchmark/sinks-contexts-second"
 CELLS, SIX = "benchmark/sinks", "variants/sinks"
 CELLS_TWO, CELLS_THREE = "benchmark/sinks-second", "benchmark/sinks-third"
 CELLS_FOUR, CELLS_FIVE = "benchmark/sinks-fourth", "benchmark/sinks-fifth"
