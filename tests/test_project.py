@@ -9,6 +9,7 @@ import yaml
 import sysout_jax
 from experiments.ledger import claim
 from tests.families.reference import CASES
+from tests.pages import PAGES
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
@@ -67,3 +68,24 @@ def test_the_log_is_indexed_newest_first():
     assert days == sorted(days, reverse=True)
     assert re.findall(r"\(log/(\S+)\.md\)", index) == months
     assert re.findall(r"\[(\S+)\]\(log/\S+\.md#(\S+)\)", index) == [(day, day) for day in days]
+
+
+def anchors(page):
+    """Those of a page's headings, as GitHub makes them, and MkDocs by mkdocs.yml."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    said = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    headings = re.findall(r"^#+ (.+)$", said, re.M)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).strip().replace(" ", "-") for each in headings}
+
+
+def test_links_within_pages_are_to_headings_that_are_there():
+    """Those of the API's names are made by mkdocstrings, and tested with the site."""
+    missing, seen = [], 0
+    for page in (ROOT / "CONTRIBUTING.md", ROOT / "LOG.md", *PAGES):
+        for path, anchor in re.findall(r"\]\(([^)#:\s]*)#([^)\s]+)\)", page.read_text()):
+            target = (page.parent / path).resolve() if path else page
+            seen += 1
+            if target.suffix == ".md" and target.name != "api.md" and anchor not in anchors(target):
+                missing.append(f"{page.name}: {path}#{anchor}")
+    assert seen > 50
+    assert missing == []
