@@ -19,7 +19,7 @@ from sysout_jax.results import RunDirectory
 
 from .cli import grid, launch, showing
 from .cli.grid import Place
-from .inputs.evaluation_text import Text, Texts, length_of
+from .inputs.evaluation_text import Text, Texts, corpus_name, length_of
 from .inputs.model_selection import Choice, Chosen, of_softmax, origins
 from .reports.assumptions_report import REPORT
 
@@ -56,7 +56,7 @@ def run(config: Config, console: Console) -> RunDirectory:
         batch = config.batch or together(text.evaluation.shape[1] - 1)
         made = assumptions(model.config, model.params, text.calibration, text.evaluation, batch)
         return {
-            "name": each.name, "seed": each.seed, "corpus": config.corpus or each.corpus,
+            "name": each.name, "seed": each.seed, "corpus": corpus_name(config.corpus, each),
             "texts": len(text.evaluation), "tokens": text.evaluation.shape[1] - 1,
             "calibration": len(text.calibration), **asdict(made),
         }  # fmt: skip

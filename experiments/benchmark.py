@@ -17,8 +17,8 @@ from absl import flags
 from rich.console import Console
 
 from sysout_jax.analysis.compress import schemes
-from sysout_jax.analysis.compress.calibration import apart
-from sysout_jax.analysis.compress.compression import Compressor, added_losses
+from sysout_jax.analysis.compress.calibration import PRODUCTS, apart
+from sysout_jax.analysis.compress.compression import Compressor, added_losses, check_scheme
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data.corpus import Progress
 from sysout_jax.errors import at_least, one_of
@@ -125,6 +125,10 @@ class Config:
 def run(config: Config, console: Console) -> RunDirectory:
     """Train and compress the cells of this process that are not there yet."""
     c = config.train
+    for cell in config.cells:
+        for method in config.methods:
+            model = config.training(**cell).model
+            check_scheme(model, schemes.scheme(method), tuple(PRODUCTS))
     with reading(console, c.corpus) as progress:
         # Refused before anything is written: what a cell cannot be trained or judged on.
         read = {cell["setting"]: _read(config, cell, progress) for cell in config.cells}

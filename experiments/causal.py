@@ -17,7 +17,7 @@ from sysout_jax.results import RunDirectory
 
 from .cli import grid, launch, showing
 from .cli.grid import Place
-from .inputs.evaluation_text import length_of, read_corpus
+from .inputs.evaluation_text import corpus_name, length_of, read_corpus
 from .inputs.model_selection import Choice, Chosen, of_softmax, origins
 from .reports.causal_report import REPORT
 
@@ -65,7 +65,7 @@ def run(config: Config, console: Console) -> RunDirectory:
         made = doses(
             model.config, model.params, text, config.factors, config.controls, config.batch
         )
-        corpus = config.corpus or each.corpus
+        corpus = corpus_name(config.corpus, each)
         return {"name": each.name, "seed": each.seed, "corpus": corpus, **asdict(made)}
 
     return grid.run(

@@ -42,7 +42,7 @@ from sysout_jax.rotating import BASES, rotate
 
 from .cli import grid, launch, showing
 from .cli.grid import Cells, Place, check_values
-from .inputs.evaluation_text import SEQUENCES, WIKITEXT2, Text, Texts
+from .inputs.evaluation_text import SEQUENCES, WIKITEXT2, Text, Texts, corpus_name
 from .inputs.model_selection import Choice, Chosen, every, origins
 from .reports.compress_report import REPORT
 
@@ -191,6 +191,9 @@ def run(config: Config, console: Console) -> RunDirectory:
 
     def gathered(there: Cells) -> dict[str, Any]:
         models = grid.by_model(there, "methods", config.parts)
+        # Of another shard a converted model may be there before the model that it was.
+        trained = {(m["name"], m["seed"]) for m in models if "trained" not in m}
+        models = [m for m in models if (m.get("trained", m["name"]), m["seed"]) in trained]
         others = sorted({method for model in models for method in model["methods"]})
         return {"methods": list(dict.fromkeys((*config.parts, *others))), "models": models}
 
@@ -206,7 +209,9 @@ def run(config: Config, console: Console) -> RunDirectory:
     return grid.run(
         config, "compress", named, lambda cell, log: judge(*cell[:2]).found(cell[2]), about,
         gathered, REPORT, console,
-        described={"experiment": "compression", "origins": origins(chosen)},
+        described={
+            "experiment": "compression", "config": grid.told(config), "origins": origins(chosen),
+        },
         of=[each.name for each in chosen],
     )  # fmt: skip
 
@@ -333,7 +338,7 @@ class _Judge:
         return of | {
             "variant": model.config.variant,
             "label": label if self.made is None else f"{label}, {self.made[0]}",
-            "corpus": config.corpus or self.chosen.corpus,
+            "corpus": corpus_name(config.corpus, self.chosen),
             "parameters": parameter_count(model.config),
             "tokens": {
                 "calibration": self.calibration.size,

@@ -27,7 +27,7 @@ from sysout_jax.training.checkpoint import load, save
 
 from .cli import grid, launch, showing
 from .cli.grid import Place
-from .inputs.evaluation_text import Text, Texts, length_of
+from .inputs.evaluation_text import Text, Texts, corpus_name, length_of
 from .inputs.model_selection import Choice, Chosen, choose, origins
 from .reports.convert_report import REPORT
 
@@ -124,7 +124,7 @@ def _recorded(config: Config, chosen: Chosen, text: Text, made: Conversion) -> d
     return {
         "name": chosen.name,
         "seed": chosen.seed,
-        "corpus": config.corpus or chosen.corpus,
+        "corpus": corpus_name(config.corpus, chosen),
         "tokens": {"calibration": text.calibration.size, "check": text.evaluation[:, 1:].size},
         "kind": made.kind,
         "said": list(made.said),

@@ -43,7 +43,7 @@ from sysout_jax.training.step import TrainState, make_step, make_steps
 
 from .cli import grid, launch, showing
 from .cli.grid import Place
-from .inputs.evaluation_text import Text, Texts
+from .inputs.evaluation_text import Text, Texts, corpus_name
 from .inputs.model_selection import Choice, Chosen, of_softmax, origins
 from .reports.explicit_report import REPORT
 
@@ -86,6 +86,8 @@ class Config:
             at_least(least, name, getattr(self, name))
         finite("finetune_lr", self.finetune_lr)
         grid.check_values("draws", self.draws)
+        for draw in self.draws:
+            at_least(0, "draws", draw)
         if self.draws != Config.draws and not self.distil + self.finetune:
             accepted = "with --distil or --finetune"
             raise InputError("draws", as_flag(self.draws), accepted, "no effect")
@@ -181,7 +183,7 @@ class _Judge:
         """What a form is like, trained on a draw; no form: what the sink of the model is like."""
         config, about = self.config, {"name": self.chosen.name, "seed": self.chosen.seed}
         if name is None or draw is None:
-            corpus = config.corpus or self.chosen.corpus
+            corpus = corpus_name(config.corpus, self.chosen)
             return {**about, "corpus": corpus, **self.of.about()}
         form, trained, judged = self.of.forms[name], self.of.forms["trained"], {}
         if part == name:

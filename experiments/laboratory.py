@@ -16,7 +16,8 @@ from absl import flags
 from rich.console import Console
 
 from sysout_jax.analysis.compress import schemes
-from sysout_jax.analysis.compress.compression import Compressor, added_losses
+from sysout_jax.analysis.compress.calibration import PRODUCTS
+from sysout_jax.analysis.compress.compression import Compressor, added_losses, check_scheme
 from sysout_jax.analysis.statistics import fit_growth
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data import Backcopies, Backcopy
@@ -168,6 +169,10 @@ class Config:
 
 def run(config: Config, console: Console) -> RunDirectory:
     """Train the cells of this process that are not there yet; the record has all that are."""
+    for cell in config.cells:
+        for method in config.methods:
+            model = config.training(cell).model
+            check_scheme(model, schemes.scheme(method), tuple(PRODUCTS))
     about = {
         "train": config.train, "chains": config.chains, "rates": RATES, "methods": config.methods,
     }  # fmt: skip

@@ -34,7 +34,7 @@ from sysout_jax.results import RunDirectory
 
 from .cli import grid, launch, showing
 from .cli.grid import Place
-from .inputs.evaluation_text import Text, Texts
+from .inputs.evaluation_text import Text, Texts, corpus_name
 from .inputs.model_selection import Choice, Chosen, choose, origins, resolve
 from .reports.tour_report import REPORT
 
@@ -88,7 +88,7 @@ def _found(config: Config, chosen: Chosen, text: Text, say: Any) -> dict[str, An
     cut = {way: begin for way in WAYS if made[way].kind == "prefix"}
     say("  weights and activations in 8 bits")
     return found | {
-        "corpus": config.corpus or chosen.corpus or "stdlib",
+        "corpus": corpus_name(config.corpus, chosen),
         "tokens": text.evaluation[:, 1:].size,
         "kind": made[WAYS[0]].kind, "said": list(made[WAYS[0]].said),
         "ways": [

@@ -233,7 +233,7 @@ class Cells:
         write_json(self._path(name), found)
 
     def _path(self, name: str) -> Path:
-        return self.place / f"{re.sub('[^A-Za-z0-9_.-]+', '-', name)}.json"
+        return self.place / f"{re.sub('[^A-Za-z0-9_.+-]+', '-', name)}.json"
 
 
 def told(config: Any) -> dict[str, Any]:
@@ -328,8 +328,8 @@ def trained_cell(
 
 
 def part_name(model: str, part: str | None) -> str:
-    """The cell of a part of a model; None: the model's own."""
-    return model if part is None else f"{model}-{part}"
+    """The cell of a part of a model; None: the model's own. No part has two dashes in it."""
+    return model if part is None else f"{model}--{part}"
 
 
 def by_model(cells: Cells, parts: str, order: Sequence[str]) -> list[dict[str, Any]]:

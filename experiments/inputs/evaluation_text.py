@@ -38,6 +38,11 @@ class Text(NamedTuple):
         return bool(chosen.bos and (first == first[0]).all())
 
 
+def corpus_name(given: str | None, chosen: Chosen) -> str:
+    """The corpus that --corpus means for a model, as a record names it."""
+    return given or chosen.corpus or PUBLISHED
+
+
 def read_corpus(
     given: str | None, chosen: Chosen, console: Console, token_dtype: str | None = None
 ) -> tuple[Corpus, str]:

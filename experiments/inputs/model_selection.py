@@ -34,7 +34,7 @@ class Choice:
 
     model: str = ""  # a run directory, its models/NAME, a published model's directory, file or id
     variant: str | None = None  # which of the run's models: its name, or the end of it
-    seed: int | None = None  # which of its seeds; None: the first, of experiments.compress all
+    seed: int | None = None  # which of its seeds; None: the first, or all where all are compared
     revision: str | None = None  # of a model on the hub: a commit, tag or branch
     file: str | None = None  # of a directory or hub id of several models: a .gguf file or a folder
     param_dtype: str | None = None  # of the parameters in memory; None: as they are stored
@@ -190,7 +190,8 @@ def _read(choice: Choice, located: Located, seed: int | None, stream: bool = Fal
         model = loading.read(located, seed, choice.param_dtype, choice.shard())
     bos = starts_with_bos(model.tokenizer, choice.bos)
     if not a_run:
-        name = choice.model.rstrip("/").rpartition("/")[2]
+        name = choice.model.rstrip("/").rpartition("/")[2].lstrip(".")
+        name = name or path.resolve().name.lstrip(".")  # of "." and ".."
         return Chosen(model, path, name, None, None, bos)
     # Blocks of queries are how it was trained; here attention is read whole.
     model = replace(model, config=model.config.with_execution(query_block=None))

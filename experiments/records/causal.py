@@ -37,7 +37,7 @@ def specific(models: list[Record], treatment: str, factor: float, measure: str) 
 def _changes(
     models: list[Record], treatment: str, factor: float, measure: str, control: bool
 ) -> list[np.ndarray]:
-    return [
-        np.subtract(*(response(model, treatment, each, control)[measure] for each in (factor, 1.0)))
-        for model in models
-    ]
+    def of(model: Record, dose: float) -> np.ndarray:
+        return np.asarray(response(model, treatment, dose, control)[measure], np.float64)
+
+    return [of(model, factor) - of(model, 1.0) for model in models]

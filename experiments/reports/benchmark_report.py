@@ -126,7 +126,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
     sizes = [mean_interval(cell["measures"][name]).mean for cell in cells]
     best = cells[int(np.argmin(sizes))]
     plain = cell_of(record)
-    beside, means = "", "softmax is not among the cells: losses have nothing beside them"
+    beside, means = "", "softmax as usual is not among the cells: losses have nothing beside them"
     if plain and "diverged" not in plain:
         beside = f"; softmax {mean_interval(plain['measures'][name]).mean:,.1f}"
         losses = (np.array(cell["val_loss"][-1], np.float64) for cell in (best, plain))

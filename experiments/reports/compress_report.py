@@ -118,7 +118,7 @@ def _allocated(corpus: str, models: list[Record], methods: list[str]) -> Section
             base = model["methods"].get(method.partition("+")[0])
             beside = ""
             if base is not None and base is not found:
-                gain = np.subtract(found["losses"], base["losses"])
+                gain = np.subtract(*(np.asarray(of["losses"], np.float64) for of in (found, base)))
                 beside = f"{bootstrap_interval(gain):±+.3f}"
             where = (
                 f"{name} {','.join(map(str, of))}"
@@ -154,7 +154,7 @@ def _bought(corpus: str, models: list[Record], methods: list[str]) -> Section:
             if any(cells):
                 rows.append([name, method or BEFORE, *cells])
         for way, pairs in of.items():
-            said += [f"{name}, {way}: {line}" for line in pairs[0][0]["said"]]
+            said += [f"{name}, {way}: {line}" for model, _ in pairs[:1] for line in model["said"]]
     title = (
         f"{corpus}: loss beyond that of the model as trained, nats (95% over sequences or seeds); "
         "in brackets, how much of what the method adds is gone"

@@ -60,13 +60,13 @@ def _trained(record: Record) -> dict[str, str]:
 
 def _cells(record: Record, of: list[Any], tuned: Iterable[str]) -> Iterator[str]:
     """Of one form, over seeds; what a form has not is left empty."""
-    yield f"{np.mean([each['loss'] for each in of]):.3f}"
+    yield f"{np.mean(np.asarray([each['loss'] for each in of], np.float64)):.3f}"
     yield _over([each["change"] for each in of])
     for kind in tuned:
         yield _over([found["change"] for each in of for found in trained_on(each, kind)])
     for name in MEASURES:
         values = [each["measures"][name] for each in of if "measures" in each]
-        yield f"{np.mean(values):.3g}" if values else ""
+        yield f"{np.mean(np.asarray(values, np.float64)):.3g}" if values else ""
     for method in record["methods"]:
         yield _over([each["methods"][method]["change"] for each in of if "methods" in each])
 

@@ -206,6 +206,7 @@ def test_one_factor_at_a_time_or_all():
         (["--norms=own,own"], "--norms=own,own: accepted: at least one, none of them twice"),
         (["--optimizers=adam"], "--optimizers='adam': unknown"),
         (["--methods=w99"], "w99"),
+        (["--methods=wanda-3:7"], "3:7"),
         (["--calibration=0"], "--calibration=0: accepted: an integer of at least 1"),
         (["--settings=lama"], "--settings='lama': unknown; accepted: own, llama"),
         (

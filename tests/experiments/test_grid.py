@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from experiments import compress
-from experiments.cli.grid import Cells, Place, by_model
+from experiments.cli.grid import Cells, Place, by_model, part_name
 
 GIVEN = {
     "causal": ("--controls=1", "--factors=0,1"),
@@ -14,6 +14,15 @@ GIVEN = {
     "explicit": ("--methods=w8", "--calibration=3", "--finetune=1"),
 }
 CELLS = {"causal": 1, "compress": 3, "explicit": 7}  # of a model
+
+
+def test_cells_of_a_way_and_of_a_method_are_told_apart(tmp_path):
+    """`rotate` and then w4a4 is another cell than the method rotate-w4a4."""
+    parts = [(None, "rotate-w4a4"), ("rotate", "w4a4"), ("bound", "rotate-w4a4"),
+             ("bound+rotate", "w4a4"), ("bound", "w4a4"), ("prefix+bound", None)]  # fmt: skip
+    cells = Cells(tmp_path, {})
+    names = [part_name(part_name("m", way), method) for way, method in parts]
+    assert len({cells._path(name) for name in names}) == len(parts)
 
 
 def record_of(directory):
