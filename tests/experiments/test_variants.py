@@ -184,7 +184,7 @@ def test_divergence_names_step_and_seed_and_keeps_the_record(run_variants, tmp_p
     directory = outcome.place
     record = json.loads((directory / "result.json").read_text())
     assert record["status"] == "failed"
-    assert "seed=4" in record["reason"]
+    assert "seed 4" in record["reason"]
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] in ([0, 2], [0, 2, 3], [0, 2, 3, 5])
     assert None in (rows[-1]["loss"][0], rows[-1]["grad_norm"][0])
