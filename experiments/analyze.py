@@ -58,6 +58,7 @@ from .reports.analysis_report import REPORT
 OFTEN = ("model", "corpus", "only", "sequences", "seq_len", "variant", "seed", "workdir")
 SMOKE = {"sequences": 2, "calibration": 2, "batch": 2}
 FREQUENCY_TOKENS = 2**18  # of the training part, in which tokens are counted
+PLACE = ("workdir", "name")  # fields that say where files go
 LEAST = 3  # tokens of a sequence from which a constant can be fitted: the first, and two after it
 STREAMED = (
     "existence",
@@ -166,6 +167,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     labelled(console, "checked", str(said))
     described = header(material) | {
         "name": chosen.name, "seed": chosen.seed, "corpus": corpus,
+        "config": {name: of for name, of in asdict(config).items() if name not in PLACE},
         "asked": list(parts), "parts": {},
         "parameters": parameter_count(chosen.model.config), "checked": checked,
         **({"revisions": list(config.revisions)} if config.revisions else {}),
@@ -223,7 +225,7 @@ def _check_same(config: Config) -> None:
     place = Path(config.workdir) / "analyze" / config.name
     if not (place / "result.json").exists() or not read_record(place).get("parts"):
         return
-    others = ("workdir", "name", "revisions", *(["revision"] if config.revisions else []))
+    others = (*PLACE, "revisions", *(["revision"] if config.revisions else []))
     there = read_mapping(place / "config.json", "another --name")
     mine, theirs = (
         {name: value for name, value in leaves(each) if name not in others}

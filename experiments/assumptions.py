@@ -19,6 +19,7 @@ from sysout_jax.results import RunDirectory
 
 from .cli import grid, launch, showing
 from .cli.grid import Place
+from .inputs import identity
 from .inputs.evaluation_text import Text, Texts, corpus_name, length_of
 from .inputs.model_selection import Choice, Chosen, of_softmax, origins
 from .reports.assumptions_report import REPORT
@@ -63,6 +64,7 @@ def run(config: Config, console: Console) -> RunDirectory:
 
     return grid.run(
         config, "assumptions", {each.cell: each for each in chosen}, found,
+        lambda each: identity.of(each, *texts[each.cell].rows),
         grid.common(config, "variant", "seed"), lambda there: {"models": there.all()},
         REPORT, console, described={"config": grid.told(config), "origins": origins(chosen)},
         of=[each.name for each in chosen],

@@ -8,6 +8,7 @@ python -m experiments.benchmark --redraw=runs/benchmark/RUN
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -17,8 +18,8 @@ from absl import flags
 from rich.console import Console
 
 from sysout_jax.analysis.compress import schemes
-from sysout_jax.analysis.compress.calibration import PRODUCTS, apart
-from sysout_jax.analysis.compress.compression import Compressor, added_losses, check_scheme
+from sysout_jax.analysis.compress.calibration import apart
+from sysout_jax.analysis.compress.compression import Compressor, added_losses
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data.corpus import Progress
 from sysout_jax.errors import at_least, one_of
@@ -28,10 +29,12 @@ from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run, corpus_of, train
 from sysout_jax.training.optimizer import OPTIMIZERS, effective
 
-from .cli import grid, launch, showing
-from .cli.grid import Cells, Place, check_bases, check_values, crossed
+from .cli import factorial, grid, launch, showing
+from .cli.factorial import SMOKE_VARIANTS, check_bases, crossed
+from .cli.grid import Cells, Place, check_values
 from .cli.presets import FILLED_IN, NORMS, PRESETS, SETTINGS, SMOKE
 from .cli.progress import reading
+from .inputs import identity
 from .records.benchmark import AXES
 from .records.study import history
 from .reports.benchmark_report import REPORT
@@ -48,6 +51,12 @@ RATES: Mapping[str, float] = MappingProxyType({"adamw": 1.0, "muon": 1.0, "lion"
 METHODS = ("w8-tensor", "w4", "w8a8", "w6a6", "w4a4", "magnitude-0.5", "wanda-0.5")
 OF_A_CELL = ("variant", "optimizer", "checkpoint_every", *FILLED_IN)
 NO_FLAG = (*OF_A_CELL, "mesh", "parallel")
+SMALL: Mapping[str, Any] = MappingProxyType(
+    {
+        "variants": SMOKE_VARIANTS, "optimizers": ("adamw",), "norms": ("own",),
+        "methods": ("w8a8",), "sequences": 2, "calibration": 2,
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,14 +65,20 @@ class Config:
     and a setting."""
 
     train: TrainConfig = field(default_factory=lambda: PRESETS["small"])  # but for what a cell is
-    preset: str = "small"
+    preset: str = "small"  # what cells share: small, sinks, fruitfly
+    # attention variants, or all
     variants: tuple[str, ...] = (*PAPER, "sink_logit", "element_gate", "value_gate", "softpick")
+    # adamw, muon, sgd, lion, each at its own multiple of the preset's rate
     optimizers: tuple[str, ...] = ("adamw", "muon", "sgd")
+    # own (the preset's), layer, rms, unscaled, sandwich, qk, gated, pre_affine, single_scale, tanh
     norms: tuple[str, ...] = ("own", "rms", "sandwich", "qk")
+    # own (the preset's), llama, repeated, quarter_context, four_contexts, no_bos, decay_0, decay_1,
+    # eps_1e-4, tweo
     settings: tuple[str, ...] = ("own",)
+    # of the variants: those that are also trained with each other factor changed
     bases: tuple[str, ...] = ("softmax", "context_scale")
-    full: bool = False
-    methods: tuple[str, ...] = METHODS
+    full: bool = False  # every combination; else one factor at a time
+    methods: tuple[str, ...] = METHODS  # of compression, as experiments.compress names them
     sequences: int = 64  # of the validation part, to evaluate compressed models on
     calibration: int = 32  # sequences of the training part, to calibrate on
     place: Place = field(default_factory=Place)
@@ -104,15 +119,15 @@ class Config:
 
         return next(name for name in self.settings if trained(name) == trained(setting))
 
-    def training(self, variant: str, optimizer: str, norm: str, setting: str) -> TrainConfig:
+    def training(self, cell: Mapping[str, str]) -> TrainConfig:
         """The training of a cell."""
-        base = SETTINGS[setting](self.train)
+        base, optimizer = SETTINGS[cell["setting"]](self.train), cell["optimizer"]
         lr = base.optimizer.lr * RATES[optimizer]
         return replace(
             base,
-            variant=variant,
+            variant=cell["variant"],
             optimizer=replace(base.optimizer, optimizer=optimizer, lr=lr),
-            model=replace(base.model, **NORMS[norm]),
+            model=replace(base.model, **NORMS[cell["norm"]]),
         )
 
     @property
@@ -125,10 +140,7 @@ class Config:
 def run(config: Config, console: Console) -> RunDirectory:
     """Train and compress the cells of this process that are not there yet."""
     c = config.train
-    for cell in config.cells:
-        for method in config.methods:
-            model = config.training(**cell).model
-            check_scheme(model, schemes.scheme(method), tuple(PRODUCTS))
+    factorial.check_methods(config)
     with reading(console, c.corpus) as progress:
         # Refused before anything is written: what a cell cannot be trained or judged on.
         read = {cell["setting"]: _read(config, cell, progress) for cell in config.cells}
@@ -136,7 +148,8 @@ def run(config: Config, console: Console) -> RunDirectory:
     split = read[config.settings[0]].corpus.split
     return grid.run(
         config, "benchmark", {"-".join(cell.values()): cell for cell in config.cells},
-        lambda cell, log: _found(config, cell, read[cell["setting"]], log), config.about,
+        lambda cell, log: _found(config, cell, read[cell["setting"]], log),
+        lambda cell: read[cell["setting"]].made_of, config.about,
         lambda there: {"cells": _sorted(there)}, REPORT, console,
         described={**config.about, "tokens_per_seed": tokens, "split": split},
         of=[config.preset], train=c,
@@ -151,15 +164,19 @@ class _Read:
     corpus: Corpus
     calibration: np.ndarray
     evaluation: np.ndarray
+    made_of: str
 
 
 def _read(config: Config, cell: Mapping[str, str], progress: Progress | None = None) -> _Read:
-    training = config.training(**cell)
+    training = config.training(cell)
     corpus, length = corpus_of(training, progress), training.measured_len
-    corpus.batch("train", 0, 0, training.batch_size, training.seq_len)
+    trained = corpus.batch("train", 0, 0, training.batch_size, training.seq_len)
     evaluation = corpus.distinct("val", config.sequences, length)
     candidates = corpus.batch("train", 0, 0, 2 * config.calibration, length)
-    return _Read(corpus, apart(candidates, evaluation, config.calibration), evaluation)
+    return _Read(
+        corpus, apart(candidates, evaluation, config.calibration), evaluation,
+        identity.of_text(trained, evaluation),
+    )  # fmt: skip
 
 
 def _sorted(there: Cells) -> list[dict[str, Any]]:
@@ -176,7 +193,7 @@ def _sorted(there: Cells) -> list[dict[str, Any]]:
 
 def _found(config: Config, cell: Mapping[str, str], read: _Read, log: Any) -> dict[str, Any]:
     """What the record says of a cell; lists are over seeds."""
-    training = config.training(**cell)
+    training = config.training(cell)
     parameters = parameter_count(training.architecture(read.corpus.vocab))
 
     def found(trained: Run) -> dict[str, Any]:
@@ -190,7 +207,7 @@ def _found(config: Config, cell: Mapping[str, str], read: _Read, log: Any) -> di
         }
 
     about = {**cell, "lr": training.optimizer.lr, "parameters": parameters}
-    return grid.trained_cell(about, lambda: train(training, read.corpus, log), found)
+    return factorial.trained_cell(about, lambda: train(training, read.corpus, log), found)
 
 
 def _compressed(config: Config, trained: Run, read: _Read) -> dict[str, list[float]]:
@@ -216,47 +233,21 @@ def config_from_flags() -> Config:
     Raises:
       InputError: a flag's value is not accepted.
     """
-    one_of("preset", FLAGS.preset, tuple(PRESETS))
-    base = PRESETS[FLAGS.preset]
+    preset = FLAGS.preset or Config.preset
+    one_of("preset", preset, tuple(PRESETS))
+    base = PRESETS[preset]
     if jax.default_backend() != "cpu":
         base = launch.override(base, {"dtype": "bfloat16"})
-    given: dict[str, Any] = {}
+    config = Config(base, preset)
     if FLAGS.smoke:
-        base = launch.override(base, {**SMOKE, "tokenizer": "bytes"})
-        given = {"variants": ("softmax", "context_scale"), "bases": (), "methods": ("w8a8",)}
-        given |= {"sequences": 2, "calibration": 2}
-    base = launch.override(base, {n: FLAGS[n].value for n in FLAGS if n not in OF_A_CELL})
-    for name in ("variants", "optimizers", "norms", "settings", "bases", "methods"):
-        if (texts := FLAGS[name].value) is not None:
-            given[name] = tuple(texts)
-    if FLAGS.variants == ["all"]:
-        given["variants"] = tuple(VARIANTS)
-    for name in ("sequences", "calibration"):
-        if FLAGS[name].value is not None:
-            given[name] = FLAGS[name].value
-    config = Config(base, FLAGS.preset, full=FLAGS.full, place=grid.place_from_flags(), **given)
-    before = PRESETS[FLAGS.preset].optimizer
-    launch.check_optimizer(before, config.optimizers, base.optimizer.schedule)
-    return config
+        smaller = launch.override(base, {**SMOKE, "tokenizer": "bytes"})
+        config = replace(config, train=smaller, **SMALL)
+    return factorial.from_flags(config, OF_A_CELL)
 
 
-def define_flags() -> None:
-    """Define the flags of this binary."""
-    default = Config()
-    flags.DEFINE_string("preset", default.preset, f"what cells share: {', '.join(PRESETS)}")
-    for name, text in (
-        ("variants", "attention variants, or all"),
-        ("optimizers", f"of {', '.join(RATES)}, each at its own multiple of the preset's rate"),
-        ("norms", f"of {', '.join(NORMS)}; own: the preset's"),
-        ("settings", f"of {', '.join(SETTINGS)}; own: the preset's"),
-        ("bases", "of the variants: those that what is not first in those lists is tried with"),
-        ("methods", "of compression, as experiments.compress names them"),
-    ):
-        flags.DEFINE_list(name, None, f"{text}; default: {','.join(getattr(default, name))}")
-    flags.DEFINE_integer("sequences", None, "validation sequences for compressed models; 64")
-    flags.DEFINE_integer("calibration", None, "training sequences to calibrate on; 32")
-    flags.DEFINE_bool("full", False, "every combination; else one factor at a time")
-    grid.define_flags(TrainConfig, "a few steps of two variants, in seconds", skip=NO_FLAG)
+define_flags = partial(
+    factorial.define_flags, Config, "a few steps of two variants, in seconds", NO_FLAG
+)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from sysout_jax.results import RunDirectory
 
 from .cli import grid, launch, showing
 from .cli.grid import Place
+from .inputs import identity
 from .inputs.evaluation_text import corpus_name, length_of, read_corpus
 from .inputs.model_selection import Choice, Chosen, of_softmax, origins
 from .reports.causal_report import REPORT
@@ -70,6 +71,7 @@ def run(config: Config, console: Console) -> RunDirectory:
 
     return grid.run(
         config, "causal", {each.cell: each for each in chosen}, found,
+        lambda each: identity.of(each, rows[each.cell]),
         grid.common(config, "variant", "seed"), lambda there: {"models": there.all()},
         REPORT, console, described={"config": grid.told(config), "origins": origins(chosen)},
         of=[each.name for each in chosen],

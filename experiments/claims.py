@@ -6,7 +6,6 @@ python -m experiments.claims --run=removal_harms.source   # measure again, and d
 python -m experiments.claims --run=all --budget=30        # minutes
 """
 
-import itertools
 import shlex
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from absl import flags
 from rich.console import Console
 
 from sysout_jax.errors import InputError, finite
+from sysout_jax.files import unused
 from sysout_jax.results import LATEST, named_run, plain, read_mapping, read_record, write_json
 
 from .cli import launch, showing
@@ -121,9 +121,7 @@ def _placed(argument: str, workdir: Path) -> str:
     flag, _, path = argument.partition("=")
     if flag != "--out":
         return argument
-    name = Path(path).name
-    names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
-    return f"--out={next(workdir / each for each in names if not (workdir / each).exists())}"
+    return f"--out={unused(workdir / Path(path).name)}"
 
 
 # ------------------------------------------------------------------------------ the binary

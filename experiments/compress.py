@@ -42,6 +42,7 @@ from sysout_jax.rotating import BASES, rotate
 
 from .cli import grid, launch, showing
 from .cli.grid import Cells, Place, check_values
+from .inputs import identity
 from .inputs.evaluation_text import SEQUENCES, WIKITEXT2, Text, Texts, corpus_name
 from .inputs.model_selection import Choice, Chosen, every, origins
 from .reports.compress_report import REPORT
@@ -204,11 +205,12 @@ def run(config: Config, console: Console) -> RunDirectory:
         for method in (None, *config.parts)
     }
     about = grid.common(config, "methods", "conversions", "boost", "variant", "seed")
+    made_of = [identity.of(each, *text.rows) for each, text in zip(chosen, read, strict=True)]
     # Which tokens losses are of depends on whether there are any.
     about["conversions"] = "some" if config.learned else "none"
     return grid.run(
-        config, "compress", named, lambda cell, log: judge(*cell[:2]).found(cell[2]), about,
-        gathered, REPORT, console,
+        config, "compress", named, lambda cell, log: judge(*cell[:2]).found(cell[2]),
+        lambda cell: made_of[cell[0]], about, gathered, REPORT, console,
         described={
             "experiment": "compression", "config": grid.told(config), "origins": origins(chosen),
         },

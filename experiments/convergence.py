@@ -17,6 +17,7 @@ from rich.console import Console
 
 from sysout_jax.analysis.measure import zero_shot
 from sysout_jax.core.attention import PAPER, VARIANTS
+from sysout_jax.data.batches import SPLITS
 from sysout_jax.errors import InputError, at_least, one_of
 from sysout_jax.model.config import SHAPES
 from sysout_jax.model.decoder import parameter_count
@@ -26,10 +27,12 @@ from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Corpus, Run, corpus_of, train
 from sysout_jax.training.optimizer import OptimizerConfig
 
-from .cli import grid, launch, showing
+from .cli import factorial, grid, launch, showing
+from .cli.factorial import SMOKE_VARIANTS
 from .cli.grid import Cells, Place, check_values
 from .cli.presets import BACKCOPY, FILLED_IN, NOT_GIVEN, SMOKE, TEXT
 from .cli.progress import reading
+from .inputs import identity
 from .records.study import history, study_names
 from .reports.convergence_report import REPORT, compared
 
@@ -57,10 +60,10 @@ class Config:
     """Everything that determines a comparison; a cell is one variant at one learning rate."""
 
     train: TrainConfig = SYNTHETIC  # but for variant and learning rate
-    variants: tuple[str, ...] = PAPER
-    lrs: tuple[float, ...] = SYNTHETIC_LRS
-    baseline: str = "softmax"
-    rounds: int = 20  # of the interleaved timing
+    variants: tuple[str, ...] = PAPER  # attention variants to compare, or all
+    lrs: tuple[float, ...] = SYNTHETIC_LRS  # learning rates that each is trained with
+    baseline: str = "softmax"  # the variant that the others are compared with
+    rounds: int = 20  # how often the step of each variant is timed, in turn
     place: Place = field(default_factory=Place)
 
     def __post_init__(self) -> None:
@@ -99,8 +102,10 @@ def run(config: Config, console: Console) -> RunDirectory:
     train_config = config.train
     with reading(console, train_config.corpus) as progress:
         corpus = corpus_of(train_config, progress)
-    for split in ("train", "val"):
+    made_of = identity.of_text(*(
         corpus.batch(split, 0, 0, train_config.batch_size, train_config.seq_len)
+        for split in SPLITS
+    ))  # fmt: skip
     about = _describe(config, corpus)
 
     def found(cell: Cell | None, log: grid.Log) -> dict[str, Any]:
@@ -117,8 +122,9 @@ def run(config: Config, console: Console) -> RunDirectory:
     # The timing first: what is compared needs it.
     named = {config.timing: None, **{f"{name}-{lr:g}": (name, lr) for name, lr in config.cells}}
     return grid.run(
-        config, "convergence", named, found, {"train": config.train, "rounds": config.rounds},
-        gathered, REPORT, console, described=about, of=study_names([train_config.corpus]),
+        config, "convergence", named, found, lambda cell: made_of,
+        {"train": config.train, "rounds": config.rounds}, gathered, REPORT, console,
+        described=about, of=study_names([train_config.corpus]),
         train=config.train,
     )  # fmt: skip
 
@@ -166,7 +172,7 @@ def _train(config: Config, cell: Cell, corpus: Corpus, log: grid.Log) -> dict[st
         }
 
     about = {"variant": cell[0], "lr": cell[1], "seeds": training.seeds}
-    return grid.trained_cell(about, lambda: train(training, corpus, log), found)
+    return factorial.trained_cell(about, lambda: train(training, corpus, log), found)
 
 
 def _zero_shot(trained: Run, corpus: Corpus) -> dict[str, list[Any]]:
@@ -208,27 +214,19 @@ def config_from_flags() -> Config:
     Raises:
       InputError: a flag's value is not accepted.
     """
-    synthetic = FLAGS.corpus == "backcopy"
-    base = SYNTHETIC if synthetic else replace(REAL, corpus=FLAGS.corpus)
-    lrs: tuple[float, ...] = SYNTHETIC_LRS if synthetic else REAL_LRS
-    variants = PAPER
+    config = Config()
+    if FLAGS.corpus != SYNTHETIC.corpus:
+        config = Config(replace(REAL, corpus=FLAGS.corpus), lrs=REAL_LRS)
+    base = config.train
     if FLAGS.model is not None:
         one_of("model", FLAGS.model, tuple(SHAPES))
         base = replace(base, model=replace(SHAPES[FLAGS.model], **NOT_GIVEN))
     if jax.default_backend() != "cpu":
         base = launch.override(base, {"dtype": "bfloat16"})
-    rounds = FLAGS.rounds
     if FLAGS.smoke:
-        base, lrs, variants = launch.override(base, SMOKE), lrs[:2], ("softmax", "context_scale")
-        rounds = 2
-    given = {name: FLAGS[name].value for name in FLAGS if name not in OF_A_CELL}
-    if FLAGS.lrs is not None:
-        lrs = launch.numbers("lrs", FLAGS.lrs, float)
-    if FLAGS.variants is not None:
-        variants = tuple(VARIANTS) if FLAGS.variants == ["all"] else tuple(FLAGS.variants)
-    before, base = base.optimizer, launch.override(base, given)
-    launch.check_optimizer(before, [base.optimizer.optimizer], base.optimizer.schedule)
-    return Config(base, variants, lrs, FLAGS.baseline, rounds, grid.place_from_flags())
+        base = launch.override(base, SMOKE)
+        config = replace(config, variants=SMOKE_VARIANTS, lrs=config.lrs[:2], rounds=2)
+    return factorial.from_flags(replace(config, train=base), OF_A_CELL)
 
 
 def define_flags() -> None:
@@ -237,12 +235,9 @@ def define_flags() -> None:
         "corpus", "backcopy", "backcopy (a synthetic task), stdlib (Python's own source), PATH (a "
         "file, directory or glob), tokens:DIR (nanoGPT's train.bin and val.bin)",
     )  # fmt: skip
-    flags.DEFINE_list("variants", None, f"to compare, or all; default: {','.join(PAPER)}")
-    flags.DEFINE_list("lrs", None, "learning rates that each variant is trained with")
-    flags.DEFINE_string("baseline", "softmax", "the variant that the others are compared with")
     flags.DEFINE_string("model", None, f"shape to start from: {', '.join(SHAPES)}")
-    flags.DEFINE_integer("rounds", 20, "how often the step of each variant is timed, in turn")
-    grid.define_flags(TrainConfig, "a few steps of two variants at two rates, in seconds", NO_FLAG)
+    smoke = "a few steps of two variants at two rates, in seconds"
+    factorial.define_flags(Config, smoke, NO_FLAG)
 
 
 if __name__ == "__main__":

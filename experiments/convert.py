@@ -27,6 +27,7 @@ from sysout_jax.training.checkpoint import load, save
 
 from .cli import grid, launch, showing
 from .cli.grid import Place
+from .inputs import identity
 from .inputs.evaluation_text import Text, Texts, corpus_name, length_of
 from .inputs.model_selection import Choice, Chosen, choose, origins
 from .reports.convert_report import REPORT
@@ -93,7 +94,8 @@ def run(config: Config, console: Console) -> RunDirectory:
         return _recorded(config, each, text, made)
 
     return grid.run(
-        config, "convert", {chosen.cell: chosen}, found, grid.common(config),
+        config, "convert", {chosen.cell: chosen}, found,
+        lambda each: identity.of(each, *text.rows), grid.common(config),
         lambda there: {"models": there.all()}, REPORT, console,
         described={"config": grid.common(config, "out"), "origins": origins([chosen])},
         of=[chosen.name],

@@ -43,6 +43,7 @@ from sysout_jax.training.step import TrainState, make_step, make_steps
 
 from .cli import grid, launch, showing
 from .cli.grid import Place
+from .inputs import identity
 from .inputs.evaluation_text import Text, Texts, corpus_name
 from .inputs.model_selection import Choice, Chosen, of_softmax, origins
 from .reports.explicit_report import REPORT
@@ -69,7 +70,7 @@ class Config:
     methods: tuple[str, ...] = METHODS  # of compression, as experiments.compress names them
     distil: int = 0  # steps of what a form adds, frozen weights, to predict as the trained model
     finetune: int = 100  # steps of all weights, after that, that the trained model is given too
-    finetune_lr: float = 1e-3  # learning rate of both, constant, of Adam and AdamW
+    finetune_lr: float = 1e-3  # of both, by Adam and AdamW, constant after up to ten steps
     finetune_batch: int = 16  # sequences of each step
     draws: tuple[int, ...] = (1,)  # seeds of the training text's order: forms are trained on each
     sequences: int = 64  # of the validation part, to judge by
@@ -117,6 +118,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     def say(what: str) -> None:
         console.print(f"  {what}", markup=False, highlight=False)
 
+    made_of = [identity.of(each, *text.rows) for each, text in zip(chosen, read, strict=True)]
     named = {
         grid.part_name(each.cell, part): (at, part, form, draw)
         for at, each in enumerate(chosen)
@@ -124,6 +126,7 @@ def run(config: Config, console: Console) -> RunDirectory:
     }
     return grid.run(
         config, "explicit", named, lambda cell, log: judge(cell[0]).found(*cell[1:], say),
+        lambda cell: made_of[cell[0]],
         grid.common(config, "variant", "seed"),
         lambda there: {"models": _models(there)}, REPORT, console,
         described={
@@ -319,13 +322,15 @@ def _distilled(
         Reads(form.config, form.params, int(not form.reads_first)),
         Reads(trained.config, trained.params),
         lambda n: corpus.batch("train", draw, n, config.finetune_batch, width),
-        config.distil, _optimizer(config), told,
+        config.distil, _optimizer(config, config.distil), told,
     )  # fmt: skip
     return replace(form, params=params), divergences
 
 
-def _optimizer(config: Config) -> OptimizerConfig:
-    return OptimizerConfig(lr=config.finetune_lr, schedule="constant", warmup=10, decay=0.0)
+def _optimizer(config: Config, steps: int) -> OptimizerConfig:
+    """AdamW at a constant rate, after a warm-up of a tenth of the steps and of ten at most."""
+    warmup = min(10, steps // 10)
+    return OptimizerConfig(lr=config.finetune_lr, schedule="constant", warmup=warmup, decay=0.0)
 
 
 @kept  # of each form the models of all seeds have one
@@ -337,7 +342,7 @@ def _steps(model: ModelConfig, how: OptimizerConfig, count: int) -> tuple[Any, A
 
 def _finetuned(config: Config, form: Form, text: Text, draw: int) -> Form:
     """The form after some steps on its own kind of rows; every form sees the same text."""
-    optimizer, steps = _steps(form.config, _optimizer(config), config.finetune)
+    optimizer, steps = _steps(form.config, _optimizer(config, config.finetune), config.finetune)
     width = text.evaluation.shape[1] - 1
 
     def begin(params: Params) -> TrainState:

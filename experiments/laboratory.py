@@ -16,8 +16,7 @@ from absl import flags
 from rich.console import Console
 
 from sysout_jax.analysis.compress import schemes
-from sysout_jax.analysis.compress.calibration import PRODUCTS
-from sysout_jax.analysis.compress.compression import Compressor, added_losses, check_scheme
+from sysout_jax.analysis.compress.compression import Compressor, added_losses
 from sysout_jax.analysis.statistics import fit_growth
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data import Backcopies, Backcopy
@@ -29,8 +28,9 @@ from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Run, train
 from sysout_jax.training.optimizer import OPTIMIZERS, USES
 
-from .cli import grid, launch, showing
-from .cli.grid import Cells, Place, check_bases, check_values, crossed
+from .cli import factorial, grid, launch, showing
+from .cli.factorial import SMOKE_VARIANTS, check_bases, crossed
+from .cli.grid import Cells, Place, check_values
 from .cli.presets import BACKCOPY, FILLED_IN, NORMS, PENALTIES, SMOKE
 from .records.study import history
 from .reports.laboratory_report import REPORT
@@ -93,19 +93,24 @@ class Config:
     """Everything that determines the cells."""
 
     train: TrainConfig = BASE  # but for what a cell is; seeds are those of each chain
-    chains: tuple[int, ...] = tuple(range(12))  # runs on one are alike: chains are what is counted
+    # Runs on one chain are alike: chains are what is counted.
+    chains: tuple[int, ...] = tuple(range(12))  # seeds of Markov chains, trained in one program
+    # attention variants, or all
     variants: tuple[str, ...] = (*PAPER, "softmax_off_by_one", "sink_logit", "value_gate")
+    # adamw, sgd, muon, lion, each at its own rate
     optimizers: tuple[str, ...] = ("adamw", "sgd", "muon")
-    layers: tuple[int, ...] = (1, 2, 3)
-    losses: tuple[str, ...] = tuple(LOSSES)
-    starts: tuple[str, ...] = tuple(STARTS)
-    decays: tuple[float, ...] = (1e-4, 0.0, 0.1, 0.3, 1.0, 3.0)  # times the rate, a step
+    layers: tuple[int, ...] = (1, 2, 3)  # depths
+    losses: tuple[str, ...] = tuple(LOSSES)  # all; masked: what follows BOS is not trained
+    starts: tuple[str, ...] = tuple(STARTS)  # bos; none: rows begin with a token of the chain
+    decays: tuple[float, ...] = (1e-4, 0.0, 0.1, 0.3, 1.0, 3.0)  # weight decay, times the rate
     epsilons: tuple[float, ...] = (1e-8, 1e-6, 1e-4)  # under Adam's quotient
+    # own (RMSNorm), layer, rms, unscaled, sandwich, qk, gated, pre_affine, single_scale, tanh
     norms: tuple[str, ...] = ("own", "layer", "unscaled", "sandwich", "qk")
-    penalties: tuple[str, ...] = ("none",)
+    penalties: tuple[str, ...] = ("none",)  # none, tweo: on activations, beside the loss
+    # of the variants: those that are also trained with each other factor changed
     bases: tuple[str, ...] = ("softmax", "context_scale")
-    full: bool = False
-    methods: tuple[str, ...] = ("w8a8", "w4a4")
+    full: bool = False  # every combination; else one factor at a time
+    methods: tuple[str, ...] = ("w8a8", "w4a4")  # of compression, as experiments.compress has them
     place: Place = field(default_factory=Place)
 
     def __post_init__(self) -> None:
@@ -169,17 +174,14 @@ class Config:
 
 def run(config: Config, console: Console) -> RunDirectory:
     """Train the cells of this process that are not there yet; the record has all that are."""
-    for cell in config.cells:
-        for method in config.methods:
-            model = config.training(cell).model
-            check_scheme(model, schemes.scheme(method), tuple(PRODUCTS))
+    factorial.check_methods(config)
     about = {
         "train": config.train, "chains": config.chains, "rates": RATES, "methods": config.methods,
     }  # fmt: skip
     floor = {start: _floor(config, begins) for start, begins in STARTS.items()}
     return grid.run(
         config, "laboratory", {cell.name: cell for cell in config.cells}, partial(_train, config),
-        about, lambda there: {"cells": _sorted(there)}, REPORT, console,
+        None, about, lambda there: {"cells": _sorted(there)}, REPORT, console,
         described={**about, "runs": config.runs, "floor": floor}, train=config.train,
     )  # fmt: skip
 
@@ -227,7 +229,7 @@ def _train(config: Config, cell: Cell, log: Any) -> dict[str, Any]:
     def found(trained: Run) -> dict[str, Any]:
         return {**found_in(trained), "compressed": _compressed(config, cell, trained)}
 
-    return grid.trained_cell(about, lambda: train(training, corpus, log), found, run_of)
+    return factorial.trained_cell(about, lambda: train(training, corpus, log), found, run_of)
 
 
 def _compressed(config: Config, cell: Cell, trained: Run) -> dict[str, list[float]]:
@@ -276,48 +278,16 @@ def config_from_flags() -> Config:
     Raises:
       InputError: a flag's value is not accepted.
     """
-    base = launch.override(BASE, SMOKE if FLAGS.smoke else {})
-    base = launch.override(base, {n: FLAGS[n].value for n in FLAGS if n not in OF_A_CELL})
-    smoke = {"variants": ("softmax", "context_scale"), "bases": ()}
-    given: dict[str, Any] = smoke if FLAGS.smoke else {}
-    for name in (
-        "variants", "bases", "optimizers", "losses", "starts", "norms", "penalties", "methods",
-    ):  # fmt: skip
-        if (texts := FLAGS[name].value) is not None:
-            given[name] = tuple(texts)
-    for name, kind in (("chains", int), ("layers", int), ("decays", float), ("epsilons", float)):
-        if (texts := FLAGS[name].value) is not None:
-            given[name] = launch.numbers(name, texts, kind)
-    if FLAGS.variants == ["all"]:
-        given["variants"] = tuple(VARIANTS)
-    config = Config(base, full=FLAGS.full, place=grid.place_from_flags(), **given)
-    launch.check_optimizer(BASE.optimizer, config.optimizers, base.optimizer.schedule)
-    return config
+    config = Config()
+    if FLAGS.smoke:
+        usual = {axis: getattr(config, axis)[:1] for axis in AXES}
+        config = Config(launch.override(BASE, SMOKE), variants=SMOKE_VARIANTS, **usual)
+    return factorial.from_flags(config, OF_A_CELL)
 
 
-def define_flags() -> None:
-    """Define the flags of this binary."""
-    default = Config()
-    for name, text in (
-        ("variants", "attention variants, or all"),
-        ("bases", "of the variants: those that are trained with every other factor changed, too"),
-        ("optimizers", f"of {', '.join(OPTIMIZERS)}, each at its own rate"),
-        ("layers", "depths"),
-        ("losses", "all, or masked: what follows BOS is not trained"),
-        ("starts", "bos, or none: rows begin with BOS, or with a token of the chain"),
-        ("decays", "weight decays of the optimiser"),
-        ("epsilons", "under Adam's quotient"),
-        ("norms", f"of {', '.join(NORMS)}; own: RMSNorm before each branch"),
-        ("penalties", f"of {', '.join(PENALTIES)}: on activations, beside the loss"),
-        ("methods", "of compression, as experiments.compress names them"),
-        ("chains", "Markov chains, by seed; all are trained in one program"),
-    ):
-        shown = ",".join(map(str, getattr(default, name)))
-        flags.DEFINE_list(name, None, f"{text}; default: {shown}")
-    flags.DEFINE_bool(
-        "full", False, "every combination; else one factor at a time, others at their first value"
-    )
-    grid.define_flags(TrainConfig, "a few steps of two variants, in seconds", skip=NO_FLAG)
+define_flags = partial(
+    factorial.define_flags, Config, "a few steps of two variants, in seconds", NO_FLAG
+)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ from sysout_jax.results import RunDirectory
 
 from .cli import grid, launch, showing
 from .cli.grid import Place
-from .inputs.evaluation_text import Text, Texts, corpus_name
+from .inputs import identity
+from .inputs.evaluation_text import Text, Texts, corpus_name, length_of
 from .inputs.model_selection import Choice, Chosen, choose, origins, resolve
 from .reports.tour_report import REPORT
 
@@ -43,6 +44,7 @@ OFTEN = ("model", "corpus", "sequences", "seq_len", "workdir")  # what --help ex
 MODEL = "smollm2-135m"
 METHOD = "w8a8-tensor"  # the one that a single large activation spoils
 WAYS = ("bound", "prefix+bound")
+TOKENS = 128  # of a sequence
 DRAWN = 40  # tokens of a text in the figure
 SMOKE = {"sequences": 2, "calibration": 4, "seq_len": 48}
 
@@ -55,7 +57,7 @@ class Config:
     corpus: str | None = None  # text to calibrate on and measure; None: stdlib, Python's own source
     calibration: int = 8  # sequences of the training part, for constants and bounds
     sequences: int = 8  # of the validation part, to measure on
-    seq_len: int = 128  # T, of each
+    seq_len: int | None = None  # T, of each; None: 128, or the learned positions if fewer
     place: Place = field(default_factory=Place)
 
     def __post_init__(self) -> None:
@@ -66,13 +68,13 @@ class Config:
 def run(config: Config, console: Console) -> RunDirectory:
     """Look at the model, take its sink away, convert it, quantise it; record and draw."""
     chosen = choose(config.choice)
-    text = Texts(
-        config.corpus, config.calibration, config.sequences, config.seq_len, console
-    ).of(chosen)  # fmt: skip
+    length = length_of(config.seq_len, chosen.model.config, TOKENS)
+    text = Texts(config.corpus, config.calibration, config.sequences, length, console).of(chosen)
     say = partial(console.print, markup=False, highlight=False)
     return grid.run(
         config, "tour", {chosen.cell: chosen}, lambda each, log: _found(config, each, text, say),
-        grid.common(config), lambda there: {"models": there.all()}, REPORT, console,
+        lambda each: identity.of(each, *text.rows), grid.common(config),
+        lambda there: {"models": there.all()}, REPORT, console,
         described={"config": grid.told(config), "origins": origins([chosen])}, of=[chosen.name],
     )  # fmt: skip
 
@@ -148,11 +150,12 @@ def _eight_bits(model: Model, text: Text, cut: int, begin: int) -> dict[str, Any
 def _drawn(chosen: Chosen, converted: Model, text: Text, cut: int) -> dict[str, Any]:
     """The states and the attention of one text, in the layers of the paper's first figure."""
     model = chosen.model
+    room = min(DRAWN, model.config.longest or DRAWN)
     if model.tokenizer is None:
-        tokens = text.evaluation[0, :DRAWN]
+        tokens = text.evaluation[0, :room]
         pieces = list(map(str, tokens))
     else:
-        tokens = encode_prompt(model.tokenizer, PARAGRAPH, "yes" if chosen.bos else "no")[:DRAWN]
+        tokens = encode_prompt(model.tokenizer, PARAGRAPH, "yes" if chosen.bos else "no")[:room]
         pieces = model.tokenizer.pieces(tokens)
     config = for_length(model.config, len(tokens))
     layers = {p.title: p.layer for p in existence(config, model.params, tokens).panels[2:]}

@@ -50,6 +50,7 @@ FLAGS = flags.FLAGS
 OFTEN = (
     "model", "corpus", "preset", "variants", "steps", "seeds", "lr", "name", "workdir", "smoke",
 )  # fmt: skip
+BEGUN = ("init_from", "resume_from")  # flags of what training begins with
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,10 @@ def run(config: Config, console: Console) -> RunDirectory | None:
     directory.forget_log()
     directory.write_config(config)
     console.print(f"run      {directory.path}", soft_wrap=True)
+    begun = {name: at for name in BEGUN if (at := getattr(config, name))}
     with (
         ending.telling_how_to_go_on(*ending.with_name(directory.path)),
-        directory.record("variants", labels=SUMMARY_LABELS, studies=[]) as record,
+        directory.record("variants", labels=SUMMARY_LABELS, **begun, studies=[]) as record,
     ):
         hosts.told(str(directory.path))
         with _keeping(config, directory.path, console) as states_of:
@@ -133,9 +135,8 @@ def _help(config: Config, studies: list[tuple[str, TrainConfig, Corpus]], consol
 def _keeping(
     config: Config, path: Path, console: Console
 ) -> AbstractContextManager[Callable[[str], States | None]]:
-    begins = (config.resume_from, config.init_from)
-    needed = config.name is not None or any(begins)
-    return keeping(path, config.saving, *begins, needed, console)
+    needed = bool(config.name or config.resume_from or config.init_from)
+    return keeping(path, config.saving, config.resume_from, config.init_from, needed, console)
 
 
 def _open(study: TrainConfig, console: Console) -> Corpus:
@@ -282,8 +283,7 @@ def _as_given(study: TrainConfig) -> TrainConfig:
         study = launch.override(study, SMOKE)
     given = {name: FLAGS[name].value for name in FLAGS if name not in ("corpus", "variant")}
     found = launch.override(study, given)
-    made = found.optimizer
-    launch.check_optimizer(study.optimizer, [made.optimizer], made.schedule)
+    launch.check_optimizer(study.optimizer, [found.optimizer.optimizer], found)
     return found
 
 
@@ -332,7 +332,7 @@ def _going_on(flag: str, path: Path) -> Config:
         accepted = f"a run that was interrupted, or --init_from={Path(source) / 'models'}/NAME"
         raise InputError("resume_from", source, accepted, "no training states in it")
     there = {"variants": list(stored.variants), "corpus": [s.corpus for s in stored.studies]}
-    begun = {"init_from": stored.init_from, "resume_from": stored.resume_from}
+    begun = {name: getattr(stored, name) for name in BEGUN}
     for name, found in {**there, **(begun if flag == "name" else {})}.items():
         asked: Any = FLAGS[name].value
         asked = list(VARIANTS) if asked == ["all"] else asked

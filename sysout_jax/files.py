@@ -1,6 +1,7 @@
 """Files and directories that appear whole or not at all."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -136,6 +137,12 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+def unused(path: Path) -> Path:
+    """A path at which nothing is: this one, or the first of path-2, path-3, ..."""
+    numbered = (path.with_name(f"{path.name}-{count}") for count in itertools.count(2))
+    return next(each for each in itertools.chain([path], numbered) if not os.path.lexists(each))
 
 
 def remove(path: Path) -> None:

@@ -1,8 +1,6 @@
 """Cells of an experiment: which there are, as files in one directory, and whose turn each is."""
 
-import itertools
 import re
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,7 +10,7 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from sysout_jax.errors import Diverged, InputError
+from sysout_jax.errors import InputError
 from sysout_jax.results import (
     LATEST,
     RunDirectory,
@@ -26,7 +24,6 @@ from sysout_jax.results import (
     write_json,
 )
 from sysout_jax.training.config import TrainConfig
-from sysout_jax.training.loop import Run
 
 from . import ending, launch
 from .progress import cell_bars
@@ -72,7 +69,11 @@ class Place:
         return list(items)[index::count]
 
     def opened(
-        self, experiment: str, about: Mapping[str, Any], of: Sequence[str] = ()
+        self,
+        experiment: str,
+        about: Mapping[str, Any],
+        of: Sequence[str] = (),
+        made_of: Mapping[str, str] | None = None,
     ) -> tuple[RunDirectory, "Cells"]:
         """The directory of this process's record, and the cells, which all of that name share.
 
@@ -82,9 +83,9 @@ class Place:
         """
         if self.name is None:
             directory = RunDirectory(self.workdir, experiment, of=of)
-            there = Cells(directory.path / "cells", about)
+            there = Cells(directory.path / "cells", about, made_of)
         else:
-            there, name = Cells(self._cells(experiment), about), self.name
+            there, name = Cells(self._cells(experiment), about, made_of), self.name
             if self.shard:
                 index, count = self._shard
                 name = f"{name}/shard-{index}-of-{count}"
@@ -119,19 +120,6 @@ def check_values(flag: str, values: Sequence[Any]) -> None:
         raise InputError(flag, found, "at least one, none of them twice")
 
 
-def check_bases(bases: Sequence[str], variants: Sequence[str]) -> None:
-    """Refuse a variant twice, or one that is not trained, among those that all else is tried with.
-
-    Raises:
-      InputError: names it.
-    """
-    if bases:
-        check_values("bases", bases)
-    for name in bases:
-        if name not in variants:
-            raise InputError("bases", name, f"of --variants: {', '.join(variants)}", "no effect")
-
-
 def check_same(mine: Any, theirs: Mapping[str, Any], said: str) -> None:
     """Refuse to go on with what was begun with other settings.
 
@@ -145,45 +133,31 @@ def check_same(mine: Any, theirs: Mapping[str, Any], said: str) -> None:
             raise InputError(name, as_flag(now.get(name)), "that, or another --name", why)
 
 
-def crossed(
-    variants: Sequence[str], axes: Sequence[Sequence[Any]], bases: Sequence[str], full: bool
-) -> list[tuple[Any, ...]]:
-    """(variant, value of each axis) of the cells, those with the most in common first.
-
-    Args:
-      variants: attention variants.
-      axes: values of each other factor, the usual one first.
-      bases: variants that are crossed with one factor at another value, too.
-      full: every combination.
-    """
-    made = [(variant, *rest) for rest in itertools.product(*axes) for variant in variants]
-    if full:
-        return made
-    usual = [axis[0] for axis in axes]
-
-    def moved(cell: tuple[Any, ...]) -> int:
-        return sum(x != y for x, y in zip(cell[1:], usual, strict=True))
-
-    return [c for c in made if moved(c) == 0 or (moved(c) == 1 and c[0] in bases)]
-
-
 class Cells:
     """A directory with a file for each finished cell, by its name as one of a file.
 
     Args:
       place: the directory, made by `begin`.
       about: what determines a cell beside its name: all that write here agree on it.
+      made_of: cell -> a word for the text and the weights that it is found in.
 
     Raises:
       InputError: cells that are there were made with something else, or cannot be read.
     """
 
-    def __init__(self, place: Path, about: Mapping[str, Any]) -> None:
-        self.place, self.about = place, about
+    def __init__(
+        self, place: Path, about: Mapping[str, Any], made_of: Mapping[str, str] | None = None
+    ) -> None:
+        self.place, self.about, self.made_of = place, about, made_of or {}
         if self.names() and (place / ABOUT).exists():
             self._check_same()
         for name in self.names():
             self.read(name)  # refused before anything is made
+        for name in filter(self.__contains__, self.made_of):
+            word = self.made_of[name]
+            if self.read(name).get("made_of", word) != word:  # earlier versions do not say
+                why = f"{self._path(name)} is of another text or other weights under the same path"
+                raise InputError("name", None, "another one", why)
 
     def begin(self) -> "Cells":
         """Say what cells here are made with, in place of a run that has made none."""
@@ -230,7 +204,8 @@ class Cells:
           InputError: meanwhile another process has begun here with other settings.
         """
         self._check_same()
-        write_json(self._path(name), found)
+        word = {"made_of": self.made_of[name]} if name in self.made_of else {}
+        write_json(self._path(name), {**found, **word})
 
     def _path(self, name: str) -> Path:
         return self.place / f"{re.sub('[^A-Za-z0-9_.+-]+', '-', name)}.json"
@@ -251,6 +226,7 @@ def run(
     experiment: str,
     named: Mapping[str, Item],
     find: Callable[[Item, Log], Mapping[str, Any]],
+    made_of: Callable[[Item], str] | None,
     about: Mapping[str, Any],
     gathered: Callable[[Cells], Mapping[str, Any]],
     report: Report,
@@ -267,6 +243,7 @@ def run(
       experiment: the name of the command.
       named: name -> cell, of all processes.
       find: what is found in a cell, from it and from what logs the rows of its training.
+      made_of: a word for the text and the weights of a cell; None: the config determines them.
       about: what cells that are there must have been made with.
       gathered: what the record says of the cells that are there, of this command or another.
       report: what is made of the record.
@@ -275,10 +252,12 @@ def run(
       of: what names the run if nothing else does.
       train: what the trainings of the cells have in common, if cells are trained.
     """
-    directory, cells = config.place.opened(experiment, about, of)
+    words = {name: made_of(cell) for name, cell in named.items()} if made_of else {}
+    directory, cells = config.place.opened(experiment, about, of, words)
     directory.write_config(config)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     mine = config.place.of(named)
+    made_by = {"code": code_version(), "device": jax.devices()[0].device_kind}
     with (
         directory.record(**{"experiment": experiment, **described}) as record,
         ending.telling_how_to_go_on(*ending.with_name(directory.path)),
@@ -295,36 +274,13 @@ def run(
                     progress(name, row)
 
                 progress(name, {})
-                cells.write(name, find(named[name], log))
+                cells.write(name, {**find(named[name], log), **made_by})
         finally:
             record |= gathered(cells)
     found = read_record(directory.path)
     show(console, report.sections(found))
     publish(console, directory.path, found, report)
     return directory
-
-
-def trained_cell(
-    about: Mapping[str, Any],
-    train: Callable[[], Run],
-    found: Callable[[Run], Mapping[str, Any]],
-    which: Callable[[int], Mapping[str, Any]] = lambda seed: {"seed": seed},
-) -> dict[str, Any]:
-    """What is said of a cell that is trained; that it diverged is a result.
-
-    Args:
-      about: the cell.
-      train: trains it.
-      found: what is found in what was trained.
-      which: of a seed that diverged, what it is.
-    """
-    begun = time.perf_counter()
-    made = {**about, "code": code_version(), "device": jax.devices()[0].device_kind}
-    try:
-        trained = train()
-    except Diverged as error:
-        return made | {"diverged": {"step": error.step, **which(error.seed)}}
-    return made | dict(found(trained)) | {"seconds": time.perf_counter() - begun}
 
 
 def part_name(model: str, part: str | None) -> str:

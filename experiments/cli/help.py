@@ -104,9 +104,13 @@ def _field(config: Any, name: str) -> Any:
     return next((value for _, field, value in _fields(config) if field == name), None)
 
 
+def _is_part(config: Any, name: str) -> bool:
+    return dataclasses.is_dataclass(getattr(config, name))
+
+
 def _fields(config: Any) -> Iterator[tuple[str, str, Any]]:
-    """(class, name, value) of every field, at any depth."""
-    for field in dataclasses.fields(config):
+    """(class, name, value) of every field, at any depth, its own before those of its parts."""
+    for field in sorted(dataclasses.fields(config), key=lambda f: _is_part(config, f.name)):
         value = getattr(config, field.name)
         if isinstance(value, Rope):
             for rule in (value, *(kind() for kind in RULES.values())):

@@ -26,6 +26,7 @@ from sysout_jax.model.rope import flag as rope_flag
 from sysout_jax.model.stored import from_record
 from sysout_jax.results import as_flag, named_run
 from sysout_jax.training import hosts
+from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.optimizer import OptimizerConfig, unused
 
 from . import ending, help
@@ -37,12 +38,20 @@ TPU_LIBRARY = "TPU_LIBRARY_PATH"
 TPU_CHIPS = ("/dev/accel*", "/dev/vfio/*")  # as the drivers of TPUs name them
 
 
-def define_overrides(config_type: type, skip: tuple[str, ...] = ()) -> None:
+def define_overrides(
+    config_type: type, skip: Sequence[str] = (), without: Sequence[str] = ()
+) -> None:
     """Define one flag per field of a config dataclass and of the dataclasses in it.
 
-    A flag that is not given leaves the field as it is. The comment beside a field is its help.
+    A flag that is not given leaves the field as it is. The comment beside a field, or else that
+    above it, is its help.
+
+    Args:
+      config_type: the dataclass.
+      skip: fields at any depth that are no flags.
+      without: fields of this dataclass that are left out with all that is in them.
     """
-    for name, hint, text in _leaves(config_type):
+    for name, hint, text in _leaves(config_type, without):
         if name in skip:
             continue
         if hint is bool:
@@ -57,8 +66,13 @@ def define_overrides(config_type: type, skip: tuple[str, ...] = ()) -> None:
             flags.DEFINE_list(name, None, text)
 
 
-def override(config: C, flag_values: dict[str, Any]) -> C:
+def override(config: C, flag_values: Mapping[str, Any], without: str = "") -> C:
     """The config with every field that is named in `flag_values` replaced, at any depth.
+
+    Args:
+      config: a dataclass.
+      flag_values: field -> its value; None leaves it.
+      without: a field of this dataclass that is left with all that is in it.
 
     Raises:
       InputError: a value is out of range, or a list holds what is no number.
@@ -69,6 +83,8 @@ def override(config: C, flag_values: dict[str, Any]) -> C:
         config, named = _turned(config, flag_values), rope_flag  # type: ignore[assignment]
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value, name = getattr(config, field.name), named(field.name)
+        if field.name == without:
+            continue
         if dataclasses.is_dataclass(value):
             changes[field.name] = override(value, flag_values)
         elif field.init and flag_values.get(name) is not None:
@@ -80,18 +96,22 @@ def override(config: C, flag_values: dict[str, Any]) -> C:
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
-def check_optimizer(before: OptimizerConfig, optimizers: Sequence[str], schedule: str) -> None:
-    """Refuse the flag of a number that none of the optimisers has, nor the schedule.
+def check_optimizer(before: OptimizerConfig, optimizers: Sequence[str], train: TrainConfig) -> None:
+    """Refuse the flag of a number that none of the optimisers has, nor the schedule, and a warm-up
+    that does not end.
 
     Args:
       before: what is trained by without flags, whose numbers may be given.
       optimizers: those of all trainings.
-      schedule: that of all.
+      train: what the trainings have in common.
 
     Raises:
-      InputError: names the flag, and what has such a number.
+      InputError: names the flag, and what is accepted.
     """
-    for field, names in unused(optimizers, [schedule]).items():
+    if FLAGS["warmup"].present and train.optimizer.warmup >= train.steps:
+        why = "the learning rate reaches its peak at no step, or at the last alone"
+        raise InputError("warmup", train.optimizer.warmup, f"below --steps={train.steps}", why)
+    for field, names in unused(optimizers, [train.optimizer.schedule]).items():
         given = FLAGS[field].value if field in FLAGS else None
         if given not in (None, getattr(before, field), getattr(OptimizerConfig, field)):
             raise InputError(field, as_flag(given), f"with {' or '.join(names)}", "no effect")
@@ -183,9 +203,16 @@ def numbers(name: str, values: list[str], kind: type) -> tuple[Any, ...]:
         raise InputError(name, ",".join(values), f"{words} with commas between them") from None
 
 
-def _leaves(config_type: type) -> Iterator[tuple[str, Any, str]]:
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(config_type), re.M))
+def _leaves(config_type: type, without: Sequence[str] = ()) -> Iterator[tuple[str, Any, str]]:
+    source = inspect.getsource(config_type)
+    above = {
+        name: " ".join(re.findall("# (.*)", lines))
+        for lines, name in re.findall(r"((?:^    # .*\n)+)^    (\w+): ", source, re.M)
+    }
+    comments = {**above, **dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.M))}
     for name, hint in typing.get_type_hints(config_type).items():
+        if name in without:
+            continue
         if hint is Rope:
             own = [each for kind in RULES.values() for each in _leaves(kind)]
             # Where several rules have a number, the first says what it is.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from rich.console import Console
 
+from sysout_jax.files import unused
 from sysout_jax.results import joined
 
 from .tables import PRINTED
@@ -19,6 +20,10 @@ FLAGS = flags.FLAGS
 SCRIPT = "sysout"  # as pyproject.toml has it
 LABEL = 9  # characters before what a line says
 LINE = 80 - LABEL  # characters of a line
+# The flags that say which model a record is of, and which text.
+OF_MODEL = (
+    "model", "variant", "seed", "revision", "file", "param_dtype", "bos", "corpus", "token_dtype",
+)  # fmt: skip
 
 
 class Verdict(NamedTuple):
@@ -103,9 +108,28 @@ def given(record: Mapping[str, Any], *names: str) -> list[str]:
     return [flag for flag in _flags(record) if _name(flag) in names]
 
 
+def of_model(record: Mapping[str, Any]) -> list[str]:
+    """The flags that say which models a record is of, and which text."""
+    return given(record, *OF_MODEL)
+
+
+def of_one(record: Mapping[str, Any], name: str | None = None) -> list[str]:
+    """The flags of a command that takes one model: the first of the record, or that of a name."""
+    of, names = of_model(record), [model["name"] for model in record["models"]]
+    if len(set(names)) == 1 or given(record, "variant"):
+        return of
+    return [*of, f"--variant={name or names[0]}"]
+
+
+def conversion(of: Sequence[str], *how: str) -> tuple[str, ...]:
+    """The command that converts a model, into a directory that is not there."""
+    return ("convert", *of, *how, f"--out={unused(Path('converted'))}")
+
+
 def again(record: Mapping[str, Any], *changed: str) -> list[str]:
-    """All flags of the record's command, changed or added to, but its name and how it prints."""
-    others = {*map(_name, changed), "name", "redraw", "wide", *PRINTED}
+    """All flags of the record's command, changed or added to, but its name, its share of the cells
+    and how it prints."""
+    others = {*map(_name, changed), "name", "shard", "redraw", "wide", *PRINTED}
     return [*(flag for flag in _flags(record) if _name(flag) not in others), *changed]
 
 

@@ -32,6 +32,11 @@ class Text(NamedTuple):
     calibration: np.ndarray
     evaluation: np.ndarray
 
+    @property
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Those of both kinds."""
+        return self.calibration, self.evaluation
+
     def begun_by_bos(self, chosen: Chosen) -> bool:
         """Whether every row begins with the BOS of the model: one that is a key replaces it."""
         first = np.concatenate([self.evaluation, self.calibration])[:, 0]

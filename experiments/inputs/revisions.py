@@ -1,6 +1,5 @@
 """Checkpoints of a suite on the hub, each a revision of one id: step1000, step2000, ..."""
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from sysout_jax.families.hub import check_revisions, is_hub_id
 from sysout_jax.model.config import ModelConfig
 
 from ..cli.grid import Cells
+from .identity import of_text
 from .model_selection import Choice
 
 _STEP = re.compile(r"(?:^|[^a-z])step[-_]?(\d+)(?!\d)")
@@ -64,7 +64,7 @@ def about(choice: Choice, tokens: Int[np.ndarray, "B T"]) -> dict[str, Any]:
     return {
         "model": choice.model, "file": choice.file, "param_dtype": choice.param_dtype,
         "sequences": len(tokens), "seq_len": tokens.shape[1],
-        "text": hashlib.sha256(np.ascontiguousarray(tokens, np.int32).tobytes()).hexdigest()[:16],
+        "text": of_text(tokens),
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from sysout_jax.report.words import headline, known_lines
 
 from ..cli.showing import Report
 from ..cli.tables import Section
-from ..cli.verdict import Verdict, again, given
+from ..cli.verdict import Verdict, again, conversion, of_model
 
 Record = dict[str, Any]
 
@@ -27,9 +27,9 @@ def sections(record: Record) -> Iterator[Section]:
 
 def verdict(record: Record, directory: Path) -> Verdict:
     """The sentences of the page, and what is done with the model next."""
-    of = given(record, "model", "variant", "seed", "corpus", "revision", "file")
+    of = of_model(record)
     sink = record["parts"].get("interventions", {}).get("sink")
-    command = ("convert", *of, "--out=converted")
+    command = conversion(of)
     if record.get("status", "complete") != "complete":  # what Python saves has none
         command = ("analyze", *again(record))
     elif (sink is not None and not sink["heads"]) or record["model"]["variant"] != "softmax":

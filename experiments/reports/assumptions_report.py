@@ -13,7 +13,7 @@ from sysout_jax.showing import Interval, Table
 
 from ..cli.showing import Report
 from ..cli.tables import Section
-from ..cli.verdict import LINE, Verdict, few, given
+from ..cli.verdict import LINE, Verdict, conversion, few, of_one
 
 Record = dict[str, Any]
 LAYER = (
@@ -175,7 +175,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
         f"and {violated} of them have less attention on the sink than it requires",
         f"values of a text surround zero in {few(failed, LINE - 32)}" if failed
         else f"values of a text come within {least:.2f} of their length of zero",
-        ("convert", *given(record, "model", "variant", "seed", "corpus"), "--out=converted"),
+        conversion(of_one(record)),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from sysout_jax.showing import Table
 
 from ..cli.showing import Report
 from ..cli.tables import Section
-from ..cli.verdict import LINE, Verdict, few, given
+from ..cli.verdict import LINE, Verdict, few, of_model
 from ..records.causal import response, specific
 from .explicit_report import groups
 
@@ -85,7 +85,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
         f"taken away, max |h|/median: {', '.join(ratios)}",
         f"attention to the first token: {', '.join(shares)}",
         f"not beyond as much elsewhere: {few(undecided, LINE - 30)}" if undecided else alone,
-        ("explicit", *given(record, "model", "variant", "seed", "corpus")),
+        ("explicit", *of_model(record)),
     )  # fmt: skip
 
 

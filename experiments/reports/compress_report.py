@@ -1,7 +1,7 @@
 """What experiments.compress says: tables of perplexity, and how well noise is predicted."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ import numpy as np
 
 from sysout_jax import plots
 from sysout_jax.analysis.compress import schemes
-from sysout_jax.analysis.compress.noise import Agreement, agreement
 from sysout_jax.analysis.compress.schemes import Rounding
 from sysout_jax.analysis.statistics import bootstrap_interval, over_seeds, ratio_interval
 from sysout_jax.converting import CONVERTED
@@ -20,12 +19,13 @@ from sysout_jax.showing import Interval, Table
 
 from ..cli.showing import Report
 from ..cli.tables import Section
-from ..cli.verdict import Verdict, given
+from ..cli.verdict import LINE, Verdict, conversion, few, of_model, of_one
+from .compress_noise import agreement_lines, flushed_section, furthest
 from .compress_page import CAPTIONS, details, write_page
 
 Record = dict[str, Any]
+Key = tuple[str, int | None]  # name and seed
 BEFORE = "as trained"
-E1 = "theory E1"
 NOT_FINITE = "not finite"
 FEW = 6.0  # bits a weight, below which it matters that a file had few
 
@@ -63,10 +63,10 @@ def sections(record: Record) -> Iterator[Section]:
             yield _allocated(corpus, boosted, record["methods"])
         if any("trained" in model for model in mine):
             yield _bought(corpus, mine, record["methods"])
-    yield Section("noise", None, list(_agreement_lines(record)))
+    yield Section("noise", None, list(agreement_lines(record)))
     flushed = [each for each in noise_rows(record) if "flushed" in each]
     if flushed:  # older records have none
-        yield _flushed(flushed)
+        yield flushed_section(flushed)
     for model in record["models"]:
         yield from (Section(name, table, asked=True) for name, table in details(model))
 
@@ -215,158 +215,92 @@ def _perplexity(losses: list[float]) -> str:
     return f"{np.exp(np.mean(losses)):.4g}"
 
 
-def agreements(record: Record) -> Iterator[tuple[str, str, str, Agreement]]:
-    """(kind of tensor, bits, what is compared with the measured SQNR, how they go together), over
-    all layers and models."""
-    for kind in ("activation", "weight"):
-        rows = [
-            each for each in noise_rows(record)
-            if each["kind"] == kind
-        ]  # fmt: skip
-        if not rows:
-            continue
-        for bits in rows[0]["measured"]:
-            measured = _joined([each["measured"][bits] for each in rows])
-            predicted = _joined([each["predicted"][bits] for each in rows])
-            yield kind, bits, E1, agreement(predicted, measured)
-            for name, label in (
-                ("peak_over_rms", "log max/RMS"),
-                ("max_median_ratio", "log max/median ratio"),
-                ("kurtosis", "log kurtosis"),
-            ):
-                with np.errstate(divide="ignore"):  # of a tensor of zeros, which is left out
-                    values = np.log(_joined([each[name] for each in rows]))
-                yield kind, bits, label, agreement(values, measured)
-
-
-def _flushed(tensors: Sequence[Mapping[str, Any]]) -> Section:
-    """What formats with blocks set to zero, kind of tensor by kind, over all models and layers."""
-    rows, said = [], []
-    for kind, name in dict.fromkeys((each["kind"], each["name"]) for each in tensors):
-        mine = [each for each in tensors if (each["kind"], each["name"]) == (kind, name)]
-        nvfp4, mxfp4, rest, without = (
-            _joined([each[key][of] for each in mine])
-            for key, of in (
-                ("flushed", "nvfp4"), ("flushed", "mxfp4"), ("flushed_rest", "nvfp4"),
-                ("flushed_without", "nvfp4"),
-            )
-        )  # fmt: skip
-        others = _joined([each["outlier_inputs"] for each in mine]).mean()
-        of_model = max((_joined([each["flushed"]["nvfp4"]]) for each in mine), key=np.max)
-        layer = int(np.argmax(of_model))
-        shares = [f"{of.mean():.1%}" for of in (rest, without, mxfp4)]
-        rows.append(
-            [kind, name, f"{nvfp4.mean():.1%}", f"{nvfp4.max():.1%}", layer, f"{others:.1f}",
-             *shares]
-        )  # fmt: skip
-        said.append((rest.mean() - without.mean(), f"{kind} {name}", *shares))
-    cost, what, before, after, _ = max(said)
-    line = (
-        f"NVFP4 flushes most to zero because of outlier inputs in {what}: {before} of the other "
-        f"inputs' entries beside them, {after} without them"
-    )
-    if cost <= 0:
-        line = "outlier inputs add to what NVFP4 flushes to zero in no kind of tensor"
-    headings = (
-        "kind", "tensor", "NVFP4", "largest", "in layer", "outlier inputs", "others, beside them",
-        "others, without", "MXFP4",
-    )  # fmt: skip
-    title = "Share of nonzero entries that become zero (outlier: an entry beyond 6 sigma)"
-    return Section("flushed", Table.of(title, headings, rows, "llr"), [line])
-
-
-def _joined(columns: list[Any]) -> np.ndarray:
-    return np.concatenate([np.array(column, np.float64) for column in columns])
-
-
-def _agreement_lines(record: Record) -> Iterator[str]:
-    """One for each kind of tensor and width."""
-    lines: dict[tuple[str, str], list[tuple[str, Agreement]]] = {}
-    for kind, bits, what, found in agreements(record):
-        lines.setdefault((kind, bits), []).append((what, found))
-    for (kind, bits), compared in lines.items():
-        said = ", ".join(f"{what} {found.pearson:.2f}" for what, found in compared)
-        _, first = compared[0]
-        yield (
-            f"SQNR of {kind}s at {bits} bits over {first.n} tensors: {first.difference:+.1f} dB "
-            f"from theory E1; correlation with {said}"
-        )
-
-
 def verdict(record: Record, directory: Path) -> Verdict:
-    """What methods cost models as trained; what conversion saves, or which variants lose most."""
-    of = given(record, "model", "variant", "seed", "corpus")
+    """What methods cost models as trained; what conversion saves, or which variants lose most.
+
+    Means are over the same models: those in which most methods are finished.
+    """
     trained = [model for model in record["models"] if "trained" not in model]
-    cost = {
-        method: each for method in record["methods"] if (each := _costs(trained, trained, method))
-    }
-    if not cost:
+    most = max((len(model["methods"]) for model in trained), default=0)
+    whole = [model for model in trained if len(model["methods"]) == most]
+    shared = [m for m in record["methods"] if all(m in model["methods"] for model in whole)]
+    before = {_key(model): model["loss"] for model in trained}
+    cost = {method: _costs(whole, method, before) for method in shared}
+    mean = {m: value for m in shared if np.isfinite(value := _mean(cost[m].values()))}
+    if not mean:
         return Verdict("no method is finished with a finite loss", "", "", ("runs",))
-    mean = {method: _mean(each) for method, each in cost.items()}
     dearest, cheapest = (choose(mean, key=lambda of: mean[of]) for choose in (max, min))
     found = f"{dearest} costs {mean[dearest]:+.3f} nats"
     if len(mean) > 1:
         found = f"{dearest} costs most, {mean[dearest]:+.3f} nats; {cheapest} {mean[cheapest]:+.3f}"
-    ways = _converted(record, list(mean))
+    ways = _converted(record, {method: cost[method] for method in mean}, before)
     if ways:
-        saved = {(way, of): mean[of] - after for (way, of), after in ways.items()}
-        (way, most), (worst, least) = (pick(saved, key=lambda of: saved[of]) for pick in (max, min))
+        saved = {each: as_trained - after for each, (as_trained, after) in ways.items()}
+        (way, most_of), (worst, least_of) = (
+            pick(saved, key=lambda of: saved[of]) for pick in (max, min)
+        )
+        best, last = (
+            "{1:+.3f} of {0:+.3f}".format(*ways[of]) for of in ((way, most_of), (worst, least_of))
+        )
         return Verdict(
-            found, f"after {way} {most} costs {ways[way, most]:+.3f} of {mean[most]:+.3f}",
-            f"least: {least}, {worst}: {ways[worst, least]:+.3f} of {mean[least]:+.3f}",
-            ("analyze", *of) if way.endswith(BASES)  # which so.rotate writes, and no command
-            else ("convert", *of, f"--weak={way}", "--out=converted"),
+            found, f"after {way} {most_of} costs {best}", f"least: {least_of}, {worst}: {last}",
+            # What so.rotate writes, no command does.
+            ("analyze", *of_one(record)) if way.endswith(BASES)
+            else conversion(of_one(record), f"--weak={way}"),
         )  # fmt: skip
-    (least, low), (most, high) = (pick(cost[dearest], key=lambda x: x[1]) for pick in (min, max))
+    labels = {_key(model): model["label"] for model in whole}
+    low, high = (choose(cost[dearest], key=lambda of: cost[dearest][of]) for choose in (min, max))
+    broken = [method for method in shared if method not in mean]
     return Verdict(
-        found, f"it costs {most} {high:+.3f}, {least} {low:+.3f}" if most != least else "",
-        _off(record),
-        ("analyze", *of) if len(trained) < len(record["models"])  # a conversion did nothing
-        else ("compress", *of, "--conversions=bound,prefix+bound"),
+        found, f"it costs {labels[high]} {cost[dearest][high]:+.3f}, {labels[low]} "
+        f"{cost[dearest][low]:+.3f}" if high != low else "",
+        f"no finite loss: {few(broken, LINE - 16)}" if broken else furthest(record),
+        ("analyze", *of_one(record)) if len(trained) < len(record["models"])  # it did nothing
+        else ("compress", *of_model(record), "--conversions=bound,prefix+bound"),
     )  # fmt: skip
 
 
-def _converted(record: Record, methods: list[str]) -> dict[tuple[str, str], float]:
-    """(conversion, method) -> the mean cost of the method in models so converted."""
+def _key(model: Record) -> Key:
+    """Name and seed of the model as trained that a model was made of."""
+    return str(model.get("trained", model["name"])), model["seed"]
+
+
+def _converted(
+    record: Record, cost: Mapping[str, Mapping[Key, float]], losses: Mapping[Key, float]
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """(conversion, method) -> the mean cost of the method in the same models before and after.
+
+    Args:
+      record: of which models so converted are taken.
+      cost: method -> what it costs each model as trained.
+      losses: of the models as trained.
+    """
     models = [
         model for model in record["models"]
         if model.get("kind") in CONVERTED or ("trained" in model and _rotated(model))
     ]  # fmt: skip
-    trained = [model for model in record["models"] if "trained" not in model]
-    return {
-        (way, method): _mean(found)
-        for way in dict.fromkeys(model["conversion"] for model in models)
-        for method in methods
-        if (found := _costs([m for m in models if m["conversion"] == way], trained, method))
-    }
+    found = {}
+    for way in dict.fromkeys(model["conversion"] for model in models):
+        for method, before in cost.items():
+            mine = [m for m in models if m["conversion"] == way and method in m["methods"]]
+            after = _costs(mine, method, losses)
+            both = [key for key in before if np.isfinite(after.get(key, np.nan))]
+            if both:
+                found[way, method] = (
+                    _mean(before[key] for key in both), _mean(after[key] for key in both),
+                )  # fmt: skip
+    return found
 
 
-def _mean(found: list[tuple[str, float]]) -> float:
-    return float(np.mean([change for _, change in found]))
+def _mean(found: Iterable[float]) -> float:
+    return float(np.mean(list(found)))
 
 
-def _costs(models: list[Record], trained: list[Record], method: str) -> list[tuple[str, float]]:
-    """The label of each model whose loss is finite, and the loss beyond that of the same model as
-    trained."""
-    before = {(m["name"], m["seed"]): m["loss"] for m in trained}
-    return [
-        (m["label"], loss - before[m.get("trained", m["name"]), m["seed"]])
-        for m in models
-        if method in m["methods"] and (loss := m["methods"][method]["loss"]) is not None
-    ]
-
-
-def _off(record: Record) -> str:
-    """Where theory E1 is furthest from what was measured."""
-    found = [
-        (abs(each.difference), kind, bits, each) for kind, bits, what, each in agreements(record)
-        if what == E1 and np.isfinite(each.difference)
-    ]  # fmt: skip
-    if not found:
-        return ""
-    _, kind, bits, worst = max(found, key=lambda each: each[0])
-    said = f"theory E1 is {worst.difference:+.1f} dB off for {kind}s at {bits} bits"
-    return said + (f", correlation {worst.pearson:.2f}" if np.isfinite(worst.pearson) else "")
+def _costs(models: list[Record], method: str, before: Mapping[Key, float]) -> dict[Key, float]:
+    """Model -> its loss under a method beyond that of the same model as trained; infinite where it
+    is not finite."""
+    losses = {_key(model): model["methods"][method]["loss"] for model in models}
+    return {key: np.inf if loss is None else loss - before[key] for key, loss in losses.items()}
 
 
 def _drawn(record: Record, directory: Path) -> dict[str, list[Path]]:

@@ -21,7 +21,7 @@ from sysout_jax.showing import Interval, Table
 
 from ..cli.showing import Report
 from ..cli.tables import Section
-from ..cli.verdict import LINE, Verdict, again, few, numbered
+from ..cli.verdict import LINE, Verdict, again, few, given, numbered
 
 Record = dict[str, Any]
 LAST = 2 / 3  # of the run: if the order still changes after it, the run is not decided
@@ -228,11 +228,11 @@ NOTES = (
 
 def verdict(record: Record, directory: Path) -> Verdict:
     """Which variants are faster, at equal tokens and at equal time."""
-    found = record["compared"]
+    found, name = record["compared"], given(record, "name") or [f"--name={directory.name}"]
     if not found:
         return Verdict(
             "no learning rate of the baseline is finished", "nothing to compare with", "",
-            ("convergence", *again(record, f"--name={directory.name}")),
+            ("convergence", *again(record, *name)),
         )  # fmt: skip
     others = {n: v for n, v in found["variants"].items() if n != record["baseline"]}
     told = []
@@ -250,7 +250,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
         f"at equal tokens {told[0]}", f"at equal time {told[1]}",
         f"best rate at the grid's edge: {few(edges, LINE - 30)}" if edges
         else f"{numbered(len(record['config']['seeds']), 'seed')}: one verdict in 20 is chance",
-        ("convergence", *again(record, f"--name={directory.name}", f"--lrs={beyond}")) if edges
+        ("convergence", *again(record, *name, f"--lrs={beyond}")) if edges
         else ("benchmark", f"--variants={','.join(found['variants'])}"),
     )  # fmt: skip
 

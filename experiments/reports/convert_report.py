@@ -10,7 +10,7 @@ from sysout_jax.showing import Interval, Table
 
 from ..cli.showing import Report
 from ..cli.tables import Section
-from ..cli.verdict import LINE, Verdict, given
+from ..cli.verdict import LINE, Verdict, of_model
 
 Record = dict[str, Any]
 KINDS = {  # of conversions, what stands in the sink's place
@@ -74,12 +74,12 @@ def verdict(record: Record, directory: Path) -> Verdict:
     if not record["models"]:
         return Verdict("no model is finished", "", "", ("runs",))
     model = record["models"][0]
-    of, corpus = given(record, "model", "variant", "seed"), given(record, "corpus")
+    of = of_model(record)
     if model["kind"] not in CONVERTED:
         said = next(iter(model["said"]), "")
         return Verdict(
             "nothing was converted", said if len(said) <= LINE else "", "",
-            ("analyze", *of, *corpus),
+            ("analyze", *of),
         )  # fmt: skip
     found, means, check = f"converted by {KINDS[model['kind']]}", "", model["check"]
     if check:
@@ -91,7 +91,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
     rows = next((line for line in model["said"] if line.startswith("rows of W_down")), "no layer")
     return Verdict(
         found, means, "" if rows.endswith("no layer") else f"not the weights: {rows}",
-        ("compress", *of, *corpus, f"--conversions={record['config']['weak']}"),
+        ("compress", *of, f"--conversions={record['config']['weak']}"),
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """What experiments.explicit says: the forms of a model side by side, and how far S is a gate."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from sysout_jax.showing import Interval, Table
 
 from ..cli.showing import Report
 from ..cli.tables import Section
-from ..cli.verdict import Verdict, given
+from ..cli.verdict import Verdict, of_model
 
 Record = dict[str, Any]
 MEASURES = {
@@ -63,7 +63,8 @@ def _cells(record: Record, of: list[Any], tuned: Iterable[str]) -> Iterator[str]
     yield f"{np.mean(np.asarray([each['loss'] for each in of], np.float64)):.3f}"
     yield _over([each["change"] for each in of])
     for kind in tuned:
-        yield _over([found["change"] for each in of for found in trained_on(each, kind)])
+        found = [[draw["change"] for draw in trained_on(each, kind)] for each in of]
+        yield _over([over_seeds(draws) for draws in found if draws])
     for name in MEASURES:
         values = [each["measures"][name] for each in of if "measures" in each]
         yield f"{np.mean(np.asarray(values, np.float64)):.3g}" if values else ""
@@ -71,7 +72,7 @@ def _cells(record: Record, of: list[Any], tuned: Iterable[str]) -> Iterator[str]
         yield _over([each["methods"][method]["change"] for each in of if "methods" in each])
 
 
-def _over(changes: list[list[float | None]]) -> str:
+def _over(changes: Sequence[Sequence[float | None]]) -> str:
     return f"{over_seeds(changes):±+.3f}" if changes else ""
 
 
@@ -109,10 +110,10 @@ def verdict(record: Record, directory: Path) -> Verdict:
     best = min(made, key=lambda form: cost[form].mean)
     dropped = f"; with none {cost['dropped'].mean:+.3f}" if "dropped" in cost else ""
     tuned = {
-        form: over_seeds(each)
+        form: over_seeds([over_seeds(draws) for draws in found])
         for kind in _trained(record)
         for form in made
-        if (each := [x for m in record["models"] for x in _regained(m["forms"], form, kind)])
+        if (found := [x for m in record["models"] if (x := _regained(m["forms"], form, kind))])
     }
     worse = [form for form, found in tuned.items() if found.low > 0]
     least = min(worse, key=lambda form: tuned[form].low, default="")
@@ -121,7 +122,7 @@ def verdict(record: Record, directory: Path) -> Verdict:
         f"training does not regain: {_first(FORMS[least])} {tuned[least].mean:+.3f}" if worse
         else "no form was trained" if not tuned
         else "trained on, no form is told from the trained model",
-        ("causal", *given(record, "model", "variant", "seed", "corpus")),
+        ("causal", *of_model(record)),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from sysout_jax.showing import Interval, Table
 
 from ..cli.showing import Report
 from ..cli.tables import Section
-from ..cli.verdict import Verdict, given
+from ..cli.verdict import Verdict, conversion, given, of_model
 
 Record = dict[str, Any]
 
@@ -78,14 +78,14 @@ def verdict(record: Record, directory: Path) -> Verdict:
     massive, trained, rest = model["massive"], model["ways"][0], model["ways"][1:]
     best = min(rest, key=lambda way: way["rise"][0])
     layers = ", ".join(map(str, model["rows"]["layers"])) or "none"
-    of = [*(given(record, "model") or [f"--model={model['name']}"]), *given(record, "corpus")]
+    of = [*([] if given(record, "model") else [f"--model={model['name']}"]), *of_model(record)]
     return Verdict(
         f"|h| {massive['size']:,.0f} after layer {massive['layer']}, "
         f"{massive['over_median']:,.0f} medians; {model['sink']['heads']:.0%} of heads are sinks",
         f"8 bits cost {trained['rise'][0]:+.3f} nats; converted ({best['name']}) "
         f"{best['rise'][0]:+.3f}",
         f"its loss is {best['loss'] - trained['loss']:+.3f}; rows of W_down stand out: {layers}",
-        ("convert", *of, f"--weak={best['name']}", "--out=converted"),
+        conversion(of, f"--weak={best['name']}"),
     )  # fmt: skip
 
 

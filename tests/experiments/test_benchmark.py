@@ -131,10 +131,12 @@ def test_which_kinds_a_cell_has_less_of(record):
 @pytest.mark.parametrize("name", NORMS)
 def test_every_norm_is_a_model(name):
     config = Config()
-    changed = config.training("softmax", "adamw", name, "own").architecture(7)
-    same = config.training("softmax", "adamw", "own", "own").architecture(7)
+    changed, same = (
+        config.training(dict(zip(AXES, ("softmax", "adamw", norm, "own"), strict=True)))
+        for norm in (name, "own")
+    )
     own = {"own", PRESETS["small"].model.norm}
-    assert (changed == same) == (name in own)
+    assert (changed.architecture(7) == same.architecture(7)) == (name in own)
 
 
 # Setting -> what it changes of the small preset, beside the model.
@@ -232,7 +234,7 @@ def test_settings_that_train_the_same_are_one_cell():
     assert [tuple(cell.values())[1::2] for cell in some.cells] == [
         ("adamw", "own"), ("adamw", "eps_1e-4"), ("lion", "own"),
     ]  # fmt: skip
-    trained = [some.training(**cell) for cell in some.cells]
+    trained = [some.training(cell) for cell in some.cells]
     assert len(set(trained)) == len(trained)
     every = Config(**of, optimizers=tuple(RATES), settings=tuple(SETTINGS), full=True)
     assert len(every.cells) == 4 * len(SETTINGS) - 2  # sgd's and lion's

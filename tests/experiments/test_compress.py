@@ -11,7 +11,8 @@ import pytest
 
 import sysout_jax as so
 from experiments import compress
-from experiments.reports.compress_report import BEFORE, agreements, sections
+from experiments.reports.compress_noise import agreements
+from experiments.reports.compress_report import BEFORE, sections
 from sysout_jax import plots
 from sysout_jax.analysis.compress.compressed import Compressed, losses, losses_by_token
 from sysout_jax.analysis.compress.compression import Compressor

@@ -216,3 +216,5 @@ def test_smoke_takes_two_variants_and_rates(run_convergence):
     config = convergence.config_from_flags()
     assert (config.variants, len(config.lrs)) == (("softmax", "context_scale"), 2)
     assert (config.train.steps, config.train.batch_size, config.rounds) == (3, 4, 2)
+    flags["rounds"].value = 7
+    assert convergence.config_from_flags().rounds == 7

@@ -18,6 +18,7 @@ from sysout_jax.analysis.compress import schemes
 from sysout_jax.analysis.compress.compression import Compressor
 from sysout_jax.analysis.intervene.explicit_factor import FORMS, Form
 from sysout_jax.analysis.intervene.explicit_models import MODELS
+from sysout_jax.analysis.statistics import mean_interval
 from sysout_jax.core.layers import cross_entropy
 from sysout_jax.data import load_corpus
 from sysout_jax.model.decoder import forward, init
@@ -232,6 +233,22 @@ def _after(losses, **others):
     """What training made of a form whose own loss was 1 for every text."""
     change = [float(np.mean(losses)) - 1.0, float(np.min(losses)) - 1.0, float(np.max(losses)) - 1]
     return {"loss": float(np.mean(losses)), "losses": list(losses), "change": change, **others}
+
+
+def test_draws_of_a_model_are_one_number_beside_other_seeds():
+    """Two seeds of two draws each are two numbers and not four."""
+
+    def form(*changes):
+        one, other = ({"finetuned": {"loss": 1.0, "change": [c, c, c]}} for c in changes)
+        return {"loss": 1.0, "change": [0.0] * 3, **one, "draws": {"2": other}}
+
+    models = [
+        {"name": "m", "seed": n, "forms": {"constant": form(*of)}, "sink": {"first": 2}}
+        for n, of in enumerate(((0.1, 0.3), (0.5, 0.7)))
+    ]
+    record = {"config": {"finetune": 9}, "models": models, "methods": []}
+    (section,) = sections(record)
+    assert f"{mean_interval([0.2, 0.6]):±+.3f}" in str(section.table.texts)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,9 @@ def test_commands_of_records_are_accepted(command):
         (f"laboratory {SHORT} --bases=sigmoid,sigmoid", "bases=sigmoid,sigmoid: accepted: at"),
         (f"laboratory {SHORT} --bases=sink_logit", "bases=sink_logit: no effect; accepted: of "),
         ("variants --momentum=0.5", "momentum=0.5: no effect; accepted: with sgd or muon"),
+        ("variants --corpus=stdlib --steps=30 --warmup=30", "warmup=30: the learning rate reaches"),
+        ("benchmark --preset=sinks --steps=40 --warmup=50", "warmup=50: the learning rate reache"),
+        ("laboratory --warmup=1500", "warmup=1500: the learning rate reaches its peak at no step"),
         ("variants --optimizer=sgd --eps=1e-6", "eps=1e-06: no effect; accepted: with adamw or m"),
         ("variants --optimizer=sgd --beta2=0.9", "beta2=0.9: no effect; accepted: with adamw or "),
         ("convergence --optimizer=lion --eps=1e-6", "eps=1e-06: no effect; accepted: with adamw o"),
@@ -119,6 +122,7 @@ def test_a_refusal_is_one_line_and_writes_nothing(
         "variants --schedule=wsd --cooldown=0.5 --lr_floor=0",
         "laboratory --momentum=0.5 --beta1=0.8",
         "laboratory --optimizers=sgd --beta2=0.99",
+        "laboratory --warmup=1499",
         "benchmark --momentum=0.5 --schedule=cosine --lr_floor=0",
     ],
 )

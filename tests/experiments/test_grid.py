@@ -1,12 +1,19 @@
 """Commands that go cell by cell: stopped, in shards and at once they leave the same record."""
 
 import json
+import shutil
 from functools import partial
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments import compress
 from experiments.cli.grid import Cells, Place, by_model, part_name
+from experiments.inputs import identity
+from sysout_jax.training.checkpoint import save
+from tests.analysis import first_sink as planted
 
 GIVEN = {
     "causal": ("--controls=1", "--factors=0,1"),
@@ -84,6 +91,47 @@ def test_more_methods_join_those_that_are_there(deep, run_compress, tmp_path, mo
     where = f"the cells in {tmp_path}/compress/a/cells have none"
     said = f"--conversions=some: {where}; accepted: that, or another --name"
     assert refused.refusal == said
+
+
+def test_a_text_or_weights_that_changed_under_one_path(place, run_causal, tmp_path):
+    """What was found in others is not gone on with; a cell that does not say is."""
+    shutil.copytree(place, tmp_path / "a")
+    model, text = tmp_path / "a" / "model", tmp_path / "a" / "text"
+    given = (
+        f"--model={model}", f"--corpus=tokens:{text}", "--bos=no", "--sequences=2", "--controls=1",
+        "--seq_len=9", f"--workdir={tmp_path}", "--name=a",
+    )  # fmt: skip
+    found = run_causal(*given, drawn=False).record
+    assert run_causal(*given, drawn=False).record["models"] == found["models"]
+    cell = tmp_path / "causal" / "a" / "cells" / "model-3.json"
+    said = f"--name: {cell} is of another text or other weights under the same path"
+    ids = np.fromfile(text / "val.bin", np.uint16)
+    (ids[::-1]).tofile(text / "val.bin")
+    assert run_causal(*given, drawn=False).refusal == f"{said}; accepted: another one"
+    ids.tofile(text / "val.bin")
+    params = jax.tree.map(lambda x: 2 * x[None], planted.params())
+    shutil.rmtree(model)
+    save(model, planted.CONFIG, params, [3])
+    assert run_causal(*given, drawn=False).refusal.startswith(said)
+    there = json.loads(cell.read_text())
+    del there["made_of"]
+    cell.write_text(json.dumps(there))
+    assert run_causal(*given, drawn=False).status == 0
+
+
+def test_words_for_text_and_weights():
+    rows = np.arange(12).reshape(3, 4)
+    assert identity.of_text(rows, rows) == identity.of_text(rows.astype(np.uint16), rows)
+    assert identity.of_text(rows, rows) != identity.of_text(rows, rows + 1)
+    params = {"a": jnp.arange(3.0), "b": jnp.arange(100_000.0).reshape(100, 1000)}
+    others = [
+        {**params, "a": params["a"].at[1].set(7.0)}, {**params, "b": 2 * params["b"]},
+        {**params, "b": params["b"].reshape(1000, 100)}, {**params, "a": jnp.arange(3)},
+        {"a": params["a"], "c": params["b"]},
+    ]  # fmt: skip
+    words = {identity.of_weights(each) for each in (params, *others)}
+    assert len(words) == 1 + len(others)
+    assert identity.of_weights(jax.tree.map(jnp.copy, params)) == identity.of_weights(params)
 
 
 def test_a_part_waits_for_its_model(tmp_path):

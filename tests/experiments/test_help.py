@@ -8,6 +8,9 @@ import pytest
 from absl import flags
 
 from experiments.cli import help, launch, verdict
+from experiments.cli.presets import NORMS, PENALTIES, PRESETS, SETTINGS
+from experiments.laboratory import LOSSES, STARTS
+from sysout_jax.training.optimizer import OPTIMIZERS
 from tests import usage
 
 BINARIES = {module.__name__.rpartition(".")[2]: module for module in usage.binaries()}
@@ -40,6 +43,21 @@ def test_every_flag_is_there_within_80_columns(name, defined):
     assert re.findall(r"^  --(\w+)", explained, re.M) == list(module.OFTEN)
     listed = set(re.findall(r"\w+(?=,|$)", others, re.M))
     assert {flag for flag in help.ours() if flag not in module.OFTEN} == listed
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "accepted"),
+    [
+        ("benchmark", "preset", PRESETS), ("benchmark", "settings", SETTINGS),
+        ("benchmark", "norms", NORMS), ("benchmark", "optimizers", OPTIMIZERS),
+        ("laboratory", "norms", NORMS), ("laboratory", "penalties", PENALTIES),
+        ("laboratory", "losses", LOSSES), ("laboratory", "starts", STARTS),
+        ("laboratory", "optimizers", OPTIMIZERS),
+    ],
+)  # fmt: skip
+def test_a_list_says_what_it_may_hold(name, flag, accepted, defined):
+    defined(BINARIES[name])
+    assert set(accepted) <= set(re.findall(r"[\w-]+", help.FLAGS[flag].help))
 
 
 def test_commands_are_shown_as_this_one_was_started(monkeypatch):

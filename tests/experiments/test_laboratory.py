@@ -315,3 +315,13 @@ def test_smoke_is_two_cells(run_laboratory, tmp_path, monkeypatch):
     assert run_laboratory("--smoke", f"--workdir={tmp_path}").status == 0
     (config,) = asked
     assert [cell.variant for cell in config.cells] == ["softmax", "context_scale"]
+    some = ("--optimizers=adamw,lion", "--layers=1,4", "--chains=2", "--decays=0.5")
+    assert run_laboratory("--smoke", *some, f"--workdir={tmp_path}").status == 0
+    config = asked[1]
+    assert (config.chains, config.decays, config.train.steps) == ((2,), (0.5,), 4)
+    found = [(cell.variant, cell.optimizer, cell.layers) for cell in config.cells]
+    assert found == [
+        (variant, *how)
+        for how in (("adamw", 1), ("adamw", 4), ("lion", 1))
+        for variant in ("softmax", "context_scale")
+    ]

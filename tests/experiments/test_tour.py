@@ -1,12 +1,21 @@
 """The tour as a user meets it: a model in; three tables, a figure and a record out."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import jax
 import numpy as np
 import pytest
 
+from experiments import tour
 from experiments.cli.tables import markdown
 from experiments.inputs import model_selection
+from experiments.inputs.evaluation_text import Text
+from experiments.inputs.model_selection import Chosen
 from experiments.reports.tour_report import sections
 from sysout_jax.errors import InputError
+from sysout_jax.model.decoder import init
+from sysout_jax.model.model import Model
 from sysout_jax.plots.tour import figures
 from tests.analysis import first_sink as planted
 
@@ -49,6 +58,17 @@ def test_tables_and_figure_are_of_the_record(finished, record, model):
     assert [p["layer"] for p in before["panels"]] == [p["layer"] for p in after["panels"]]
     peaks = [np.max(of["panels"][0]["values"]) for of in (before, after)]
     assert peaks[0] > 10 * peaks[1]
+
+
+def test_a_model_that_reads_fewer_tokens_than_the_figure_has():
+    config = replace(planted.CONFIG, context=32, layers=2)
+    model = Model(config, init(config, jax.random.key(0)))
+    rows = planted.texts(2, 32)
+    text = Text(None, rows, rows)
+    chosen = Chosen(model, Path("m"), "m", None, None, False)
+    for drawn in tour._drawn(chosen, model, text, 0).values():
+        assert drawn["pieces"] == list(map(str, rows[0, :32]))
+        assert np.shape(drawn["panels"][-1]["values"]) == (32, 32)
 
 
 def test_without_the_model_there_is_one_line(monkeypatch, run_tour, tmp_path):

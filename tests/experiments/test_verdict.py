@@ -1,5 +1,6 @@
 """Every command ends with at most three lines and a command that can be typed, in 80 columns."""
 
+import copy
 import importlib
 import json
 import shlex
@@ -15,7 +16,17 @@ from rich.console import Console
 
 from experiments import claims
 from experiments.cli.tables import Section
-from experiments.cli.verdict import LINE, Verdict, again, conclude, few, given
+from experiments.cli.verdict import (
+    LINE,
+    Verdict,
+    again,
+    conclude,
+    conversion,
+    few,
+    given,
+    of_model,
+    of_one,
+)
 from experiments.reports import claims_report, compress_report, convert_report, variants_report
 from sysout_jax.report.tables import tables
 from sysout_jax.results import provenance, read_record
@@ -261,6 +272,55 @@ def test_compress_of_one_method_and_of_what_nothing_converted():
     assert "converted" not in said.but
     assert said.next[0] == "analyze"
     check(said)
+
+
+def test_compress_compares_means_over_the_same_models():
+    """Not of one that a run was stopped in, nor of one that a conversion did nothing to."""
+    record, whole = verdict_of("compress/smollm2-135m-books")
+    models, name = record["models"], record["models"][0]["name"]
+    methods = list(models[0]["methods"])
+    worse = copy.deepcopy(models)
+    for model in worse:
+        model["name"] = model["name"].replace(name, "other")
+        model |= {"trained": "other", "kind": "none"} if "trained" in model else {}
+        for found in model["methods"].values():
+            found["loss"] += 1.0
+    record["models"] = models + worse
+    said = compress_report.verdict(record, RESULTS)
+    assert said.means == whole.means  # of the model that was converted alone
+    assert f"--variant={name}" in said.next
+    del worse[0]["methods"][methods[0]]
+    said = compress_report.verdict(record, RESULTS)
+    assert (said.found, said.means) == (whole.found, whole.means)
+
+
+def test_compress_says_which_methods_leave_no_finite_loss():
+    record, _ = verdict_of("compress/smollm2-135m-books")
+    record["models"] = [model for model in record["models"] if "trained" not in model]
+    broken, *others = record["methods"]
+    record["models"][0]["methods"][broken]["loss"] = None
+    said = compress_report.verdict(record, RESULTS)
+    assert said.but == f"no finite loss: {broken}"
+    assert not said.found.startswith(broken)
+    for method in others:
+        record["models"][0]["methods"][method]["loss"] = None
+    said = compress_report.verdict(record, RESULTS)
+    assert said.found == "no method is finished with a finite loss"
+
+
+def test_the_next_command_is_of_the_same_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    of = ["--model=m", "--file=a.gguf", "--bos=no", "--corpus=tokens:t", "--token_dtype=uint16"]
+    command = f"python -m experiments.x {' '.join(of)} --name=n --shard=0/2 --sequences=3"
+    record = {"provenance": {"command": command}, "models": [{"name": "a"}, {"name": "a"}]}
+    assert of_model(record) == of_one(record) == of
+    record["models"].append({"name": "b"})
+    assert of_one(record) == [*of, "--variant=a"]
+    assert again(record, "--lrs=3") == [*of, "--sequences=3", "--lrs=3"]
+    assert conversion(of, "--weak=bound") == ("convert", *of, "--weak=bound", "--out=converted")
+    (tmp_path / "converted").mkdir()
+    (tmp_path / "converted-2").symlink_to("nowhere")
+    assert conversion([]) == ("convert", "--out=converted-3")
 
 
 def test_labels_of_a_terminal_are_plain():
