@@ -15,7 +15,7 @@ from sysout_jax.loading import Located
 from sysout_jax.model.decoder import Params
 from sysout_jax.model.model import Model
 from sysout_jax.results import read_record
-from sysout_jax.training.checkpoint import checkpoints, load, models, saved_seeds
+from sysout_jax.training.checkpoint import checkpoints, models, saved_seeds
 from sysout_jax.training.sharding import MeshShape, make_mesh, parse_mesh, shard
 
 ACCEPTED = (
@@ -70,16 +70,21 @@ class Chosen:
     seed: int | None
     run: Path | None
     bos: bool  # whether prompt and sequences begin with one
+    choice: Choice = Choice()  # how its parameters are held
 
     def checkpoints(self) -> Iterator[tuple[int, Params]]:
         """The kept models of the run, one in memory at a time."""
         for step, path in self.kept:
-            yield step, load(path, self.seed).params
+            yield step, self._params(path, self.seed)
 
     def seeds(self) -> Iterator[tuple[int, Params]]:
         """The model of every seed of the run, one in memory at a time."""
         for seed in self.saved:
-            yield seed, load(self.path, seed).params
+            yield seed, self._params(self.path, seed)
+
+    def _params(self, path: Path, seed: int | None) -> Params:
+        how = self.choice
+        return loading.read(loading.resolve(path), seed, how.param_dtype, how.shard()).params
 
     @property
     def saved(self) -> list[int]:
@@ -198,7 +203,8 @@ def _read(choice: Choice, located: Located, seed: int | None, stream: bool = Fal
     run = path.absolute().parent.parent if path.absolute().parent.name == "models" else None
     if choice.bos == "auto" and model.tokenizer is None:  # rows of a task, as in its training
         bos = _study(run, path.name).get("config", {}).get("bos", bos)
-    return Chosen(model, path, path.name, saved_seeds(path)[0] if seed is None else seed, run, bos)
+    seed = saved_seeds(path)[0] if seed is None else seed
+    return Chosen(model, path, path.name, seed, run, bos, choice)
 
 
 def _fits(choice: Choice, name: str) -> bool:

@@ -12,7 +12,7 @@ from ..cli.showing import Report
 from ..cli.tables import Section
 from ..cli.verdict import LINE, Verdict, few, of_model
 from ..records.causal import response, specific
-from .explicit_report import groups
+from .explicit_report import first_group, groups
 
 Record = dict[str, Any]
 MEASURES = {
@@ -65,26 +65,28 @@ def sections(record: Record) -> Iterator[Section]:
 
 
 def verdict(record: Record, directory: Path) -> Verdict:
-    """What taking each cause away does beyond as much elsewhere, over all models."""
-    models = record["models"]
-    if not models:
+    """What taking each cause away does beyond as much elsewhere, over the seeds of the first
+    model."""
+    if not record["models"]:
         return Verdict("no model is finished", "", "", ("runs",))
+    models, others = first_group(record)
     ratios, shares, undecided = [], [], list[str]()
-    for treatment, name in zip(TREATMENTS, ("weights", "activation"), strict=True):
+    for treatment, cause in zip(TREATMENTS, ("weights", "activation"), strict=True):
         ratio, share, loss = (
             specific(models, treatment, 0.0, measure) for measure in ("ratio", "attention", "loss")
         )
-        ratios.append(f"{name} {ratio.mean:{'+,.0f' if abs(ratio.mean) >= 100 else '+.1f'}}")
-        shares.append(f"{name} {share.mean:+.2f}")
+        ratios.append(f"{cause} {ratio.mean:{'+,.0f' if abs(ratio.mean) >= 100 else '+.1f'}}")
+        shares.append(f"{cause} {share.mean:+.2f}")
         undecided += [
-            f"{what} without {name}" for what, found in (("attention", share), ("loss", loss))
+            f"{what} without {cause}" for what, found in (("attention", share), ("loss", loss))
             if found.low <= 0 <= found.high
         ]  # fmt: skip
     alone = "one model decides nothing over seeds" if len(models) == 1 else ""
     return Verdict(
         f"taken away, max |h|/median: {', '.join(ratios)}",
         f"attention to the first token: {', '.join(shares)}",
-        f"not beyond as much elsewhere: {few(undecided, LINE - 30)}" if undecided else alone,
+        others if others
+        else f"not beyond as much elsewhere: {few(undecided, LINE - 30)}" if undecided else alone,
         ("explicit", *of_model(record)),
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from sysout_jax.showing import Interval, Table
 
 from ..cli.showing import Report
 from ..cli.tables import Section
-from ..cli.verdict import Verdict, of_model
+from ..cli.verdict import Verdict, few, of_model
 
 Record = dict[str, Any]
 MEASURES = {
@@ -29,6 +29,13 @@ def groups(record: Record) -> dict[str, list[Any]]:
     for model in record["models"]:
         found.setdefault(model["name"], []).append(model)
     return found
+
+
+def first_group(record: Record) -> tuple[list[Any], str]:
+    """The seeds of the first model, which a verdict is of; and what it says if there are others."""
+    (name, models), *others = groups(record).items()
+    left = few([other for other, _ in others], 30)
+    return models, f"of {name}; {left}: see the tables" if others else ""
 
 
 def sections(record: Record) -> Iterator[Section]:
@@ -99,8 +106,11 @@ def factors_line(models: list[Any]) -> str:
 
 def verdict(record: Record, directory: Path) -> Verdict:
     """The form that costs least, what going without a factor costs, and what training regains."""
+    if not record["models"]:
+        return Verdict("no model is finished", "", "", ("runs",))
     changes: dict[str, list[list[float | None]]] = {}
-    for model in record["models"]:
+    models, others = first_group(record)
+    for model in models:
         for form, found in model["forms"].items():
             changes.setdefault(form, []).append(found["change"])
     cost = {form: over_seeds(found) for form, found in changes.items()}
@@ -113,13 +123,14 @@ def verdict(record: Record, directory: Path) -> Verdict:
         form: over_seeds([over_seeds(draws) for draws in found])
         for kind in _trained(record)
         for form in made
-        if (found := [x for m in record["models"] if (x := _regained(m["forms"], form, kind))])
+        if (found := [x for m in models if (x := _regained(m["forms"], form, kind))])
     }
     worse = [form for form, found in tuned.items() if found.low > 0]
     least = min(worse, key=lambda form: tuned[form].low, default="")
     return Verdict(
-        f"{_first(FORMS[best])}: loss {cost[best].mean:+.3f} nats{dropped}", _explained(record),
-        f"training does not regain: {_first(FORMS[least])} {tuned[least].mean:+.3f}" if worse
+        f"{_first(FORMS[best])}: loss {cost[best].mean:+.3f} nats{dropped}", _explained(models),
+        others if others
+        else f"training does not regain: {_first(FORMS[least])} {tuned[least].mean:+.3f}" if worse
         else "no form was trained" if not tuned
         else "trained on, no form is told from the trained model",
         ("causal", *of_model(record)),
@@ -150,14 +161,14 @@ def _first(label: str) -> str:
     return label.partition(":")[0]
 
 
-def _explained(record: Record) -> str:
+def _explained(models: list[Record]) -> str:
     """How far S is a gate."""
-    found = [m["factors"]["explained"] for m in record["models"] if "factors" in m]
+    found = [m["factors"]["explained"] for m in models if "factors" in m]
     if found:
         mean = np.nanmean(np.concatenate([np.ravel(np.array(x, np.float64)) for x in found]))
         share = f"{mean:.0%}" if mean > 0.0 else "nothing"  # below 0: worse than the mean of S
         return f"a gate linear in the attention's input explains {share} of S's variance"
-    first = min(model["sink"]["first"] for model in record["models"])
+    first = min(model["sink"]["first"] for model in models)
     return f"texts begin with different tokens: forms are of layers from {first} on"
 
 

@@ -78,3 +78,17 @@ def test_a_model_of_one_layer_is_refused(run_causal, trained, tmp_path, monkeypa
     refused = run_causal(f"--model={trained}").refusal
     assert "--model: of 1 layer, with no attention after its MLP" in refused
     assert not list(tmp_path.iterdir())
+
+
+def test_a_verdict_is_of_the_seeds_of_one_model(record):
+    made = copy.deepcopy(record)
+    whole = REPORT.verdict(made, None)
+    other = copy.deepcopy(made["models"])
+    for model in other:
+        model["name"] = "text-softmax"
+        for each in model["responses"]:
+            each["attention"] += each["factor"]
+    made["models"] += other
+    said = REPORT.verdict(made, None)
+    assert said[:2] == whole[:2]
+    assert said.but == "of backcopy-softmax; text-softmax: see the tables"

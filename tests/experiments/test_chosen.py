@@ -58,6 +58,15 @@ def test_attention_of_a_model_that_was_trained_in_blocks_of_queries_is_read_whol
     assert (chosen.seed, chosen.model.config.context) == (2, 5)
 
 
+def test_every_seed_is_held_as_the_model_is(trained):
+    path = trained / "models" / "backcopy-softmax"
+    chosen = choose(Choice(model=str(path), param_dtype="bfloat16"))
+    for _, params in chosen.seeds():
+        kinds = {leaf.dtype.name for leaf in jax.tree.leaves(params)}
+        assert kinds == {leaf.dtype.name for leaf in jax.tree.leaves(chosen.model.params)}
+        assert kinds == {"bfloat16"}
+
+
 def test_a_record_says_where_published_weights_come_from(golden):
     directory, _, _ = golden("llama")
     chosen = choose(Choice(model=str(directory)))

@@ -249,6 +249,12 @@ def test_draws_of_a_model_are_one_number_beside_other_seeds():
     record = {"config": {"finetune": 9}, "models": models, "methods": []}
     (section,) = sections(record)
     assert f"{mean_interval([0.2, 0.6]):±+.3f}" in str(section.table.texts)
+    record["provenance"] = {"command": "python -m experiments.explicit"}
+    alone = explicit.REPORT.verdict(record, None)
+    other = {"name": "n", "seed": 0, "forms": {"constant": form(-9.0, -9.0)}, "sink": {"first": 0}}
+    record["models"] = [*models, other]
+    said = explicit.REPORT.verdict(record, None)
+    assert (said[:2], said.but) == (alone[:2], "of m; n: see the tables")
 
 
 @pytest.mark.parametrize(
