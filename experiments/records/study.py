@@ -1,5 +1,6 @@
 """What a record says of a study and of its variants: sizes, history, one sequence drawn."""
 
+import itertools
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,8 @@ def study_names(corpora: list[str]) -> list[str]:
     names: list[str] = []
     for corpus in corpora:
         name = re.sub(r"[^A-Za-z0-9_]+", "-", Path(corpus).name).strip("-") or "corpus"
-        names.append(f"{name}-{len(names)}" if name in names else name)
+        numbered = (f"{name}-{number}" for number in itertools.count(len(names)))
+        names.append(next(each for each in itertools.chain([name], numbered) if each not in names))
     return names
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from sysout_jax.errors import InputError
 
+from ..records.study import study_names
+
 INSTALL = "pip install tensorboardX (the extra tensorboard)"
 
 
@@ -45,10 +47,12 @@ def write(log: Path, out: Path) -> int:
 def _numbers(log: Path) -> Iterator[tuple[str, int, str, float]]:
     """(model and seed, step, name, number) of each number in a log."""
     whole = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    for row in [_row(log, number, line) for number, line in enumerate(whole, 1)]:
-        if "step" not in row:
-            continue
-        model = f"{Path(row['corpus']).name}-{row['variant']}"
+    rows = [_row(log, number, line) for number, line in enumerate(whole, 1)]
+    steps = [row for row in rows if "step" in row]
+    corpora = list(dict.fromkeys(row["corpus"] for row in steps))
+    study_of = dict(zip(corpora, study_names(corpora), strict=True))
+    for row in steps:
+        model = f"{study_of[row['corpus']]}-{row['variant']}"
         per_seed: dict[str, Any] = {
             name: row[name] for name in ("loss", "val_loss", "grad_norm") if name in row
         }

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from experiments.records.study import study_names
 from sysout_jax.errors import InputError
 from sysout_jax.results import RunDirectory
 
@@ -123,7 +124,6 @@ def logged(workdir):
 
 
 def test_what_training_logged_as_event_files(run_runs, tmp_path):
-    pytest.importorskip("tensorboardX", reason="the extra tensorboard is not installed")
     logged(tmp_path / "runs")
     out = tmp_path / "events"
     outcome = run_runs(f"--workdir={tmp_path / 'runs'}", f"--tensorboard={out}")
@@ -133,13 +133,29 @@ def test_what_training_logged_as_event_files(run_runs, tmp_path):
         file.parent.relative_to(out).as_posix(): scalars(file) for file in out.rglob("events.*")
     }
     assert found == {
-        "mine/books.txt-softmax/seed-3": [
+        "mine/books-txt-softmax/seed-3": [
             (7, "loss", 2.5), (8, "loss", 2.0), (8, "measures/top1_block_out", 4.0)
         ],
-        "mine/books.txt-softmax/seed-5": [(7, "loss", 1.25), (8, "measures/top1_block_out", 8.0)],
+        "mine/books-txt-softmax/seed-5": [(7, "loss", 1.25), (8, "measures/top1_block_out", 8.0)],
     }  # fmt: skip
     again = run_runs(f"--workdir={tmp_path / 'runs'}", f"--tensorboard={out}")
     assert "it exists; accepted: a directory that is not there yet" in again.refusal
+
+
+def test_two_corpora_of_one_name_are_two_models(run_runs, tmp_path):
+    """As their directories below models/ are."""
+    run = RunDirectory(tmp_path / "runs", "variants", "both")
+    for at in ("/a/text", "/b/text"):
+        run.log({"corpus": at, "variant": "softmax", "seeds": [0], "step": 1, "loss": [2.0]})
+    run._metrics.close()
+    out = tmp_path / "events"
+    assert run_runs(f"--workdir={tmp_path / 'runs'}", f"--tensorboard={out}").status == 0
+    assert {path.name for path in (out / "both").iterdir()} == {"text-softmax", "text-1-softmax"}
+
+
+def test_studies_have_names_of_their_own():
+    assert study_names(["x/a-2", "a", "b/a"]) == ["a-2", "a", "a-3"]
+    assert study_names(["a", "x/a", "y/a", "***"]) == ["a", "a-1", "a-2", "corpus"]
 
 
 @pytest.mark.parametrize("line", ["{no JSON}", "7"])
