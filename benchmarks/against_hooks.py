@@ -76,7 +76,7 @@ def in_turn(
     return passes
 
 
-def apart(ours: Any, theirs: Any, at: str = "") -> Iterator[tuple[str, float]]:
+def relative_differences(ours: Any, theirs: Any, at: str = "") -> Iterator[tuple[str, float]]:
     """How far numbers are from the peer's, place by place, as shares of the largest there.
 
     Args:
@@ -86,10 +86,10 @@ def apart(ours: Any, theirs: Any, at: str = "") -> Iterator[tuple[str, float]]:
     """
     if isinstance(theirs, Mapping):
         for name in ours.keys() & theirs.keys():
-            yield from apart(ours[name], theirs[name], f"{at} {name}".strip())
+            yield from relative_differences(ours[name], theirs[name], f"{at} {name}".strip())
     elif isinstance(theirs, list) and isinstance(theirs[0], Mapping):
         for row, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            yield from apart(a, b, f"{at} {row}")
+            yield from relative_differences(a, b, f"{at} {row}")
     else:
         a, b = (np.asarray(x, float) for x in (ours, theirs))  # None is NaN
         if a.shape != b.shape or (np.isnan(a) != np.isnan(b)).any():
@@ -104,7 +104,7 @@ def check(ours: Any, theirs: Any) -> float:
     Raises:
       Differs: it is above the bound.
     """
-    where, share = max(apart(ours, theirs), key=lambda each: each[1])
+    where, share = max(relative_differences(ours, theirs), key=lambda each: each[1])
     if not share <= BOUND:
         raise Differs(f"{where}: {share:.1e} from the peer's; accepted: at most {BOUND:.0e}")
     return share

@@ -28,7 +28,7 @@ from benchmarks.against_hooks import check, in_turn, llama, peer, write_model, w
 from experiments.cli import launch
 from sysout_jax.analysis.locate.positions import Positions
 from sysout_jax.analysis.locate.relations import Relation
-from sysout_jax.analysis.locate.scan import DETECTORS, SITES, Thresholds, together
+from sysout_jax.analysis.locate.scan import DETECTORS, SITES, Thresholds, default_batch_size
 from sysout_jax.errors import InputError, at_least
 from sysout_jax.families.checkpoint import load_checkpoint
 from sysout_jax.families.export import export
@@ -162,7 +162,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
             "cache": Path(place) / "cache",
             "checkpoint": str(checkpoint),
             "prompt": ids[0, : min(PROMPT, config.seq_len)].tolist(),
-            "batch": config.batch or together(config.seq_len),
+            "batch": config.batch or default_batch_size(config.seq_len),
         }
         calls = {
             "ours": lambda: children.measured(

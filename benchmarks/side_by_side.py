@@ -64,7 +64,7 @@ def timed(
     dtype = c.execution.dtype
     expected = torch_decoder.gradients(torch_decoder.filled(c, params), theirs[0], dtype)
     differences = {
-        name: apart(form, params, expected, batches[0, 0]) for name, form in forms.items()
+        name: relative_error(form, params, expected, batches[0, 0]) for name, form in forms.items()
     }
     for name, each in differences.items():
         shares = ", ".join(f"{what} {share:.1e}" for what, share in each.items())
@@ -133,7 +133,7 @@ def first_calls(
     return seconds, losses, left_out
 
 
-def apart(
+def relative_error(
     c: ModelConfig,
     params: Mapping[str, Any],
     expected: tuple[float, Mapping[str, np.ndarray]],

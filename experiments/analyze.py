@@ -22,14 +22,14 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
-from sysout_jax.analysis.compress.calibration import apart
+from sysout_jax.analysis.compress.calibration import disjoint_rows
 from sysout_jax.analysis.locate.scan import (
     QUERIES_AT_ONCE,
     Progress,
     Thresholds,
+    default_batch_size,
     for_length,
     over_batches,
-    together,
 )
 from sysout_jax.analysis.measure.dimensions import chosen_positions
 from sysout_jax.analysis.measure.dynamics import Dynamics, of_summaries
@@ -40,7 +40,7 @@ from sysout_jax.families.known import TAPS as EXTREMES
 from sysout_jax.families.known import Check, Known, check_known, known_of
 from sysout_jax.model.decoder import parameter_count
 from sysout_jax.model.stream import recorded
-from sysout_jax.report.findings import PARTS, PROMPT_TOKENS, Material, describe, header
+from sysout_jax.report.findings import PARTS, PROMPT_TOKENS, AnalysisInputs, describe, header
 from sysout_jax.report.words import headline, known_lines
 from sysout_jax.results import RunDirectory, leaves, plain, read_mapping, read_record
 from sysout_jax.training.loop import Corpus
@@ -108,7 +108,7 @@ class Config:
             raise InputError("stream", None, "a mesh of one device", why)
 
 
-def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, str]:
+def gather(config: Config, chosen: Chosen, console: Console) -> tuple[AnalysisInputs, str]:
     """The prompt and the sequences; and the name of the corpus they come from.
 
     Raises:
@@ -122,11 +122,11 @@ def gather(config: Config, chosen: Chosen, console: Console) -> tuple[Material, 
         prompt = rows[0, :-1][:PROMPT_TOKENS]
     else:
         prompt = encode_prompt(model.tokenizer, config.prompt, "yes" if chosen.bos else "no")
-    batch = config.batch or together(length)
+    batch = config.batch or default_batch_size(length)
     chosen_positions(config.dimension_positions, length)
     sample = corpus.batch("train", 0, 0, -(-FREQUENCY_TOKENS // length), length).ravel()
     counts = np.bincount(sample, minlength=model.config.vocab)[: model.config.vocab]
-    material = Material(
+    material = AnalysisInputs(
         model, prompt, rows, config.thresholds, batch, chosen.checkpoints, len(chosen.kept),
         chosen.seeds(), len(chosen.saved), config.dimension_positions, counts,
         _calibration(config, corpus, rows, console),
@@ -143,7 +143,7 @@ def _calibration(
     if not count or not asked or length < LEAST:
         return None
     try:
-        return apart(corpus.batch("train", 0, 0, 2 * count, length), rows, count)
+        return disjoint_rows(corpus.batch("train", 0, 0, 2 * count, length), rows, count)
     except InputError as error:
         said = f"no constants in the place of a sink: {error}"
         console.print(said, soft_wrap=True, markup=False, highlight=False)
@@ -197,8 +197,8 @@ def run(config: Config, console: Console) -> RunDirectory:
 
 
 def _opened(
-    config: Config, chosen: Chosen, material: Material
-) -> tuple[RunDirectory, dict[str, Callable[[Material, Progress | None], Any]]]:
+    config: Config, chosen: Chosen, material: AnalysisInputs
+) -> tuple[RunDirectory, dict[str, Callable[[AnalysisInputs, Progress | None], Any]]]:
     """The directory of the run, and how the parts run that are not of `PARTS`: with revisions, the
     dynamics of these, a file each once it is measured."""
     if not config.revisions:
@@ -209,7 +209,7 @@ def _opened(
     directory, cells = place.opened("analyze", about(config.choice, tokens), [chosen.name])
     _check_same(config)
 
-    def of_revisions(material: Material, progress: Progress | None) -> Dynamics:
+    def of_revisions(material: AnalysisInputs, progress: Progress | None) -> Dynamics:
         found = summaries(
             config.choice, config.revisions, material.model.config, tokens, material.batch, cells
         )
@@ -234,7 +234,7 @@ def _check_same(config: Config) -> None:
     check_same(mine, theirs, f"the record in {place} has")
 
 
-def _check(known: tuple[Known, ...], material: Material) -> list[Check]:
+def _check(known: tuple[Known, ...], material: AnalysisInputs) -> list[Check]:
     """Published coordinates beside what the sequences show, a batch at a time."""
     model = material.model
     config = for_length(model.config, material.rows.shape[1] - 1)
@@ -273,7 +273,7 @@ def _impossible(config: Config, chosen: Chosen) -> dict[str, str]:
 
 
 def _timed(
-    name: str, part: Callable[[Material, Progress | None], Any], material: Material,
+    name: str, part: Callable[[AnalysisInputs, Progress | None], Any], material: AnalysisInputs,
     console: Console,
 ) -> Any:  # fmt: skip
     """Run one part under a progress bar."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sysout_jax.analysis.locate.scan import together
+from sysout_jax.analysis.locate.scan import default_batch_size
 from sysout_jax.analysis.measure.assumptions import assumptions, check
 from sysout_jax.converting import LENGTH
 from sysout_jax.errors import at_least
@@ -54,7 +54,7 @@ def run(config: Config, console: Console) -> RunDirectory:
 
     def found(each: Chosen, log: grid.Log) -> dict[str, Any]:
         model, text = each.model, texts[each.cell]
-        batch = config.batch or together(text.evaluation.shape[1] - 1)
+        batch = config.batch or default_batch_size(text.evaluation.shape[1] - 1)
         made = assumptions(model.config, model.params, text.calibration, text.evaluation, batch)
         return {
             "name": each.name, "seed": each.seed, "corpus": corpus_name(config.corpus, each),

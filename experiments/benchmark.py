@@ -18,7 +18,7 @@ from absl import flags
 from rich.console import Console
 
 from sysout_jax.analysis.compress import schemes
-from sysout_jax.analysis.compress.calibration import apart
+from sysout_jax.analysis.compress.calibration import disjoint_rows
 from sysout_jax.analysis.compress.compression import Compressor, added_losses
 from sysout_jax.core.attention import PAPER, VARIANTS
 from sysout_jax.data.corpus import Progress
@@ -174,7 +174,7 @@ def _read(config: Config, cell: Mapping[str, str], progress: Progress | None = N
     evaluation = corpus.distinct("val", config.sequences, length)
     candidates = corpus.batch("train", 0, 0, 2 * config.calibration, length)
     return _Read(
-        corpus, apart(candidates, evaluation, config.calibration), evaluation,
+        corpus, disjoint_rows(candidates, evaluation, config.calibration), evaluation,
         identity.of_text(trained, evaluation),
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from sysout_jax.analysis.intervene.relocation import taps
 from sysout_jax.analysis.intervene.sink_forms import edits, sink_forms
 from sysout_jax.analysis.intervene.weak_sinks import standing_rows
 from sysout_jax.analysis.locate.existence import Panel, existence, maps
-from sysout_jax.analysis.locate.scan import for_length, scan, together
+from sysout_jax.analysis.locate.scan import default_batch_size, for_length, scan
 from sysout_jax.analysis.locate.sinks import first_token_sink
 from sysout_jax.analysis.statistics import bootstrap_interval
 from sysout_jax.checking import PARAGRAPH
@@ -105,7 +105,7 @@ def _outliers(model: Model, text: Text) -> dict[str, Any]:
     """The three kinds in all texts, and what stands in for the sink."""
     rows, params = text.evaluation, model.params
     length = rows.shape[1] - 1
-    config, batch = for_length(model.config, length), together(length)
+    config, batch = for_length(model.config, length), default_batch_size(length)
     seen = scan(config, params, rows[:, :-1], batch=batch)
     sink, site = first_token_sink(config, seen), seen.block_out
     ratio = site.top[..., 0] / site.median
@@ -132,7 +132,7 @@ def _outliers(model: Model, text: Text) -> dict[str, Any]:
 def _eight_bits(model: Model, text: Text, cut: int, begin: int) -> dict[str, Any]:
     """The loss as it is and in 8 bits, of tokens after BOS if there is one; the largest state."""
     rows, calibration = text.evaluation[:, cut:], text.calibration[:, cut:]
-    batch = together(rows.shape[1] - 1)
+    batch = default_batch_size(rows.shape[1] - 1)
     compressor = Compressor(model.config, model.params, calibration, batch=batch)
     whole, rounded = (
         losses(model.config, of, rows, batch, begin - cut)

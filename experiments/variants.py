@@ -93,7 +93,7 @@ def run(config: Config, console: Console) -> RunDirectory | None:
     names = study_names([study.corpus for study in config.studies])
     studies = list(zip(names, config.studies, corpora, strict=True))
     hosts.agree(repr((config.studies, config.variants)))
-    if not hosts.first():
+    if not hosts.is_main():
         _help(config, studies, console)
         return None
     if config.resume_from is not None:
@@ -110,7 +110,7 @@ def run(config: Config, console: Console) -> RunDirectory | None:
         ending.telling_how_to_go_on(*ending.with_name(directory.path)),
         directory.record("variants", labels=SUMMARY_LABELS, **begun, studies=[]) as record,
     ):
-        hosts.told(str(directory.path))
+        hosts.broadcast_json(str(directory.path))
         with _keeping(config, directory.path, console) as states_of:
             for name, study, corpus in studies:
                 described = {"name": name, **describe(study, corpus)}
@@ -126,7 +126,7 @@ def run(config: Config, console: Console) -> RunDirectory | None:
 
 def _help(config: Config, studies: list[tuple[str, TrainConfig, Corpus]], console: Console) -> None:
     """Train with the first process, and write the parts of training states that are held here."""
-    with _keeping(config, Path(hosts.told(None)), console) as states_of:
+    with _keeping(config, Path(hosts.broadcast_json(None)), console) as states_of:
         for name, study, corpus in studies:
             for variant in config.variants:
                 train(dataclasses.replace(study, variant=variant), corpus, states=states_of(name))
@@ -226,7 +226,7 @@ def _connected() -> Config:
 
 
 def _run(config: Config, console: Console) -> RunDirectory | Path | None:
-    console = console if hosts.first() else Console(quiet=True)
+    console = console if hosts.is_main() else Console(quiet=True)
     own = own_directory()
     if not own or not _complete(own):
         return run(config, console)

@@ -22,7 +22,7 @@ from sysout_jax.analysis.intervene.weak_sinks import (
     standing_rows,
 )
 from sysout_jax.analysis.locate.first_token import LEAST_TEXTS, FirstToken, enough, first_token
-from sysout_jax.analysis.locate.scan import together
+from sysout_jax.analysis.locate.scan import default_batch_size
 from sysout_jax.errors import InputError, is_integer, one_of
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params
@@ -143,7 +143,7 @@ def _conversions(
     rows = trained.rows(texts)
     enough(rows)
     say("the first token of the model as trained")
-    first = first_token(model.config, model.params, rows, together(rows.shape[1] - 1))
+    first = first_token(model.config, model.params, rows, default_batch_size(rows.shape[1] - 1))
     made = replace(_first_treated(model, prefix or begin, first, bool(prefix)), first=first)
     if made.kind not in CONVERTED:
         return dict.fromkeys(WEAK, made), begin
@@ -266,7 +266,7 @@ def _weak_treated(
     made: Conversion, trained: Reader, model: Model, texts: np.ndarray, say: Progress
 ) -> dict[str, Conversion]:
     """The conversion under each of `WEAK`, with the numbers of all of them."""
-    batch = together(len(trained.begin) + texts.shape[1] - 1)
+    batch = default_batch_size(len(trained.begin) + texts.shape[1] - 1)
 
     def run(config: ModelConfig, params: Params, begin: tuple[int, ...] = ()) -> Profile:
         rows = Reader(config, params, begin).rows(texts)
@@ -343,7 +343,7 @@ def _checked(
     texts, _ = _read(model, "check", text, trained.begin)
     say("before and after")
     after = Reader(made.model.config, made.model.params)
-    batch = together(len(trained.begin) + texts.shape[1] - 1)
+    batch = default_batch_size(len(trained.begin) + texts.shape[1] - 1)
     return replace(made, check=compared(trained, after, texts, batch))
 
 

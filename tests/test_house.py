@@ -307,8 +307,8 @@ EXCEPTIONS = {
     },
     # Linen modules of a few lines; flax prescribes the methods of its metadata.
     "sysout_jax.model.block": {
-        "Norm", "Attention", "Mlp", "Axed.unbox", "Axed.replace_boxed", "Axed.add_axis",
-        "Axed.remove_axis",
+        "Norm", "Attention", "Mlp", "BoxedParam.unbox", "BoxedParam.replace_boxed",
+        "BoxedParam.add_axis", "BoxedParam.remove_axis",
     },
 }  # fmt: skip
 

@@ -49,7 +49,7 @@ def ended(error: BaseException, signals: Sequence[int]) -> int:
             ways = ", ".join(f"--{name}" for name in LESS if name in FLAGS)
             said = f"less at a time, by {ways}, as docs/errors.md says"
             return _say(f"out of memory on the device; accepted: {said}", 1)
-        if hosts.several():
+        if hosts.is_distributed():
             hosts.leave(error)
     if isinstance(error, OSError):
         if error.filename == str(OUTPUT):  # what is left of it must not fail again at the end

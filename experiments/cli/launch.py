@@ -270,7 +270,7 @@ def launch(
         if "smoke" in FLAGS and FLAGS.smoke:  # nearly all of its time is spent compiling
             jax.config.update("jax_disable_most_optimizations", True)
         status = guarded(main, argv)
-        if status and (hosts.several() or status > 128):
+        if status and (hosts.is_distributed() or status > 128):
             hosts.leave_with(status)
         sys.exit(status)
 

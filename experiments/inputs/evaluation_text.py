@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from rich.console import Console
 
-from sysout_jax.analysis.compress.calibration import apart
+from sysout_jax.analysis.compress.calibration import disjoint_rows
 from sysout_jax.data import load_corpus
 from sysout_jax.data.corpus import documents
 from sysout_jax.data.tokenizer import Tokenizer
@@ -173,7 +173,7 @@ class Texts:
         elif self.protocol == WIKITEXT2:
             return Text(None, evaluation[:0], evaluation)
         candidates = corpus.batch("train", 0, 0, 2 * self.calibration, length)
-        return Text(corpus, apart(candidates, evaluation, self.calibration), evaluation)
+        return Text(corpus, disjoint_rows(candidates, evaluation, self.calibration), evaluation)
 
 
 def _within(vocab: int, spec: str, tokens: Int[np.ndarray, "B S"]) -> None:

@@ -39,7 +39,7 @@ def keeping(
       InputError: they are needed, and some process does not see the directory.
     """
     say = partial(console.print, soft_wrap=True, markup=False)
-    sees = hosts.of_all((path / "config.json").exists())
+    sees = hosts.all_gather_flag((path / "config.json").exists())
     if not all(sees):
         blind = ", ".join(str(n) for n, found in enumerate(sees) if not found)
         said = f"{path}: not seen by process {blind}"

@@ -69,7 +69,7 @@ def piece(found: np.ndarray, bound: float, below: bool) -> Piece:
     return Piece(p, mean < bound if below else mean > bound, mean_interval(units))
 
 
-def together(pieces: Sequence[Piece]) -> tuple[str, float]:
+def all_hold(pieces: Sequence[Piece]) -> tuple[str, float]:
     """The verdict of all pieces and its p-value."""
     against = [each.p for each in pieces if not each.towards]
     if any(isnan(each.p) for each in pieces):
@@ -92,7 +92,7 @@ def within(difference: np.ndarray, margin: float) -> float:
 
 def of_pieces(pieces: Sequence[Piece], names: Sequence[str], digits: int, units: int) -> Judged:
     """The verdict of several quantities, each by its name; the worst is the one for a cell."""
-    says, p = together(pieces)
+    says, p = all_hold(pieces)
     texts = [f"{each.interval:.{digits}f}" for each in pieces]
     if len(pieces) > 1:
         texts = [f"{name} {text}" for name, text in zip(names, texts, strict=True)]

@@ -25,10 +25,10 @@ from .evidence import (
     Judged,
     Piece,
     Records,
+    all_hold,
     of_pieces,
     p_below,
     piece,
-    together,
     within,
 )
 
@@ -150,7 +150,7 @@ class Share:
             return Judged(refused.says, f"{numbers}; {refused.numbers}", short, units=n)
         if min(self._test(each, n, "two-sided") for each in (0, n)) >= ALPHA:
             return Judged(INCONCLUSIVE, f"{numbers}; too few to decide", short, units=n)
-        says, p = together(pieces)
+        says, p = all_hold(pieces)
         if self.control is None and not all(each.towards for each in pieces):
             numbers += "; no control"
         return Judged(says, numbers, short, p, n)
@@ -304,7 +304,7 @@ class Cost:
             other = pooled(records, self.than, self.measure)
             pieces.append(piece(cost - other, 0.0, below=True))
             numbers += f", {words(self.than)} {mean_interval(other):.3f}"
-        says, p = together(pieces)
+        says, p = all_hold(pieces)
         return Judged(says, numbers, short, None if isnan(p) else p, cost.size)
 
 

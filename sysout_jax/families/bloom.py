@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sysout_jax.families.family import Family, Field, Group, Only, Raw, norm, tensor
+from sysout_jax.families.family import Family, Field, Fixed, Group, Raw, norm, tensor
 from sysout_jax.families.gpt_neox import megatron_block
 
 
@@ -28,8 +28,8 @@ BLOOM = Family(
         Field("initializer_range", "init_std"),
         Field("tie_word_embeddings", "tied"),
         Group((), ("mlp_width",), _read_mlp, lambda c: {}),
-        Only("apply_residual_connection_post_layernorm", False),
-        Only("slow_but_exact", False),
+        Fixed("apply_residual_connection_post_layernorm", False),
+        Fixed("slow_but_exact", False),
     ),
     tensors=(
         tensor("word_embeddings.weight", "V D", "embed"),

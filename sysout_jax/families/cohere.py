@@ -1,6 +1,6 @@
 """Command R: attention and MLP side by side behind one norm, adjacent channels turned."""
 
-from sysout_jax.families.family import Family, Field, Only, tensor
+from sysout_jax.families.family import Family, Field, Fixed, tensor
 from sysout_jax.families.rows import (
     ACT,
     ATTENTION_BIASES,
@@ -26,7 +26,7 @@ COHERE = Family(
         ACT,
         *ATTENTION_BIASES,
         Field("logit_scale", "logit_scale"),
-        Only("use_qk_norm", False),  # Command R+'s, of each head by weights of its own
+        Fixed("use_qk_norm", False),  # Command R+'s, of each head by weights of its own
         rotary(theta=500_000.0, interleaved=True),
     ),
     tensors=(

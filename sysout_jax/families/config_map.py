@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from sysout_jax.errors import InputError, printable
-from sysout_jax.families.family import Family, Field, Group, Only, Raw
+from sysout_jax.families.family import Family, Field, Fixed, Group, Raw
 from sysout_jax.families.reference import reference_of
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.execution import Execution
@@ -88,7 +88,7 @@ def read_config(family: Family, raw: Raw) -> ModelConfig:
             else:
                 accepted = ", ".join(repr(v) for v in row.values)
                 faults.append(f"{row.name}={value!r} (accepted: {accepted})")
-        elif isinstance(row, Only) and given.get(row.name) not in (None, row.value):
+        elif isinstance(row, Fixed) and given.get(row.name) not in (None, row.value):
             faults.append(f"{row.name}={given[row.name]!r} (accepted: {row.value!r})")
     sized = set(ours) >= _SIZES
     for name in ("layers", "experts") if sized else ():
@@ -256,7 +256,7 @@ def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
                     differ[row.ours] = ", ".join(map(repr, dict.fromkeys(row.values.values())))
                 value = named[0] if named else defaults.get(row.name)
             out[row.name] = value
-        elif isinstance(row, Only):
+        elif isinstance(row, Fixed):
             out[row.name] = row.value
         else:
             out |= row.write(config)

@@ -23,7 +23,7 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Only:
+class Fixed:
     """A field of config.json that is supported at one value, its default."""
 
     name: str
@@ -44,7 +44,7 @@ class Group:
     write: Callable[[ModelConfig], dict[str, Any]]
 
 
-Row = Field | Only | Group
+Row = Field | Fixed | Group
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def biased(stored: str, axes: str, of_bias: str, ours: str) -> tuple[Tensor, Ten
 
 
 @dataclass(frozen=True)
-class Within:
+class Multimodal:
     """Where checkpoints of several modalities keep a model of a family.
 
     Attributes:
@@ -137,4 +137,4 @@ class Family:
     aliases: Mapping[str, str] = field(default_factory=dict)
     quantised: tuple[str, ...] = ()
     buffers: tuple[str, ...] = field(default=())
-    within: Within | None = None
+    within: Multimodal | None = None

@@ -3,7 +3,7 @@
 from math import sqrt
 from typing import Any
 
-from sysout_jax.families.family import Family, Field, Group, Only, Raw, Row, Within, tensor
+from sysout_jax.families.family import Family, Field, Fixed, Group, Multimodal, Raw, Row, tensor
 from sysout_jax.families.rows import (
     ATTENTION_BIASES,
     EPS,
@@ -40,7 +40,7 @@ GEMMA = Family(
         Field("hidden_act", "mlp", {**GATED, "gelu": "geglu"}),
         *ATTENTION_BIASES,
         Group((), ("embed_scale",), _read_embed, lambda c: {}),
-        Only("use_bidirectional_attention", False),
+        Fixed("use_bidirectional_attention", False),
         rotary(),
     ),
     tensors=(*llama_attention(), *LLAMA_MLP),
@@ -67,7 +67,7 @@ _ROWS: tuple[Row, ...] = (
     *ATTENTION_BIASES,
     Field("final_logit_softcapping", "final_softcap"),
     Group(("query_pre_attn_scalar",), ("query_scale", "embed_scale"), _read_scales, _write_scales),
-    Only("use_bidirectional_attention", False),
+    Fixed("use_bidirectional_attention", False),
 )
 
 
@@ -108,7 +108,7 @@ def _five_of_six(layer: int, raw: Raw) -> bool:
 
 
 # The larger models see images too.
-_SEEING = Within(
+_SEEING = Multimodal(
     model_type="gemma3",
     config="text_config",
     shared=("tie_word_embeddings",),
@@ -129,7 +129,7 @@ GEMMA3 = Family(
     fixed={**_FIXED, "query_key_norm": "head"},
     config=(
         *_ROWS,
-        Only("attn_logit_softcapping", None),  # the published code stores it, and caps nothing
+        Fixed("attn_logit_softcapping", None),  # the published code stores it, and caps nothing
         windows(_five_of_six, others=("sliding_window_pattern",), least=4096),
         rotary_by_kind(1e6, local=("rope_local_base_freq", 1e4)),
     ),

@@ -11,7 +11,7 @@ import numpy as np
 from sysout_jax.errors import InputError
 from sysout_jax.families import tensor_map
 from sysout_jax.families.config_map import UNQUANTISED
-from sysout_jax.families.family import Family, Within
+from sysout_jax.families.family import Family, Multimodal
 from sysout_jax.families.tensor_map import Part, Stored
 from sysout_jax.families.tensors import DTYPES, Source, packed_as
 from sysout_jax.model.config import ModelConfig
@@ -29,7 +29,7 @@ def with_own_head(
     family: Family,
     config: ModelConfig,
     found: list[Source],
-    within: Within | None = None,
+    within: Multimodal | None = None,
 ) -> ModelConfig:
     """The config, untied where the checkpoint stores a head that is not the embedding, as the
     reference reads it, which is said.
@@ -59,7 +59,7 @@ def match(
     found: list[Source],
     shapes: Mapping[tuple[str, ...], tuple[int, ...]],
     faults: Mapping[str, str],
-    within: Within | None = None,
+    within: Multimodal | None = None,
 ) -> Plan:
     """The stored tensors of each parameter, and the part of each that it takes.
 
@@ -154,7 +154,9 @@ def _assign(
     return wrong
 
 
-def _by_own_names(family: Family, found: list[Source], within: Within | None) -> dict[str, Source]:
+def _by_own_names(
+    family: Family, found: list[Source], within: Multimodal | None
+) -> dict[str, Source]:
     """The tensors that may be parameters, by the names that the family gives them."""
     if within is None:
         given = _given_prefix(family, [source.name for source in found])
@@ -185,7 +187,7 @@ def _full(family: Family, name: str, given: str) -> str:
     return family.prefix + name.removeprefix(given)
 
 
-def _outer(within: Within, name: str) -> str:
+def _outer(within: Multimodal, name: str) -> str:
     """A stored name of a larger checkpoint as this family's own, where it is one."""
     for there, here in within.names:
         if name.startswith(there):

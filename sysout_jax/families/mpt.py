@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sysout_jax.families.family import Family, Field, Group, Only, Raw, tensor
+from sysout_jax.families.family import Family, Field, Fixed, Group, Raw, tensor
 
 
 def _read_mlp(raw: Raw) -> dict[str, Any]:
@@ -29,17 +29,17 @@ MPT = Family(
         Field("attn_config.clip_qkv", "clip_qkv"),
         Field("attn_config.softmax_scale", "query_scale"),
         # The reference computes as if these were at their defaults; MosaicML's own code reads them.
-        Only("attn_config.alibi", True),
-        Only("attn_config.alibi_bias_max", 8),
-        Only("attn_config.attn_type", "multihead_attention"),
-        Only("attn_config.qk_ln", False),
-        Only("attn_config.prefix_lm", False),
-        Only("attn_config.attn_uses_sequence_id", False),
-        Only("expansion_ratio", 4),
-        Only("no_bias", True),
-        Only("logit_scale", None),
-        Only("norm_type", "low_precision_layernorm"),
-        Only("embedding_fraction", 1.0),
+        Fixed("attn_config.alibi", True),
+        Fixed("attn_config.alibi_bias_max", 8),
+        Fixed("attn_config.attn_type", "multihead_attention"),
+        Fixed("attn_config.qk_ln", False),
+        Fixed("attn_config.prefix_lm", False),
+        Fixed("attn_config.attn_uses_sequence_id", False),
+        Fixed("expansion_ratio", 4),
+        Fixed("no_bias", True),
+        Fixed("logit_scale", None),
+        Fixed("norm_type", "low_precision_layernorm"),
+        Fixed("embedding_fraction", 1.0),
     ),
     tensors=(
         tensor("wte.weight", "V D", "embed"),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sysout_jax.errors import InputError
-from sysout_jax.families.family import Family, Field, Group, Only, Raw, Tensor, tensor
+from sysout_jax.families.family import Family, Field, Fixed, Group, Raw, Tensor, tensor
 from sysout_jax.families.rows import (
     ACT,
     ATTENTION_BIASES,
@@ -141,7 +141,7 @@ QWEN3_MOE = Family(
         *ATTENTION_BIASES,
         Field("num_local_experts", "experts"),
         *EXPERTS,
-        Only("decoder_sparse_step", 1),
+        Fixed("decoder_sparse_step", 1),
         Group(("mlp_only_layers", "intermediate_size"), (), _all_sparse, lambda c: {}),
         Group(
             ("sliding_window", "use_sliding_window"), ("window",), _one_window,

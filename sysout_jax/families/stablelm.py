@@ -1,6 +1,6 @@
 """StableLM: LLaMA's layout with LayerNorm, and heads of which a quarter is turned."""
 
-from sysout_jax.families.family import Family, Field, Only, tensor
+from sysout_jax.families.family import Family, Field, Fixed, tensor
 from sysout_jax.families.rows import (
     ACT,
     LLAMA_MLP,
@@ -25,7 +25,7 @@ STABLELM = Family(
         ACT,
         Field("use_qkv_bias", "qkv_bias"),
         Field("use_parallel_residual", "parallel_block", {True: "shared", False: "none"}),
-        Only("rotary_scaling_factor", 1.0),
+        Fixed("rotary_scaling_factor", 1.0),
         rotary(fraction=0.25, partly=True),
     ),
     tensors=(

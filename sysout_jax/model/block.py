@@ -36,7 +36,7 @@ LONG = 256  # tokens from which attention's maps no longer fit into a processor'
 PARTS = 4  # of such a sequence's queries: 5/8 of the weights are computed
 
 
-class Axed(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
+class BoxedParam(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
     """A parameter with the letters of its axes, e.g. "D -> N H"; scanning prepends "L".
 
     Modules only declare how it starts; `init` draws the values.
@@ -50,13 +50,13 @@ class Axed(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
     def unbox(self) -> Any:
         return self.value
 
-    def replace_boxed(self, val: Any) -> "Axed":
+    def replace_boxed(self, val: Any) -> "BoxedParam":
         return self.replace(value=val)
 
-    def add_axis(self, index: int, params: dict[Any, Any]) -> "Axed":
+    def add_axis(self, index: int, params: dict[Any, Any]) -> "BoxedParam":
         return self.replace(axes=f"L {self.axes}")
 
-    def remove_axis(self, index: int, params: dict[Any, Any]) -> "Axed":
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> "BoxedParam":
         return self.replace(axes=self.axes.removeprefix("L "))
 
 
@@ -74,7 +74,9 @@ class Owner(nn.Module):
         residual = init == "residual" and c.scaled_residual_init
         std = c.init_std / (2 * c.layers) ** 0.5 if residual else c.init_std
         # Linen unboxes: the module sees the array, its tree of variables holds the declaration.
-        return cast(Array, self.param(name, lambda _: Axed(jnp.zeros(shape), axes, constant, std)))
+        return cast(
+            Array, self.param(name, lambda _: BoxedParam(jnp.zeros(shape), axes, constant, std))
+        )
 
     def own_bias(self, part: str, name: str, axes: str) -> Array | None:
         """The bias of a part of the model (`ModelConfig.has_bias`), or None."""

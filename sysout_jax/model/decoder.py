@@ -19,7 +19,7 @@ from sysout_jax.core.layers import linear, lookup, scaled
 from sysout_jax.core.primitives import soft_cap
 from sysout_jax.core.variants import kept
 from sysout_jax.errors import InputError
-from sysout_jax.model.block import Axed, Block, Norm, Owner
+from sysout_jax.model.block import Block, BoxedParam, Norm, Owner
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.taps import PER_QUERY, TAPS, Edits, Probe, Reducer, Tap, check_layers
 
@@ -177,7 +177,7 @@ def draws(config: ModelConfig) -> Any:
 
     # One generator per distinct shape is compiled when this runs eagerly, and shared by all
     # variants; inside Linen's init under jit there is one per parameter: 7 s instead of 1.
-    def draw(path: Any, declared: Axed, key: Array) -> Array:
+    def draw(path: Any, declared: BoxedParam, key: Array) -> Array:
         shape = declared.value.shape
         if declared.constant is not None:
             return jnp.full(shape, declared.constant, jnp.float32)
@@ -210,7 +210,7 @@ def parameter_count(config: ModelConfig) -> int:
 
 @kept
 def _declared(config: ModelConfig) -> Params:
-    """The tree of `Axed` whose values are shapes."""
+    """The tree of `BoxedParam` whose values are shapes."""
     if not config.execution.scan_layers:  # one layer is traced, whatever the depth
         scanned = _declared(config.with_execution(scan_layers=True))
         rest = {name: of for name, of in scanned.items() if name != "blocks"}
@@ -224,7 +224,7 @@ def _declared(config: ModelConfig) -> Params:
     return cast(Params, jax.eval_shape(declare)["params"])
 
 
-def _of_one_layer(stacked: Axed) -> Axed:
+def _of_one_layer(stacked: BoxedParam) -> BoxedParam:
     shape = stacked.value
     return stacked.remove_axis(0, {}).replace(
         value=jax.ShapeDtypeStruct(shape.shape[1:], shape.dtype)
@@ -232,7 +232,7 @@ def _of_one_layer(stacked: Axed) -> Axed:
 
 
 def _is_axed(x: Any) -> bool:
-    return isinstance(x, Axed)
+    return isinstance(x, BoxedParam)
 
 
 def forward(

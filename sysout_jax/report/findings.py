@@ -16,8 +16,14 @@ from sysout_jax.analysis.intervene.interventions import Interventions, intervent
 from sysout_jax.analysis.locate.existence import Existence, existence
 from sysout_jax.analysis.locate.positions import Positions, positions
 from sysout_jax.analysis.locate.relations import Relations, relations
-from sysout_jax.analysis.locate.scan import QUERIES_AT_ONCE, Progress, Scan, Thresholds, scan
-from sysout_jax.analysis.locate.scan import together as default_batch_size
+from sysout_jax.analysis.locate.scan import (
+    QUERIES_AT_ONCE,
+    Progress,
+    Scan,
+    Thresholds,
+    default_batch_size,
+    scan,
+)
 from sysout_jax.analysis.locate.weights import WeightScan, weight_scan
 from sysout_jax.analysis.measure.dimensions import Dimensions, chosen_positions, dimensions
 from sysout_jax.analysis.measure.dynamics import Dynamics, dynamics
@@ -45,7 +51,7 @@ SHOWN_DIGITS = 3  # significant, of what figures draw
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class AnalysisInputs:
     """What the analyses look at: a model, a prompt, sequences of text, checkpoints.
 
     Raises:
@@ -127,8 +133,8 @@ def _check_prompt(name: str, prompt: np.ndarray, config: ModelConfig) -> None:
 
 def _of_sequences(
     analysis: Callable[..., Any], *, text: bool = False, targets: bool = False, weights: bool = True
-) -> Callable[[Material, Progress | None], Any]:
-    def run(material: Material, progress: Progress | None) -> Any:
+) -> Callable[[AnalysisInputs, Progress | None], Any]:
+    def run(material: AnalysisInputs, progress: Progress | None) -> Any:
         found = material.scan(progress)
         rows = material.rows if targets else material.rows[:, :-1]
         more: dict[str, Any] = {"text": material.text} if text else {}
@@ -141,23 +147,23 @@ def _of_sequences(
     return run
 
 
-def _interventions(material: Material, progress: Progress | None) -> Interventions:
+def _interventions(material: AnalysisInputs, progress: Progress | None) -> Interventions:
     run = partial(interventions, calibration=material.calibration)
     return cast(Interventions, _of_sequences(run, targets=True)(material, progress))
 
 
-def _existence(material: Material, progress: Progress | None) -> Existence:
+def _existence(material: AnalysisInputs, progress: Progress | None) -> Existence:
     params, thresholds = material.model.params, material.thresholds
     weights = material.weights()
     return existence(material.config, params, material.prompt, thresholds, weights)
 
 
-def _lifecycle(material: Material, progress: Progress | None) -> LifeCycle:
+def _lifecycle(material: AnalysisInputs, progress: Progress | None) -> LifeCycle:
     params, thresholds = material.model.params, material.thresholds
     return lifecycle(material.config, params, material.prompt, thresholds)
 
 
-def _measured(material: Material, progress: Progress | None) -> Measured:
+def _measured(material: AnalysisInputs, progress: Progress | None) -> Measured:
     # Measures of whole maps: of a long sequence, the part that fits in one.
     rows, params = material.rows[:, : QUERIES_AT_ONCE + 1], material.model.params
     found = material.scan() if rows.shape == material.rows.shape else None
@@ -167,7 +173,7 @@ def _measured(material: Material, progress: Progress | None) -> Measured:
     )  # fmt: skip
 
 
-def _dimensions(material: Material, progress: Progress | None) -> Dimensions:
+def _dimensions(material: AnalysisInputs, progress: Progress | None) -> Dimensions:
     return dimensions(
         material.config, material.model.params, material.rows, material.dimension_positions,
         material.thresholds, material.frequencies, material.scan(progress), material.checkpoints(),
@@ -175,13 +181,13 @@ def _dimensions(material: Material, progress: Progress | None) -> Dimensions:
     )  # fmt: skip
 
 
-def _dynamics(material: Material, progress: Progress | None) -> Dynamics:
+def _dynamics(material: AnalysisInputs, progress: Progress | None) -> Dynamics:
     tokens = material.rows[:, :-1][:, :QUERIES_AT_ONCE]
     config, steps = material.config, material.steps
     return dynamics(config, material.checkpoints(), tokens, material.batch, progress, steps)
 
 
-def _across_seeds(material: Material, progress: Progress | None) -> Seeds:
+def _across_seeds(material: AnalysisInputs, progress: Progress | None) -> Seeds:
     config, tokens = material.config, material.rows[:, :-1]
     return across_seeds(
         config, material.seeds, tokens, material.thresholds, material.batch, progress,
@@ -190,7 +196,7 @@ def _across_seeds(material: Material, progress: Progress | None) -> Seeds:
 
 
 # part -> what runs it: (material, progress) -> result
-PARTS: Mapping[str, Callable[[Material, Progress | None], Any]] = MappingProxyType(
+PARTS: Mapping[str, Callable[[AnalysisInputs, Progress | None], Any]] = MappingProxyType(
     {
         "existence": _existence,
         "positions": _of_sequences(positions, text=True),
@@ -319,7 +325,7 @@ def analyze(
     chosen = None if dimension_positions is None else tuple(dimension_positions)
     other = None if calibration is None else token_ids("calibration", calibration, "B T", vocab)
     limits = thresholds or Thresholds()
-    material = Material(
+    material = AnalysisInputs(
         model, prompt, rows, limits, batch, dimension_positions=chosen, calibration=other
     )
     found = {name: PARTS[name](material, progress) for name in _named(parts)}
@@ -350,7 +356,7 @@ def _named(parts: str | Sequence[str] | None) -> tuple[str, ...]:
     return names
 
 
-def header(material: Material) -> dict[str, Any]:
+def header(material: AnalysisInputs) -> dict[str, Any]:
     """What a record says of the model and the text, before any part is run."""
     config = material.model.config
     sequences, length = material.rows.shape
@@ -364,7 +370,7 @@ def header(material: Material) -> dict[str, Any]:
     }
 
 
-def describe(material: Material, result: Any) -> dict[str, Any]:
+def describe(material: AnalysisInputs, result: Any) -> dict[str, Any]:
     """A result as its record: dataclasses by field, tokens by label, drawn values rounded."""
     described = {f.name: _described(getattr(result, f.name)) for f in fields(result)}
     if isinstance(result, Positions):

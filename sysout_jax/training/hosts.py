@@ -85,33 +85,33 @@ def connect(coordinator: str | None, processes: int | None, process: int | None)
         jax.config.update("jax_enable_compilation_cache", False)
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether this run has more than one process."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def first() -> bool:
+def is_main() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
 
 
-def told(value: Any) -> Any:
+def broadcast_json(value: Any) -> Any:
     """What process 0 gives, in every process; JSON of at most `LETTER` bytes.
 
     All of them have to ask together.
     """
-    if not several():
+    if not is_distributed():
         return value
-    letter = json.dumps(value).encode() if first() else b""
+    letter = json.dumps(value).encode() if is_main() else b""
     if len(letter) > LETTER:
         raise ValueError(f"{len(letter)} bytes; accepted: at most {LETTER}")
     page = np.frombuffer(letter.ljust(LETTER), np.uint8)
     return json.loads(multihost_utils.broadcast_one_to_all(page).tobytes())
 
 
-def of_all(flag: bool) -> list[bool]:
+def all_gather_flag(flag: bool) -> list[bool]:
     """What each process says, in every process; all of them have to ask together."""
-    if not several():
+    if not is_distributed():
         return [flag]
     return [bool(said) for said in multihost_utils.process_allgather(np.array(flag))]
 
@@ -123,7 +123,7 @@ def agree(said: str) -> None:
       InputError: in all of them; names those that differ from process 0.
     """
     digest = hashlib.sha256(said.encode()).hexdigest()
-    same = of_all(told(digest) == digest)
+    same = all_gather_flag(broadcast_json(digest) == digest)
     if not all(same):
         raise InputError(
             "process",
@@ -171,7 +171,7 @@ def _end_in_words() -> None:
 
 def host_rows(mesh: Mesh, batch_size: int) -> np.ndarray | None:
     """Which rows of a batch the devices of this process need, in order; None: all of them."""
-    if not several():
+    if not is_distributed():
         return None
     where = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     parts = [np.arange(batch_size)[rows] for rows in where.values()]
@@ -200,7 +200,7 @@ def put_rows(mesh: Mesh, batch_size: int, rows: np.ndarray | None, batches: np.n
     return jax.make_array_from_callback((steps, seeds, batch_size, width), where, of)
 
 
-def gathered(tree: Any, wanted: bool = True) -> Any:
+def gather_to_hosts(tree: Any, wanted: bool = True) -> Any:
     """Arrays of all processes whole in the memory of each host, one after the other through its
     devices; all of them have to ask together.
 
@@ -220,12 +220,12 @@ def gathered(tree: Any, wanted: bool = True) -> Any:
     return jax.tree.map(of, tree)
 
 
-def shared(tree: Any) -> Any:
+def replicated(tree: Any) -> Any:
     """Arrays of which every process holds the whole, as arrays of all processes together.
 
     Others, which are divided over processes, stay as they are. Of jax.ShapeDtypeStruct: such ones.
     """
-    if not several():
+    if not is_distributed():
         return tree
     everywhere = NamedSharding(Mesh(np.array(jax.devices()), "all"), PartitionSpec())
 
@@ -239,8 +239,8 @@ def shared(tree: Any) -> Any:
     return jax.tree.map(of, tree)
 
 
-def own(tree: Any, like: Any) -> Any:
-    """The other way: what `shared` made of arrays such as those in `like`."""
+def local_part(tree: Any, like: Any) -> Any:
+    """The other way: what `replicated` made of arrays such as those in `like`."""
 
     def of(x: Array, wanted: Any) -> Array:
         return x if x.sharding == wanted.sharding else x.addressable_data(0)

@@ -22,10 +22,10 @@ from sysout_jax.showing import facts
 from sysout_jax.training import hosts
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.held_out import HeldOut, Measure, held_out, measuring, rows_at_once
-from sysout_jax.training.hosts import gathered
+from sysout_jax.training.hosts import gather_to_hosts
 from sysout_jax.training.optimizer import make_optimizer
 from sysout_jax.training.parallel import Devices, make_devices
-from sysout_jax.training.resume import Begun, Row, States, fingerprint
+from sysout_jax.training.resume import Row, StartingPoint, States, fingerprint
 from sysout_jax.training.step import StepRecord, TrainState
 
 Corpus = Backcopy | TextCorpus
@@ -143,7 +143,7 @@ def train(
         raise InputError("corpus", repr(corpus), "what corpus_of returned; the name in the config")
     architecture = config.architecture(corpus.vocab)
     check_kernel(architecture)
-    if hosts.several():
+    if hosts.is_distributed():
         hosts.agree(repr((config, fingerprint(config, corpus, config.seeds))))
     rows: list[Row] = []
 
@@ -161,7 +161,7 @@ def train(
         trained, spent = _train_group(config, programs, corpus, group, record, keep, states)
         params.append(trained)
         seconds += spent
-    join = np.concatenate if hosts.several() else jnp.concatenate
+    join = np.concatenate if hosts.is_distributed() else jnp.concatenate
     stacked = jax.tree.map(lambda *x: join(x), *params)
     told = replace(config, corpus=corpus.name)
     return Run(told, architecture, stacked, corpus.tokenizer, rows, seconds)
@@ -182,7 +182,7 @@ def _train_group(
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(states.of(config, corpus, seeds)) if states else None
         start = partial(_start, devices, seeds)
-        begun = own.begin(programs.architecture, start) if own else Begun(start())
+        begun = own.begin(programs.architecture, start) if own else StartingPoint(start())
         state = devices.placed(begun.state)
         begun = replace(begun, state=state)  # what was placed is not held beside it
 
@@ -203,10 +203,10 @@ def _train_group(
             step = row["step"]
             if _due(config.measure_every, step, config):
                 found = programs.measure(devices.params(state), *measured_on)
-                row |= jax.device_get(gathered(found))
+                row |= jax.device_get(gather_to_hosts(found))
             logged(row)
             if _due(config.checkpoint_every, step, config):
-                params = gathered(devices.params(state), wanted=keep is not None)
+                params = gather_to_hosts(devices.params(state), wanted=keep is not None)
                 if keep:
                     keep(step, seeds, params)
             seconds = begun.seconds + time.perf_counter() - clock
@@ -226,7 +226,7 @@ def _train_group(
             if diverged:
                 raise diverged
     spent = begun.seconds + time.perf_counter() - clock
-    return gathered(devices.params(state)), spent
+    return gather_to_hosts(devices.params(state)), spent
 
 
 def _start(devices: Devices, seeds: tuple[int, ...]) -> TrainState:

@@ -35,13 +35,13 @@ from sysout_jax.training.step import TrainState
 
 Row = dict[str, Any]
 # What may differ between the parts of a run: to which devices it goes, and so the last bits.
-FREE = ("mesh", "parallel")
+MAY_CHANGE = ("mesh", "parallel")
 # Of a model that others begin with, what may differ: nothing that its parameters know.
-FREE_OF_MODEL = ("context", "init_std", *(each.name for each in fields(Execution)))
+MAY_CHANGE_IN_MODEL = ("context", "init_std", *(each.name for each in fields(Execution)))
 
 
 @dataclass(frozen=True)
-class Begun:
+class StartingPoint:
     """What training begins with: the state after some steps, and what was logged up to there."""
 
     state: TrainState
@@ -63,7 +63,7 @@ class States:
 
     def asked_to_stop(self) -> bool:
         """Whether any process of the run is; all of them have to ask together."""
-        return any(hosts.of_all(self.stopping()))
+        return any(hosts.all_gather_flag(self.stopping()))
 
     def of(self, config: TrainConfig, corpus: Source, seeds: tuple[int, ...]) -> "GroupStates":
         """Those of one group of seeds."""
@@ -95,7 +95,7 @@ class GroupStates:
     def __exit__(self, *error: object) -> None:
         self._store.__exit__(*error)
 
-    def begin(self, architecture: ModelConfig, start: Callable[[], TrainState]) -> Begun:
+    def begin(self, architecture: ModelConfig, start: Callable[[], TrainState]) -> StartingPoint:
         """What training begins with: the first of these that there is.
 
         1. The newest whole state in the run's own directory: the run was interrupted.
@@ -120,7 +120,7 @@ class GroupStates:
         for where, read in places:
             # The state that only says where arrays go is gone before they come.
             check = partial(self._check, where)
-            there = hosts.told(bool(saved_steps(where)))
+            there = hosts.broadcast_json(bool(saved_steps(where)))
             found = read(_shapes(start()), check=check) if there else None
             if there and found is None:
                 raise InputError(str(where), why=NO_STATE)
@@ -128,12 +128,12 @@ class GroupStates:
                 state, about = found
                 self._saved = about["step"]
                 rows = [_from_json(row) for row in about["rows"]]
-                return Begun(state, about["step"], rows, about["seconds"])
+                return StartingPoint(state, about["step"], rows, about["seconds"])
         fresh = start()
         if self.states.init_from is None:
-            return Begun(fresh)
+            return StartingPoint(fresh)
         path, params = self.states.init_from, fresh.params
-        return Begun(
+        return StartingPoint(
             fresh._replace(params=initial(path, architecture, self.corpus, self.seeds, params))
         )
 
@@ -208,7 +208,7 @@ def check_same(stored: Mapping[str, Any], config: TrainConfig, where: Path) -> N
     )
     for name in dict.fromkeys((*now, *before)):
         was, asked = before.get(name), now.get(name)
-        if was != asked and name not in FREE:
+        if was != asked and name not in MAY_CHANGE:
             raise InputError(
                 name,
                 as_flag(asked),
@@ -241,7 +241,7 @@ def initial(
     there, here = flat(models[0].config), flat(architecture)
     for name in dict.fromkeys((*here, *there)):
         was, asked = there.get(name), here.get(name)
-        if was != asked and name not in FREE_OF_MODEL:
+        if was != asked and name not in MAY_CHANGE_IN_MODEL:
             raise InputError(
                 "init_from",
                 path,

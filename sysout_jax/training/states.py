@@ -107,15 +107,15 @@ class StateStore:
         self.wait()
         target = _place(self.directory, step)
         partial = target.with_name(f".{target.name}.partial")
-        if hosts.first():
+        if hosts.is_main():
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-        hosts.told(step)  # the others come when the directory is there
+        hosts.broadcast_json(step)  # the others come when the directory is there
         with STORAGE:
             if self._checkpointer is None:
                 self._checkpointer = _checkpointer()
             with _whole_or_not(partial, target):
-                self._checkpointer.save(partial / "state", hosts.shared(_named(state)))
+                self._checkpointer.save(partial / "state", hosts.replicated(_named(state)))
         record = {"format": FORMAT, "step": step, **about}
         self._pending = self._writer.submit(self._finish, partial, target, record, finished)
 
@@ -132,7 +132,7 @@ class StateStore:
     def _finish(self, partial: Path, target: Path, record: dict[str, Any], finished: bool) -> None:
         with _whole_or_not(partial, target):
             self._checkpointer.wait_until_finished()
-            if not hosts.first():
+            if not hosts.is_main():
                 return
             write_text(partial / "about.json", json.dumps(record))
             write_json(partial / "sha256.json", digests(partial))
@@ -150,7 +150,7 @@ class StateStore:
         What a killed run had begun to write, and states after it, which are damaged, are removed.
         """
         found = restore(self.directory, like, self._say, check)
-        if hosts.first():
+        if hosts.is_main():
             for left in self.directory.glob(".step-*.partial"):
                 shutil.rmtree(left, ignore_errors=True)
             for step, path in saved_steps(self.directory).items():
@@ -193,7 +193,7 @@ def restore(
     damaged: set[int] = set()
 
     while (
-        step := hosts.told(_newest(directory, say, damaged) if hosts.first() else None)
+        step := hosts.broadcast_json(_newest(directory, say, damaged) if hosts.is_main() else None)
     ) is not None:
         path = _place(directory, step)
         about = read_json(path / "about.json")
@@ -201,7 +201,7 @@ def restore(
         try:
             return _arrays(path, like), about
         except UNREADABLE as error:
-            if hosts.several():  # the others may have read it
+            if hosts.is_distributed():  # the others may have read it
                 raise OSError(errno.EIO, reason(error)[:200], str(path)) from error
             damaged.add(step)
             _say_unusable(say, path, error)
@@ -252,7 +252,7 @@ def _arrays(path: Path, like: Any) -> Any:
     named = _named(like)
     with STORAGE, contextlib.closing(_checkpointer()) as checkpointer:
         place = path.absolute() / "state"
-        arrays = hosts.own(checkpointer.restore(place, hosts.shared(named)), named)
+        arrays = hosts.local_part(checkpointer.restore(place, hosts.replicated(named)), named)
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in named])
 
 

@@ -10,7 +10,13 @@ import pytest
 
 import sysout_jax as so
 from sysout_jax.analysis.compress import compression
-from sysout_jax.analysis.compress.calibration import PRODUCTS, apart, inputs, limits, rotation
+from sysout_jax.analysis.compress.calibration import (
+    PRODUCTS,
+    disjoint_rows,
+    inputs,
+    limits,
+    rotation,
+)
 from sysout_jax.analysis.compress.compressed import Compressed, losses, losses_by_token
 from sysout_jax.analysis.compress.compression import Compressor
 from sysout_jax.analysis.compress.noise import agreement, noise
@@ -381,10 +387,10 @@ def test_calibration_has_no_text_of_the_evaluation():
     clean = 100 + np.arange(40).reshape(2, 20)
     shifted = np.concatenate([evaluation[0, 5:], np.full(5, 77)])[None]  # 15 tokens in common
     few = np.concatenate([np.full(11, 78), evaluation[1, :9]])[None]  # 9 of 20
-    found = apart(np.concatenate([clean[:1], shifted, few, clean[1:]]), evaluation, 3)
+    found = disjoint_rows(np.concatenate([clean[:1], shifted, few, clean[1:]]), evaluation, 3)
     np.testing.assert_array_equal(found, np.concatenate([clean[:1], few, clean[1:]]))
     with pytest.raises(InputError, match="only 0 of 2 sequences of the training part"):
-        apart(evaluation, evaluation, 1)
+        disjoint_rows(evaluation, evaluation, 1)
 
 
 # -------------------------------------------------------------------------- the model

@@ -18,7 +18,7 @@ from sysout_jax.analysis.intervene.explicit_factor import factors
 from sysout_jax.analysis.locate import nulls
 from sysout_jax.analysis.locate.existence import pool
 from sysout_jax.analysis.locate.relations import relate, relations
-from sysout_jax.analysis.locate.scan import QUERIES_AT_ONCE, Thresholds, scan, together
+from sysout_jax.analysis.locate.scan import QUERIES_AT_ONCE, Thresholds, default_batch_size, scan
 from sysout_jax.analysis.locate.tokens import NAMES, token_class, token_classes
 from sysout_jax.analysis.locate.weights import PROJECTIONS, down_outliers, layer_params, weight_scan
 from sysout_jax.analysis.measure.dynamics import KINDS, dynamics, emergence
@@ -39,7 +39,7 @@ from tests.analysis import planted as p
 )  # fmt: skip
 def test_sequences_run_together(monkeypatch, backend, length, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert together(length) == expected
+    assert default_batch_size(length) == expected
 
 
 def test_what_holds_maps_whole_refuses_long_texts():

@@ -59,7 +59,7 @@ def both(name, dtype, past):
     return run(None), run(past)
 
 
-def apart(plain, fused):
+def relative_error(plain, fused):
     """The largest difference of any array, as a share of its norm where that is above 1."""
 
     def share(a, b):
@@ -99,7 +99,7 @@ def test_outputs_and_gradients_are_those_of_the_plain_path(name, dtype, bound, p
     (plain, weights), (fused, none) = both(name, dtype, past)
     assert weights is not None
     assert (none is None) == (name not in MAKE_WEIGHTS)
-    assert apart(plain, fused) < bound  # of bfloat16 a few roundings of 2^-9
+    assert relative_error(plain, fused) < bound  # of bfloat16 a few roundings of 2^-9
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in MAKE_WEIGHTS])
@@ -185,5 +185,5 @@ def test_the_kernel_of_a_tpu_is_the_plain_form(extra, scale, length, window):
 
     splash = back(partial(flash._splash, interpret=True), 1.0, used)
     assert all(np.isfinite(np.float32(x)).all() for x in jax.tree.leaves(splash))
-    assert apart(back(flash._plain, 1.0, used), splash) < 0.02
-    assert apart(back(flash._plain, used, 1.0), splash) < 0.02
+    assert relative_error(back(flash._plain, 1.0, used), splash) < 0.02
+    assert relative_error(back(flash._plain, used, 1.0), splash) < 0.02

@@ -12,8 +12,8 @@ from experiments.ledger.evidence import (
     INCONCLUSIVE,
     REFUTED,
     SUPPORTED,
+    all_hold,
     piece,
-    together,
     within,
 )
 from experiments.ledger.predicates import (
@@ -89,7 +89,7 @@ def test_chains_are_the_units_of_a_laboratory():
 
 
 def test_units_without_spread_or_alone_are_no_test():
-    assert together([piece(np.zeros(3), 0.3, below=True)])[0] == INCONCLUSIVE
+    assert all_hold([piece(np.zeros(3), 0.3, below=True)])[0] == INCONCLUSIVE
     assert math.isnan(piece(np.array([5.0]), 0.3, below=False).p)
     assert math.isnan(within(np.array([0.0]), 1.0))
     assert (within(np.zeros(3), 1.0), within(np.full(3, 2.0), 1.0)) == (0.0, 1.0)
@@ -98,11 +98,11 @@ def test_units_without_spread_or_alone_are_no_test():
 def test_all_parts_support_and_one_refutes():
     good, bad = (piece(NEAR + shift, 0.0, below=False) for shift in (0.1, -0.1))
     weak, poor = (piece(NEAR + shift, 0.0, below=False) for shift in (0.005, -0.005))
-    assert together([good, good]) == (SUPPORTED, good.p)
-    assert together([good, weak]) == (INCONCLUSIVE, weak.p)
-    assert together([good, bad]) == (REFUTED, pytest.approx(2 * bad.p))
-    assert together([good, poor])[0] == INCONCLUSIVE
-    assert together([bad, poor, weak]) == (REFUTED, pytest.approx(3 * bad.p))
+    assert all_hold([good, good]) == (SUPPORTED, good.p)
+    assert all_hold([good, weak]) == (INCONCLUSIVE, weak.p)
+    assert all_hold([good, bad]) == (REFUTED, pytest.approx(2 * bad.p))
+    assert all_hold([good, poor])[0] == INCONCLUSIVE
+    assert all_hold([bad, poor, weak]) == (REFUTED, pytest.approx(3 * bad.p))
 
 
 # ------------------------------------------------------------------------------- counting

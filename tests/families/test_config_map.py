@@ -21,7 +21,7 @@ from sysout_jax.families.config_map import (
     read_within,
     write_config,
 )
-from sysout_jax.families.family import Field, Group, Only
+from sysout_jax.families.family import Field, Fixed, Group
 from sysout_jax.families.reference import HARMLESS, reference_of
 from sysout_jax.families.table import FAMILIES, by_model_type
 from sysout_jax.model.config import ModelConfig
@@ -374,7 +374,7 @@ def _others(value, row):
     """Values that differ from the one in the config."""
     if isinstance(row, Field) and row.values is not None:
         return [other for other in row.values if other != value] + ["nosuch"]
-    if isinstance(row, Only):
+    if isinstance(row, Fixed):
         return ["nosuch"]
     if isinstance(value, bool):
         return [not value]

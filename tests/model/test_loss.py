@@ -58,7 +58,7 @@ def in_float64(config, head, states, targets):
     return total / targets.size, gradient / targets.size
 
 
-def apart(found, expected):
+def relative_error(found, expected):
     """The largest difference, as a share of the largest entry of its array."""
     wide = partial(jax.tree.map, lambda x: np.asarray(x, np.float32))
     pairs = zip(jax.tree.leaves(wide(found)), jax.tree.leaves(wide(expected)), strict=True)
@@ -74,7 +74,7 @@ def test_loss_and_gradients_of_every_head(name, block):
     gradient = partial(jax.value_and_grad, argnums=(0, 1))
     expected = gradient(partial(plain, config))(*arguments)
     found = jax.jit(gradient(partial(mean_loss, cut)))(*arguments)
-    assert apart(found, expected) < 1e-6
+    assert relative_error(found, expected) < 1e-6
     loss, of_states = in_float64(config, *arguments)
     assert float(found[0]) == pytest.approx(loss, rel=1e-6)
     assert np.abs(found[1][1] - of_states).max() < 1e-6 * np.abs(of_states).max() + 1e-8
@@ -93,7 +93,7 @@ def test_any_shape_in_any_block(devices, each, length, block, vocab):
     cut = partial(mean_loss, config.with_execution(loss_block=block), devices=devices)
     found = jax.value_and_grad(cut, argnums=(0, 1))(*arguments)
     expected = jax.value_and_grad(partial(plain, config), argnums=(0, 1))(*arguments)
-    assert apart(found, expected) < 2e-6
+    assert relative_error(found, expected) < 2e-6
 
 
 def test_bfloat16():
@@ -106,7 +106,7 @@ def test_bfloat16():
     same, expected = jax.value_and_grad(partial(plain, config), argnums=(0, 1))(*arguments)
     assert float(loss) == pytest.approx(float(same), rel=1e-6)
     assert [x.dtype for x in jax.tree.leaves(found)] == [x.dtype for x in jax.tree.leaves(expected)]
-    assert 0 < apart(found, expected) < 2.0**-7
+    assert 0 < relative_error(found, expected) < 2.0**-7
 
 
 def test_parameters_in_bfloat16_have_gradients_like_them():
@@ -114,7 +114,9 @@ def test_parameters_in_bfloat16_have_gradients_like_them():
     head = jax.tree.map(lambda x: x.astype(jnp.bfloat16), head)
     cut = partial(mean_loss, CONFIG.with_execution(loss_block=4))
     gradient = jax.grad(cut)(head, states, targets)
-    assert apart(gradient, jax.grad(partial(plain, CONFIG))(head, states, targets)) < 2.0**-7
+    assert (
+        relative_error(gradient, jax.grad(partial(plain, CONFIG))(head, states, targets)) < 2.0**-7
+    )
     assert gradient["head"].dtype == jnp.bfloat16
 
 

@@ -10,13 +10,13 @@ from sysout_jax.analysis.measure.growth import growth
 from sysout_jax.analysis.statistics import MODULATED, modulated
 from sysout_jax.model.model import Model
 from sysout_jax.plots import analysis
-from sysout_jax.report.findings import Material, describe
+from sysout_jax.report.findings import AnalysisInputs, describe
 from sysout_jax.report.tables import tables
 from sysout_jax.report.words import headline
 from sysout_jax.results import plain
 from tests.analysis import planted as p
 
-MATERIAL = Material(Model(p.CONFIG, p.untrained()), p.rows()[0, :5], p.rows())
+MATERIAL = AnalysisInputs(Model(p.CONFIG, p.untrained()), p.rows()[0, :5], p.rows())
 STEPS = np.array([0, *np.geomspace(16, 143000, 20).round().astype(int)])
 PARAMETERS = {"A": 800.0, "decay": 0.12, "speed": 1e-4, "t0": 1.1, "K": 20.0}
 

@@ -18,7 +18,7 @@ from sysout_jax.model.decoder import forward, init
 from sysout_jax.model.origin import Origin
 from sysout_jax.plots import analysis, lifecycle
 from sysout_jax.report import interactive
-from sysout_jax.report.findings import OF_RUNS, PARTS, PROMPT_TOKENS, Material, header
+from sysout_jax.report.findings import OF_RUNS, PARTS, PROMPT_TOKENS, AnalysisInputs, header
 from sysout_jax.report.page import page
 from sysout_jax.report.tables import of_part
 from sysout_jax.report.words import headline
@@ -298,7 +298,7 @@ def test_a_record_names_neither_home_nor_cache(monkeypatch, tmp_path, inside, ex
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "someone" / "cache"))
     place = str(tmp_path / inside / "a.gguf")
     model = so.Model(p.CONFIG, p.params(), origin=Origin(place, "float32"))
-    shown = header(Material(model, p.rows()[0, :-1], p.rows()))["origin"]["place"]
+    shown = header(AnalysisInputs(model, p.rows()[0, :-1], p.rows()))["origin"]["place"]
     assert shown == (expected or place)
 
 

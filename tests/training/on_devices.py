@@ -82,7 +82,7 @@ def trained(devices, nudge=None):
     return ended, {"devices": sorted(parts), "held": held}
 
 
-def apart(found, expected):
+def largest_difference(found, expected):
     """The largest difference of parameters, losses and gradient norms."""
 
     def largest(a, b):
@@ -95,7 +95,10 @@ def on_one(variant, optimizer):
     """What one device ends with, and how far apart it ends of itself when nudged."""
     devices = made(variant, optimizer, "jit", "data=1")
     ended, _ = trained(devices)
-    nudged = [apart(trained(devices, np.random.default_rng(n))[0], ended) for n in range(NUDGES)]
+    nudged = [
+        largest_difference(trained(devices, np.random.default_rng(n))[0], ended)
+        for n in range(NUDGES)
+    ]
     return ended, {name: max(each[name] for each in nudged) for name in ended}
 
 
@@ -114,7 +117,7 @@ def main():
             json.dumps(
                 {
                     "case": [variant, optimizer, *how],
-                    "apart": apart(found, expected),
+                    "apart": largest_difference(found, expected),
                     "rounding": rounding,
                     "moved": float(loss[0].mean() - loss[-1].mean()),
                     **where,

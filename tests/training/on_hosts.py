@@ -67,7 +67,7 @@ def main():
 
     def log(row):
         seen.append(row["step"])
-        if hosts.first():
+        if hosts.is_main():
             print(json.dumps({"step": row["step"]}), flush=True)
 
     states = None

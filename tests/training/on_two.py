@@ -47,8 +47,8 @@ def gathering(mesh):
     tree |= {"too": place(whole, cut), "own": jax.numpy.zeros(1)}
     heard = []
     jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: heard.append(name))
-    found = hosts.gathered(tree)
-    again = hosts.gathered(tree, wanted=hosts.first())
+    found = hosts.gather_to_hosts(tree)
+    again = hosts.gather_to_hosts(tree, wanted=hosts.is_main())
     compiled = heard.count(COMPILED)
     return {
         "host": {name: isinstance(x, np.ndarray) for name, x in found.items()},
@@ -66,7 +66,7 @@ def beginning(mesh, model):
     fresh = place(fresh, shardings(mesh, param_axes(architecture), fresh, 1))
     begun = initial(model, architecture, Backcopy(), TINY.seeds, fresh)
     same = jax.tree.map(lambda x, y: x.sharding == y.sharding, begun, dict(fresh))
-    sums = jax.tree.map(lambda x: float(np.abs(x).sum()), hosts.gathered(begun))
+    sums = jax.tree.map(lambda x: float(np.abs(x).sum()), hosts.gather_to_hosts(begun))
     return {"placed": all(jax.tree.leaves(same)), "sum": sum(jax.tree.leaves(sums))}
 
 

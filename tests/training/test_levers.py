@@ -24,7 +24,7 @@ CONFIG = ModelConfig(
 ROWS = jnp.asarray(np.random.default_rng(1).integers(0, 17, (20, 1, 4, 8)), jnp.int32)
 
 
-def apart(found, expected):
+def largest_difference(found, expected):
     return max(
         jax.tree.leaves(
             jax.tree.map(
@@ -48,7 +48,7 @@ def test_gradients_with_activations_computed_again(remat, scan):
     config = CONFIG.with_execution(remat=remat, scan_layers=scan)
     assert param_axes(config.with_execution(scan_layers=False)) == param_axes(CONFIG)
     found = gradient(config, stack_blocks(params) if scan else params)
-    assert apart(found, stack_blocks(expected) if scan else expected) < 1e-6
+    assert largest_difference(found, stack_blocks(expected) if scan else expected) < 1e-6
 
 
 def dots(config):
@@ -90,8 +90,8 @@ def test_a_first_moment_in_bfloat16():
     adam = found.opt[1][0]
     assert {str(x.dtype) for x in jax.tree.leaves(adam.mu)} == {"bfloat16"}
     assert {str(x.dtype) for x in jax.tree.leaves((adam.nu, found.params))} == {"float32"}
-    assert 0 < apart(found.params, expected.params) < 3e-3
-    assert apart(found_record.loss, record.loss) < 2e-3
+    assert 0 < largest_difference(found.params, expected.params) < 3e-3
+    assert largest_difference(found_record.loss, record.loss) < 2e-3
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -110,10 +110,10 @@ def test_matrices_in_bfloat16():
     for letters, x in zip(*map(jax.tree.leaves, (axes, found.params)), strict=True):
         assert x.dtype == (jnp.bfloat16 if is_matrix(letters) else jnp.float32)
     assert {str(x.dtype) for x in jax.tree.leaves(found.opt) if x.ndim > 1} == {"float32"}
-    assert 0 < apart(found_record.loss, record.loss) < 1e-2
+    assert 0 < largest_difference(found_record.loss, record.loss) < 1e-2
     scale = found.params["final_norm"]["scale"], expected.params["final_norm"]["scale"]
     assert float(jnp.abs(scale[0] - 1).max()) > 1e-3  # what bfloat16 could not hold
-    assert apart(*scale) < 3e-3
+    assert largest_difference(*scale) < 3e-3
 
 
 def test_a_run_in_bfloat16_is_measured_as_any():

@@ -193,7 +193,7 @@ def _range(how: Rounding, tap: str) -> Any:
     return reduce
 
 
-def apart(
+def disjoint_rows(
     calibration: np.ndarray, evaluation: np.ndarray, wanted: int, shared: int = SHARED
 ) -> np.ndarray:
     """The first calibration rows that have no text in common with the evaluation.

@@ -170,7 +170,7 @@ def whole_maps(length: int) -> None:
         raise InputError("seq_len", length, f"at most {QUERIES_AT_ONCE}")
 
 
-def together(length: int) -> int:
+def default_batch_size(length: int) -> int:
     """How many sequences of a length are run together, if nothing is said.
 
     On a CPU as many as make 512 tokens, so that one layer's values stay in its caches: 1 sequence
