@@ -179,9 +179,9 @@ def _zero_shot(trained: Run, corpus: Corpus) -> dict[str, list[Any]]:
     """Whole next words where there is text, and copying from the context: [seeds] each."""
     c = trained.config
     found: dict[str, list[Any]] = {}
-    specials = {corpus.bos} if corpus.bos is not None else set()
+    eot = trained.tokenizer.eot if trained.tokenizer is not None else None
+    specials = {special for special in (corpus.bos, eot) if special is not None}
     if trained.tokenizer is not None:
-        specials |= {trained.tokenizer.eot}
         kinds = zero_shot.vocabulary(trained.tokenizer.decode, corpus.vocab, specials)
         rows = corpus.batch("val", 0, 0, SEQUENCES, c.seq_len)
     ids = np.array([i for i in range(corpus.vocab) if i not in specials])

@@ -29,7 +29,7 @@ from sysout_jax.core.streaming import (
 )
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.geometry import logit_bias, rotation, windowed
-from sysout_jax.model.sink import within
+from sysout_jax.model.sink import Tap, within
 from sysout_jax.model.taps import PER_QUERY, WITHIN_ATTENTION, LayerTap, Probe
 
 LONG = 256  # tokens from which attention's maps no longer fit into a processor's caches
@@ -82,7 +82,7 @@ class Owner(nn.Module):
         """The bias of a part of the model (`ModelConfig.has_bias`), or None."""
         return self.own(name, axes, 0.0) if self.config.has_bias(part) else None
 
-    def limited(self, tap: Any) -> Any:
+    def limited(self, tap: Tap) -> Tap:
         """The tap of an MLP, with `down_in` in the bounds that an explicit sink may have."""
         sink = self.config.sink
         bounded = sink is not None and sink.bounded
@@ -111,7 +111,7 @@ class Norm(Owner):
 class Attention(Owner):
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], layer: Int[Array, ""], tap: Any
+        self, x: Float[Array, "B T D"], layer: Int[Array, ""], tap: LayerTap
     ) -> Float[Array, "B T D"]:
         c = self.config
         q = linear(x, self.own("query", "D -> N H"), self.own_bias("qkv", "query_bias", "N H"))
@@ -266,7 +266,7 @@ def _in_blocks(
 
 class Mlp(Owner):
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], tap: Any) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], tap: Tap) -> Float[Array, "B T D"]:
         tap = self.limited(tap)
         up = linear(x, self.own("up", "D -> F"), self.own_bias("mlp", "up_bias", "F"))
         gate = None
@@ -281,7 +281,7 @@ class Experts(Owner):
     """The MLP of a mixture: taps see the chosen experts' channels side by side, best first."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], tap: Any) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], tap: Tap) -> Float[Array, "B T D"]:
         c, tap = self.config, self.limited(tap)
         tokens = x.reshape(-1, x.shape[-1])
         router = linear(
@@ -317,7 +317,7 @@ class Experts(Owner):
         return tap("mlp_out", mixed.reshape(x.shape))
 
 
-def _activate(c: ModelConfig, up: Array, gate: Array | None, tap: Any) -> Array:
+def _activate(c: ModelConfig, up: Array, gate: Array | None, tap: Tap) -> Array:
     """What the down projection reads: act(gate) * (up + shift), or act(up)."""
     kind = MLPS[c.mlp]
     up = tap("up_out", up)
@@ -356,7 +356,7 @@ class Block(Owner):
             x = x + tap("attn_out", attn_out) + of_mlp("down_out", down_out)
         return tap("block_out", x), recorded
 
-    def _sublayer(self, x: Array, name: str, layer: Any, tap: Any) -> Array:
+    def _sublayer(self, x: Array, name: str, layer: Any, tap: Tap) -> Array:
         place = self.config.norm_placement
         out = Norm(self.config, name=f"{name}_norm")(x) if place in ("pre", "sandwich") else x
         out = layer(tap(f"{name}_norm", out))

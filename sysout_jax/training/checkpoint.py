@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sysout_jax.data import load_saved
+from sysout_jax.data.tokenizer import Tokenizer
 from sysout_jax.errors import InputError, reason
 from sysout_jax.files import read_json, replacing
 from sysout_jax.model.config import ModelConfig
@@ -34,7 +34,7 @@ def save(
     config: ModelConfig,
     params: Params,
     seeds: Sequence[int],
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Write a model of several seeds; the directory appears whole or not at all.
 

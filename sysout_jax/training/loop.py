@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ import numpy as np
 from sysout_jax.core import flash
 from sysout_jax.data import Backcopy, Source, TextCorpus, load_corpus
 from sysout_jax.data.corpus import Progress
+from sysout_jax.data.tokenizer import Tokenizer
 from sysout_jax.errors import Diverged, InputError, Preempted
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import Params, param_axes
@@ -50,7 +50,7 @@ class Run:
     config: TrainConfig  # with the name of the corpus that was given
     architecture: ModelConfig
     params: Params  # a leading axis over config.seeds on every leaf
-    tokenizer: Any
+    tokenizer: Tokenizer | None
     rows: list[Row]  # what was logged, in order
     seconds: float  # spent, in all parts of an interrupted run
 

@@ -13,9 +13,9 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
+from optax import GradientTransformation
 
 from sysout_jax.errors import InputError, one_of
 from sysout_jax.model.config import ModelConfig
@@ -89,7 +89,7 @@ def make_devices(
     parallel: str,
     shape: MeshShape,
     config: ModelConfig,
-    optimizer: optax.GradientTransformation,
+    optimizer: GradientTransformation,
     batch_size: int,
     accumulate: int | None = None,
     dtype: str = "float32",
@@ -158,7 +158,7 @@ def whole_tables(mesh: Mesh, config: ModelConfig, params: Params) -> Params:
 
 
 def state_shapes(
-    config: ModelConfig, optimizer: optax.GradientTransformation, dtype: str = "float32"
+    config: ModelConfig, optimizer: GradientTransformation, dtype: str = "float32"
 ) -> TrainState:
     """The stacked state of one seed, as shapes."""
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
@@ -170,7 +170,7 @@ def state_shapes(
 def mesh_steps(
     mesh: Mesh,
     config: ModelConfig,
-    optimizer: optax.GradientTransformation,
+    optimizer: GradientTransformation,
     accumulate: int = 1,
     objective: Objective = NEXT_TOKENS,
 ) -> Any:
@@ -203,7 +203,7 @@ def mesh_steps(
 
 
 def state_shardings(
-    mesh: Mesh | AbstractMesh, config: ModelConfig, optimizer: optax.GradientTransformation
+    mesh: Mesh | AbstractMesh, config: ModelConfig, optimizer: GradientTransformation
 ) -> TrainState:
     """Where the stacked state of some seeds lives."""
     one = state_shapes(config, optimizer)  # the number of seeds changes no sharding
@@ -212,7 +212,7 @@ def state_shardings(
 
 
 def _placed_start(
-    config: ModelConfig, optimizer: optax.GradientTransformation, where: TrainState, dtype: str
+    config: ModelConfig, optimizer: GradientTransformation, where: TrainState, dtype: str
 ) -> Callable[[Array], TrainState]:
     """The state before the first step, parameter by parameter: no device holds all of them."""
 
@@ -229,7 +229,8 @@ def _placed_start(
 
 
 def _jit(
-    mesh: Mesh, config: ModelConfig, optimizer: Any, batch_size: int, accumulate: int, dtype: str,
+    mesh: Mesh, config: ModelConfig, optimizer: GradientTransformation, batch_size: int,
+    accumulate: int, dtype: str,
     objective: Objective,
 ) -> Devices:  # fmt: skip
     rows = host_rows(mesh, batch_size)
@@ -251,13 +252,16 @@ def _jit(
 AXIS = "data"
 
 
-def _averaging(config: ModelConfig, optimizer: Any, accumulate: int, objective: Objective) -> Step:
+def _averaging(
+    config: ModelConfig, optimizer: GradientTransformation, accumulate: int, objective: Objective
+) -> Step:
     average = partial(jax.lax.pmean, axis_name=AXIS)
     return many(make_step(config, optimizer, accumulate, average, objective=objective))
 
 
 def _shard_map(
-    mesh: Mesh, config: ModelConfig, optimizer: Any, batch_size: int, accumulate: int, dtype: str,
+    mesh: Mesh, config: ModelConfig, optimizer: GradientTransformation, batch_size: int,
+    accumulate: int, dtype: str,
     objective: Objective,
 ) -> Devices:  # fmt: skip
     whole, rows = PartitionSpec(), batch_sharding(mesh, STEPS_AND_SEEDS)
@@ -283,7 +287,8 @@ def _shard_map(
 
 
 def _pmap(
-    mesh: Mesh, config: ModelConfig, optimizer: Any, batch_size: int, accumulate: int, dtype: str,
+    mesh: Mesh, config: ModelConfig, optimizer: GradientTransformation, batch_size: int,
+    accumulate: int, dtype: str,
     objective: Objective,
 ) -> Devices:  # fmt: skip
     devices, here = list(mesh.devices.flat), len(mesh.local_devices)
