@@ -116,7 +116,7 @@ def test_a_trained_tokenizer_comes_back(tmp_path):
 # ------------------------------------------------------------------------- half-written
 
 
-class Unsaved:
+class Unsaved(ByteTokenizer):
     """A tokenizer for which the disk is full."""
 
     def save(self, path):
