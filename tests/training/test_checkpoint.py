@@ -14,6 +14,7 @@ import pytest
 
 import sysout_jax as so
 from sysout_jax.data import load_tokenizer
+from sysout_jax.data.tokenizer import ByteTokenizer
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.decoder import init
 from sysout_jax.training import checkpoint
