@@ -193,8 +193,8 @@ def test_what_the_first_page_says_of_the_ledger_is_in_it():
         for shared in [claims[f"activations_and_attention_share_tokens.{model}"]]
     )
     assert (
-        f"tokens: precision {smollm2[0]}, recall {smollm2[1]} in SmolLM2; "
-        f"{gemma[0]}, {gemma[1]} in Gemma 3 |"
+        f"tokens that are sinks: {smollm2[0]} in SmolLM2, {gemma[0]} in Gemma 3; "
+        f"reverse: {smollm2[1]}, {gemma[1]} |"
     ) in README
     assert f"the largest is {books[0]} times softmax's |" in README
 
@@ -259,7 +259,7 @@ def test_what_the_conversion_buys_is_in_its_record():
 
 
 def test_variants_are_counted():
-    assert f"side by side, {len(VARIANTS)} of them" in README
+    assert f"**Train {len(VARIANTS)} variants** of attention side by side" in README
 
 
 def test_every_binary_has_its_flags():
