@@ -276,6 +276,13 @@ def test_permutation_p_values_are_those_of_all_shuffles():
     np.testing.assert_allclose(10 ** -found.score[2], 1 / 25, rtol=0.15)
 
 
+def test_permutations_are_of_energies():
+    """9 + 0 is reached with the 3 alone, with probability 1/5; 3 + 0 would be by 2 + 2 too."""
+    x = np.array([[3.0, 2.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0, 0.0]])
+    found = d.permutation_outliers(narrow(x), jax.random.key(2), shuffles=4000)
+    np.testing.assert_allclose(10 ** -found.score[0], 1 / 5, rtol=0.08)
+
+
 def test_permutation_false_discoveries_are_rare():
     """20 tensors of noise of 13 features each at q = 0.05: one in 20 may have any."""
     detect = jax.jit(jax.vmap(lambda x, key: d.permutation_outliers(x, key, 200, 0.05).flagged))
@@ -322,6 +329,12 @@ def test_a_super_expert_has_to_pass_both_bounds():
 
 
 # -------------------------------------------------------------------------------- the list
+
+
+def test_a_name_with_a_tap_is_of_that_tap():
+    taps = {each.name: each.tap for each in d.DETECTORS if "@" in each.name}
+    assert len(taps) >= 2
+    assert all(name.endswith(f"@{tap}") for name, tap in taps.items())
 
 
 @pytest.mark.parametrize("detector", d.DETECTORS, ids=lambda detector: detector.name)

@@ -16,8 +16,8 @@ from tests import quick
 
 ROOT = Path(__file__).parents[2]
 BOUND = 1e-5
-# Each way to use devices, each mesh axis, each optimiser, accumulation: what the complete product
-# (the slow test) has 456 of.
+# Each way to use devices, each mesh axis, each optimiser, accumulation; the slow test has all of
+# their combinations, for every variant.
 CHOSEN = [
     ["softmax", "adamw", "jit", "data=2,fsdp=2,tensor=2", 2],
     ["softmax", "adamw", "pmap", "data=8"],
