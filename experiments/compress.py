@@ -143,6 +143,12 @@ class Config:
 
     def _check_protocol(self) -> None:
         one_of("protocol", self.protocol, (SEQUENCES, WIKITEXT2))
+        calibrated = [method for method, how in self.schemes.items() if how.calibrated]
+        measured = [kind for kind in self.boost if kind not in allocation.OF_WEIGHTS]
+        needing = [*calibrated, *self.learned, *measured]
+        if self.calibration_corpus is not None and not needing:
+            accepted = "with a method or a conversion that learns from text"
+            raise InputError("calibration_corpus", self.calibration_corpus, accepted, "no effect")
         if self.protocol == SEQUENCES:
             return
         for name, usual in (("sequences", Config.sequences), ("seq_len", None)):
@@ -151,9 +157,6 @@ class Config:
                 raise InputError(name, getattr(self, name), "without it", why)
         if self.corpus is None:
             raise InputError("corpus", None, "PATH of the split's text", "not given")
-        calibrated = [method for method, how in self.schemes.items() if how.calibrated]
-        measured = [kind for kind in self.boost if kind not in allocation.OF_WEIGHTS]
-        needing = [*calibrated, *self.learned, *measured]
         if needing and self.calibration_corpus is None:
             why = f"not given, and {', '.join(needing)} learn from text"
             raise InputError("calibration_corpus", None, "text that is not of the split", why)

@@ -226,6 +226,7 @@ def config_from_flags() -> Config:
     if FLAGS.smoke:
         base = launch.override(base, SMOKE)
         config = replace(config, variants=SMOKE_VARIANTS, lrs=config.lrs[:2], rounds=2)
+    launch.check_tokenizer([base.corpus])
     return factorial.from_flags(replace(config, train=base), OF_A_CELL)
 
 

@@ -89,9 +89,10 @@ class Config:
         grid.check_values("draws", self.draws)
         for draw in self.draws:
             at_least(0, "draws", draw)
-        if self.draws != Config.draws and not self.distil + self.finetune:
-            accepted = "with --distil or --finetune"
-            raise InputError("draws", as_flag(self.draws), accepted, "no effect")
+        for name in ("draws", "finetune_lr", "finetune_batch"):
+            value = getattr(self, name)
+            if value != getattr(Config, name) and not self.distil + self.finetune:
+                raise InputError(name, as_flag(value), "with --distil or --finetune", "no effect")
         if self.methods:
             grid.check_values("methods", self.methods)
         for method in self.methods:

@@ -250,6 +250,7 @@ def config_from_flags() -> Config:
     _check_preset(corpora)
     if FLAGS.smoke and FLAGS["variants"].using_default_value:
         variants = ("softmax", "context_scale")
+    launch.check_tokenizer(corpora)
     return _with_places(Config(tuple(_as_given(_study(corpus)) for corpus in corpora), variants))
 
 

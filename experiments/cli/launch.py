@@ -9,7 +9,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from logging import StreamHandler, getLogger
 from pathlib import Path
 from typing import Any, TypeVar
@@ -115,6 +115,16 @@ def check_optimizer(before: OptimizerConfig, optimizers: Sequence[str], train: T
         given = FLAGS[field].value if field in FLAGS else None
         if given not in (None, getattr(before, field), getattr(OptimizerConfig, field)):
             raise InputError(field, as_flag(given), f"with {' or '.join(names)}", "no effect")
+
+
+def check_tokenizer(corpora: Iterable[str]) -> None:
+    """Refuse a tokenizer where nothing is text.
+
+    Raises:
+      InputError: it is given, and without effect.
+    """
+    if FLAGS["tokenizer"].present and set(corpora) == {"backcopy"}:
+        raise InputError("tokenizer", FLAGS.tokenizer, "with text", "no effect on backcopy")
 
 
 def from_flags(config: C, smoke: dict[str, Any]) -> C:
