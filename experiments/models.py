@@ -100,7 +100,8 @@ def table() -> Table:
 def check(names: list[str]) -> None:
     """Say of config files, directories, GGUF files and hub ids whether they would load."""
     verdicts = [would_load(name) for name in names]
-    good = [verdict for verdict in verdicts if verdict.accepted]
+    good = [verdict.path for verdict in verdicts if verdict.accepted]
+    whole = [path for path in good if not path.endswith(".json")]  # a config alone is no model
     shown = [
         (v.path, "accepted" if v.accepted else "refused", v.family, v.message, ", ".join(v.ignored))
         for v in verdicts
@@ -109,7 +110,7 @@ def check(names: list[str]) -> None:
     said = End(
         f"{len(good)} of {numbered(len(verdicts), 'path')} would load", "",
         "weights are not read: what a config does not say can still be refused",
-        ("analyze", f"--model={good[0].path}") if good else ("models",),
+        ("analyze", f"--model={whole[0]}") if whole else ("models",),
     )  # fmt: skip
     if not showing.printed():  # a line each on stdout, and nothing else
         print("\n".join(map(line_of, verdicts)))

@@ -42,8 +42,9 @@ def test_the_command(tmp_path):
     good.write_text(json.dumps({"model_type": "gpt2", "n_special": 0}))
     bad.write_text(json.dumps({"model_type": "gpt2", "scale_attn_weights": False}))
     command = [sys.executable, "-m", "experiments.models", "--check", str(good), str(bad)]
-    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    first, second = lines.splitlines()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert "analyze" not in done.stderr  # of a config file there is nothing to analyse
     assert first.startswith(f"accepted  {good}: gpt2, layers 12, width 768;")
     assert first.endswith("; ignored: n_special")
     assert second.startswith(f"refused   {bad}: ")
