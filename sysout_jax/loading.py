@@ -217,6 +217,8 @@ def _kind(path: Path) -> Kind:
             raise InputError(
                 str(path), None, "the directory that holds them with config.json", "weights alone"
             )
+        if path.suffix in (".json", ".model"):
+            raise InputError(str(path), None, "its directory", "one file of a model")
         return "published" if is_gguf(path) else "llama2c"
     if (path / "config.json").exists():
         config = read_json(path / "config.json")

@@ -181,6 +181,11 @@ def test_what_is_no_model(tmp_path):
     assert ": weights alone; accepted: the directory" in refused(
         tmp_path / "weights" / "model.safetensors"
     )
+    for name in ("config.json", "model.safetensors.index.json", "tokenizer.model"):
+        (tmp_path / "weights" / name).write_text("{}")
+        assert "one file of a model; accepted: its directory" in refused(
+            tmp_path / "weights" / name
+        )
     (tmp_path / "config.json").write_text("{}")
     assert "no model_type; accepted: a config.json with one of llama" in refused(tmp_path)
     (tmp_path / "model.pt").write_bytes(b"\x80\x02}q\x00.")
@@ -270,14 +275,15 @@ def test_a_list_of_files_that_cannot_be_had_changes_nothing(listed, monkeypatch)
     assert "no model.safetensors and no" in refused("some/model")
 
 
-def test_a_tokenizer_that_is_not_read_is_said_once(golden, tmp_path, listed, caplog):
+@pytest.mark.parametrize("name", ["tokenizer.model", "spiece.model", "vocab.txt"])
+def test_a_tokenizer_that_is_not_read_is_said_once(name, golden, tmp_path, listed, caplog):
     """Of a directory, and of an id, whose list of files has it and of which it is not fetched."""
-    said = "tokenizer.model is not read; accepted: a tokenizer.json beside it"
+    said = f"{name} is not read; accepted: a tokenizer.json beside it"
     shutil.copytree(golden("gpt2")[0], tmp_path, dirs_exist_ok=True)
-    listed("model.safetensors", "tokenizer.model")
+    listed("model.safetensors", name)
     assert so.load("some/model").tokenizer is None
     assert caplog.messages == [f"some/model: {said}"]
-    (tmp_path / "tokenizer.model").write_bytes(b"")
+    (tmp_path / name).write_bytes(b"")
     so.load(tmp_path)
     assert caplog.messages[1:] == [f"{tmp_path}: {said}"]
 

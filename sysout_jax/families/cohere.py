@@ -1,6 +1,7 @@
 """Command R: attention and MLP side by side behind one norm, adjacent channels turned."""
 
 from sysout_jax.families.family import Family, Field, Fixed, tensor
+from sysout_jax.families.rotary import rotary
 from sysout_jax.families.rows import (
     ACT,
     ATTENTION_BIASES,
@@ -9,7 +10,6 @@ from sysout_jax.families.rows import (
     SIZES,
     TIED,
     llama_attention,
-    rotary,
 )
 
 COHERE = Family(

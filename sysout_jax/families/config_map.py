@@ -11,6 +11,7 @@ from typing import Any
 from sysout_jax.errors import InputError, printable
 from sysout_jax.families.family import Family, Field, Fixed, Group, Raw
 from sysout_jax.families.reference import reference_of
+from sysout_jax.families.rotary import unread_of_rule
 from sysout_jax.model.config import ModelConfig
 from sysout_jax.model.execution import Execution
 from sysout_jax.model.rope import RULES, Rope
@@ -111,7 +112,8 @@ def ignored_fields(family: Family, raw: Raw) -> tuple[str, ...]:
     theirs = reference_of(family.model_types[0])
     known = {*theirs.known, *_rows(family), *family.aliases, *QUANTISATION}
     flat = _flat(raw).items()
-    return tuple(sorted(printable(k) for k, value in flat if k not in known and value is not None))
+    named = [k for k, value in flat if k not in known and value is not None]
+    return tuple(sorted(map(printable, [*named, *unread_of_rule(raw)])))
 
 
 def spelled(family: Family, raw: Raw) -> dict[str, Any]:

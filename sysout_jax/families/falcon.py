@@ -4,7 +4,8 @@ from typing import Any
 
 from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Group, Raw, biased, norm, tensor
-from sysout_jax.families.rows import PLAIN, ROTARY_BUFFER, rotary
+from sysout_jax.families.rotary import rotary
+from sysout_jax.families.rows import PLAIN, ROTARY_BUFFER
 from sysout_jax.model.config import ModelConfig
 
 _FIRST = ("RefinedWeb", "RefinedWebModel")  # what the first files called their model_type

@@ -4,6 +4,7 @@ from math import sqrt
 from typing import Any
 
 from sysout_jax.families.family import Family, Field, Fixed, Group, Multimodal, Raw, Row, tensor
+from sysout_jax.families.rotary import rotary, rotary_by_kind
 from sysout_jax.families.rows import (
     ATTENTION_BIASES,
     EPS,
@@ -14,8 +15,6 @@ from sysout_jax.families.rows import (
     SIZES,
     TIED,
     llama_attention,
-    rotary,
-    rotary_by_kind,
     windows,
 )
 from sysout_jax.model.config import ModelConfig

@@ -1,7 +1,8 @@
 """GPT-NeoX and Pythia: attention and MLP side by side behind two norms, partly turned heads."""
 
 from sysout_jax.families.family import Family, Field, Tensor, biased, norm, tensor
-from sysout_jax.families.rows import FUSED, NATURAL_HEAD_DIM, PLAIN, ROTARY_BUFFER, TIED, rotary
+from sysout_jax.families.rotary import rotary
+from sysout_jax.families.rows import FUSED, NATURAL_HEAD_DIM, PLAIN, ROTARY_BUFFER, TIED
 
 
 def megatron_block(at: str, attention: str) -> tuple[Tensor, ...]:

@@ -1,7 +1,8 @@
 """gpt-oss: a learned sink logit per head, experts with biases, windows in every second layer."""
 
 from sysout_jax.families.family import Family, Field, biased, tensor
-from sysout_jax.families.rows import EPS, SIZES, TIED, llama_attention, rotary, windows
+from sysout_jax.families.rotary import rotary
+from sysout_jax.families.rows import EPS, SIZES, TIED, llama_attention, windows
 
 _EXPERTS = "layers.{l}.mlp.experts."
 _YARN = {

@@ -18,7 +18,9 @@ WANTED = (
     "merges.txt", "encoder.json", "vocab.bpe",
 )  # fmt: skip
 TOKENIZERS = ("tokenizer.json", "merges.txt", "vocab.bpe")  # one of them is in each that is read
-_UNREAD = ("tokenizer.model", "tekken.json")
+_UNREAD = (
+    "tokenizer.model", "tekken.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt",
+)  # fmt: skip
 _NAMED = 20  # files that a message names
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _ID = re.compile(rf"{_PART}(/{_PART})?")

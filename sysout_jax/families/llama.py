@@ -1,13 +1,13 @@
 """LLaMA 2, 3, 3.1 and their chat models: the layout that most later families start from."""
 
 from sysout_jax.families.family import Family, Field
+from sysout_jax.families.rotary import rotary
 from sysout_jax.families.rows import (
     LLAMA_LIKE,
     LLAMA_MLP,
     LLAMA_ROWS,
     ROTARY_BUFFER,
     llama_attention,
-    rotary,
 )
 
 LLAMA = Family(

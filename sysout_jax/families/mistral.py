@@ -1,6 +1,7 @@
 """Mistral: LLaMA's layout with a sliding window."""
 
 from sysout_jax.families.family import Family
+from sysout_jax.families.rotary import rotary
 from sysout_jax.families.rows import (
     ACT,
     EPS,
@@ -10,7 +11,6 @@ from sysout_jax.families.rows import (
     SIZES,
     TIED,
     llama_attention,
-    rotary,
     windows,
 )
 

@@ -1,6 +1,7 @@
 """Mixtral: Mistral's attention, and eight MLPs of which a token sees two."""
 
 from sysout_jax.families.family import Family, Field, tensor
+from sysout_jax.families.rotary import rotary
 from sysout_jax.families.rows import (
     ACT,
     EPS,
@@ -10,7 +11,6 @@ from sysout_jax.families.rows import (
     SIZES,
     TIED,
     llama_attention,
-    rotary,
 )
 
 _EXPERT = "layers.{l}.block_sparse_moe.experts.{e}."

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from sysout_jax.families.family import Family, Field, tensor
+from sysout_jax.families.rotary import rotary, rotary_by_kind
 from sysout_jax.families.rows import (
     ACT,
     ATTENTION_BIASES,
@@ -16,8 +17,6 @@ from sysout_jax.families.rows import (
     TIED,
     expert_tensors,
     llama_attention,
-    rotary,
-    rotary_by_kind,
     windows,
 )
 

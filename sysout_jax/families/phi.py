@@ -1,7 +1,8 @@
 """Phi-1, 1.5 and 2: attention and MLP side by side behind one norm, partly turned heads."""
 
 from sysout_jax.families.family import Family, Field, biased, norm, tensor
-from sysout_jax.families.rows import PLAIN, ROTARY_BUFFER, SIZES, TIED, rotary
+from sysout_jax.families.rotary import rotary
+from sysout_jax.families.rows import PLAIN, ROTARY_BUFFER, SIZES, TIED
 
 _AT = "layers.{l}.self_attn."
 PHI = Family(

@@ -1,6 +1,7 @@
 """Phi-3: LLaMA's function with fused projections, and LongRoPE."""
 
 from sysout_jax.families.family import Family, Field, tensor
+from sysout_jax.families.rotary import rotary
 from sysout_jax.families.rows import (
     ACT,
     EPS,
@@ -9,7 +10,6 @@ from sysout_jax.families.rows import (
     SIZES,
     TIED,
     llama_attention,
-    rotary,
 )
 
 _UNFUSED = ("q_proj", "k_proj", "v_proj")

@@ -5,6 +5,7 @@ from typing import Any
 
 from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Fixed, Group, Raw, Tensor, tensor
+from sysout_jax.families.rotary import rotary
 from sysout_jax.families.rows import (
     ACT,
     ATTENTION_BIASES,
@@ -18,7 +19,6 @@ from sysout_jax.families.rows import (
     TIED,
     expert_tensors,
     llama_attention,
-    rotary,
     windows,
 )
 from sysout_jax.model.config import ModelConfig

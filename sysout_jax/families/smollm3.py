@@ -4,13 +4,13 @@ from typing import Any
 
 from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Field, Group, Raw
+from sysout_jax.families.rotary import rotary
 from sysout_jax.families.rows import (
     LLAMA_LIKE,
     LLAMA_MLP,
     LLAMA_ROWS,
     ROTARY_BUFFER,
     llama_attention,
-    rotary,
     windows,
 )
 from sysout_jax.model.config import ModelConfig

@@ -1,15 +1,8 @@
 """StableLM: LLaMA's layout with LayerNorm, and heads of which a quarter is turned."""
 
 from sysout_jax.families.family import Family, Field, Fixed, tensor
-from sysout_jax.families.rows import (
-    ACT,
-    LLAMA_MLP,
-    ROTARY_BUFFER,
-    SIZES,
-    TIED,
-    llama_attention,
-    rotary,
-)
+from sysout_jax.families.rotary import rotary
+from sysout_jax.families.rows import ACT, LLAMA_MLP, ROTARY_BUFFER, SIZES, TIED, llama_attention
 
 STABLELM = Family(
     name="stablelm",

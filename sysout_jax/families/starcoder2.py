@@ -1,7 +1,8 @@
 """StarCoder2: LLaMA's layout with LayerNorm, biases, and an MLP without a gate."""
 
 from sysout_jax.families.family import Family, Field, biased, tensor
-from sysout_jax.families.rows import PLAIN, ROTARY_BUFFER, SIZES, TIED, llama_attention, rotary
+from sysout_jax.families.rotary import rotary
+from sysout_jax.families.rows import PLAIN, ROTARY_BUFFER, SIZES, TIED, llama_attention
 
 STARCODER2 = Family(
     name="starcoder2",

@@ -26,9 +26,9 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _CHUNK = 1 << 22  # entries that are checked for NaN at a time
 CONVERT = (
     "pickle files can run code when they are opened, so they are refused; convert them where you "
-    "trust them: import torch; from safetensors.torch import save_file; save_file({k: "
-    "v.contiguous().clone() for k, v in torch.load(FILE, weights_only=True).items()}, "
-    "'model.safetensors')"
+    "trust them, all parts at once: import torch; from safetensors.torch import save_file; "
+    "save_file({k: v.contiguous().clone() for file in FILES for k, v in torch.load(file, "
+    "weights_only=True).items()}, 'model.safetensors')"
 )
 
 
@@ -158,6 +158,7 @@ def _index(directory: Path) -> dict[str, str]:
     path = directory / INDEX
     if not path.exists():
         pickles = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
+        pickles.sort(key=lambda name: not name.startswith("pytorch_model"))  # not optimizer.pt
         if pickles:
             raise InputError(str(directory / pickles[0]), why=CONVERT)
         raise InputError(

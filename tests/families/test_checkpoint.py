@@ -243,6 +243,12 @@ def test_an_index_cannot_leave_the_directory(place, file):
     assert "accepted: the name of a file in the directory" in refused(place)
 
 
+def test_a_pickle_of_weights_is_named_and_not_the_optimisers(place):
+    (place / SINGLE).rename(place / "pytorch_model-00001-of-00002.bin")
+    (place / "optimizer.bin").write_bytes(b"")
+    assert "pytorch_model-00001-of-00002.bin" in refused(place)
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
 def test_pickles_are_refused_and_never_opened(place, name):
     (place / SINGLE).rename(place / name)

@@ -173,6 +173,32 @@ def test_what_the_reference_does_not_read_is_ignored_and_listed(family):
     assert read_config(family, more) == read_config(family, raw)
 
 
+@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
+def test_keys_of_a_rotary_rule_that_nothing_reads_are_listed(name):
+    """DeepSeek-R1-0528-Qwen3-8B has the first, Gemma 3 kinds of layers."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64,
+            "attn_factor": 0.878, "beta_fast": 32.0, "mscale": None}  # fmt: skip
+    assert ignored_fields(FAMILIES["qwen3"], {name: yarn}) == (f"{name}.attn_factor",)
+    linear = {"rope_type": "linear", "factor": 8.0}
+    assert ignored_fields(FAMILIES["qwen3"], {name: linear}) == ()
+    by_kind = {"full_attention": linear | {"colour": 1}, "sliding_attention": {"rope_theta": 1e4}}
+    assert ignored_fields(FAMILIES["gemma3"], {name: by_kind}) == (f"{name}.colour",)
+
+
+def test_a_base_that_a_second_rule_would_hide_is_refused():
+    """As transformers 5 saves it, and a rule that is added by hand, as Qwen's page says."""
+    saved = {"model_type": "qwen3", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    message = refused(saved | {"rope_scaling": yarn})
+    assert "rope_parameters.rope_theta=1000000.0" in message
+    of = FAMILIES["qwen3"]
+    inside = read_config(of, saved | {"rope_scaling": yarn | {"rope_theta": 1e6}})
+    beside = read_config(of, saved | {"rope_scaling": yarn, "rope_theta": 1e6})
+    assert inside == beside
+    assert (inside.rope.rule, inside.rope.theta) == ("yarn", 1e6)
+    assert read_config(of, saved).rope.theta == 1e6
+
+
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_what_the_reference_reads_and_no_row_does_is_refused(family):
     raw = recorded(family)
@@ -245,8 +271,9 @@ def test_a_null_fraction_is_none_where_the_code_turns_whole_heads():
 
 
 def test_rope_scaling_wins_over_rope_parameters():
-    """As in the reference, where somebody has added the older spelling by hand."""
-    parameters = {"rope_type": "default", "rope_theta": 500000.0}
+    """As in the reference, where somebody has added the older spelling by hand. Of another base
+    than the usual, which the reference loses there, see the test of what a rule would hide."""
+    parameters = {"rope_type": "default", "rope_theta": 10000.0}
     scaling = {"type": "linear", "factor": 4.0}
     raw = LLAMA2_7B | {"rope_parameters": parameters, "rope_scaling": scaling}
     config = read_config(FAMILIES["llama"], raw)

@@ -305,6 +305,24 @@ def test_yarns_factor_under_its_other_name(changed):
         changed("llama", {of: 1.3})
 
 
+def test_yarns_factor_as_a_multiplier_of_its_own(changed, caplog):
+    """DeepSeek-R1-0528-Qwen3-8B's, which transformers and llama.cpp leave out; others are read."""
+    start = "llama.rope.scaling."
+    keys = {"type": "yarn", "factor": 4.0, "original_context_length": 64}
+    keys = {f"{start}{key}": value for key, value in keys.items()}
+    plain = changed("llama", keys).config
+    assert "factor of channels that turn" not in caplog.text
+    of = f"{start}yarn_attn_factor"
+    assert changed("llama", keys | {of: 0.8782488562869419}).config == plain
+    assert "yarn's factor of channels that turn is its own, 1.139, and not 0.8782" in caplog.text
+    assert changed("llama", keys | {of: 0.9}).config.rope.scale == pytest.approx(0.9)
+
+
+def test_divisors_that_are_not_there_are_missed(changed):
+    with pytest.raises(InputError, match=r"'longrope'.*with the tensors rope_factors_"):
+        changed("llama", {"llama.rope.scaling.type": "longrope"})
+
+
 def test_pooling_of_the_last_states_changes_none_of_them(changed):
     plain = changed("qwen3", {}).config
     assert changed("qwen3", {"qwen3.pooling_type": 3}).config == plain

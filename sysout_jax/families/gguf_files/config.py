@@ -1,5 +1,6 @@
 """The metadata of a GGUF file as the config.json that the same model is published with."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.families.gguf_files.header import Header, Tensor
 from sysout_jax.families.gguf_files.tensors import unpack
 
+_LOG = logging.getLogger("sysout_jax")
 Raw = dict[str, Any]
 # Keys that say nothing which tensors and other keys do not: how the file was made, or is run.
 _WITHOUT_EFFECT = (
@@ -238,13 +240,21 @@ def _rule(meta: Metadata) -> Raw | None:
         return None
     if kind in ("linear", None):
         return {"rope_type": "linear", "factor": factor}
+    if kind == "longrope" and "rope_factors_long.weight" in meta.tensors:
+        return None  # the architecture reads its divisors
     if kind == "longrope":
-        return None  # its divisors are tensors, which the architecture reads
+        meta.refuse("rope.scaling.type", "'longrope'", "with the tensors rope_factors_*")
     if kind != "yarn":
         meta.refuse("rope.scaling.type", repr(kind)[:60], "none, linear, yarn, longrope")
     if _first(meta, _EXTRAPOLATION) not in (None, 1.0):
         meta.refuse(_EXTRAPOLATION[0], f"{_first(meta, _EXTRAPOLATION)}", "1.0")
     if yarn["attention_factor"] == 1.0:  # llama.cpp's word for the rule's own
+        yarn["attention_factor"] = None
+    own = 0.1 * log(factor) + 1.0 if factor else 1.0
+    if yarn["attention_factor"] and isclose(yarn["attention_factor"] * own, 1.0, rel_tol=1e-4):
+        # Of DeepSeek-R1-0528-Qwen3-8B: a multiplier, which transformers and llama.cpp leave out.
+        said = f"yarn's factor of channels that turn is its own, {own:.4g}"
+        _LOG.warning("%s: %s, and not %.4g", meta.header.file, said, yarn["attention_factor"])
         yarn["attention_factor"] = None
     given = {"factor": factor, "original_max_position_embeddings": original, **yarn}
     return {"rope_type": "yarn", **{k: v for k, v in given.items() if v is not None}}

@@ -135,7 +135,9 @@ class _Fields:
         twice = sorted(token for token, count in counted.items() if count > 1)
         if twice:
             self.refuse("tokens", f"{twice[:3]!r}, each more than once", "every token once")
-        self.pre: str = str(self.get("pre") or self._usual(len(tokens)))
+        said = self.get("pre")  # "default" of bytes is a converter's word for not known
+        known = said and not (said == "default" and self.get("model") == "gpt2")
+        self.pre: str = str(said if known else self._usual(len(tokens)))
 
     def _usual(self, count: int) -> str:
         """How words are cut by the published models of an architecture, and of so many tokens:
