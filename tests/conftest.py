@@ -50,7 +50,7 @@ ROOT = Path(__file__).parent.parent
 MEMORY = Path("/proc/self/statm")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MAPS = Path("/proc/self/maps")
-MOST_MEMORY, MOST_MAPS = 2**31, 40_000  # bytes of a worker; Linux allows 65,530 maps
+MOST_MEMORY, MOST_MAPS = 2_000_000_000, 40_000  # bytes of a worker; Linux allows 65,530 maps
 SHARED = ROOT.parent / "shared" / "data"
 
 # Examples compile, and a machine may be busy: none is too slow.
@@ -85,21 +85,27 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _programs_let_go() -> Iterator[None]:
-    """Compiled programs took 5 GB of a worker, and more maps of memory than Linux allows.
+def _let_go() -> None:
+    """Forget compiled programs, and give back what they had: what comes after compiles anew."""
+    jax.clear_caches()
+    gc.collect()
+    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
 
-    Letting them go leaves 0.4 GB, once the allocator gives back what they had. What comes after has
-    to be traced and compiled anew.
-    """
+
+@pytest.fixture(autouse=True)
+def _little_memory() -> Iterator[None]:
+    """Compiled programs took 5 GB of a worker; letting them go leaves 0.4 GB."""
     yield
-    if not MEMORY.exists():
-        return
-    many = int(MEMORY.read_text().split()[1]) * PAGE > MOST_MEMORY
-    if many or MAPS.read_bytes().count(b"\n") > MOST_MAPS:
-        jax.clear_caches()
-        gc.collect()
-        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
+    if MEMORY.exists() and int(MEMORY.read_text().split()[1]) * PAGE > MOST_MEMORY:
+        _let_go()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_maps() -> Iterator[None]:
+    """They took more maps of memory than Linux allows, too."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        _let_go()
 
 
 @pytest.fixture

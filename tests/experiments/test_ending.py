@@ -157,7 +157,7 @@ def test_a_device_without_room(run_variants, monkeypatch, said, several):
         raise jax.errors.JaxRuntimeError(said)
 
     monkeypatch.setattr(variants, "run", full)
-    monkeypatch.setattr(ending.hosts, "several", lambda: several)
+    monkeypatch.setattr(ending.hosts, "is_distributed", lambda: several)
     done = run_variants("--smoke", "--corpus=backcopy")
     assert (done.status, done.err) == (
         1,
